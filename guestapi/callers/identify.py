@@ -1,0 +1,168 @@
+"""A connected socket -> the instance that it was connected from.
+
+A PID and the inode number of a namespace are both given to somebody else once their owner is gone. So what the store
+holds is only a hint. An instance is recognised when its init, the very process that was registered (PID, start time,
+boot), is alive *now* in the very PID namespace of the caller or in one around it. The namespace is held open
+meanwhile, so its number cannot change hands between two looks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Protocol
+
+from guestapi.callers import namespaces
+from guestapi.callers.credentials import Credentials, credentials, peer_pidfd
+from guestapi.model import Init
+
+log = logging.getLogger(__name__)
+
+#: include/linux/pid_namespace.h, MAX_PID_NS_LEVEL: no namespace lies deeper.
+_MAX_LEVELS = 32
+
+
+class Registrations(Protocol):
+    """What must be known about instances to recognise one: `store.reading.Reader` does."""
+
+    def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
+        """Id, run and init of the instances registered with this PID namespace's inode number."""
+        ...
+
+
+class LiveInit:
+    """An instance's init that was seen alive, held by a pidfd so that its end is noticed."""
+
+    __slots__ = ("_pidfd", "namespace", "root_uid")
+
+    def __init__(self, pidfd: int, namespace: int, root_uid: int | None) -> None:
+        self._pidfd = pidfd
+        self.namespace = namespace
+        self.root_uid = root_uid
+
+    def __del__(self) -> None:
+        os.close(self._pidfd)
+
+    def alive(self) -> bool:
+        """Whether it still runs, asked of the kernel each time (about 1 µs)."""
+        return not namespaces.is_gone(self._pidfd)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is at the other end of a connection, for as long as the connection lasts.
+
+    Attributes:
+        credentials: as the kernel keeps them, from the time of connect(2).
+        instance_id, run: the instance, in the run in which it was recognised. None, 0: no known instance.
+        init: the proof; None if there is no instance.
+    """
+
+    credentials: Credentials
+    instance_id: int | None = None
+    run: int = 0
+    init: LiveInit | None = None
+
+    @property
+    def is_root(self) -> bool:
+        """Whether the caller was the instance's root when it connected."""
+        return self.init is not None and self.init.root_uid == self.credentials.uid
+
+
+class Identifier:
+    """Recognises callers for one worker."""
+
+    def __init__(self, registrations: Registrations, *, pidfd: bool = True) -> None:
+        """Args:
+        registrations: where instances are looked up.
+        pidfd: use SO_PEERPIDFD and the pidfd ioctl where the kernel has them; without, /proc alone is used.
+        """
+        self._registrations = registrations
+        self._pidfd = pidfd
+        self._inits: dict[tuple[int, int], LiveInit] = {}
+        self._sweep_at = 64
+
+    def identify(self, connection: socket.socket) -> Caller:
+        """Who connected. Call it once, right after accept.
+
+        Raises:
+            StoreError: the instances cannot be looked up now.
+        """
+        who = credentials(connection)
+        try:
+            pidfd = peer_pidfd(connection) if self._pidfd else None
+            try:
+                return self._recognise(who, pidfd)
+            finally:
+                if pidfd is not None:
+                    os.close(pidfd)
+        except ProcessLookupError:
+            return Caller(who)
+        except PermissionError:
+            log.error("process %d cannot be looked at: the service needs CAP_SYS_PTRACE", who.pid)
+            return Caller(who)
+
+    def _recognise(self, who: Credentials, pidfd: int | None) -> Caller:
+        if who.pid <= 0:
+            return Caller(who)
+        namespace = namespaces.open_namespace(who.pid, pidfd, by_ioctl=self._pidfd)
+        try:
+            for _level in range(_MAX_LEVELS):
+                number = namespaces.inode(namespace)
+                if number == namespaces.own_namespace():
+                    break
+                for instance_id, run, init in self._registrations.running_in(number):
+                    if live := self._live(init, number):
+                        return Caller(who, instance_id, run, live)
+                around = namespaces.open_parent(namespace)
+                if around is None:
+                    break
+                os.close(namespace)
+                namespace = around
+        finally:
+            os.close(namespace)
+        return Caller(who)
+
+    def _live(self, init: Init, number: int) -> LiveInit | None:
+        """The registered init, if it is alive in the namespace `number`, which the caller holds open."""
+        key = (init.pid, init.start_time)
+        known = self._inits.get(key)
+        if known is None or not known.alive():
+            self._inits.pop(key, None)
+            known = self._look(init)
+            if known is None:
+                return None
+            # A user ID map is written once, but perhaps only after the first call: do not keep that there is none.
+            if known.root_uid is not None:
+                self._keep(key, known)
+        return known if known.namespace == number else None
+
+    def _look(self, init: Init) -> LiveInit | None:
+        if init.boot_id != namespaces.boot_id():
+            return None
+        try:
+            pidfd = os.pidfd_open(init.pid)
+        except OSError:
+            return None
+        try:
+            started = namespaces.start_time(init.pid)
+            namespace = namespaces.open_namespace(init.pid, pidfd, by_ioctl=self._pidfd)
+            number = namespaces.inode(namespace)
+            os.close(namespace)
+            live = LiveInit(pidfd, number, namespaces.root_uid(init.pid))
+        except BaseException as error:
+            os.close(pidfd)
+            if isinstance(error, ProcessLookupError):
+                return None
+            raise
+        # Still there after all the looks: so all of them were at the process of the pidfd.
+        return live if started == init.start_time and live.alive() else None
+
+    def _keep(self, key: tuple[int, int], live: LiveInit) -> None:
+        """Remember `live`; from time to time let go of those that ended, so that this grows with the living only."""
+        if len(self._inits) >= self._sweep_at:
+            self._inits = {key: known for key, known in self._inits.items() if known.alive()}
+            self._sweep_at = max(64, 2 * len(self._inits))
+        self._inits[key] = live

@@ -1,0 +1,90 @@
+"""The nouns: plain, frozen, without behaviour that needs a store, a socket or a clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+InstanceType = Literal["container", "virtual-machine"]
+
+#: A device's definition: option name to value, with at least ``type``.
+Device = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """The identity of a running instance: the one process that is PID 1 inside.
+
+    A PID is handed out again, and so is the inode number of a PID namespace, as soon as its owner is gone. All
+    fields together name one process of one boot for ever.
+
+    Attributes:
+        pid: as seen in the PID namespace of the service.
+        start_time: clock ticks since boot (proc_pid_stat(5), field 22).
+        boot_id: /proc/sys/kernel/random/boot_id when it was registered.
+        namespace: inode number of its PID namespace (namespaces(7)).
+    """
+
+    pid: int
+    start_time: int
+    boot_id: str
+    namespace: int
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What the host says of one instance, at one moment.
+
+    Attributes:
+        id: the store's number of it, never given to another.
+        revision: grows with every change of anything below.
+        run: grows with every start and stop, so that what was learned in one run is not used in the next.
+        uuid: fixed when it was added.
+        cloud_init_id: the meta-data's instance-id; a new UUID whenever cloud-init should run again.
+        location: name of the cluster member it runs on; None: of this host.
+        ready: the workload said so in this run.
+        init: its identity, or None while it does not run.
+    """
+
+    id: int
+    revision: int
+    run: int
+    project: str
+    name: str
+    type: InstanceType
+    uuid: str
+    cloud_init_id: str
+    location: str | None
+    ready: bool
+    init: Init | None
+    config: Mapping[str, str]
+    devices: Mapping[str, Device]
+
+    @property
+    def running(self) -> bool:
+        """Whether the store knows an init of it; the process itself may be gone already."""
+        return self.init is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One entry of the change log.
+
+    Attributes:
+        id: its place in the order of commits; never used again, without order between stores.
+        instance_id, project, instance: whom it is about.
+        type: ``config``, ``device`` or ``lifecycle``.
+        timestamp: RFC 3339 with the host's zone offset.
+        metadata: compact JSON.
+        for_guest: the guest API delivers it to the instance; otherwise it is for the host's operator alone.
+    """
+
+    id: int
+    instance_id: int
+    project: str
+    instance: str
+    type: str
+    timestamp: str
+    metadata: str
+    for_guest: bool

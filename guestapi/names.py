@@ -1,0 +1,72 @@
+"""Which names and values may enter the store, whoever brings them. An error says what would be right."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+#: RFC 1123, section 2.1: letters, digits and inner hyphens, at most 63 of them (RFC 1035, section 2.3.4).
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+#: C0, DEL and C1, what Unicode calls Cc.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+
+KEY_BYTES = 255
+VALUE_BYTES = 2 * 1024 * 1024
+
+
+class InvalidNameError(ValueError):
+    """A name or value cannot be taken; the text is one sentence that says what would be right."""
+
+
+def check_instance(name: str) -> str:
+    """Return `name` if it can name an instance, which is also its host name inside."""
+    if not _LABEL.fullmatch(name):
+        raise InvalidNameError(f"instance name {name!r}: 1 to 63 letters, digits or inner hyphens are needed")
+    return name
+
+
+def check_project(name: str) -> str:
+    """Return `name` if it can name a project."""
+    if not _PROJECT.fullmatch(name):
+        raise InvalidNameError(f"project {name!r}: 1 to 63 letters, digits, '.', '_' or '-' are needed")
+    return name
+
+
+def check_key(key: str, what: str = "configuration key") -> str:
+    """Return `key` if it can be a configuration key, a device's name or one of its options."""
+    if not key:
+        raise InvalidNameError(f"{what}: must not be empty")
+    if _CONTROL.search(key):
+        raise InvalidNameError(f"{what} {key!r}: must not have control characters")
+    _check_bytes(key, KEY_BYTES, f"{what} {key[:40]!r}")
+    return key
+
+
+def check_value(value: str, what: str) -> str:
+    """Return `value` if it can be a value; `what` says whose, for the error."""
+    _check_bytes(value, VALUE_BYTES, what)
+    return value
+
+
+def check_location(location: str) -> str:
+    """Return `location` if it can be the name of the host or cluster member."""
+    return check_key(location, "location")
+
+
+def check_uuid(text: str) -> str:
+    """Return the UUID in its canonical form (RFC 9562)."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise InvalidNameError(f"uuid {text!r}: a UUID like {uuid.UUID(int=0)} is needed") from None
+
+
+def _check_bytes(text: str, limit: int, what: str) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        # What the shell passed was no UTF-8: Python smuggles such bytes as lone surrogates (PEP 383).
+        raise InvalidNameError(f"{what}: must be valid UTF-8") from None
+    if size > limit:
+        raise InvalidNameError(f"{what}: {size} bytes are too long, at most {limit} are possible")

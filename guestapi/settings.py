@@ -1,0 +1,166 @@
+"""conf/guestapi.toml -> `Settings`. Every error is a `SettingsError` that names file, key and what was expected.
+
+Rules: every default and every unit of guestapi.toml stands here, once; nothing else reads the file. gunicorn's
+own settings (workers and the rest) stay in gunicorn's own file, conf/gunicorn.conf.py.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from guestapi.dialects import DIALECTS
+
+DEFAULT_FILE = Path("/etc/guestapi/guestapi.toml")
+
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the text is one sentence for the operator."""
+
+
+class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where instances are kept. ``lock_seconds``: how long a writer waits for another one's transaction."""
+
+    url: str = "sqlite:////var/lib/guestapi/store.db"
+    lock_seconds: Seconds = 5.0
+
+
+class Listener(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One listening socket and the dialect that it speaks."""
+
+    path: str
+    dialect: str = "incus"
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one guest may cost. Sizes in bytes, times in seconds.
+
+    The times are those that Incus 7.0.2 keeps to (3 s for the head, 3 s for the body, 30 s idle), so clients know
+    them. ``header_fields`` cannot exceed 256, the size of gunicorn_h1c's table (MAX_HEADERS).
+    """
+
+    connections_per_instance: Annotated[int, Meta(ge=1, le=65536)] = 256
+    request_line: Annotated[int, Meta(ge=512, le=65536)] = 16384
+    header_fields: Annotated[int, Meta(ge=8, le=256)] = 128
+    header_field: Annotated[int, Meta(ge=512, le=65536)] = 16384
+    head: Annotated[int, Meta(ge=1024, le=1 << 20)] = 65536
+    body: Annotated[int, Meta(ge=1024, le=1 << 20)] = 65536
+    head_seconds: Seconds = 3.0
+    body_seconds: Seconds = 3.0
+    idle_seconds: Seconds = 30.0
+    send_seconds: Seconds = 10.0
+
+
+class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far back the change log reaches: at most this many entries, none older than this."""
+
+    keep_entries: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
+    keep_seconds: Annotated[int, Meta(ge=1)] = 3600
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is logged. ``requests``: all of them, those answered with a status from 400 on, or none."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    requests: Literal["all", "refused", "none"] = "refused"
+    requests_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
+
+
+class Callers(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How callers are recognised. ``pidfd``: by SO_PEERPIDFD and ioctls where the kernel has them, else by /proc."""
+
+    pidfd: bool = True
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``gunicorn``: gunicorn's own configuration file, relative to guestapi.toml; need not exist."""
+
+    gunicorn: str = "gunicorn.conf.py"
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that guestapi.toml says, defaults filled in.
+
+    ``file`` is where it was read from; None if there was no file and all is default.
+    """
+
+    store: Store = Store()
+    listener: tuple[Listener, ...] = (
+        Listener(path=DIALECTS["incus"].socket),
+        Listener(path=DIALECTS["lxd"].socket, dialect="lxd"),
+    )
+    limits: Limits = Limits()
+    events: Events = Events()
+    callers: Callers = Callers()
+    log: Log = Log()
+    server: Server = Server()
+    file: Path | None = None
+
+    @property
+    def gunicorn_file(self) -> Path:
+        """gunicorn's configuration file, which need not exist."""
+        return (self.file or DEFAULT_FILE).parent / self.server.gunicorn
+
+
+def find(explicit: str | None) -> Path | None:
+    """Which file to read.
+
+    Args:
+        explicit: what ``--config`` says, if it was given.
+
+    Returns:
+        `explicit`, else ``$GUESTAPI_CONFIG``, else /etc/guestapi/guestapi.toml; None if that last one does not exist.
+    """
+    named = explicit or os.environ.get("GUESTAPI_CONFIG")
+    if named:
+        return Path(named)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def load(file: Path | None) -> Settings:
+    """Read `file`; None gives the defaults.
+
+    Raises:
+        SettingsError: it cannot be read, is not TOML, has an unknown key or a value that is not possible.
+    """
+    if file is None:
+        return Settings()
+    try:
+        document = tomllib.loads(file.read_bytes().decode())
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}; give a readable file with --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: not TOML: {error}") from None
+    _refuse_unknown(document, Settings, file, "")
+    try:
+        settings = msgspec.convert(document, Settings)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        raise SettingsError(f"{file}: {where.strip('.`') or 'the file'}: {what[0].lower()}{what[1:]}") from None
+    for listener in settings.listener:
+        if listener.dialect not in DIALECTS:
+            raise SettingsError(f"{file}: listener.dialect: {listener.dialect!r} is none of {', '.join(DIALECTS)}")
+        if not listener.path.startswith("/"):
+            raise SettingsError(f"{file}: listener.path: {listener.path!r} is not an absolute path")
+    return msgspec.structs.replace(settings, file=file)
+
+
+def _refuse_unknown(document: dict[str, Any], struct: type[Struct], file: Path, prefix: str) -> None:
+    """msgspec names an unknown key but not its neighbours; a human wants to know what would have been right."""
+    hints = get_type_hints(struct)
+    hints.pop("file", None)
+    for key, value in document.items():
+        if key not in hints:
+            raise SettingsError(f"{file}: {prefix}{key}: unknown key; known here: {', '.join(sorted(hints))}")
+        inner = (*get_args(hints[key]), hints[key])[0]
+        if isinstance(inner, type) and issubclass(inner, Struct):
+            for table in value if isinstance(value, list) else [value]:
+                if isinstance(table, dict):
+                    _refuse_unknown(table, inner, file, f"{prefix}{key}.")

@@ -1,0 +1,5 @@
+"""What the host says about its instances, and the log of every change to it.
+
+Rules: only this room knows SQL. `writing` changes state and change log in one transaction, or neither. `reading` is
+for the workers: it never waits for a writer. `schema` has the tables and opens the database.
+"""

@@ -1,0 +1,103 @@
+"""From two states of an instance to what is to be told about the difference. Pure: no SQL, no clock but `timestamp`.
+
+Order (protocol.md, "Events"): configuration first, then devices removed, updated, added; by name within each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from guestapi.model import Device
+
+#: What makes cloud-init run again in the guest: a change of one of these, or of the set of NICs.
+_CLOUD_INIT_KEYS = frozenset(
+    f"{namespace}.{key}"
+    for namespace in ("cloud-init", "user")
+    for key in ("user-data", "vendor-data", "network-config")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing to tell: ``guest`` says whether the instance itself may hear of it."""
+
+    type: str
+    metadata: dict[str, Any]
+    guest: bool
+
+
+def differences(
+    old_config: Mapping[str, str],
+    new_config: Mapping[str, str],
+    old_devices: Mapping[str, Device],
+    new_devices: Mapping[str, Device],
+) -> Iterator[Event]:
+    """Everything that changed, in the order in which listeners hear of it. An absent value is the empty string."""
+    for key in sorted(old_config.keys() | new_config.keys()):
+        old, new = old_config.get(key, ""), new_config.get(key, "")
+        if old != new:
+            yield Event("config", {"key": key, "old_value": old, "value": new}, guest=key.startswith("user."))
+    removed, updated, added = [], [], []
+    for name in sorted(old_devices.keys() | new_devices.keys()):
+        before, after = old_devices.get(name), new_devices.get(name)
+        if before == after:
+            continue
+        if before is not None and after is not None and before["type"] == after["type"]:
+            updated.append(_device("updated", name, after))
+            continue
+        if before is not None:
+            removed.append(_device("removed", name, before))
+        if after is not None:
+            added.append(_device("added", name, after))
+    yield from (*removed, *updated, *added)
+
+
+def lifecycle(action: str, project: str, name: str) -> Event:
+    """`action` (``instance-started`` and the like) happened to an instance: news for the host's operator."""
+    return Event("lifecycle", {"action": action, "name": name, "project": project}, guest=False)
+
+
+def cloud_init_starts_over(
+    old_config: Mapping[str, str],
+    new_config: Mapping[str, str],
+    old_devices: Mapping[str, Device],
+    new_devices: Mapping[str, Device],
+) -> bool:
+    """Whether the guest's cloud-init has to take the instance for a new one."""
+    return any(old_config.get(key, "") != new_config.get(key, "") for key in _CLOUD_INIT_KEYS) or (
+        _nics(old_devices) != _nics(new_devices)
+    )
+
+
+def timestamp(now_ns: int | None = None) -> str:
+    """RFC 3339 in the host's zone, with up to nine fractional digits, trailing zeros cut, as Go's RFC3339Nano."""
+    now_ns = time.time_ns() if now_ns is None else now_ns
+    seconds, fraction = divmod(now_ns, 10**9)
+    local = datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+    moment, zone = local[:19], local[19:]
+    digits = f".{fraction:09d}".rstrip("0").rstrip(".")
+    return f"{moment}{digits}{'Z' if zone == '+00:00' else zone}"
+
+
+def encode(metadata: dict[str, Any]) -> str:
+    """Compact JSON in the order given, escaped as Go's encoding/json escapes by default."""
+    text = msgspec.json.encode(metadata).decode()
+    # Outside strings none of these can stand, so plain replacement is exact.
+    for character in "<>&\u2028\u2029":
+        if character in text:
+            text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _device(action: str, name: str, definition: Device) -> Event:
+    return Event("device", {"action": action, "config": dict(sorted(definition.items())), "name": name}, guest=True)
+
+
+def _nics(devices: Mapping[str, Device]) -> set[str]:
+    return {name for name, definition in devices.items() if definition["type"] == "nic"}

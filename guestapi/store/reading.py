@@ -1,0 +1,171 @@
+"""What workers read. Nothing here waits: a reader of SQLite's write-ahead log is never blocked by a writer.
+
+What was read is kept, and used again only while it is proven current. The proof: ``PRAGMA data_version`` changes
+whenever another connection has committed (sqlite.org/pragma.html#pragma_data_version), so an unchanged number means
+an unchanged database; after a change, an instance's own ``revision`` tells whether the change was about it. So an
+operator's command that has returned is seen by every request that comes after it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, select
+from sqlalchemy.exc import DBAPIError
+
+from guestapi.model import Init, Instance
+from guestapi.store.schema import config, database_file, devices, explain, instances, open_reader
+
+#: How much a worker keeps: instances, and bytes of their configuration, whichever comes first.
+KEPT_INSTANCES = 1024
+KEPT_BYTES = 32 * 1024 * 1024
+
+_ONE = select(instances).where(instances.c.id == bindparam("id"))
+_REVISION = select(instances.c.revision).where(instances.c.id == bindparam("id"))
+_CONFIG = select(config.c.key, config.c.value).where(config.c.instance_id == bindparam("id"))
+_DEVICES = select(devices.c.name, devices.c.definition).where(devices.c.instance_id == bindparam("id"))
+_IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam("namespace"))
+
+
+class Reader:
+    """One worker's view of the store. Not for use by two threads at once."""
+
+    def __init__(self, url: str) -> None:
+        """Open the store at the SQLAlchemy URL `url`.
+
+        Raises:
+            StoreError: it is missing or cannot be used.
+        """
+        self._file = database_file(url)
+        self._engine: Engine = open_reader(url)
+        self._connection: Connection | None = None
+        self._driver: Any = None
+        self._kept: OrderedDict[int, tuple[int, Instance, int]] = OrderedDict()
+        self._kept_bytes = 0
+        self._namespaces: dict[int, list[tuple[int, int, Init]]] = {}
+        self._namespaces_version = -1
+
+    def instance(self, instance_id: int) -> Instance | None:
+        """What the host says now of the instance with this id, or None if it was removed.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        try:
+            connection, version = self._look()
+            kept = self._kept.get(instance_id)
+            if kept is not None:
+                if kept[0] == version:
+                    return kept[1]
+                if connection.execute(_REVISION, {"id": instance_id}).scalar() == kept[1].revision:
+                    self._kept[instance_id] = (version, kept[1], kept[2])
+                    self._kept.move_to_end(instance_id)
+                    return kept[1]
+            return self._load(connection, instance_id, version)
+        except DBAPIError as error:
+            self.close()
+            raise explain(error, self._file) from None
+
+    def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
+        """Which instances were registered as running in the PID namespace with this inode number.
+
+        That proves nothing yet: the number may have been handed out again since.
+
+        Returns:
+            id, run and init of each; at most one of them can really be running there.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        try:
+            connection, version = self._look()
+            if version != self._namespaces_version:
+                self._namespaces.clear()
+                self._namespaces_version = version
+            found = self._namespaces.get(namespace)
+            if found is None:
+                rows = connection.execute(_IN_NAMESPACE, {"namespace": namespace}).mappings()
+                found = [(row["id"], row["run"], init) for row in rows if (init := init_of(row))]
+                # Only those that are found: whatever number a guest comes with, it cannot make this grow.
+                if found:
+                    self._namespaces[namespace] = found
+            return found
+        except DBAPIError as error:
+            self.close()
+            raise explain(error, self._file) from None
+
+    def close(self) -> None:
+        """Let go of the connection; the next look opens another."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._kept.clear()
+        self._kept_bytes = 0
+        self._namespaces_version = -1
+
+    def _look(self) -> tuple[Connection, int]:
+        """The connection, and the number that changes when anybody else has committed."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            self._driver = self._connection.connection.driver_connection
+        # PERF: by the driver itself, it is asked at every request (2 µs instead of 20).
+        return self._connection, self._driver.execute("PRAGMA data_version").fetchone()[0]
+
+    def _load(self, connection: Connection, instance_id: int, version: int) -> Instance | None:
+        instance = load(connection, instance_id)
+        if old := self._kept.pop(instance_id, None):
+            self._kept_bytes -= old[2]
+        if instance is not None:
+            size = sum(map(len, instance.config.values()))
+            self._kept[instance_id] = (version, instance, size)
+            self._kept_bytes += size
+            while len(self._kept) > KEPT_INSTANCES or self._kept_bytes > KEPT_BYTES:
+                self._kept_bytes -= self._kept.popitem(last=False)[1][2]
+        return instance
+
+
+def load(connection: Connection, instance_id: int) -> Instance | None:
+    """Read one instance whole, as it was at one moment, through any connection to the store."""
+    # Three statements, one snapshot. Inside a writer's transaction there is one already.
+    with _snapshot(connection):
+        row = connection.execute(_ONE, {"id": instance_id}).mappings().first()
+        if row is None:
+            return None
+        return Instance(
+            id=row["id"],
+            revision=row["revision"],
+            run=row["run"],
+            project=row["project"],
+            name=row["name"],
+            type=row["type"],
+            uuid=row["uuid"],
+            cloud_init_id=row["cloud_init_id"],
+            location=row["location"],
+            ready=row["ready"],
+            init=init_of(row),
+            config=dict(sorted(connection.execute(_CONFIG, {"id": instance_id}).tuples())),
+            devices=dict(sorted(connection.execute(_DEVICES, {"id": instance_id}).tuples())),
+        )
+
+
+def init_of(row: RowMapping) -> Init | None:
+    """The init that a row of ``instances`` names."""
+    if row["init_pid"] is None:
+        return None
+    return Init(row["init_pid"], row["init_start_time"], row["init_boot_id"], row["init_namespace"])
+
+
+@contextmanager
+def _snapshot(connection: Connection) -> Iterator[None]:
+    """Several statements that see the same moment; a writer's transaction is that already."""
+    if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr] - never None while open
+        yield
+        return
+    connection.exec_driver_sql("BEGIN")
+    try:
+        yield
+    finally:
+        connection.exec_driver_sql("ROLLBACK")

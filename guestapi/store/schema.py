@@ -1,0 +1,233 @@
+"""The tables, and how the database is opened. Everything about SQLite in particular stands here.
+
+The database belongs to the service's user; the operator writes to it as root. SQLite gives the ``-wal`` and ``-shm``
+files that it makes to the database's owner when root makes them (os_unix.c, robustFchown), so it is enough that the
+database itself is given to the owner of its directory when it is created.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.pool import NullPool
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+#: Kept in SQLite's ``user_version``. Grows with every change of the tables.
+VERSION = 1
+
+
+class StoreError(Exception):
+    """The store cannot be used; the text is one sentence for the operator."""
+
+
+class StoreBusyError(StoreError):
+    """Another writer held the store for longer than ``store.lock_seconds``; trying again is right."""
+
+
+metadata = MetaData()
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("revision", Integer, nullable=False, default=1),
+    Column("run", Integer, nullable=False, default=0),
+    Column("project", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("uuid", Text, nullable=False, unique=True),
+    Column("cloud_init_id", Text, nullable=False),
+    Column("location", Text),
+    Column("ready", Boolean, nullable=False, default=False),
+    # The identity of a running instance: model.Init. All set, or none.
+    Column("init_pid", Integer),
+    Column("init_start_time", Integer),
+    Column("init_boot_id", Text),
+    Column("init_namespace", Integer),
+    UniqueConstraint("project", "name"),
+    # An id is never given to another instance: a worker may still hold what it knows of the old one.
+    sqlite_autoincrement=True,
+)
+Index("instances_by_namespace", instances.c.init_namespace)
+
+config = Table(
+    "config",
+    metadata,
+    Column("instance_id", ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("instance_id", ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("definition", JSON, nullable=False),
+)
+
+notifications = Table(
+    "notifications",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    # No foreign key: the log tells of instances that are gone.
+    Column("instance_id", Integer, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("instance", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("timestamp", Text, nullable=False),
+    Column("written", Float, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("for_guest", Boolean, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+
+def database_file(url: str) -> Path:
+    """The file that a ``store.url`` names.
+
+    Raises:
+        StoreError: it is no SQLAlchemy URL, not of SQLite, or not of a file.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise StoreError(f"store.url: {url!r} is no SQLAlchemy URL like sqlite:////var/lib/guestapi/store.db") from None
+    if parsed.get_backend_name() != "sqlite":
+        raise StoreError(f"store.url: only sqlite:// is supported, not {parsed.get_backend_name()}://")
+    if not parsed.database or not parsed.database.startswith("/"):
+        raise StoreError("store.url: an absolute path is needed: sqlite:/// and then /var/lib/guestapi/store.db")
+    return Path(parsed.database)
+
+
+def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Engine:
+    """Open the database for transactions that change it; each takes the one write lock when it begins.
+
+    Args:
+        url: ``store.url``.
+        lock_seconds: how long to wait for another writer's transaction.
+        create: make database and tables if they are missing, and give them to the owner of the directory.
+
+    Raises:
+        StoreError: it is missing, unreadable, no database, or of a newer version.
+    """
+    file = database_file(url)
+    if create:
+        _create_file(file)
+    _check_tables(file, lock_seconds=lock_seconds, create=create)
+    engine = _engine(file, lock_seconds)
+    event.listen(engine, "begin", _take_write_lock)
+    return engine
+
+
+def open_reader(url: str) -> Engine:
+    """Open the database for reading: each statement sees what was committed last, and none ever waits for a lock.
+
+    Raises:
+        StoreError: as `open_writer` does.
+    """
+    file = database_file(url)
+    _check_tables(file, lock_seconds=1.0, create=False)
+    return _engine(file, 0)
+
+
+def _engine(file: Path, lock_seconds: float) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(file)),
+        # A connection for each use: the worker keeps its one reader open itself, writers are rare and short.
+        poolclass=NullPool,
+        connect_args={"timeout": lock_seconds, "check_same_thread": False},
+    )
+    event.listen(engine, "connect", _on_connect)
+    return engine
+
+
+def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
+    """Turn what the driver says into a sentence for the operator."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    # The primary result code is the low byte (sqlite.org/rescode.html).
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreBusyError(f"{file}: another writer holds the store; try again")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return StoreError(f"{file}: missing or not readable; 'guestapi instance add' as root makes it")
+    return StoreError(f"{file}: {cause}")
+
+
+def _create_file(file: Path) -> None:
+    try:
+        # Readable by the service alone: user-data holds passwords.
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be created: {error.strerror}") from None
+    if os.geteuid() == 0:
+        parent = file.parent.stat()
+        os.chown(file, parent.st_uid, parent.st_gid)
+
+
+def _check_tables(file: Path, *, lock_seconds: float, create: bool) -> None:
+    try:
+        # mode=rw: SQLite would make an empty database where there is none.
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=lock_seconds)) as connection:
+            connection.isolation_level = None
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == 0 and create:
+                connection.execute("PRAGMA journal_mode = WAL")
+                _create_tables(connection)
+            elif version == 0:
+                raise StoreError(f"{file}: has no tables of guestapi; 'guestapi instance add' makes them")
+            elif version != VERSION:
+                raise StoreError(f"{file}: has tables of version {version}, this guestapi knows version {VERSION}")
+    except sqlite3.Error as error:
+        raise explain(error, file) from None
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    # Another process may have been quicker.
+    if connection.execute("PRAGMA user_version").fetchone() == (0,):
+        for table in metadata.sorted_tables:
+            connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
+            for index in table.indexes:
+                connection.execute(str(CreateIndex(index).compile(dialect=sqlite.dialect())))
+        connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
+def _on_connect(connection: Any, _record: object) -> None:
+    # Transactions are begun below, not by the driver's guess (docs.sqlalchemy.org, "pysqlite transactions").
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys = ON")
+    # A change is told to guests and operator once it is durable: sync at each commit, not only at checkpoints.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _take_write_lock(connection: Connection) -> None:
+    # At once: a writer must not find out at its first write that what it has read is stale.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

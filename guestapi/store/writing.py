@@ -1,0 +1,318 @@
+"""Every change of the store: one transaction that holds the new state and what is told about it, or nothing.
+
+A `Writer` gives `Change`s; a `Change` is one transaction with one or many steps. Whoever fills the store, the
+operator's command, a runtime's hook or a mirror, comes through here, so names are checked here.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from guestapi import names
+from guestapi.model import Device, Init, Instance, InstanceType
+from guestapi.settings import Settings
+from guestapi.store import changes
+from guestapi.store.reading import load
+from guestapi.store.schema import (
+    StoreError,
+    config,
+    database_file,
+    devices,
+    explain,
+    instances,
+    notifications,
+    open_writer,
+)
+
+
+class UnknownInstanceError(StoreError):
+    """There is no such instance."""
+
+
+class ConflictError(StoreError):
+    """The change does not fit what the store holds; the text says why."""
+
+
+class Writer:
+    """Changes the store. May be used by several threads: every transaction has a connection of its own."""
+
+    def __init__(self, settings: Settings, *, create: bool = False) -> None:
+        """Open the store; with `create`, make it if it is missing.
+
+        Raises:
+            StoreError: it is missing or cannot be used.
+        """
+        self._file = database_file(settings.store.url)
+        self._engine = open_writer(settings.store.url, lock_seconds=settings.store.lock_seconds, create=create)
+        self._keep = settings.events
+
+    @contextmanager
+    def change(self) -> Iterator[Change]:
+        """One transaction: committed, durably, at the end of the block; undone if it raises.
+
+        Raises:
+            StoreBusyError: another writer held the store for too long.
+            StoreError: it cannot be written.
+        """
+        try:
+            with self._engine.begin() as connection:
+                step = Change(connection)
+                yield step
+                if step.told:
+                    step.trim(self._keep.keep_entries, self._keep.keep_seconds)
+        except DBAPIError as error:
+            raise explain(error, self._file) from None
+
+    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+        """Note what the workload says of itself.
+
+        Args:
+            instance_id, run: who says it, and in which run it was identified.
+            ready: True for ``Ready``, False for ``Started``.
+
+        Returns:
+            Whether it was noted; False if that run is over.
+        """
+        with self.change() as change:
+            return change.set_ready(instance_id, run, ready)
+
+
+class Change:
+    """The steps of one transaction. Made by `Writer.change`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        #: How many notifications this transaction has written.
+        self.told = 0
+
+    def instances(self, project: str | None = None) -> list[Instance]:
+        """All instances, of one project or of all, by project and name."""
+        query = select(instances.c.id).order_by(instances.c.project, instances.c.name)
+        if project is not None:
+            query = query.where(instances.c.project == project)
+        found = (load(self._connection, number) for number in self._connection.execute(query).scalars().all())
+        return [instance for instance in found if instance is not None]
+
+    def find(self, project: str, name: str) -> Instance | None:
+        """The instance of that name, or None."""
+        number = self._connection.execute(
+            select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
+        ).scalar()
+        return None if number is None else load(self._connection, number)
+
+    def instance(self, project: str, name: str) -> Instance:
+        """The instance of that name.
+
+        Raises:
+            UnknownInstanceError: there is none.
+        """
+        found = self.find(project, name)
+        if found is None:
+            where = "" if project == "default" else f" in project {project!r}"
+            raise UnknownInstanceError(f"no instance {name!r}{where}; 'guestapi instance list' shows all")
+        return found
+
+    def add(
+        self,
+        project: str,
+        name: str,
+        *,
+        type: InstanceType = "container",  # noqa: A002 - the field's word
+        instance_uuid: str | None = None,
+        location: str | None = None,
+        config: Mapping[str, str] | None = None,
+        devices: Mapping[str, Device] | None = None,
+    ) -> Instance:
+        """Add an instance, not running yet.
+
+        Raises:
+            InvalidNameError: a name or value cannot be taken.
+            ConflictError: there is one of that name, or one with that UUID.
+        """
+        names.check_project(project)
+        names.check_instance(name)
+        if self.find(project, name) is not None:
+            raise ConflictError(f"instance {name!r} exists already in project {project!r}")
+        identity = names.check_uuid(instance_uuid) if instance_uuid else str(uuid.uuid4())
+        if self._connection.execute(select(instances.c.id).where(instances.c.uuid == identity)).scalar() is not None:
+            raise ConflictError(f"uuid {identity} belongs to another instance already")
+        values = {
+            "project": project,
+            "name": name,
+            "type": type,
+            "uuid": identity,
+            "cloud_init_id": identity,
+            "location": names.check_location(location) if location is not None else None,
+        }
+        (number,) = self._connection.execute(insert(instances).values(values)).inserted_primary_key or (0,)
+        self._write(number, {}, _checked_config(config or {}), {}, _checked_devices(devices or {}))
+        created = self._reload(number)
+        self._tell(created, [changes.lifecycle("instance-added", project, name)])
+        return created
+
+    def remove(self, instance: Instance) -> None:
+        """Take an instance away, running or not, and all that is known of it."""
+        self._connection.execute(delete(instances).where(instances.c.id == instance.id))
+        self._tell(instance, [changes.lifecycle("instance-removed", instance.project, instance.name)])
+
+    def start(self, instance: Instance, init: Init) -> Instance:
+        """The instance runs now, and `init` is its init. Said again of the same process, it changes nothing.
+
+        Raises:
+            ConflictError: that process is another instance's init.
+        """
+        if instance.init == init:
+            return instance
+        other = self._connection.execute(
+            select(instances.c.name).where(
+                instances.c.init_pid == init.pid,
+                instances.c.init_start_time == init.start_time,
+                instances.c.init_boot_id == init.boot_id,
+                instances.c.id != instance.id,
+            )
+        ).scalar()
+        if other is not None:
+            raise ConflictError(f"process {init.pid} is the init of instance {other!r} already")
+        return self._run(instance, init, "instance-started")
+
+    def stop(self, instance: Instance) -> Instance:
+        """The instance runs no more. Said of one that does not run, it changes nothing."""
+        return instance if instance.init is None else self._run(instance, None, "instance-stopped")
+
+    def configure(self, instance: Instance, config: Mapping[str, str]) -> Instance:
+        """Set keys; one set to the empty string is unset.
+
+        Raises:
+            InvalidNameError: a key or value cannot be taken.
+        """
+        wanted = {**instance.config, **_checked_config(config)}
+        return self._update(instance, {key: value for key, value in wanted.items() if value}, instance.devices)
+
+    def replace_devices(self, instance: Instance, devices: Mapping[str, Device]) -> Instance:
+        """Give the instance exactly these devices.
+
+        Raises:
+            InvalidNameError: a name, option or value cannot be taken.
+        """
+        return self._update(instance, instance.config, _checked_devices(devices))
+
+    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+        """As `Writer.set_ready`."""
+        instance = load(self._connection, instance_id)
+        if instance is None or instance.run != run or instance.init is None:
+            return False
+        if instance.ready != ready:
+            self._connection.execute(
+                update(instances)
+                .where(instances.c.id == instance_id)
+                .values(ready=ready, revision=instances.c.revision + 1)
+            )
+        if ready:
+            self._tell(instance, [changes.lifecycle("instance-ready", instance.project, instance.name)])
+        return True
+
+    def trim(self, keep_entries: int, keep_seconds: int) -> None:
+        """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`."""
+        log = notifications.c
+        latest = select(log.id).order_by(log.id.desc()).limit(1).scalar_subquery()
+        # The log is in the order of time, so this scan ends at the first entry that is young enough.
+        young = select(log.id).where(log.written >= time.time() - keep_seconds).order_by(log.id).limit(1)
+        self._connection.execute(
+            delete(notifications).where((log.id <= latest - keep_entries) | (log.id < young.scalar_subquery()))
+        )
+
+    def _run(self, instance: Instance, init: Init | None, action: str) -> Instance:
+        self._connection.execute(
+            update(instances)
+            .where(instances.c.id == instance.id)
+            .values(
+                revision=instances.c.revision + 1,
+                run=instances.c.run + 1,
+                ready=False,
+                init_pid=init and init.pid,
+                init_start_time=init and init.start_time,
+                init_boot_id=init and init.boot_id,
+                init_namespace=init and init.namespace,
+            )
+        )
+        self._tell(instance, [changes.lifecycle(action, instance.project, instance.name)])
+        return self._reload(instance.id)
+
+    def _update(self, old: Instance, new_config: Mapping[str, str], new_devices: Mapping[str, Device]) -> Instance:
+        before_and_after = (old.config, new_config, old.devices, new_devices)
+        events = list(changes.differences(*before_and_after))
+        if not events:
+            return old
+        self._write(old.id, *before_and_after)
+        values: dict[str, object] = {"revision": instances.c.revision + 1}
+        if changes.cloud_init_starts_over(*before_and_after):
+            values["cloud_init_id"] = str(uuid.uuid4())
+        self._connection.execute(update(instances).where(instances.c.id == old.id).values(values))
+        self._tell(old, events)
+        return self._reload(old.id)
+
+    def _write(
+        self,
+        number: int,
+        old_config: Mapping[str, str],
+        new_config: Mapping[str, str],
+        old_devices: Mapping[str, Device],
+        new_devices: Mapping[str, Device],
+    ) -> None:
+        for key in sorted(old_config.keys() | new_config.keys()):
+            if old_config.get(key) != new_config.get(key):
+                self._connection.execute(delete(config).where(config.c.instance_id == number, config.c.key == key))
+                if value := new_config.get(key):
+                    self._connection.execute(insert(config).values(instance_id=number, key=key, value=value))
+        for name in sorted(old_devices.keys() | new_devices.keys()):
+            if old_devices.get(name) != new_devices.get(name):
+                self._connection.execute(delete(devices).where(devices.c.instance_id == number, devices.c.name == name))
+                if definition := new_devices.get(name):
+                    row = {"instance_id": number, "name": name, "definition": dict(sorted(definition.items()))}
+                    self._connection.execute(insert(devices).values(row))
+
+    def _tell(self, instance: Instance, events: Iterable[changes.Event]) -> None:
+        now = time.time_ns()
+        for event in events:
+            self._connection.execute(
+                insert(notifications).values(
+                    instance_id=instance.id,
+                    project=instance.project,
+                    instance=instance.name,
+                    type=event.type,
+                    timestamp=changes.timestamp(now),
+                    written=now / 1e9,
+                    metadata=changes.encode(event.metadata),
+                    # Nobody listens in an instance that does not run, and who starts later reads the new state.
+                    for_guest=event.guest and instance.running,
+                )
+            )
+            self.told += 1
+
+    def _reload(self, number: int) -> Instance:
+        instance = load(self._connection, number)
+        assert instance is not None, "written in this transaction"
+        return instance
+
+
+def _checked_config(wanted: Mapping[str, str]) -> dict[str, str]:
+    return {names.check_key(key): names.check_value(value, f"value of {key!r}") for key, value in wanted.items()}
+
+
+def _checked_devices(wanted: Mapping[str, Device]) -> dict[str, Device]:
+    checked: dict[str, Device] = {}
+    for name, definition in wanted.items():
+        names.check_key(name, "device name")
+        if not definition.get("type"):
+            raise names.InvalidNameError(f"device {name!r}: a type is needed, like nic or disk")
+        checked[name] = {
+            names.check_key(option, f"option of device {name!r}"): names.check_value(value, f"{name}.{option}")
+            for option, value in definition.items()
+        }
+    return checked
