@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, RowMapping, bindparam, select
 from sqlalchemy.exc import DBAPIError
 
 from guestapi.model import Init, Instance
-from guestapi.store.schema import config, database_file, devices, explain, instances, open_reader
+from guestapi.store.schema import UnknownInstanceError, config, database_file, devices, explain, instances, open_reader
 
 #: How much a worker keeps: instances, and bytes of their configuration, whichever comes first.
 KEPT_INSTANCES = 1024
@@ -127,6 +127,53 @@ class Reader:
         return instance
 
 
+class View:
+    """The store at one moment, for the operator's command."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def instances(self, project: str | None = None) -> list[Instance]:
+        """All instances, of one project or of all, by project and name."""
+        query = select(instances.c.id).order_by(instances.c.project, instances.c.name)
+        if project is not None:
+            query = query.where(instances.c.project == project)
+        found = (load(self._connection, number) for number in self._connection.execute(query).scalars().all())
+        return [instance for instance in found if instance is not None]
+
+    def find(self, project: str, name: str) -> Instance | None:
+        """The instance of that name, or None."""
+        query = select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
+        number = self._connection.execute(query).scalar()
+        return None if number is None else load(self._connection, number)
+
+    def instance(self, project: str, name: str) -> Instance:
+        """The instance of that name.
+
+        Raises:
+            UnknownInstanceError: there is none.
+        """
+        found = self.find(project, name)
+        if found is None:
+            where = "" if project == "default" else f" in project {project!r}"
+            raise UnknownInstanceError(f"no instance {name!r}{where}; 'guestapi instance list' shows all")
+        return found
+
+
+@contextmanager
+def view(url: str) -> Iterator[View]:
+    """Look at the store at the SQLAlchemy URL `url`, as it is now and stays until the end of the block.
+
+    Raises:
+        StoreError: it is missing or cannot be used.
+    """
+    try:
+        with open_reader(url).connect() as connection, _snapshot(connection):
+            yield View(connection)
+    except DBAPIError as error:
+        raise explain(error, database_file(url)) from None
+
+
 def load(connection: Connection, instance_id: int) -> Instance | None:
     """Read one instance whole, as it was at one moment, through any connection to the store."""
     # Three statements, one snapshot. Inside a writer's transaction there is one already.
@@ -161,7 +208,7 @@ def init_of(row: RowMapping) -> Init | None:
 @contextmanager
 def _snapshot(connection: Connection) -> Iterator[None]:
     """Several statements that see the same moment; a writer's transaction is that already."""
-    if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr] - never None while open
+    if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
         yield
         return
     connection.exec_driver_sql("BEGIN")

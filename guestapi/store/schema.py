@@ -48,6 +48,10 @@ class StoreBusyError(StoreError):
     """Another writer held the store for longer than ``store.lock_seconds``; trying again is right."""
 
 
+class UnknownInstanceError(StoreError):
+    """There is no such instance."""
+
+
 metadata = MetaData()
 
 instances = Table(

@@ -18,7 +18,7 @@ from guestapi import names
 from guestapi.model import Device, Init, Instance, InstanceType
 from guestapi.settings import Settings
 from guestapi.store import changes
-from guestapi.store.reading import load
+from guestapi.store.reading import View, load
 from guestapi.store.schema import (
     StoreError,
     config,
@@ -29,10 +29,6 @@ from guestapi.store.schema import (
     notifications,
     open_writer,
 )
-
-
-class UnknownInstanceError(StoreError):
-    """There is no such instance."""
 
 
 class ConflictError(StoreError):
@@ -83,40 +79,13 @@ class Writer:
             return change.set_ready(instance_id, run, ready)
 
 
-class Change:
+class Change(View):
     """The steps of one transaction. Made by `Writer.change`."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        super().__init__(connection)
         #: How many notifications this transaction has written.
         self.told = 0
-
-    def instances(self, project: str | None = None) -> list[Instance]:
-        """All instances, of one project or of all, by project and name."""
-        query = select(instances.c.id).order_by(instances.c.project, instances.c.name)
-        if project is not None:
-            query = query.where(instances.c.project == project)
-        found = (load(self._connection, number) for number in self._connection.execute(query).scalars().all())
-        return [instance for instance in found if instance is not None]
-
-    def find(self, project: str, name: str) -> Instance | None:
-        """The instance of that name, or None."""
-        number = self._connection.execute(
-            select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
-        ).scalar()
-        return None if number is None else load(self._connection, number)
-
-    def instance(self, project: str, name: str) -> Instance:
-        """The instance of that name.
-
-        Raises:
-            UnknownInstanceError: there is none.
-        """
-        found = self.find(project, name)
-        if found is None:
-            where = "" if project == "default" else f" in project {project!r}"
-            raise UnknownInstanceError(f"no instance {name!r}{where}; 'guestapi instance list' shows all")
-        return found
 
     def add(
         self,

@@ -1,0 +1,114 @@
+"""The WSGI application: one Falcon app a dialect, put together from `resources` by what the dialect has."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Protocol, cast
+
+import falcon
+from falcon.routing import CompiledRouter
+
+from guestapi.api import errors, paths
+from guestapi.api.gate import Gate
+from guestapi.api.resources.config import Key, Keys
+from guestapi.api.resources.devices import DeviceDefinition, Devices, DeviceUrls
+from guestapi.api.resources.metadata import MetaData
+from guestapi.api.resources.root import Root
+from guestapi.api.resources.state import State, Version
+from guestapi.api.routing import Router
+from guestapi.dialects import DIALECTS, Dialect
+from guestapi.model import Instance
+from guestapi.store.schema import StoreError
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+
+
+class Store(Protocol):
+    """What the API needs of the host: to look, and to note the one thing that a guest may say."""
+
+    def instance(self, instance_id: int) -> Instance | None:
+        """As `store.reading.Reader.instance`."""
+        ...
+
+    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+        """As `store.writing.Writer.set_ready`; may wait for another writer, but without holding up other requests."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The WSGI callable. ``environ["guestapi.dialect"]`` names the dialect of the socket that was connected to."""
+
+    apps: dict[str, falcon.App[Any, Any]]
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request.
+
+        The environ has, besides what PEP 3333 asks for, ``guestapi.caller`` (a `Caller`), ``guestapi.dialect``, and
+        ``RAW_PATH``, the path as it was sent. On return ``guestapi.instance`` is there if the caller was admitted.
+        """
+        path = environ["RAW_PATH"]
+        if not paths.is_clean(path) and environ["REQUEST_METHOD"] != "CONNECT":
+            return _redirect(environ, start_response, paths.clean(path))
+        return self.apps[environ["guestapi.dialect"]](environ, start_response)
+
+
+def create(store: Store) -> Application:
+    """The application over `store`, in every dialect."""
+    return Application({name: _create(store, dialect) for name, dialect in DIALECTS.items()})
+
+
+def _create(store: Store, dialect: Dialect) -> falcon.App[Any, Any]:
+    # Falcon documents custom routers, its annotations know only its own.
+    router = cast("CompiledRouter", Router())
+    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=[Gate(store.instance, dialect)])
+    app.resp_options.default_media_type = "application/octet-stream"
+    app.set_error_serializer(errors.render)
+    app.add_error_handler(Exception, errors.unexpected)
+    app.add_error_handler(falcon.HTTPRouteNotFound, _no_such_path)
+    app.add_error_handler(StoreError, _store_fault)
+    app.add_error_handler(OSError, _body_fault)
+    app.add_route("/", Root())
+    state = State(store, platform.node()) if dialect.describes_instance else Version()
+    app.add_route("/1.0", state)
+    app.add_route("/1.0/config", Keys(dialect))
+    app.add_route("/1.0/config/{key}", Key(dialect))
+    app.add_route("/1.0/meta-data", MetaData(dialect))
+    if dialect.listed_nic_types is None:
+        app.add_route("/1.0/devices", Devices())
+    else:
+        app.add_route("/1.0/devices", DeviceUrls(dialect.listed_nic_types))
+        app.add_route("/1.0/device/{name}", DeviceDefinition(dialect.listed_nic_types))
+    return app
+
+
+def _no_such_path(_request: object, _response: object, _error: Exception, _params: object) -> None:
+    raise errors.NoSuchPath
+
+
+def _store_fault(_request: object, _response: object, error: Exception, _params: object) -> None:
+    errors.log.error("%s", error)
+    raise errors.PassingFault
+
+
+def _body_fault(_request: object, _response: object, _error: Exception, _params: object) -> None:
+    # wsgi.input cannot be read: the server, whose matter that is, will say why in place of this.
+    raise errors.BadRequest
+
+
+def _redirect(environ: Environ, start_response: StartResponse, path: str) -> Iterable[bytes]:
+    """To the clean form of the path, with method and query kept (RFC 9110, section 15.4.8), as Go's ServeMux does."""
+    query = environ["QUERY_STRING"]
+    location = f"{path}?{query}" if query else path
+    headers = [("Location", location)]
+    body = b""
+    if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+        headers.append(("Content-Type", "text/html; charset=utf-8"))
+        body = f'<a href="{escape(location)}">Temporary Redirect</a>.\n\n'.encode("latin-1")
+    headers.append(("Content-Length", str(len(body))))
+    start_response("307 Temporary Redirect", headers)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

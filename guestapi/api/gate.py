@@ -1,0 +1,64 @@
+"""Who may have an answer at all, decided anew for every request.
+
+In this order: the caller is in a known instance that is in the run in which the caller was recognised, and whose init
+is alive; the caller is root in it; the instance is switched on, or the endpoint answers regardless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import falcon
+
+from guestapi.api.errors import NotAuthorized, NotRoot, UnknownCaller
+from guestapi.callers.identify import Caller
+from guestapi.dialects import Dialect
+from guestapi.model import Instance
+
+
+def admit(
+    caller: Caller, look: Callable[[int], Instance | None], dialect: Dialect, method: str, template: str
+) -> Instance:
+    """The instance that the caller may ask about.
+
+    Args:
+        caller: who asks.
+        look: what the store holds under an instance's id now.
+        dialect: of the socket that was connected to.
+        method, template: what is asked, as HTTP method and route, like ``GET`` and ``/1.0/config/{key}``.
+
+    Raises:
+        UnknownCaller: in none, or not any more.
+        NotRoot: not as this user.
+        NotAuthorized: the instance is switched off.
+        StoreError: it cannot be told now.
+    """
+    if caller.instance_id is None or caller.init is None:
+        raise UnknownCaller
+    instance = look(caller.instance_id)
+    if instance is None or instance.run != caller.run or not caller.init.alive():
+        raise UnknownCaller
+    if not caller.is_root:
+        raise NotRoot
+    if not dialect.switched_on(instance.config):
+        asked = ("GET" if method == "HEAD" else method, template)
+        if asked not in dialect.open_when_off:
+            raise NotAuthorized
+    return instance
+
+
+class Gate:
+    """Falcon middleware that lets a request through to its resource, with its instance in ``req.context``."""
+
+    def __init__(self, look: Callable[[int], Instance | None], dialect: Dialect) -> None:
+        self._look = look
+        self._dialect = dialect
+
+    def process_resource(
+        self, req: falcon.Request, _resp: falcon.Response, _resource: object, _params: dict[str, str]
+    ) -> None:
+        """Refuse, or note the instance."""
+        env = req.env
+        req.context.instance = env["guestapi.instance"] = admit(
+            env["guestapi.caller"], self._look, self._dialect, env["REQUEST_METHOD"], str(req.uri_template)
+        )

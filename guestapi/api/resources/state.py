@@ -1,0 +1,107 @@
+"""``/1.0``: the instance itself, and how it tells its host that it is ready."""
+
+from __future__ import annotations
+
+import json
+from typing import NoReturn, Protocol
+
+import falcon
+
+from guestapi.api.encoding import JSON, encode, quote
+from guestapi.api.errors import BadRequest, UnknownCaller
+from guestapi.model import Instance
+
+
+class Notes(Protocol):
+    """Where the state is noted: `api.app.Store`."""
+
+    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+        """As `store.writing.Writer.set_ready`."""
+        ...
+
+
+class Version:
+    """``GET /1.0`` of old: no more than the version."""
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        """A JSON object."""
+        resp.content_type = JSON
+        resp.data = encode({"api_version": "1.0"})
+
+
+class State:
+    """``GET /1.0`` and ``PATCH /1.0``."""
+
+    def __init__(self, notes: Notes, host: str) -> None:
+        """Args:
+        notes: where a state is noted.
+        host: this host's name, the location of every instance that has no other.
+        """
+        self._notes = notes
+        self._host = host
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """A JSON object, its keys in this order."""
+        instance: Instance = req.context.instance
+        resp.content_type = JSON
+        resp.data = encode(
+            {
+                "state": "Ready" if instance.ready else "Started",
+                "api_version": "1.0",
+                "instance_type": instance.type,
+                "location": self._host if instance.location is None else instance.location,
+            }
+        )
+
+    def on_patch(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """``{"state": "Ready"}`` or ``Started``; what the Content-Type says does not matter (curl says "form")."""
+        instance: Instance = req.context.instance
+        state = read_state(req.env["wsgi.input"].read())
+        if state not in ("Ready", "Started"):
+            raise BadRequest(f"Invalid state {quote(state)}")
+        if not self._notes.set_ready(instance.id, instance.run, state == "Ready"):
+            raise UnknownCaller
+        resp.data = b""
+
+
+def read_state(body: bytes) -> str:
+    """The field ``state`` of the JSON object at the start of `body`; "" if it is absent or null.
+
+    As Go's decoder does, it matches the name without case, lets the last one of several win, skips other fields, and
+    does not look at what follows the object.
+
+    Raises:
+        BadRequest: there is no JSON object, or its state is no string.
+    """
+    text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
+    if not text:
+        raise BadRequest('the body is empty; send {"state": "Ready"}')
+    try:
+        document, _end = _DECODER.raw_decode(text)
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    except ValueError:
+        raise BadRequest('the body is not valid JSON; send {"state": "Ready"}') from None
+    if document is None:
+        return ""
+    if not isinstance(document, _Object):
+        raise BadRequest('the body is not a JSON object; send {"state": "Ready"}')
+    state = ""
+    for name, value in document:
+        if name.casefold() == "state" and value is not None:
+            if not isinstance(value, str):
+                raise BadRequest('state is not a string; send {"state": "Ready"}')
+            # A lone surrogate has no UTF-8; Go replaces it.
+            state = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return state
+
+
+class _Object(list[tuple[str, object]]):
+    """A JSON object with its fields in order, doubles included."""
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_constant=_refuse_constant)

@@ -1,0 +1,137 @@
+"""``guestapi check``: is everything in place?"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from guestapi.callers.credentials import peer_pidfd
+from guestapi.callers.namespaces import is_alive, open_namespace
+from guestapi.cli.common import EXPECTED, Operator, has_format, print_json
+from guestapi.server import gunicorn_conf
+from guestapi.settings import Listener
+from guestapi.store.schema import StoreError, database_file
+from guestapi.store.writing import Writer
+
+#: Seconds to wait for an answer of the service.
+_PATIENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, whether it is well, and what there is to say or to do."""
+
+    check: str
+    ok: bool
+    text: str
+
+
+@click.command()
+@has_format
+@click.option("--settings", "settings_only", is_flag=True, help="Look at the configuration files alone.")
+@click.pass_context
+def check(ctx: click.Context, as_json: bool, settings_only: bool) -> None:
+    """Is everything in place? One line a check; exit 1 if any fails."""
+    operator: Operator = ctx.obj
+    findings = list(_look(operator, settings_only))
+    if as_json:
+        print_json([{"check": one.check, "ok": one.ok, "text": one.text} for one in findings])
+    else:
+        for one in findings:
+            mark = click.style("ok  ", fg="green") if one.ok else click.style("FAIL", fg="red")
+            click.echo(f"{mark} {one.check}: {one.text}")
+    if not all(one.ok for one in findings):
+        ctx.exit(1)
+
+
+def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
+    settings = _attempt("configuration", lambda: (operator.settings, str(operator.file or "defaults, no file")))
+    yield settings
+    if not settings.ok:
+        return
+    yield _attempt("gunicorn", lambda: _gunicorn(operator.settings.gunicorn_file))
+    if settings_only:
+        return
+    yield _kernel()
+    store = _attempt("store", lambda: _store(operator))
+    yield store
+    if store.ok:
+        yield _attempt("instances", lambda: _instances(operator))
+    for listener in operator.settings.listener:
+        yield _socket(listener)
+
+
+def _attempt(check_name: str, look: Callable[[], tuple[object, str]]) -> Finding:
+    try:
+        return Finding(check_name, True, look()[1])
+    except EXPECTED as error:
+        return Finding(check_name, False, str(error))
+
+
+def _gunicorn(file: Path) -> tuple[object, str]:
+    return gunicorn_conf.read(file), str(file) if file.exists() else f"defaults, there is no {file}"
+
+
+def _kernel() -> Finding:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pidfd = peer_pidfd(ours)
+    if pidfd is None:
+        text = f"Linux {os.uname().release} has no SO_PEERPIDFD (6.5): callers are recognised by /proc, which is weaker"
+        return Finding("kernel", True, text)
+    try:
+        os.close(open_namespace(os.getpid(), pidfd))
+    finally:
+        os.close(pidfd)
+    return Finding("kernel", True, f"Linux {os.uname().release}, callers are recognised by pidfd")
+
+
+def _store(operator: Operator) -> tuple[object, str]:
+    file = database_file(operator.settings.store.url)
+    writer = Writer(operator.settings)
+    with writer.change():
+        pass
+    owner, parent = file.stat().st_uid, file.parent.stat().st_uid
+    if owner != parent:
+        raise StoreError(f"{file}: belongs to user {owner}, its directory to {parent}; chown --reference it")
+    return writer, str(file)
+
+
+def _instances(operator: Operator) -> tuple[object, str]:
+    with operator.view() as store:
+        found = store.instances()
+    running = [one for one in found if one.init is not None]
+    dead = [one.name for one in running if one.init and not is_alive(one.init)]
+    text = f"{len(found)} known, {len(running) - len(dead)} running"
+    if dead:
+        text += f"; ended without notice: {', '.join(dead)} ('guestapi instance stop' tells the store)"
+    return found, text
+
+
+def _socket(listener: Listener) -> Finding:
+    name = f"socket {listener.dialect}"
+    unit = "guestapi.socket" if listener.dialect == "incus" else f"guestapi-{listener.dialect}.socket"
+    hint = f"'systemctl start {unit}', or take it out of the configuration"
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_PATIENCE)
+            connection.connect(listener.path)
+            connection.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
+            answer = connection.recv(4096)
+    except TimeoutError:
+        return Finding(
+            name, False, f"{listener.path}: no answer in {_PATIENCE:.0f} s; 'journalctl -u guestapi' may say why"
+        )
+    except OSError as error:
+        return Finding(name, False, f"{listener.path}: {error.strerror}; {hint}")
+    if not answer.startswith(b"HTTP/1.0 200 "):
+        return Finding(name, False, f"{listener.path}: something else answers there")
+    mode = os.stat(listener.path).st_mode & 0o777
+    if mode & 0o666 != 0o666:
+        return Finding(name, False, f"{listener.path}: mode {mode:04o}, guests need 0666; SocketMode=0666 in the unit")
+    return Finding(name, True, f"{listener.path} answers")

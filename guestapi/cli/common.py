@@ -1,0 +1,193 @@
+"""What the commands share: the context they run in, their options and arguments, and how they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guestapi import settings as settings_module
+from guestapi.callers.namespaces import NotAnInitError, is_alive
+from guestapi.model import Device, Instance
+from guestapi.names import InvalidNameError
+from guestapi.settings import Settings, SettingsError
+from guestapi.store.reading import View, view
+from guestapi.store.schema import StoreError
+from guestapi.store.writing import Writer
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What an operator may cause; the text of each is one sentence.
+EXPECTED = (InvalidNameError, NotAnInitError, SettingsError, StoreError)
+
+
+class Operator:
+    """The context of a command (click's ``obj``): where the configuration is, and what it leads to."""
+
+    def __init__(self, config: str | None) -> None:
+        self.file: Path | None = settings_module.find(config)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The configuration; raises SettingsError."""
+        return settings_module.load(self.file)
+
+    @cached_property
+    def writer(self) -> Writer:
+        """The store, to change it, made if it is missing; raises StoreError."""
+        return Writer(self.settings, create=True)
+
+    def view(self) -> AbstractContextManager[View]:
+        """The store, to look at it; raises StoreError."""
+        return view(self.settings.store.url)
+
+
+class OneSentence(click.Group):
+    """A command group in which what an operator may cause ends in one sentence, not in a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click.Group."""
+        try:
+            return super().invoke(ctx)
+        except EXPECTED as error:
+            fail(str(error))
+
+
+def fail(sentence: str) -> NoReturn:
+    """Print `sentence` on stderr and exit 1."""
+    raise click.ClickException(sentence)
+
+
+def _complete_instance(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    try:
+        operator = Operator(ctx.find_root().params.get("config"))
+        with operator.view() as store:
+            known = store.instances(ctx.params.get("project"))
+    except EXPECTED:
+        return []
+    return [CompletionItem(instance.name) for instance in known if instance.name.startswith(incomplete)]
+
+
+def takes_instance(command: F) -> F:
+    """Give a command NAME and --project."""
+    command = click.argument("name", shell_complete=_complete_instance)(command)
+    return click.option("--project", default="default", show_default=True, help="The instance's project.")(command)
+
+
+def has_format(command: F) -> F:
+    """Give a command --format; it gets ``as_json``."""
+    option = click.option(
+        "--format",
+        "as_json",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        callback=lambda _ctx, _parameter, value: value == "json",
+        help="How to print.",
+    )
+    return option(command)
+
+
+def pairs(words: Iterable[str], *, files: bool = False) -> dict[str, str]:
+    """``KEY=VALUE`` words as a mapping.
+
+    Args:
+        words: as they were typed.
+        files: a value ``@FILE`` stands for what the file holds, ``@-`` for standard input.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"{word!r} is not KEY=VALUE")
+        if key in found:
+            raise click.UsageError(f"{key} is given twice")
+        found[key] = _read(value[1:]) if files and value.startswith("@") else value
+    return found
+
+
+def _read(name: str) -> str:
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return content.decode()
+    except OSError as error:
+        fail(f"{name}: {error.strerror}")
+    except UnicodeDecodeError:
+        fail(f"{name}: is not valid UTF-8 text")
+
+
+def status(instance: Instance) -> str:
+    """``running``, ``stopped``, or ``dead``: registered as running, but its init has ended without notice."""
+    if instance.init is None:
+        return "stopped"
+    return "running" if is_alive(instance.init) else "dead"
+
+
+def described(instance: Instance) -> dict[str, Any]:
+    """An instance as ``--format json`` shows it."""
+    return {
+        "name": instance.name,
+        "project": instance.project,
+        "type": instance.type,
+        "status": status(instance),
+        "state": "Ready" if instance.ready else "Started",
+        "pid": instance.init.pid if instance.init else None,
+        "uuid": instance.uuid,
+        "cloud_init_id": instance.cloud_init_id,
+        "location": instance.location,
+        "config": dict(instance.config),
+        "devices": dict(instance.devices),
+    }
+
+
+def print_json(document: object) -> None:
+    """Print `document`, readable by humans too."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table; nothing in it is taken for markup, and control characters cannot reach the terminal."""
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width: do not fold what a script wants to read.
+        console = Console(width=10_000)
+        table.expand = False
+    console.print(table)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters shown as escapes: a guest's key or value must not drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_pairs(config: Iterable[tuple[str, str]]) -> None:
+    """Print keys and values."""
+    print_table(["KEY", "VALUE"], ((key, _shorten(value)) for key, value in config))
+
+
+def print_devices(devices: Iterable[tuple[str, Device]]) -> None:
+    """Print devices and their definitions."""
+    rows = ((name, device["type"], _options(device)) for name, device in devices)
+    print_table(["DEVICE", "TYPE", "OPTIONS"], rows)
+
+
+def _options(device: Device) -> str:
+    return " ".join(f"{key}={value}" for key, value in device.items() if key != "type")
+
+
+def _shorten(value: str) -> str:
+    lines = value.splitlines() or [""]
+    return lines[0][:120] + (f" … ({len(value.encode())} bytes)" if len(lines) > 1 or len(lines[0]) > 120 else "")

@@ -1,0 +1,134 @@
+"""``guestapi instance``: which instances there are, and which process each one is."""
+
+from __future__ import annotations
+
+import click
+
+from guestapi.callers.namespaces import examine
+from guestapi.cli.common import (
+    Operator,
+    described,
+    has_format,
+    pairs,
+    print_devices,
+    print_json,
+    print_pairs,
+    print_table,
+    status,
+    takes_instance,
+)
+from guestapi.model import Device, InstanceType
+
+
+@click.group()
+def instance() -> None:
+    """Add, start, stop, remove and look at instances."""
+
+
+@instance.command()
+@takes_instance
+@click.option("--type", "kind", type=click.Choice(["container", "virtual-machine"]), default="container")
+@click.option("--uuid", metavar="U", help="Its UUID; default: a new one.")
+@click.option("--location", metavar="L", help="The cluster member's name; default: this host's.")
+@click.option("--config", "config", multiple=True, metavar="KEY=VALUE", help="Configuration; KEY=@FILE reads a file.")
+@click.option("--device", multiple=True, metavar="NAME,type=TYPE[,KEY=VALUE]...", help="A device.")
+@click.pass_obj
+def add(
+    operator: Operator,
+    name: str,
+    project: str,
+    kind: InstanceType,
+    uuid: str | None,
+    location: str | None,
+    config: tuple[str, ...],
+    device: tuple[str, ...],
+) -> None:
+    """Add an instance; it is not running yet."""
+    wanted = pairs(config, files=True)
+    devices = _devices(device)
+    with operator.writer.change() as change:
+        change.add(project, name, type=kind, instance_uuid=uuid, location=location, config=wanted, devices=devices)
+
+
+@instance.command()
+@takes_instance
+@click.option("--pid", type=click.IntRange(min=1), required=True, help="The container's init, as the host sees it.")
+@click.pass_obj
+def start(operator: Operator, name: str, project: str, pid: int) -> None:
+    """The instance runs now; the process PID is its identity."""
+    init = examine(pid)
+    with operator.writer.change() as change:
+        change.start(change.instance(project, name), init)
+
+
+@instance.command()
+@takes_instance
+@click.pass_obj
+def stop(operator: Operator, name: str, project: str) -> None:
+    """The instance runs no more."""
+    with operator.writer.change() as change:
+        change.stop(change.instance(project, name))
+
+
+@instance.command()
+@takes_instance
+@click.pass_obj
+def remove(operator: Operator, name: str, project: str) -> None:
+    """Forget an instance, running or not."""
+    with operator.writer.change() as change:
+        change.remove(change.instance(project, name))
+
+
+@instance.command(name="list")
+@click.option("--project", help="Of this project alone.")
+@has_format
+@click.pass_obj
+def list_(operator: Operator, project: str | None, as_json: bool) -> None:
+    """All instances, and whether they run."""
+    with operator.view() as store:
+        found = store.instances(project)
+    if as_json:
+        print_json([described(one) for one in found])
+        return
+    rows = (
+        (
+            one.project,
+            one.name,
+            one.type,
+            status(one),
+            "Ready" if one.ready else "",
+            str(one.init.pid) if one.init else "",
+        )
+        for one in found
+    )
+    print_table(["PROJECT", "NAME", "TYPE", "STATUS", "READY", "PID"], rows)
+
+
+@instance.command()
+@takes_instance
+@has_format
+@click.pass_obj
+def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
+    """All that is known of an instance."""
+    with operator.view() as store:
+        found = store.instance(project, name)
+    document = described(found)
+    if as_json:
+        print_json(document)
+        return
+    config, devices = document.pop("config"), document.pop("devices")
+    print_table(["PROPERTY", "VALUE"], ((key, "" if value is None else str(value)) for key, value in document.items()))
+    print_pairs(config.items())
+    print_devices(devices.items())
+
+
+def _devices(words: tuple[str, ...]) -> dict[str, Device]:
+    devices: dict[str, Device] = {}
+    for word in words:
+        name, _, options = word.partition(",")
+        if name in devices:
+            raise click.UsageError(f"device {name!r} is given twice")
+        devices[name] = pairs(options.split(",") if options else [])
+        if "type" not in devices[name]:
+            raise click.UsageError(f"device {name!r} has no type; write {name},type=nic or another")
+    return devices

@@ -1,0 +1,424 @@
+"""One connection, from accept to close: read a head, call the application, send the answer, and again.
+
+Fair: before every read a connection waits its turn in the event loop, even if it knows that there is more to read, so
+nobody is served twice while others are not served once. Bounded: every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent.hub import get_hub
+from greenlet import getcurrent
+
+from guestapi.callers.identify import Caller
+from guestapi.model import Instance
+from guestapi.server.body import Body
+from guestapi.server.http import Environ, Head, ProtocolError, ends_head, error_response, parse_head, response_head
+from guestapi.settings import Limits
+from guestapi.store.schema import StoreError
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+log = logging.getLogger(__name__)
+
+#: Bytes a read asks for. More than any head that is not an attack.
+_READ = 65536
+#: From this size on a body is sent beside its head (sendmsg), not copied behind it.
+_COPY = 16384
+#: Event types of a gevent loop's io watcher.
+_READABLE, _WRITABLE = 1, 2
+
+#: How often more is read from a client that is being refused.
+_LAST_READS = 8
+
+_NOTHING = io.BytesIO()
+
+
+class Service:
+    """What all connections of a worker share. `worker.GuestWorker` makes one."""
+
+    def __init__(
+        self,
+        application: Callable[..., Iterable[bytes]],
+        identify: Callable[[socket.socket], Caller],
+        limits: Limits,
+        answered: Callable[[Answer], None],
+        refused: Callable[[Caller | None, str, int, str], None],
+        *,
+        multiprocess: bool,
+    ) -> None:
+        """Args:
+        application: the WSGI application.
+        identify: who is at the other end of a socket.
+        limits: sizes and times.
+        answered: called after each response of the application.
+        refused: called with caller, dialect, status and text of what the server itself refuses.
+        multiprocess: there are other workers (``wsgi.multiprocess``).
+        """
+        self.application = application
+        self.identify = identify
+        self.limits = limits
+        self.answered = answered
+        self.refused = refused
+        self.connections: set[Connection] = set()
+        self.stopping = False
+        self._held: dict[int | None, int] = {}
+        self.environ = {
+            "wsgi.version": (1, 0),
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": multiprocess,
+            "wsgi.run_once": False,
+            "wsgi.errors": sys.stderr,
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": "localhost",
+            "SERVER_PORT": "0",
+            "REMOTE_ADDR": "",
+        }
+
+    def enter(self, instance_id: int | None) -> bool:
+        """Count a connection of an instance, or of all unknown callers together; False if it has too many."""
+        held = self._held.get(instance_id, 0)
+        if held >= self.limits.connections_per_instance:
+            return False
+        self._held[instance_id] = held + 1
+        return True
+
+    def leave(self, instance_id: int | None) -> None:
+        """The opposite of `enter`."""
+        left = self._held[instance_id] - 1
+        if left:
+            self._held[instance_id] = left
+        else:
+            del self._held[instance_id]
+
+
+class Answer:
+    """What became of a request: for the logs and for gunicorn's hooks, which know such an object as ``resp``."""
+
+    __slots__ = ("caller", "dialect", "environ", "headers", "seconds", "sent", "status")
+
+    def __init__(
+        self,
+        environ: Environ,
+        caller: Caller,
+        dialect: str,
+        status: str,
+        headers: list[tuple[str, str]],
+        sent: int,
+        seconds: float,
+    ) -> None:
+        self.environ = environ
+        self.caller = caller
+        self.dialect = dialect
+        self.status = status
+        self.headers = headers
+        self.sent = sent
+        self.seconds = seconds
+
+    @property
+    def instance(self) -> Instance | None:
+        """The instance that was admitted, if one was."""
+        return self.environ.get("guestapi.instance")
+
+
+class _LateError(Exception):
+    """A deadline has passed."""
+
+
+class Connection:
+    """A connected socket and the greenlet that serves it."""
+
+    def __init__(self, service: Service, sock: socket.socket, dialect: str) -> None:
+        """Args:
+        service: the worker's.
+        sock: as accepted; belongs to this object from now on.
+        dialect: of the listening socket.
+        """
+        sock.setblocking(False)
+        self._service = service
+        self._socket = sock
+        self._dialect = dialect
+        self._hub = get_hub()
+        self._readable = self._hub.loop.io(sock.fileno(), _READABLE)
+        self._timer: Any = None
+        self._greenlet: greenlet | None = None
+        self._buffer = b""
+        self._deadline = 0.0
+        self._waiting = False
+        self._idle = False
+        self._caller: Caller | None = None
+
+    def start(self) -> None:
+        """Serve the connection in a greenlet of its own."""
+        self._service.connections.add(self)
+        gevent.spawn_raw(self._run)
+
+    def finish(self) -> None:
+        """The worker stops. If no request is under way, take the one that may have arrived already, and no more.
+
+        A client that sends later gets EPIPE, so it knows that this request was not even read.
+        """
+        if self._idle:
+            self._shut_down(socket.SHUT_RD)
+
+    def abort(self) -> None:
+        """The worker's time is up."""
+        self._shut_down(socket.SHUT_RDWR)
+
+    def _shut_down(self, how: int) -> None:
+        try:
+            self._socket.shutdown(how)
+        except OSError:
+            pass  # The client was quicker.
+
+    def _run(self) -> None:
+        self._greenlet = getcurrent()
+        entered: int | None = None
+        try:
+            self._caller = self._service.identify(self._socket)
+            if not self._service.enter(self._caller.instance_id):
+                self._refuse(429, "too many connections of this instance", [("Retry-After", "1")])
+                return
+            try:
+                entered = self._caller.instance_id
+                self._serve(self._caller)
+            finally:
+                self._service.leave(entered)
+        except _LateError:
+            pass  # Nothing to say: a client that is slow in asking is not waiting for an answer.
+        except OSError as error:
+            log.debug("connection lost: %s", error)
+        except StoreError as error:
+            log.error("%s", error)
+            self._refuse(500, "temporarily unavailable, try again")
+        except Exception:
+            log.exception("unexpected error on a connection")
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._service.connections.discard(self)
+        if self._timer is not None:
+            self._timer.close()
+        self._readable.close()
+        self._socket.close()
+
+    def _serve(self, caller: Caller) -> None:
+        service = self._service
+        self._set_deadline(service.limits.head_seconds)
+        while True:
+            try:
+                head = self._read_head()
+                if head is None:
+                    return
+                keep_alive = self._respond(head, caller)
+            except ProtocolError as error:
+                self._refuse(error.status, str(error))
+                return
+            if not keep_alive:
+                return
+            self._set_deadline(service.limits.idle_seconds)
+
+    def _read_head(self) -> Head | None:
+        """The next request's head; None if the client has no more."""
+        limits = self._service.limits
+        self._idle = not self._buffer
+        if self._buffer:
+            # A pipelined request waits its turn as if it came only now.
+            gevent.sleep(0)
+        else:
+            self._buffer = self._receive()
+            self._idle = False
+        head = parse_head(self._buffer, limits)
+        if head is None:
+            if not self._buffer:
+                return None
+            # The first bytes are there and the rest is not: from here on, time runs for the head.
+            self._set_deadline(limits.head_seconds)
+            while head is None:
+                seen = len(self._buffer)
+                more = self._receive()
+                if not more:
+                    return None
+                self._buffer += more
+                # Look at it again only when it may be complete, or it is read as often as it has bytes.
+                if ends_head(self._buffer, seen) or len(self._buffer) > min(limits.head, limits.request_line):
+                    head = parse_head(self._buffer, limits)
+        self._buffer = self._buffer[head.size :]
+        return head
+
+    def _respond(self, head: Head, caller: Caller) -> bool:
+        """Answer one request; whether another may follow."""
+        service = self._service
+        began = time.monotonic()
+        environ = head.environ
+        environ.update(service.environ)
+        environ["guestapi.caller"] = caller
+        environ["guestapi.dialect"] = self._dialect
+        body: Body | None = None
+        if head.length == 0:
+            environ["wsgi.input"] = _NOTHING
+        else:
+            if head.length is not None and head.length > service.limits.body:
+                raise ProtocolError(413, f"the body is larger than {service.limits.body} bytes")
+            self._set_deadline(service.limits.body_seconds)
+            environ["wsgi.input"] = body = Body(self, head.length, service.limits.body, head.expects)
+        if environ["RAW_PATH"] == "*":
+            status, headers, content = "200 OK", [("Content-Length", "0")], b""
+        else:
+            status, headers, content = self._call(environ)
+        # CONNECT would make a tunnel of the connection (RFC 9110, section 9.3.6): whatever follows is no request.
+        close = not head.keep_alive or service.stopping or environ["REQUEST_METHOD"] == "CONNECT"
+        if body is not None:
+            if body.failure is None and not body.untouched:
+                try:
+                    body.drain()
+                except ProtocolError:
+                    pass  # It is kept as the body's failure.
+            if body.failure is not None:
+                raise body.failure
+            close = close or body.untouched
+        prefix = response_head(status, headers, protocol=environ["SERVER_PROTOCOL"], close=close)
+        self._send(prefix, content)
+        answer = Answer(environ, caller, self._dialect, status, headers, len(content), time.monotonic() - began)
+        service.answered(answer)
+        return not close
+
+    def _call(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes]:
+        """What the application says, all of it: nothing is sent before it is known to be whole."""
+        started: list[Any] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> None:
+            started[:] = status, headers
+
+        chunks = self._service.application(environ, start_response)
+        content = chunks[0] if isinstance(chunks, list) and len(chunks) == 1 else b"".join(chunks)
+        return started[0], started[1], content
+
+    def _refuse(self, status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+        """Answer what cannot be served; the connection ends after it."""
+        self._service.refused(self._caller, self._dialect, status, text)
+        try:
+            self._send(error_response(status, text, headers), b"")
+            # What the client has sent meanwhile is taken: closing a Unix socket with unread bytes in it makes the
+            # client's next read fail with ECONNRESET, perhaps before it has seen the answer.
+            for _read in range(_LAST_READS):
+                if not self._socket.recv(_READ):
+                    break
+        except (OSError, _LateError):
+            pass  # There is no more, or the client does not wait for it.
+
+    # What `body.Source` asks for.
+
+    def peek_line(self, limit: int) -> bytes:
+        """The next line, left in place."""
+        while (end := self._buffer.find(b"\n", 0, limit)) < 0:
+            if len(self._buffer) >= limit:
+                raise ProtocolError(400, "a line of the chunked body is too long")
+            self._buffer += self._receive_body()
+        return self._buffer[: end + 1]
+
+    def take(self, size: int) -> bytes:
+        """The next bytes of the body."""
+        if not self._buffer:
+            self._buffer = self._receive_body()
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+    def say(self, response: bytes) -> None:
+        """Send an interim response."""
+        self._send(response, b"")
+
+    def _receive_body(self) -> bytes:
+        try:
+            data = self._receive()
+        except _LateError:
+            raise ProtocolError(400, "the body did not come in time") from None
+        if not data:
+            raise ProtocolError(400, "the body is cut short")
+        return data
+
+    # Waiting.
+
+    def _receive(self) -> bytes:
+        """What the client sends next, b"" at its end. Others have their turn first."""
+        while True:
+            self._wait(self._readable)
+            try:
+                return self._socket.recv(_READ)
+            except BlockingIOError:
+                continue
+
+    def _send(self, head: bytes, content: bytes) -> None:
+        """Send all, in one call if the client keeps up."""
+        try:
+            if len(content) < _COPY:
+                head += content
+                sent = self._socket.send(head)
+            else:
+                sent = self._socket.sendmsg([head, content])
+                if sent < len(head) + len(content):
+                    head += content
+        except BlockingIOError:
+            sent = 0
+            head += content if len(content) >= _COPY else b""
+        if sent < len(head):
+            self._send_rest(memoryview(head)[sent:])
+
+    def _send_rest(self, left: memoryview) -> None:
+        self._set_deadline(self._service.limits.send_seconds)
+        writable = self._hub.loop.io(self._socket.fileno(), _WRITABLE)
+        try:
+            while left:
+                self._wait(writable)
+                try:
+                    left = left[self._socket.send(left) :]
+                except BlockingIOError:
+                    continue
+        finally:
+            writable.close()
+
+    def _wait(self, watcher: Any) -> None:
+        """Give way to the event loop until `watcher` fires; raises _LateError when the deadline passes first."""
+        self._waiting = True
+        watcher.start(self._greenlet.switch)  # type: ignore[union-attr]
+        try:
+            self._hub.switch()
+        finally:
+            watcher.stop()
+            self._waiting = False
+
+    def _set_deadline(self, seconds: float) -> None:
+        """Let waits end `seconds` from now.
+
+        PERF: the timer is left alone where it would go off too early, and looks again then: on a busy connection this
+        costs one comparison, not a timer for each request.
+        """
+        now = time.monotonic()
+        sooner = now + seconds < self._deadline
+        self._deadline = now + seconds
+        if self._timer is None or sooner:
+            self._arm(seconds)
+
+    def _arm(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.close()
+        self._timer = self._hub.loop.timer(seconds)
+        self._timer.start(self._on_timer)
+
+    def _on_timer(self) -> None:
+        left = self._deadline - time.monotonic()
+        if self._waiting and left <= 0:
+            self._greenlet.throw(_LateError)  # type: ignore[union-attr]
+        else:
+            # Not waiting means at work: look again a little later.
+            self._arm(max(left, 0.1))

@@ -1,0 +1,45 @@
+"""conf/gunicorn.conf.py: gunicorn's own settings. It is Python, and read as gunicorn reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from guestapi.settings import SettingsError
+
+#: What only guestapi.toml, a socket unit or the code decides.
+_FIXED = ("bind", "worker_class", "logger_class", "preload_app")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """What `file` sets, by name; nothing if it does not exist.
+
+    Raises:
+        SettingsError: it is no Python, or sets what gunicorn does not know, does not take, or what is not to be set.
+    """
+    from gunicorn.config import Config
+
+    if not file.exists():
+        return {}
+    names: dict[str, Any] = {"__file__": str(file), "__name__": "__config__"}
+    try:
+        exec(compile(file.read_bytes(), file, "exec"), names)
+    except Exception as error:
+        raise SettingsError(f"{file}: {type(error).__name__}: {error}") from None
+    config = Config()
+    settings = {}
+    for name, value in names.items():
+        if name in _FIXED:
+            raise SettingsError(f"{file}: {name}: cannot be set here; sockets are in guestapi.toml or a socket unit")
+        if name not in config.settings:
+            # A Python file may need more than settings: imports, functions, names of its own with an underscore.
+            if name.startswith("_") or isinstance(value, ModuleType) or callable(value):
+                continue
+            raise SettingsError(f"{file}: {name}: gunicorn has no such setting")
+        try:
+            config.set(name, value)
+        except Exception as error:
+            raise SettingsError(f"{file}: {name}: {error}") from None
+        settings[name] = value
+    return settings

@@ -1,0 +1,117 @@
+"""Where log lines go: to the journal, with fields of their own, if stderr is the journal; to stderr elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import gunicorn.glogging
+import systemd.journal
+
+from guestapi.callers.identify import Caller
+from guestapi.server.connection import Answer
+from guestapi.settings import Log
+
+requests = logging.getLogger("guestapi.requests")
+
+#: From which status on a request is logged, for each choice of ``log.requests``.
+_LOGGED_FROM = {"all": 0, "refused": 400, "none": 1000}
+
+
+def to_journal() -> bool:
+    """Whether stderr is connected to the journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+class JournalHandler(logging.Handler):
+    """Sends a record with the fields in its attribute ``fields``, which `RequestLog` sets."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As logging.Handler."""
+        try:
+            systemd.journal.send(
+                self.format(record),
+                PRIORITY=str(systemd.journal.JournalHandler.map_priority(record.levelno)),
+                SYSLOG_IDENTIFIER="guestapi",
+                LOGGER=record.name,
+                **getattr(record, "fields", {}),
+            )
+        except Exception:
+            self.handleError(record)
+
+
+def set_up(level: str) -> None:
+    """Send this package's log lines, and gunicorn's, to where they belong. May be called again with another level."""
+    handler: logging.Handler
+    if to_journal():
+        handler = JournalHandler()
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s [%(process)d] %(levelname)s %(message)s"))
+    for name in ("guestapi", "gunicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+        logger.setLevel(level.upper())
+
+
+class GunicornLogger(gunicorn.glogging.Logger):
+    """gunicorn's logger, whose errors go where ours go. Its access log stays as gunicorn's ``accesslog`` says."""
+
+    def setup(self, cfg: Any) -> None:
+        """As gunicorn.glogging.Logger; called again on reload."""
+        super().setup(cfg)
+        set_up(cfg.loglevel)
+
+
+class RequestLog:
+    """Logs requests, at most so many a second: a guest can make as many as it likes."""
+
+    def __init__(self, settings: Log) -> None:
+        self._from = _LOGGED_FROM[settings.requests]
+        self._each_second = settings.requests_per_second
+        self._second = 0
+        self._lines = 0
+
+    def answered(self, answer: Answer) -> None:
+        """Log a response of the application, if it is of those that are logged."""
+        status = int(answer.status[:3])
+        if status >= self._from and self._may_log():
+            environ = answer.environ
+            instance = answer.instance
+            fields = _fields(answer.caller, answer.dialect, status)
+            if instance is not None:
+                fields |= {"INSTANCE": instance.name, "PROJECT": instance.project}
+            who = f"{instance.project}/{instance.name}" if instance else f"pid {answer.caller.credentials.pid}"
+            request = f"{environ['REQUEST_METHOD']} {environ['RAW_URI'][:200]}"
+            milliseconds = answer.seconds * 1000
+            requests.info("%s: %s -> %d, %.1f ms", who, request, status, milliseconds, extra={"fields": fields})
+
+    def refused(self, caller: Caller | None, dialect: str, status: int, text: str) -> None:
+        """Log what the server itself refused."""
+        if status >= self._from and self._may_log():
+            who = f"pid {caller.credentials.pid}" if caller else "unknown caller"
+            requests.info("%s: %d, %s", who, status, text, extra={"fields": _fields(caller, dialect, status)})
+
+    def _may_log(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            if self._lines > self._each_second:
+                requests.warning("%d more requests were not logged", self._lines - self._each_second)
+            self._second, self._lines = second, 0
+        self._lines += 1
+        return self._lines <= self._each_second
+
+
+def _fields(caller: Caller | None, dialect: str, status: int) -> dict[str, str]:
+    fields = {"DIALECT": dialect, "STATUS": str(status)}
+    if caller is not None:
+        fields |= {"CALLER_PID": str(caller.credentials.pid), "CALLER_UID": str(caller.credentials.uid)}
+    return fields

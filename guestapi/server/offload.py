@@ -1,0 +1,36 @@
+"""The store as the application of a worker sees it: looks are immediate, writes leave the event loop alone."""
+
+from __future__ import annotations
+
+from gevent.hub import get_hub
+
+from guestapi.model import Init, Instance
+from guestapi.settings import Settings
+from guestapi.store.reading import Reader
+from guestapi.store.writing import Writer
+
+
+class OffloadedStore:
+    """A `Reader` for the event loop's thread, and a `Writer` for threads beside it (`api.app.Store`)."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the store.
+
+        Raises:
+            StoreError: it cannot be used.
+        """
+        self._reader = Reader(settings.store.url)
+        self._writer = Writer(settings)
+
+    def instance(self, instance_id: int) -> Instance | None:
+        """As `Reader.instance`."""
+        return self._reader.instance(instance_id)
+
+    def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
+        """As `Reader.running_in`."""
+        return self._reader.running_in(namespace)
+
+    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+        """As `Writer.set_ready`, in a thread of gevent's pool; only the calling greenlet waits for it."""
+        noted: bool = get_hub().threadpool.apply(self._writer.set_ready, (instance_id, run, ready))
+        return noted

@@ -1,0 +1,217 @@
+"""A worker process: accepts connections and serves them until it is told to stop."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import gevent
+import gevent.socket
+from gevent.event import Event
+from gevent.hub import get_hub
+from gunicorn.workers.ggevent import GeventWorker
+
+from guestapi.callers.identify import Identifier
+from guestapi.server.connection import Answer, Connection, Service
+from guestapi.server.logs import RequestLog
+
+log = logging.getLogger(__name__)
+
+#: How long a stopping worker lets clients send their next request on a connection that they have open. It answers
+#: that one with ``Connection: close``, so a client that is at work notices nothing.
+_LAST_REQUESTS_SECONDS = 1.0
+#: Seconds between two signs of life.
+_HEARTBEAT_SECONDS = 1.0
+#: How long a worker waits for its own answer before it takes itself for dead.
+_PATIENCE_SECONDS = 3.0
+#: How many connections are accepted in one turn of the loop: one if there are other workers to share with.
+_ACCEPT_ALONE = 32
+#: Seconds without accepting after the process has run out of descriptors.
+_PAUSE_SECONDS = 0.1
+
+
+class GuestWorker(GeventWorker):
+    """gunicorn's gevent worker with its own connection loop. Signals, heartbeat, hooks and stop are as gunicorn's."""
+
+    alive: bool
+
+    def patch(self) -> None:
+        """Make sockets non-blocking. Nothing is monkey-patched, unlike in the class above: see the room's rules."""
+        for listener in self.sockets:
+            listener.sock.setblocking(False)
+
+    def init_process(self) -> None:
+        """As gunicorn's Worker: set up, then run until told to stop."""
+        self._wake = Event()
+        super().init_process()
+
+    def init_signals(self) -> None:
+        """As gunicorn's Worker, but a signal wakes the main loop at once instead of within a second."""
+        super().init_signals()
+        self._wake_watcher = get_hub().loop.io(self.PIPE[0], 1)
+        self._wake_watcher.start(self._on_signal)
+
+    def run(self) -> None:
+        """Serve until `alive` is False, then let requests that are under way end."""
+        application = self.app
+        store = application.open_store()
+        requests = RequestLog(application.settings.log)
+        self._hooks = _Hooks(self)
+        self._requests = requests
+        self._service = Service(
+            self.wsgi,
+            Identifier(store, pidfd=application.settings.callers.pidfd).identify,
+            application.settings.limits,
+            self._answered,
+            requests.refused,
+            multiprocess=self.cfg.workers > 1,
+        )
+        listeners = [
+            _Listener(listener.sock, dialect, self._service, self.cfg.worker_connections, alone=self.cfg.workers == 1)
+            for listener, dialect in zip(self.sockets, application.dialects, strict=True)
+        ]
+        while self.alive:
+            if self._answers():
+                self.notify()
+            self._wake.wait(_HEARTBEAT_SECONDS)
+            self._wake.clear()
+        for listener in listeners:
+            listener.close()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Let each connection end after its next answer; those that are idle, a little later, at once."""
+        self._service.stopping = True
+        idle_until = time.monotonic() + min(_LAST_REQUESTS_SECONDS, self.cfg.graceful_timeout)
+        until = time.monotonic() + self.cfg.graceful_timeout
+        while self._service.connections and time.monotonic() < until:
+            self.notify()
+            if time.monotonic() >= idle_until:
+                for connection in list(self._service.connections):
+                    connection.finish()
+            gevent.sleep(0.02)
+        for connection in list(self._service.connections):
+            connection.abort()
+        gevent.sleep(0)
+
+    def _answers(self) -> bool:
+        """Whether a request, sent through a connection like any other, is answered in time."""
+        ours, theirs = socket.socketpair()
+        Connection(self._service, ours, "incus").start()
+        with gevent.socket.socket(fileno=theirs.detach()) as probe:
+            probe.settimeout(_PATIENCE_SECONDS)
+            try:
+                probe.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
+                return bool(probe.recv(4096).startswith(b"HTTP/1.0 200"))
+            except TimeoutError:
+                log.error("the worker did not answer itself within %d s", _PATIENCE_SECONDS)
+                return False
+
+    def _on_signal(self) -> None:
+        try:
+            os.read(self.PIPE[0], 4096)
+        except BlockingIOError:
+            pass
+        self._wake.set()
+
+    def _answered(self, answer: Answer) -> None:
+        if answer.environ["RAW_PATH"] == "*":
+            return
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
+            self._wake.set()
+        self._requests.answered(answer)
+        if self._hooks.wanted:
+            self._hooks.call(answer)
+
+
+class _Listener:
+    """Accepts connections on one listening socket."""
+
+    def __init__(
+        self, sock: socket.socket, dialect: str, service: Service, worker_connections: int, *, alone: bool
+    ) -> None:
+        self._socket = sock
+        self._dialect = dialect
+        self._service = service
+        self._most = worker_connections
+        self._each_turn = _ACCEPT_ALONE if alone else 1
+        self._loop = get_hub().loop
+        self._readable = self._loop.io(sock.fileno(), 1)
+        self._readable.start(self._accept)
+        self._timer: Any = None
+
+    def close(self) -> None:
+        """Accept no more. What waits in the kernel's queue is for the workers that come after."""
+        if self._timer is not None:
+            self._timer.close()
+        self._readable.close()
+
+    def _accept(self) -> None:
+        for _turn in range(self._each_turn):
+            if len(self._service.connections) >= self._most:
+                self._pause()
+                return
+            try:
+                accepted, _address = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                log.error("cannot accept: %s; raise LimitNOFILE= of the unit", error.strerror)
+                self._pause()
+                return
+            Connection(self._service, accepted, self._dialect).start()
+
+    def _pause(self) -> None:
+        self._readable.stop()
+        self._timer = self._loop.timer(_PAUSE_SECONDS)
+        self._timer.start(partial(self._readable.start, self._accept))
+
+
+class _Hooks:
+    """gunicorn's pre_request, post_request and access log, for those who have set them."""
+
+    def __init__(self, worker: GuestWorker) -> None:
+        self._worker = worker
+        self._pre = self._unless_default("pre_request")
+        self._post = self._unless_default("post_request")
+        self.wanted = bool(self._pre or self._post or worker.log.access_log_enabled)
+
+    def _unless_default(self, name: str) -> Callable[..., object] | None:
+        setting = self._worker.cfg.settings[name]
+        return None if setting.get() is type(setting).default else setting.get()
+
+    def call(self, answer: Answer) -> None:
+        """Tell them of one answer. Both hooks run after it: the answer is already on its way."""
+        request = _Request(answer)
+        if self._pre:
+            self._pre(self._worker, request)
+        self._worker.log.access(answer, request, answer.environ, timedelta(seconds=answer.seconds))
+        if self._post:
+            self._post(self._worker, request, answer.environ, answer)
+
+
+class _Request:
+    """What gunicorn's hooks and access log want to know of a request."""
+
+    def __init__(self, answer: Answer) -> None:
+        environ = answer.environ
+        self.method = environ["REQUEST_METHOD"]
+        self.uri = environ["RAW_URI"]
+        self.path = environ["RAW_PATH"]
+        self.query = environ["QUERY_STRING"]
+        self.version = (1, int(environ["SERVER_PROTOCOL"][-1]))
+        self.headers = [
+            (name[5:].replace("_", "-"), value) for name, value in environ.items() if name.startswith("HTTP_")
+        ]
