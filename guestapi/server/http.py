@@ -215,6 +215,11 @@ class _Date:
 
 _date = _Date()
 
+#: Falcon has header names in lower case. Nobody should mind, but people read them and scripts grep for them.
+_SPELLED = {
+    name.lower(): name for name in ("Allow", "Content-Length", "Content-Type", "Location", "X-Content-Type-Options")
+}
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -229,7 +234,11 @@ def response_head(
         protocol: of the request: one of HTTP/1.0 is answered in HTTP/1.0.
         close: this is the connection's last response.
     """
-    lines = [f"{protocol} {status}\r\n", *[f"{name}: {value}\r\n" for name, value in headers], _date.line()]
+    lines = [
+        f"{protocol} {status}\r\n",
+        *[f"{_SPELLED.get(name, name)}: {value}\r\n" for name, value in headers],
+        _date.line(),
+    ]
     if close:
         lines.append("Connection: close\r\n\r\n")
     elif protocol == "HTTP/1.0":

@@ -1,0 +1,46 @@
+"""Fixtures, and who may skip: without root some tests cannot run, and say so; in CI that is a failure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness.containers import Container
+from tests.harness.service import Service
+
+CI = os.environ.get("CI") == "true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs root where there is none, except in CI."""
+    if os.geteuid() == 0 or CI:
+        return
+    for item in items:
+        if "service" in getattr(item, "fixturenames", ()) or item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root: containers, and a service of another user"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """In CI a skipped test is one that should have run."""
+    report = yield
+    if CI and report.skipped:  # type: ignore[attr-defined]
+        report.outcome = "failed"  # type: ignore[attr-defined]
+        report.longrepr = f"skipped in CI: {report.longrepr}"  # type: ignore[attr-defined]
+    return report
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """A service with two workers that all tests share; each uses instances of its own."""
+    with Service() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def c1(service: Service) -> Iterator[Container]:
+    """A container that runs as instance c1. Who changes its configuration, changes it back."""
+    with service.container("c1", {"user.foo": "bar"}) as container:
+        yield container

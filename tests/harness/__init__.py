@@ -1,0 +1,1 @@
+"""What tests stand on: real unprivileged containers, the real service as an unprivileged user, raw exchanges."""

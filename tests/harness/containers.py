@@ -1,0 +1,190 @@
+"""Real containers for tests, and raw HTTP exchanges from inside them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.harness import agent
+
+HERE = Path(__file__).parent
+
+#: Which host UID is root in a container that says nothing else.
+BASE = 100_000
+
+
+@dataclass(frozen=True)
+class Response:
+    """One HTTP response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+        return self.body.decode()
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What came back in an exchange: raw bytes of each ``receive``, whether the server closed, seconds in all."""
+
+    received: list[bytes]
+    closed: bool
+    seconds: float
+
+    @property
+    def responses(self) -> list[Response]:
+        """All responses, parsed."""
+        return [response for data in self.received for response in parse(data)]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A program that ran inside."""
+
+    code: int
+    out: str
+    err: str
+
+
+def parse(data: bytes, method: str = "GET") -> list[Response]:
+    """Responses in the bytes of a connection; they must have a Content-Length, end with the bytes, or be of HEAD."""
+    found = []
+    while data:
+        head, _, data = data.partition(b"\r\n\r\n")
+        lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+        status = int(lines[0].split(" ")[1])
+        length = 0 if method == "HEAD" or status == 100 else int(headers.get("content-length", len(data)))
+        found.append(Response(status, headers, data[:length]))
+        data = data[length:]
+    return found
+
+
+def send(data: bytes) -> list[Any]:
+    """An exchange's step: send bytes."""
+    return ["send", base64.b64encode(data).decode()]
+
+
+def receive(count: int = 1, method: str = "GET", patience: float = 10) -> list[Any]:
+    """An exchange's step: receive so many responses to that method."""
+    return ["receive", count, method, patience]
+
+
+def request(path: str, method: str = "GET", body: bytes = b"") -> bytes:
+    """A request's bytes."""
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n".encode() + body
+
+
+class Container:
+    """A container that runs until the end of its ``with`` block. `pid` is its init, as the host sees it."""
+
+    def __init__(self, binds: Sequence[tuple[Path, str]] = (), *, base: int | None = BASE, hostname: str = "c1") -> None:
+        options = {
+            "binds": [[str(host), guest] for host, guest in binds],
+            "base": base,
+            "hostname": hostname,
+            "agent": str(HERE / "agent.py"),
+        }
+        self._launcher = subprocess.Popen(
+            ["/usr/bin/python3", "-I", "-S", str(HERE / "launch.py"), json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._launcher.stdout is not None
+        line = self._launcher.stdout.readline()
+        assert line, "the container did not start"
+        self.pid = int(line)
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End it, as by a power cut: nobody is told."""
+        if self._launcher.poll() is None:
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            for pipe in (self._launcher.stdin, self._launcher.stdout):
+                assert pipe is not None
+                pipe.close()
+            self._launcher.wait(10)
+
+    def command(self, **command: Any) -> dict[str, Any]:
+        """Have the agent do something (see agent.py)."""
+        assert self._launcher.stdin is not None
+        assert self._launcher.stdout is not None
+        self._launcher.stdin.write(json.dumps(command).encode() + b"\n")
+        self._launcher.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._launcher.stdout.readline())
+        assert "error" not in answer, answer["error"]
+        return answer
+
+    def exchange(
+        self, *steps: list[Any], socket: str = "/dev/incus/sock", become: Sequence[str] = (), how: str = "self"
+    ) -> Exchanged:
+        """Exchange bytes with the service from inside."""
+        return exchanged(
+            self.command(do="exchange", steps=list(steps), socket=socket, become=list(become), how=how)
+        )
+
+    def ask(
+        self,
+        path: str,
+        method: str = "GET",
+        body: bytes = b"",
+        *,
+        socket: str = "/dev/incus/sock",
+        become: Sequence[str] = (),
+        how: str = "self",
+    ) -> Response:
+        """One request from inside, and its response."""
+        steps = [send(request(path, method, body)), receive(1, method)]
+        (response,) = parse(self.exchange(*steps, socket=socket, become=become, how=how).received[0], method)
+        return response
+
+    def run(self, *argv: str, stdin: bytes = b"", become: Sequence[str] = (), timeout: float = 60) -> Ran:
+        """Run a program inside."""
+        answer = self.command(
+            do="run", argv=argv, input=base64.b64encode(stdin).decode(), become=list(become), timeout=timeout
+        )
+        out, err = (base64.b64decode(answer[name]).decode() for name in ("out", "err"))
+        return Ran(answer["code"], out, err)
+
+
+def exchanged(answer: dict[str, Any]) -> Exchanged:
+    """An agent's answer to an exchange."""
+    return Exchanged([base64.b64decode(data) for data in answer["received"]], answer["closed"], answer["seconds"])
+
+
+def from_host(
+    path: Path, *steps: list[Any], become: Sequence[str] = (), how: str = "self", socket_path: str | None = None
+) -> Exchanged:
+    """The same exchange by a process on the host, in no container."""
+    command = {"do": "exchange", "steps": list(steps), "socket": socket_path or str(path), "become": list(become), "how": how}
+    answer = agent.in_child(command)
+    assert "error" not in answer, answer["error"]
+    return exchanged(answer)
+
+
+def ask_from_host(path: Path, target: str, method: str = "GET", become: Sequence[str] = ()) -> Response:
+    """One request by a process on the host."""
+    return from_host(path, send(request(target, method)), receive(1, method), become=become).responses[0]

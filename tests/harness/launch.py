@@ -1,0 +1,99 @@
+"""Makes a container around agent.py, as container managers do: mounts first, as the host's root; then a user, PID,
+UTS, IPC and cgroup namespace; then PID 1. Prints the PID of the container's init, and ends when that ends.
+
+Runs on the system's Python alone. Its one argument is JSON: ``binds`` (pairs of host and guest directories),
+``base`` (which host UID is root inside; null: no user namespace), ``hostname``, ``agent`` (path of agent.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+
+#: How many IDs a container has, as /etc/subuid usually gives them.
+IDS = 65536
+
+
+def call(function: str, *arguments: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, function)(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def prepare_mounts(binds: list[list[str]]) -> None:
+    call("unshare", CLONE_NEWNS)
+    mount("--make-rprivate", "/")
+    mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/mnt")
+    for device in ("null", "zero", "full", "random", "urandom", "tty"):
+        with open(f"/mnt/{device}", "w"):
+            pass
+        mount("--bind", f"/dev/{device}", f"/mnt/{device}")
+    for host, guest in binds:
+        if guest.startswith("/dev/"):
+            os.makedirs(f"/mnt/{guest[5:]}")
+            mount("--bind", host, f"/mnt/{guest[5:]}")
+    mount("--move", "/mnt", "/dev")
+    # A /tmp of its own, which is also the only directory that the container's root may write to.
+    mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp")
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    agent = open(options["agent"], "rb").read()  # noqa: SIM115 - /tmp is about to be another one
+    prepare_mounts(options["binds"])
+    base = options["base"]
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child:
+        theirs.close()
+        ours.recv(1)
+        if base is not None:
+            for file in ("uid_map", "gid_map"):
+                with open(f"/proc/{child}/{file}", "w") as opened:
+                    opened.write(f"0 {base} {IDS}")
+        ours.send(b"x")
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+    ours.close()
+    # A second mount namespace, owned by the new user namespace: only there may its root mount /proc.
+    flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP
+    call("unshare", flags | (CLONE_NEWUSER if base is not None else 0))
+    theirs.send(b"x")
+    theirs.recv(1)
+    theirs.close()
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    init = os.fork()
+    if init:
+        print(init, flush=True)
+        os.close(0)
+        os.close(1)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(init, 0)[1]) & 0xFF)
+    # The kernel kills it if the launcher dies: tests leave nothing behind.
+    ctypes.CDLL(None).prctl(1, 9)
+    mount("-t", "proc", "proc", "/proc")
+    socket.sethostname(options["hostname"])
+    with open("/tmp/agent.py", "wb") as file:
+        file.write(agent)
+    # What the namespaces were made from stays behind: only standard input, output and error go along.
+    os.closerange(3, 256)
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
+    os.execve("/usr/bin/python3", ["python3", "-I", "-S", "/tmp/agent.py"], environment)
+
+
+main()
