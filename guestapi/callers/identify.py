@@ -58,12 +58,14 @@ class Caller:
         credentials: as the kernel keeps them, from the time of connect(2).
         instance_id, run: the instance, in the run in which it was recognised. None, 0: no known instance.
         init: the proof; None if there is no instance.
+        started: the calling process's start time, where only /proc tells one process from the next of its PID.
     """
 
     credentials: Credentials
     instance_id: int | None = None
     run: int = 0
     init: LiveInit | None = None
+    started: int | None = None
 
     @property
     def is_root(self) -> bool:
@@ -104,9 +106,31 @@ class Identifier:
             log.error("process %d cannot be looked at: the service needs CAP_SYS_PTRACE", who.pid)
             return Caller(who)
 
+    def confirm(self, connection: socket.socket, caller: Caller) -> Caller:
+        """The same caller, if the process that connected is still there; unknown if not. For the first request.
+
+        Whoever holds the socket of a process that has ended could be anybody, so Incus gives no answer, nor do we.
+        """
+        if caller.instance_id is None:
+            return caller
+        try:
+            if caller.started is not None:
+                if namespaces.start_time(caller.credentials.pid) == caller.started:
+                    return caller
+            elif pidfd := peer_pidfd(connection):
+                try:
+                    if not namespaces.is_gone(pidfd):
+                        return caller
+                finally:
+                    os.close(pidfd)
+        except ProcessLookupError:
+            pass
+        return Caller(caller.credentials)
+
     def _recognise(self, who: Credentials, pidfd: int | None) -> Caller:
         if who.pid <= 0:
             return Caller(who)
+        started = namespaces.start_time(who.pid) if pidfd is None else None
         namespace = namespaces.open_namespace(who.pid, pidfd, by_ioctl=self._pidfd)
         try:
             for _level in range(_MAX_LEVELS):
@@ -115,7 +139,7 @@ class Identifier:
                     break
                 for instance_id, run, init in self._registrations.running_in(number):
                     if live := self._live(init, number):
-                        return Caller(who, instance_id, run, live)
+                        return Caller(who, instance_id, run, live, started)
                 around = namespaces.open_parent(namespace)
                 if around is None:
                     break

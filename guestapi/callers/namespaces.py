@@ -17,8 +17,8 @@ _PIDFD_GET_PID_NAMESPACE = 0xFF06
 #: include/uapi/linux/nsfs.h, since Linux 4.9: a descriptor of the namespace around one (ioctl_ns(2)).
 _NS_GET_PARENT = 0xB702
 
-#: proc_pid_stat(5): "starttime" is field 22, and the fields after the command's closing parenthesis start with 3.
-_START_TIME = 22 - 3
+#: proc_pid_stat(5): after the command's closing parenthesis the fields start with 3, "state"; "starttime" is 22.
+_STATE, _START_TIME = 3 - 3, 22 - 3
 
 
 class NotAnInitError(Exception):
@@ -42,10 +42,13 @@ def start_time(pid: int) -> int:
     """When process `pid` started, in clock ticks since boot.
 
     Raises:
-        ProcessLookupError: there is none.
+        ProcessLookupError: there is none, or it has ended and waits for its parent to notice.
     """
     # The command's name stands in parentheses and may itself hold any, so count from the last one.
-    return int(_read(pid, "stat").rpartition(b")")[2].split()[_START_TIME])
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    if fields[_STATE] in (b"Z", b"X"):
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return int(fields[_START_TIME])
 
 
 def root_uid(pid: int) -> int | None:
@@ -152,13 +155,9 @@ def examine(pid: int) -> Init:
 def is_alive(init: Init) -> bool:
     """Whether that very process still runs."""
     try:
-        return init.boot_id == boot_id() and start_time(init.pid) == init.start_time and not _is_zombie(init.pid)
+        return init.boot_id == boot_id() and start_time(init.pid) == init.start_time
     except ProcessLookupError:
         return False
-
-
-def _is_zombie(pid: int) -> bool:
-    return _read(pid, "stat").rpartition(b")")[2].split()[0] == b"Z"
 
 
 def _read(pid: int, file: str) -> bytes:

@@ -18,7 +18,7 @@ import gevent
 from gevent.hub import get_hub
 from greenlet import getcurrent
 
-from guestapi.callers.identify import Caller
+from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
 from guestapi.server.body import Body
 from guestapi.server.http import Environ, Head, ProtocolError, ends_head, error_response, parse_head, response_head
@@ -49,7 +49,7 @@ class Service:
     def __init__(
         self,
         application: Callable[..., Iterable[bytes]],
-        identify: Callable[[socket.socket], Caller],
+        identifier: Identifier,
         limits: Limits,
         answered: Callable[[Answer], None],
         refused: Callable[[Caller | None, str, int, str], None],
@@ -58,14 +58,14 @@ class Service:
     ) -> None:
         """Args:
         application: the WSGI application.
-        identify: who is at the other end of a socket.
+        identifier: who is at the other end of a socket.
         limits: sizes and times.
         answered: called after each response of the application.
         refused: called with caller, dialect, status and text of what the server itself refuses.
         multiprocess: there are other workers (``wsgi.multiprocess``).
         """
         self.application = application
-        self.identify = identify
+        self.identifier = identifier
         self.limits = limits
         self.answered = answered
         self.refused = refused
@@ -184,7 +184,7 @@ class Connection:
         self._greenlet = getcurrent()
         entered: int | None = None
         try:
-            self._caller = self._service.identify(self._socket)
+            self._caller = self._service.identifier.identify(self._socket)
             if not self._service.enter(self._caller.instance_id):
                 self._refuse(429, "too many connections of this instance", [("Retry-After", "1")])
                 return
@@ -214,12 +214,16 @@ class Connection:
 
     def _serve(self, caller: Caller) -> None:
         service = self._service
+        confirmed = False
         self._set_deadline(service.limits.head_seconds)
         while True:
             try:
                 head = self._read_head()
                 if head is None:
                     return
+                if not confirmed:
+                    self._caller = caller = service.identifier.confirm(self._socket, caller)
+                    confirmed = True
                 keep_alive = self._respond(head, caller)
             except ProtocolError as error:
                 self._refuse(error.status, str(error))

@@ -37,6 +37,10 @@ _DEFAULTS = {
 }
 
 
+#: A worker gives a sign of life each second if it answers; so it does not, if the last one is older than this.
+_FRESH_SECONDS = 5.0
+
+
 class Application(GunicornApplication):
     """gunicorn's view of us: its settings, and the WSGI application.
 
@@ -62,6 +66,11 @@ class Application(GunicornApplication):
         self._sockets = sockets
         self._workers = workers
         self._activated = systemd.activated()
+        if self._activated:
+            # Once: gunicorn is about to move these sockets to other descriptors.
+            paths = [_bound_to(number) for number in systemd.descriptors(self._activated)]
+            listeners = settings_module.load(file).listener
+            self.dialects = systemd.dialects_of(self._activated, paths, listeners)
         self.check()
         # It is there from now on, whoever comes first: a worker, or the operator's command.
         Writer(self.settings, create=True)
@@ -72,10 +81,7 @@ class Application(GunicornApplication):
         settings = settings_module.load(self._file)
         gunicorn_conf.read(settings.gunicorn_file)
         listeners = self._sockets or settings.listener
-        if self._activated:
-            paths = [_bound_to(number) for number in systemd.descriptors(self._activated)]
-            self.dialects = systemd.dialects_of(self._activated, paths, settings.listener)
-        else:
+        if not self._activated:
             self.dialects = [listener.dialect for listener in listeners]
         self._binds = [f"unix:{listener.path}" for listener in listeners]
         self.settings = settings
@@ -137,13 +143,14 @@ class Master(Arbiter):
         """Called every second: kill workers that hang, and tell systemd if the others answer."""
         super().murder_workers()
         now = time.monotonic()
-        ages = [now - worker.tmp.last_update() for worker in self.WORKERS.values()]
         # Before its first sign of life a worker's file has the time of day, which lies far ahead of this clock.
-        answering = sum(0 <= age < self.timeout for age in ages)
+        ages = [age for worker in self.WORKERS.values() if (age := now - worker.tmp.last_update()) >= 0]
+        answering = sum(age < _FRESH_SECONDS for age in ages)
         status = f"STATUS={answering} of {self.num_workers} workers answer on {len(self.LISTENERS)} sockets"
         fields = [status] if status != self._status else []
         self._status = status
-        if systemd.watchdog_seconds() and answering and not any(age >= self.timeout for age in ages):
+        # A worker that hangs is killed after ``timeout``, well before systemd's patience ends.
+        if systemd.watchdog_seconds() and answering and answering == len(ages):
             fields.append("WATCHDOG=1")
         if fields:
             systemd.notify(*fields)

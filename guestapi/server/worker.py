@@ -67,7 +67,7 @@ class GuestWorker(GeventWorker):
         self._requests = requests
         self._service = Service(
             self.wsgi,
-            Identifier(store, pidfd=application.settings.callers.pidfd).identify,
+            Identifier(store, pidfd=application.settings.callers.pidfd),
             application.settings.limits,
             self._answered,
             requests.refused,

@@ -25,8 +25,12 @@ KEPT_BYTES = 32 * 1024 * 1024
 
 _ONE = select(instances).where(instances.c.id == bindparam("id"))
 _REVISION = select(instances.c.revision).where(instances.c.id == bindparam("id"))
-_CONFIG = select(config.c.key, config.c.value).where(config.c.instance_id == bindparam("id"))
-_DEVICES = select(devices.c.name, devices.c.definition).where(devices.c.instance_id == bindparam("id"))
+_CONFIG = select(config.c.key, config.c.value).where(config.c.instance_id == bindparam("id")).order_by(config.c.key)
+_DEVICES = (
+    select(devices.c.name, devices.c.definition)
+    .where(devices.c.instance_id == bindparam("id"))
+    .order_by(devices.c.name)
+)
 _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam("namespace"))
 
 
@@ -193,8 +197,8 @@ def load(connection: Connection, instance_id: int) -> Instance | None:
             location=row["location"],
             ready=row["ready"],
             init=init_of(row),
-            config=dict(sorted(connection.execute(_CONFIG, {"id": instance_id}).tuples())),
-            devices=dict(sorted(connection.execute(_DEVICES, {"id": instance_id}).tuples())),
+            config={row.key: row.value for row in connection.execute(_CONFIG, {"id": instance_id})},
+            devices={row.name: row.definition for row in connection.execute(_DEVICES, {"id": instance_id})},
         )
 
 

@@ -91,7 +91,9 @@ def request(path: str, method: str = "GET", body: bytes = b"") -> bytes:
 class Container:
     """A container that runs until the end of its ``with`` block. `pid` is its init, as the host sees it."""
 
-    def __init__(self, binds: Sequence[tuple[Path, str]] = (), *, base: int | None = BASE, hostname: str = "c1") -> None:
+    def __init__(
+        self, binds: Sequence[tuple[Path, str]] = (), *, base: int | None = BASE, hostname: str = "c1"
+    ) -> None:
         options = {
             "binds": [[str(host), guest] for host, guest in binds],
             "base": base,
@@ -99,7 +101,7 @@ class Container:
             "agent": str(HERE / "agent.py"),
         }
         self._launcher = subprocess.Popen(
-            ["/usr/bin/python3", "-I", "-S", str(HERE / "launch.py"), json.dumps(options)],
+            [*enter, "/usr/bin/python3", "-I", "-S", str(HERE / "launch.py"), json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -119,10 +121,9 @@ class Container:
     def kill(self) -> None:
         """End it, as by a power cut: nobody is told."""
         if self._launcher.poll() is None:
-            try:
+            if not self._elsewhere:
                 os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            # Its init ends with its standard input, at the latest.
             for pipe in (self._launcher.stdin, self._launcher.stdout):
                 assert pipe is not None
                 pipe.close()
@@ -142,9 +143,7 @@ class Container:
         self, *steps: list[Any], socket: str = "/dev/incus/sock", become: Sequence[str] = (), how: str = "self"
     ) -> Exchanged:
         """Exchange bytes with the service from inside."""
-        return exchanged(
-            self.command(do="exchange", steps=list(steps), socket=socket, become=list(become), how=how)
-        )
+        return exchanged(self.command(do="exchange", steps=list(steps), socket=socket, become=list(become), how=how))
 
     def ask(
         self,
@@ -179,7 +178,13 @@ def from_host(
     path: Path, *steps: list[Any], become: Sequence[str] = (), how: str = "self", socket_path: str | None = None
 ) -> Exchanged:
     """The same exchange by a process on the host, in no container."""
-    command = {"do": "exchange", "steps": list(steps), "socket": socket_path or str(path), "become": list(become), "how": how}
+    command = {
+        "do": "exchange",
+        "steps": list(steps),
+        "socket": socket_path or str(path),
+        "become": list(become),
+        "how": how,
+    }
     answer = agent.in_child(command)
     assert "error" not in answer, answer["error"]
     return exchanged(answer)

@@ -80,7 +80,7 @@ def main() -> None:
     os.setresuid(0, 0, 0)
     init = os.fork()
     if init:
-        print(init, flush=True)
+        os.write(1, f"{init}\n".encode())
         os.close(0)
         os.close(1)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(init, 0)[1]) & 0xFF)

@@ -45,7 +45,9 @@ UNPRIVILEGED = [
 class Service:
     """A running service, its store, and its sockets: one directory for each dialect."""
 
-    def __init__(self, *, workers: int = 2, toml: str = "", gunicorn: str = "", dialects: Sequence[str] = tuple(DIALECTS)) -> None:
+    def __init__(
+        self, *, workers: int = 2, toml: str = "", gunicorn: str = "", dialects: Sequence[str] = tuple(DIALECTS)
+    ) -> None:
         """Args:
         workers: how many.
         toml: more of guestapi.toml; no [store] and no [[listener]].
@@ -73,7 +75,9 @@ class Service:
 
     def write_config(self, toml: str) -> None:
         """Write guestapi.toml anew."""
-        listeners = "".join(f'[[listener]]\npath = "{path}"\ndialect = "{name}"\n' for name, path in self.sockets.items())
+        listeners = "".join(
+            f'[[listener]]\npath = "{path}"\ndialect = "{name}"\n' for name, path in self.sockets.items()
+        )
         self.config.write_text(f'{listeners}[store]\nurl = "sqlite:///{self.state}/store.db"\n{toml}')
 
     def start(self) -> Service:
@@ -143,17 +147,18 @@ class Service:
         container: Container | None = None,
         config: Mapping[str, str] | None = None,
         devices: Mapping[str, Device] | None = None,
+        project: str = "default",
         **options: Any,
     ) -> Instance:
         """Register an instance, running if there is a container."""
         with self.writer.change() as change:
-            instance = change.add("default", name, config=config, devices=devices, **options)
+            instance = change.add(project, name, config=config, devices=devices, **options)
             return change.start(instance, examine(container.pid)) if container else instance
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, project: str = "default") -> None:
         """Remove an instance."""
         with self.writer.change() as change:
-            change.remove(change.instance("default", name))
+            change.remove(change.instance(project, name))
 
     def configure(self, name: str, **config: str) -> None:
         """Set keys; ``user_foo`` means ``user.foo``."""
@@ -161,10 +166,10 @@ class Service:
             named = {key.replace("_", "."): value for key, value in config.items()}
             change.configure(change.instance("default", name), named)
 
-    def instance(self, name: str) -> Instance:
+    def instance(self, name: str, project: str = "default") -> Instance:
         """What the store holds."""
         with view(self.settings.store.url) as store:
-            return store.instance("default", name)
+            return store.instance(project, name)
 
     @contextmanager
     def container(
@@ -174,15 +179,16 @@ class Service:
         devices: Mapping[str, Device] | None = None,
         *,
         base: int | None = BASE,
+        project: str = "default",
         **options: Any,
     ) -> Iterator[Container]:
         """A container that runs as the instance `name`, for a while."""
         with Container(self.binds, base=base, hostname=name) as container:
-            self.add(name, container, config, devices, **options)
+            self.add(name, container, config, devices, project, **options)
             try:
                 yield container
             finally:
-                self.remove(name)
+                self.remove(name, project)
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the operator's command."""

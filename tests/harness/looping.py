@@ -1,0 +1,45 @@
+"""A client that asks again and again, by itself in a container: prints a JSON object of what it saw.
+
+Usage: looping.py SECONDS KIND, where KIND is ``connect`` (a connection for each request) or ``keep`` (one connection
+for as long as the server keeps it). Runs on the system's Python alone.
+"""
+
+import http.client
+import json
+import socket
+import sys
+import time
+
+
+class Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect("/dev/incus/sock")
+
+
+def main() -> None:
+    until = time.monotonic() + float(sys.argv[1])
+    keep = sys.argv[2] == "keep"
+    good, failed, longest = 0, [], 0.0
+    connection = Connection("x")
+    while time.monotonic() < until:
+        began = time.monotonic()
+        try:
+            connection.request("GET", "/1.0/config/user.foo", headers={} if keep else {"Connection": "close"})
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 200 or body != b"bar":
+                failed.append(f"{answer.status} {body!r}")
+            else:
+                good += 1
+            if answer.will_close:
+                connection.close()
+        except (OSError, http.client.HTTPException) as error:
+            failed.append(repr(error))
+            connection.close()
+        longest = max(longest, time.monotonic() - began)
+    sys.stdout.write(json.dumps({"good": good, "failed": failed, "longest": longest}))
+
+
+main()

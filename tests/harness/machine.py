@@ -1,0 +1,90 @@
+"""A real systemd as PID 1, with journald and systemctl, in namespaces over an overlay of this machine's own root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+#: Run by /bin/sh as PID 1 of new mount, PID, UTS, IPC and cgroup namespaces; becomes systemd.
+_BOOT = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
+cd "$1/root"
+mount --bind "$2" ".$2"
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount --rbind /dev dev
+mount -t tmpfs -o mode=0755 tmpfs run
+mount -t tmpfs -o mode=1777 tmpfs tmp
+mkdir -p .old
+pivot_root . .old
+umount -l /.old
+hostname machine
+# What the host's own units would do is not wanted here: no udev, no network, no consoles.
+for unit in systemd-udevd.service systemd-udev-trigger.service systemd-modules-load.service dev-hugepages.mount \\
+    dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount systemd-sysctl.service networking.service \\
+    e2scrub_reap.service console-setup.service keyboard-setup.service apparmor.service systemd-random-seed.service \\
+    systemd-resolved.service systemd-timesyncd.service systemd-networkd.service lxc.service lxc-net.service; do
+    ln -sf /dev/null "/etc/systemd/system/$unit"
+done
+rm -f /etc/fstab
+mkdir -p /var/log/journal-unused
+exec env -i container=guestapi-test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \\
+    --unit=basic.target --log-target=null --show-status=no
+"""
+
+
+class Machine:
+    """A booted systemd; everything that is done in it is gone with it."""
+
+    def __enter__(self) -> Machine:
+        self._directory = tempfile.mkdtemp(prefix="guestapi-machine-", dir="/var/tmp")
+        unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
+        self._process = subprocess.Popen(
+            [*unshare, "/bin/sh", "-c", _BOOT, "boot", self._directory, str(CHECKOUT)],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        until = time.monotonic() + 30
+        while not (children := Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()):
+            assert time.monotonic() < until, "no PID 1"
+            time.sleep(0.02)
+        self.pid = int(children.split()[0])
+        while self.run("systemctl", "is-active", "--quiet", "basic.target", check=False).returncode != 0:
+            assert self._process.poll() is None, "systemd did not start"
+            assert time.monotonic() < until, self.run("systemctl", "list-jobs", check=False).stdout
+            time.sleep(0.1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # PID 1's end is the end of all that is in its namespace.
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.wait(20)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def run(self, *argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a program on the machine."""
+        done = subprocess.run(
+            [*self.enter, *argv], capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL
+        )
+        assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+        return done
+
+    @property
+    def enter(self) -> list[str]:
+        """The words before a command that is to run on the machine."""
+        return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-C"]

@@ -1,0 +1,124 @@
+"""Every difference between the recordings and this service, with its reason. What is not here is the same.
+
+The first rule that fits a case holds. ``change`` says what is expected in place of what was recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from tests.wire.recordings import Case
+
+Responses = list[dict[str, Any]]
+
+#: A body that is one sentence of ours and LF, whatever it says.
+SENTENCE = "<one sentence>\n"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is expected instead of what was recorded, and why."""
+
+    cases: str
+    reason: str
+    status: int | None = None
+    body: str | None = None
+    closed: bool | None = None
+    ready_after: bool | None = None
+    type: str | None = None
+    nosniff: bool | None = None
+    applies: Callable[[Case], bool] = field(default=lambda _case: True)
+
+    def fits(self, case: Case) -> bool:
+        """Whether this rule is about `case`."""
+        return any(fnmatchcase(case.name, pattern) for pattern in self.cases.split()) and self.applies(case)
+
+    def change(self, responses: Responses) -> Responses:
+        """The responses that are expected."""
+        if self.status is None and self.body is None:
+            return responses
+        changed = dict(responses[0]) if responses else {}
+        if self.status is not None:
+            changed = {"status": self.status, "type": "text/plain; charset=utf-8", "nosniff": True}
+        changed["body"] = self.body or ""
+        if self.type is not None:
+            changed["type"] = self.type
+        if self.nosniff is not None:
+            changed["nosniff"] = self.nosniff
+        return [changed] if self.closed else [changed, *responses[1:]]
+
+
+def _read_by_another_method(case: Case) -> bool:
+    """Incus ran the read for a method that the endpoint does not offer."""
+    return case.method not in ("GET", "HEAD") and case.expected[0]["status"] == 200
+
+
+def _method_body(case: Case) -> str:
+    return f'method "{case.method}" not allowed\n'
+
+
+_METHODS = (
+    "put-* post-* delete-* options-* trace-* foo-* lowerget-* mixedget-* "
+    "patch-root patch-config patch-key patch-devices patch-metadata"
+)
+
+_OWN_WORDS = "Go's JSON and I/O error sentences: ours says what to send instead"
+_MALFORMED = "malformed HTTP: the same status and close; our body is a sentence, with nosniff as every other error has"
+
+RULES = [
+    Difference("connect-root connect-config", "405 for what is not offered, CONNECT too", 405, "<method>", closed=True),
+    Difference(_METHODS, "405 with Allow where Incus runs the read", 405, "<method>", applies=_read_by_another_method),
+    Difference("head-api", "HEAD is implied by GET", 200, "", type="application/json", nosniff=False),
+    Difference("get-*-gone", "no path of the host for a caller that has exited", 500, "pid not in container?\n"),
+    Difference("patch-array patch-number-state patch-array-state patch-big-number", _OWN_WORDS, 400, SENTENCE),
+    Difference("patch-bad-json-* patch-empty-body patch-space-body patch-deep", _OWN_WORDS, 400, SENTENCE),
+    # Nesting within 64 KiB is read (the decoder is bounded by that size); it has no state.
+    Difference("patch-deep-field", _OWN_WORDS, 400, SENTENCE),
+    Difference("patch-big-body", "bodies are limited to 64 KiB", 413, SENTENCE, closed=True),
+    Difference("get-unread-body-100k", "bodies are limited to 64 KiB, read or not", 413, SENTENCE, closed=True),
+    Difference("get-unread-body-400k", "bodies are limited to 64 KiB, read or not", 413, SENTENCE, closed=True),
+    Difference("patch-short-body-3s", _OWN_WORDS, 400, SENTENCE),
+    Difference(
+        "patch-early-json-short-body",
+        "a body that was cut is refused whole: what it would have said is not known",
+        400,
+        SENTENCE,
+        ready_after=False,
+    ),
+    Difference("cl-te", "Content-Length with Transfer-Encoding is refused (RFC 9112, 6.1)", 400, SENTENCE, closed=True),
+    Difference("two-cl-same", "two Content-Length are refused, equal or not", 400, SENTENCE, closed=True),
+    Difference("header-fold", "folded header lines are refused (RFC 9112, 5.2)", 400, SENTENCE, closed=True),
+    Difference("cr-only", "a bare CR is refused at once, Go waits for more", 400, SENTENCE, closed=True),
+    Difference("te-bad-chunk", "our own words", 400, SENTENCE, closed=True),
+    Difference("te-gzip", _MALFORMED, 501, SENTENCE, closed=True),
+    Difference("http20 http30", _MALFORMED, 505, SENTENCE, closed=True),
+    Difference("h2-preface", "as all malformed HTTP; Go says nothing in the body here", 400, SENTENCE, closed=True),
+    Difference("expect-bad", "as all malformed HTTP; Go says nothing in the body here", 417, SENTENCE, closed=True),
+    Difference("url-64k url-1000k url-1100k", "the request line is limited to 16 KiB", 414, SENTENCE, closed=True),
+    Difference("header-64k header-1000k header-1100k", "a field is limited to 16 KiB", 431, SENTENCE, closed=True),
+    Difference("many-headers-[45]*", "a head is limited to 128 fields", 431, SENTENCE, closed=True),
+    Difference(
+        "*",
+        _MALFORMED,
+        400,
+        SENTENCE,
+        closed=True,
+        applies=lambda case: bool(case.expected) and case.expected[-1].get("body", "").startswith("400 Bad Request"),
+    ),
+]
+
+
+def expected(case: Case) -> tuple[Responses, bool, bool | None]:
+    """Responses, whether the connection is closed, and the state after it, as they are to be."""
+    for rule in RULES:
+        if rule.fits(case):
+            responses = rule.change(case.expected)
+            if responses and responses[0].get("body") == "<method>":
+                responses[0]["body"] = _method_body(case)
+            closed = case.closed if rule.closed is None else rule.closed
+            ready = case.ready_after if rule.ready_after is None else rule.ready_after
+            return responses, closed, ready
+    return case.expected, case.closed, case.ready_after

@@ -1,0 +1,129 @@
+"""The recorded exchanges with a live Incus 7.0.2, in a format of our own: incus-7.0.2.jsonl, one case a line.
+
+``case``: its name. ``as``: who sent it (`KINDS`). ``state``: the instance's configuration then (`CONFIG`).
+``steps``: ``send`` bytes, ``wait`` seconds, ``shutdown``, ``receive`` responses. ``closed``: the server had closed the
+connection 30 ms after the last answer. ``ready_after``: the state that the exchange left.
+
+Bytes are text with one character for each; where a piece repeats, a list of pieces, [piece, times] for those. Of a
+response there is what is compared: status, Content-Type, nosniff, Location, body; chunks are joined.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("incus-7.0.2.jsonl")
+
+_BASIC = {
+    "user.foo": "bar",
+    "cloud-init.user-data": "#cloud-config\n{}\n",
+    "security.nesting": "true",
+    "environment.X": "1",
+}
+_ODD = {
+    "user.uni": "héllo ☃ 😀",
+    "user.nl": "a\nb\r\nc\n",
+    "user.pct": "%s%d%%",
+    "user.html": "<b>&</b>",
+    "user.space": "  x  ",
+    "user.a/b": "slash",
+    "user.with space": "sp",
+    "user.jü": "uml",
+    "user.pc%41": "pct",
+    "user.q?x": "qmark",
+    "user.": "dotonly",
+    "user.json": '{"a": 1}',
+    "user.bin": "\x01\x02\x7f",
+    "user.long": "x" * 70000,
+    "user.2k": "y" * 2048,
+    "user.4k": "z" * 4096,
+    "user.plus+": "plus",
+    "user.semi;": "semi",
+    "cloud-init.user-data": "#cloud-config\n{}\n",
+}
+_CLOUD_INIT = {
+    "cloud-init.user-data": "#cloud-config\nruncmd: [ls]\n",
+    "cloud-init.vendor-data": "#cloud-config\n{}\n",
+    "cloud-init.network-config": "version: 2\n",
+    "user.user-data": "#cloud-config\n{}\n",
+    "user.vendor-data": "v",
+    "user.network-config": "n",
+}
+
+#: The configuration that each ``state`` stands for.
+CONFIG: dict[str, dict[str, str]] = {
+    "plain": {"user.foo": "bar"},
+    "basic": _BASIC,
+    "odd": _ODD,
+    "cloud-init": _CLOUD_INIT,
+    "profile": {"user.both": "instance", "user.fromprofile": "p", "cloud-init.vendor-data": "#cloud-config\n{}\n"},
+    "none": {},
+    **{f"size {size}": {"user.size": "s" * size} for size in (2000, 2048, 2049, 4096, 5000)},
+}
+
+#: What every recorded container had besides.
+HWADDR = {"volatile.eth0.hwaddr": "10:66:6a:36:7b:81"}
+DEVICES = {
+    "eth0": {"name": "eth0", "nictype": "bridged", "parent": "br0", "type": "nic"},
+    "root": {"path": "/", "pool": "default", "type": "disk"},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded exchange."""
+
+    name: str
+    sender: str
+    state: str
+    steps: list[list[Any]]
+    closed: bool
+    ready_after: bool | None
+
+    @property
+    def method(self) -> str:
+        """The first request's method."""
+        return self.sent.split(b" ", 1)[0].decode("latin-1")
+
+    @property
+    def sent(self) -> bytes:
+        """All bytes that were sent."""
+        return b"".join(unfold(step[1]) for step in self.steps if step[0] == "send")
+
+    @property
+    def ready_before(self) -> bool:
+        """Whether the instance was ready already, going by what was answered."""
+        return any('"state":"Ready"' in response.get("body", "") for response in self.expected if response)
+
+    @property
+    def expected(self) -> list[dict[str, Any]]:
+        """All responses."""
+        return [response for step in self.steps if step[0] == "receive" for response in step[1]]
+
+
+def unfold(pieces: str | list[Any]) -> bytes:
+    """The bytes that a text, or a list of pieces, stands for."""
+    if isinstance(pieces, str):
+        return pieces.encode("latin-1")
+    return b"".join(
+        piece.encode("latin-1") if isinstance(piece, str) else piece[0].encode("latin-1") * piece[1] for piece in pieces
+    )
+
+
+def load() -> list[Case]:
+    """All cases."""
+    found = []
+    for line in FILE.read_text(encoding="ascii").splitlines():
+        entry = json.loads(line)
+        for step in entry["steps"]:
+            if step[0] == "receive":
+                for response in step[1]:
+                    if "body" in response:
+                        response["body"] = unfold(response["body"]).decode("latin-1")
+        found.append(
+            Case(entry["case"], entry["as"], entry["state"], entry["steps"], entry["closed"], entry.get("ready_after"))
+        )
+    return found

@@ -1,0 +1,210 @@
+"""The recordings of a live Incus, replayed against the real service from real containers: bytes in, bytes out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.containers import BASE, Container, Exchanged, exchanged, from_host, parse, receive, send
+from tests.harness.service import Service
+from tests.wire import recordings
+from tests.wire.differences import SENTENCE, expected
+from tests.wire.recordings import DEVICES, HWADDR, Case
+
+CASES = recordings.load()
+
+#: These wait for the server's own time limits, so they run side by side: three seconds, twenty, thirty.
+SLOW = {"no-request", "partial-header", "idle-after-response", "idle-20s-then-request", "patch-short-body-3s"}
+#: Where a container writes while it looks like another's to a careless reader.
+CGROUP = Path("/sys/fs/cgroup/unified") if Path("/sys/fs/cgroup/unified").is_dir() else Path("/sys/fs/cgroup")
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@pytest.fixture(scope="module")
+def containers(service: Service) -> Iterator[dict[str, Container]]:
+    """The recorded containers: c1, another with an ID map of its own, and a privileged one."""
+    with (
+        service.container("c1", devices=DEVICES, location="peerhost", project="recorded") as c1,
+        service.container("ciso", base=BASE + 65536, location="peerhost", project="recorded") as ciso,
+        service.container("cpriv", base=None, location="peerhost", project="recorded") as cpriv,
+    ):
+        yield {"c1": c1, "ciso": ciso, "cpriv": cpriv}
+
+
+@contextmanager
+def in_cgroup(container: Container, name: str) -> Iterator[None]:
+    """Move a container's init, and so its children, into a cgroup that is named like another container's."""
+    group = CGROUP / name
+    group.mkdir(exist_ok=True)
+    before = Path(f"/proc/{container.pid}/cgroup").read_text().split("0::", 1)[1].strip().lstrip("/")
+    (group / "cgroup.procs").write_text(str(container.pid))
+    try:
+        yield
+    finally:
+        (CGROUP / before / "cgroup.procs").write_text(str(container.pid))
+        group.rmdir()
+
+
+def steps_of(case: Case) -> list[list[Any]]:
+    """The case's steps for an exchange; nothing is expected for 1.2 s where nothing was received."""
+    steps = []
+    for step in case.steps:
+        if step[0] == "send":
+            steps.append(send(recordings.unfold(step[1])))
+        elif step[0] == "receive":
+            patience = 10 if step[1] else {"idle-after-response": 35, "cr-only": 1.2}.get(case.name, 5)
+            steps.append(receive(max(1, len(step[1])), case.method, patience))
+        else:
+            steps.append(step)
+    return steps
+
+
+def sender(case: Case, service: Service, containers: dict[str, Container]) -> Callable[[list[list[Any]]], Exchanged]:
+    """How the recorded kind of caller exchanges bytes with the service."""
+    c1 = containers["c1"]
+    from_c1: dict[str, dict[str, Any]] = {
+        "root": {},
+        "init": {},
+        "user": {"become": ["uid:1000"]},
+        "pidns": {"become": ["pidns"]},
+        "usernsroot": {"become": ["uid:1000", "userns"]},
+        "gone": {"how": "exited"},
+    }
+    if case.sender in from_c1:
+        return lambda steps: c1.exchange(*steps, **from_c1[case.sender])
+    if case.sender in ("cpriv", "ciso"):
+        return lambda steps: containers[case.sender].exchange(*steps)
+    if case.sender in ("cgmonitor", "cgpayload"):
+
+        def from_another_cgroup(steps: list[list[Any]]) -> Exchanged:
+            with in_cgroup(c1, f"lxc.{case.sender[2:]}.c2"):
+                return c1.exchange(*steps)
+
+        return from_another_cgroup
+    if case.sender == "nsenter":
+        return lambda steps: entered(c1, steps)
+    uid = {"host": None, "hostuser": 65534, "hostidmap": BASE}[case.sender]
+    become = [] if uid is None else [f"uid:{uid}"]
+    return lambda steps: from_host(service.socket, *steps, become=become)
+
+
+def entered(container: Container, steps: list[list[Any]]) -> Exchanged:
+    """By the host's root in the container's mount and PID namespaces, but not in its user namespace."""
+    import subprocess
+
+    command = {"do": "exchange", "steps": steps, "socket": "/dev/incus/sock"}
+    done = subprocess.run(
+        ["nsenter", "-t", str(container.pid), "-m", "-p", "/usr/bin/python3", "-I", "-S", "/tmp/agent.py"],
+        input=json.dumps(command).encode() + b"\n",
+        capture_output=True,
+        check=True,
+    )
+    return exchanged(json.loads(done.stdout))
+
+
+def prepare(case: Case, service: Service, name: str) -> None:
+    """Give the instance the recorded configuration and state."""
+    with service.writer.change() as change:
+        instance = change.instance("recorded", name)
+        wanted = {**recordings.CONFIG[case.state], **HWADDR}
+        gone = dict.fromkeys(instance.config.keys() - wanted.keys(), "")
+        instance = change.configure(instance, {**wanted, **gone})
+        change.set_ready(instance.id, instance.run, case.ready_before)
+
+
+def compare(case: Case, service: Service, name: str, result: Exchanged) -> None:
+    """Status, Content-Type, nosniff, Location, body, open or closed, and the state that is left."""
+    wanted, closed, ready = expected(case)
+    got = [response for data in result.received for response in parse(data, case.method)]
+    assert [response.status for response in got] == [response["status"] for response in wanted]
+    for response, want in zip(got, wanted, strict=True):
+        if want["status"] == 100:
+            continue
+        assert response.headers.get("content-type") == want.get("type")
+        assert (response.headers.get("x-content-type-options") == "nosniff") == want.get("nosniff", False)
+        assert response.headers.get("location") == want.get("location")
+        if want["status"] == 405:
+            assert "GET" in response.headers["allow"].split(", ")
+        compare_body(response.body.decode("latin-1"), "" if case.method == "HEAD" else want["body"], want.get("type"))
+    assert result.closed == closed
+    if ready is not None:
+        assert service.instance(name, "recorded").ready == ready
+
+
+def compare_body(got: str, want: str, kind: str | None) -> None:
+    """Exactly; but UUIDs vary, one sentence may be ours, and we sort what Go leaves in any order."""
+    if want == SENTENCE:
+        assert re.fullmatch(r"[^\n]{8,120}\n", got)
+    elif kind == "application/json" and want.startswith("["):
+        assert (
+            got
+            == json.dumps(sorted(json.loads(want.encode("latin-1"))), separators=(",", ":"), ensure_ascii=False)
+            .encode()
+            .decode("latin-1")
+            + "\n"
+        )
+    else:
+        assert _UUID.sub("UUID", got) == _UUID.sub("UUID", want)
+
+
+def instance_of(case: Case) -> str:
+    """The instance that a case is about."""
+    return case.sender if case.sender in ("cpriv", "ciso") else "c1"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name not in SLOW], ids=lambda case: case.name)
+def test_recorded_exchange(case: Case, service: Service, containers: dict[str, Container]) -> None:
+    """Each recorded exchange goes the same way here, but for the differences in the table."""
+    name = instance_of(case)
+    prepare(case, service, name)
+    compare(case, service, name, sender(case, service, containers)(steps_of(case)))
+
+
+def test_recorded_waits(service: Service, containers: dict[str, Container]) -> None:
+    """Connections end after 3 s without a head, 3 s into a body, 30 s idle; and are good for a request after 20 s."""
+    cases = [case for case in CASES if case.name in SLOW]
+    assert len(cases) == len(SLOW)
+    # A container's agent does one thing at a time.
+    with ThreadPoolExecutor() as pool:
+
+        def replay(case: Case) -> tuple[Case, Exchanged, str]:
+            name = f"slow-{case.name}"
+            with service.container(name, location="peerhost", project="recorded") as container:
+                prepare(case, service, name)
+                result = container.exchange(*steps_of(case))
+                compare(case, service, name, result)
+            return case, result, name
+
+        results = {case.name: result for case, result, _name in pool.map(replay, cases)}
+    for name, seconds in {
+        "no-request": 3,
+        "partial-header": 3,
+        "patch-short-body-3s": 3,
+        "idle-after-response": 30,
+        "idle-20s-then-request": 20,
+    }.items():
+        assert seconds <= results[name].seconds + 0.1 < seconds + 2, name
+
+
+def test_every_difference_is_needed() -> None:
+    """No rule in the table of differences is left over."""
+    from tests.wire.differences import RULES
+
+    used = {next((rule.cases for rule in RULES if rule.fits(case)), None) for case in CASES}
+    assert {rule.cases for rule in RULES} <= used
+
+
+def test_not_offered_yet(service: Service, c1: Container) -> None:
+    """Events and image export are not there: 404, as any unknown path."""
+    fingerprint = "0" * 64
+    for path in ("/1.0/events", f"/1.0/images/{fingerprint}/export"):
+        answer = c1.ask(path)
+        assert (answer.status, answer.text) == (404, "404 page not found\n")
