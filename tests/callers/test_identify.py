@@ -1,0 +1,349 @@
+"""Who is calling, with real processes: by pidfd as this kernel has it, and by /proc alone as older kernels need it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestapi.callers import namespaces
+from guestapi.callers.identify import Caller, Identifier
+from guestapi.model import Init
+from tests.harness.agent import CLONE_NEWPID, unshare
+from tests.harness.containers import BASE, Container, from_host, receive, send
+
+pytestmark = pytest.mark.root
+
+RUN = 7
+
+
+class Registered:
+    """What the store would say: instances by id."""
+
+    def __init__(self, **inits: Init) -> None:
+        self.inits = inits
+
+    def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
+        """As `Reader.running_in`."""
+        return [
+            (number, RUN, init) for number, init in enumerate(self.inits.values(), 1) if init.namespace == namespace
+        ]
+
+
+class Door:
+    """A listening socket that identifies whoever comes, then answers one byte, as an HTTP response."""
+
+    def __init__(self, identifier: Identifier) -> None:
+        self.identifier = identifier
+        self.directory = Path(tempfile.mkdtemp(prefix="guestapi-door-", dir="/run"))
+        self.directory.chmod(0o755)
+        self.path = self.directory / "sock"
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self.path))
+        self.path.chmod(0o666)
+        self._listening.listen()
+
+    @contextmanager
+    def caller(self, knock: Callable[[], Any], *, confirm: bool = False) -> Iterator[Caller]:
+        """Who `knock` comes as; with `confirm`, as a first request confirms it."""
+        thread = threading.Thread(target=knock)
+        thread.start()
+        connection, _address = self._listening.accept()
+        with connection:
+            if confirm:
+                # The first bytes of a request are there, so whatever was to happen before them has happened.
+                connection.recv(1)
+            caller = self.identifier.identify(connection)
+            yield self.identifier.confirm(connection, caller) if confirm else caller
+            if not confirm:
+                connection.recv(1)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        thread.join()
+
+    def close(self) -> None:
+        """Away with it."""
+        self._listening.close()
+        self.path.unlink()
+        self.directory.rmdir()
+
+
+KNOCK = [send(b"x"), receive(1, "HEAD")]
+
+
+@pytest.fixture(params=[True, False], ids=["pidfd", "proc"])
+def door(request: pytest.FixtureRequest) -> Iterator[Door]:
+    """A door with both ways to recognise callers."""
+    opened = Door(Identifier(Registered(), pidfd=request.param))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def inside(door: Door) -> Iterator[Container]:
+    """A container that runs as instance 1."""
+    with Container([(door.directory, "/dev/incus")]) as container:
+        register(door, namespaces.examine(container.pid))
+        yield container
+
+
+def register(door: Door, *inits: Init) -> None:
+    """Make these the known instances, 1, 2 and so on, for an identifier that has seen nothing yet."""
+    known = Registered(**{f"i{number}": init for number, init in enumerate(inits)})
+    door.identifier = Identifier(known, pidfd=door.identifier._pidfd)
+
+
+def knocks(container: Container, **how: Any) -> Callable[[], Any]:
+    """A knock from inside."""
+    return lambda: container.exchange(*KNOCK, **how)
+
+
+def test_root_in_a_container(door: Door, inside: Container) -> None:
+    """A process of a registered container is recognised, as its root, by host credentials."""
+    with door.caller(knocks(inside)) as caller:
+        assert (caller.instance_id, caller.run) == (1, RUN)
+        assert caller.is_root
+        assert caller.credentials.uid == BASE
+        assert caller.init
+        assert caller.init.alive()
+
+
+def test_user_in_a_container(door: Door, inside: Container) -> None:
+    """Another user of the container is recognised too, and is not root."""
+    with door.caller(knocks(inside, become=["uid:1000"])) as caller:
+        assert caller.instance_id == 1
+        assert not caller.is_root
+
+
+def test_root_of_a_user_namespace_inside(door: Door, inside: Container) -> None:
+    """Root of a user namespace that an ordinary user made is not the instance's root."""
+    with door.caller(knocks(inside, become=["uid:1000", "userns"])) as caller:
+        assert caller.instance_id == 1
+        assert not caller.is_root
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_nested_namespaces(door: Door, inside: Container, levels: int) -> None:
+    """PID namespaces inside the container belong to its instance."""
+    with door.caller(knocks(inside, become=["pidns"] * levels)) as caller:
+        assert caller.instance_id == 1
+        assert caller.is_root
+
+
+def test_innermost_instance_wins(door: Door, inside: Container) -> None:
+    """A container inside a container that is an instance of its own is that instance, not the one around it."""
+    namespace = nested_namespace(inside)
+    outer = namespaces.examine(inside.pid)
+    inner = namespaces.examine(namespace)
+    register(door, outer, inner)
+    with door.caller(lambda: entered(namespace, door.path)) as caller:
+        assert caller.instance_id == 2
+    os.kill(namespace, signal.SIGKILL)
+
+
+def nested_namespace(container: Container) -> int:
+    """Start a process that is PID 1 of a namespace inside the container; its PID on the host."""
+    ran = container.run("sh", "-c", "unshare --pid --fork sleep 60 >/dev/null 2>&1 & echo started")
+    assert ran.out == "started\n"
+    for _try in range(200):
+        for path in Path("/proc").glob("[0-9]*/status"):
+            try:
+                fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
+            except OSError:
+                continue
+            own = fields["NSpid"].split()
+            if fields["Name"].strip() == "sleep" and len(own) == 3 and own[2] == "1":
+                return int(own[0])
+        threading.Event().wait(0.02)
+    raise AssertionError("no nested namespace")
+
+
+def entered(pid: int, path: Path) -> None:
+    """Knock from a process that `nsenter` puts into all namespaces of `pid`; connect by the host's path."""
+    code = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/dev/incus/sock'); s.send(b'x'); s.recv(100)"
+    )
+    command = ["nsenter", "-t", str(pid), "-a", "--setuid", "0", "--setgid", "0", "/usr/bin/python3", "-I", "-S", "-c"]
+    subprocess.run([*command, code], check=True)
+
+
+def test_process_entered_by_nsenter(door: Door, inside: Container) -> None:
+    """A process that the host's operator starts inside by nsenter is one of the instance."""
+    with door.caller(lambda: entered(inside.pid, door.path)) as caller:
+        assert caller.instance_id == 1
+        assert caller.is_root
+
+
+@pytest.mark.parametrize("become", [[], ["uid:1000"], [f"uid:{BASE}"]], ids=["root", "user", "mapped"])
+def test_host_process(door: Door, inside: Container, become: list[str]) -> None:
+    """A process on the host is in no instance, whatever its user."""
+    with door.caller(lambda: from_host(door.path, *KNOCK, become=become)) as caller:
+        assert caller.instance_id is None
+        assert not caller.is_root
+
+
+def test_unregistered_container(door: Door, inside: Container) -> None:
+    """A container that nobody registered is no instance, though another one is."""
+    with (
+        Container([(door.directory, "/dev/incus")]) as other,
+        door.caller(knocks(other)) as caller,
+    ):
+        assert caller.instance_id is None
+
+
+def test_two_containers(door: Door, inside: Container) -> None:
+    """Two containers with the same ID map are told apart."""
+    with Container([(door.directory, "/dev/incus")]) as other:
+        register(door, namespaces.examine(inside.pid), namespaces.examine(other.pid))
+        with door.caller(knocks(other)) as caller:
+            assert caller.instance_id == 2
+        with door.caller(knocks(inside)) as caller:
+            assert caller.instance_id == 1
+
+
+def test_caller_that_exits(door: Door, inside: Container) -> None:
+    """A process that connects and exits is not answered for, though its socket lives on in another."""
+    with door.caller(knocks(inside, how="exited"), confirm=True) as caller:
+        assert caller.instance_id is None
+
+
+def test_caller_that_exits_after_being_recognised(door: Door, inside: Container) -> None:
+    """Recognised at accept, gone before the first request: not answered for either."""
+    steps = [["wait", 0.2], *KNOCK]
+    with door.caller(lambda: inside.exchange(*steps, how="exited"), confirm=True) as caller:
+        assert caller.instance_id is None
+
+
+def test_child_with_an_inherited_socket(door: Door, inside: Container) -> None:
+    """A child that inherited the socket is answered as the process that connected, which is still there."""
+    with door.caller(knocks(inside, how="parent"), confirm=True) as caller:
+        assert caller.instance_id == 1
+        assert caller.is_root
+
+
+def test_another_start_time(door: Door, inside: Container) -> None:
+    """The registered PID and namespace number match, but the process is not the one that was registered."""
+    init = namespaces.examine(inside.pid)
+    register(door, replace(init, start_time=init.start_time - 1))
+    with door.caller(knocks(inside)) as caller:
+        assert caller.instance_id is None
+
+
+def test_another_boot(door: Door, inside: Container) -> None:
+    """What was registered before the host was booted is not taken for anything that runs now."""
+    register(door, replace(namespaces.examine(inside.pid), boot_id="0" * 36))
+    with door.caller(knocks(inside)) as caller:
+        assert caller.instance_id is None
+
+
+def test_init_in_another_namespace(door: Door, inside: Container) -> None:
+    """A registered process that is alive, but in another namespace than registered, proves nothing."""
+    with Container() as other:
+        forged = replace(namespaces.examine(other.pid), namespace=namespaces.examine(inside.pid).namespace)
+        register(door, forged)
+        with door.caller(knocks(inside)) as caller:
+            assert caller.instance_id is None
+
+
+class BareInit:
+    """PID 1 of a PID namespace and nothing else: it connects where it is told to when it gets a byte."""
+
+    def __init__(self, path: Path, pid: int | None = None) -> None:
+        """Args:
+        path: where to connect.
+        pid: which PID it is to have on the host, by /proc/sys/kernel/ns_last_pid; None: any.
+        """
+        self._ours, theirs = socket.socketpair()
+        self._parent = os.fork()
+        if self._parent == 0:
+            self._ours.close()
+            try:
+                self._become(path, theirs, pid)
+            finally:
+                os._exit(1)
+        theirs.close()
+        self.pid = int(self._ours.recv(20))
+
+    def _become(self, path: Path, control: socket.socket, pid: int | None) -> None:
+        unshare(CLONE_NEWPID)
+        if pid is not None:
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        child = os.fork()
+        if child:
+            control.send(str(child).encode())
+            os.waitpid(child, 0)
+            os._exit(0)
+        if control.recv(1):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(path))
+            connection.send(b"x")
+            connection.recv(100)
+        os._exit(0)
+
+    def knock(self) -> None:
+        """Connect."""
+        self._ours.send(b"x")
+
+    def end(self) -> None:
+        """Be gone, reaped by its parent."""
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # It has knocked, and is done.
+        os.waitpid(self._parent, 0)
+        self._ours.close()
+
+
+def test_reused_pid_and_namespace(door: Door) -> None:
+    """A container died unnoticed; the next one got its very PID and namespace number, and is not taken for it."""
+    first = BareInit(door.path)
+    registered = namespaces.examine(first.pid)
+    first.end()
+    for _try in range(50):
+        second = BareInit(door.path, registered.pid)
+        found = namespaces.examine(second.pid)
+        if (found.pid, found.namespace) == (registered.pid, registered.namespace):
+            break
+        second.end()
+    else:
+        pytest.fail("the kernel did not hand out the same numbers again")
+    # Time is counted in ticks of 10 ms; that it differs is what tells the two apart.
+    assert found.start_time != registered.start_time
+    register(door, registered)
+    with door.caller(second.knock) as caller:
+        assert caller.instance_id is None
+    second.end()
+
+
+def test_end_is_noticed(door: Door) -> None:
+    """What was recognised knows at once when the instance's init has ended."""
+    with Container([(door.directory, "/dev/incus")]) as container:
+        register(door, namespaces.examine(container.pid))
+        with door.caller(knocks(container)) as caller:
+            assert caller.init
+            assert caller.init.alive()
+        container.kill()
+        assert not caller.init.alive()
+
+
+def test_many_inits_are_let_go(door: Door) -> None:
+    """An identifier that has seen many instances come and go holds descriptors of the living alone."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _round in range(140):
+        init = BareInit(door.path)
+        identifier = door.identifier
+        identifier._registrations = Registered(i=namespaces.examine(init.pid))
+        with door.caller(init.knock) as caller:
+            assert caller.instance_id == 1
+        del caller
+        init.end()
+    assert len(os.listdir("/proc/self/fd")) - before < 80
