@@ -34,6 +34,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
+	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
 	$(VENV)/bin/pytest
 
 lint: $(VENV)/ready
@@ -59,6 +60,13 @@ if [ -n "$$missing" ]; then \
 		echo "please install as root: apt-get install$$missing" >&2; exit 1; \
 	fi; \
 fi
+endef
+
+# Debian's cloud-init as it is, but unpacked beside the tests, not installed: it would configure this machine.
+define unpack_cloud_init
+(set -e; unpack=$$(mktemp -d); trap 'rm -rf "$$unpack"' EXIT; cd "$$unpack"; \
+	apt-get -qq -o APT::Sandbox::User=root download cloud-init; dpkg-deb -x cloud-init_*.deb unpacked; \
+	mv unpacked $(abspath $(VENV))/cloud-init)
 endef
 
 $(VENV)/ready: setup.py Makefile

@@ -1,0 +1,97 @@
+"""Debian's own cloud-init, unmodified, in a container: its DataSourceLXD finds everything at our /dev/lxd/sock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.harness.service import COMMAND, Service
+
+#: Where `make test` unpacks the package.
+UNPACKED = COMMAND.parents[1] / "cloud-init" / "usr/lib/python3/dist-packages"
+
+#: Runs inside, on the system's Python, as cloud-init itself does.
+FIND = """
+import json
+import os
+from cloudinit import helpers
+from cloudinit.sources import DataSourceLXD as module
+
+os.makedirs("/tmp/run")
+os.makedirs("/tmp/cloud/instance")
+paths = helpers.Paths({"cloud_dir": "/tmp/cloud", "run_dir": "/tmp/run"})
+source = module.DataSourceLXD({}, None, paths)
+print(json.dumps({
+    "found": source.get_data(),
+    "metadata": source.metadata,
+    "user-data": source.userdata_raw,
+    "vendor-data": source.vendordata_raw,
+    "network-config": source.network_config,
+    "crawled": source._crawled_metadata,
+    "instance-id": source.get_instance_id(),
+    "unchanged": source.check_instance_id(None),
+    "subplatform": source.subplatform,
+}))
+"""
+
+# ASCII: cloud-init 22.4 guesses the encoding of a body (requests' ``.text``), and guesses wrong, here as with LXD.
+USER_DATA = "#cloud-config\nruncmd:\n- [echo, hello]\n"
+VENDOR_DATA = "#cloud-config\npackages: [curl]\n"
+NETWORK = "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n"
+DEVICES = {"eth0": {"type": "nic", "nictype": "bridged"}, "root": {"type": "disk", "path": "/"}}
+
+
+def find(service: Service, name: str, config: dict[str, str]) -> dict[str, object]:
+    """What the data source finds in a container with this configuration."""
+    with service.container(name, config, DEVICES) as container:
+        ran = container.run("env", f"PYTHONPATH={UNPACKED}", "/usr/bin/python3", "-c", FIND)
+        assert ran.code == 0, ran.err
+        found: dict[str, object] = json.loads(ran.out.splitlines()[-1])
+        found["expected-id"] = service.instance(name).cloud_init_id
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unpacked() -> None:
+    """The package is there: `make test` unpacks it."""
+    assert Path(UNPACKED).is_dir(), "run the tests by 'make test', which unpacks Debian's cloud-init"
+
+
+@pytest.mark.parametrize("namespace", ["cloud-init", "user"])
+def test_data_source_finds_everything(service: Service, namespace: str) -> None:
+    """Meta-data, user-data, vendor-data, network-config and devices, from keys of either namespace."""
+    config = {
+        f"{namespace}.user-data": USER_DATA,
+        f"{namespace}.vendor-data": VENDOR_DATA,
+        f"{namespace}.network-config": NETWORK,
+        "user.meta-data": "extra: more\n",
+        "user.other": "%s\r\n end",
+    }
+    found = find(service, f"ci-{namespace}", config)
+    assert found["found"] is True
+    assert found["metadata"] == {
+        "instance-id": found["expected-id"],
+        "local-hostname": f"ci-{namespace}",
+        "extra": "more",
+    }
+    assert found["instance-id"] == found["expected-id"]
+    assert found["unchanged"] is True
+    assert found["user-data"] == USER_DATA
+    assert found["vendor-data"] == VENDOR_DATA
+    assert found["network-config"] == {"version": 2, "ethernets": {"eth0": {"dhcp4": True}}}
+    crawled = found["crawled"]
+    assert isinstance(crawled, dict)
+    assert crawled["devices"] == DEVICES
+    assert crawled["config"]["user.other"] == config["user.other"]
+    assert "/dev/lxd/sock" in str(found["subplatform"])
+
+
+def test_data_source_finds_a_bare_instance(service: Service) -> None:
+    """With nothing configured it still finds identity and devices, and makes up a network configuration of them."""
+    found = find(service, "ci-bare", {})
+    assert found["found"] is True
+    assert found["instance-id"] == found["expected-id"]
+    assert found["user-data"] is None
+    assert "eth0" in json.dumps(found["network-config"])
