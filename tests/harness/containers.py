@@ -92,8 +92,20 @@ class Container:
     """A container that runs until the end of its ``with`` block. `pid` is its init, as the host sees it."""
 
     def __init__(
-        self, binds: Sequence[tuple[Path, str]] = (), *, base: int | None = BASE, hostname: str = "c1"
+        self,
+        binds: Sequence[tuple[Path, str]] = (),
+        *,
+        base: int | None = BASE,
+        hostname: str = "c1",
+        enter: Sequence[str] = (),
     ) -> None:
+        """Args:
+        binds: host directories and where they are mounted inside.
+        base: which host UID is root inside; None: no user namespace, a privileged container.
+        hostname: its name inside.
+        enter: words before the launcher's command, to start it in other namespaces; `pid` is as seen from there.
+        """
+        self._elsewhere = bool(enter)
         options = {
             "binds": [[str(host), guest] for host, guest in binds],
             "base": base,
