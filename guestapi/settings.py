@@ -56,6 +56,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     body_seconds: Seconds = 3.0
     idle_seconds: Seconds = 30.0
     send_seconds: Seconds = 10.0
+    streams_per_instance: Annotated[int, Meta(ge=0, le=65536)] = 64
+    stream_queue: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    stream_send_seconds: Seconds = 5.0
 
 
 class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

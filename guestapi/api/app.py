@@ -15,12 +15,14 @@ from guestapi.api import errors, paths
 from guestapi.api.gate import Gate
 from guestapi.api.resources.config import Key, Keys
 from guestapi.api.resources.devices import DeviceDefinition, Devices, DeviceUrls
+from guestapi.api.resources.events import Events
 from guestapi.api.resources.metadata import MetaData
 from guestapi.api.resources.root import Root
 from guestapi.api.resources.state import State, Version
 from guestapi.api.routing import Router
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Instance
+from guestapi.notifications.broker import Broker
 from guestapi.store.schema import StoreError
 
 Environ = dict[str, Any]
@@ -57,15 +59,16 @@ class Application:
         return self.apps[environ["guestapi.dialect"]](environ, start_response)
 
 
-def create(store: Store) -> Application:
-    """The application over `store`, in every dialect."""
-    return Application({name: _create(store, dialect) for name, dialect in DIALECTS.items()})
+def create(store: Store, broker: Broker) -> Application:
+    """The application over `store`, in every dialect; who listens to events is registered with `broker`."""
+    return Application({name: _create(store, broker, dialect) for name, dialect in DIALECTS.items()})
 
 
-def _create(store: Store, dialect: Dialect) -> falcon.App[Any, Any]:
+def _create(store: Store, broker: Broker, dialect: Dialect) -> falcon.App[Any, Any]:
+    gate = Gate(store.instance, dialect)
     # Falcon documents custom routers, its annotations know only its own.
     router = cast("CompiledRouter", Router())
-    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=[Gate(store.instance, dialect)])
+    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=[gate])
     app.resp_options.default_media_type = "application/octet-stream"
     app.set_error_serializer(errors.render)
     app.add_error_handler(Exception, errors.unexpected)
@@ -77,6 +80,7 @@ def _create(store: Store, dialect: Dialect) -> falcon.App[Any, Any]:
     app.add_route("/1.0", state)
     app.add_route("/1.0/config", Keys(dialect))
     app.add_route("/1.0/config/{key}", Key(dialect))
+    app.add_route("/1.0/events", Events(broker, gate))
     app.add_route("/1.0/meta-data", MetaData(dialect))
     if dialect.listed_nic_types is None:
         app.add_route("/1.0/devices", Devices())

@@ -59,6 +59,10 @@ class Gate:
     ) -> None:
         """Refuse, or note the instance."""
         env = req.env
-        req.context.instance = env["guestapi.instance"] = admit(
-            env["guestapi.caller"], self._look, self._dialect, env["REQUEST_METHOD"], str(req.uri_template)
+        req.context.instance = env["guestapi.instance"] = self.admit(
+            env["guestapi.caller"], env["REQUEST_METHOD"], str(req.uri_template)
         )
+
+    def admit(self, caller: Caller, method: str, template: str) -> Instance:
+        """As the function `admit`, for this gate's store and dialect."""
+        return admit(caller, self._look, self._dialect, method, template)

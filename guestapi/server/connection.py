@@ -18,10 +18,13 @@ import gevent
 from gevent.hub import get_hub
 from greenlet import getcurrent
 
+from guestapi.api.handover import HANDOVER, Handover
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
+from guestapi.notifications.events import Form
 from guestapi.server.body import Body
 from guestapi.server.http import Environ, Head, ProtocolError, ends_head, error_response, parse_head, response_head
+from guestapi.server.stream import GOING_AWAY, LateError, Pings, Stream
 from guestapi.settings import Limits
 from guestapi.store.schema import StoreError
 
@@ -70,6 +73,7 @@ class Service:
         self.answered = answered
         self.refused = refused
         self.connections: set[Connection] = set()
+        self.pings = Pings()
         self.stopping = False
         self._held: dict[int | None, int] = {}
         self.environ = {
@@ -130,10 +134,6 @@ class Answer:
         return self.environ.get("guestapi.instance")
 
 
-class _LateError(Exception):
-    """A deadline has passed."""
-
-
 class Connection:
     """A connected socket and the greenlet that serves it."""
 
@@ -154,20 +154,25 @@ class Connection:
         self._buffer = b""
         self._deadline = 0.0
         self._waiting = False
+        self._wakeable = False
         self._idle = False
         self._caller: Caller | None = None
+        self._stream: Stream | None = None
 
     def start(self) -> None:
         """Serve the connection in a greenlet of its own."""
         self._service.connections.add(self)
         gevent.spawn_raw(self._run)
 
-    def finish(self) -> None:
-        """The worker stops. If no request is under way, take the one that may have arrived already, and no more.
+    def finish(self, *, after_last_requests: bool) -> None:
+        """The worker stops: a stream ends at once.
 
-        A client that sends later gets EPIPE, so it knows that this request was not even read.
+        An idle connection is left alone as long as clients may send their last request. After that, what may have
+        arrived already is taken, and no more: who sends later gets EPIPE, so knows that it was not even read.
         """
-        if self._idle:
+        if self._stream is not None:
+            self._stream.close(GOING_AWAY)
+        elif self._idle and after_last_requests:
             self._shut_down(socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -193,7 +198,7 @@ class Connection:
                 self._serve(self._caller)
             finally:
                 self._service.leave(entered)
-        except _LateError:
+        except LateError:
             pass  # Nothing to say: a client that is slow in asking is not waiting for an answer.
         except OSError as error:
             log.debug("connection lost: %s", error)
@@ -224,11 +229,16 @@ class Connection:
                 if not confirmed:
                     self._caller = caller = service.identifier.confirm(self._socket, caller)
                     confirmed = True
-                keep_alive = self._respond(head, caller)
+                answered = self._respond(head, caller)
             except ProtocolError as error:
                 self._refuse(error.status, str(error))
                 return
-            if not keep_alive:
+            if isinstance(answered, Handover):
+                # Nothing of the request is kept for as long as the stream lasts.
+                del head
+                self._be_stream(answered)
+                return
+            if not answered:
                 return
             self._set_deadline(service.limits.idle_seconds)
 
@@ -260,8 +270,18 @@ class Connection:
         self._buffer = self._buffer[head.size :]
         return head
 
-    def _respond(self, head: Head, caller: Caller) -> bool:
-        """Answer one request; whether another may follow."""
+    def _be_stream(self, handover: Handover) -> None:
+        early, self._buffer = self._buffer, b""
+        self._stream = Stream(self, handover, self._service.pings, self._service.limits.stream_send_seconds)
+        try:
+            if not (early and handover.form is Form.WEBSOCKET):
+                self._stream.run()
+            # RFC 6455, section 4.1: a client sends no frame before it has the answer. As Incus, end without a word.
+        finally:
+            handover.listener.leave()
+
+    def _respond(self, head: Head, caller: Caller) -> bool | Handover:
+        """Answer one request; whether another may follow. Or what the connection is handed over to."""
         service = self._service
         began = time.monotonic()
         environ = head.environ
@@ -280,6 +300,10 @@ class Connection:
             status, headers, content = "200 OK", [("Content-Length", "0")], b""
         else:
             status, headers, content = self._call(environ)
+        if (handover := environ.pop(HANDOVER, None)) is not None:
+            answer = Answer(environ, caller, self._dialect, handover.status, [], 0, time.monotonic() - began)
+            service.answered(answer)
+            return handover  # type: ignore[no-any-return]
         # CONNECT would make a tunnel of the connection (RFC 9110, section 9.3.6): whatever follows is no request.
         close = not head.keep_alive or service.stopping or environ["REQUEST_METHOD"] == "CONNECT"
         if body is not None:
@@ -318,8 +342,39 @@ class Connection:
             for _read in range(_LAST_READS):
                 if not self._socket.recv(_READ):
                     break
-        except (OSError, _LateError):
+        except (OSError, LateError):
             pass  # There is no more, or the client does not wait for it.
+
+    # What `stream.Peer` asks for.
+
+    def send_within(self, seconds: float, data: bytes) -> None:
+        """Send all; raises LateError if the client does not take it in time, and OSError if it is gone."""
+        self._send(data, b"", seconds)
+
+    def wait_readable(self) -> None:
+        """Wait until the client has sent something, or `wake` is called, without a deadline."""
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+        self._wakeable = True
+        try:
+            self._wait(self._readable)
+        finally:
+            self._wakeable = False
+
+    def wake(self) -> None:
+        """End `wait_readable`, if that is what the connection is doing; may be called from any greenlet."""
+        if self._wakeable:
+            # Once: whoever calls next finds it awake.
+            self._wakeable = False
+            self._hub.loop.run_callback(self._greenlet.switch)  # type: ignore[union-attr]
+
+    def read_available(self, size: int) -> bytes | None:
+        """What the client has sent, at most `size` bytes; b"" at its end, None if there is nothing."""
+        try:
+            return self._socket.recv(size)
+        except BlockingIOError:
+            return None
 
     # What `body.Source` asks for.
 
@@ -345,7 +400,7 @@ class Connection:
     def _receive_body(self) -> bytes:
         try:
             data = self._receive()
-        except _LateError:
+        except LateError:
             raise ProtocolError(400, "the body did not come in time") from None
         if not data:
             raise ProtocolError(400, "the body is cut short")
@@ -362,8 +417,8 @@ class Connection:
             except BlockingIOError:
                 continue
 
-    def _send(self, head: bytes, content: bytes) -> None:
-        """Send all, in one call if the client keeps up."""
+    def _send(self, head: bytes, content: bytes, seconds: float | None = None) -> None:
+        """Send all, in one call if the client keeps up; within so many seconds, or those that an answer may take."""
         try:
             if len(content) < _COPY:
                 head += content
@@ -376,10 +431,10 @@ class Connection:
             sent = 0
             head += content if len(content) >= _COPY else b""
         if sent < len(head):
-            self._send_rest(memoryview(head)[sent:])
+            self._send_rest(memoryview(head)[sent:], seconds or self._service.limits.send_seconds)
 
-    def _send_rest(self, left: memoryview) -> None:
-        self._set_deadline(self._service.limits.send_seconds)
+    def _send_rest(self, left: memoryview, seconds: float) -> None:
+        self._set_deadline(seconds)
         writable = self._hub.loop.io(self._socket.fileno(), _WRITABLE)
         try:
             while left:
@@ -392,7 +447,7 @@ class Connection:
             writable.close()
 
     def _wait(self, watcher: Any) -> None:
-        """Give way to the event loop until `watcher` fires; raises _LateError when the deadline passes first."""
+        """Give way to the event loop until `watcher` fires; raises LateError when the deadline passes first."""
         self._waiting = True
         watcher.start(self._greenlet.switch)  # type: ignore[union-attr]
         try:
@@ -422,7 +477,7 @@ class Connection:
     def _on_timer(self) -> None:
         left = self._deadline - time.monotonic()
         if self._waiting and left <= 0:
-            self._greenlet.throw(_LateError)  # type: ignore[union-attr]
+            self._greenlet.throw(LateError)  # type: ignore[union-attr]
         else:
             # Not waiting means at work: look again a little later.
             self._arm(max(left, 0.1))

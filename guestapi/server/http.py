@@ -248,6 +248,13 @@ def response_head(
     return "".join(lines).encode("latin-1")
 
 
+def stream_head(status: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """The head of a stream's response: just this, and whatever follows."""
+    return "".join([f"HTTP/1.1 {status}\r\n", *[f"{name}: {value}\r\n" for name, value in headers], "\r\n"]).encode(
+        "latin-1"
+    )
+
+
 def error_response(status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
     """A whole last response that says in one line what was wrong."""
     body = f"{text}\n".encode("latin-1", "replace")

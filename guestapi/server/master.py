@@ -113,7 +113,8 @@ class Application(GunicornApplication):
 
     def load(self) -> app.Application:
         """The WSGI application of one worker."""
-        return app.create(self.open_store())
+        store = self.open_store()
+        return app.create(store, store.broker)
 
     def run(self) -> None:
         """Serve until told to stop; exits."""

@@ -5,13 +5,21 @@ from __future__ import annotations
 from gevent.hub import get_hub
 
 from guestapi.model import Init, Instance
+from guestapi.notifications.broker import Broker
 from guestapi.settings import Settings
+from guestapi.store.doorbell import Doorbell
 from guestapi.store.reading import Reader
+from guestapi.store.schema import database_file
 from guestapi.store.writing import Writer
 
 
 class OffloadedStore:
-    """A `Reader` for the event loop's thread, and a `Writer` for threads beside it (`api.app.Store`)."""
+    """A `Reader` for the event loop's thread, and a `Writer` for threads beside it (`api.app.Store`).
+
+    Attributes:
+        broker: who listens to the change log.
+        doorbell: when to look there.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Open the store.
@@ -20,6 +28,12 @@ class OffloadedStore:
             StoreError: it cannot be used.
         """
         self._reader = Reader(settings.store.url)
+        self.broker = Broker(
+            self._reader,
+            queue_limit=settings.limits.stream_queue,
+            listeners_per_instance=settings.limits.streams_per_instance,
+        )
+        self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer = Writer(settings)
 
     def instance(self, instance_id: int) -> Instance | None:

@@ -21,6 +21,8 @@ from gunicorn.workers.ggevent import GeventWorker
 from guestapi.callers.identify import Identifier
 from guestapi.server.connection import Answer, Connection, Service
 from guestapi.server.logs import RequestLog
+from guestapi.server.offload import OffloadedStore
+from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,10 @@ _HEARTBEAT_SECONDS = 1.0
 _PATIENCE_SECONDS = 3.0
 #: How many connections are accepted in one turn of the loop: one if there are other workers to share with.
 _ACCEPT_ALONE = 32
+#: Seconds after which the change log is looked at though the doorbell did not ring.
+_LOOK_SECONDS = 1.0
+#: How long the ping timer sleeps at most, so that a stream that was just opened is seen in time.
+_PING_CHECK_SECONDS = 1.0
 #: Seconds without accepting after the process has run out of descriptors.
 _PAUSE_SECONDS = 0.1
 
@@ -77,6 +83,8 @@ class GuestWorker(GeventWorker):
             _Listener(listener.sock, dialect, self._service, self.cfg.worker_connections, alone=self.cfg.workers == 1)
             for listener, dialect in zip(self.sockets, application.dialects, strict=True)
         ]
+        gevent.spawn(_follow_log, store)
+        gevent.spawn(_send_pings, self._service)
         while self.alive:
             if self._answers():
                 self.notify()
@@ -93,9 +101,9 @@ class GuestWorker(GeventWorker):
         until = time.monotonic() + self.cfg.graceful_timeout
         while self._service.connections and time.monotonic() < until:
             self.notify()
-            if time.monotonic() >= idle_until:
-                for connection in list(self._service.connections):
-                    connection.finish()
+            over = time.monotonic() >= idle_until
+            for connection in list(self._service.connections):
+                connection.finish(after_last_requests=over)
             gevent.sleep(0.02)
         for connection in list(self._service.connections):
             connection.abort()
@@ -132,6 +140,32 @@ class GuestWorker(GeventWorker):
         self._requests.answered(answer)
         if self._hooks.wanted:
             self._hooks.call(answer)
+
+
+def _follow_log(store: OffloadedStore) -> None:
+    """Have events delivered as soon as the doorbell rings, and look once a second in case a ring was missed."""
+    rung = Event()
+    watcher = get_hub().loop.io(store.doorbell.fileno(), 1)
+    watcher.start(rung.set)
+    while True:
+        rung.wait(_LOOK_SECONDS)
+        if rung.is_set():
+            rung.clear()
+            store.doorbell.heard()
+        else:
+            store.broker.ask_all()
+        try:
+            while store.broker.look():
+                gevent.sleep(0)
+        except StoreError as error:
+            log.error("events are delayed: %s", error)
+            gevent.sleep(_LOOK_SECONDS)
+
+
+def _send_pings(service: Service) -> None:
+    """One timer for all streams of the worker."""
+    while True:
+        gevent.sleep(min(service.pings.run(), _PING_CHECK_SECONDS))
 
 
 class _Listener:

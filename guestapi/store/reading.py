@@ -9,15 +9,25 @@ operator's command that has returned is seen by every request that comes after i
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RowMapping, bindparam, select
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
-from guestapi.model import Init, Instance
-from guestapi.store.schema import UnknownInstanceError, config, database_file, devices, explain, instances, open_reader
+from guestapi.model import Init, Instance, Notification
+from guestapi.store.schema import (
+    UnknownInstanceError,
+    config,
+    database_file,
+    devices,
+    explain,
+    instances,
+    notifications,
+    open_reader,
+)
 
 #: How much a worker keeps: instances, and bytes of their configuration, whichever comes first.
 KEPT_INSTANCES = 1024
@@ -32,6 +42,22 @@ _DEVICES = (
     .order_by(devices.c.name)
 )
 _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam("namespace"))
+
+_log = notifications.c
+_LATEST = select(func.max(_log.id))
+_OLDEST = select(func.min(_log.id))
+_ENTRIES = select(
+    _log.id,
+    _log.instance_id,
+    _log.project,
+    _log.instance,
+    _log.type,
+    _log.timestamp,
+    _log.metadata,
+    _log.for_guest,
+).order_by(_log.id)
+
+T = TypeVar("T")
 
 
 class Reader:
@@ -101,6 +127,29 @@ class Reader:
             self.close()
             raise explain(error, self._file) from None
 
+    def latest(self) -> int:
+        """The id of the change log's last entry, 0 if there was none yet.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._log(latest)
+
+    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
+        """Entries of the change log in order. As the function `entries`.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._log(lambda connection: entries(connection, after, limit, instance_id=instance_id, until=until))
+
+    def _log(self, read: Callable[[Connection], T]) -> T:
+        try:
+            return read(self._look()[0])
+        except DBAPIError as error:
+            self.close()
+            raise explain(error, self._file) from None
+
     def close(self) -> None:
         """Let go of the connection; the next look opens another."""
         if self._connection is not None:
@@ -131,11 +180,59 @@ class Reader:
         return instance
 
 
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Some entries of the change log.
+
+    Attributes:
+        found: in order.
+        oldest: the id of the oldest entry that the log still holds; 0 if it never had one.
+    """
+
+    found: list[Notification]
+    oldest: int
+
+
+def latest(connection: Connection) -> int:
+    """The id of the change log's last entry, 0 if there was none yet."""
+    return connection.execute(_LATEST).scalar() or 0
+
+
+def entries(
+    connection: Connection, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None
+) -> Entries:
+    """Entries of the change log, and where the log begins, as they were at one moment.
+
+    Args:
+        connection: to the store.
+        after: the id after which to begin.
+        limit: how many at the most.
+        instance_id: those that this instance may hear of; None: all of all instances.
+        until: the last id; None: no end.
+    """
+    query = _ENTRIES.where(_log.id > after)
+    if instance_id is not None:
+        query = query.where(_log.instance_id == instance_id, _log.for_guest)
+    if until is not None:
+        query = query.where(_log.id <= until)
+    with _snapshot(connection):
+        rows = connection.execute(query.limit(limit)).all()
+        return Entries([Notification(*row) for row in rows], connection.execute(_OLDEST).scalar() or 0)
+
+
 class View:
     """The store at one moment, for the operator's command."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    def latest(self) -> int:
+        """As the function `latest`."""
+        return latest(self._connection)
+
+    def entries(self, after: int, limit: int) -> Entries:
+        """As the function `entries`, of all instances."""
+        return entries(self._connection, after, limit)
 
     def instances(self, project: str | None = None) -> list[Instance]:
         """All instances, of one project or of all, by project and name."""

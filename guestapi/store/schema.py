@@ -94,6 +94,7 @@ devices = Table(
     Column("definition", JSON, nullable=False),
 )
 
+# The change log: ids are in the order of commits, without holes.
 notifications = Table(
     "notifications",
     metadata,
@@ -109,6 +110,7 @@ notifications = Table(
     Column("for_guest", Boolean, nullable=False),
     sqlite_autoincrement=True,
 )
+Index("notifications_by_instance", notifications.c.instance_id, notifications.c.id)
 
 
 def database_file(url: str) -> Path:

@@ -18,6 +18,7 @@ from guestapi import names
 from guestapi.model import Device, Init, Instance, InstanceType
 from guestapi.settings import Settings
 from guestapi.store import changes
+from guestapi.store.doorbell import ring
 from guestapi.store.reading import View, load
 from guestapi.store.schema import (
     StoreError,
@@ -64,6 +65,8 @@ class Writer:
                     step.trim(self._keep.keep_entries, self._keep.keep_seconds)
         except DBAPIError as error:
             raise explain(error, self._file) from None
+        if step.told:
+            ring(self._file)
 
     def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
         """Note what the workload says of itself.

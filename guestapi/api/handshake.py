@@ -1,0 +1,90 @@
+"""What a client wants of ``/1.0/events``, from its header fields and query: pure functions."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from urllib.parse import parse_qs, urlsplit
+
+from guestapi.api.errors import BadRequest, Refusal
+from guestapi.notifications.events import Form
+
+#: RFC 6455, section 1.3.
+_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+#: An id of the change log fits into 63 bits, as SQLite has them: 19 digits would be too many for some numbers.
+_ID_DIGITS = 18
+
+
+class ForeignOrigin(Refusal):
+    """A browser's page from elsewhere wants to listen (RFC 6455, section 10.2)."""
+
+    status_code = 403
+    text = "the Origin is not this Host"
+
+
+def form_of(environ: Mapping[str, str]) -> Form:
+    """Which form of stream the client asks for: a WebSocket only by ``Upgrade: websocket``, spelled so."""
+    if environ.get("HTTP_UPGRADE") == "websocket":
+        return Form.WEBSOCKET
+    if "text/event-stream" in _tokens(environ.get("HTTP_ACCEPT", "")):
+        return Form.SERVER_SENT
+    return Form.LINES
+
+
+def accept(environ: Mapping[str, str]) -> str:
+    """The Sec-WebSocket-Accept of an upgrade (RFC 6455, section 4.2).
+
+    Raises:
+        BadRequest: Connection, version or key are not as they should be.
+        ForeignOrigin: an Origin was sent, and it is not the Host.
+    """
+    version = {"Sec-WebSocket-Version": "13"}
+    if "upgrade" not in _tokens(environ.get("HTTP_CONNECTION", "")):
+        raise BadRequest("Connection: Upgrade is needed", headers=version)
+    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
+        raise BadRequest("Sec-WebSocket-Version: 13 is needed", headers=version)
+    key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
+    try:
+        valid = len(base64.b64decode(key, validate=True)) == 16
+    except (binascii.Error, ValueError):
+        valid = False
+    if not valid:
+        raise BadRequest("Sec-WebSocket-Key: 16 bytes in base64 are needed", headers=version)
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and not _same_host(origin, environ.get("HTTP_HOST", "")):
+        raise ForeignOrigin(headers=version)
+    return base64.b64encode(hashlib.sha1((key + _GUID).encode()).digest()).decode()
+
+
+def types_of(query: str) -> frozenset[str] | None:
+    """The types of the first ``type=``, split at commas and nothing else; None, all, if it is absent or empty."""
+    wanted = parse_qs(query, keep_blank_values=True).get("type", [""])[0]
+    return frozenset(wanted.split(",")) if wanted else None
+
+
+def since_of(environ: Mapping[str, str], form: Form) -> int | None:
+    """The id after which the client wants to resume, from ``?since=`` or Last-Event-ID; None if it begins now.
+
+    Raises:
+        BadRequest: it is no id.
+    """
+    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+    given = query["since"][0] if "since" in query else environ.get("HTTP_LAST_EVENT_ID")
+    if given is None or (given == "" and form is Form.SERVER_SENT):
+        return None
+    if not (given.isascii() and given.isdigit() and len(given) <= _ID_DIGITS):
+        raise BadRequest("since is not the id of an event; send the last one's, or 0 for all that are kept")
+    return int(given)
+
+
+def _tokens(field: str) -> list[str]:
+    return [token.split(";")[0].strip().lower() for token in field.split(",")]
+
+
+def _same_host(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False

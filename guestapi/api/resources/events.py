@@ -1,0 +1,84 @@
+"""``/1.0/events``: what changes, as it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import falcon
+
+from guestapi.api.encoding import JSON
+from guestapi.api.errors import NOSNIFF, NotAuthorized, Refusal
+from guestapi.api.gate import Gate
+from guestapi.api.handover import HANDOVER, Handover
+from guestapi.api.handshake import accept, form_of, since_of, types_of
+from guestapi.callers.identify import Caller
+from guestapi.notifications.broker import Broker, TooManyListenersError
+from guestapi.notifications.events import Form
+from guestapi.store.schema import StoreError
+
+#: RFC 6455, section 7.4.1: policy violation, for an instance that is switched off; going away, for one that stopped.
+SWITCHED_OFF, GONE = 1008, 1001
+
+
+class TooManyStreams(Refusal):
+    """The instance has as many streams open as it may (RFC 6585, section 4)."""
+
+    status_code = 429
+    text = "too many event streams of this instance"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Retry-After": "10"})
+
+
+class Events:
+    """``GET /1.0/events``: a WebSocket, server-sent events, or one JSON document a line."""
+
+    def __init__(self, broker: Broker, gate: Gate) -> None:
+        """Args:
+        broker: where to listen.
+        gate: the gate that let the request through; it is asked again while the stream lasts.
+        """
+        self._broker = broker
+        self._gate = gate
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Register a listener, and hand the connection over."""
+        form = form_of(req.env)
+        if req.method == "HEAD":
+            resp.content_type = JSON
+            resp.set_headers(NOSNIFF)
+            return
+        if form is Form.WEBSOCKET:
+            status = "101 Switching Protocols"
+            headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept(req.env))]
+        else:
+            status = "200 OK"
+            kind = JSON if form is Form.LINES else "text/event-stream"
+            headers = [("Connection", "close"), ("Content-Type", kind), *NOSNIFF.items()]
+            if form is Form.SERVER_SENT:
+                headers.append(("Cache-Control", "no-store"))
+        try:
+            listener = self._broker.subscribe(
+                req.context.instance.id, types_of(req.query_string), since_of(req.env, form), self._may(req)
+            )
+        except TooManyListenersError:
+            raise TooManyStreams from None
+        req.env[HANDOVER] = Handover(status, tuple(headers), form, listener)
+
+    def _may(self, req: falcon.Request) -> Callable[[], int | None]:
+        # Bound to what the gate wants to know, not to the request, which is let go of after the hand-over.
+        caller: Caller = req.env["guestapi.caller"]
+        gate = self._gate
+
+        def may() -> int | None:
+            try:
+                gate.admit(caller, "GET", "/1.0/events")
+            except NotAuthorized:
+                return SWITCHED_OFF
+            except Refusal:
+                return GONE
+            except StoreError:
+                return None  # It cannot be told now; the next change, or the next second, will tell.
+            return None
+
+        return may

@@ -1,0 +1,85 @@
+"""``guestapi events``: the change log as it grows, of all instances and everything that happens to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+
+from guestapi.cli.common import Operator, printable
+from guestapi.model import Notification
+from guestapi.store.doorbell import Doorbell
+from guestapi.store.schema import database_file
+
+#: Entries that are read at a time, and seconds after which to look although the bell did not ring.
+_BATCH, _LOOK_SECONDS = 256, 1.0
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--project", help="Of this project alone; with NAME: default.")
+@click.option("--type", "types", metavar="TYPE[,TYPE]...", help="Of these alone: config, device, lifecycle.")
+@click.option("--since", type=click.IntRange(min=0), metavar="ID", help="Begin after this entry; 0: with the oldest.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_obj
+def events(
+    operator: Operator, name: str | None, project: str | None, types: str | None, since: int | None, form: str
+) -> None:
+    """Follow what happens to instances, of NAME or of all, until interrupted."""
+    wanted = frozenset(types.split(",")) if types else None
+    if name is not None and project is None:
+        project = "default"
+    try:
+        for entry in _follow(operator, since):
+            if isinstance(entry, str):
+                click.echo(entry, err=True)
+            elif (
+                name in (None, entry.instance)
+                and project in (None, entry.project)
+                and (not wanted or entry.type in wanted)
+            ):
+                click.echo(_as_json(entry) if form == "json" else _as_text(entry))
+    except KeyboardInterrupt:
+        pass  # This is how one ends it.
+
+
+def _follow(operator: Operator, since: int | None) -> Iterator[Notification | str]:
+    """Entries as they come, and a sentence where some are missing."""
+    doorbell = Doorbell(database_file(operator.settings.store.url))
+    position = since
+    while True:
+        with operator.view() as store:
+            if position is None:
+                position = store.latest()
+            entries = store.entries(position, _BATCH)
+        if entries.oldest > position + 1:
+            yield f"the log does not reach back to {position + 1}, only to {entries.oldest}"
+        for entry in entries.found:
+            yield entry
+            position = entry.id
+        if len(entries.found) < _BATCH:
+            doorbell.wait(_LOOK_SECONDS)
+
+
+def _as_json(entry: Notification) -> str:
+    document = {
+        "id": entry.id,
+        "timestamp": entry.timestamp,
+        "project": entry.project,
+        "instance": entry.instance,
+        "type": entry.type,
+        "metadata": json.loads(entry.metadata),
+    }
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _as_text(entry: Notification) -> str:
+    metadata = json.loads(entry.metadata)
+    if entry.type == "config":
+        what = f"{metadata['key']}: {metadata['old_value']!r:.60} -> {metadata['value']!r:.60}"
+    elif entry.type == "device":
+        what = f"{metadata['name']} {metadata['action']}"
+    else:
+        what = metadata["action"]
+    return printable(f"{entry.timestamp} {entry.id} {entry.project}/{entry.instance} {entry.type} {what}")

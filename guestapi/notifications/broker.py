@@ -1,0 +1,227 @@
+"""Reads the change log and hands each event to the listeners that it is for.
+
+A listener is registered with the id of the log's last entry at that moment, and hears whatever is committed after it:
+it is registered before its client is answered, so nothing in between is lost. What a resuming client has missed before
+is read from the log, up to that same id, so nothing is told twice at the seam.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from guestapi.notifications.events import Event, gap
+from guestapi.store.reading import Entries
+
+#: Entries that are read at a time.
+BATCH = 256
+
+
+class Log(Protocol):
+    """The change log: `store.reading.Reader`."""
+
+    def latest(self) -> int:
+        """As `Reader.latest`."""
+        ...
+
+    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
+        """As `Reader.entries`."""
+        ...
+
+
+class TooManyListenersError(Exception):
+    """The instance has as many listeners as it may."""
+
+
+class Listener:
+    """One client that listens to the events of one instance.
+
+    Attributes:
+        wake: called when there is something new in `pop` or in `closing`; set by whoever serves the listener.
+        closing: why the stream is to be ended, as a WebSocket close code (RFC 6455, section 7.4.1); None: it goes on.
+        overrun: it fell too far behind: end it, without a word.
+    """
+
+    __slots__ = ("_after", "_broker", "_may", "_queue", "_since", "_types", "closing", "instance_id", "overrun", "wake")
+
+    def __init__(
+        self,
+        broker: Broker,
+        instance_id: int,
+        types: frozenset[str] | None,
+        since: int | None,
+        after: int,
+        may: Callable[[], int | None],
+    ) -> None:
+        self._broker = broker
+        self.instance_id = instance_id
+        self._types = types
+        self._since = since
+        self._after = after
+        self._may = may
+        self._queue: deque[Event] = deque()
+        self.wake: Callable[[], None] = _nobody
+        self.closing: int | None = None
+        self.overrun = False
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the client can resume, so wants ids."""
+        return self._since is not None
+
+    def missed(self) -> Iterator[list[Event]]:
+        """What a resuming client has missed, in batches read one at a time; a gap first if the log is too short.
+
+        Raises:
+            StoreError: the log cannot be read.
+        """
+        if self._since is None:
+            return
+        position, log = self._since, self._broker.log
+        if position > self._after:
+            # The log has not come to that id: it is from another store, and says nothing about this one.
+            oldest = log.entries(0, 1).oldest
+            yield [gap(position, oldest)]
+            position = max(oldest - 1, 0)
+        while position < self._after:
+            entries = log.entries(position, BATCH, instance_id=self.instance_id, until=self._after)
+            # The log's ids have no holes, so what lies between was there and is not any more.
+            if entries.oldest > position + 1:
+                yield [gap(position, entries.oldest)]
+            yield [event for event in map(Event, entries.found) if self._wants(event)]
+            if len(entries.found) < BATCH:
+                return
+            position = entries.found[-1].id
+
+    def pop(self) -> list[Event]:
+        """What has come in since the last call, in order."""
+        events = list(self._queue)
+        self._queue.clear()
+        return events
+
+    def close(self, code: int) -> None:
+        """Have the stream ended, with this WebSocket close code."""
+        if self.closing is None:
+            self.closing = code
+            self.wake()
+
+    def leave(self) -> None:
+        """Listen no more."""
+        self._broker.forget(self)
+
+    def hear(self, event: Event) -> None:
+        """An entry of the log about the listener's instance has been committed."""
+        if event.id <= self._after:
+            return
+        if event.for_guest:
+            if self._wants(event) and self.closing is None:
+                self._queue.append(event)
+                if len(self._queue) > self._broker.queue_limit:
+                    self.overrun = True
+                self.wake()
+        else:
+            self.ask()
+
+    def ask(self) -> None:
+        """Whether the client may still listen; if not, have the stream ended."""
+        code = self._may()
+        if code is not None:
+            self.close(code)
+
+    def _wants(self, event: Event) -> bool:
+        return self._types is None or event.type in self._types
+
+
+class Broker:
+    """All listeners of a worker."""
+
+    def __init__(self, log: Log, *, queue_limit: int, listeners_per_instance: int) -> None:
+        """Args:
+        log: the change log.
+        queue_limit: how many events may wait for one listener.
+        listeners_per_instance: how many listeners an instance may have.
+        """
+        self.log = log
+        self.queue_limit = queue_limit
+        self._limit = listeners_per_instance
+        self._listeners: dict[int, set[Listener]] = {}
+        self._position = 0
+
+    def subscribe(
+        self, instance_id: int, types: frozenset[str] | None, since: int | None, may: Callable[[], int | None]
+    ) -> Listener:
+        """Register a listener: from now on it hears everything.
+
+        Args:
+            instance_id: whose events.
+            types: which types; None: all.
+            since: the id after which the client wants to resume; None: it begins now.
+            may: asked after each change that could end it: None, or the close code with which to end.
+
+        Raises:
+            TooManyListenersError: the instance has as many as it may.
+            StoreError: the log cannot be read.
+        """
+        others = self._listeners.get(instance_id, set())
+        if len(others) >= self._limit:
+            raise TooManyListenersError
+        after = self.log.latest()
+        if not self._listeners:
+            # Nobody has listened, so nobody has missed what was not read.
+            self._position = after
+        listener = Listener(self, instance_id, types, since, after, may)
+        self._listeners.setdefault(instance_id, others).add(listener)
+        return listener
+
+    def forget(self, listener: Listener) -> None:
+        """Take a listener away; once more does no harm."""
+        others = self._listeners.get(listener.instance_id)
+        if others is not None:
+            others.discard(listener)
+            if not others:
+                del self._listeners[listener.instance_id]
+
+    def look(self) -> bool:
+        """Read one batch of what was committed since the last look, and hand it on; whether there may be more.
+
+        Raises:
+            StoreError: the log cannot be read; nothing was handed on, and the next look begins at the same place.
+        """
+        if not self._listeners:
+            return False
+        entries = self.log.entries(self._position, BATCH)
+        if entries.oldest > self._position + 1 and self._position:
+            # The log was trimmed faster than this worker has read it: nobody may believe to have heard everything.
+            self.end_all(_TRY_AGAIN_LATER)
+        for entry in entries.found:
+            listeners = self._listeners.get(entry.instance_id)
+            if listeners:
+                event = Event(entry)
+                for listener in tuple(listeners):
+                    listener.hear(event)
+            self._position = entry.id
+        return len(entries.found) == BATCH
+
+    def ask_all(self) -> None:
+        """Have every listener asked whether it may still listen: an init may have ended without an entry in the log."""
+        for listeners in tuple(self._listeners.values()):
+            for listener in tuple(listeners):
+                listener.ask()
+
+    def end_all(self, code: int) -> None:
+        """Have all streams ended."""
+        for listeners in tuple(self._listeners.values()):
+            for listener in tuple(listeners):
+                listener.close(code)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._listeners.values()))
+
+
+#: www.iana.org/assignments/websocket: "Try Again Later".
+_TRY_AGAIN_LATER = 1013
+
+
+def _nobody() -> None:
+    """Wakes nobody: the listener is not served yet."""

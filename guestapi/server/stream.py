@@ -1,0 +1,203 @@
+"""A connection that was handed over: sends what its listener hears, until either side ends it."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Protocol
+
+from guestapi.api.handover import Handover
+from guestapi.notifications.events import PING, Event, Form, frame
+from guestapi.server.http import stream_head
+from guestapi.server.websocket import LONGEST_FRAME, ClientFrames, closing
+
+#: RFC 6455, section 7.4.1: the server goes down, or the instance does.
+GOING_AWAY = 1001
+
+#: Seconds between two pings, and how many may stay unanswered: as Incus.
+PING_SECONDS = 10.0
+_UNANSWERED = 3
+_PING = frame(PING, b"keepalive")
+#: A comment, which clients skip (html.spec.whatwg.org, "Parsing an event stream").
+_COMMENT = b":\n\n"
+
+#: How many bytes of events are sent at a time.
+_BATCH = 65536
+#: Seconds that a client has to take what is left when its stream is ended.
+_LAST_SECONDS = 0.05
+
+_REASONS = {1001: "going away", 1008: "not authorized", 1013: "try again later"}
+
+
+class LateError(Exception):
+    """A deadline has passed."""
+
+
+class Peer(Protocol):
+    """The connection, as a stream needs it: `connection.Connection`."""
+
+    def send_within(self, seconds: float, data: bytes) -> None:
+        """Send all; raises LateError, or OSError."""
+        ...
+
+    def wait_readable(self) -> None:
+        """Wait until the client has sent something, or `wake` is called."""
+        ...
+
+    def wake(self) -> None:
+        """End `wait_readable`."""
+        ...
+
+    def read_available(self, size: int) -> bytes | None:
+        """What the client has sent; b"" at its end, None if there is nothing."""
+        ...
+
+    def abort(self) -> None:
+        """Shut the connection, whatever it is doing."""
+        ...
+
+
+class Stream:
+    """One client's stream of events."""
+
+    def __init__(self, peer: Peer, handover: Handover, pings: Pings, send_seconds: float) -> None:
+        self._peer = peer
+        self._listener = handover.listener
+        self._form = handover.form
+        self._pings = pings
+        self._seconds = send_seconds
+        self._head = stream_head(handover.status, handover.headers)
+        self._frames = ClientFrames() if handover.form is Form.WEBSOCKET else None
+        self._unanswered = 0
+        self._ping_due = False
+        self._sending = False
+
+    def run(self) -> None:
+        """Send what there is until the stream ends."""
+        self._listener.wake = self._on_news
+        # The first ping leaves with the head.
+        self._send(self._head + (_PING if self._frames else b""))
+        self._head = b""
+        if self._form is not Form.LINES:
+            self._unanswered = 1
+            self._pings.add(self)
+        try:
+            for events in self._listener.missed():
+                self._send_events(events)
+                if not self._listen():
+                    return
+            self._follow()
+        except LateError:
+            pass  # It does not take what it has asked for.
+        finally:
+            self._pings.remove(self)
+
+    def close(self, code: int) -> None:
+        """End the stream, with this close code if it is a WebSocket."""
+        self._listener.close(code)
+
+    def ping(self) -> None:
+        """It is time for a ping."""
+        self._ping_due = True
+        self._peer.wake()
+
+    def _follow(self) -> None:
+        while True:
+            if self._listener.overrun:
+                return
+            if self._listener.closing is not None:
+                self._say_goodbye(self._listener.closing)
+                return
+            if self._ping_due and not self._send_ping():
+                return
+            events = self._listener.pop()
+            if events:
+                self._send_events(events)
+            elif self._listener.closing is None:
+                self._peer.wait_readable()
+            if not self._listen():
+                return
+
+    def _send_events(self, events: list[Event]) -> None:
+        numbered = self._listener.numbered
+        batch: list[bytes] = []
+        size = 0
+        for event in events:
+            batch.append(event.written(self._form, numbered))
+            size += len(batch[-1])
+            if size > _BATCH:
+                self._send(b"".join(batch))
+                batch, size = [], 0
+        if batch:
+            self._send(b"".join(batch))
+
+    def _send(self, data: bytes) -> None:
+        self._sending = True
+        try:
+            self._peer.send_within(self._seconds, data)
+        finally:
+            self._sending = False
+
+    def _send_ping(self) -> bool:
+        self._ping_due = False
+        if self._frames is not None and self._unanswered >= _UNANSWERED:
+            return False
+        self._unanswered += 1
+        self._send(_PING if self._frames else _COMMENT)
+        return True
+
+    def _listen(self) -> bool:
+        """Take what the client has sent, without waiting; whether the stream goes on."""
+        data = self._peer.read_available(LONGEST_FRAME)
+        if data is None:
+            return True
+        if not data or self._frames is None:
+            return False
+        heard = self._frames.hear(data)
+        if heard.pong:
+            self._unanswered = 0
+        if heard.reply:
+            self._send(heard.reply)
+        return not heard.ended
+
+    def _say_goodbye(self, code: int) -> None:
+        # What came before the end is told, as far as the client takes it at once.
+        self._seconds = _LAST_SECONDS
+        self._send_events(self._listener.pop())
+        if self._frames is not None:
+            self._send(closing(code, _REASONS.get(code, "")))
+
+    def _on_news(self) -> None:
+        """The listener has something, or is to be ended."""
+        if self._sending and (self._listener.overrun or self._listener.closing is not None):
+            # It is stuck, and will not get to it.
+            self._peer.abort()
+        else:
+            self._peer.wake()
+
+
+class Pings:
+    """Which stream is to send a ping when. All wait equally long, so they are due in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._due: OrderedDict[Stream, float] = OrderedDict()
+
+    def add(self, stream: Stream) -> None:
+        """Have the stream send one when it is time, and again and again."""
+        self._due[stream] = time.monotonic() + PING_SECONDS
+
+    def remove(self, stream: Stream) -> None:
+        """No more."""
+        self._due.pop(stream, None)
+
+    def run(self) -> float:
+        """Have those send one for which it is time; the seconds until the next."""
+        now = time.monotonic()
+        while self._due:
+            stream, due = next(iter(self._due.items()))
+            if due > now:
+                return due - now
+            self._due[stream] = now + PING_SECONDS
+            self._due.move_to_end(stream)
+            stream.ping()
+        return PING_SECONDS

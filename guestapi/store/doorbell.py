@@ -1,0 +1,59 @@
+"""A file beside the database that is touched after each commit, so that whoever follows the log looks at once.
+
+The bell only saves time: who misses a ring, because a writer was killed before it could, finds the change when looking
+the next time anyway.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from inotify_simple import INotify, flags
+
+
+def bell(database: Path) -> Path:
+    """The bell of a database."""
+    return database.with_name(database.name + "-bell")
+
+
+def ring(database: Path) -> None:
+    """Tell everyone who listens that something was committed."""
+    path = bell(database)
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        parent = path.parent.stat()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.geteuid() == 0:
+                os.fchown(descriptor, parent.st_uid, parent.st_gid)
+        finally:
+            os.close(descriptor)
+
+
+class Doorbell:
+    """Hears the rings. `fileno` becomes readable when there was one."""
+
+    def __init__(self, database: Path) -> None:
+        self._name = bell(database).name
+        self._inotify = INotify(nonblocking=True)
+        # The directory is watched, not the file: that may come later, or be made anew.
+        self._inotify.add_watch(database.parent, flags.ATTRIB | flags.CREATE)
+
+    def fileno(self) -> int:
+        """For select and its like."""
+        number: int = self._inotify.fileno()
+        return number
+
+    def heard(self) -> bool:
+        """Whether it has rung since the last call; does not wait."""
+        return any(event.name == self._name for event in self._inotify.read(timeout=0))
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a ring, at most so long."""
+        self._inotify.read(timeout=int(seconds * 1000))
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._inotify.close()
