@@ -376,6 +376,11 @@ class Connection:
         except BlockingIOError:
             return None
 
+    def receive_within(self, seconds: float, size: int) -> bytes:
+        """What the client sends next, at most `size` bytes, b"" at its end; raises LateError if it does not in time."""
+        self._set_deadline(seconds)
+        return self._receive(size)
+
     # What `body.Source` asks for.
 
     def peek_line(self, limit: int) -> bytes:
@@ -408,12 +413,12 @@ class Connection:
 
     # Waiting.
 
-    def _receive(self) -> bytes:
+    def _receive(self, size: int = _READ) -> bytes:
         """What the client sends next, b"" at its end. Others have their turn first."""
         while True:
             self._wait(self._readable)
             try:
-                return self._socket.recv(_READ)
+                return self._socket.recv(size)
             except BlockingIOError:
                 continue
 

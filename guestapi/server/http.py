@@ -217,7 +217,16 @@ _date = _Date()
 
 #: Falcon has header names in lower case. Nobody should mind, but people read them and scripts grep for them.
 _SPELLED = {
-    name.lower(): name for name in ("Allow", "Content-Length", "Content-Type", "Location", "X-Content-Type-Options")
+    name.lower(): name
+    for name in (
+        "Allow",
+        "Content-Length",
+        "Content-Type",
+        "Location",
+        "Retry-After",
+        "Sec-WebSocket-Version",
+        "X-Content-Type-Options",
+    )
 }
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

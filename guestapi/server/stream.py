@@ -23,8 +23,9 @@ _COMMENT = b":\n\n"
 
 #: How many bytes of events are sent at a time.
 _BATCH = 65536
-#: Seconds that a client has to take what is left when its stream is ended.
+#: Seconds that a client has to take what is left when its stream is ended, and then to say goodbye itself.
 _LAST_SECONDS = 0.05
+_GOODBYE_SECONDS = 0.5
 
 _REASONS = {1001: "going away", 1008: "not authorized", 1013: "try again later"}
 
@@ -50,6 +51,10 @@ class Peer(Protocol):
 
     def read_available(self, size: int) -> bytes | None:
         """What the client has sent; b"" at its end, None if there is nothing."""
+        ...
+
+    def receive_within(self, seconds: float, size: int) -> bytes:
+        """What the client sends next; b"" at its end; raises LateError."""
         ...
 
     def abort(self) -> None:
@@ -164,8 +169,15 @@ class Stream:
         # What came before the end is told, as far as the client takes it at once.
         self._seconds = _LAST_SECONDS
         self._send_events(self._listener.pop())
-        if self._frames is not None:
-            self._send(closing(code, _REASONS.get(code, "")))
+        if self._frames is None:
+            return
+        self._send(closing(code, _REASONS.get(code, "")))
+        # RFC 6455, section 7.1.1: the client answers with a close frame of its own, and would find nobody there.
+        until = time.monotonic() + _GOODBYE_SECONDS
+        while (left := until - time.monotonic()) > 0:
+            data = self._peer.receive_within(left, LONGEST_FRAME)
+            if not data or self._frames.hear(data).ended:
+                return
 
     def _on_news(self) -> None:
         """The listener has something, or is to be ended."""

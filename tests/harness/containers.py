@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,6 +180,44 @@ class Container:
         )
         out, err = (base64.b64decode(answer[name]).decode() for name in ("out", "err"))
         return Ran(answer["code"], out, err)
+
+    def listening(self, kind: str, argument: str) -> Listening:
+        """A client of the event stream inside (see listening.py), for the length of a ``with`` block."""
+        return Listening(self.pid, kind, argument)
+
+
+class Listening:
+    """A running listening.py."""
+
+    def __init__(self, pid: int, kind: str, argument: str) -> None:
+        enter = ["nsenter", "-t", str(pid), "-a", "--setuid", "0", "--setgid", "0"]
+        packages = Path(sysconfig.get_path("purelib"))
+        self._process = subprocess.Popen(
+            [*enter, "env", f"PYTHONPATH={packages}", "/usr/bin/python3", str(HERE / "listening.py"), kind, argument],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def __enter__(self) -> Listening:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def say(self) -> Any:
+        """The next document that it prints."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the client has ended"
+        return json.loads(line)
+
+    def end(self) -> list[Any]:
+        """End its standard input; what it prints until it ends."""
+        out, _none = self._process.communicate(timeout=30)
+        return [json.loads(line) for line in out.splitlines()]
 
 
 def exchanged(answer: dict[str, Any]) -> Exchanged:

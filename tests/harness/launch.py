@@ -88,8 +88,8 @@ def main() -> None:
     ctypes.CDLL(None).prctl(1, 9)
     mount("-t", "proc", "proc", "/proc")
     socket.sethostname(options["hostname"])
-    with open("/tmp/agent.py", "wb") as file:
-        file.write(agent)
+    with open("/tmp/agent.py", "wb") as copy:
+        copy.write(agent)
     # What the namespaces were made from stays behind: only standard input, output and error go along.
     os.closerange(3, 256)
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}

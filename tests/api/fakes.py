@@ -1,0 +1,148 @@
+"""An instance, its callers and a store, without kernel or database."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from guestapi.api.app import Application, create
+from guestapi.callers.credentials import Credentials
+from guestapi.callers.identify import Caller, LiveInit
+from guestapi.model import Device, Instance
+from guestapi.notifications.broker import Broker
+from guestapi.store.reading import Entries
+
+#: Which host UID is root in the instance.
+ROOT = 100_000
+CLOUD_INIT_ID = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
+
+
+class StandIn(LiveInit):
+    """An init that is alive or not, as is said."""
+
+    def __init__(self, *, living: bool = True) -> None:
+        self.root_uid = ROOT
+        self.living = living
+
+    def __del__(self) -> None:
+        """There is nothing to close."""
+
+    def alive(self) -> bool:
+        """As was said."""
+        return self.living
+
+    __slots__ = ("living",)
+
+
+def caller(*, uid: int = ROOT, run: int = 1, living: bool = True, instance_id: int | None = 7) -> Caller:
+    """A caller in instance 7."""
+    init = None if instance_id is None else StandIn(living=living)
+    return Caller(Credentials(4242, uid, uid), instance_id, run, init)
+
+
+def instance(
+    config: Mapping[str, str] | None = None,
+    devices: Mapping[str, Device] | None = None,
+    *,
+    run: int = 1,
+    ready: bool = False,
+    location: str | None = None,
+) -> Instance:
+    """Instance 7, called c1, in its first run."""
+    return Instance(
+        id=7,
+        revision=1,
+        run=run,
+        project="default",
+        name="c1",
+        type="container",
+        uuid=CLOUD_INIT_ID,
+        cloud_init_id=CLOUD_INIT_ID,
+        location=location,
+        ready=ready,
+        init=None,
+        config=config or {},
+        devices=devices or {},
+    )
+
+
+@dataclass
+class MemoryStore:
+    """A store of one instance that keeps what it is told; `fault` is raised instead of any answer."""
+
+    held: Instance | None
+    told: list[tuple[int, int, bool]] = field(default_factory=list)
+    fault: Exception | None = None
+    over: bool = False
+
+    def instance(self, instance_id: int) -> Instance | None:
+        """The instance, under its id alone."""
+        if self.fault is not None:
+            raise self.fault
+        return self.held if self.held is not None and self.held.id == instance_id else None
+
+    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+        """Keep it; refuse if the run is over."""
+        self.told.append((instance_id, run, ready))
+        return not self.over
+
+
+class EmptyLog:
+    """A change log in which nothing was ever written."""
+
+    def latest(self) -> int:
+        """No entry."""
+        return 0
+
+    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
+        """None."""
+        return Entries(found=[], oldest=0)
+
+
+@dataclass
+class Answered:
+    """What the application said."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Client:
+    """Calls the WSGI application as a worker does."""
+
+    def __init__(self, store: MemoryStore, dialect: str = "incus", who: Caller | None = None) -> None:
+        self.application: Application = create(store, Broker(EmptyLog(), queue_limit=10, listeners_per_instance=1))
+        self.dialect = dialect
+        self.who = caller() if who is None else who
+
+    def ask(self, path: str, method: str = "GET", body: bytes = b"", query: str = "") -> Answered:
+        """One request."""
+        environ: dict[str, Any] = {
+            "REQUEST_METHOD": method,
+            "SCRIPT_NAME": "",
+            "PATH_INFO": path,
+            "RAW_PATH": path,
+            "QUERY_STRING": query,
+            "SERVER_NAME": "localhost",
+            "SERVER_PORT": "0",
+            "SERVER_PROTOCOL": "HTTP/1.1",
+            "HTTP_HOST": "x",
+            "CONTENT_TYPE": "application/x-www-form-urlencoded",
+            "wsgi.url_scheme": "http",
+            "wsgi.input": io.BytesIO(body),
+            "wsgi.errors": io.StringIO(),
+            "guestapi.caller": self.who,
+            "guestapi.dialect": self.dialect,
+        }
+        said: list[Any] = []
+
+        def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> None:
+            said[:] = status, headers
+
+        content = b"".join(self.application(environ, start_response))
+        names = [name.lower() for name, _value in said[1]]
+        assert len(names) == len(set(names)), "a header field is sent twice"
+        return Answered(int(said[0][:3]), {name.lower(): value for name, value in said[1]}, content)

@@ -1,0 +1,129 @@
+"""Who may have an answer, in which order that is decided, and what stays open when an instance is switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from guestapi.api.errors import NotAuthorized, NotRoot, Refusal, UnknownCaller
+from guestapi.api.gate import admit
+from guestapi.callers.identify import Caller
+from guestapi.dialects import DIALECTS
+from guestapi.model import Instance
+from guestapi.store.schema import StoreError
+from tests.api.fakes import ROOT, caller, instance
+
+INCUS = DIALECTS["incus"]
+OFF = {"security.guestapi": "false", "security.devlxd": "false"}
+
+
+def holding(held: Instance | None) -> Callable[[int], Instance | None]:
+    """A store's look that finds `held` under its own id."""
+    return lambda instance_id: held if held is not None and held.id == instance_id else None
+
+
+def refused(who: Caller, held: Instance | None, method: str = "GET", template: str = "/1.0/config") -> type[Refusal]:
+    """With what a request is refused, and it must be."""
+    with pytest.raises(Refusal) as refusal:
+        admit(who, holding(held), INCUS, method, template)
+    return type(refusal.value)
+
+
+def test_root_of_a_known_instance_is_admitted() -> None:
+    """Who is root in an instance that is in the run it was recognised in gets that instance."""
+    held = instance()
+    assert admit(caller(), holding(held), INCUS, "GET", "/1.0/config") is held
+
+
+def test_unknown_callers() -> None:
+    """No instance, one that was removed, one in another run, and one whose init has died are all the same: unknown."""
+    assert refused(caller(instance_id=None), instance()) is UnknownCaller
+    assert refused(caller(), None) is UnknownCaller
+    assert refused(caller(run=1), instance(run=2)) is UnknownCaller
+    assert refused(caller(run=2), instance(run=1)) is UnknownCaller
+    assert refused(caller(living=False), instance()) is UnknownCaller
+
+
+def test_the_store_is_not_asked_about_strangers() -> None:
+    """A caller without an instance costs no look into the store."""
+
+    def look(_instance_id: int) -> Instance | None:
+        pytest.fail("looked")
+
+    with pytest.raises(UnknownCaller):
+        admit(caller(instance_id=None), look, INCUS, "GET", "/")
+
+
+@pytest.mark.parametrize("uid", [0, ROOT + 1, ROOT + 1000])
+def test_only_the_instances_own_root(uid: int) -> None:
+    """Any other user is refused, the host's root (UID 0, by nsenter without the user namespace) among them."""
+    assert refused(caller(uid=uid), instance()) is NotRoot
+
+
+def test_order_of_refusals() -> None:
+    """Unknown comes before not root, and not root before switched off: nobody learns of more than is theirs."""
+    off = instance(OFF)
+    assert refused(caller(uid=0, living=False), off) is UnknownCaller
+    assert refused(caller(uid=0, run=2), off) is UnknownCaller
+    assert refused(caller(uid=0), off) is NotRoot
+    assert refused(caller(uid=0), off, "GET", "/1.0") is NotRoot
+    assert refused(caller(), off) is NotAuthorized
+
+
+@pytest.mark.parametrize(
+    ("dialect", "still_open"),
+    [
+        ("incus", {"GET /", "HEAD /", "GET /1.0", "HEAD /1.0"}),
+        ("lxd", set()),
+        ("lxd-legacy", {"GET /", "HEAD /", "GET /1.0", "HEAD /1.0"}),
+    ],
+)
+def test_open_when_off(dialect: str, still_open: set[str]) -> None:
+    """When switched off, `/` and `GET /1.0` answer, in lxd nothing does; HEAD is as GET."""
+    held = instance(OFF)
+    answered = set()
+    for template in (
+        "/",
+        "/1.0",
+        "/1.0/config",
+        "/1.0/config/{key}",
+        "/1.0/devices",
+        "/1.0/meta-data",
+        "/1.0/device/{name}",
+    ):
+        for method in ("GET", "HEAD", "PATCH"):
+            try:
+                admit(caller(), holding(held), DIALECTS[dialect], method, template)
+            except NotAuthorized:
+                continue
+            answered.add(f"{method} {template}")
+    assert answered == still_open
+
+
+@pytest.mark.parametrize(
+    ("dialect", "key", "other"),
+    [
+        ("incus", "security.guestapi", "security.devlxd"),
+        ("lxd", "security.devlxd", "security.guestapi"),
+        ("lxd-legacy", "security.devlxd", "security.guestapi"),
+    ],
+)
+def test_each_dialect_has_its_switch(dialect: str, key: str, other: str) -> None:
+    """Only the dialect's own key switches it off; only a false value does; the default is on."""
+    spoken = DIALECTS[dialect]
+    for config in ({}, {key: "true"}, {key: "1"}, {key: ""}, {other: "false"}):
+        admit(caller(), holding(instance(config)), spoken, "GET", "/1.0/config")
+    for value in ("false", "False", "0", "no", "off", "OFF"):
+        with pytest.raises(NotAuthorized):
+            admit(caller(), holding(instance({key: value})), spoken, "GET", "/1.0/config")
+
+
+def test_store_faults_pass() -> None:
+    """That the store cannot be read is not taken for an unknown caller."""
+
+    def look(_instance_id: int) -> Instance | None:
+        raise StoreError("disk on fire")
+
+    with pytest.raises(StoreError):
+        admit(caller(), look, INCUS, "GET", "/")

@@ -1,0 +1,116 @@
+"""Request targets and paths: what is a path, what is its clean form, what does a segment say."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestapi.api.paths import clean, decode_segment, is_clean, split_target
+
+#: Paths made of the pieces that matter, and of anything else a raw target can hold.
+PATHS = st.lists(
+    st.sampled_from(["", ".", "..", "...", "a", ".a", "a.", "%2F", "%2e", "é", " "]), min_size=1, max_size=8
+).map(lambda segments: "/" + "/".join(segments))
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        ("/", "/", ""),
+        ("/1.0/config?recursion=1", "/1.0/config", "recursion=1"),
+        ("/a?b?c", "/a", "b?c"),
+        ("/a?", "/a", ""),
+        ("/a#b;c?d#e", "/a#b;c", "d#e"),
+        ("/a%2Fb", "/a%2Fb", ""),
+        ("/a?%zz", "/a", "%zz"),
+        ("http://x/1.0?y", "/1.0", "y"),
+        ("HTTPS+x://user@host:80/1.0", "/1.0", ""),
+        ("http://x", "", ""),
+        ("http://x?y", "", "y"),
+        ("http:///1.0", "/1.0", ""),
+    ],
+)
+def test_target_is_split(target: str, path: str, query: str) -> None:
+    """A target in origin or absolute form falls into path and query at the first question mark, nothing decoded."""
+    assert split_target(target) == (path, query)
+
+
+@pytest.mark.parametrize(
+    "target", ["", "*", "1.0", "host:80", "?a", "http:/x", "1http://x/", "http://x#a", "/%", "/%2", "/a%g0", "/%%41"]
+)
+def test_target_is_refused(target: str) -> None:
+    """What is neither a path nor an absolute URI, or has a broken percent escape in its path, is no target."""
+    assert split_target(target) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("", "/"),
+        ("//", "/"),
+        ("//1.0", "/1.0"),
+        ("///1.0", "/1.0"),
+        ("/1.0//config", "/1.0/config"),
+        ("/1.0/./config", "/1.0/config"),
+        ("/1.0/config/.", "/1.0/config"),
+        ("/1.0/config/..", "/1.0"),
+        ("/1.0/config/../", "/1.0/"),
+        ("/../../1.0", "/1.0"),
+        ("/..", "/"),
+        ("/1.0//", "/1.0/"),
+        ("/a/%2e%2e/b", "/a/%2e%2e/b"),
+        ("/.../..a/.b", "/.../..a/.b"),
+    ],
+)
+def test_clean_form(path: str, expected: str) -> None:
+    """Empty, `.` and `..` segments go, a trailing slash stays, escapes are left as they are."""
+    assert clean(path) == expected
+
+
+@given(PATHS)
+def test_clean_form_is_clean(path: str) -> None:
+    """The clean form has no segment to be cleaned, climbs nowhere, and is its own clean form."""
+    cleaned = clean(path)
+    assert cleaned.startswith("/")
+    assert not {"", ".", ".."} & set(cleaned[1:].rstrip("/").split("/")) or cleaned == "/"
+    assert not cleaned.endswith("//")
+    assert is_clean(cleaned)
+
+
+@given(PATHS | st.text(st.characters(max_codepoint=255), max_size=12))
+def test_is_clean_says_what_clean_does(path: str) -> None:
+    """`is_clean` holds exactly for the paths that `clean` leaves alone."""
+    assert is_clean(path) == (clean(path) == path)
+
+
+@pytest.mark.parametrize(
+    ("segment", "expected"),
+    [
+        ("user.foo", "user.foo"),
+        ("user.a%2Fb", "user.a/b"),
+        ("user.a%2fb", "user.a/b"),
+        ("user.%2525", "user.%25"),
+        ("a+b", "a+b"),
+        ("user.j%C3%BC", "user.jü"),
+        ("user.jÃ¼", "user.jü"),
+        ("%00", "\0"),
+        ("user.\xff", "user.\ufffd"),
+        ("user.%ff", "user.\ufffd"),
+    ],
+)
+def test_segment_is_decoded_once(segment: str, expected: str) -> None:
+    """A segment is percent-decoded once, as UTF-8, whether escaped or sent raw; `+` is itself; bad bytes are U+FFFD."""
+    assert decode_segment(segment) == expected
+
+
+@given(st.binary(max_size=20))
+def test_segment_never_fails(raw: bytes) -> None:
+    """No segment that a client can send makes decoding fail or gives text that has no UTF-8."""
+    decode_segment(raw.decode("latin-1")).encode()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_segment_round_trip(key: str) -> None:
+    """Every key can be asked for: escaped byte by byte, it comes back as it was."""
+    assert decode_segment("".join(f"%{byte:02x}" for byte in key.encode())) == key

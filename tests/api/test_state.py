@@ -1,0 +1,125 @@
+"""`read_state`: the one thing that a guest may say, read as leniently as Go reads it, and never with a surprise."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from guestapi.api.errors import BadRequest
+from guestapi.api.resources.state import read_state
+
+
+@pytest.mark.parametrize(
+    ("body", "state"),
+    [
+        (b'{"state":"Ready"}', "Ready"),
+        (b' \t\r\n{ "state" : "Started" }\n', "Started"),
+        (b'{"STATE":"Ready"}', "Ready"),
+        (b'{"sTaTe":"Ready"}', "Ready"),
+        ('{"ſtate":"Ready"}'.encode(), "Ready"),
+        (b'{"state":"Ready","state":"Started"}', "Started"),
+        (b'{"state":"Ready","STATE":"Started"}', "Started"),
+        (b'{"state":"Ready","state":null}', "Ready"),
+        (b'{"state":null}', ""),
+        (b"{}", ""),
+        (b"null", ""),
+        (b'{"other":{"state":"Ready"},"x":[1,2.5e3,true,null]}', ""),
+        (b'{"state":"Ready"}trailing', "Ready"),
+        (b'{"state":"Ready"}{"state":"Started"}', "Ready"),
+        (b'{"state":"\\u0052eady"}', "Ready"),
+        (b'{"state":"\\ud83d\\ude00"}', "\U0001f600"),
+        (b'{"state":"a\\ud800b"}', "a\ufffdb"),
+        (b'{"state":"\\udc00\\ud800"}', "\ufffd\ufffd"),
+        (b'{"state":"\\ud800"}', "\ufffd"),
+        (b'{"state":"\xff"}', "\ufffd"),
+        ('{"state":"\ufeffx"}'.encode(), "\ufeffx"),
+        (b'{"state":""}', ""),
+    ],
+)
+def test_read(body: bytes, state: str) -> None:
+    """Names match without case, the last of several counts, null, other fields and a tail count for nothing."""
+    assert read_state(body) == state
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b" \r\n",
+        b"Ready",
+        b'"Ready"',
+        b"[]",
+        b'["state","Ready"]',
+        b'[["state","Ready"]]',
+        b"1",
+        b"true",
+        b"{",
+        b'{"state"',
+        b'{"state":"Ready"',
+        b'{"state":"Ready}',
+        b"{'state':'Ready'}",
+        b'{"state":"Ready",}',
+        b'{"state":1}',
+        b'{"state":true}',
+        b'{"state":["Ready"]}',
+        b'{"state":{"state":"Ready"}}',
+        b'{"state":1,"state":"Ready"}',
+        b'{"state":NaN}',
+        b'{"x":NaN,"state":"Ready"}',
+        b'{"x":-Infinity,"state":"Ready"}',
+        b'{"x":01,"state":"Ready"}',
+        b'{"state":"a\nb"}',
+        b'{"state":"\\x41"}',
+        b'{"state":"\\ud8"}',
+        b'\xef\xbb\xbf{"state":"Ready"}',
+        b"[" * 65536,
+        b'{"state":' * 7000,
+        b'{"x":' + b"[" * 30000 + b"]" * 30000 + b',"state":1}',
+    ],
+)
+def test_refused(body: bytes) -> None:
+    """What is no JSON object at its start, or has a state that is no string, is refused in one line."""
+    with pytest.raises(BadRequest) as refused:
+        read_state(body)
+    assert refused.value.title
+    assert refused.value.title.isprintable()
+
+
+def test_fields_that_nobody_knows_may_hold_anything() -> None:
+    """An unknown field is skipped, even with a number that no computer has: it is JSON all the same."""
+    assert read_state(b'{"x":' + b"1" * 20000 + b',"state":"Ready"}') == "Ready"
+    assert read_state(b'{"x":1e999999,"state":"Ready"}') == "Ready"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.sampled_from(["state", "State"]), inner),
+    max_leaves=8,
+)
+PIECES = st.lists(
+    st.sampled_from(
+        [b"{", b"}", b"[", b"]", b'"', b":", b",", b'"state"', b'"Ready"', b"null", b"\\", b"\\ud800", b"1", b"NaN"]
+    )
+    | st.binary(max_size=3)
+).map(b"".join)
+
+
+@given(st.binary() | PIECES | JSON.map(lambda document: json.dumps(document).encode()))
+@example(b'{"\\ud800":"Ready"}')
+@example(b'{"state":"\\ud800\\ud800\\udc00"}')
+def test_nothing_but_a_state_or_a_refusal(body: bytes) -> None:
+    """Whatever a guest sends, it gets a text that has a UTF-8 form, or a BadRequest: never another exception."""
+    try:
+        state = read_state(body)
+    except BadRequest:
+        return
+    state.encode()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.booleans())
+def test_any_state_is_read_as_sent(state: str, escaped: bool) -> None:
+    """Whatever text is the state is read as that text, escaped or not."""
+    assert read_state(json.dumps({"state": state}, ensure_ascii=escaped).encode()) == state

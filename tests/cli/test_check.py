@@ -1,0 +1,149 @@
+"""`guestapi check`: is everything in place, and what to do where it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import Guestapi
+from tests.harness.containers import Container
+from tests.harness.service import Service
+from tests.store.processes import database
+
+
+def findings(guestapi: Guestapi, *words: str) -> dict[str, dict[str, Any]]:
+    """What check says, by what it looked at; its exit code agrees, and the lines say the same as the JSON."""
+    done = guestapi("check", "--format", "json", *words)
+    found = {one["check"]: one for one in json.loads(done.out)}
+    assert done.code == (0 if all(one["ok"] for one in found.values()) else 1)
+    lines = guestapi("check", *words).out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        f"{'ok  ' if one['ok'] else 'FAIL'} {name}" for name, one in found.items()
+    ]
+    return found
+
+
+def listening(guestapi: Guestapi, path: Path) -> None:
+    """Write a configuration with this one listener."""
+    with guestapi.config.open("a") as file:
+        file.write(f'[[listener]]\npath = "{path}"\n')
+
+
+@contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[None]:
+    """Somebody who listens and gives that answer to everyone."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o666)
+        listener.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def test_service_that_runs(service: Service) -> None:
+    """With a service that answers, all is well: exit 0, a line for each listener and for store and kernel."""
+    done = service.command("check", "--format", "json")
+    found = {one["check"] for one in json.loads(done.stdout)}
+    assert found == {"configuration", "gunicorn", "kernel", "store", "instances"} | {
+        f"socket {dialect}" for dialect in service.sockets
+    }
+
+
+def test_settings_alone(guestapi: Guestapi) -> None:
+    """--settings looks at the two files, and at nothing that runs."""
+    assert {name: one["ok"] for name, one in findings(guestapi, "--settings").items()} == {
+        "configuration": True,
+        "gunicorn": True,
+    }
+    assert not database(guestapi.settings).exists()
+
+
+def test_wrong_configuration(guestapi: Guestapi) -> None:
+    """A configuration that cannot be used is the one finding: everything else would be about another one."""
+    guestapi.config.write_text("[limits]\nbodi = 1\n")
+    (found,) = findings(guestapi).values()
+    assert (found["check"], found["ok"]) == ("configuration", False)
+    assert "limits.bodi" in found["text"]
+
+
+def test_wrong_gunicorn_file(guestapi: Guestapi) -> None:
+    """A wrong setting in gunicorn's file is found before a reload finds it."""
+    (guestapi.directory / "gunicorn.conf.py").write_text("wrokers = 3\n")
+    found = findings(guestapi, "--settings")
+    assert found["configuration"]["ok"]
+    assert not found["gunicorn"]["ok"]
+    assert "wrokers" in found["gunicorn"]["text"]
+
+
+def test_nothing_there_yet(guestapi: Guestapi, tmp_path: Path) -> None:
+    """Without store and service, each is a failure that says what to do, and nothing is made by looking."""
+    listening(guestapi, tmp_path / "sock")
+    found = findings(guestapi)
+    assert not found["store"]["ok"]
+    assert "guestapi instance add" in found["store"]["text"]
+    assert not found["socket incus"]["ok"]
+    assert "systemctl start guestapi.socket" in found["socket incus"]["text"]
+    assert not database(guestapi.settings).exists()
+
+
+@pytest.mark.root
+def test_store_of_another_owner(c1: Guestapi) -> None:
+    """A store that the service could not write, because it is not its directory's owner's, is found."""
+    os.chown(database(c1.settings), 12345, 12345)
+    found = findings(c1)
+    assert not found["store"]["ok"]
+    assert "chown" in found["store"]["text"]
+
+
+@pytest.mark.root
+def test_instances_that_ended(c1: Guestapi) -> None:
+    """An instance whose init ended without notice is named; that alone is no failure."""
+    with Container() as container:
+        c1.good("instance", "start", "c1", "--pid", str(container.pid))
+        assert findings(c1)["instances"]["text"] == "1 known, 1 running"
+    found = findings(c1)["instances"]
+    assert found["ok"]
+    assert "c1" in found["text"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "mode", "ok"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n", 0o666, True),
+        (b"HTTP/1.0 200 OK\r\n\r\n", 0o660, False),
+        (b"SSH-2.0-x\r\n", 0o666, False),
+        (b"", 0o666, False),
+    ],
+)
+def test_who_answers_at_the_socket(guestapi: Guestapi, tmp_path: Path, answer: bytes, mode: int, ok: bool) -> None:
+    """A socket is in place if the service answers there and guests may connect."""
+    listening(guestapi, tmp_path / "sock")
+    with answering(tmp_path / "sock", answer):
+        (tmp_path / "sock").chmod(mode)
+        found = findings(guestapi)["socket incus"]
+    assert found["ok"] is ok
+    assert str(tmp_path / "sock") in found["text"]

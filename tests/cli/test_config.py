@@ -1,0 +1,120 @@
+"""`guestapi config`: what an instance's workload can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import Guestapi
+from tests.store.processes import told
+
+
+def test_set_get_unset(c1: Guestapi) -> None:
+    """A key that was set is got, and one that was unset is not; others stay as they are."""
+    c1.good("config", "set", "c1", "user.new=x", "user.a=changed")
+    assert c1.good("config", "get", "c1", "user.new") == "x\n"
+    assert c1.good("config", "get", "c1", "user.a") == "changed\n"
+    c1.good("config", "unset", "c1", "user.new", "user.b", "user.never")
+    assert c1("config", "show", "c1", "--format", "json").json == {"user.a": "changed"}
+    assert "user.new" in c1.fails("config", "get", "c1", "user.new")
+
+
+@pytest.mark.parametrize("value", ["a=b", "=", " ", "é\U0001f600", "-x", "--project", "a@b", "1\n2", "%s", "[b]x[/b]"])
+def test_values_as_they_are(c1: Guestapi, value: str) -> None:
+    """Everything after the first = is the value, with nothing added or taken."""
+    c1.good("config", "set", "c1", f"user.x={value}")
+    assert c1("config", "show", "c1", "--format", "json").json["user.x"] == value
+    assert c1("config", "get", "c1", "user.x", "--format", "json").json == value
+    assert c1.good("config", "get", "c1", "user.x") == value + "\n"
+
+
+def test_empty_value_unsets(c1: Guestapi) -> None:
+    """KEY= is the same as unset."""
+    c1.good("config", "set", "c1", "user.a=")
+    assert c1.shown("c1")["config"] == {"user.b": "2"}
+
+
+@pytest.mark.parametrize("content", ["#cloud-config\r\n\né\0\n", "x", "", "x" * 2 * 1024 * 1024])
+def test_value_from_a_file(c1: Guestapi, tmp_path: Path, content: str) -> None:
+    """KEY=@FILE takes what the file holds, byte for byte, up to 2 MiB."""
+    (tmp_path / "value").write_bytes(content.encode())
+    c1.good("config", "set", "c1", f"user.a=@{tmp_path}/value")
+    assert c1.shown("c1")["config"].get("user.a", "") == content
+
+
+def test_value_from_standard_input(c1: Guestapi) -> None:
+    """KEY=@- takes what comes in."""
+    c1.good("config", "set", "c1", "user.a=@-", stdin=b"one\r\ntwo\n")
+    assert c1.shown("c1")["config"]["user.a"] == "one\r\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file"), (b"\xff\xfe", "UTF-8"), (b"x" * (2 * 1024 * 1024 + 1), "2097152")],
+)
+def test_value_from_a_wrong_file(c1: Guestapi, tmp_path: Path, content: bytes | None, words: str) -> None:
+    """A file that is missing, too great or no text is one sentence, and no key of the command is set."""
+    if content is not None:
+        (tmp_path / "value").write_bytes(content)
+    sentence = c1.fails("config", "set", "c1", "user.new=1", f"user.a=@{tmp_path}/value", "user.b=3")
+    assert words in sentence
+    assert len(sentence) < 300
+    assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
+
+
+@pytest.mark.parametrize("wrong", ["\x01=x", f"{'k' * 256}=x", "\x9b31m=x"])
+def test_nothing_is_half_set(c1: Guestapi, wrong: str) -> None:
+    """One key that cannot be taken, and none is set, wherever it stands; and nothing is told."""
+    log = told(c1.settings)
+    c1.fails("config", "set", "c1", "user.a=9", wrong, "user.new=9")
+    assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
+    assert told(c1.settings) == log
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["set", "c1"],
+        ["set"],
+        ["set", "c1", "user.a=9", "user.b"],
+        ["set", "c1", "user.a=9", "=x"],
+        ["set", "c1", "user.a=9", "user.a=8"],
+        ["unset", "c1"],
+        ["get", "c1"],
+        ["get", "c1", "user.a", "user.b"],
+        ["show"],
+        ["show", "c1", "--format", "yaml"],
+        ["sett", "c1", "user.a=9"],
+    ],
+)
+def test_called_wrongly(c1: Guestapi, words: list[str]) -> None:
+    """Misuse is exit 2 and sets nothing."""
+    assert c1.misuse("config", *words)
+    assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
+
+
+def test_unset_refuses_what_is_no_key(c1: Guestapi) -> None:
+    """A key that cannot be is refused by unset too, and no other is unset with it."""
+    c1.fails("config", "unset", "c1", "user.a", "")
+    assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
+
+
+def test_several_keys_are_one_change(c1: Guestapi) -> None:
+    """All keys of a command are told together, in their order by name, and only those that changed."""
+    before = len(told(c1.settings))
+    c1.good("config", "set", "c1", "user.z=1", "user.a=1", "user.c=1", "user.b=")
+    news = [json.loads(metadata)["key"] for _, metadata, _ in told(c1.settings)[before:]]
+    assert news == ["user.b", "user.c", "user.z"]
+
+
+def test_show_as_a_table(c1: Guestapi) -> None:
+    """show prints a line for each key, with the first line of a long value and its size."""
+    c1.good("config", "set", "c1", "user.long=first\nsecond", "user.markup=[red]x[/red]")
+    lines = c1.good("config", "show", "c1").splitlines()
+    (long,) = [line for line in lines if "user.long" in line]
+    assert "first" in long
+    assert "12 bytes" in long
+    assert not any("second" in line for line in lines)
+    assert any("user.markup" in line and "[red]x[/red]" in line for line in lines)

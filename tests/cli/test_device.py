@@ -1,0 +1,108 @@
+"""`guestapi device`: what an instance has been given."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cli.command import Guestapi
+from tests.store.processes import told
+
+ETH0 = {"eth0": {"type": "nic", "name": "eth0"}}
+
+
+def devices(guestapi: Guestapi) -> dict[str, dict[str, str]]:
+    """All devices of c1."""
+    found: dict[str, dict[str, str]] = guestapi("device", "list", "c1", "--format", "json").json
+    assert found == guestapi.shown("c1")["devices"]
+    return found
+
+
+def news(guestapi: Guestapi, before: int) -> list[tuple[str, str]]:
+    """Action and name of what was told of devices since."""
+    metadata = [json.loads(one) for _, one, _ in told(guestapi.settings)[before:]]
+    return [(one["action"], one["name"]) for one in metadata]
+
+
+def test_add_set_remove(c1: Guestapi) -> None:
+    """A device is added with its type and options, changed by options, and taken away; the others stay."""
+    before = len(told(c1.settings))
+    c1.good("device", "add", "c1", "root", "disk", "path=/", "pool=a=b")
+    assert devices(c1) == {**ETH0, "root": {"type": "disk", "path": "/", "pool": "a=b"}}
+    c1.good("device", "set", "c1", "root", "pool=c", "size=1GiB", "path=")
+    assert devices(c1) == {**ETH0, "root": {"type": "disk", "pool": "c", "size": "1GiB"}}
+    c1.good("device", "remove", "c1", "root")
+    assert devices(c1) == ETH0
+    assert news(c1, before) == [("added", "root"), ("updated", "root"), ("removed", "root")]
+
+
+def test_add_without_options(c1: Guestapi) -> None:
+    """A device needs no more than a type."""
+    c1.good("device", "add", "c1", "kvm", "unix-char")
+    assert devices(c1) == {**ETH0, "kvm": {"type": "unix-char"}}
+
+
+def test_another_type(c1: Guestapi) -> None:
+    """Setting another type tells of a removed and an added device."""
+    before = len(told(c1.settings))
+    c1.good("device", "set", "c1", "eth0", "type=disk")
+    assert devices(c1)["eth0"]["type"] == "disk"
+    assert news(c1, before) == [("removed", "eth0"), ("added", "eth0")]
+
+
+def test_setting_what_is_set(c1: Guestapi) -> None:
+    """Setting an option to what it is tells nothing."""
+    before = len(told(c1.settings))
+    c1.good("device", "set", "c1", "eth0", "name=eth0", "mtu=")
+    assert news(c1, before) == []
+    assert devices(c1) == ETH0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["add", "c1", "eth0", "nic"], "eth0"),
+        (["add", "c1", "", "nic"], "device name"),
+        (["add", "c1", "a\x1b", "nic"], "device name"),
+        (["add", "c1", "x" * 256, "nic"], "256"),
+        (["add", "c1", "eth1", ""], "type"),
+        (["add", "c1", "eth1", "nic", "\x07=1"], "eth1"),
+        (["set", "c1", "eth1", "a=1"], "eth1"),
+        (["set", "c1", "eth0", "a=1", "type="], "type"),
+        (["set", "c1", "eth0", "a=1", f"{'k' * 256}=1"], "eth0"),
+        (["remove", "c1", "eth1"], "eth1"),
+    ],
+)
+def test_refusals(c1: Guestapi, words: list[str], named: str) -> None:
+    """What cannot be done is one sentence that names it, exit 1, and changes nothing."""
+    assert named in c1.fails("device", *words)
+    assert devices(c1) == ETH0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["add", "c1", "eth1"],
+        ["add", "c1", "eth1", "nic", "mtu"],
+        ["add", "c1", "eth1", "nic", "type=disk"],
+        ["add", "c1", "eth1", "nic", "a=1", "a=2"],
+        ["set", "c1", "eth0"],
+        ["set", "c1", "eth0", "a=1", "mtu"],
+        ["set", "c1", "eth0", "a=1", "a=2"],
+        ["remove", "c1"],
+        ["remove", "c1", "eth0", "eth1"],
+    ],
+)
+def test_called_wrongly(c1: Guestapi, words: list[str]) -> None:
+    """Misuse is exit 2 and changes nothing."""
+    assert c1.misuse("device", *words)
+    assert devices(c1) == ETH0
+
+
+def test_list_as_a_table(c1: Guestapi) -> None:
+    """list prints a line for each device with its options."""
+    c1.good("device", "add", "c1", "root", "disk", "path=/")
+    (line,) = [line for line in c1.good("device", "list", "c1").splitlines() if "root" in line]
+    assert "disk" in line
+    assert "path=/" in line

@@ -1,0 +1,163 @@
+"""The command as a whole: which configuration, which exit code, one sentence for each error, and completion."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import guestapi as package
+from guestapi.cli.main import main
+from guestapi.store.writing import Writer
+from tests.cli.command import Guestapi
+from tests.harness.service import COMMAND, USER
+from tests.store.processes import database, other_process
+
+
+def completed(guestapi: Guestapi, line: str, **environment: str) -> list[str]:
+    """What bash is offered for the last word of a line."""
+    words = line.split(" ")
+    asked = {"_GUESTAPI_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    environment = {"GUESTAPI_CONFIG": str(guestapi.config), **asked, **environment}
+    done = CliRunner().invoke(main, [], prog_name="guestapi", env=environment)
+    assert done.stderr == ""
+    return [offer.partition(",")[2] for offer in done.stdout.splitlines() if offer]
+
+
+def test_version_and_help(guestapi: Guestapi) -> None:
+    """The program says its version, and helps, for every command, without a configuration."""
+    guestapi.config = Path("/nowhere")
+    assert package.__version__ in guestapi.program("--version").out
+    for words in ([], ["instance"], ["instance", "add"], ["config", "set"], ["device", "add"], ["check"], ["serve"]):
+        for flag in ("--help", "-h"):
+            assert guestapi.good(*words, flag).startswith(" ".join(["Usage: guestapi", *words]))
+
+
+@pytest.mark.parametrize("words", [["frobnicate"], ["--nothing"], ["instance", "frobnicate"], ["completion", "tcsh"]])
+def test_misuse_is_exit_2(guestapi: Guestapi, words: list[str]) -> None:
+    """A command or option that does not exist is named, with exit 2."""
+    assert words[-1] in guestapi.misuse(*words)
+
+
+def test_which_configuration(guestapi: Guestapi, tmp_path: Path) -> None:
+    """--config wins over $GUESTAPI_CONFIG; a file that is named and missing is an error, never the default."""
+    (tmp_path / "other").mkdir()
+    other = Guestapi(tmp_path / "other")
+    guestapi.good("instance", "add", "one")
+    other.good("instance", "add", "two")
+    assert "one" in guestapi.program("instance", "list").out
+    assert "two" in guestapi.program("--config", str(other.config), "instance", "list").out
+    for words, environment in (
+        (["--config", "/nowhere/x", "instance", "list"], {}),
+        (["instance", "list"], {"GUESTAPI_CONFIG": "/nowhere/x"}),
+    ):
+        done = guestapi.program(*words, environment=environment)
+        assert (done.code, done.out) == (1, "")
+        assert "/nowhere/x" in done.err
+
+
+@pytest.mark.parametrize(
+    ("toml", "named"), [("[stor]", "stor"), ("[store]\nurl = 'postgresql://x'", "store.url"), ("[", "not TOML")]
+)
+def test_wrong_configuration(guestapi: Guestapi, toml: str, named: str) -> None:
+    """A configuration that cannot be used ends every command with one sentence."""
+    guestapi.config.write_text(toml)
+    for words in (["instance", "list"], ["instance", "add", "c1"], ["config", "set", "c1", "a=1"]):
+        assert named in guestapi.fails(*words)
+
+
+def test_no_store_yet(guestapi: Guestapi) -> None:
+    """Looking at a store that was never made is one sentence that says how it is made, and makes nothing."""
+    for words in (["instance", "list"], ["instance", "show", "c1"], ["config", "get", "c1", "a"]):
+        assert "guestapi instance add" in guestapi.fails(*words)
+    assert not database(guestapi.settings).exists()
+
+
+def test_store_in_use(c1: Guestapi) -> None:
+    """While another process holds the store, looking works, and changing fails after the configured time."""
+    code = "with Writer(settings).change():\n    say('in')\n    heard()\n"
+    with other_process(c1.settings, code) as other:
+        assert other.hear() == "in"
+        assert [one["name"] for one in c1.state()] == ["c1"]
+        assert "try again" in c1.fails("config", "set", "c1", "user.a=9")
+        other.tell("done")
+        other.done()
+    c1.good("config", "set", "c1", "user.a=9")
+
+
+def test_program_errors_have_no_traceback(c1: Guestapi) -> None:
+    """The installed program ends an operator's mistake with one line on stderr and exit 1."""
+    database(c1.settings).write_bytes(b"garbage" * 1000)
+    for words in (["instance", "list"], ["config", "set", "c1", "a=1"]):
+        done = c1.program(*words)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith("Error: ")
+        assert done.err.count("\n") == 1
+
+
+@pytest.mark.root
+def test_other_user_gets_a_sentence(c1: Guestapi) -> None:
+    """Who may read neither store nor configuration is told so in one line, not by a traceback."""
+    done = subprocess.run(
+        [COMMAND, "--config", c1.config, "instance", "list"],
+        capture_output=True,
+        text=True,
+        check=False,
+        user=USER,
+        group=USER,
+        extra_groups=[],
+        cwd="/",
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_output_into_a_closed_pipe(c1: Guestapi) -> None:
+    """`guestapi instance list | head -0` ends quietly."""
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(
+        [COMMAND, "--config", c1.config, "instance", "list"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert b"Traceback" not in process.stderr
+    assert process.returncode != 0
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(guestapi: Guestapi, shell: str) -> None:
+    """Each shell gets a script that asks this very program; bash takes its own."""
+    script = guestapi.good("completion", shell)
+    assert "_GUESTAPI_COMPLETE" in script
+    assert f"{shell}_complete" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_completion_of_commands(guestapi: Guestapi) -> None:
+    """Commands and options are completed, without a store."""
+    asked = {"_GUESTAPI_COMPLETE": "bash_complete", "COMP_WORDS": "guestapi co", "COMP_CWORD": "1"}
+    assert guestapi.program(environment=asked).out.split() == ["plain,completion", "plain,config"]
+    assert set(completed(guestapi, "guestapi instance ")) == {"add", "start", "stop", "remove", "list", "show"}
+    assert "--pid" in completed(guestapi, "guestapi instance start c1 --p")
+
+
+def test_completion_of_instances(guestapi: Guestapi) -> None:
+    """Names of instances are completed, those of the project that was given, or of the default one."""
+    with Writer(guestapi.settings, create=True).change() as change:
+        for project, name in (("default", "c1"), ("default", "c2"), ("default", "web"), ("p", "c3")):
+            change.add(project, name)
+    assert completed(guestapi, "guestapi config set c") == ["c1", "c2"]
+    assert completed(guestapi, "guestapi device add ") == ["c1", "c2", "web"]
+    assert completed(guestapi, "guestapi instance show --project p ") == ["c3"]
+    assert completed(guestapi, f"guestapi --config {guestapi.config} instance show w", GUESTAPI_CONFIG="/no") == ["web"]
+
+
+def test_completion_without_a_store(guestapi: Guestapi) -> None:
+    """Where there is nothing to complete from, nothing is offered and nothing is said."""
+    assert completed(guestapi, "guestapi instance show ") == []
+    assert completed(guestapi, "guestapi instance show ", GUESTAPI_CONFIG="/nowhere") == []

@@ -1,0 +1,108 @@
+"""Clients of the event stream, in one process inside a container. Runs on the system's Python and websocket-client.
+
+Usage: listening.py KIND ARGUMENT, and what it prints is one JSON document a line:
+
+``raw``: ARGUMENT is a JSON list of [request, last]. Sends each request on a connection of its own, prints "ready" when
+each has a response's head, and, when each has received its ``last``, all that came on each (text, ISO 8859-1).
+
+``follow``: ARGUMENT is an id, or empty. A WebSocket that resumes whenever it is closed; prints each event as it
+comes, and ``{"closed": code}``. Ends when standard input ends.
+
+``many``: ARGUMENT is ``LISTENERS COUNT STUCK``. Prints "ready" when all WebSockets are open; STUCK of them read
+nothing. Prints for each of the others, when it has so many events, the keys that changed.
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import websocket
+
+SOCKET = "/dev/incus/sock"
+
+
+def say(document: object) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def connected() -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(SOCKET)
+    return connection
+
+
+def raw(wanted: list[list[str]]) -> None:
+    connections = [connected() for _pair in wanted]
+    received = ["" for _pair in wanted]
+    for connection, (request, _last) in zip(connections, wanted, strict=True):
+        connection.sendall(request.encode("latin-1"))
+    told = False
+    while not told or not all(last in data for (_request, last), data in zip(wanted, received, strict=True)):
+        for connection in select.select(connections, [], [])[0]:
+            received[connections.index(connection)] += connection.recv(65536).decode("latin-1")
+        if not told and all("\r\n\r\n" in data for data in received):
+            told = True
+            say("ready")
+    say(received)
+
+
+def opened(since: str) -> Any:
+    client: Any = websocket.WebSocket()
+    query = f"?since={since}" if since else ""
+    client.connect(f"ws://guest/1.0/events{query}", socket=connected(), suppress_origin=True)
+    return client
+
+
+def follow(since: str) -> None:
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    while True:
+        try:
+            client = opened(since)
+            while True:
+                opcode, data = client.recv_data()
+                if opcode == websocket.ABNF.OPCODE_CLOSE:
+                    say({"closed": int.from_bytes(data[:2], "big")})
+                    break
+                event = json.loads(data)
+                since = str(event["id"])
+                say(event)
+        except (OSError, websocket.WebSocketException) as error:
+            say({"lost": repr(error)})
+            time.sleep(0.02)
+
+
+def many(listeners: int, count: int, stuck: int) -> None:
+    clients = [opened("") for _number in range(listeners)]
+    heard: list[list[str]] = [[] for _client in clients[stuck:]]
+
+    def read(client: Any, keys: list[str]) -> None:
+        while len(keys) < count:
+            keys.append(json.loads(client.recv())["metadata"]["key"])
+
+    threads = [threading.Thread(target=read, args=pair) for pair in zip(clients[stuck:], heard, strict=True)]
+    for thread in threads:
+        thread.start()
+    say("ready")
+    for thread in threads:
+        thread.join()
+    say(heard)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    # PR_SET_PDEATHSIG: nsenter, which has started this, is what the test ends.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if sys.argv[1] == "raw":
+        raw(json.loads(sys.argv[2]))
+    elif sys.argv[1] == "follow":
+        follow(sys.argv[2])
+    else:
+        many(*map(int, sys.argv[2].split()))

@@ -1,0 +1,297 @@
+"""The queue, as a property: whatever happens in whatever order, a client misses nothing without being told so."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from guestapi import settings
+from guestapi.callers.namespaces import boot_id
+from guestapi.model import Init
+from guestapi.notifications.broker import Broker, Listener, TooManyListenersError
+from guestapi.notifications.events import Form
+from guestapi.settings import Settings
+from guestapi.store.reading import Reader
+from guestapi.store.writing import Writer
+
+
+class Client:
+    """Somebody who listens, remembers the last id, and resumes after it."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.last = first
+        self.heard: list[int] = []
+        self.gaps: list[tuple[int, int]] = []
+        self.listener: Listener | None = None
+        self.broker: Broker | None = None
+
+    def hear(self, data: bytes) -> None:
+        """Bytes of the line-delimited form with ids."""
+        for line in data.splitlines():
+            event = json.loads(line)
+            if event["type"] == "gap":
+                self.gaps.append((event["metadata"]["since"], event["metadata"]["oldest"]))
+            else:
+                self.heard.append(event["id"])
+            self.last = event["id"]
+
+
+class Queue(RuleBasedStateMachine):
+    """Two instances, up to three workers that come and go, clients that come and go with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        url = f"sqlite:///{self.directory.name}/store.db"
+        # Short, so that it is trimmed all the time.
+        self.settings = Settings(store=settings.Store(url=url), events=settings.Events(keep_entries=12))
+        self.writer = Writer(self.settings, create=True)
+        self.truth: dict[int, int] = {}
+        self.brokers: list[Broker] = []
+        self.clients: list[Client] = []
+        self.value = 0
+
+    def teardown(self) -> None:
+        """Away with the store."""
+        self.directory.cleanup()
+
+    @initialize()
+    def begin(self) -> None:
+        """Two running instances."""
+        with self.writer.change() as change:
+            self.ids = []
+            for number, name in enumerate(("a", "b"), 1):
+                instance = change.add("default", name)
+                change.start(instance, Init(number, 1, boot_id(), number))
+                self.ids.append(instance.id)
+        self.note()
+
+    def note(self) -> None:
+        """Learn from the log itself which ids are whose: written once, before any trim can take them."""
+        reader = Reader(self.settings.store.url)
+        for entry in reader.entries(0, 1000).found:
+            if entry.for_guest:
+                self.truth[entry.id] = entry.instance_id
+        reader.close()
+
+    @rule(which=st.integers(0, 1), keys=st.integers(1, 5))
+    def change(self, which: int, keys: int) -> None:
+        """The operator sets some keys of an instance, at once."""
+        self.value += 1
+        with self.writer.change() as change:
+            instance = change.instance("default", "ab"[which])
+            change.configure(instance, {f"user.k{number}": str(self.value) for number in range(keys)})
+        self.note()
+
+    @rule()
+    def abandoned_change(self) -> None:
+        """The operator's command is killed before it commits."""
+        try:
+            with self.writer.change() as change:
+                change.configure(change.instance("default", "a"), {"user.never": "x"})
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            pass
+
+    @precondition(lambda self: len(self.brokers) < 3)
+    @rule()
+    def worker_starts(self) -> None:
+        """A worker comes."""
+        self.brokers.append(Broker(Reader(self.settings.store.url), queue_limit=1000, listeners_per_instance=8))
+
+    @precondition(lambda self: self.brokers)
+    @rule(which=st.integers(0, 2))
+    def worker_is_killed(self, which: int) -> None:
+        """A worker is gone, with all its listeners and what was in their queues."""
+        broker = self.brokers.pop(which % len(self.brokers))
+        for client in self.clients:
+            if client.broker is broker:
+                client.listener = client.broker = None
+
+    @precondition(lambda self: self.brokers)
+    @rule(which=st.integers(0, 2), back=st.integers(0, 30))
+    def client_comes(self, which: int, back: int) -> None:
+        """A client that was there long ago, or never."""
+        broker = self.brokers[which % len(self.brokers)]
+        client = Client(max(0, max(self.truth, default=0) - back))
+        self.clients.append(client)
+        self.connect(client, broker)
+
+    @precondition(lambda self: self.brokers and self.clients)
+    @rule(which=st.integers(0, 2), who=st.integers(0, 100))
+    def client_reconnects(self, which: int, who: int) -> None:
+        """A client that has lost its worker resumes with another."""
+        client = self.clients[who % len(self.clients)]
+        if client.listener is None:
+            self.connect(client, self.brokers[which % len(self.brokers)])
+
+    def connect(self, client: Client, broker: Broker) -> None:
+        """Subscribe, then send what was missed, as a stream does."""
+        try:
+            client.listener = broker.subscribe(self.ids[0], None, client.last, lambda: None)
+        except TooManyListenersError:
+            return
+        client.broker = broker
+        for events in client.listener.missed():
+            client.hear(b"".join(event.written(Form.LINES, numbered=True) for event in events))
+
+    @precondition(lambda self: self.brokers)
+    @rule(which=st.integers(0, 2))
+    def worker_looks(self, which: int) -> None:
+        """The doorbell rings for one worker."""
+        broker = self.brokers[which % len(self.brokers)]
+        while broker.look():
+            pass
+        for client in self.clients:
+            if client.broker is broker and client.listener is not None:
+                events = client.listener.pop()
+                client.hear(b"".join(event.written(Form.LINES, numbered=True) for event in events))
+                if client.listener.closing is not None:
+                    client.listener.leave()
+                    client.listener = client.broker = None
+
+    @invariant()
+    def each_event_once_in_order_or_a_gap(self) -> None:
+        """Between the first id and the last, a client has heard each event of its instance, or a gap around it."""
+        for client in self.clients:
+            assert client.heard == sorted(set(client.heard)), "doubled, or out of order"
+            own = [number for number, owner in self.truth.items() if owner == self.ids[0]]
+            for number in own:
+                if client.first < number <= client.last and number not in client.heard:
+                    assert any(since < number < oldest for since, oldest in client.gaps), f"{number} is lost"
+            assert set(client.heard) <= set(own), "somebody else's"
+
+
+Queue.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueue = Queue.TestCase
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Settings:
+    """A store with one running instance, a, of id 1."""
+    made = Settings(store=settings.Store(url=f"sqlite:///{tmp_path}/store.db"))
+    with Writer(made, create=True).change() as change:
+        change.start(change.add("default", "a"), Init(1, 1, boot_id(), 1))
+    return made
+
+
+def set_key(store: Settings, value: str) -> None:
+    """One change."""
+    with Writer(store).change() as change:
+        change.configure(change.instance("default", "a"), {"user.k": value})
+
+
+def values(listener: Listener) -> list[str]:
+    """What the listener heard since the last time."""
+    lines = [event.written(Form.LINES, listener.numbered) for event in listener.pop()]
+    return [json.loads(line)["metadata"]["value"] for line in lines]
+
+
+def test_registered_before_answered(store: Settings) -> None:
+    """What is committed after `subscribe` is heard, what was before is not, looked at or not."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    set_key(store, "before any")
+    first = broker.subscribe(1, None, None, lambda: None)
+    set_key(store, "between")
+    second = broker.subscribe(1, None, None, lambda: None)
+    set_key(store, "after")
+    broker.look()
+    assert values(first) == ["between", "after"]
+    assert values(second) == ["after"]
+
+
+def test_types_are_filtered(store: Settings) -> None:
+    """A listener hears the types that it asked for; an unknown one matches nothing."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=9)
+    wanted = [frozenset({"device"}), frozenset({"x"}), None]
+    listeners = [broker.subscribe(1, types, None, lambda: None) for types in wanted]
+    with Writer(store).change() as change:
+        instance = change.configure(change.instance("default", "a"), {"user.k": "1"})
+        change.replace_devices(instance, {"d": {"type": "none"}})
+    broker.look()
+    assert [[event.type for event in listener.pop()] for listener in listeners] == [
+        ["device"],
+        [],
+        ["config", "device"],
+    ]
+
+
+def test_event_is_encoded_once(store: Settings) -> None:
+    """Two listeners of the same form are given the very same bytes."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    one, two = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
+    set_key(store, "x")
+    broker.look()
+    (first,), (second,) = one.pop(), two.pop()
+    assert first.written(Form.WEBSOCKET, numbered=False) is second.written(Form.WEBSOCKET, numbered=False)
+
+
+def test_listener_that_falls_behind(store: Settings) -> None:
+    """More events than may wait mark the listener, not the others."""
+    broker = Broker(Reader(store.store.url), queue_limit=3, listeners_per_instance=2)
+    slow, quick = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
+    for number in range(4):
+        set_key(store, str(number))
+        broker.look()
+        quick.pop()
+    assert slow.overrun
+    assert not quick.overrun
+
+
+def test_limit_of_listeners(store: Settings) -> None:
+    """One more than an instance may have is refused, until one leaves; another instance's count for themselves."""
+    broker = Broker(Reader(store.store.url), queue_limit=3, listeners_per_instance=2)
+    first = broker.subscribe(1, None, None, lambda: None)
+    broker.subscribe(1, None, None, lambda: None)
+    with pytest.raises(TooManyListenersError):
+        broker.subscribe(1, None, None, lambda: None)
+    broker.subscribe(2, None, None, lambda: None)
+    first.leave()
+    first.leave()
+    broker.subscribe(1, None, None, lambda: None)
+    assert len(broker) == 3
+
+
+def test_end_is_asked_for_at_every_other_change(store: Settings) -> None:
+    """An entry that is not for the guest makes the listener ask if it may go on; what came before is still told."""
+    answers: list[int | None] = [None]
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    listener = broker.subscribe(1, None, None, lambda: answers[0])
+    set_key(store, "before")
+    with Writer(store).change() as change:
+        change.configure(change.instance("default", "a"), {"security.guestapi": "false"})
+    set_key(store, "after")
+    answers[0] = 1008
+    broker.look()
+    assert listener.closing == 1008
+    assert values(listener) == ["before"]
+
+
+def test_worker_that_was_left_behind(store: Settings) -> None:
+    """A log that was trimmed beyond what a worker has read ends its streams: they would miss something unknowingly."""
+    short = Settings(store=store.store, events=settings.Events(keep_entries=5))
+    broker = Broker(Reader(store.store.url), queue_limit=100, listeners_per_instance=2)
+    listener = broker.subscribe(1, None, None, lambda: None)
+    for number in range(20):
+        with Writer(short).change() as change:
+            change.configure(change.instance("default", "a"), {"user.k": str(number)})
+    broker.look()
+    assert listener.closing == 1013
+
+
+def test_gap_of_a_foreign_id(store: Settings) -> None:
+    """An id that the log has not come to is answered by a gap, then by all that is kept."""
+    set_key(store, "kept")
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    listener = broker.subscribe(1, None, 10**9, lambda: None)
+    events = [json.loads(e.written(Form.LINES, numbered=True)) for batch in listener.missed() for e in batch]
+    assert [event["type"] for event in events] == ["gap", "config"]
+    assert events[0]["metadata"] == {"since": 10**9, "oldest": 1}
+    assert events[0]["id"] == 0

@@ -1,0 +1,121 @@
+"""Connections that a process inside a container makes and a test holds.
+
+The kernel goes by who called connect(2), and the service wants that process to be alive. So a process inside connects,
+hands the sockets over (SCM_RIGHTS) and stays until the test is done with them.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tests.harness.agent import complete
+from tests.harness.containers import Container, Response, parse
+
+_CONNECT = """
+import socket, sys
+made = []
+for path in sys.argv[2:]:
+    made.append(socket.socket(socket.AF_UNIX))
+    made[-1].connect(path)
+with socket.socket(fileno=int(sys.argv[1])) as pipe:
+    for connection in made:
+        socket.send_fds(pipe, [b"x"], [connection.fileno()])
+sys.stdin.read()
+"""
+
+GUEST_PATH = "/dev/incus/sock"
+
+
+class Talk:
+    """A connection, and how tests speak over it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(20)
+        self.socket = connection
+        self._received = b""
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+        self.socket.sendall(data)
+
+    def receive(self, count: int = 1, method: str = "GET") -> list[Response]:
+        """So many responses, whole, and not a byte more."""
+        while not complete(self._received, count, method):
+            more = self.socket.recv(1 << 20)
+            assert more, f"closed after {self._received!r}"
+            self._received += more
+        data, self._received = self._received, b""
+        found = parse(data, method)
+        assert len(found) == count
+        return found
+
+    def ask(self, path: str, *lines: str, method: str = "GET", body: bytes = b"") -> Response:
+        """One request with these header lines, and its response."""
+        self.send(asking(path, *lines, method=method, body=body))
+        return self.receive(1, method)[0]
+
+    def end(self) -> bytes:
+        """All that comes until the server closes."""
+        data, self._received = self._received, b""
+        try:
+            while more := self.socket.recv(1 << 20):
+                data += more
+        except ConnectionResetError:
+            pass
+        return data
+
+    def last(self, method: str = "GET") -> Response:
+        """The one response that comes before the server closes."""
+        (response,) = parse(self.end(), method)
+        return response
+
+
+def asking(path: str, *lines: str, method: str = "GET", body: bytes = b"", version: str = "HTTP/1.1") -> bytes:
+    """A request's bytes."""
+    fields = ["Host: x", *lines, *([f"Content-Length: {len(body)}"] if body else [])]
+    return "\r\n".join([f"{method} {path} {version}", *fields, "", ""]).encode() + body
+
+
+@contextmanager
+def talks(container: Container, count: int, paths: Sequence[str] = ()) -> Iterator[list[Talk]]:
+    """So many connections from inside, as the container's root."""
+    ours, theirs = socket.socketpair()
+    enter = ["nsenter", "-t", str(container.pid), "-U", "-m", "-p", "--setuid", "0", "--setgid", "0"]
+    with ours, theirs:
+        process = subprocess.Popen(
+            [
+                *enter,
+                "/usr/bin/python3",
+                "-I",
+                "-S",
+                "-c",
+                _CONNECT,
+                str(theirs.fileno()),
+                *(paths or [GUEST_PATH] * count),
+            ],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.PIPE,
+        )
+        theirs.close()
+        made: list[Talk] = []
+        try:
+            ours.settimeout(20)
+            while len(made) < count:
+                data, descriptors, _flags, _address = socket.recv_fds(ours, 1, 1)
+                assert data, "the process inside could not connect"
+                made.extend(Talk(socket.socket(fileno=number)) for number in descriptors)
+            yield made
+        finally:
+            for talk in made:
+                talk.socket.close()
+            process.communicate()
+
+
+@contextmanager
+def talk(container: Container) -> Iterator[Talk]:
+    """One connection."""
+    with talks(container, 1) as (made,):
+        yield made

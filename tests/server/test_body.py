@@ -1,0 +1,268 @@
+"""The body of a request, read from a source that gives it in whatever pieces it likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guestapi.server.body import Body
+from guestapi.server.http import CONTINUE, ProtocolError
+
+
+class Pieces:
+    """A source that has these pieces, and then ends as a connection does that is cut or late."""
+
+    def __init__(self, *pieces: bytes, end: str = "the body is cut short") -> None:
+        self.left = b""
+        self.said: list[bytes] = []
+        self._pieces = [piece for piece in pieces if piece]
+        self._end = end
+
+    def peek_line(self, limit: int) -> bytes:
+        """The next line, with more pieces as long as it has no end."""
+        while b"\n" not in self.left[:limit]:
+            if len(self.left) >= limit:
+                raise ProtocolError(400, "a line is too long")
+            self.left += self._next()
+        return self.left[: self.left.index(b"\n") + 1]
+
+    def take(self, size: int) -> bytes:
+        """Of the next piece."""
+        assert size > 0
+        if not self.left:
+            self.left = self._next()
+        taken, self.left = self.left[:size], self.left[size:]
+        return taken
+
+    def say(self, response: bytes) -> None:
+        """Note it."""
+        self.said.append(response)
+
+    def _next(self) -> bytes:
+        if not self._pieces:
+            raise ProtocolError(400, self._end)
+        return self._pieces.pop(0)
+
+    @property
+    def rest(self) -> bytes:
+        """What was not taken."""
+        return self.left + b"".join(self._pieces)
+
+
+def chunked(source: Pieces, limit: int = 1000, expects: bool = False) -> Body:
+    """A body in chunks."""
+    return Body(source, None, limit, expects)
+
+
+def refused(body: Body) -> ProtocolError:
+    """How reading fails, and it must."""
+    with pytest.raises(ProtocolError) as refusal:
+        body.read()
+    return refusal.value
+
+
+def cut(raw: bytes, places: list[int]) -> list[bytes]:
+    """`raw` in pieces."""
+    ends = sorted({place % (len(raw) + 1) for place in places})
+    return [raw[start:end] for start, end in zip([0, *ends], [*ends, len(raw)], strict=True)]
+
+
+READERS: dict[str, Callable[[Body], bytes]] = {
+    "all": lambda body: body.read(),
+    "by 3": lambda body: b"".join(iter(lambda: body.read(3) or b"", b"")),
+    "lines": lambda body: b"".join(body),
+    "rest": lambda body: (body.read(1) or b"") + body.read(),
+}
+PLACES = st.lists(st.integers(0, 10_000), max_size=12)
+CHUNKS = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
+NEXT = b"GET / HTTP/1.1\r\n"
+
+
+@given(CHUNKS, PLACES, st.sampled_from(list(READERS)), st.sampled_from([b"", b"X: y\r\n", b"A: b\r\nC:\r\n"]))
+def test_chunks_in_any_pieces(chunks: list[bytes], places: list[int], reader: str, trailers: bytes) -> None:
+    """However a chunked body is cut into pieces and read, the same bytes come out, and nothing behind it is taken."""
+    raw = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailers + b"\r\n" + NEXT
+    source = Pieces(*cut(raw, places))
+    body = chunked(source)
+    assert READERS[reader](body) == b"".join(chunks)
+    assert body.read() == b""
+    assert source.rest == NEXT
+
+
+@given(st.binary(max_size=80), PLACES, st.sampled_from(list(READERS)))
+def test_length_in_any_pieces(content: bytes, places: list[int], reader: str) -> None:
+    """A body of a known length is read to its last byte and no further, however it comes and is read."""
+    source = Pieces(*cut(content + NEXT, places))
+    body = Body(source, len(content), 1000, False)
+    assert READERS[reader](body) == content
+    assert body.read() == b""
+    assert source.rest == NEXT
+
+
+def read_by_h11(raw: bytes) -> tuple[bytes, bytes] | None:
+    """The chunked body at the start of `raw` and what follows it, as h11 has them; None if it is not complete."""
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + raw)
+    content = b""
+    while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+        if event is h11.NEED_DATA:
+            return None
+        content += event.data if isinstance(event, h11.Data) else b""
+    return content, connection.trailing_data[0]
+
+
+SIZES = [
+    b"0",
+    b"1",
+    b"2",
+    b"5",
+    b"A",
+    b"0a",
+    b"00000001",
+    b"000000001",
+    b"ffffffff",
+    b"+1",
+    b"-1",
+    b" 1",
+    b"0x1",
+    b"1_0",
+    b"",
+]
+PARTS = [
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\t",
+    b";",
+    b";a=b",
+    b"a",
+    b"abcde",
+    b"X: y",
+    b"X : y",
+    b" z",
+    b":",
+    b"\0",
+    b"0\r\n\r\n",
+]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(st.sampled_from(SIZES + PARTS), max_size=12).map(b"".join) | st.binary(max_size=30))
+def test_taken_as_another_parser_takes_it(raw: bytes) -> None:
+    """Whatever is taken for a chunked body has, for h11, the same content and the same end."""
+    source = Pieces(raw)
+    try:
+        content = chunked(source).read()
+    except ProtocolError:
+        return
+    assert read_by_h11(raw) == (content, source.rest)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\r\n0\r\n\r\n",
+        b"x\r\n\r\n",
+        b"0x1\r\na\r\n0\r\n\r\n",
+        b"+1\r\na\r\n0\r\n\r\n",
+        b"-1\r\na\r\n0\r\n\r\n",
+        b" 1\r\na\r\n0\r\n\r\n",
+        b"1 1\r\na\r\n0\r\n\r\n",
+        b"1_0\r\na\r\n0\r\n\r\n",
+        b"1\na\r\n0\r\n\r\n",
+        b"1\r\na\n0\r\n\r\n",
+        b"1\r\nab\r\n0\r\n\r\n",
+        b"1\r\na0\r\n\r\n",
+        b"1;a\rb\r\na\r\n0\r\n\r\n",
+        b"1;a\nb\r\na\r\n0\r\n\r\n",
+        b"0\r\n\n",
+        b"0\r\nX: y\n\r\n",
+        b"0\r\nno colon\r\n\r\n",
+        b"0\r\n: y\r\n\r\n",
+        b"0\r\nX: y\r\n z\r\n\r\n",
+        b"0\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+        b"0\r\nX: " + b"y" * 5000 + b"\r\n\r\n",
+        b"1;" + b"a" * 5000 + b"\r\na\r\n0\r\n\r\n",
+        b"1" * 5000,
+    ],
+    ids=lambda raw: repr(raw[:40]),
+)
+def test_malformed(raw: bytes) -> None:
+    """Sizes, line ends, extensions and trailers that are not as the RFC has them, or without end, are refused."""
+    assert refused(chunked(Pieces(raw))).status == 400
+
+
+@pytest.mark.parametrize(
+    "raw", [b"5\r\nhello\r\n0\r\n\r\n", b"5;a=b\r\nhello\r\n00\r\nX: y\r\n\r\n", b"5 ;a\r\nhello\r\n0\r\n\r\n"]
+)
+def test_every_cut_is_noticed(raw: bytes) -> None:
+    """A body that ends early, wherever that is, is refused and never taken for a shorter one."""
+    for end in range(len(raw)):
+        assert refused(chunked(Pieces(raw[:end]))).status == 400
+    assert chunked(Pieces(raw)).read() == b"hello"
+    assert refused(Body(Pieces(b"hell"), 5, 1000, False)).status == 400
+
+
+def test_limit() -> None:
+    """The limit counts all chunks together: so much is taken and not a byte more, and what is said to come counts."""
+    within = b"6\r\nhello \r\n4\r\nhost\r\n0\r\n\r\n"
+    assert chunked(Pieces(within), limit=10).read() == b"hello host"
+    assert refused(chunked(Pieces(within), limit=9)).status == 413
+    source = Pieces(b"7fffffff\r\n")
+    assert refused(chunked(source, limit=65536)).status == 413
+    assert refused(chunked(Pieces(b"ffffffff\r\n"), limit=65536)).status == 413
+
+
+def test_failure_stays() -> None:
+    """Once reading has failed it fails the same way again, and the failure is kept for the server."""
+    body = chunked(Pieces(b"5\r\nhel", end="the body did not come in time"))
+    assert body.failure is None
+    first = refused(body)
+    assert first.text == "the body did not come in time"
+    assert refused(body) is first
+    assert body.failure is first
+    with pytest.raises(ProtocolError):
+        body.drain()
+
+
+def test_failure_is_an_oserror() -> None:
+    """A WSGI application sees the failure as an OSError, the one exception that it expects of its input."""
+    with pytest.raises(OSError, match="cut"):
+        Body(Pieces(), 1, 10, False).read()
+
+
+@pytest.mark.parametrize("raw", [b"2\r\nhi\r\n0\r\n\r\n"])
+def test_continue_is_said_once_and_only_if_read(raw: bytes) -> None:
+    """`100 Continue` is said at the first read, once; until then the body is untouched and the client may keep it."""
+    source = Pieces(raw)
+    body = chunked(source, expects=True)
+    assert body.untouched
+    assert source.said == []
+    assert body.read(1) == b"h"
+    assert not body.untouched
+    assert body.read() == b"i"
+    assert source.said == [CONTINUE]
+
+
+def test_nobody_is_told_to_continue_unasked() -> None:
+    """A client that did not ask hears nothing, and one whose body is empty has nothing to send."""
+    source = Pieces(b"hi")
+    assert Body(source, 2, 10, False).read() == b"hi"
+    assert source.said == []
+    assert not Body(source, 0, 10, True).untouched
+    assert not Body(source, 2, 10, False).untouched
+
+
+def test_drain_leaves_the_next_request() -> None:
+    """Draining goes to the end of the body, whatever was read of it, and not beyond."""
+    source = Pieces(b"5\r\nhello\r\n0\r\n\r\n" + NEXT)
+    body = chunked(source)
+    assert body.read(2) == b"he"
+    body.drain()
+    assert source.rest == NEXT
+    assert body.read() == b""

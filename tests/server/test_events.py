@@ -1,0 +1,324 @@
+"""Event streams end to end: two workers, real containers, websocket-client, kills and reloads in the middle of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestapi.store.reading import view
+from tests.harness.containers import Container, Listening, receive, send
+from tests.harness.service import COMMAND, Service
+
+UPGRADE = (
+    "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+)
+
+
+def websocket(query: str = "") -> bytes:
+    """A request for a WebSocket."""
+    return f"GET /1.0/events{query} HTTP/1.1\r\nHost: guest\r\n{UPGRADE}\r\n".encode()
+
+
+@pytest.fixture
+def own() -> Iterator[Service]:
+    """A service of the test's own, to be killed and reloaded."""
+    with Service(dialects=["incus"]) as running:
+        yield running
+
+
+def latest(service: Service) -> int:
+    """The id of the last entry of the change log."""
+    with view(service.settings.store.url) as store:
+        return store.latest()
+
+
+def own_ids(service: Service, after: int) -> list[int]:
+    """The ids of all entries that a guest may hear of."""
+    with view(service.settings.store.url) as store:
+        return [entry.id for entry in store.entries(after, 100_000).found if entry.for_guest]
+
+
+class Follower:
+    """Reads what a resuming client prints, beside the test."""
+
+    def __init__(self, listening: Listening) -> None:
+        self.ids: list[int] = []
+        self.types: list[str] = []
+        self.codes: list[int] = []
+        self._listening = listening
+        self._news = threading.Condition()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                said: dict[str, Any] = self._listening.say()
+            except (AssertionError, ValueError):
+                return
+            with self._news:
+                if "id" in said:
+                    self.ids.append(said["id"])
+                    self.types.append(said["type"])
+                elif "closed" in said:
+                    self.codes.append(said["closed"])
+                self._news.notify()
+
+    def wait_for(self, last: int) -> None:
+        """Until it has heard the event of that id."""
+        with self._news:
+            assert self._news.wait_for(lambda: last in self.ids, 20), f"{last} is not among {self.ids[-5:]}"
+
+    def wait_for_code(self) -> int:
+        """Until it was closed; the code."""
+        with self._news:
+            assert self._news.wait_for(lambda: bool(self.codes), 20), "not closed"
+            return self.codes[-1]
+
+
+def test_change_after_the_answer_is_delivered(service: Service, c1: Container) -> None:
+    """A change that is committed once the client has its 101, or its head, always reaches it; fifty times."""
+    plain = "GET /1.0/events HTTP/1.1\r\nHost: x\r\n\r\n"
+    for number in range(50):
+        request = plain if number % 2 else websocket().decode()
+        with c1.listening("raw", json.dumps([[request, f'"value":"{number}"']])) as client:
+            assert client.say() == "ready"
+            service.configure("c1", user_race=str(number))
+            assert f'"value":"{number}"' in client.say()[0]
+    service.configure("c1", user_race="")
+
+
+def test_killed_workers_lose_nothing(own: Service) -> None:
+    """Workers are killed again and again while keys change; a client that resumes hears each change once, in order."""
+    with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
+        begin = latest(own)
+        follower = Follower(client)
+        for number in range(120):
+            own.configure("c1", user_n=str(number))
+            if number % 15 == 7:
+                os.kill(random.choice(own.workers), signal.SIGKILL)
+        expected = own_ids(own, begin)
+        assert len(expected) == 120
+        follower.wait_for(expected[-1])
+        assert follower.ids == expected
+        assert set(follower.types) == {"config"}
+
+
+def test_reload_loses_nothing_and_says_1001(own: Service) -> None:
+    """Streams are closed with 1001 on each reload, and clients that resume have missed nothing after three of them."""
+    with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
+        begin = latest(own)
+        follower = Follower(client)
+        own.configure("c1", user_n="first")
+        follower.wait_for(latest(own))
+        for number in range(90):
+            own.configure("c1", user_n=str(number))
+            if number % 30 == 15:
+                os.kill(own.pid, signal.SIGHUP)
+                assert follower.wait_for_code() == 1001
+                follower.codes.clear()
+        expected = own_ids(own, begin)
+        follower.wait_for(expected[-1])
+        assert follower.ids == expected
+
+
+def test_stop_closes_streams_with_1001_quickly(own: Service) -> None:
+    """SIGTERM with streams open takes less than two seconds, and each hears 1001."""
+    with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
+        own.configure("c1", user_n="1")
+        assert client.say()["type"] == "config"
+        assert own.stop() < 2
+        said = client.say()
+        while "closed" not in said:
+            said = client.say()
+        assert said["closed"] == 1001
+
+
+def test_killed_operator_commands(own: Service) -> None:
+    """`guestapi config set` is killed at any moment: either the value and its event are there, or neither is."""
+    with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
+        begin = latest(own)
+        follower = Follower(client)
+        written = 0
+        for number in range(25):
+            command = [
+                str(COMMAND),
+                "--config",
+                str(own.config),
+                "config",
+                "set",
+                "c1",
+                f"user.a={number}",
+                f"user.b={number}",
+            ]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(random.uniform(0.15, 0.45))
+            process.kill()
+            process.wait()
+            config = own.instance("c1").config
+            assert config.get("user.a") == config.get("user.b"), "half a change"
+            written += config.get("user.a") == str(number)
+        own.configure("c1", user_end="1")
+        expected = own_ids(own, begin)
+        assert len(expected) == 2 * written + 1
+        follower.wait_for(expected[-1])
+        assert follower.ids == expected
+
+
+@pytest.mark.parametrize("how", ["switch", "stop", "remove", "restart"])
+def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None:
+    """Switched off: 1008. Stopped, removed, started anew: 1001. At once."""
+    name = f"ends-{how}"
+    with Container(service.binds, hostname=name) as container:
+        service.add(name, container)
+        with container.listening("follow", "0") as client:
+            follower = Follower(client)
+            service.configure(name, user_x="1")
+            follower.wait_for(latest(service))
+            began = time.monotonic()
+            with service.writer.change() as change:
+                instance = change.instance("default", name)
+                if how == "switch":
+                    change.configure(instance, {"security.guestapi": "false"})
+                elif how == "remove":
+                    change.remove(instance)
+                else:
+                    change.stop(instance)
+                    if how == "restart":
+                        assert instance.init
+                        change.start(change.instance("default", name), instance.init)
+            assert follower.wait_for_code() == (1008 if how == "switch" else 1001)
+            # Meant to be 100 ms; that is for a benchmark to say, this only tells it from waiting for a timer.
+            assert time.monotonic() - began < 2
+        if how != "remove":
+            service.remove(name)
+
+
+def test_burst_past_a_stuck_listener(service: Service) -> None:
+    """A thousand changes at once, fifty listeners, one of which reads nothing: the others hear all of it, in order."""
+    with service.container("burst") as container, container.listening("many", "50 1000 1") as clients:
+        assert clients.say() == "ready"
+        names = [f"user.k{number:04}" for number in range(1000)]
+        with service.writer.change() as change:
+            change.configure(change.instance("default", "burst"), dict.fromkeys(names, "x" * 600))
+        heard = clients.say()
+    assert len(heard) == 49
+    assert all(keys == names for keys in heard)
+
+
+def test_limit_of_streams() -> None:
+    """One stream more than an instance may have with a worker is refused with 429; another instance has its own."""
+    with (
+        Service(workers=1, toml="[limits]\nstreams_per_instance = 3\n", dialects=["incus"]) as own,
+        own.container("c1") as one,
+        own.container("c2") as other,
+        one.listening("raw", json.dumps([[websocket().decode(), "never"]] * 3)) as clients,
+    ):
+        assert clients.say() == "ready"
+        answer = one.exchange(send(websocket()), receive()).responses[0]
+        assert answer.status == 429
+        assert "retry-after" in answer.headers
+        assert other.exchange(send(websocket()), receive(9, "GET", 0.2)).responses[0].status == 101
+
+
+def test_slow_listener_is_dropped() -> None:
+    """Who does not take what it is sent within the time for it is disconnected."""
+    with (
+        Service(workers=1, toml="[limits]\nstream_send_seconds = 0.5\n", dialects=["incus"]) as own,
+        own.container("c1") as container,
+    ):
+
+        def change() -> None:
+            for number in range(30):
+                own.configure("c1", user_big=str(number) * 100_000)
+
+        thread = threading.Thread(target=change)
+        steps = [send(websocket()), ["wait", 3], receive(10**6, "GET", 5)]
+        thread.start()
+        result = container.exchange(*steps)
+        thread.join()
+        assert result.closed
+
+
+def test_ping_without_pong_ends_it(service: Service, c1: Container) -> None:
+    """A client that answers none of three pings is disconnected when the fourth is due: after thirty seconds."""
+    result = c1.exchange(send(websocket("?type=device")), receive(99, "GET", 40))
+    assert result.closed
+    assert result.received[0].count(b"\x89\tkeepalive") == 3
+    assert 29 < result.seconds < 33
+
+
+def test_server_sent_events(service: Service, c1: Container) -> None:
+    """`curl -N` with Accept: text/event-stream shows id and data lines, resumable by Last-Event-ID."""
+    begin = latest(service)
+    service.configure("c1", user_sse="1")
+    last = latest(service)
+    ran = c1.run(
+        *("curl", "-sN", "--max-time", "1", "--unix-socket", "/dev/incus/sock", "-H", "Accept: text/event-stream"),
+        *("-H", f"Last-Event-ID: {begin}", "http://x/1.0/events"),
+    )
+    fields = dict(line.split(": ", 1) for line in ran.out.splitlines() if ": " in line)
+    assert fields["id"] == str(last)
+    assert json.loads(fields["data"])["metadata"] == {"key": "user.sse", "old_value": "", "value": "1"}
+    service.configure("c1", user_sse="")
+
+
+@pytest.mark.parametrize("since", ["x", "-1", "1.5", "9" * 19, "%20", "٣"])
+def test_since_must_be_an_id(c1: Container, since: str) -> None:
+    """Anything else is refused, with what would be right."""
+    answer = c1.exchange(send(websocket(f"?since={since}")), receive()).responses[0]
+    assert answer.status == 400
+    assert "or 0 for all" in answer.text
+
+
+def test_operator_follows_everything(service: Service, c1: Container) -> None:
+    """`guestapi events` shows lifecycle, and configuration of all namespaces, which no guest hears of."""
+    begin = latest(service)
+    command = [str(COMMAND), "--config", str(service.config), "events", "--since", str(begin), "--format", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        with service.container("followed", {"user.a": "1"}) as container:
+            service.configure("followed", limits_memory="1GiB")
+            assert container.ask("/1.0", "PATCH", b'{"state":"Ready"}').status == 200
+        seen: list[dict[str, Any]] = []
+        assert process.stdout
+        while not seen or seen[-1]["metadata"].get("action") != "instance-removed":
+            seen.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    assert [event["metadata"].get("action", event["metadata"].get("key")) for event in seen] == [
+        *("instance-added", "instance-started", "limits.memory", "instance-ready", "instance-removed")
+    ]
+    assert {event["instance"] for event in seen} == {"followed"}
+    assert [event["id"] for event in seen] == list(range(begin + 1, begin + 6))
+
+
+def test_idle_streams_are_small() -> None:
+    """Five hundred idle streams cost a worker less than 32 kB each; the figure is for the benchmark to say."""
+    toml = "[limits]\nstreams_per_instance = 600\nconnections_per_instance = 600\n"
+    with (
+        Service(workers=1, toml=toml, dialects=["incus"]) as own,
+        own.container("c1") as container,
+    ):
+        (worker,) = own.workers
+        assert container.ask("/").status == 200
+        before = resident(worker)
+        with container.listening("raw", json.dumps([[websocket().decode(), "never"]] * 500)) as clients:
+            assert clients.say() == "ready"
+            each = (resident(worker) - before) / 500
+        assert each < 32, f"{each:.1f} kB"
+
+
+def resident(pid: int) -> int:
+    """A process's memory in kB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")))

@@ -1,0 +1,245 @@
+"""HTTP/1.1 as pure functions: what is taken for a request, what is refused with which status, how answers look."""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+
+import h11
+import pytest
+
+from guestapi.server.http import Head, ProtocolError, error_response, parse_head, response_head
+from guestapi.settings import Limits
+from tests.harness.containers import parse
+
+LIMITS = Limits()
+SMALL = Limits(request_line=512, header_fields=8, header_field=512, head=1024)
+#: All that a request can be refused with before its body is read.
+STATUSES = {400, 413, 414, 417, 431, 501, 505}
+
+
+def head(*lines: bytes, start: bytes = b"GET /1.0 HTTP/1.1") -> bytes:
+    """A request's head with these header lines besides Host."""
+    return b"\r\n".join([start, b"Host: x", *lines, b"", b""])
+
+
+def taken(received: bytes, limits: Limits = LIMITS) -> Head:
+    """The head, which must be complete and good."""
+    found = parse_head(received, limits)
+    assert found is not None
+    return found
+
+
+def refused(received: bytes, limits: Limits = LIMITS) -> int:
+    """The status that it is refused with, and it must be, in one line."""
+    with pytest.raises(ProtocolError) as refusal:
+        parse_head(received, limits)
+    assert refusal.value.text.isprintable()
+    return refusal.value.status
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"Content-Length: 1", b"Content-Length: 1"],
+        [b"Content-Length: 1", b"Content-Length: 2"],
+        [b"Content-Length: 1, 1"],
+        [b"Content-Length: 1,"],
+        [b"Content-Length: +1"],
+        [b"Content-Length: -1"],
+        [b"Content-Length: 1 1"],
+        [b"Content-Length: 0x1"],
+        [b"Content-Length: 1_0"],
+        [b"Content-Length: 1.0"],
+        [b"Content-Length: \xb2"],
+        [b"Content-Length:"],
+        [b"Content-Length: 18446744073709551617"],
+        [b"Content-Length: 00000000000000000001"],
+        [b"Transfer-Encoding: chunked", b"Content-Length: 1"],
+        [b"Content-Length: 1", b"Transfer-Encoding: chunked"],
+        [b"Content-Length: 0", b"Transfer-Encoding: identity"],
+        [b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"],
+        [b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"],
+        [b"Transfer-Encoding: identity", b"Transfer-Encoding: chunked"],
+        [b"Transfer-Encoding: chunked, chunked"],
+        [b"Transfer-Encoding: chunked, identity"],
+        [b"Transfer-Encoding: gzip, chunked"],
+        [b"Transfer-Encoding: chunked;q=1"],
+        [b'Transfer-Encoding: "chunked"'],
+        [b"Transfer-Encoding: xchunked"],
+        [b"Transfer-Encoding: x chunked"],
+        [b"Transfer-Encoding:\x0bchunked"],
+        [b"Transfer-Encoding: chunked\0"],
+        [b"Transfer-Encoding: chunked,"],
+        [b"Transfer-Encoding: ,chunked"],
+        [b"Transfer-Encoding:"],
+        [b"Transfer-Encoding : chunked"],
+        [b"Transfer-Encoding\t: chunked"],
+        [b" Transfer-Encoding: chunked"],
+        [b"\tTransfer-Encoding: chunked"],
+        [b"Transfer-Encoding:", b" chunked"],
+        [b"X: y", b" z"],
+        [b"X: y", b" "],
+        [b"X: y\rTransfer-Encoding: chunked"],
+        [b"X: y\r\rTransfer-Encoding: chunked"],
+        [b"X: \r\n\rTransfer-Encoding: chunked"],
+        [b"X\0: y"],
+        [b"X: \0"],
+        [b"X: \x7f"],
+        [b": y"],
+        [b"no colon"],
+        [b"Host: y"],
+        [b"X: y", b" a_b: z"],
+        [b"Content-Length: 1", b"\t_: 2"],
+        [b"X_Y: y", b" Content-Length: 2"],
+    ],
+    ids=repr,
+)
+def test_smuggling(lines: list[bytes]) -> None:
+    """Nothing is taken that another reader could cut into other requests: lengths, encodings, folds, odd spaces."""
+    assert refused(head(*lines, start=b"PATCH /1.0 HTTP/1.1")) in (400, 501)
+
+
+def test_underscores_pass_for_nothing() -> None:
+    """A field with an underscore in its name is left out: in an environ it would pass for one with a hyphen."""
+    found = taken(head(b"Content_Length: 5", b"Transfer_Encoding: chunked", b"X_Y: 1", b"X-Y: 2", b"X_Y: 3", b"_: 4"))
+    assert found.length == 0
+    assert {key: value for key, value in found.environ.items() if key.startswith(("HTTP_", "CONTENT_"))} == {
+        "HTTP_HOST": "x",
+        "HTTP_X_Y": "2",
+    }
+    assert taken(head(b"Content_Length: 5", b"Content-Length: 3")).length == 3
+    assert refused(b"GET / HTTP/1.1\r\nHo_st: x\r\n\r\n") == 400
+
+
+@pytest.mark.parametrize(
+    ("received", "status"),
+    [
+        (b"\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", 400),
+        (b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1 \r\nHost: x\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (b"GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /%gg HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (head(b"Expect: 200-ok"), 417),
+        (head(b"Expect: 100-continue", b"Expect: 100-continue"), 417),
+        (head(b"Transfer-Encoding: gzip"), 501),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\r\n\r\n", 400),
+    ],
+    ids=repr,
+)
+def test_refused(received: bytes, status: int) -> None:
+    """What is no request, or asks for what is not done here, is refused with the status that says so."""
+    assert refused(received) == status
+
+
+@pytest.mark.parametrize("host", [b"x", b"_", b"1.0", b"", b"localhost:80", b"[::1]:8443", b"lxd"])
+def test_any_host(host: bytes) -> None:
+    """A Host may be any that the RFC allows, underscores and nothing at all included."""
+    assert taken(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n").environ["HTTP_HOST"] == host.decode()
+
+
+@pytest.mark.parametrize(
+    ("start", "lines", "expected"),
+    [
+        (b"GET / HTTP/1.1", [], True),
+        (b"GET / HTTP/1.1", [b"Connection: close"], False),
+        (b"GET / HTTP/1.1", [b"Connection: keep-alive, Close"], False),
+        (b"GET / HTTP/1.1", [b"Connection: keep-alive", b"Connection: close"], False),
+        (b"GET / HTTP/1.1", [b"Connection: x-close"], True),
+        (b"GET / HTTP/1.0", [], False),
+        (b"GET / HTTP/1.0", [b"Connection: Keep-Alive"], True),
+        (b"GET / HTTP/1.0", [b"Connection: keep-alive, close"], False),
+    ],
+)
+def test_keep_alive(start: bytes, lines: list[bytes], expected: bool) -> None:
+    """HTTP/1.1 goes on unless told to close; HTTP/1.0 ends unless told to go on; close wins."""
+    assert taken(head(*lines, start=start)).keep_alive is expected
+
+
+def test_expectation() -> None:
+    """100-continue is expected without regard to case, and never by an HTTP/1.0 client (RFC 9110, section 10.1.1)."""
+    length = b"Content-Length: 5"
+    assert taken(head(b"Expect: 100-Continue", length)).expects
+    assert not taken(head(b"Expect: 100-continue", length, start=b"PATCH / HTTP/1.0")).expects
+    assert not taken(head(length)).expects
+
+
+@pytest.mark.parametrize(
+    ("target", "raw", "decoded", "query"),
+    [
+        (b"/1.0?a=b?c", "/1.0", "/1.0", "a=b?c"),
+        (b"/1.0/config/user.a%2Fb", "/1.0/config/user.a%2Fb", "/1.0/config/user.a/b", ""),
+        (b"/%c3%a9", "/%c3%a9", "/\xc3\xa9", ""),
+        (b"/\xc3\xa9", "/\xc3\xa9", "/\xc3\xa9", ""),
+        (b"/a#b;c", "/a#b;c", "/a#b;c", ""),
+        (b"http://x/1.0?y", "/1.0", "/1.0", "y"),
+        (b"*", "*", "*", ""),
+    ],
+)
+def test_target(target: bytes, raw: str, decoded: str, query: str) -> None:
+    """RAW_PATH is as it was sent, PATH_INFO is decoded once and holds bytes as PEP 3333 wants them."""
+    environ = taken(head(start=b"OPTIONS " + target + b" HTTP/1.1")).environ
+    assert (environ["RAW_PATH"], environ["PATH_INFO"], environ["QUERY_STRING"]) == (raw, decoded, query)
+
+
+def test_limits() -> None:
+    """Each limit refuses what is beyond it with its status, and lets pass what is just within."""
+    line = b"GET /" + b"a" * (512 - len("GET / HTTP/1.1")) + b" HTTP/1.1"
+    assert taken(head(start=line), SMALL)
+    assert refused(head(start=line.replace(b"/", b"/a", 1)), SMALL) == 414
+    assert taken(head(*[b"X: y"] * 7), SMALL)
+    assert refused(head(*[b"X: y"] * 8), SMALL) == 431
+    assert refused(head(*[b"X_: y"] * 8), SMALL) == 431
+    assert refused(head(*[b"X: y"] * 600), LIMITS) == 431
+    assert taken(head(b"X: " + b"y" * 507), SMALL)
+    assert refused(head(b"X: " + b"y" * 510), SMALL) == 431
+    fill = b"X: " + b"y" * 493
+    room = 1024 - len(head(fill, b"Z: "))
+    assert taken(head(fill, b"Z: " + b"z" * room), SMALL).size == 1024
+    assert refused(head(fill, b"Z: " + b"z" * (room + 1)), SMALL) == 431
+
+
+def test_limits_do_not_wait_for_an_end() -> None:
+    """A line or head that is too long is refused as soon as it is, though its end has not come."""
+    assert parse_head(b"G" * 512, SMALL) is None
+    assert refused(b"G" * 513, SMALL) == 414
+    assert refused(b"GET /" + b"a" * 600, SMALL) == 414
+    assert refused(head(*[b"X: " + b"y" * 400] * 3)[:-2], SMALL) == 431
+    assert refused(head(b"X: " + b"y" * 2000)[:-4], SMALL) == 431
+
+
+def test_response_head() -> None:
+    """A head has status line, fields as given, a valid Date, and says what becomes of the connection."""
+    plain = response_head("200 OK", [("content-length", "2"), ("X-Any", "é")])
+    lines = plain.decode("latin-1").split("\r\n")
+    assert lines[:3] == ["HTTP/1.1 200 OK", "Content-Length: 2", "X-Any: é"]
+    assert lines[3].startswith("Date: ")
+    assert lines[3].endswith(" GMT")
+    assert parsedate_to_datetime(lines[3][6:])
+    assert lines[4:] == ["", ""]
+    assert b"\r\nConnection: close\r\n\r\n" in response_head("200 OK", [], close=True)
+    older = response_head("200 OK", [], protocol="HTTP/1.0")
+    assert older.startswith(b"HTTP/1.0 200 OK\r\n")
+    assert b"\r\nConnection: keep-alive\r\n\r\n" in older
+    assert b"\r\nConnection: close\r\n\r\n" in response_head("200 OK", [], protocol="HTTP/1.0", close=True)
+
+
+@pytest.mark.parametrize("status", sorted(STATUSES | {429, 500}))
+def test_error_response(status: int) -> None:
+    """A refusal is a whole response, one line of plain text, and the connection's last."""
+    raw = error_response(status, "what was wrong", [("Retry-After", "1")])
+    (response,) = parse(raw)
+    assert (response.status, response.text) == (status, "what was wrong\n")
+    assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert (response.headers["connection"], response.headers["retry-after"]) == ("close", "1")
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    client.receive_data(raw)
+    assert isinstance(client.next_event(), h11.Response)

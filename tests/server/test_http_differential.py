@@ -1,0 +1,161 @@
+"""HTTP/1.1 heads, read here and by h11: whatever is taken here means the same to another careful parser."""
+
+from __future__ import annotations
+
+import re
+
+import h11
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from guestapi.server.http import ProtocolError, parse_head
+from guestapi.settings import Limits
+
+LIMITS = Limits()
+#: All that a request can be refused with before its body is read.
+STATUSES = {400, 413, 414, 417, 431, 501, 505}
+START = b"GET / HTTP/1.1\r\nHost: x\r\n"
+
+
+def read_by_h11(received: bytes) -> h11.Request | None:
+    """What h11 takes it for; None if it wants more. Raises h11.RemoteProtocolError."""
+    # RFC 3986 has no bytes from 0x80 on in a target. Go takes them, so here they are taken, and hidden from h11.
+    line, end, rest = received.partition(b"\n")
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    connection.receive_data(bytes(byte if byte < 0x80 else 0x7E for byte in line) + end + rest)
+    event = connection.next_event()
+    return event if isinstance(event, h11.Request) else None
+
+
+def seen_by_h11(request: h11.Request) -> dict[str, str]:
+    """h11's header fields as an environ has them: doubles joined, those with an underscore in their name left out."""
+    fields: dict[str, str] = {}
+    for raw_name, value in request.headers:
+        name = raw_name.decode().upper()
+        if "_" not in name:
+            key = name.replace("-", "_")
+            key = key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}"
+            fields[key] = f"{fields[key]},{value.decode('latin-1')}" if key in fields else value.decode("latin-1")
+    return fields
+
+
+def framing_by_h11(request: h11.Request) -> int | None:
+    """The length of the body by h11's reckoning; None: it comes in chunks."""
+    fields = dict(request.headers)
+    if b"transfer-encoding" in fields:
+        return None
+    return int(fields.get(b"content-length", b"0"))
+
+
+NAMES = st.sampled_from(
+    b"Content-Length content-length Transfer-Encoding Content_Length Transfer_Encoding X-Y X_Y Connection Expect Host "
+    b"Accept X _ - Content-Type Trailer !#$%&'*+.^`|~9".split()
+)
+VALUES = st.sampled_from(
+    b"0|5|05|+5|-5|5, 5|5,6|0x5|5 5|111111111111111|1111111111111111|99999999999999999999999999|| |\t5 |chunked|"
+    b"Chunked|chunked, chunked|gzip, chunked|chunked;a=b|identity|\x0bchunked|close|keep-alive|close, x|100-continue|"
+    b"100-Continue|x|\xc3\xa9\xff|a\rb|a_b: c".split(b"|")
+)
+SPACES = st.sampled_from([b": "] * 9 + [b":", b" : ", b":\t", b"\t:", b""])
+ENDS = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\n ", b"\r\n\t", b"\n\r", b"\r\r\n"])
+FIELDS = st.tuples(st.sampled_from([b""] * 20 + [b" ", b"\t"]), NAMES, SPACES, VALUES, ENDS).map(b"".join)
+METHODS = st.sampled_from([b"GET", b"HEAD", b"PATCH", b"get", b"OPTIONS", b"X-Y", b"G(T", b"", b"\x80"])
+TARGETS = st.sampled_from(
+    [
+        b"/",
+        b"/1.0?a=b",
+        b"/1.0/config/user.a_b",
+        b"/%2F",
+        b"/%zz",
+        b"/a b",
+        b"http://x/y?z",
+        b"*",
+        b"x:80",
+        b"/\xc3\xa9",
+        b"",
+        b"/a#b",
+    ]
+)
+VERSIONS = st.sampled_from(
+    [b"HTTP/1.1"] * 5 + [b"HTTP/1.0", b"HTTP/1.2", b"HTTP/2.0", b"HTTP/1.1 ", b"http/1.1", b"HTTP/11"]
+)
+HOSTS = st.sampled_from([b"Host: x\r\n"] * 5 + [b"", b"host:localhost\r\n", b"Host: a b\r\n", b"Host: x\n"])
+REQUESTS = st.builds(
+    lambda method, target, version, end, host, fields, last: (
+        method + b" " + target + b" " + version + end + host + b"".join(fields) + last
+    ),
+    METHODS,
+    TARGETS,
+    VERSIONS,
+    ENDS,
+    HOSTS,
+    st.lists(FIELDS, max_size=4),
+    st.sampled_from([b"\r\n"] * 4 + [b"\n", b"", b"\r"]),
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A request in which a few bytes were put in, taken out or replaced."""
+    request = bytearray(draw(REQUESTS))
+    for _time in range(draw(st.integers(1, 3))):
+        where = draw(st.integers(0, len(request)))
+        request[where : where + draw(st.integers(0, 2))] = draw(
+            st.binary(max_size=2) | st.sampled_from([b"\r", b"\n", b"\0"])
+        )
+    return bytes(request)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(REQUESTS | mutated() | st.binary(max_size=60))
+@example(START + b"X: y\r\n a_b: 1\r\n\r\n")
+@example(START + b"Content-Length: 1\r\n _0: 5\r\n\r\n")
+@example(START + b"X_Y: 1\r\n Content-Length: 5\r\n\r\n")
+@example(START + b"Content_Length: 5\r\nContent-Length: 3\r\n\r\n")
+@example(START + b"X: a\x85b_: c\r\n\r\n")
+def test_taken_as_another_parser_takes_it(received: bytes) -> None:
+    """What is taken, h11 takes too, for the same request with the same body; all else is refused or waits for more."""
+    try:
+        found = parse_head(received, LIMITS)
+    except ProtocolError as refusal:
+        status: int | None = refusal.status
+    else:
+        status = None
+    if status is not None:
+        assert status in STATUSES
+        return
+    try:
+        request = read_by_h11(received)
+    except h11.RemoteProtocolError:
+        assert found is None, "taken, and h11 refuses it"
+        return
+    if found is None:
+        assert request is None, "waits for more, and h11 has all of it"
+        return
+    assert request is not None, "taken, and h11 waits for more"
+    environ = found.environ
+    assert environ["REQUEST_METHOD"].encode() == request.method
+    assert re.sub(r"[\x80-\xff]", "~", environ["RAW_URI"]).encode() == request.target
+    ours = {key: value for key, value in environ.items() if key.startswith(("HTTP_", "CONTENT_"))}
+    if "HTTP_TRANSFER_ENCODING" in ours:
+        # The name of a coding does not depend on case (RFC 9112, section 7); h11 has it in lower case.
+        ours["HTTP_TRANSFER_ENCODING"] = ours["HTTP_TRANSFER_ENCODING"].lower()
+    assert ours == seen_by_h11(request)
+    assert found.length == framing_by_h11(request)
+
+
+@settings(max_examples=300, deadline=None)
+@given(REQUESTS, st.binary(max_size=40))
+def test_head_ends_where_it_ends(received: bytes, more: bytes) -> None:
+    """A head is taken when its last byte is there and not before, and what comes behind it changes nothing."""
+    try:
+        found = parse_head(received, LIMITS)
+    except ProtocolError:
+        return
+    if found is None:
+        return
+    assert found.size == len(received)
+    assert parse_head(received[:-1], LIMITS) is None
+    again = parse_head(received + more, LIMITS)
+    assert again is not None
+    assert (again.environ, again.size, again.length) == (found.environ, found.size, found.length)

@@ -1,0 +1,371 @@
+"""Master and workers as real processes: gunicorn's signals, limits, logs and hooks, and that no request is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from guestapi.settings import load
+from tests.harness.containers import Container
+from tests.harness.service import COMMAND, UNPRIVILEGED, USER, Service
+from tests.server.inside import talk, talks
+
+LOOPING = (Path(__file__).parents[1] / "harness" / "looping.py").read_text()
+READY = b'{"state":"Ready"}'
+
+
+class Configured(Service):
+    """A service whose number of workers gunicorn.conf.py decides, not the command line."""
+
+    def __enter__(self) -> Configured:
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def start(self) -> Service:
+        """Start it, and wait until its workers are there."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*UNPRIVILEGED, COMMAND, "--config", self.config, "serve"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until(lambda: len(self.workers) == self._workers, "workers")
+        return self
+
+    def configure_gunicorn(self, content: str) -> None:
+        """Write gunicorn.conf.py."""
+        (self.root / "gunicorn.conf.py").write_text(content)
+
+
+def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
+    """Wait for what no event tells of: another process's children and files."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+def has_workers(service: Service, count: int) -> bool:
+    """Whether there are so many."""
+    return len(service.workers) == count
+
+
+def state_of(pid: int) -> dict[str, str]:
+    """/proc/PID/status."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+@contextmanager
+def clients(container: Container, seconds: float) -> Iterator[list[dict[str, Any]]]:
+    """Clients inside that ask again and again, with one connection and with many; afterwards, what they saw."""
+    seen: list[dict[str, Any]] = []
+    with ThreadPoolExecutor() as pool:
+        running: list[Future[Any]] = []
+        for kind in ("connect", "keep"):
+            command = ["nsenter", "-t", str(container.pid), "-U", "-m", "-p", "--setuid", "0", "--setgid", "0"]
+            command += ["/usr/bin/python3", "-I", "-S", "-c", LOOPING, str(seconds), kind]
+            running.append(pool.submit(subprocess.run, command, capture_output=True, check=True))
+        yield seen
+        seen.extend(json.loads(future.result().stdout) for future in running)
+
+
+def assert_none_failed(seen: list[dict[str, Any]]) -> None:
+    """Both clients were served all the time."""
+    assert len(seen) == 2
+    for client in seen:
+        assert client["failed"] == []
+        assert client["good"] > 50
+
+
+def test_privileges() -> None:
+    """Master and workers run as the unprivileged user, with CAP_SYS_PTRACE and no way to more."""
+    with Service(dialects=["incus"]) as service:
+        until(lambda: len(service.workers) == 2, "two workers")
+        for pid in (service.pid, *service.workers):
+            status = state_of(pid)
+            assert status["Uid"].split() == [str(USER)] * 4
+            assert status["Gid"].split() == [str(USER)] * 4
+            assert status["Groups"] == ""
+            # capabilities(7): CAP_SYS_PTRACE is number 19.
+            assert {status[f"Cap{kind}"] for kind in ("Eff", "Prm", "Bnd", "Amb")} == {f"{1 << 19:016x}"}
+            assert status["NoNewPrivs"] == "1"
+            assert os.stat(service.socket).st_mode & 0o777 == 0o666
+
+
+def test_max_requests() -> None:
+    """Workers are replaced again and again after so many requests, and no client notices."""
+    with Service(gunicorn="max_requests = 100\nmax_requests_jitter = 20\n", dialects=["incus"]) as service:
+        before = set(service.workers)
+        with service.container("c1", {"user.foo": "bar"}) as c1, clients(c1, 1.8) as seen:
+            until(lambda: not before & set(service.workers), "other workers")
+        assert_none_failed(seen)
+
+
+def test_reload_changes_the_workers() -> None:
+    """SIGHUP to the master brings the new number of workers and new settings, and no client notices."""
+    with Configured(gunicorn="workers = 2\n", dialects=["incus"]) as service:
+        before = set(service.workers)
+        with service.container("c1", {"user.foo": "bar"}) as c1:
+            with clients(c1, 2.2) as seen:
+                service.configure_gunicorn("workers = 3\n")
+                service.write_config("[limits]\nbody = 1024\n")
+                os.kill(service.pid, signal.SIGHUP)
+                until(lambda: len(service.workers) == 3 and not before & set(service.workers), "three new workers")
+            assert_none_failed(seen)
+            assert c1.ask("/1.0", "PATCH", b" " * 1100).status == 413
+            service.configure_gunicorn("wrokers = 1\n")
+            os.kill(service.pid, signal.SIGHUP)
+            until(lambda: "wrokers" in service.log.read_text(), "complaint")
+            assert len(service.workers) == 3
+            assert c1.ask("/1.0/config/user.foo").text == "bar"
+
+
+def test_one_worker_more_and_less() -> None:
+    """SIGTTIN adds a worker and SIGTTOU takes one away; clients notice neither; SIGUSR1 is taken without harm."""
+    with Service(dialects=["incus"], gunicorn="accesslog = '/dev/null'\n") as service:
+        with service.container("c1", {"user.foo": "bar"}) as c1, clients(c1, 1.8) as seen:
+            os.kill(service.pid, signal.SIGTTIN)
+            until(lambda: len(service.workers) == 3, "three workers")
+            for left in (2, 1):
+                os.kill(service.pid, signal.SIGTTOU)
+                until(partial(has_workers, service, left), "one worker less")
+            os.kill(service.pid, signal.SIGUSR1)
+        assert_none_failed(seen)
+        assert len(service.workers) == 1
+
+
+def test_killed_worker_is_replaced() -> None:
+    """kill -9 of a worker costs at most its own connections: there is another, and later a third in its place."""
+    with Service(dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
+        before = service.workers
+        os.kill(before[0], signal.SIGKILL)
+        assert all(c1.ask("/1.0/config/user.foo").text == "bar" for _time in range(10))
+        until(lambda: len(service.workers) == 2 and before[0] not in service.workers, "another worker")
+        assert before[1] in service.workers
+
+
+def test_hung_worker_is_replaced() -> None:
+    """A worker that gives no sign of life for `timeout` seconds is killed and replaced."""
+    hasty = Service(workers=1, gunicorn="timeout = 2\n", dialects=["incus"])
+    with hasty as service, service.container("c1", {"user.foo": "bar"}) as c1:
+        (hung,) = service.workers
+        os.kill(hung, signal.SIGSTOP)
+        until(lambda: service.workers and hung not in service.workers, "another worker")
+        assert c1.ask("/1.0/config/user.foo").text == "bar"
+
+
+def test_working_worker_is_not_replaced() -> None:
+    """A worker that has nothing to do, or a lot, for longer than `timeout` is left alone."""
+    with Service(workers=1, gunicorn="timeout = 2\n", dialects=["incus"]) as service:
+        before = service.workers
+        with service.container("c1", {"user.foo": "bar"}) as c1:
+            with clients(c1, 3) as seen:
+                pass
+            assert_none_failed(seen)
+        assert service.workers == before
+
+
+def test_worker_without_descriptors_goes_on() -> None:
+    """A worker that has run out of file descriptors is not lost: when some are free again, it answers again."""
+    with Service(workers=1, dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
+        before = service.workers
+        assert c1.ask("/1.0/config/user.foo").text == "bar"
+        used = max(int(number) for number in os.listdir(f"/proc/{before[0]}/fd"))
+        # A user may limit its own processes; for root it takes a capability that not every machine gives.
+        become = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+        subprocess.run([*become, "prlimit", f"--pid={before[0]}", f"--nofile={used + 4}:"], check=True)
+        with talks(c1, 12):
+            # Long enough for it to look after itself, which it does each second.
+            time.sleep(2.5)
+            assert service.workers == before
+        assert c1.ask("/1.0/config/user.foo").text == "bar"
+        assert service.workers == before
+
+
+def test_graceful_stop() -> None:
+    """A request whose body is under way when the service stops is answered, and told to be the last."""
+    with Service(workers=1, dialects=["incus"]) as service, service.container("c1") as c1:
+        with talk(c1) as guest, ThreadPoolExecutor() as pool:
+            answer = guest.ask("/1.0", "Expect: 100-continue", f"Content-Length: {len(READY)}", method="PATCH")
+            assert answer.status == 100
+            guest.send(READY[:5])
+            stopped = pool.submit(service.stop)
+            until(lambda: "Handling signal: term" in service.log.read_text(), "the master's reaction")
+            guest.send(READY[5:])
+            (answer,) = guest.receive()
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+            assert guest.end() == b""
+            assert stopped.result() < 3
+        assert service.instance("c1").ready
+
+
+def test_stop_is_quick() -> None:
+    """Connections that are idle or new hold up a stop for no more than a moment, and end without a word."""
+    with Service(dialects=["incus"]) as service, service.container("c1") as c1, talks(c1, 12) as guests:
+        for guest in guests[:6]:
+            assert guest.ask("/").status == 200
+        assert service.stop() < 2.5
+        assert all(guest.end() == b"" for guest in guests)
+        assert not service.socket.exists()
+
+
+def test_guests_cannot_hold_up_a_stop() -> None:
+    """Requests that do not come to their end are given up when the graceful time is over."""
+    patient = "[limits]\nhead_seconds = 60.0\nbody_seconds = 60.0\nsend_seconds = 60.0\n"
+    stubborn = Service(gunicorn="graceful_timeout = 2\n", toml=patient, dialects=["incus"])
+    large = {"user.large": "x" * (2 << 20)}
+    with stubborn as service, service.container("c1", large) as c1, talks(c1, 6) as guests:
+        for number, guest in enumerate(guests):
+            started = ["GET / HTT", "PATCH /1.0 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"]
+            guest.send(started[number % 2].encode())
+        # This one gets an answer, and does not take the next.
+        guests[0].send(b"P/1.1\r\nHost: x\r\n\r\nGET /1.0/config/user.large HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert guests[0].receive()[0].status == 200
+        assert 1.5 < service.stop() < 4.5
+
+
+def test_idle_connection_has_one_more_request() -> None:
+    """What a client sends on an idle connection while the service stops is answered, or was plainly not read."""
+    with Service(workers=1, dialects=["incus"]) as service, service.container("c1") as c1, talk(c1) as guest:
+        assert guest.ask("/").status == 200
+        with ThreadPoolExecutor() as pool:
+            stopped = pool.submit(service.stop)
+            until(lambda: "Handling signal: term" in service.log.read_text(), "the master's reaction")
+            answer = guest.ask("/")
+            assert answer.status == 200
+            assert guest.end() == b""
+            assert stopped.result() < 3
+
+
+def test_access_log() -> None:
+    """gunicorn's access log has a line for each request with method, path, status and length, in gunicorn's format."""
+    with Service(workers=1, dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
+        service.stop()
+        path = service.state / "access.log"
+        format_ = "%(m)s %(U)s %(q)s %(H)s %(s)s %(B)s %({x-mark}i)s %({content-type}o)s %(D)s"
+        (service.root / "gunicorn.conf.py").write_text(f"accesslog = {str(path)!r}\naccess_log_format = {format_!r}\n")
+        service.start()
+        with talk(c1) as guest:
+            guest.ask("/1.0/config/user.foo?a=b", "X-Mark: here")
+            guest.ask("/nowhere", method="PUT")
+        until(lambda: path.exists() and path.read_text().count("\n") >= 2, "two lines")
+        first, second = path.read_text().splitlines()
+        assert first.rsplit(" ", 1)[0] == "GET /1.0/config/user.foo a=b HTTP/1.1 200 3 here application/octet-stream"
+        assert second.startswith("PUT /nowhere  HTTP/1.1 404 19 - text/plain; charset=utf-8 ")
+        assert all(0 < int(line.rsplit(" ", 1)[1]) < 5_000_000 for line in (first, second))
+
+
+HOOKS = """
+import json
+def _tell(**what):
+    with open({file!r}, "a") as file:
+        file.write(json.dumps(what) + "\\n")
+def pre_request(worker, req):
+    headers = dict(req.headers)
+    _tell(hook="pre", pid=worker.pid, method=req.method, path=req.path, query=req.query, mark=headers.get("X-MARK"))
+def post_request(worker, req, environ, resp):
+    _tell(hook="post", pid=worker.pid, uri=req.uri, status=resp.status, sent=resp.sent, mark=environ["HTTP_X_MARK"])
+    if req.path == "/" and {wrong}:
+        raise ValueError("a hook with a mistake")
+def worker_exit(server, worker):
+    _tell(hook="exit", pid=worker.pid)
+"""
+
+
+def hooked(service: Configured, *, wrong: bool = False) -> Path:
+    """Start it again with hooks; the file that they write what they are told to."""
+    service.stop()
+    file = service.state / "hooks"
+    service.configure_gunicorn(
+        "workers = 1\n" + HOOKS.replace("{file!r}", repr(str(file))).replace("{wrong}", str(wrong))
+    )
+    service.start()
+    return file
+
+
+def test_hooks() -> None:
+    """gunicorn's hooks are told of each request, its answer, and the end of a worker."""
+    with (
+        Configured(workers=1, gunicorn="workers = 1\n", dialects=["incus"]) as service,
+        service.container("c1", {"user.foo": "bar"}) as c1,
+    ):
+        file = hooked(service)
+        (worker,) = service.workers
+        with talk(c1) as guest:
+            guest.ask("/1.0/config/user.foo?a=b", "X-Mark: here")
+            guest.ask("/", "X-Mark: there")
+        service.stop()
+        before, after, *more = [json.loads(line) for line in file.read_text().splitlines()]
+        path = "/1.0/config/user.foo"
+        asked = {"pid": worker, "mark": "here"}
+        assert before == {"hook": "pre", "method": "GET", "path": path, "query": "a=b", **asked}
+        assert after == {"hook": "post", "uri": f"{path}?a=b", "status": "200 OK", "sent": 3, **asked}
+        assert [entry["hook"] for entry in more] == ["pre", "post", "exit"]
+
+
+def test_hook_with_a_mistake() -> None:
+    """A post_request hook that raises is a matter for the log, as in gunicorn itself, and costs no connection."""
+    with Configured(workers=1, gunicorn="workers = 1\n", dialects=["incus"]) as service, service.container("c1") as c1:
+        hooked(service, wrong=True)
+        with talk(c1) as guest:
+            assert guest.ask("/", "X-Mark: x").status == 200
+            assert guest.ask("/1.0", "X-Mark: x").status == 200
+        assert "a hook with a mistake" in service.log.read_text()
+
+
+def test_second_master_does_not_steal_the_socket() -> None:
+    """A second service on the same socket says who has it and exits 1; the first one goes on undisturbed."""
+    with Service(dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
+        inode = service.socket.stat().st_ino
+        command = [*UNPRIVILEGED, str(COMMAND), "--config", str(service.config), "serve"]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        assert second.returncode == 1
+        assert str(service.socket) in second.stderr
+        assert "another server answers there" in second.stderr
+        assert "Traceback" not in second.stderr
+        assert service.socket.stat().st_ino == inode
+        assert c1.ask("/1.0/config/user.foo").text == "bar"
+
+
+def test_socket_of_a_dead_master_is_taken_over() -> None:
+    """After kill -9 of master and workers the next start takes the socket that they left, and answers."""
+    lasting = Configured(gunicorn="workers = 2\n", dialects=["incus"])
+    with lasting as service, service.container("c1", {"user.foo": "bar"}) as c1:
+        for pid in (service.pid, *service.workers):
+            os.kill(pid, signal.SIGKILL)
+        assert service._process is not None
+        service._process.wait()
+        assert service.socket.exists()
+        service.start()
+        assert c1.ask("/1.0/config/user.foo").text == "bar"
+
+
+def test_each_socket_speaks_its_dialect() -> None:
+    """Whatever the order of the listeners, each socket speaks what the configuration says of it, after a reload too."""
+    dialects = ["lxd-legacy", "incus", "lxd"]
+    with Service(dialects=dialects) as service, service.container("c1", {"security.devlxd": "false"}) as c1:
+        assert [listener.dialect for listener in load(service.config).listener] == dialects
+        expected = {"lxd": 403, "lxd-legacy": 200, "incus": 200}
+        before = set(service.workers)
+        for _time in range(2):
+            for dialect in dialects:
+                answer = c1.ask("/1.0", socket=f"/dev/{dialect}/sock")
+                assert answer.status == expected[dialect]
+                assert ("location" in answer.text) == (dialect == "incus")
+            os.kill(service.pid, signal.SIGHUP)
+            until(lambda: not before & set(service.workers), "new workers")

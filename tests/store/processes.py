@@ -1,0 +1,119 @@
+"""Other processes that use a store while a test looks on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from guestapi.model import Init, Instance
+from guestapi.settings import Settings
+from guestapi.store.reading import Reader, view
+from guestapi.store.schema import database_file
+from guestapi.store.writing import Writer
+
+_PROLOGUE = """
+import sys
+from guestapi.settings import Settings, Store
+from guestapi.store.reading import Reader, view
+from guestapi.store.schema import StoreError
+from guestapi.store.writing import Writer
+
+settings = Settings(store=Store(url=sys.argv[1], lock_seconds=20.0))
+def say(word):
+    print(word, flush=True)
+def heard():
+    return sys.stdin.readline().strip()
+"""
+
+
+def init(number: int, start_time: int = 1) -> Init:
+    """An init that no process is."""
+    return Init(number, start_time, "boot", 4_026_531_000 + number)
+
+
+def told(settings: Settings) -> list[tuple[str, str, bool]]:
+    """All that the log of changes holds: type, metadata and whether guests may hear of it, in order."""
+    reader = Reader(settings.store.url)
+    found = reader.entries(0, 1_000_000).found
+    reader.close()
+    return [(one.type, one.metadata, one.for_guest) for one in found]
+
+
+def config_of(settings: Settings, name: str = "c1", project: str = "default") -> dict[str, str]:
+    """An instance's configuration, read from a connection of its own."""
+    with view(settings.store.url) as store:
+        return dict(store.instance(project, name).config)
+
+
+def add(writer: Writer, name: str = "c1", **options: str) -> Instance:
+    """Add an instance, in a transaction of its own."""
+    with writer.change() as change:
+        return change.add("default", name, config=options)
+
+
+def start(writer: Writer, instance: Instance, pid: int = 100) -> Instance:
+    """Start it, in a transaction of its own."""
+    with writer.change() as change:
+        return change.start(instance, init(pid))
+
+
+def known(settings: Settings) -> list[Instance]:
+    """All instances that the store holds."""
+    with view(settings.store.url) as store:
+        return store.instances()
+
+
+class Other:
+    """Another process that runs Python code with `settings`, `say` and `heard`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def hear(self) -> str:
+        """Wait for a word of it."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def tell(self, word: str) -> None:
+        """Say a word to it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing, as by a power cut."""
+        self._process.kill()
+        self._process.wait(10)
+
+    def done(self) -> str:
+        """Wait for its end, which must be a good one; all that it still says."""
+        out, _ = self._process.communicate(timeout=30)
+        assert self._process.returncode == 0, out
+        return out
+
+
+@contextmanager
+def other_process(settings: Settings, code: str, user: int | None = None) -> Iterator[Other]:
+    """Run `code` in another process, of another user if one is given; it is killed at the end if it still runs."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROLOGUE + code, settings.store.url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+        cwd="/",
+    ) as process:
+        try:
+            yield Other(process)
+        finally:
+            process.kill()
+
+
+def database(settings: Settings) -> Path:
+    """The store's file."""
+    return database_file(settings.store.url)

@@ -1,0 +1,225 @@
+"""Opening the store: who it belongs to, how it comes to be, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from guestapi.settings import Settings, Store
+from guestapi.store.reading import Reader, view
+from guestapi.store.schema import StoreError, database_file
+from guestapi.store.writing import Writer
+from tests.harness.service import USER
+from tests.store.processes import add, config_of, database, known, other_process
+
+CHANGE = """
+with Writer(settings).change() as change:
+    change.configure(change.instance("default", "c1"), {"user.by": "user"})
+"""
+
+
+def refusals(settings: Settings) -> list[str]:
+    """What is said to everyone who opens the store: one line each."""
+    sentences = []
+    for opened in (
+        lambda: Writer(settings),
+        lambda: Writer(settings, create=True),
+        lambda: Reader(settings.store.url),
+        lambda: view(settings.store.url).__enter__(),
+    ):
+        with pytest.raises(StoreError) as raised:
+            opened()
+        sentences.append(str(raised.value))
+    assert not any("\n" in sentence for sentence in sentences)
+    return sentences
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("", "SQLAlchemy"),
+        ("/var/lib/store.db", "SQLAlchemy"),
+        ("postgresql://localhost/x", "postgresql"),
+        ("sqlite://", "absolute"),
+        ("sqlite:///store.db", "absolute"),
+        ("sqlite:///:memory:", "absolute"),
+    ],
+)
+def test_url_must_name_a_file(url: str, word: str) -> None:
+    """A URL that does not lead to an SQLite file at an absolute path is refused, with the key and the reason."""
+    with pytest.raises(StoreError, match=rf"^store\.url: .*{word}"):
+        database_file(url)
+    assert all(sentence.startswith("store.url: ") for sentence in refusals(Settings(store=Store(url=url))))
+
+
+@pytest.mark.parametrize("name", ["a b.db", "é#1.db", "a&mode=ro.db"])
+def test_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """What means something in a URL may stand in the file's name, and the file is the one that was named."""
+    settings = Settings(store=Store(url=f"sqlite:///{tmp_path}/{name}"))
+    add(Writer(settings, create=True), a="1")
+    assert config_of(settings) == {"a": "1"}
+    assert (tmp_path / name).exists()
+
+
+def test_missing_store(settings: Settings) -> None:
+    """Only who asks for it makes a store; the others are told how it is made, and leave no empty file."""
+    for opened in (lambda: Writer(settings), lambda: Reader(settings.store.url)):
+        with pytest.raises(StoreError, match="guestapi instance add"):
+            opened()
+    assert not database(settings).exists()
+    Writer(settings, create=True)
+    Reader(settings.store.url)
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    """A directory that is not there is not made, and named."""
+    settings = Settings(store=Store(url=f"sqlite:///{tmp_path}/none/store.db"))
+    assert all(str(database(settings)) in sentence for sentence in refusals(settings))
+
+
+def test_creating_twice_keeps_what_is_there(settings: Settings, writer: Writer) -> None:
+    """A store that exists is opened, not made anew."""
+    add(writer)
+    assert [one.name for one in known(settings) if Writer(settings, create=True)] == ["c1"]
+
+
+def test_many_processes_create_at_once(settings: Settings) -> None:
+    """When many hooks come first at the same time, one store is made and every one of them gets its instance in."""
+    code = """
+while round := heard():
+    settings = Settings(store=Store(url=f"{sys.argv[1]}-{round}", lock_seconds=20.0))
+    try:
+        with Writer(settings, create=True).change() as change:
+            change.add("default", f"c{len(change.instances())}")
+        say("added")
+    except StoreError as error:
+        say(error)
+"""
+    with ExitStack() as stack:
+        others = [stack.enter_context(other_process(settings, code)) for _ in range(4)]
+        for attempt in range(1, 16):
+            for other in others:
+                other.tell(str(attempt))
+            assert [other.hear() for other in others] == ["added"] * 4
+            made = Settings(store=Store(url=f"{settings.store.url}-{attempt}"))
+            assert [one.name for one in known(made)] == ["c0", "c1", "c2", "c3"]
+
+
+def test_half_made_store_is_completed(settings: Settings) -> None:
+    """A file that was made by a process killed before it made the tables is no obstacle to the next."""
+    database(settings).touch(0o600)
+    with pytest.raises(StoreError, match="has no tables"):
+        Reader(settings.store.url)
+    add(Writer(settings, create=True))
+    assert [one.name for one in known(settings)] == ["c1"]
+
+
+def test_newer_store_is_refused(settings: Settings, writer: Writer) -> None:
+    """Tables of a version that this program does not know are not touched; the sentence names both versions."""
+    with closing(sqlite3.connect(database(settings))) as connection:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version = {version + 1}")
+    before = database(settings).read_bytes()
+    assert all(f"version {version + 1}" in one and f"version {version}" in one for one in refusals(settings))
+    assert database(settings).read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"not a database at all", os.urandom(8192), b"SQLite format 3\0" + b"\xff" * 4080])
+def test_garbage_is_refused(settings: Settings, content: bytes) -> None:
+    """A file that is no database is refused with a sentence that names it, and left alone."""
+    database(settings).write_bytes(content)
+    assert all(sentence.startswith(f"{database(settings)}: ") for sentence in refusals(settings))
+    assert database(settings).read_bytes() == content
+
+
+def test_directory_is_refused(settings: Settings) -> None:
+    """A directory in the store's place is refused with a sentence that names it."""
+    database(settings).mkdir()
+    assert all(sentence.startswith(f"{database(settings)}: ") for sentence in refusals(settings))
+
+
+def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """Whatever the umask, the store and the files that SQLite puts beside it are their owner's alone."""
+    before = os.umask(0)
+    try:
+        add(writer, **{"user.user-data": "password"})
+        reader.instance(1)
+        with writer.change() as change:
+            change.configure(change.instance("default", "c1"), {"user.a": "1"})
+            beside = sorted(path.name for path in database(settings).parent.glob("store.db*"))
+            modes = {path.name: path.stat().st_mode & 0o777 for path in database(settings).parent.glob("store.db*")}
+    finally:
+        os.umask(before)
+    assert {"store.db", "store.db-shm", "store.db-wal"} <= set(beside)
+    assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.root
+def test_root_and_service_share_it(users_directory: Path) -> None:
+    """Made and written by root in the directory of another user, it can be written by that user, and by root again."""
+    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+    writer = Writer(settings, create=True)
+    add(writer)
+    reader = Reader(settings.store.url)
+    for turn in ("first", "second"):
+        with writer.change() as change:
+            change.configure(change.instance("default", "c1"), {"user.turn": turn, "user.by": "root"})
+        # With and without files that root has made and holds open.
+        with other_process(settings, CHANGE, USER) as other:
+            other.done()
+        found = reader.instance(1)
+        assert found is not None
+        assert found.config == {"user.turn": turn, "user.by": "user"}
+        owners = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in users_directory.iterdir()}
+        assert set(owners.values()) == {(USER, USER)}, owners
+        reader.close()
+
+
+@pytest.mark.root
+def test_service_goes_on_while_root_writes(users_directory: Path) -> None:
+    """A service that holds the store open sees what root writes, and writes itself, without opening it again."""
+    code = """
+reader, writer = Reader(settings.store.url), Writer(settings)
+reader.instance(1)
+say("open")
+while heard():
+    with writer.change() as change:
+        one = change.instance("default", "c1")
+        assert reader.instance(one.id) == one
+        change.configure(one, {"user.user": one.config["user.root"]})
+    say("done")
+"""
+    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+    writer = Writer(settings, create=True)
+    add(writer)
+    with other_process(settings, code, USER) as other:
+        assert other.hear() == "open"
+        for number in range(5):
+            with writer.change() as change:
+                change.configure(change.instance("default", "c1"), {"user.root": str(number)})
+            other.tell("go")
+            assert other.hear() == "done"
+            assert config_of(settings) == {"user.root": str(number), "user.user": str(number)}
+
+
+@pytest.mark.root
+def test_stranger_gets_a_sentence(users_directory: Path) -> None:
+    """A user who may not read the store is told so in one sentence, not in a traceback."""
+    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+    add(Writer(settings, create=True))
+    os.chmod(users_directory, 0o755)
+    code = """
+for opened in (lambda: Writer(settings), lambda: Writer(settings, create=True), lambda: Reader(settings.store.url)):
+    try:
+        opened()
+    except StoreError as error:
+        say(error)
+"""
+    with other_process(settings, code, USER + 1) as other:
+        sentences = other.done().splitlines()
+    assert len(sentences) == 3
+    assert all(sentence.startswith(f"{database(settings)}: ") for sentence in sentences)

@@ -1,0 +1,281 @@
+"""Changes of the store: what one transaction holds, what it refuses, and what it tells."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from guestapi.model import Device, Instance
+from guestapi.names import InvalidNameError
+from guestapi.settings import Settings
+from guestapi.store.reading import Reader
+from guestapi.store.schema import StoreError, UnknownInstanceError
+from guestapi.store.writing import Change, ConflictError, Writer
+from tests.store.processes import add, config_of, database, init, known, start, told
+
+#: Bytes, one more than a value may have.
+TOO_MUCH = 2 * 1024 * 1024 + 1
+NIC: Device = {"type": "nic", "name": "eth0"}
+
+
+class InterruptionError(Exception):
+    """Something goes wrong within a transaction."""
+
+
+def test_added_instance_is_read_back(settings: Settings, writer: Writer) -> None:
+    """An instance comes back as it was added, to its last character, and does not run."""
+    config = {"user.a": "%s\r\n\0é\U0001f600", "user.b": "x", "limits.cpu": "2"}
+    devices = {"eth0": NIC, "root": {"type": "disk", "path": "/", "pool": "é\n"}}
+    identity = str(uuid.uuid4())
+    with writer.change() as change:
+        given_back = change.add(
+            "p",
+            "c1",
+            type="virtual-machine",
+            instance_uuid=identity.upper(),
+            location="n1",
+            config=config,
+            devices=devices,
+        )
+    (found,) = known(settings)
+    assert found == given_back
+    assert (found.project, found.name, found.type, found.location) == ("p", "c1", "virtual-machine", "n1")
+    assert (found.uuid, found.config, found.devices) == (identity, config, devices)
+    assert (found.init, found.ready, found.running) == (None, False, False)
+
+
+def test_instances_have_uuids_of_their_own(writer: Writer) -> None:
+    """Without a UUID given, each instance gets one, and its cloud-init id is one too."""
+    first, second = add(writer, "c1"), add(writer, "c2")
+    assert len({uuid.UUID(first.uuid), uuid.UUID(second.uuid)}) == 2
+    assert uuid.UUID(first.cloud_init_id) != uuid.UUID(second.cloud_init_id)
+
+
+def test_name_is_unique_in_its_project(settings: Settings, writer: Writer) -> None:
+    """A second instance of the same name is refused in the same project and taken in another."""
+    add(writer)
+    with pytest.raises(ConflictError, match="c1"):
+        add(writer)
+    with writer.change() as change:
+        change.add("other", "c1")
+    assert [(one.project, one.name) for one in known(settings)] == [("default", "c1"), ("other", "c1")]
+
+
+def test_uuid_is_unique(writer: Writer) -> None:
+    """A UUID that another instance has is refused, however it is spelled."""
+    first = add(writer)
+    with pytest.raises(ConflictError, match=first.uuid), writer.change() as change:
+        change.add("other", "c2", instance_uuid=first.uuid.upper().replace("-", ""))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda change: change.add("default", "not_a_label"),
+        lambda change: change.add("de fault", "c2"),
+        lambda change: change.add("default", "c2", instance_uuid="7"),
+        lambda change: change.add("default", "c2", location="a\nb"),
+        lambda change: change.add("default", "c2", config={"": "x"}),
+        lambda change: change.add("default", "c2", config={"user.a": "\udcff"}),
+        lambda change: change.add("default", "c2", devices={"eth0": {"name": "eth0"}}),
+        lambda change: change.add("default", "c2", devices={"eth0": {"type": ""}}),
+        lambda change: change.add("default", "c2", devices={"": NIC}),
+        lambda change: change.add("default", "c2", devices={"eth0": {**NIC, "\x07": "x"}}),
+        lambda change: change.configure(change.instance("default", "c1"), {"user.ok": "1", "user.\n": "1"}),
+        lambda change: change.configure(change.instance("default", "c1"), {"user.ok": "1", "user.b": "x" * TOO_MUCH}),
+        lambda change: change.configure(change.instance("default", "c1"), {"user.ok": "1", "k" * 256: "x"}),
+        lambda change: change.replace_devices(change.instance("default", "c1"), {"ok": NIC, "b" * 256: NIC}),
+        lambda change: change.replace_devices(change.instance("default", "c1"), {"ok": NIC, "b": {}}),
+    ],
+)  # fmt: skip
+def test_names_and_values_are_checked(settings: Settings, writer: Writer, wrong: Callable[[Change], Instance]) -> None:
+    """What cannot be taken is refused whoever brings it, with nothing of the transaction left."""
+    add(writer)
+    before, log = known(settings), told(settings)
+
+    def attempt() -> None:
+        with writer.change() as change:
+            change.configure(change.instance("default", "c1"), {"user.before": "1"})
+            wrong(change)
+
+    with pytest.raises(InvalidNameError):
+        attempt()
+    assert known(settings) == before
+    assert told(settings) == log
+
+
+def test_value_of_the_greatest_size(settings: Settings, writer: Writer) -> None:
+    """2 MiB of user-data go in and come out."""
+    value = "é" * (1 << 20)
+    add(writer, **{"user.user-data": value})
+    assert config_of(settings) == {"user.user-data": value}
+
+
+def test_transaction_is_all_or_nothing(settings: Settings, writer: Writer) -> None:
+    """What raises in the middle leaves state and log as they were, whatever steps came before."""
+    first, _second = start(writer, add(writer, "c1", a="1")), add(writer, "c2")
+    before, log = known(settings), told(settings)
+
+    def attempt() -> None:
+        with writer.change() as change:
+            change.add("default", "c3")
+            change.configure(first, {"a": "2", "user.b": "2"})
+            change.replace_devices(first, {"eth0": NIC})
+            change.set_ready(first.id, first.run, True)
+            change.stop(first)
+            change.remove(change.instance("default", "c2"))
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        attempt()
+    assert known(settings) == before
+    assert told(settings) == log
+
+
+def test_several_steps_are_one_transaction(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """Until the block ends, nobody else sees any of its steps; then everybody sees them all, and their news."""
+    with writer.change() as change:
+        one = change.add("default", "c1")
+        change.configure(change.start(one, init(7)), {"user.a": "1"})
+        assert reader.instance(one.id) is None
+        assert reader.latest() == 0
+    found = reader.instance(one.id)
+    assert found is not None
+    assert (found.config, found.init) == ({"user.a": "1"}, init(7))
+    assert reader.latest() == len(told(settings)) == 3
+
+
+def test_change_sees_its_own_steps(writer: Writer) -> None:
+    """Within a transaction, what was done is what is found."""
+    with writer.change() as change:
+        one = change.add("default", "c1", config={"user.a": "1"})
+        assert change.instance("default", "c1") == one
+        change.remove(one)
+        assert change.find("default", "c1") is None
+        with pytest.raises(UnknownInstanceError, match="c1"):
+            change.instance("default", "c1")
+
+
+def test_ids_are_never_used_again(writer: Writer) -> None:
+    """An instance that is added again is another one, with another id, even if it is the latest."""
+    seen = set()
+    for _ in range(3):
+        one = add(writer)
+        seen.add(one.id)
+        with writer.change() as change:
+            change.remove(one)
+    assert len(seen) == 3
+
+
+def test_remove_leaves_nothing(settings: Settings, writer: Writer) -> None:
+    """With an instance go its configuration and devices; one that is added later has none of them."""
+    with writer.change() as change:
+        one = change.add("default", "c1", config={"user.secret": "x"}, devices={"eth0": NIC})
+        change.remove(change.start(one, init(7)))
+    again = add(writer)
+    assert (again.config, again.devices, again.init) == ({}, {}, None)
+    with closing(sqlite3.connect(database(settings))) as connection:
+        assert connection.execute("SELECT count(*) FROM config").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM devices").fetchone() == (0,)
+
+
+def test_run_grows_and_ready_is_forgotten(writer: Writer) -> None:
+    """Each start and stop begins another run, in which nothing is ready yet."""
+    states = [add(writer)]
+    steps: list[Callable[[Change, Instance], Instance]] = [
+        lambda change, one: change.start(one, init(7)),
+        lambda change, one: change.start(one, init(8)),
+        lambda change, one: change.start(one, init(8, start_time=2)),
+        lambda change, one: change.stop(one),
+    ]
+    for step in steps:
+        with writer.change() as change:
+            change.set_ready(states[-1].id, states[-1].run, True)
+            states.append(step(change, change.instance("default", "c1")))
+    assert [one.ready for one in states] == [False] * 5
+    assert sorted({one.run for one in states}) == [one.run for one in states]
+    assert [one.init for one in states] == [None, init(7), init(8), init(8, start_time=2), None]
+
+
+def test_same_start_and_stop_again_change_nothing(settings: Settings, writer: Writer) -> None:
+    """A hook that says again what is known neither forgets Ready nor tells anything."""
+    one = add(writer)
+    with writer.change() as change:
+        assert change.stop(one) == one
+    running = start(writer, one)
+    assert writer.set_ready(running.id, running.run, True)
+    before, log = known(settings), told(settings)
+    start(writer, before[0])
+    assert known(settings) == before
+    assert before[0].ready
+    assert told(settings) == log
+
+
+def test_init_belongs_to_one_instance(settings: Settings, writer: Writer) -> None:
+    """A process that is one instance's init cannot become another's, until the first is stopped."""
+    first, second = start(writer, add(writer, "c1")), add(writer, "c2")
+    with pytest.raises(ConflictError, match="c1"):
+        start(writer, second)
+    with writer.change() as change:
+        change.stop(first)
+        change.start(second, init(100))
+    assert [one.init for one in known(settings)] == [None, init(100)]
+
+
+def test_ready_of_an_old_run_is_refused(settings: Settings, writer: Writer) -> None:
+    """A workload whose run is over, or whose instance is gone, cannot say that it is ready."""
+    one = add(writer)
+    assert not writer.set_ready(one.id, one.run, True)
+    first = start(writer, one, 7)
+    second = start(writer, first, 8)
+    log = told(settings)
+    assert not writer.set_ready(one.id, first.run, True)
+    assert not writer.set_ready(one.id, second.run + 1, True)
+    assert not writer.set_ready(one.id + 1, second.run, True)
+    assert not known(settings)[0].ready
+    assert told(settings) == log
+    assert writer.set_ready(one.id, second.run, True)
+    assert known(settings)[0].ready
+    assert writer.set_ready(one.id, second.run, False)
+    assert not known(settings)[0].ready
+
+
+def test_empty_value_is_unset(settings: Settings, writer: Writer) -> None:
+    """A key that is set to the empty string is not there, from the beginning as later."""
+    add(writer, a="", b="1", c="1")
+    assert config_of(settings) == {"b": "1", "c": "1"}
+    with writer.change() as change:
+        change.configure(change.instance("default", "c1"), {"b": ""})
+    assert config_of(settings) == {"c": "1"}
+
+
+def test_cloud_init_id_changes_when_it_should(writer: Writer) -> None:
+    """Another user-data or another NIC makes another cloud-init id; another key, or a start, does not."""
+    ids = [add(writer).cloud_init_id]
+    steps: list[Callable[[Change, Instance], Instance]] = [
+        lambda change, one: change.configure(one, {"user.x": "1"}),
+        lambda change, one: change.start(one, init(7)),
+        lambda change, one: change.configure(one, {"cloud-init.user-data": "1"}),
+        lambda change, one: change.replace_devices(one, {"eth0": NIC}),
+        lambda change, one: change.replace_devices(one, {"eth0": {**NIC, "mtu": "9000"}}),
+    ]
+    for step in steps:
+        with writer.change() as change:
+            ids.append(step(change, change.instance("default", "c1")).cloud_init_id)
+    assert [ids.index(one) for one in ids] == [0, 0, 0, 3, 4, 4]
+    assert all(str(uuid.UUID(one)) == one for one in ids)
+
+
+def test_removed_instance_cannot_be_changed(settings: Settings, writer: Writer) -> None:
+    """Who still holds an instance that is gone gets an error, and nothing is written for it."""
+    one = add(writer)
+    with writer.change() as change:
+        change.remove(one)
+    log = told(settings)
+    with pytest.raises(StoreError), writer.change() as change:
+        change.configure(one, {"user.a": "1"})
+    assert told(settings) == log

@@ -1,0 +1,155 @@
+"""The log of changes: what is written to it, in which transaction, for whom, and how far it reaches back."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from guestapi.model import Device, Instance
+from guestapi.settings import Events, Settings, Store
+from guestapi.store.reading import Reader
+from guestapi.store.writing import Writer
+from tests.store.processes import add, init, known, start, told
+
+NIC: Device = {"type": "nic", "name": "eth0"}
+
+
+def test_ready_is_told_to_the_operator(settings: Settings, writer: Writer) -> None:
+    """Ready is news for the host's operator and not for guests; Started is none."""
+    one = start(writer, add(writer))
+    log = told(settings)
+    writer.set_ready(one.id, one.run, False)
+    assert told(settings) == log
+    writer.set_ready(one.id, one.run, True)
+    (event,) = told(settings)[len(log) :]
+    assert event == ("lifecycle", '{"action":"instance-ready","name":"c1","project":"default"}', False)
+
+
+def test_lifecycle_is_told(settings: Settings, writer: Writer) -> None:
+    """Adding, starting, stopping and removing an instance are told in their order, to the operator alone."""
+    one = start(writer, add(writer))
+    with writer.change() as change:
+        change.stop(one)
+        change.remove(one)
+    assert [(kind, json.loads(metadata)["action"], guest) for kind, metadata, guest in told(settings)] == [
+        ("lifecycle", f"instance-{action}", False) for action in ("added", "started", "stopped", "removed")
+    ]
+
+
+def test_guests_are_told_while_they_run(settings: Settings, writer: Writer) -> None:
+    """A change of a user.* key or a device is for the guest to hear, if it runs; any other is for nobody inside."""
+    one = add(writer)
+
+    def news(instance: Instance) -> list[tuple[str, bool]]:
+        before = len(told(settings))
+        with writer.change() as change:
+            now = change.configure(instance, {"user.a": str(before), "limits.cpu": str(before)})
+            change.replace_devices(now, {} if now.devices else {"eth0": NIC})
+        return [(kind, guest) for kind, _, guest in told(settings)[before:]]
+
+    assert news(one) == [("config", False), ("config", False), ("device", False)]
+    assert news(start(writer, known(settings)[0])) == [("config", False), ("config", True), ("device", True)]
+
+
+def test_what_changes_nothing_is_not_told(settings: Settings, writer: Writer) -> None:
+    """Setting what is set and unsetting what is not leaves revision, cloud-init id and log alone."""
+    with writer.change() as change:
+        one = change.add("default", "c1", config={"user.user-data": "x"}, devices={"eth0": NIC})
+    log = told(settings)
+    with writer.change() as change:
+        assert change.configure(one, {"user.user-data": "x", "user.none": ""}) == one
+        assert change.replace_devices(one, {"eth0": dict(reversed(NIC.items()))}) == one
+    assert told(settings) == log
+
+
+def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
+    """Only the latest entries stay, as many as are configured, and their ids go on growing."""
+    short = Writer(replace(settings, events=Events(keep_entries=5)))
+    one = start(short, add(short))
+    for number in range(20):
+        with short.change() as change:
+            one = change.configure(one, {"user.a": str(number)})
+    log = told(settings)
+    assert [json.loads(metadata)["value"] for _, metadata, _ in log] == ["15", "16", "17", "18", "19"]
+    with short.change() as change:
+        change.configure(one, {f"user.b{number}": "1" for number in range(8)})
+    assert [json.loads(metadata)["key"] for _, metadata, _ in told(settings)] == [f"user.b{n}" for n in range(3, 8)]
+    assert Reader(settings.store.url).latest() == 2 + 20 + 8
+
+
+def test_log_is_trimmed_by_age(settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries that are older than configured go with the next change; the younger ones stay."""
+    now = time.time_ns()
+    for age in (3601, 3500, 0):
+        monkeypatch.setattr(time, "time_ns", lambda age=age: now - age * 10**9)
+        monkeypatch.setattr(time, "time", lambda age=age: now / 1e9 - age)
+        add(writer, f"age-{age}")
+    assert [json.loads(metadata)["name"] for _, metadata, _ in told(settings)] == ["age-3500", "age-0"]
+
+
+KEYS = st.sampled_from(["user.a", "user.b", "user.user-data", "cloud-init.x", "limits.cpu"])
+VALUES = st.sampled_from(["", "1", "2"]) | st.text(max_size=5)
+DEVICES = st.dictionaries(
+    st.sampled_from(["eth0", "eth1", "root"]),
+    st.fixed_dictionaries({"type": st.sampled_from(["nic", "disk"])}, optional={"path": st.text(max_size=3)}),
+)
+STEPS = st.lists(
+    st.tuples(st.just("config"), st.dictionaries(KEYS, VALUES)) | st.tuples(st.just("devices"), DEVICES), max_size=8
+)
+_names = count()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A store that all examples share; each has an instance of its own."""
+    settings = Settings(store=Store(url=f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db"))
+    Writer(settings, create=True)
+    return settings
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(STEPS)
+def test_store_is_a_dict(
+    shared: Settings, steps: list[tuple[str, dict[str, str]] | tuple[str, dict[str, Device]]]
+) -> None:
+    """Any sequence of changes leaves what it leaves in a plain dict, and the log's entries lead to the same."""
+    name = f"c{next(_names)}"
+    writer = Writer(shared)
+    with writer.change() as change:
+        one = change.start(change.add("default", name), init(1000 + next(_names)))
+    config: dict[str, str] = {}
+    devices: dict[str, Device] = {}
+    for kind, wanted in steps:
+        with writer.change() as change:
+            if kind == "config":
+                config |= wanted  # type: ignore[arg-type]
+                change.configure(change.instance("default", name), wanted)  # type: ignore[arg-type]
+            else:
+                devices = wanted  # type: ignore[assignment]
+                change.replace_devices(change.instance("default", name), devices)
+    reader = Reader(shared.store.url)
+    found = reader.instance(one.id)
+    assert found is not None
+    assert found.config == {key: value for key, value in config.items() if value}
+    assert found.devices == devices
+    replayed: tuple[dict[str, str], dict[str, Device]] = ({}, {})
+    for entry in reader.entries(0, 1_000_000, instance_id=one.id).found:
+        news = json.loads(entry.metadata)
+        if entry.type == "config":
+            replayed[0][news["key"]] = news["value"]
+        elif news["action"] == "removed":
+            del replayed[1][news["name"]]
+        else:
+            replayed[1][news["name"]] = news["config"]
+    reader.close()
+    assert {key: value for key, value in replayed[0].items() if value} == {
+        key: value for key, value in found.config.items() if key.startswith("user.")
+    }
+    assert replayed[1] == devices

@@ -1,0 +1,108 @@
+"""Writers that meet other writers, are killed, or find no room."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from msgspec.structs import replace
+
+from guestapi.settings import Settings, Store
+from guestapi.store.schema import StoreBusyError
+from guestapi.store.writing import Writer
+from tests.store.processes import add, config_of, database, other_process, told
+
+
+def test_busy_store(settings: Settings, writer: Writer) -> None:
+    """A writer waits for another's transaction as long as configured, then says that it is busy; then it can go on."""
+    add(writer)
+    hasty = Writer(replace(settings, store=Store(url=settings.store.url, lock_seconds=0.3)))
+    with writer.change():
+        began = time.monotonic()
+        with pytest.raises(StoreBusyError, match=r"store\.db: .*try again"), hasty.change():
+            pass
+        waited = time.monotonic() - began
+    assert 0.25 < waited < 3
+    with hasty.change() as change:
+        change.remove(change.instance("default", "c1"))
+
+
+def test_writer_waits_for_another(settings: Settings, writer: Writer) -> None:
+    """Two processes that change the same instance at the same time lose nothing."""
+    code = """
+for number in range(25):
+    with Writer(settings).change() as change:
+        one = change.instance("default", "c1")
+        change.configure(one, {"user.sum": str(int(one.config.get("user.sum", "0")) + 1)})
+"""
+    add(writer)
+    with other_process(settings, code) as first, other_process(settings, code) as second:
+        first.done()
+        second.done()
+    assert config_of(settings) == {"user.sum": "50"}
+
+
+@pytest.mark.parametrize("commits", [0, 1, 5, 20])
+def test_killed_writer_leaves_nothing_half_done(settings: Settings, writer: Writer, commits: int) -> None:
+    """Whenever a writer is killed, what it had committed is there, and of one transaction all or nothing."""
+    code = """
+writer = Writer(settings)
+for number in range(1, 100_000):
+    with writer.change() as change:
+        for name in ("c1", "c2"):
+            change.configure(change.instance("default", name), {"user.n": str(number), "user.pad": str(number) * 9})
+    say(number)
+"""
+    add(writer, "c1")
+    add(writer, "c2")
+    with other_process(settings, code) as other:
+        heard = [other.hear() for _ in range(commits)]
+        other.kill()
+    first, second = config_of(settings, "c1"), config_of(settings, "c2")
+    assert first == second
+    number = int(first.get("user.n", "0"))
+    assert number >= len(heard)
+    assert len(told(settings)) == 2 + 4 * number
+    add(writer, "c3")
+
+
+def test_writer_killed_in_a_transaction(settings: Settings, writer: Writer) -> None:
+    """A transaction too great for memory, killed before its end, leaves nothing, and nobody waits for its lock."""
+    code = """
+with Writer(settings).change() as change:
+    one = change.instance("default", "c1")
+    change.configure(one, {f"user.{number}": "x" * 1_000_000 for number in range(8)})
+    change.add("default", "c2")
+    say("within")
+    heard()
+"""
+    add(writer, a="1")
+    log = told(settings)
+    with other_process(settings, code) as other:
+        assert other.hear() == "within"
+        assert os.path.getsize(f"{database(settings)}-wal") > 1_000_000, "nothing was written before the commit"
+        other.kill()
+    assert config_of(settings) == {"a": "1"}
+    assert told(settings) == log
+    add(writer, "c2")
+
+
+def test_failure_to_commit_is_one_sentence(settings: Settings, writer: Writer) -> None:
+    """When there is no room, the change fails with a sentence that names the file, and nothing of it is there."""
+    code = """
+import resource
+writer = Writer(settings)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    with writer.change() as change:
+        change.configure(change.instance("default", "c1"), {"user.a": "2", "user.b": "x" * (2 << 20)})
+except StoreError as error:
+    say(error)
+"""
+    add(writer, **{"user.a": "1"})
+    with other_process(settings, code) as other:
+        sentence = other.done().strip()
+    assert sentence.startswith(f"{database(settings)}: ")
+    assert "\n" not in sentence
+    assert config_of(settings) == {"user.a": "1"}

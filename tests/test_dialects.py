@@ -1,0 +1,120 @@
+"""The dialects' table, held to the one in protocol.md, and the three questions that are asked of a row."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestapi.dialects import DIALECTS, Dialect
+
+EVERY = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+
+#: protocol.md, "Dialects": socket, switch, image switch, readable, describes, PATCH, devices listed, name as id.
+TABLE = {
+    "incus": ("/var/lib/incus/guestapi/sock", "security.guestapi", ("user.", "cloud-init."), True, True, None, False),
+    "lxd": ("/var/lib/lxd/devlxd/sock", "security.devlxd", ("user.", "cloud-init."), True, True, None, False),
+    "lxd-legacy": ("/var/lib/lxd/devlxd/sock", "security.devlxd", ("user.",), False, False, {"ipvlan"}, True),
+}
+
+
+def test_table_is_that_of_the_protocol() -> None:
+    """Each dialect differs from the others in what protocol.md says, and in nothing else."""
+    found = {
+        name: (
+            one.socket,
+            one.switch,
+            tuple(sorted(one.readable, reverse=True)),
+            one.describes_instance,
+            one.accepts_state,
+            one.listed_nic_types,
+            one.name_is_instance_id,
+        )
+        for name, one in DIALECTS.items()
+    }
+    assert found == TABLE
+    assert all(one.images_switch == f"{one.switch}.images" for one in DIALECTS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "still_open"),
+    [("incus", {("GET", "/"), ("GET", "/1.0")}), ("lxd", set()), ("lxd-legacy", {("GET", "/"), ("GET", "/1.0")})],
+)
+def test_what_stays_open_when_switched_off(name: str, still_open: set[tuple[str, str]]) -> None:
+    """lxd closes everything; the others still say that they are there, and take no PATCH."""
+    assert DIALECTS[name].open_when_off == still_open
+
+
+@EVERY
+def test_rows_know_their_name(dialect: Dialect) -> None:
+    """The name by which a dialect is found is its own."""
+    assert DIALECTS[dialect.name] is dialect
+
+
+@EVERY
+@pytest.mark.parametrize("key", ["user.a", "user.", "user.meta-data", "user.a/b", "user.\u00e9"])
+def test_user_keys_are_readable(dialect: Dialect, key: str) -> None:
+    """user.* is readable in every dialect."""
+    assert dialect.reads(key)
+
+
+@pytest.mark.parametrize(("name", "reads"), [("incus", True), ("lxd", True), ("lxd-legacy", False)])
+def test_cloud_init_keys(name: str, reads: bool) -> None:
+    """cloud-init.* is readable, except in the oldest dialect."""
+    assert DIALECTS[name].reads("cloud-init.user-data") is reads
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "key", ["", "user", "users.a", "User.a", " user.a", "xuser.a", "cloud-init", "cloud-init-x", "cloud_init.a"]
+)
+def test_similar_keys_are_not_readable(dialect: Dialect, key: str) -> None:
+    """A prefix counts from the first character to its dot, in lower case."""
+    assert not dialect.reads(key)
+
+
+@EVERY
+@given(key=st.sampled_from(["security.", "limits.", "volatile.", "environment.", "raw.", "image."]), rest=st.text())
+def test_host_keys_are_not_readable(dialect: Dialect, key: str, rest: str) -> None:
+    """What the host keeps for itself is readable in no dialect, however the key goes on."""
+    assert not dialect.reads(key + rest)
+
+
+@EVERY
+@pytest.mark.parametrize("value", ["false", "False", "FALSE", "0", "no", "off", "Off"])
+def test_switch_turns_off(dialect: Dialect, value: str) -> None:
+    """The switch set to what Incus takes for false, in any case, turns the API off."""
+    assert not dialect.switched_on({dialect.switch: value})
+
+
+@EVERY
+@pytest.mark.parametrize("value", ["true", "1", "yes", "on", "", "TRUE"])
+def test_switch_is_on_by_default(dialect: Dialect, value: str) -> None:
+    """An instance without the switch, or with one that is true or unset, has the API."""
+    assert dialect.switched_on({})
+    assert dialect.switched_on({dialect.switch: value})
+
+
+@EVERY
+def test_switch_of_another_dialect_is_none(dialect: Dialect) -> None:
+    """Each dialect obeys its own switches alone."""
+    for other in DIALECTS.values():
+        if other.switch != dialect.switch:
+            assert dialect.switched_on({other.switch: "false"})
+            assert not dialect.images_allowed({other.images_switch: "true"})
+
+
+@EVERY
+@pytest.mark.parametrize("value", ["true", "True", "1", "yes", "on", "ON"])
+def test_images_are_allowed_by_their_switch(dialect: Dialect, value: str) -> None:
+    """Image export needs its switch set to true."""
+    assert dialect.images_allowed({dialect.images_switch: value})
+
+
+@EVERY
+@pytest.mark.parametrize("value", ["", "false", "0", "no", "off", "maybe", " true", "2"])
+def test_images_are_not_allowed_by_default(dialect: Dialect, value: str) -> None:
+    """Whatever is not clearly true allows no image export, and neither does the API's own switch."""
+    assert not dialect.images_allowed({})
+    assert not dialect.images_allowed({dialect.images_switch: value})
+    assert not dialect.images_allowed({dialect.switch: "true"})

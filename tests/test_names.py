@@ -1,0 +1,132 @@
+"""Names and values: what may enter the store, and what the operator is told otherwise."""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+import uuid
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from guestapi import names
+from guestapi.names import InvalidNameError
+
+LETTERS = string.ascii_letters + string.digits
+#: What can stand in an argument: any character, and the lone surrogates by which Python passes bytes of no UTF-8.
+ANYTHING = st.text(max_size=80)
+ARGUMENTS = st.text(st.characters(), max_size=80)
+
+
+def taken(check: Callable[[str], str], text: str) -> bool:
+    """Whether `check` takes `text`; if so unchanged, if not with one sentence."""
+    sentence = ""
+    try:
+        assert check(text) == text
+    except InvalidNameError as error:
+        sentence = str(error)
+    assert sentence.isprintable()
+    return not sentence
+
+
+@given(ARGUMENTS | st.text(LETTERS + "-", max_size=70))
+@example("c1\n")
+@example("٣")
+@example("ſ")
+@example("K")
+def test_instance_names_are_labels(name: str) -> None:
+    """An instance is named by 1 to 63 ASCII letters, digits and hyphens, none at the ends: its host name inside."""
+    label = 1 <= len(name) <= 63 and set(name) <= set(LETTERS + "-") and name.strip("-") == name
+    assert taken(names.check_instance, name) == label
+
+
+@pytest.mark.parametrize("name", ["a", "0", "C1", "a" * 63, "1-2", "a--b", "xn--bcher-kva"])
+def test_instance_names_that_are_taken(name: str) -> None:
+    """The shortest, the longest, one of digits alone and one with inner hyphens are names."""
+    assert taken(names.check_instance, name)
+
+
+@pytest.mark.parametrize("name", ["", "-", "-a", "a-", "a" * 64, "a.b", "a_b", "a/b", "bücher", "a b", "a\n", "a\0"])
+def test_instance_names_that_are_not_taken(name: str) -> None:
+    """Whatever is no RFC 1123 label is none, a newline at the end included."""
+    assert not taken(names.check_instance, name)
+
+
+@pytest.mark.parametrize(("name", "good"), [("default", True), ("a.b_c-d", True), ("a" * 63, True), ("a" * 64, False)])
+def test_project_names(name: str, good: bool) -> None:
+    """A project's name may have dots and underscores, up to 63 characters."""
+    assert taken(names.check_project, name) == good
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "-p", "_p", "a/b", "a b", "p\n", "\x1b[2J", "é", "p\udcff"])
+def test_project_names_that_are_not_taken(name: str) -> None:
+    """A project's name cannot look like a path, an option or a terminal's command."""
+    assert not taken(names.check_project, name)
+
+
+@given(ARGUMENTS)
+@example("\x7f")
+@example("user.\x9b31m")
+@example("user.\udcff")
+@example("user.a/b?c=d e\u2028\U0001f600")
+def test_keys(key: str) -> None:
+    """A key is not empty and has no control character; anything else that is UTF-8 may stand in it."""
+    good = bool(key) and not any(unicodedata.category(character) in ("Cc", "Cs") for character in key)
+    assert taken(names.check_key, key) == (good and len(key.encode()) <= 255)
+
+
+@pytest.mark.parametrize(("character", "most"), [("a", 255), ("é", 127), ("\u20ac", 85), ("\U0001f600", 63)])
+def test_keys_are_measured_in_bytes(character: str, most: int) -> None:
+    """255 bytes of UTF-8 are the most, however many characters they are."""
+    assert taken(names.check_key, character * most)
+    assert not taken(names.check_key, character * (most + 1))
+
+
+@given(ANYTHING)
+@example("\0\r\n%s\x1b")
+@example("")
+def test_values_are_any_text(value: str) -> None:
+    """A value may hold anything that is UTF-8: control characters, NUL, nothing at all."""
+    assert taken(lambda text: names.check_value(text, "value of 'user.a'"), value)
+
+
+@pytest.mark.parametrize(("character", "bytes_"), [("a", 1), ("é", 2), ("\U0001f600", 4)])
+def test_values_are_measured_in_bytes(character: str, bytes_: int) -> None:
+    """2 MiB of UTF-8 are the most."""
+    most = 2 * 1024 * 1024 // bytes_
+    assert taken(lambda text: names.check_value(text, "it"), character * most)
+    assert not taken(lambda text: names.check_value(text, "it"), character * most + "a")
+
+
+def test_errors_say_whose_value_it_is() -> None:
+    """An error begins with what the caller calls the value, and does not repeat megabytes of it."""
+    with pytest.raises(InvalidNameError, match=r"^value of 'user\.a': must be valid UTF-8$"):
+        names.check_value("\udcff", "value of 'user.a'")
+    with pytest.raises(InvalidNameError) as raised:
+        names.check_value("x" * (names.VALUE_BYTES + 1), "value of 'user.a'")
+    assert len(str(raised.value)) < 200
+    with pytest.raises(InvalidNameError) as raised:
+        names.check_key("k" * 100_000)
+    assert len(str(raised.value)) < 200
+
+
+@given(st.uuids())
+def test_uuids_are_canonical(identity: uuid.UUID) -> None:
+    """Whatever spelling of a UUID comes in, the canonical one comes out."""
+    for spelling in (str(identity), str(identity).upper(), identity.hex, identity.urn, f"{{{identity}}}"):
+        assert names.check_uuid(spelling) == str(identity)
+
+
+@pytest.mark.parametrize("text", ["", "1", "x" * 32, "6ba7b810-9dad-11d1-80b4-00c04fd430c", "\udcff" * 32])
+def test_what_is_no_uuid(text: str) -> None:
+    """Anything else is refused with an example."""
+    with pytest.raises(InvalidNameError, match="00000000-0000-0000-0000-000000000000"):
+        names.check_uuid(text)
+
+
+@pytest.mark.parametrize(("location", "good"), [("node-1.example.org", True), ("", False), ("a\nb", False)])
+def test_locations(location: str, good: bool) -> None:
+    """A location is a printable word of one line."""
+    assert taken(names.check_location, location) == good
