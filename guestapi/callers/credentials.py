@@ -35,11 +35,14 @@ def peer_pidfd(connection: socket.socket) -> int | None:
 
     Raises:
         ProcessLookupError: that process is gone.
+        OSError: there are no descriptors left.
     """
     try:
         return connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError as error:
         if error.errno == errno.ENOPROTOOPT:
             return None
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         # ESRCH, and EINVAL and ENODATA from some versions, all say that nobody is there any more.
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None

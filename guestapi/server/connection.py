@@ -40,8 +40,8 @@ _COPY = 16384
 #: Event types of a gevent loop's io watcher.
 _READABLE, _WRITABLE = 1, 2
 
-#: How often more is read from a client that is being refused.
-_LAST_READS = 8
+#: How long, and how often, more is read from a client that is being refused (Go's net/http: 500 ms).
+_LINGER_SECONDS, _LINGER_READS = 0.5, 32
 
 _NOTHING = io.BytesIO()
 
@@ -137,12 +137,14 @@ class Answer:
 class Connection:
     """A connected socket and the greenlet that serves it."""
 
-    def __init__(self, service: Service, sock: socket.socket, dialect: str) -> None:
+    def __init__(self, service: Service, sock: socket.socket, dialect: str, *, own: bool = False) -> None:
         """Args:
         service: the worker's.
         sock: as accepted; belongs to this object from now on.
         dialect: of the listening socket.
+        own: the worker itself is at the other end, to see whether it answers: no guest's limit is its own.
         """
+        self._own = own
         sock.setblocking(False)
         self._service = service
         self._socket = sock
@@ -155,7 +157,7 @@ class Connection:
         self._deadline = 0.0
         self._waiting = False
         self._wakeable = False
-        self._idle = False
+        self._in_head = False
         self._caller: Caller | None = None
         self._stream: Stream | None = None
 
@@ -167,12 +169,13 @@ class Connection:
     def finish(self, *, after_last_requests: bool) -> None:
         """The worker stops: a stream ends at once.
 
-        An idle connection is left alone as long as clients may send their last request. After that, what may have
-        arrived already is taken, and no more: who sends later gets EPIPE, so knows that it was not even read.
+        A connection on which no whole request has come is left alone as long as clients may send their last one. After
+        that, what may have arrived already is taken, and no more: who sends later gets EPIPE, so knows that it was
+        not even read.
         """
         if self._stream is not None:
             self._stream.close(GOING_AWAY)
-        elif self._idle and after_last_requests:
+        elif self._in_head and after_last_requests:
             self._shut_down(socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -187,17 +190,20 @@ class Connection:
 
     def _run(self) -> None:
         self._greenlet = getcurrent()
-        entered: int | None = None
         try:
-            self._caller = self._service.identifier.identify(self._socket)
-            if not self._service.enter(self._caller.instance_id):
+            self._caller = caller = self._service.identifier.identify(self._socket)
+            if self._own:
+                self._serve(caller)
+            elif self._service.enter(caller.instance_id):
+                try:
+                    self._serve(caller)
+                finally:
+                    self._service.leave(caller.instance_id)
+            elif caller.instance_id is None:
+                # As any unknown caller: one that will be known in a moment tries again on 500, and only on that.
+                self._refuse(500, "pid not in container?")
+            else:
                 self._refuse(429, "too many connections of this instance", [("Retry-After", "1")])
-                return
-            try:
-                entered = self._caller.instance_id
-                self._serve(self._caller)
-            finally:
-                self._service.leave(entered)
         except LateError:
             pass  # Nothing to say: a client that is slow in asking is not waiting for an answer.
         except OSError as error:
@@ -245,13 +251,12 @@ class Connection:
     def _read_head(self) -> Head | None:
         """The next request's head; None if the client has no more."""
         limits = self._service.limits
-        self._idle = not self._buffer
+        self._in_head = True
         if self._buffer:
             # A pipelined request waits its turn as if it came only now.
             gevent.sleep(0)
         else:
             self._buffer = self._receive()
-            self._idle = False
         head = parse_head(self._buffer, limits)
         if head is None:
             if not self._buffer:
@@ -268,6 +273,7 @@ class Connection:
                 if ends_head(self._buffer, seen) or len(self._buffer) > min(limits.head, limits.request_line):
                     head = parse_head(self._buffer, limits)
         self._buffer = self._buffer[head.size :]
+        self._in_head = False
         return head
 
     def _be_stream(self, handover: Handover) -> None:
@@ -337,13 +343,15 @@ class Connection:
         self._service.refused(self._caller, self._dialect, status, text)
         try:
             self._send(error_response(status, text, headers), b"")
-            # What the client has sent meanwhile is taken: closing a Unix socket with unread bytes in it makes the
-            # client's next read fail with ECONNRESET, perhaps before it has seen the answer.
-            for _read in range(_LAST_READS):
-                if not self._socket.recv(_READ):
+            # The client may be sending still, and must not find the socket closed, or closed with unread bytes in it,
+            # before it has seen the answer: read on to its end, but not for long.
+            self._shut_down(socket.SHUT_WR)
+            self._set_deadline(_LINGER_SECONDS)
+            for _read in range(_LINGER_READS):
+                if not self._receive():
                     break
         except (OSError, LateError):
-            pass  # There is no more, or the client does not wait for it.
+            pass  # It does not wait for the answer.
 
     # What `stream.Peer` asks for.
 
@@ -399,8 +407,8 @@ class Connection:
         return taken
 
     def say(self, response: bytes) -> None:
-        """Send an interim response."""
-        self._send(response, b"")
+        """Send an interim response, within the time that the body has."""
+        self._send(response, b"", max(0.001, self._deadline - time.monotonic()))
 
     def _receive_body(self) -> bytes:
         try:

@@ -97,6 +97,10 @@ def parse_head(received: bytes, limits: Limits) -> Head | None:
     size: int = environ.pop("_consumed")
     if size > limits.head:
         raise ProtocolError(431, f"the head is larger than {limits.head} bytes")
+    # A line that begins with white space continues the one before (RFC 9112, section 5.2); gunicorn_h1c makes of it a
+    # header without a name.
+    if "HTTP_" in environ:
+        raise ProtocolError(400, "a header field is folded over several lines")
     head = received[:size]
     if b"_" in head:
         environ = _without_underscores(head, environ, limits)
@@ -106,10 +110,6 @@ def parse_head(received: bytes, limits: Limits) -> Head | None:
 def _check(head: bytes, environ: Environ) -> Head:
     if head.count(b" ", 0, head.index(b"\n")) != 2:
         raise ProtocolError(400, "the request line is not: method, one space, target, one space, HTTP/1.1")
-    # A line that begins with white space continues the one before (RFC 9112, section 5.2); gunicorn_h1c makes of it a
-    # header without a name.
-    if "HTTP_" in environ:
-        raise ProtocolError(400, "a header field is folded over several lines")
     newer = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
     host = environ.get("HTTP_HOST")
     if host is None:

@@ -41,6 +41,8 @@ _LOOK_SECONDS = 1.0
 _PING_CHECK_SECONDS = 1.0
 #: Seconds without accepting after the process has run out of descriptors.
 _PAUSE_SECONDS = 0.1
+#: Seconds between two complaints about that.
+_TELL_SECONDS = 10.0
 
 
 class GuestWorker(GeventWorker):
@@ -111,15 +113,20 @@ class GuestWorker(GeventWorker):
 
     def _answers(self) -> bool:
         """Whether a request, sent through a connection like any other, is answered in time."""
-        ours, theirs = socket.socketpair()
-        Connection(self._service, ours, "incus").start()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            # Out of descriptors. It cannot be seen, and killing the worker would cut all that it serves.
+            log.warning("the worker cannot look at itself: %s", error.strerror)
+            return True
+        Connection(self._service, ours, "incus", own=True).start()
         with gevent.socket.socket(fileno=theirs.detach()) as probe:
             probe.settimeout(_PATIENCE_SECONDS)
             try:
                 probe.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
                 return bool(probe.recv(4096).startswith(b"HTTP/1.0 200"))
-            except TimeoutError:
-                log.error("the worker did not answer itself within %d s", _PATIENCE_SECONDS)
+            except OSError as error:
+                log.error("the worker did not answer itself: %s", error or f"not within {_PATIENCE_SECONDS:.0f} s")
                 return False
 
     def _on_signal(self) -> None:
@@ -183,6 +190,7 @@ class _Listener:
         self._readable = self._loop.io(sock.fileno(), 1)
         self._readable.start(self._accept)
         self._timer: Any = None
+        self._told = -_TELL_SECONDS
 
     def close(self) -> None:
         """Accept no more. What waits in the kernel's queue is for the workers that come after."""
@@ -202,7 +210,9 @@ class _Listener:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
-                log.error("cannot accept: %s; raise LimitNOFILE= of the unit", error.strerror)
+                if time.monotonic() >= self._told + _TELL_SECONDS:
+                    self._told = time.monotonic()
+                    log.error("cannot accept: %s; raise LimitNOFILE= of the unit", error.strerror)
                 self._pause()
                 return
             Connection(self._service, accepted, self._dialect).start()
@@ -229,11 +239,14 @@ class _Hooks:
     def call(self, answer: Answer) -> None:
         """Tell them of one answer. Both hooks run after it: the answer is already on its way."""
         request = _Request(answer)
-        if self._pre:
-            self._pre(self._worker, request)
-        self._worker.log.access(answer, request, answer.environ, timedelta(seconds=answer.seconds))
-        if self._post:
-            self._post(self._worker, request, answer.environ, answer)
+        try:
+            if self._pre:
+                self._pre(self._worker, request)
+            self._worker.log.access(answer, request, answer.environ, timedelta(seconds=answer.seconds))
+            if self._post:
+                self._post(self._worker, request, answer.environ, answer)
+        except Exception:
+            log.exception("a hook of gunicorn.conf.py failed")
 
 
 class _Request:
@@ -247,5 +260,7 @@ class _Request:
         self.query = environ["QUERY_STRING"]
         self.version = (1, int(environ["SERVER_PROTOCOL"][-1]))
         self.headers = [
-            (name[5:].replace("_", "-"), value) for name, value in environ.items() if name.startswith("HTTP_")
+            (name.removeprefix("HTTP_").replace("_", "-"), value)
+            for name, value in environ.items()
+            if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")
         ]
