@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -15,6 +16,9 @@ from tests.harness.containers import Container
 from tests.harness.service import COMMAND, UNPRIVILEGED, USER
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+
+
+HEAD_END = "\r\n\r\n"
 
 
 class Demo:
@@ -110,6 +114,13 @@ def show(demo: Demo, c1: Container) -> None:
     say("The operator changes something, and the next request sees it.")
     demo.on_host("config set c1 user.foo=baz cloud-init.user-data='#cloud-config'")
     demo.inside(c1, "curl http://x/1.0/config/user.foo; echo", expect="baz")
+
+    say("Another who listens hears of it at once, and can resume where it was: ?since=ID.")
+    with c1.listening("raw", json.dumps([["GET /1.0/events HTTP/1.1\r\nHost: x\r\n\r\n", "user.mood"]])) as listener:
+        assert listener.say() == "ready"
+        print(f"{DIM}  c1#{PLAIN} {BOLD}curl -N http://x/1.0/events{PLAIN}")
+        demo.on_host("config set c1 user.mood=fine")
+        print(f"      {listener.say()[0].partition(HEAD_END)[2].strip()}")
 
     say("Other namespaces of the configuration are none of the guest's business, nor is it a user's.")
     demo.on_host("config set c1 limits.memory=1GiB")

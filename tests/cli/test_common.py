@@ -113,8 +113,7 @@ def test_arguments_that_are_no_text(c1: Guestapi) -> None:
     assert len(c1.state()) == 1
 
 
-@pytest.mark.parametrize("form", ["table", "json"])
-@pytest.mark.parametrize("environment", [{}, {"LC_ALL": "C"}], ids=["nothing", "C"])
+@pytest.mark.parametrize(("environment", "form"), [({}, "table"), ({"LC_ALL": "C"}, "json")])
 def test_hooks_have_no_locale(c1: Guestapi, environment: dict[str, str], form: str) -> None:
     """In the poor environment of a hook or a unit, text comes out whole, as UTF-8."""
     c1.good("config", "set", "c1", "user.a=é\U0001f600")
