@@ -68,6 +68,18 @@ class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     keep_seconds: Annotated[int, Meta(ge=1)] = 3600
 
 
+class Hooks(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename={"on_failure": "on-failure"}):
+    """What hooks of container runtimes do.
+
+    ``on-failure``: whether a container that cannot be registered starts regardless. ``project``: of the instances that
+    they add. ``template``: the configuration of those.
+    """
+
+    on_failure: Literal["continue", "refuse"] = "continue"
+    project: str = "default"
+    template: dict[str, str] = {}
+
+
 class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is logged. ``requests``: all of them, those answered with a status from 400 on, or none."""
 
@@ -102,6 +114,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limits: Limits = Limits()
     events: Events = Events()
     callers: Callers = Callers()
+    hooks: Hooks = Hooks()
     log: Log = Log()
     server: Server = Server()
     file: Path | None = None
@@ -158,11 +171,11 @@ def load(file: Path | None) -> Settings:
 def _refuse_unknown(document: dict[str, Any], struct: type[Struct], file: Path, prefix: str) -> None:
     """msgspec names an unknown key but not its neighbours; a human wants to know what would have been right."""
     hints = get_type_hints(struct)
-    hints.pop("file", None)
+    known = {field.encode_name: hints[field.name] for field in msgspec.structs.fields(struct) if field.name != "file"}
     for key, value in document.items():
-        if key not in hints:
-            raise SettingsError(f"{file}: {prefix}{key}: unknown key; known here: {', '.join(sorted(hints))}")
-        inner = (*get_args(hints[key]), hints[key])[0]
+        if key not in known:
+            raise SettingsError(f"{file}: {prefix}{key}: unknown key; known here: {', '.join(sorted(known))}")
+        inner = (*get_args(known[key]), known[key])[0]
         if isinstance(inner, type) and issubclass(inner, Struct):
             for table in value if isinstance(value, list) else [value]:
                 if isinstance(table, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -26,6 +27,8 @@ from guestapi.store.schema import StoreError
 from guestapi.store.writing import Writer
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_LATE_CONTROL = re.compile("[\x7f-\x9f]")
 
 #: What an operator may cause; the text of each is one sentence.
 EXPECTED = (InvalidNameError, NotAnInitError, SettingsError, StoreError)
@@ -65,7 +68,7 @@ class OneSentence(click.Group):
 
 def fail(sentence: str) -> NoReturn:
     """Print `sentence` on stderr and exit 1."""
-    raise click.ClickException(sentence)
+    raise click.ClickException(printable(sentence).replace("\n", "\\n"))
 
 
 def _complete_instance(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -111,7 +114,7 @@ def pairs(words: Iterable[str], *, files: bool = False) -> dict[str, str]:
         if not equals or not key:
             raise click.UsageError(f"{word!r} is not KEY=VALUE")
         if key in found:
-            raise click.UsageError(f"{key} is given twice")
+            raise click.UsageError(f"{key!r} is given twice")
         found[key] = _read(value[1:]) if files and value.startswith("@") else value
     return found
 
@@ -152,7 +155,9 @@ def described(instance: Instance) -> dict[str, Any]:
 
 def print_json(document: object) -> None:
     """Print `document`, readable by humans too."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    # JSON escapes control characters, but not those from 0x7f on, which drive a terminal too.
+    click.echo(_LATE_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

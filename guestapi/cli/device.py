@@ -27,7 +27,8 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
         instance = change.instance(project, name)
         if device_name in instance.devices:
             fail(f"{name} has a device {device_name!r} already; 'guestapi device set' changes it")
-        change.replace_devices(instance, {**instance.devices, device_name: {"type": kind, **definition}})
+        given = {key: value for key, value in definition.items() if value}
+        change.replace_devices(instance, {**instance.devices, device_name: {"type": kind, **given}})
 
 
 @device.command(name="set")

@@ -9,7 +9,7 @@ from typing import Any
 from guestapi.settings import SettingsError
 
 #: What only guestapi.toml, a socket unit or the code decides.
-_FIXED = ("bind", "worker_class", "logger_class", "preload_app")
+_FIXED = ("bind", "daemon", "logger_class", "preload_app", "reload", "worker_class")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def read(file: Path) -> dict[str, Any]:
     names: dict[str, Any] = {"__file__": str(file), "__name__": "__config__"}
     try:
         exec(compile(file.read_bytes(), file, "exec"), names)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SettingsError(f"{file}: {type(error).__name__}: {error}") from None
     config = Config()
     settings = {}
@@ -33,8 +33,10 @@ def read(file: Path) -> dict[str, Any]:
         if name in _FIXED:
             raise SettingsError(f"{file}: {name}: cannot be set here; sockets are in guestapi.toml or a socket unit")
         if name not in config.settings:
-            # A Python file may need more than settings: imports, functions, names of its own with an underscore.
-            if name.startswith("_") or isinstance(value, ModuleType) or callable(value):
+            # A Python file may need more than settings: what it imports, and names of its own with an underscore. A
+            # function without one is a hook, or a misspelt one.
+            imported = isinstance(value, ModuleType) or getattr(value, "__module__", "__config__") != "__config__"
+            if name.startswith("_") or imported:
                 continue
             raise SettingsError(f"{file}: {name}: gunicorn has no such setting")
         try:

@@ -6,10 +6,13 @@ the next time anyway.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from inotify_simple import INotify, flags
+
+log = logging.getLogger(__name__)
 
 
 def bell(database: Path) -> Path:
@@ -18,18 +21,32 @@ def bell(database: Path) -> Path:
 
 
 def ring(database: Path) -> None:
-    """Tell everyone who listens that something was committed."""
+    """Tell everyone who listens that something was committed; that it cannot be told is no reason to fail.
+
+    Root does this in a directory of the service's user, so no link is followed, whoever has put it there.
+    """
     path = bell(database)
     try:
-        os.utime(path)
+        os.utime(path, follow_symlinks=False)
     except FileNotFoundError:
+        _hang(path)
+    except OSError as error:
+        log.warning("%s: cannot be rung: %s", path, error.strerror)
+
+
+def _hang(path: Path) -> None:
+    try:
         parent = path.parent.stat()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if os.geteuid() == 0:
                 os.fchown(descriptor, parent.st_uid, parent.st_gid)
         finally:
             os.close(descriptor)
+    except FileExistsError:
+        pass  # Another writer was quicker, and making it rings it.
+    except OSError as error:
+        log.warning("%s: cannot be made: %s", path, error.strerror)
 
 
 class Doorbell:

@@ -8,6 +8,7 @@ operator's command that has returned is seen by every request that comes after i
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from guestapi.store.schema import (
     open_reader,
 )
 
-#: How much a worker keeps: instances, and bytes of their configuration, whichever comes first.
+#: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
 KEPT_INSTANCES = 1024
 KEPT_BYTES = 32 * 1024 * 1024
 
@@ -172,7 +173,7 @@ class Reader:
         if old := self._kept.pop(instance_id, None):
             self._kept_bytes -= old[2]
         if instance is not None:
-            size = sum(map(len, instance.config.values()))
+            size = _size(instance)
             self._kept[instance_id] = (version, instance, size)
             self._kept_bytes += size
             while len(self._kept) > KEPT_INSTANCES or self._kept_bytes > KEPT_BYTES:
@@ -218,6 +219,12 @@ def entries(
     with _snapshot(connection):
         rows = connection.execute(query.limit(limit)).all()
         return Entries([Notification(*row) for row in rows], connection.execute(_OLDEST).scalar() or 0)
+
+
+def _size(instance: Instance) -> int:
+    """About how many bytes of memory an instance takes: its strings, as Python keeps them."""
+    mappings = (instance.config, *instance.devices.values(), dict.fromkeys(instance.devices, ""))
+    return sum(sys.getsizeof(text) for mapping in mappings for pair in mapping.items() for text in pair)
 
 
 class View:

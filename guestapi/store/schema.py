@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
 VERSION = 1
+
+#: Seconds until what was busy is tried again.
+_AGAIN_SECONDS = 0.01
 
 
 class StoreError(Exception):
@@ -186,32 +190,48 @@ def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
 
 def _create_file(file: Path) -> None:
     try:
+        parent = file.parent.stat()
         # Readable by the service alone: user-data holds passwords.
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if os.geteuid() == 0:
+                os.fchown(descriptor, parent.st_uid, parent.st_gid)
+        finally:
+            os.close(descriptor)
     except FileExistsError:
         return
     except OSError as error:
         raise StoreError(f"{file}: cannot be created: {error.strerror}") from None
-    if os.geteuid() == 0:
-        parent = file.parent.stat()
-        os.chown(file, parent.st_uid, parent.st_gid)
 
 
 def _check_tables(file: Path, *, lock_seconds: float, create: bool) -> None:
-    try:
-        # mode=rw: SQLite would make an empty database where there is none.
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=lock_seconds)) as connection:
-            connection.isolation_level = None
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == 0 and create:
-                connection.execute("PRAGMA journal_mode = WAL")
-                _create_tables(connection)
-            elif version == 0:
-                raise StoreError(f"{file}: has no tables of guestapi; 'guestapi instance add' makes them")
-            elif version != VERSION:
-                raise StoreError(f"{file}: has tables of version {version}, this guestapi knows version {VERSION}")
-    except sqlite3.Error as error:
-        raise explain(error, file) from None
+    until = time.monotonic() + lock_seconds
+    while True:
+        try:
+            # mode=rw: SQLite would make an empty database where there is none.
+            with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=lock_seconds)) as connection:
+                connection.isolation_level = None
+                _check_version(connection, file, create=create)
+            return
+        except sqlite3.Error as error:
+            explained = explain(error, file)
+            # A change of the journal mode does not wait for locks by itself.
+            if not isinstance(explained, StoreBusyError) or time.monotonic() > until:
+                raise explained from None
+            time.sleep(_AGAIN_SECONDS)
+
+
+def _check_version(connection: sqlite3.Connection, file: Path, *, create: bool) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+        raise StoreError(f"{file}: is the database of another program")
+    if version == 0 and create:
+        connection.execute("PRAGMA journal_mode = WAL")
+        _create_tables(connection)
+    elif version == 0:
+        raise StoreError(f"{file}: has no tables of guestapi; 'guestapi instance add' makes them")
+    elif version != VERSION:
+        raise StoreError(f"{file}: has tables of version {version}, this guestapi knows version {VERSION}")
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:

@@ -111,7 +111,7 @@ class Change(View):
         names.check_instance(name)
         if self.find(project, name) is not None:
             raise ConflictError(f"instance {name!r} exists already in project {project!r}")
-        identity = names.check_uuid(instance_uuid) if instance_uuid else str(uuid.uuid4())
+        identity = names.check_uuid(instance_uuid) if instance_uuid is not None else str(uuid.uuid4())
         if self._connection.execute(select(instances.c.id).where(instances.c.uuid == identity)).scalar() is not None:
             raise ConflictError(f"uuid {identity} belongs to another instance already")
         values = {
@@ -179,12 +179,14 @@ class Change(View):
         instance = load(self._connection, instance_id)
         if instance is None or instance.run != run or instance.init is None:
             return False
-        if instance.ready != ready:
-            self._connection.execute(
-                update(instances)
-                .where(instances.c.id == instance_id)
-                .values(ready=ready, revision=instances.c.revision + 1)
-            )
+        if instance.ready == ready:
+            # Said again, it is no news: a guest could fill the log with it.
+            return True
+        self._connection.execute(
+            update(instances)
+            .where(instances.c.id == instance_id)
+            .values(ready=ready, revision=instances.c.revision + 1)
+        )
         if ready:
             self._tell(instance, [changes.lifecycle("instance-ready", instance.project, instance.name)])
         return True

@@ -254,6 +254,18 @@ def test_instance_greater_than_all_that_is_kept(
     assert reader.instance(small.id) is first
 
 
+def test_changed_instance_counts_once(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that is changed and read again and again takes no room from the others."""
+    monkeypatch.setattr(reading, "KEPT_BYTES", 10_000)
+    quiet, busy = add(writer, "quiet", a="x" * 1000), add(writer, "busy")
+    first = reader.instance(quiet.id)
+    for number in range(20):
+        with writer.change() as change:
+            busy = change.configure(busy, {"user.a": str(number) * 1000})
+        assert reader.instance(busy.id) == busy
+    assert reader.instance(quiet.id) is first
+
+
 def test_closed_reader_opens_again(writer: Writer, reader: Reader) -> None:
     """After close, the next look opens the store anew and is as current as any."""
     one = start(writer, add(writer, **{"user.a": "1"}), 7)

@@ -1,0 +1,84 @@
+"""``guestapi hook``: what container runtimes call. Quick, and never in the container's way by surprise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import click
+import systemd.journal
+
+from guestapi.cli.common import EXPECTED, Operator
+from guestapi.settings import SettingsError
+from guestapi.sources import lxc, nspawn, oci
+from guestapi.sources.register import Report, ReportError, register
+
+#: Seconds until the runtime, and the container, go on in any case.
+_LIMIT_SECONDS = 2.0
+
+
+class _TooLateError(Exception):
+    """The time is up."""
+
+
+@click.group()
+def hook() -> None:
+    """For container runtimes: register a container that starts, note that it has ended."""
+
+
+@hook.command(name="lxc")
+@click.argument("arguments", nargs=-1)
+@click.pass_obj
+def lxc_(operator: Operator, arguments: tuple[str, ...]) -> None:
+    """LXC: lxc.hook.start-host, lxc.hook.stop and lxc.hook.post-stop (conf/lxc-guestapi.conf sets them)."""
+    _run(operator, "lxc", lambda: lxc.report(os.environ, arguments))
+
+
+@hook.command(name="oci")
+@click.pass_obj
+def oci_(operator: Operator) -> None:
+    """podman, crun, runc: createRuntime and poststop, with the state on standard input."""
+    _run(operator, "oci", lambda: oci.report(sys.stdin.buffer.read(oci.STATE_BYTES)))
+
+
+@hook.command(name="nspawn")
+@click.argument("action", type=click.Choice(["start", "stop"]))
+@click.argument("name")
+@click.pass_obj
+def nspawn_(operator: Operator, action: str, name: str) -> None:
+    """systemd-nspawn: ExecStartPost= and ExecStopPost= of systemd-nspawn@.service (a drop-in sets them)."""
+    _run(operator, "nspawn", lambda: nspawn.report(action, name, os.environ))
+
+
+def _run(operator: Operator, runtime: str, look: Callable[[], Report]) -> None:
+    """Register what `look` finds; a failure is logged, and is the container's only if the operator wants so."""
+    signal.signal(signal.SIGALRM, _on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, _LIMIT_SECONDS)
+    try:
+        register(operator.settings, look())
+    except _TooLateError:
+        _failed(operator, runtime, f"not done within {_LIMIT_SECONDS:.0f} s")
+    except (*EXPECTED, ReportError) as error:
+        _failed(operator, runtime, str(error))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _on_alarm(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _TooLateError
+
+
+def _failed(operator: Operator, runtime: str, why: str) -> None:
+    text = f"{runtime} hook: {why}"
+    systemd.journal.send(text, PRIORITY="3", SYSLOG_IDENTIFIER="guestapi")
+    try:
+        refuse = operator.settings.hooks.on_failure == "refuse"
+    except SettingsError:
+        refuse = False
+    if refuse:
+        raise click.ClickException(text)
+    click.echo(f"{text}; the container goes on without", err=True)

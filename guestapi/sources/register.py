@@ -1,0 +1,78 @@
+"""A container starts or has ended: write it down, in time, whatever the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from guestapi.callers.namespaces import examine
+from guestapi.model import Device
+from guestapi.settings import Settings, Store
+from guestapi.store.schema import StoreBusyError
+from guestapi.store.writing import Writer
+
+#: Seconds that a hook waits for another writer, each of the two times that it tries. A runtime waits for its hooks.
+_LOCK_SECONDS = 0.7
+
+
+class ReportError(Exception):
+    """What the runtime says cannot be understood; the text is one sentence for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a runtime tells of a container.
+
+    Attributes:
+        name: the instance's.
+        pid: of the container's init, as seen from here; None: the container has ended.
+        config: keys that the container itself brings along.
+        devices: what the container's own configuration gives it.
+        passing: nobody gave it a name, so its instance goes with it.
+    """
+
+    name: str
+    pid: int | None
+    config: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    passing: bool = False
+
+
+def register(settings: Settings, report: Report) -> None:
+    """Write a report down; once more if the store is busy.
+
+    Raises:
+        StoreError: the store cannot be written.
+        InvalidNameError: name, key or value cannot be taken.
+        NotAnInitError: the process is no container's init.
+    """
+    quick = msgspec.structs.replace(settings, store=Store(url=settings.store.url, lock_seconds=_LOCK_SECONDS))
+    writer = Writer(quick, create=True)
+    try:
+        _write(writer, quick, report)
+    except StoreBusyError:
+        _write(writer, quick, report)
+
+
+def _write(writer: Writer, settings: Settings, report: Report) -> None:
+    project = settings.hooks.project
+    init = examine(report.pid) if report.pid is not None else None
+    with writer.change() as change:
+        instance = change.find(project, report.name)
+        if init is None:
+            if instance is None:
+                return
+            if report.passing:
+                change.remove(instance)
+            else:
+                change.stop(instance)
+        elif instance is None:
+            config = {**settings.hooks.template, **report.config}
+            change.start(change.add(project, report.name, config=config, devices=report.devices), init)
+        else:
+            # What the operator has set stays; what the container brings along is as it is now.
+            instance = change.configure(instance, report.config)
+            instance = change.replace_devices(instance, {**instance.devices, **report.devices})
+            change.start(instance, init)
