@@ -11,13 +11,15 @@ SYSTEMD_DIR = $(DESTDIR)/etc/systemd/system
 CONF_DIR = $(DESTDIR)/etc/guestapi
 STATE_DIR = $(DESTDIR)/var/lib/guestapi
 UNITS = guestapi.service guestapi.socket guestapi-lxd.socket
+# What container runtimes need; docs/lxc.md, docs/podman.md and docs/nspawn.md say where to put it.
+RUNTIME_FILES = lxc-guestapi.conf oci-guestapi.json nspawn-guestapi.conf
 
 # To build systemd-python, and to run.
 BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
 # What the demo and the tests do, they do with the real thing.
 DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
 TEST_PACKAGES = $(DEMO_PACKAGES) dbus strace python3-requests python3-yaml python3-configobj python3-jinja2 \
-	python3-oauthlib python3-jsonpatch python3-jsonschema
+	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static
 
 .PHONY: help demo test lint format install uninstall clean
 
@@ -93,6 +95,9 @@ install:
 		if [ -e $(CONF_DIR)/$$file ]; then install -m 0644 conf/$$file $(CONF_DIR)/$$file.new; \
 		else install -m 0644 conf/$$file $(CONF_DIR)/$$file; fi; \
 	done
+	for file in conf/lxc-guestapi.conf conf/oci-guestapi.json systemd/nspawn-guestapi.conf; do \
+		sed 's#/opt/guestapi#$(PREFIX)#g' $$file >$(CONF_DIR)/$${file##*/} && chmod 0644 $(CONF_DIR)/$${file##*/} || exit 1; \
+	done
 	install -d -m 0750 $(STATE_DIR)
 	@if [ -z "$(DESTDIR)" ]; then \
 		systemd-sysusers guestapi.conf && chown guestapi:guestapi $(STATE_DIR) || exit 1; \
@@ -107,7 +112,8 @@ uninstall:
 	rm -rf $(DESTDIR)$(PREFIX)
 	rm -f $(DESTDIR)/usr/local/bin/guestapi $(addprefix $(SYSTEMD_DIR)/,$(UNITS))
 	rm -f $(DESTDIR)/usr/lib/sysusers.d/guestapi.conf
-	rm -f $(CONF_DIR)/guestapi.toml $(CONF_DIR)/gunicorn.conf.py $(CONF_DIR)/guestapi.toml.new $(CONF_DIR)/gunicorn.conf.py.new
+	rm -f $(CONF_DIR)/guestapi.toml $(CONF_DIR)/gunicorn.conf.py $(CONF_DIR)/guestapi.toml.new $(CONF_DIR)/gunicorn.conf.py.new \
+		$(addprefix $(CONF_DIR)/,$(RUNTIME_FILES))
 	@if [ -d $(CONF_DIR) ]; then rmdir --ignore-fail-on-non-empty $(CONF_DIR); fi
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 	@echo "the state stays in $(STATE_DIR)"

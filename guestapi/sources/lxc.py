@@ -22,13 +22,13 @@ def report(environ: Mapping[str, str], arguments: Sequence[str]) -> Report:
     Args:
         environ: with ``LXC_NAME``, ``LXC_PID`` at the start, ``LXC_CONFIG_FILE``, and, with ``lxc.hook.version = 1``,
             ``LXC_HOOK_TYPE``.
-        arguments: with ``lxc.hook.version = 0``: name, section (``lxc``) and the hook's type.
+        arguments: with ``lxc.hook.version = 0``: name, section (``lxc``), the hook's type, and for some types more.
 
     Raises:
         ReportError: it is not what LXC says.
     """
     name = environ.get("LXC_NAME") or (arguments[0] if arguments else "")
-    kind = environ.get("LXC_HOOK_TYPE") or (arguments[-1] if arguments else "")
+    kind = environ.get("LXC_HOOK_TYPE") or (arguments[2] if len(arguments) > 2 else "")
     if not name:
         raise ReportError("LXC_NAME is not set; 'guestapi hook lxc' is for lxc.hook.start-host and lxc.hook.post-stop")
     if kind in ("stop", "post-stop"):
