@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -19,100 +16,20 @@ from guestapi.model import Init
 from guestapi.sources import lxc
 from guestapi.sources.register import Report, ReportError
 from tests.harness.containers import BASE
+from tests.harness.lxc import Lxc
 from tests.harness.service import COMMAND, Service
 
-SNIPPET = Path(__file__).parents[2] / "conf" / "lxc-guestapi.conf"
 
-#: The very first thing that the container does is to ask.
-INIT = """#!/bin/sh
-/usr/bin/curl -s --unix-socket /dev/incus/sock http://x/1.0/config/user.foo >/tmp/first 2>&1
-echo " $?" >>/tmp/first
-mv /tmp/first /tmp/answer
-exec sleep 1000
-"""
-
-#: Lets root map IDs, whatever /etc/subuid says here, for the one command that it runs.
-_WITH_IDS = 'mount --make-rprivate /; mount --bind "$0" /etc/subuid; mount --bind "$0" /etc/subgid; exec "$@"'
+def made(service: Service, name: str, base: int = BASE) -> Lxc:
+    """A container whose hooks register it with the service."""
+    return Lxc(service.root, name, f"{COMMAND} --config {service.config}", service.socket.parent, base)
 
 
-class Lxc:
-    """An LXC container of the service's directory, made of busybox and the host's /usr."""
-
-    def __init__(self, service: Service, name: str, base: int = BASE, more: str = "") -> None:
-        self.name = name
-        self._service = service
-        self._path = service.root / "lxc"
-        root = self._path / name / "rootfs"
-        for directory in ("bin", "dev", "proc", "sys", "tmp", "usr", "lib", "lib64"):
-            (root / directory).mkdir(parents=True)
-        shutil.copy("/bin/busybox", root / "bin" / "busybox")
-        for applet in ("sh", "sleep", "cat"):
-            (root / "bin" / applet).symlink_to("busybox")
-        (root / "init").write_text(INIT)
-        (root / "init").chmod(0o755)
-        subprocess.run(["chown", "-R", f"{base}:{base}", root], check=True)
-        snippet = SNIPPET.read_text().replace("/usr/local/bin/guestapi", f"{COMMAND} --config {service.config}")
-        snippet = snippet.replace("/var/lib/incus/guestapi", str(service.socket.parent))
-        (self._path / name / "guestapi.conf").write_text(snippet)
-        (self._path / name / "config").write_text(
-            f"lxc.uts.name = {name}\nlxc.rootfs.path = dir:{root}\nlxc.init.cmd = /init\nlxc.mount.auto = proc:rw\n"
-            f"lxc.idmap = u 0 {base} 65536\nlxc.idmap = g 0 {base} 65536\nlxc.net.0.type = empty\nlxc.autodev = 1\n"
-            "lxc.mount.entry = /usr usr none bind,ro 0 0\nlxc.mount.entry = /lib lib none bind,ro 0 0\n"
-            f"lxc.mount.entry = /lib64 lib64 none bind,ro,optional 0 0\n{more}"
-            f"lxc.include = {self._path / name / 'guestapi.conf'}\n"
-        )
-        self._ids = service.root / f"ids-{name}"
-        self._ids.write_text(f"root:{base}:65536\n")
-
-    def __enter__(self) -> Lxc:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop(check=False)
-
-    def command(self, program: str, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run one of LXC's programs on it."""
-        words = [program, "-P", str(self._path), "-n", self.name, *argv]
-        done = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", _WITH_IDS, str(self._ids), *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        assert not check or done.returncode == 0, done.stderr
-        return done
-
-    def start(self) -> None:
-        """lxc-start."""
-        self.command("lxc-start")
-
-    def stop(self, *, check: bool = True) -> None:
-        """lxc-stop, without asking the container."""
-        self.command("lxc-stop", "-k", check=check)
-
-    def run(self, *argv: str) -> str:
-        """What a program prints inside."""
-        return self.command("lxc-attach", "--clear-env", "--", *argv).stdout
-
-    def ask(self, path: str) -> str:
-        """curl, inside."""
-        return self.run("/usr/bin/curl", "-s", "--unix-socket", "/dev/incus/sock", f"http://x{path}")
-
-    @property
-    def monitor(self) -> int:
-        """The PID of the monitor: the parent of the container's init."""
-        status = Path(f"/proc/{self.init.pid}/status").read_text()
-        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
-
-    @property
-    def init(self) -> Init:
-        """Its init, as it is registered."""
-        init = self._service.instance(self.name).init
-        assert init is not None
-        return init
+def init_of(service: Service, name: str) -> Init:
+    """The registered init of an instance."""
+    init = service.instance(name).init
+    assert init is not None
+    return init
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +49,10 @@ def state(service: Service, name: str) -> str:
 @pytest.mark.root
 def test_registered_before_its_first_instruction(hooked: Service) -> None:
     """An unknown container is added with the template and its own devices; its very first request is answered."""
-    with Lxc(hooked, "first") as container:
+    with made(hooked, "first") as container:
         container.start()
         wait = "until [ -e /tmp/answer ]; do sleep 0.02; done; cat /tmp/answer"
-        assert container.run("sh", "-c", wait) == "from the template 0\n"
+        assert container.run("sh", "-c", wait).out == "from the template 0\n"
         assert state(hooked, "first") == "running"
         devices = hooked.instance("first").devices
         assert devices["usr"] == {"type": "disk", "source": "/usr", "path": "/usr", "readonly": "true"}
@@ -148,21 +65,21 @@ def test_registered_before_its_first_instruction(hooked: Service) -> None:
 def test_known_container_keeps_its_own(hooked: Service) -> None:
     """An instance that the operator has added before is not touched by the template, and runs anew at each start."""
     hooked.add("known", None, {"user.foo": "its own"})
-    with Lxc(hooked, "known") as container:
+    with made(hooked, "known") as container:
         container.start()
-        first = container.init
+        first = init_of(hooked, "known")
         assert container.ask("/1.0/config/user.foo") == "its own"
         container.stop()
         assert state(hooked, "known") == "stopped"
         container.start()
-        assert container.init != first
+        assert init_of(hooked, "known") != first
         assert container.ask("/1.0/config/user.foo") == "its own"
 
 
 @pytest.mark.root
 def test_two_at_once(hooked: Service) -> None:
     """Two containers with different ID maps see their own data alone."""
-    with Lxc(hooked, "one") as one, Lxc(hooked, "two", BASE + 65536) as two:
+    with made(hooked, "one") as one, made(hooked, "two", BASE + 65536) as two:
         one.start()
         two.start()
         hooked.configure("one", user_foo="1")
@@ -174,19 +91,22 @@ def test_two_at_once(hooked: Service) -> None:
 @pytest.mark.root
 def test_nested_container(hooked: Service) -> None:
     """A container inside a container, made with what is at hand there, is part of the outer instance."""
-    with Lxc(hooked, "outer") as container:
+    with made(hooked, "outer") as container:
         container.start()
         nested = "unshare --pid --fork --mount-proc --uts curl -s --unix-socket /dev/incus/sock http://x/1.0/meta-data"
-        assert "local-hostname: outer\n" in container.run("/usr/bin/sh", "-c", nested)
+        assert "local-hostname: outer\n" in container.run("/usr/bin/sh", "-c", nested).out
 
 
 @pytest.mark.root
 def test_monitor_is_killed(hooked: Service) -> None:
     """kill -9 of the monitor runs no hook: the instance is seen to be dead, and is well again at its next start."""
-    with Lxc(hooked, "killed") as container:
+    with made(hooked, "killed") as container:
         container.start()
-        init = container.init
-        os.kill(container.monitor, signal.SIGKILL)
+        init = init_of(hooked, "killed")
+        assert init.pid == container.pid
+        status = Path(f"/proc/{init.pid}/status").read_text()
+        monitor = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
+        os.kill(int(monitor), signal.SIGKILL)
         until = time.monotonic() + 10
         while is_alive(init):
             assert time.monotonic() < until
@@ -204,7 +124,7 @@ def test_failure_of_the_hook(policy: str) -> None:
     """A name that cannot be an instance's: the container starts regardless, or does not, as the operator wants."""
     with (
         Service(toml=f'[hooks]\non-failure = "{policy}"\n', dialects=["incus"]) as own,
-        Lxc(own, "not_a_label") as container,
+        made(own, "not_a_label") as container,
     ):
         started = container.command("lxc-start", check=False)
         assert (started.returncode == 0) == (policy == "continue")

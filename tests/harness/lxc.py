@@ -1,0 +1,102 @@
+"""Real LXC containers, unprivileged, with the shipped configuration snippet."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+from tests.harness.containers import BASE, Ran
+
+SNIPPET = Path(__file__).parents[2] / "conf" / "lxc-guestapi.conf"
+
+#: The very first thing that the container does is to ask.
+INIT = """#!/bin/sh
+/usr/bin/curl -s --unix-socket /dev/incus/sock http://x/1.0/config/user.foo >/tmp/first 2>&1
+echo " $?" >>/tmp/first
+mv /tmp/first /tmp/answer
+exec sleep 1000
+"""
+
+#: Lets root map IDs, whatever /etc/subuid says here, for the one command that it runs.
+_WITH_IDS = 'mount --make-rprivate /; mount --bind "$0" /etc/subuid; mount --bind "$0" /etc/subgid; exec "$@"'
+
+
+class Lxc:
+    """An LXC container, made of busybox and the host's /usr."""
+
+    def __init__(self, directory: Path, name: str, hook: str, socket: Path, base: int = BASE) -> None:
+        """Args:
+        directory: where its files go; can be entered by everybody.
+        name: the container's.
+        hook: the guestapi command, with options, for its hooks.
+        socket: the directory of the socket.
+        base: which host UID is root inside.
+        """
+        self.name = name
+        self._path = directory / "lxc"
+        root = self._path / name / "rootfs"
+        for part in ("bin", "dev", "proc", "sys", "tmp", "usr", "lib", "lib64"):
+            (root / part).mkdir(parents=True)
+        shutil.copy("/bin/busybox", root / "bin" / "busybox")
+        for applet in ("sh", "sleep", "cat"):
+            (root / "bin" / applet).symlink_to("busybox")
+        (root / "init").write_text(INIT)
+        (root / "init").chmod(0o755)
+        subprocess.run(["chown", "-R", f"{base}:{base}", root], check=True)
+        text = SNIPPET.read_text().replace("/usr/local/bin/guestapi", hook)
+        text = text.replace("/var/lib/incus/guestapi", str(socket))
+        (self._path / name / "guestapi.conf").write_text(text)
+        (self._path / name / "config").write_text(
+            f"lxc.uts.name = {name}\nlxc.rootfs.path = dir:{root}\nlxc.init.cmd = /init\nlxc.mount.auto = proc:rw\n"
+            f"lxc.idmap = u 0 {base} 65536\nlxc.idmap = g 0 {base} 65536\nlxc.net.0.type = empty\nlxc.autodev = 1\n"
+            "lxc.mount.entry = /usr usr none bind,ro 0 0\nlxc.mount.entry = /lib lib none bind,ro 0 0\n"
+            f"lxc.mount.entry = /lib64 lib64 none bind,ro,optional 0 0\n"
+            f"lxc.include = {self._path / name / 'guestapi.conf'}\n"
+        )
+        self._ids = self._path / name / "ids"
+        self._ids.write_text(f"root:{base}:65536\n")
+
+    def __enter__(self) -> Lxc:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop(check=False)
+
+    def command(self, program: str, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one of LXC's programs on it."""
+        words = [program, "-P", str(self._path), "-n", self.name, *argv]
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", _WITH_IDS, str(self._ids), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def start(self) -> None:
+        """lxc-start."""
+        self.command("lxc-start")
+
+    def stop(self, *, check: bool = True) -> None:
+        """lxc-stop, without asking the container."""
+        self.command("lxc-stop", "-k", check=check)
+
+    def run(self, *argv: str) -> Ran:
+        """Run a program inside."""
+        done = self.command("lxc-attach", "--clear-env", "--", *argv, check=False)
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def ask(self, path: str) -> str:
+        """curl, inside."""
+        return self.run("/usr/bin/curl", "-s", "--unix-socket", "/dev/incus/sock", f"http://x{path}").out
+
+    @property
+    def pid(self) -> int:
+        """Its init, as LXC says."""
+        return int(self.command("lxc-info", "--pid", "--no-humanize").stdout)
