@@ -12,6 +12,8 @@ from pathlib import Path
 
 from inotify_simple import INotify, flags
 
+from guestapi.store.files import create
+
 log = logging.getLogger(__name__)
 
 
@@ -36,13 +38,7 @@ def ring(database: Path) -> None:
 
 def _hang(path: Path) -> None:
     try:
-        parent = path.parent.stat()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            if os.geteuid() == 0:
-                os.fchown(descriptor, parent.st_uid, parent.st_gid)
-        finally:
-            os.close(descriptor)
+        create(path)
     except FileExistsError:
         pass  # Another writer was quicker, and making it rings it.
     except OSError as error:

@@ -7,7 +7,6 @@ database itself is given to the owner of its directory when it is created.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from contextlib import closing
@@ -36,6 +35,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateIndex, CreateTable
+
+from guestapi.store.files import create as create_file
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
 VERSION = 1
@@ -190,14 +191,7 @@ def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
 
 def _create_file(file: Path) -> None:
     try:
-        parent = file.parent.stat()
-        # Readable by the service alone: user-data holds passwords.
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            if os.geteuid() == 0:
-                os.fchown(descriptor, parent.st_uid, parent.st_gid)
-        finally:
-            os.close(descriptor)
+        create_file(file)
     except FileExistsError:
         return
     except OSError as error:
