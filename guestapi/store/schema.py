@@ -216,8 +216,12 @@ def _check_tables(file: Path, *, lock_seconds: float, create: bool) -> None:
 
 
 def _check_version(connection: sqlite3.Connection, file: Path, *, create: bool) -> None:
+    # Both at one moment: another process may be making the tables.
+    connection.execute("BEGIN")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0 and connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    connection.execute("ROLLBACK")
+    if version == 0 and tables:
         raise StoreError(f"{file}: is the database of another program")
     if version == 0 and create:
         connection.execute("PRAGMA journal_mode = WAL")
