@@ -35,6 +35,9 @@ def report(state: bytes) -> Report:
         raise ReportError("the state's annotations are not strings")
     named = annotations.get("guestapi.name")
     name = named or document["id"][:_SHORT_ID]
+    if not name.isprintable():
+        # JSON can escape what is no text, such as half of a surrogate pair, and no store can look that up.
+        raise ReportError(f"the container's name {name!r} is not printable text")
     if document.get("status") == "stopped":
         return Report(name, None, passing=not named)
     pid = document.get("pid")
