@@ -19,11 +19,18 @@ _FILES = {
     "etc/group": "root:x:0:\n",
     "etc/hostname": "",
     "etc/hosts": "",
-    "etc/inittab": "::respawn:/bin/sleep 1000\n",
     "etc/os-release": "ID=busybox\n",
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
     "etc/resolv.conf": "",
 }
+#: SIGRTMIN+3, which is 37, is how systemd-nspawn tells an init to halt (systemd(1)); busybox's own does not know it.
+_INIT = """#!/bin/sh
+trap 'exit 0' 37
+while :; do
+    sleep 1000 &
+    wait
+done
+"""
 
 
 def make(directory: Path) -> None:
@@ -35,7 +42,8 @@ def make(directory: Path) -> None:
     shutil.copy("/bin/busybox", directory / "bin/busybox")
     for applet in _APPLETS:
         (directory / "bin" / applet).symlink_to("busybox")
-    (directory / "sbin/init").symlink_to("/bin/busybox")
+    (directory / "sbin/init").write_text(_INIT)
+    (directory / "sbin/init").chmod(0o755)
     shutil.copy("/usr/bin/curl", directory / "usr/bin/curl")
     for library in re.findall(r"(/\S+) \(0x", subprocess.check_output(["ldd", "/usr/bin/curl"], text=True)):
         (directory / library[1:]).parent.mkdir(parents=True, exist_ok=True)
