@@ -67,7 +67,8 @@ endef
 # Debian's cloud-init as it is, but unpacked beside the tests, not installed: it would configure this machine.
 define unpack_cloud_init
 (set -e; unpack=$$(mktemp -d); trap 'rm -rf "$$unpack"' EXIT; cd "$$unpack"; \
-	apt-get -qq -o APT::Sandbox::User=root download cloud-init; dpkg-deb -x cloud-init_*.deb unpacked; \
+	apt-get -qq -o APT::Sandbox::User=root download cloud-init 2>/dev/null || { apt-get -qq update; \
+	apt-get -qq -o APT::Sandbox::User=root download cloud-init; }; dpkg-deb -x cloud-init_*.deb unpacked; \
 	mv unpacked $(abspath $(VENV))/cloud-init)
 endef
 
@@ -79,6 +80,8 @@ $(VENV)/ready: setup.py Makefile
 
 install:
 	@if [ -z "$(DESTDIR)" ]; then $(call need,$(BUILD_PACKAGES)); fi
+	@# setuptools would install what an earlier build has left there.
+	rm -rf build
 	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
 	$(DESTDIR)$(PREFIX)/bin/pip install --quiet --disable-pip-version-check .
 	@if [ -n "$(DESTDIR)" ]; then \
@@ -116,7 +119,7 @@ uninstall:
 		$(addprefix $(CONF_DIR)/,$(RUNTIME_FILES))
 	@if [ -d $(CONF_DIR) ]; then rmdir --ignore-fail-on-non-empty $(CONF_DIR); fi
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "the state stays in $(STATE_DIR)"
+	@echo "the state stays in $(STATE_DIR), and the user guestapi, to whom it belongs"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

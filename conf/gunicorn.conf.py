@@ -12,8 +12,8 @@ worker_connections = 10000
 timeout = 10
 
 # Seconds that a stopping worker gives to requests under way. Clients notice nothing of a stop: their next request is
-# answered with 'Connection: close'. Must be well below WatchdogSec= and TimeoutStopSec= of the unit. Default: 5.
-graceful_timeout = 5
+# answered with 'Connection: close'. Must be well below WatchdogSec= and TimeoutStopSec= of the unit. Default: 2.
+graceful_timeout = 2
 
 # Requests after which a worker is replaced, and by how much to vary that; 0 is never. Default: 0.
 max_requests = 0

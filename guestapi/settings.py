@@ -56,6 +56,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     body_seconds: Seconds = 3.0
     idle_seconds: Seconds = 30.0
     send_seconds: Seconds = 10.0
+    writes_per_second: Annotated[float, Meta(gt=0, le=1_000_000)] = 5.0
+    writes_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
     streams_per_instance: Annotated[int, Meta(ge=0, le=65536)] = 64
     stream_queue: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     stream_send_seconds: Seconds = 5.0
@@ -160,6 +162,12 @@ def load(file: Path | None) -> Settings:
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         raise SettingsError(f"{file}: {where.strip('.`') or 'the file'}: {what[0].lower()}{what[1:]}") from None
+    if not settings.listener:
+        raise SettingsError(f"{file}: listener: is empty; at least one socket is needed")
+    paths = [listener.path for listener in settings.listener]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise SettingsError(f"{file}: listener.path: {path!r} is there twice")
     for listener in settings.listener:
         if listener.dialect not in DIALECTS:
             raise SettingsError(f"{file}: listener.dialect: {listener.dialect!r} is none of {', '.join(DIALECTS)}")

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Protocol, cast
+from urllib.parse import quote
 
 import falcon
 from falcon.routing import CompiledRouter
 
 from guestapi.api import errors, paths
+from guestapi.api.buckets import Buckets
 from guestapi.api.gate import Gate
 from guestapi.api.resources.config import Key, Keys
 from guestapi.api.resources.devices import DeviceDefinition, Devices, DeviceUrls
@@ -21,8 +23,9 @@ from guestapi.api.resources.root import Root
 from guestapi.api.resources.state import State, Version
 from guestapi.api.routing import Router
 from guestapi.dialects import DIALECTS, Dialect
-from guestapi.model import Instance
+from guestapi.model import Init, Instance
 from guestapi.notifications.broker import Broker
+from guestapi.settings import Limits
 from guestapi.store.schema import StoreError
 
 Environ = dict[str, Any]
@@ -36,7 +39,7 @@ class Store(Protocol):
         """As `store.reading.Reader.instance`."""
         ...
 
-    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+    def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `store.writing.Writer.set_ready`; may wait for another writer, but without holding up other requests."""
         ...
 
@@ -59,12 +62,14 @@ class Application:
         return self.apps[environ["guestapi.dialect"]](environ, start_response)
 
 
-def create(store: Store, broker: Broker) -> Application:
+def create(store: Store, broker: Broker, limits: Limits | None = None) -> Application:
     """The application over `store`, in every dialect; who listens to events is registered with `broker`."""
-    return Application({name: _create(store, broker, dialect) for name, dialect in DIALECTS.items()})
+    limits = limits or Limits()
+    buckets = Buckets(limits.writes_per_second, limits.writes_burst)
+    return Application({name: _create(store, broker, buckets, dialect) for name, dialect in DIALECTS.items()})
 
 
-def _create(store: Store, broker: Broker, dialect: Dialect) -> falcon.App[Any, Any]:
+def _create(store: Store, broker: Broker, buckets: Buckets, dialect: Dialect) -> falcon.App[Any, Any]:
     gate = Gate(store.instance, dialect)
     # Falcon documents custom routers, its annotations know only its own.
     router = cast("CompiledRouter", Router())
@@ -76,7 +81,7 @@ def _create(store: Store, broker: Broker, dialect: Dialect) -> falcon.App[Any, A
     app.add_error_handler(StoreError, _store_fault)
     app.add_error_handler(OSError, _body_fault)
     app.add_route("/", Root())
-    state = State(store, platform.node()) if dialect.describes_instance else Version()
+    state = State(store, platform.node(), buckets) if dialect.describes_instance else Version()
     app.add_route("/1.0", state)
     app.add_route("/1.0/config", Keys(dialect))
     app.add_route("/1.0/config/{key}", Key(dialect))
@@ -107,12 +112,15 @@ def _body_fault(_request: object, _response: object, _error: Exception, _params:
 def _redirect(environ: Environ, start_response: StartResponse, path: str) -> Iterable[bytes]:
     """To the clean form of the path, with method and query kept (RFC 9110, section 15.4.8), as Go's ServeMux does."""
     query = environ["QUERY_STRING"]
-    location = f"{path}?{query}" if query else path
+    # What is encoded already stays so; what may not stand in a URI is encoded now.
+    location = quote(path.encode("latin-1"), safe="/%!$&'()*+,;=:@-._~")
+    if query:
+        location += "?" + quote(query.encode("latin-1"), safe="/%!$&'()*+,;=:@-._~?")
     headers = [("Location", location)]
     body = b""
     if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         headers.append(("Content-Type", "text/html; charset=utf-8"))
-        body = f'<a href="{escape(location)}">Temporary Redirect</a>.\n\n'.encode("latin-1")
+        body = f'<a href="{escape(location, quote=False)}">Temporary Redirect</a>.\n\n'.encode("latin-1")
     headers.append(("Content-Length", str(len(body))))
     start_response("307 Temporary Redirect", headers)
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

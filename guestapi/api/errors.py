@@ -84,6 +84,16 @@ class TooLarge(Refusal):
     text = "body too large"
 
 
+class TooManyChanges(Refusal):
+    """The instance changes its state too often (RFC 6585, section 4)."""
+
+    status_code = 429
+    text = "too many changes of state"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Retry-After": "1"})
+
+
 class PassingFault(Refusal):
     """Something on the host is wrong just now. 500, never 503: cloud-init tries again on 500 alone."""
 

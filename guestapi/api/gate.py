@@ -38,6 +38,9 @@ def admit(
     instance = look(caller.instance_id)
     if instance is None or instance.run != caller.run or not caller.init.alive():
         raise UnknownCaller
+    if instance.init != caller.init.init:
+        # Another store lies there by now, in which the number is another instance's.
+        raise UnknownCaller
     if not caller.is_root:
         raise NotRoot
     if not dialect.switched_on(instance.config):
@@ -59,9 +62,13 @@ class Gate:
     ) -> None:
         """Refuse, or note the instance."""
         env = req.env
-        req.context.instance = env["guestapi.instance"] = self.admit(
-            env["guestapi.caller"], env["REQUEST_METHOD"], str(req.uri_template)
-        )
+        caller: Caller = env["guestapi.caller"]
+        try:
+            req.context.instance = self.admit(caller, env["REQUEST_METHOD"], str(req.uri_template))
+        finally:
+            # For the log, also of a refusal.
+            if caller.instance_id is not None:
+                env["guestapi.instance"] = self._look(caller.instance_id)
 
     def admit(self, caller: Caller, method: str, template: str) -> Instance:
         """As the function `admit`, for this gate's store and dialect."""

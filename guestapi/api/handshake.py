@@ -43,8 +43,11 @@ def accept(environ: Mapping[str, str]) -> str:
     version = {"Sec-WebSocket-Version": "13"}
     if "upgrade" not in _tokens(environ.get("HTTP_CONNECTION", "")):
         raise BadRequest("Connection: Upgrade is needed", headers=version)
-    if environ.get("HTTP_SEC_WEBSOCKET_VERSION") != "13":
+    if "13" not in _tokens(environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")):
         raise BadRequest("Sec-WebSocket-Version: 13 is needed", headers=version)
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is not None and not _same_host(origin, environ.get("HTTP_HOST", "")):
+        raise ForeignOrigin(headers=version)
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
     try:
         valid = len(base64.b64decode(key, validate=True)) == 16
@@ -52,15 +55,12 @@ def accept(environ: Mapping[str, str]) -> str:
         valid = False
     if not valid:
         raise BadRequest("Sec-WebSocket-Key: 16 bytes in base64 are needed", headers=version)
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and not _same_host(origin, environ.get("HTTP_HOST", "")):
-        raise ForeignOrigin(headers=version)
     return base64.b64encode(hashlib.sha1((key + _GUID).encode()).digest()).decode()
 
 
 def types_of(query: str) -> frozenset[str] | None:
     """The types of the first ``type=``, split at commas and nothing else; None, all, if it is absent or empty."""
-    wanted = parse_qs(query, keep_blank_values=True).get("type", [""])[0]
+    wanted = _first(query, "type") or ""
     return frozenset(wanted.split(",")) if wanted else None
 
 
@@ -70,13 +70,20 @@ def since_of(environ: Mapping[str, str], form: Form) -> int | None:
     Raises:
         BadRequest: it is no id.
     """
-    query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
-    given = query["since"][0] if "since" in query else environ.get("HTTP_LAST_EVENT_ID")
-    if given is None or (given == "" and form is Form.SERVER_SENT):
+    # The header first: a browser repeats the URL that it was given, ``?since=`` and all, when it reconnects.
+    given = environ.get("HTTP_LAST_EVENT_ID") or _first(environ.get("QUERY_STRING", ""), "since")
+    if given is None:
+        # Server-sent events always have ids, to be resumed after.
         return None
     if not (given.isascii() and given.isdigit() and len(given) <= _ID_DIGITS):
         raise BadRequest("since is not the id of an event; send the last one's, or 0 for all that are kept")
     return int(given)
+
+
+def _first(query: str, name: str) -> str | None:
+    """The first value of a query's parameter; None if it is absent. As Go, a pair with a semicolon is no pair."""
+    pairs = "&".join(pair for pair in query.split("&") if ";" not in pair)
+    return parse_qs(pairs, keep_blank_values=True).get(name, [None])[0]
 
 
 def _tokens(field: str) -> list[str]:

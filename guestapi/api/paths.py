@@ -10,8 +10,11 @@ import re
 from posixpath import normpath
 from urllib.parse import unquote_to_bytes
 
-#: RFC 3986, section 3: scheme, authority; what follows is the path.
-_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
+#: RFC 3986, section 3: scheme, and authority of user, host and port; what follows is the path.
+_ABSOLUTE = re.compile(
+    r"[A-Za-z][A-Za-z0-9+.-]*://(?:[A-Za-z0-9._~!$&'()*+,;=:-]*@)?"
+    r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=-]*)(?::[0-9]*)?(?=[/?#]|$)"
+)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 

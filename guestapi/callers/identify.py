@@ -35,10 +35,11 @@ class Registrations(Protocol):
 class LiveInit:
     """An instance's init that was seen alive, held by a pidfd so that its end is noticed."""
 
-    __slots__ = ("_pidfd", "namespace", "root_uid")
+    __slots__ = ("_pidfd", "init", "namespace", "root_uid")
 
-    def __init__(self, pidfd: int, namespace: int, root_uid: int | None) -> None:
+    def __init__(self, init: Init, pidfd: int, namespace: int, root_uid: int | None) -> None:
         self._pidfd = pidfd
+        self.init = init
         self.namespace = namespace
         self.root_uid = root_uid
 
@@ -175,7 +176,7 @@ class Identifier:
             namespace = namespaces.open_namespace(init.pid, pidfd, by_ioctl=self._pidfd)
             number = namespaces.inode(namespace)
             os.close(namespace)
-            live = LiveInit(pidfd, number, namespaces.root_uid(init.pid))
+            live = LiveInit(init, pidfd, number, namespaces.root_uid(init.pid))
         except BaseException as error:
             os.close(pidfd)
             if isinstance(error, ProcessLookupError):

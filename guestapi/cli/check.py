@@ -55,6 +55,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
     if not settings.ok:
         return
     yield _attempt("gunicorn", lambda: _gunicorn(operator.settings.gunicorn_file))
+    yield _attempt("store.url", lambda: _place(operator))
     if settings_only:
         return
     yield _kernel()
@@ -91,6 +92,13 @@ def _kernel() -> Finding:
     return Finding("kernel", True, f"Linux {os.uname().release}, callers are recognised by pidfd")
 
 
+def _place(operator: Operator) -> tuple[object, str]:
+    file = database_file(operator.settings.store.url)
+    if not file.parent.is_dir():
+        raise StoreError(f"{operator.file}: store.url: the directory {file.parent} does not exist")
+    return file, str(file)
+
+
 def _store(operator: Operator) -> tuple[object, str]:
     file = database_file(operator.settings.store.url)
     writer = Writer(operator.settings)
@@ -116,7 +124,7 @@ def _instances(operator: Operator) -> tuple[object, str]:
 def _socket(listener: Listener) -> Finding:
     name = f"socket {listener.dialect}"
     unit = "guestapi.socket" if listener.dialect == "incus" else f"guestapi-{listener.dialect}.socket"
-    hint = f"'systemctl start {unit}', or take it out of the configuration"
+    hint = f"'systemctl stop guestapi.service; systemctl start {unit}', or take it out of the configuration"
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_PATIENCE)

@@ -10,7 +10,9 @@ import click
 from guestapi.cli.common import Operator, printable
 from guestapi.model import Notification
 from guestapi.store.doorbell import Doorbell
-from guestapi.store.schema import database_file
+from guestapi.store.schema import StoreError, database_file
+
+_TYPES = frozenset({"config", "device", "lifecycle"})
 
 #: Entries that are read at a time, and seconds after which to look although the bell did not ring.
 _BATCH, _LOOK_SECONDS = 256, 1.0
@@ -28,6 +30,8 @@ def events(
 ) -> None:
     """Follow what happens to instances, of NAME or of all, until interrupted."""
     wanted = frozenset(types.split(",")) if types else None
+    if unknown := (wanted or frozenset()) - _TYPES:
+        raise click.UsageError(f"--type {min(unknown)!r} is none of {', '.join(sorted(_TYPES))}")
     if name is not None and project is None:
         project = "default"
     try:
@@ -46,19 +50,26 @@ def events(
 
 def _follow(operator: Operator, since: int | None) -> Iterator[Notification | str]:
     """Entries as they come, and a sentence where some are missing."""
-    doorbell = Doorbell(database_file(operator.settings.store.url))
-    position = since
+    with operator.view() as store:
+        latest = store.latest()
+    try:
+        doorbell = Doorbell(database_file(operator.settings.store.url))
+    except OSError as error:
+        raise StoreError(f"the store's directory cannot be watched: {error.strerror}") from None
+    position = latest if since is None else since
     while True:
         with operator.view() as store:
-            if position is None:
-                position = store.latest()
+            if position > store.latest():
+                yield f"the log does not reach up to {position}, only to {store.latest()}"
+                position = 0
             entries = store.entries(position, _BATCH)
         if entries.oldest > position + 1:
             yield f"the log does not reach back to {position + 1}, only to {entries.oldest}"
+            position = entries.oldest - 1
         for entry in entries.found:
             yield entry
             position = entry.id
-        if len(entries.found) < _BATCH:
+        if not entries.more:
             doorbell.wait(_LOOK_SECONDS)
 
 

@@ -16,10 +16,17 @@ from guestapi.store.reading import Entries
 
 #: Entries that are read at a time.
 BATCH = 256
+#: Bytes of events that may wait for one listener: four of the largest, which have an old and a new value of 2 MiB.
+QUEUE_BYTES = 16 * 1024 * 1024
 
 
 class Log(Protocol):
     """The change log: `store.reading.Reader`."""
+
+    @property
+    def replaced(self) -> int:
+        """Grows whenever the log is another one."""
+        ...
 
     def latest(self) -> int:
         """As `Reader.latest`."""
@@ -43,7 +50,19 @@ class Listener:
         overrun: it fell too far behind: end it, without a word.
     """
 
-    __slots__ = ("_after", "_broker", "_may", "_queue", "_since", "_types", "closing", "instance_id", "overrun", "wake")
+    __slots__ = (
+        "_after",
+        "_broker",
+        "_may",
+        "_queue",
+        "_queued_bytes",
+        "_since",
+        "_types",
+        "closing",
+        "instance_id",
+        "overrun",
+        "wake",
+    )
 
     def __init__(
         self,
@@ -61,6 +80,7 @@ class Listener:
         self._after = after
         self._may = may
         self._queue: deque[Event] = deque()
+        self._queued_bytes = 0
         self.wake: Callable[[], None] = _nobody
         self.closing: int | None = None
         self.overrun = False
@@ -90,7 +110,7 @@ class Listener:
             if entries.oldest > position + 1:
                 yield [gap(position, entries.oldest)]
             yield [event for event in map(Event, entries.found) if self._wants(event)]
-            if len(entries.found) < BATCH:
+            if not entries.more:
                 return
             position = entries.found[-1].id
 
@@ -98,6 +118,7 @@ class Listener:
         """What has come in since the last call, in order."""
         events = list(self._queue)
         self._queue.clear()
+        self._queued_bytes = 0
         return events
 
     def close(self, code: int) -> None:
@@ -117,7 +138,8 @@ class Listener:
         if event.for_guest:
             if self._wants(event) and self.closing is None:
                 self._queue.append(event)
-                if len(self._queue) > self._broker.queue_limit:
+                self._queued_bytes += event.size
+                if len(self._queue) > self._broker.queue_limit or self._queued_bytes > QUEUE_BYTES:
                     self.overrun = True
                 self.wake()
         else:
@@ -147,6 +169,7 @@ class Broker:
         self._limit = listeners_per_instance
         self._listeners: dict[int, set[Listener]] = {}
         self._position = 0
+        self._replaced = 0
 
     def subscribe(
         self, instance_id: int, types: frozenset[str] | None, since: int | None, may: Callable[[], int | None]
@@ -170,6 +193,7 @@ class Broker:
         if not self._listeners:
             # Nobody has listened, so nobody has missed what was not read.
             self._position = after
+            self._replaced = self.log.replaced
         listener = Listener(self, instance_id, types, since, after, may)
         self._listeners.setdefault(instance_id, others).add(listener)
         return listener
@@ -191,6 +215,12 @@ class Broker:
         if not self._listeners:
             return False
         entries = self.log.entries(self._position, BATCH)
+        if self.log.replaced != self._replaced:
+            # Another store lies there: its ids mean nothing to anybody who listens.
+            self._replaced = self.log.replaced
+            self._position = self.log.latest()
+            self.end_all(_TRY_AGAIN_LATER)
+            return False
         if entries.oldest > self._position + 1 and self._position:
             # The log was trimmed faster than this worker has read it: nobody may believe to have heard everything.
             self.end_all(_TRY_AGAIN_LATER)
@@ -201,7 +231,7 @@ class Broker:
                 for listener in tuple(listeners):
                     listener.hear(event)
             self._position = entry.id
-        return len(entries.found) == BATCH
+        return entries.more
 
     def ask_all(self) -> None:
         """Have every listener asked whether it may still listen: an init may have ended without an entry in the log."""

@@ -39,6 +39,7 @@ class Event:
         self.instance_id = notification.instance_id
         self.type = notification.type
         self.for_guest = notification.for_guest
+        self.size = len(notification.metadata)
         self._start = (
             f'{{"type":"{notification.type}","timestamp":"{notification.timestamp}","metadata":{notification.metadata}'
         )

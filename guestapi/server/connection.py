@@ -313,19 +313,26 @@ class Connection:
         # CONNECT would make a tunnel of the connection (RFC 9110, section 9.3.6): whatever follows is no request.
         close = not head.keep_alive or service.stopping or environ["REQUEST_METHOD"] == "CONNECT"
         if body is not None:
-            if body.failure is None and not body.untouched:
-                try:
-                    body.drain()
-                except ProtocolError:
-                    pass  # It is kept as the body's failure.
             if body.failure is not None:
+                # The application has seen only a part of it, so its answer is none.
                 raise body.failure
-            close = close or body.untouched
+            close = close or not self._pass_over(body)
         prefix = response_head(status, headers, protocol=environ["SERVER_PROTOCOL"], close=close)
         self._send(prefix, content)
         answer = Answer(environ, caller, self._dialect, status, headers, len(content), time.monotonic() - began)
         service.answered(answer)
         return not close
+
+    def _pass_over(self, body: Body) -> bool:
+        """Read what the application has left of a body; whether a request may follow it."""
+        if body.untouched:
+            return False
+        try:
+            body.drain()
+        except ProtocolError:
+            # The answer did not depend on it.
+            return False
+        return True
 
     def _call(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes]:
         """What the application says, all of it: nothing is sent before it is known to be whole."""
@@ -383,6 +390,15 @@ class Connection:
             return self._socket.recv(size)
         except BlockingIOError:
             return None
+
+    def hurry(self, seconds: float) -> None:
+        """Let what is being waited for come within so long, or not at all; may be called from any greenlet."""
+        if time.monotonic() + seconds < self._deadline:
+            self._set_deadline(seconds)
+
+    def give_way(self) -> None:
+        """Let others have their turn."""
+        gevent.sleep(0)
 
     def receive_within(self, seconds: float, size: int) -> bytes:
         """What the client sends next, at most `size` bytes, b"" at its end; raises LateError if it does not in time."""

@@ -8,8 +8,27 @@ from typing import Any
 
 from guestapi.settings import SettingsError
 
-#: What only guestapi.toml, a socket unit or the code decides.
-_FIXED = ("bind", "daemon", "logger_class", "preload_app", "reload", "worker_class")
+_SOCKETS = "sockets are in guestapi.toml or a socket unit"
+_LIMITS = "limits are in guestapi.toml"
+_OURS = "it is not for an operator to choose"
+
+#: What cannot be set here, and why.
+_FIXED = {
+    "bind": _SOCKETS,
+    "daemon": "systemd runs the service in the background",
+    "keepalive": _LIMITS,
+    "limit_request_field_size": _LIMITS,
+    "limit_request_fields": _LIMITS,
+    "limit_request_line": _LIMITS,
+    "logger_class": _OURS,
+    "preload_app": _OURS,
+    "reload": "'systemctl reload' does it",
+    "threads": "workers have an event loop, set workers",
+    "worker_class": _OURS,
+}
+
+#: The least that makes sense; gunicorn itself takes less.
+_LEAST = {"workers": 1, "timeout": 2, "graceful_timeout": 1, "worker_connections": 1}
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -31,7 +50,7 @@ def read(file: Path) -> dict[str, Any]:
     settings = {}
     for name, value in names.items():
         if name in _FIXED:
-            raise SettingsError(f"{file}: {name}: cannot be set here; sockets are in guestapi.toml or a socket unit")
+            raise SettingsError(f"{file}: {name}: cannot be set here; {_FIXED[name]}")
         if name not in config.settings:
             # A Python file may need more than settings: what it imports, and names of its own with an underscore. A
             # function without one is a hook, or a misspelt one.
@@ -43,5 +62,7 @@ def read(file: Path) -> dict[str, Any]:
             config.set(name, value)
         except Exception as error:
             raise SettingsError(f"{file}: {name}: {error}") from None
+        if name in _LEAST and config.settings[name].get() < _LEAST[name]:
+            raise SettingsError(f"{file}: {name}: {value} is too little, {_LEAST[name]} is the least")
         settings[name] = value
     return settings

@@ -6,14 +6,17 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gunicorn.glogging
 import systemd.journal
 
 from guestapi.callers.identify import Caller
+from guestapi.model import Instance
 from guestapi.server.connection import Answer
 from guestapi.settings import Log
+from guestapi.store.schema import StoreError
 
 requests = logging.getLogger("guestapi.requests")
 
@@ -74,7 +77,12 @@ class GunicornLogger(gunicorn.glogging.Logger):
 class RequestLog:
     """Logs requests, at most so many a second: a guest can make as many as it likes."""
 
-    def __init__(self, settings: Log) -> None:
+    def __init__(self, settings: Log, look: Callable[[int], Instance | None]) -> None:
+        """Args:
+        settings: what is logged.
+        look: what the store holds under an instance's id.
+        """
+        self._look = look
         self._from = _LOGGED_FROM[settings.requests]
         self._each_second = settings.requests_per_second
         self._second = 0
@@ -85,11 +93,8 @@ class RequestLog:
         status = int(answer.status[:3])
         if status >= self._from and self._may_log():
             environ = answer.environ
-            instance = answer.instance
-            fields = _fields(answer.caller, answer.dialect, status)
-            if instance is not None:
-                fields |= {"INSTANCE": instance.name, "PROJECT": instance.project}
-            who = f"{instance.project}/{instance.name}" if instance else f"pid {answer.caller.credentials.pid}"
+            fields = _fields(answer.caller, answer.dialect, status, answer.instance)
+            who = _who(answer.caller, answer.instance)
             request = f"{environ['REQUEST_METHOD']} {environ['RAW_URI'][:200]}"
             milliseconds = answer.seconds * 1000
             requests.info("%s: %s -> %d, %.1f ms", who, request, status, milliseconds, extra={"fields": fields})
@@ -97,8 +102,17 @@ class RequestLog:
     def refused(self, caller: Caller | None, dialect: str, status: int, text: str) -> None:
         """Log what the server itself refused."""
         if status >= self._from and self._may_log():
-            who = f"pid {caller.credentials.pid}" if caller else "unknown caller"
-            requests.info("%s: %d, %s", who, status, text, extra={"fields": _fields(caller, dialect, status)})
+            instance = self._find(caller)
+            fields = _fields(caller, dialect, status, instance)
+            requests.info("%s: %d, %s", _who(caller, instance), status, text, extra={"fields": fields})
+
+    def _find(self, caller: Caller | None) -> Instance | None:
+        if caller is None or caller.instance_id is None:
+            return None
+        try:
+            return self._look(caller.instance_id)
+        except StoreError:
+            return None
 
     def _may_log(self) -> bool:
         second = int(time.monotonic())
@@ -110,8 +124,16 @@ class RequestLog:
         return self._lines <= self._each_second
 
 
-def _fields(caller: Caller | None, dialect: str, status: int) -> dict[str, str]:
+def _who(caller: Caller | None, instance: Instance | None) -> str:
+    if instance is not None:
+        return f"{instance.project}/{instance.name}"
+    return f"pid {caller.credentials.pid}" if caller else "unknown caller"
+
+
+def _fields(caller: Caller | None, dialect: str, status: int, instance: Instance | None) -> dict[str, str]:
     fields = {"DIALECT": dialect, "STATUS": str(status)}
+    if instance is not None:
+        fields |= {"INSTANCE": instance.name, "PROJECT": instance.project}
     if caller is not None:
         fields |= {"CALLER_PID": str(caller.credentials.pid), "CALLER_UID": str(caller.credentials.uid)}
     return fields

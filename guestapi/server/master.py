@@ -18,6 +18,7 @@ from guestapi.server.logs import GunicornLogger
 from guestapi.server.offload import OffloadedStore
 from guestapi.server.worker import GuestWorker
 from guestapi.settings import Listener, Settings, SettingsError
+from guestapi.store.schema import StoreError
 from guestapi.store.writing import Writer
 
 #: gunicorn's settings that are ours to choose. gunicorn.conf.py may change all but the worker class and the sockets.
@@ -25,7 +26,7 @@ _DEFAULTS = {
     # Seconds: a worker that gives no sign of life for so long is killed.
     "timeout": 10,
     # Seconds from SIGTERM until a worker that still has requests under way gives them up.
-    "graceful_timeout": 5,
+    "graceful_timeout": 2,
     # How many connections a worker holds at the most, of all instances together.
     "worker_connections": 10000,
     # So that sockets that we bind ourselves are 0666: every user of every instance may connect, and is told who it is.
@@ -65,6 +66,7 @@ class Application(GunicornApplication):
         self._file = file
         self._sockets = sockets
         self._workers = workers
+        self._binds: list[str] = []
         self._activated = systemd.activated()
         if self._activated:
             # Once: gunicorn is about to move these sockets to other descriptors.
@@ -72,18 +74,27 @@ class Application(GunicornApplication):
             listeners = settings_module.load(file).listener
             self.dialects = systemd.dialects_of(self._activated, paths, listeners)
         self.check()
-        # It is there from now on, whoever comes first: a worker, or the operator's command.
-        Writer(self.settings, create=True)
         super().__init__(prog="guestapi serve")
 
     def check(self) -> None:
-        """Read guestapi.toml anew; raises SettingsError and changes nothing if it cannot be used."""
+        """Read the configuration anew. If it cannot be used, nothing changes.
+
+        Raises:
+            SettingsError: a file cannot be used, or a socket cannot be bound.
+            StoreError: the store can neither be used nor made.
+        """
         settings = settings_module.load(self._file)
         gunicorn_conf.read(settings.gunicorn_file)
+        # It is there from now on, whoever comes first: a worker, or the operator's command.
+        Writer(settings, create=True)
         listeners = self._sockets or settings.listener
+        binds = [f"unix:{listener.path}" for listener in listeners]
         if not self._activated:
+            for bind in binds:
+                if bind not in self._binds:
+                    _make_way(Path(bind.removeprefix("unix:")))
             self.dialects = [listener.dialect for listener in listeners]
-        self._binds = [f"unix:{listener.path}" for listener in listeners]
+        self._binds = binds
         self.settings = settings
 
     def do_load_config(self) -> None:
@@ -114,13 +125,10 @@ class Application(GunicornApplication):
     def load(self) -> app.Application:
         """The WSGI application of one worker."""
         store = self.open_store()
-        return app.create(store, store.broker)
+        return app.create(store, store.broker, self.settings.limits)
 
     def run(self) -> None:
         """Serve until told to stop; exits."""
-        if not self._activated:
-            for bind in self._binds:
-                _make_way(Path(bind.removeprefix("unix:")))
         Master(self).run()
 
 
@@ -133,7 +141,7 @@ class Master(Arbiter):
         """SIGHUP: new settings, new workers. Settings that cannot be used change nothing."""
         try:
             self.app.check()
-        except SettingsError as error:
+        except (SettingsError, StoreError) as error:
             self.log.error("not reloaded, all goes on as before: %s", error)
             return
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
@@ -175,6 +183,8 @@ def _bound_to(descriptor: int) -> str:
 
 def _make_way(path: Path) -> None:
     """Prepare for binding `path`: its directory exists, and nobody answers there."""
+    if "GUNICORN_FD" in os.environ:
+        return  # gunicorn's SIGUSR2: the old master hands its sockets over, and answers on them until it is stopped.
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not stat.S_ISSOCK(path.lstat().st_mode):

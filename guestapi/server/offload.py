@@ -44,7 +44,7 @@ class OffloadedStore:
         """As `Reader.running_in`."""
         return self._reader.running_in(namespace)
 
-    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+    def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`, in a thread of gevent's pool; only the calling greenlet waits for it."""
-        noted: bool = get_hub().threadpool.apply(self._writer.set_ready, (instance_id, run, ready))
+        noted: bool = get_hub().threadpool.apply(self._writer.set_ready, (instance_id, run, ready, init))
         return noted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from typing import Protocol
@@ -10,9 +11,13 @@ from guestapi.api.handover import Handover
 from guestapi.notifications.events import PING, Event, Form, frame
 from guestapi.server.http import stream_head
 from guestapi.server.websocket import LONGEST_FRAME, ClientFrames, closing
+from guestapi.store.schema import StoreError
+
+log = logging.getLogger(__name__)
 
 #: RFC 6455, section 7.4.1: the server goes down, or the instance does.
 GOING_AWAY = 1001
+_INTERNAL_ERROR = 1011
 
 #: Seconds between two pings, and how many may stay unanswered: as Incus.
 PING_SECONDS = 10.0
@@ -24,7 +29,7 @@ _COMMENT = b":\n\n"
 #: How many bytes of events are sent at a time.
 _BATCH = 65536
 #: Seconds that a client has to take what is left when its stream is ended, and then to say goodbye itself.
-_LAST_SECONDS = 0.05
+_LAST_SECONDS = 0.08
 _GOODBYE_SECONDS = 0.5
 
 _REASONS = {1001: "going away", 1008: "not authorized", 1013: "try again later"}
@@ -55,6 +60,14 @@ class Peer(Protocol):
 
     def receive_within(self, seconds: float, size: int) -> bytes:
         """What the client sends next; b"" at its end; raises LateError."""
+        ...
+
+    def hurry(self, seconds: float) -> None:
+        """Give what is being sent so long, and no longer."""
+        ...
+
+    def give_way(self) -> None:
+        """Let others have their turn."""
         ...
 
     def abort(self) -> None:
@@ -91,7 +104,13 @@ class Stream:
                 self._send_events(events)
                 if not self._listen():
                     return
+                # However much was missed, others have their turn.
+                self._peer.give_way()
             self._follow()
+        except StoreError as error:
+            log.error("an event stream ends: %s", error)
+            if self._frames is not None:
+                self._send(closing(_INTERNAL_ERROR, "internal error"))
         except LateError:
             pass  # It does not take what it has asked for.
         finally:
@@ -181,9 +200,12 @@ class Stream:
 
     def _on_news(self) -> None:
         """The listener has something, or is to be ended."""
-        if self._sending and (self._listener.overrun or self._listener.closing is not None):
+        if self._sending and self._listener.overrun:
             # It is stuck, and will not get to it.
             self._peer.abort()
+        elif self._sending and self._listener.closing is not None:
+            # It may be stuck. What is under way is finished, if that is quick, so that the close code can follow.
+            self._peer.hurry(_LAST_SECONDS)
         else:
             self._peer.wake()
 

@@ -70,7 +70,7 @@ class GuestWorker(GeventWorker):
         """Serve until `alive` is False, then let requests that are under way end."""
         application = self.app
         store = application.open_store()
-        requests = RequestLog(application.settings.log)
+        requests = RequestLog(application.settings.log, store.instance)
         self._hooks = _Hooks(self)
         self._requests = requests
         self._service = Service(
@@ -100,7 +100,8 @@ class GuestWorker(GeventWorker):
         """Let each connection end after its next answer; those that are idle, a little later, at once."""
         self._service.stopping = True
         idle_until = time.monotonic() + min(_LAST_REQUESTS_SECONDS, self.cfg.graceful_timeout)
-        until = time.monotonic() + self.cfg.graceful_timeout
+        # The master kills what is left when the whole of it is over.
+        until = time.monotonic() + max(self.cfg.graceful_timeout - _LAST_REQUESTS_SECONDS / 2, _HEARTBEAT_SECONDS / 2)
         while self._service.connections and time.monotonic() < until:
             self.notify()
             over = time.monotonic() >= idle_until
@@ -154,18 +155,24 @@ def _follow_log(store: OffloadedStore) -> None:
     rung = Event()
     watcher = get_hub().loop.io(store.doorbell.fileno(), 1)
     watcher.start(rung.set)
+    ask_at = 0.0
     while True:
         rung.wait(_LOOK_SECONDS)
         if rung.is_set():
             rung.clear()
             store.doorbell.heard()
-        else:
-            store.broker.ask_all()
         try:
+            if time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + _LOOK_SECONDS
+                store.broker.ask_all()
             while store.broker.look():
                 gevent.sleep(0)
         except StoreError as error:
             log.error("events are delayed: %s", error)
+            gevent.sleep(_LOOK_SECONDS)
+        except Exception:
+            # Whatever it was: without this greenlet, no listener would ever hear anything again.
+            log.exception("events are delayed")
             gevent.sleep(_LOOK_SECONDS)
 
 

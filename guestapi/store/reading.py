@@ -8,6 +8,8 @@ operator's command that has returned is seen by every request that comes after i
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from guestapi.model import Init, Instance, Notification
 from guestapi.store.schema import (
+    StoreError,
     UnknownInstanceError,
     config,
     database_file,
@@ -33,6 +36,8 @@ from guestapi.store.schema import (
 #: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
 KEPT_INSTANCES = 1024
 KEPT_BYTES = 32 * 1024 * 1024
+#: Bytes of the change log's entries after which no more are read at a time: one may have 4 MiB.
+ENTRIES_BYTES = 256 * 1024
 
 _ONE = select(instances).where(instances.c.id == bindparam("id"))
 _REVISION = select(instances.c.revision).where(instances.c.id == bindparam("id"))
@@ -74,6 +79,9 @@ class Reader:
         self._engine: Engine = open_reader(url)
         self._connection: Connection | None = None
         self._driver: Any = None
+        self._inode: tuple[int, int] | None = None
+        #: Grows whenever another database is found in the place of the one that was open.
+        self.replaced = 0
         self._kept: OrderedDict[int, tuple[int, Instance, int]] = OrderedDict()
         self._kept_bytes = 0
         self._namespaces: dict[int, list[tuple[int, int, Init]]] = {}
@@ -96,7 +104,7 @@ class Reader:
                     self._kept.move_to_end(instance_id)
                     return kept[1]
             return self._load(connection, instance_id, version)
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             self.close()
             raise explain(error, self._file) from None
 
@@ -124,7 +132,7 @@ class Reader:
                 if found:
                     self._namespaces[namespace] = found
             return found
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             self.close()
             raise explain(error, self._file) from None
 
@@ -147,7 +155,7 @@ class Reader:
     def _log(self, read: Callable[[Connection], T]) -> T:
         try:
             return read(self._look()[0])
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error) as error:
             self.close()
             raise explain(error, self._file) from None
 
@@ -162,6 +170,17 @@ class Reader:
 
     def _look(self) -> tuple[Connection, int]:
         """The connection, and the number that changes when anybody else has committed."""
+        try:
+            status = os.stat(self._file)
+        except OSError as error:
+            self.close()
+            raise StoreError(f"{self._file}: {error.strerror}") from None
+        inode = (status.st_dev, status.st_ino)
+        if inode != self._inode:
+            # Another database lies there now, put back from a copy perhaps: nothing that was read is of it.
+            self.close()
+            self._inode = inode
+            self.replaced += 1
         if self._connection is None:
             self._connection = self._engine.connect()
             self._driver = self._connection.connection.driver_connection
@@ -187,10 +206,12 @@ class Entries:
 
     Attributes:
         found: in order.
+        more: there are others behind these.
         oldest: the id of the oldest entry that the log still holds; 0 if it never had one.
     """
 
     found: list[Notification]
+    more: bool
     oldest: int
 
 
@@ -207,7 +228,7 @@ def entries(
     Args:
         connection: to the store.
         after: the id after which to begin.
-        limit: how many at the most.
+        limit: how many at the most; fewer if they are large, but one at least.
         instance_id: those that this instance may hear of; None: all of all instances.
         until: the last id; None: no end.
     """
@@ -217,8 +238,18 @@ def entries(
     if until is not None:
         query = query.where(_log.id <= until)
     with _snapshot(connection):
-        rows = connection.execute(query.limit(limit)).all()
-        return Entries([Notification(*row) for row in rows], connection.execute(_OLDEST).scalar() or 0)
+        found: list[Notification] = []
+        size = 0
+        rows = connection.execute(query.limit(limit + 1))
+        for row in rows:
+            if len(found) == limit or size > ENTRIES_BYTES:
+                break
+            found.append(Notification(*row))
+            size += len(found[-1].metadata)
+        else:
+            row = None
+        rows.close()
+        return Entries(found, row is not None, connection.execute(_OLDEST).scalar() or 0)
 
 
 def _size(instance: Instance) -> int:

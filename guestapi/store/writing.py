@@ -68,18 +68,19 @@ class Writer:
         if step.told:
             ring(self._file)
 
-    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+    def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Note what the workload says of itself.
 
         Args:
             instance_id, run: who says it, and in which run it was identified.
+            init: as which it was identified, for the store may be another by now; None: do not compare.
             ready: True for ``Ready``, False for ``Started``.
 
         Returns:
             Whether it was noted; False if that run is over.
         """
         with self.change() as change:
-            return change.set_ready(instance_id, run, ready)
+            return change.set_ready(instance_id, run, ready, init)
 
 
 class Change(View):
@@ -174,10 +175,10 @@ class Change(View):
         """
         return self._update(instance, instance.config, _checked_devices(devices))
 
-    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+    def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`."""
         instance = load(self._connection, instance_id)
-        if instance is None or instance.run != run or instance.init is None:
+        if instance is None or instance.run != run or instance.init is None or init not in (None, instance.init):
             return False
         if instance.ready == ready:
             # Said again, it is no news: a guest could fill the log with it.
@@ -288,5 +289,7 @@ def _checked_devices(wanted: Mapping[str, Device]) -> dict[str, Device]:
         checked[name] = {
             names.check_key(option, f"option of device {name!r}"): names.check_value(value, f"{name}.{option}")
             for option, value in definition.items()
+            # As with configuration, empty is absent.
+            if value
         }
     return checked

@@ -10,7 +10,7 @@ from typing import Any
 from guestapi.api.app import Application, create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
-from guestapi.model import Device, Instance
+from guestapi.model import Device, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.store.reading import Entries
 
@@ -19,10 +19,15 @@ ROOT = 100_000
 CLOUD_INIT_ID = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 
 
+#: The init of instance 7.
+INIT = Init(pid=4242, start_time=1, boot_id="00000000-0000-0000-0000-000000000000", namespace=4026532000)
+
+
 class StandIn(LiveInit):
     """An init that is alive or not, as is said."""
 
     def __init__(self, *, living: bool = True) -> None:
+        self.init = INIT
         self.root_uid = ROOT
         self.living = living
 
@@ -62,7 +67,7 @@ def instance(
         cloud_init_id=CLOUD_INIT_ID,
         location=location,
         ready=ready,
-        init=None,
+        init=INIT,
         config=config or {},
         devices=devices or {},
     )
@@ -83,7 +88,7 @@ class MemoryStore:
             raise self.fault
         return self.held if self.held is not None and self.held.id == instance_id else None
 
-    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+    def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Keep it; refuse if the run is over."""
         self.told.append((instance_id, run, ready))
         return not self.over
@@ -92,13 +97,15 @@ class MemoryStore:
 class EmptyLog:
     """A change log in which nothing was ever written."""
 
+    replaced = 0
+
     def latest(self) -> int:
         """No entry."""
         return 0
 
     def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
         """None."""
-        return Entries(found=[], oldest=0)
+        return Entries(found=[], more=False, oldest=0)
 
 
 @dataclass

@@ -263,7 +263,7 @@ def test_method_not_offered(method: str) -> None:
         ("/1.0/config//", "", "/1.0/config/"),
         ("/1.0/./config/user.a%2Fb", "", "/1.0/config/user.a%2Fb"),
         ("//evil.example/x", "", "/evil.example/x"),
-        ('/./"><script>', "", '/"><script>'),
+        ('/./"><script>', "", "/%22%3E%3Cscript%3E"),
         ("", "", "/"),
     ],
 )

@@ -132,8 +132,9 @@ def test_store_is_a_dict(
                 config |= wanted  # type: ignore[arg-type]
                 change.configure(change.instance("default", name), wanted)  # type: ignore[arg-type]
             else:
-                devices = wanted  # type: ignore[assignment]
-                change.replace_devices(change.instance("default", name), devices)
+                change.replace_devices(change.instance("default", name), wanted)  # type: ignore[arg-type]
+                # An option set to the empty string is not set.
+                devices = {one: {k: v for k, v in of.items() if v} for one, of in wanted.items()}  # type: ignore[union-attr]
     reader = Reader(shared.store.url)
     found = reader.instance(one.id)
     assert found is not None

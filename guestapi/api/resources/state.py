@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import NoReturn, Protocol
 
 import falcon
 
+from guestapi.api.buckets import Buckets
 from guestapi.api.encoding import JSON, encode, quote
-from guestapi.api.errors import BadRequest, UnknownCaller
-from guestapi.model import Instance
+from guestapi.api.errors import BadRequest, TooManyChanges, UnknownCaller
+from guestapi.model import Init, Instance
 
 
 class Notes(Protocol):
     """Where the state is noted: `api.app.Store`."""
 
-    def set_ready(self, instance_id: int, run: int, ready: bool) -> bool:
+    def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `store.writing.Writer.set_ready`."""
         ...
 
@@ -32,12 +34,14 @@ class Version:
 class State:
     """``GET /1.0`` and ``PATCH /1.0``."""
 
-    def __init__(self, notes: Notes, host: str) -> None:
+    def __init__(self, notes: Notes, host: str, buckets: Buckets) -> None:
         """Args:
         notes: where a state is noted.
         host: this host's name, the location of every instance that has no other.
+        buckets: how often an instance may say something: each change is written, and told to the operator.
         """
         self._notes = notes
+        self._buckets = buckets
         self._host = host
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -59,7 +63,9 @@ class State:
         state = read_state(req.env["wsgi.input"].read())
         if state not in ("Ready", "Started"):
             raise BadRequest(f"Invalid state {quote(state)}")
-        if not self._notes.set_ready(instance.id, instance.run, state == "Ready"):
+        if not self._buckets.take(instance.id):
+            raise TooManyChanges
+        if not self._notes.set_ready(instance.id, instance.run, state == "Ready", instance.init):
             raise UnknownCaller
         resp.data = b""
 
@@ -73,7 +79,8 @@ def read_state(body: bytes) -> str:
     Raises:
         BadRequest: there is no JSON object, or its state is no string.
     """
-    text = body.decode("utf-8", "replace").lstrip(" \t\r\n")
+    # As Go: each byte that is no UTF-8 becomes one U+FFFD, where Python's "replace" makes one of several.
+    text = _ESCAPED.sub("\ufffd", body.decode("utf-8", "surrogateescape")).lstrip(" \t\r\n")
     if not text:
         raise BadRequest('the body is empty; send {"state": "Ready"}')
     try:
@@ -94,6 +101,9 @@ def read_state(body: bytes) -> str:
             # A lone surrogate has no UTF-8; Go replaces it.
             state = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return state
+
+
+_ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 class _Object(list[tuple[str, object]]):

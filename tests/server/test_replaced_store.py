@@ -1,0 +1,104 @@
+"""Another database is put in the place of the one that is open: nothing of the old one counts any more."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from guestapi.callers.namespaces import examine
+from guestapi.store.writing import Writer
+from tests.harness.containers import Container, receive, request, send
+from tests.harness.service import Service
+from tests.server.test_events import websocket
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def own() -> Iterator[Service]:
+    """A service whose store is about to be replaced."""
+    with Service(workers=1, dialects=["incus"]) as running:
+        yield running
+
+
+def replace_store(own: Service) -> None:
+    """Take the database away, and begin another."""
+    for suffix in ("", "-wal", "-shm"):
+        (own.state / f"store.db{suffix}").unlink(missing_ok=True)
+    own.writer = Writer(own.settings, create=True)
+
+
+def test_number_of_another_instance(own: Service) -> None:
+    """A connection that was recognised is not taken for the instance that has its number in the new store."""
+    with Container(own.binds) as c1, Container(own.binds) as other:
+        own.add("c1", c1, {"user.secret": "of c1"})
+        assert c1.ask("/1.0/config/user.secret").text == "of c1"
+        replace_store(own)
+        own.add("other", other, {"user.secret": "of other"})
+        assert c1.ask("/1.0/config/user.secret").status == 500
+        assert c1.ask("/1.0", "PATCH", b'{"state":"Ready"}').status == 500
+        assert not own.instance("other").ready
+        assert other.ask("/1.0/config/user.secret").text == "of other"
+
+
+def test_connection_across_the_change(own: Service) -> None:
+    """A connection that was opened before, and kept, gets nothing of the instance that has its number now."""
+    with Container(own.binds) as c1, Container(own.binds) as other:
+        own.add("c1", c1, {"user.secret": "of c1"})
+        with c1.listening("raw", json.dumps([[request("/1.0/config/user.secret").decode(), "never"]])) as client:
+            assert client.say() == "ready"
+            replace_store(own)
+            with own.writer.change() as change:
+                change.start(change.add("default", "other", config={"user.secret": "of other"}), examine(other.pid))
+            steps = [send(request("/1.0/config/user.secret")), receive()]
+            assert c1.exchange(*steps).responses[0].status == 500
+
+
+def test_new_values_are_seen(own: Service) -> None:
+    """After a restored store, what the operator changes is what the guest reads."""
+    with Container(own.binds) as c1:
+        own.add("c1", c1, {"user.foo": "old"})
+        assert c1.ask("/1.0/config/user.foo").text == "old"
+        replace_store(own)
+        own.add("c1", c1, {"user.foo": "new"})
+        assert c1.ask("/1.0/config/user.foo").text == "new"
+
+
+def test_garbage_is_survived(own: Service) -> None:
+    """While the file is garbage a guest gets 500; once it is well again, answers and events go on without a restart."""
+    with Container(own.binds) as c1:
+        own.add("c1", c1, {"user.foo": "old"})
+        assert c1.ask("/1.0/config/user.foo").text == "old"
+        with c1.listening("raw", json.dumps([[websocket().decode(), "never"]])) as client:
+            assert client.say() == "ready"
+            for suffix in ("", "-wal", "-shm"):
+                (own.state / f"store.db{suffix}").unlink(missing_ok=True)
+            (own.state / "store.db").write_bytes(b"garbage" * 1000)
+            os.chown(own.state / "store.db", *own.state.stat()[4:6])
+            assert c1.ask("/1.0/config/user.foo").status == 500
+            replace_store(own)
+        own.add("c1", c1, {"user.foo": "new"})
+        assert c1.ask("/1.0/config/user.foo").text == "new"
+        with c1.listening("raw", json.dumps([[websocket().decode(), "user.told"]])) as client:
+            assert client.say() == "ready"
+            own.configure("c1", user_told="1")
+            assert "user.told" in client.say()[0]
+    assert "Traceback" not in own.log.read_text()
+
+
+def test_state_cannot_be_changed_without_end(own: Service) -> None:
+    """An instance that alternates Ready and Started gets 429 after its burst; another one's change is taken."""
+    with Container(own.binds) as c1, Container(own.binds) as other:
+        own.add("c1", c1)
+        own.add("other", other)
+        bodies = [json.dumps({"state": state}).encode() for state in ("Ready", "Started")]
+        steps = []
+        for number in range(40):
+            steps += [send(request("/1.0", "PATCH", bodies[number % 2])), receive()]
+        statuses = [response.status for response in c1.exchange(*steps).responses]
+        assert statuses[:20] == [200] * 20
+        assert 429 in statuses[20:]
+        assert other.ask("/1.0", "PATCH", bodies[0]).status == 200
