@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from guestapi.callers.namespaces import examine
+from guestapi.callers.namespaces import examine, is_alive
 from guestapi.model import Device
 from guestapi.settings import Settings, Store
 from guestapi.store.schema import StoreBusyError
@@ -62,7 +62,8 @@ def _write(writer: Writer, settings: Settings, report: Report) -> None:
     with writer.change() as change:
         instance = change.find(project, report.name)
         if init is None:
-            if instance is None:
+            if instance is None or (instance.init is not None and is_alive(instance.init)):
+                # Not this one has ended: another container of that name has, and says so late.
                 return
             if report.passing:
                 change.remove(instance)
