@@ -120,9 +120,9 @@ def _date(field: str | None) -> int | None:
         return None
     try:
         date = parsedate_to_datetime(field)
-    except ValueError:
+        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC).timestamp())
+    except (ValueError, OverflowError):
         return None
-    return int((date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC).timestamp())
 
 
 def written(seconds: float) -> str:
