@@ -5,6 +5,7 @@ window of a file, a few of its pages are asked for without waiting (preadv2(2), 
 there, as with an image that several instances fetch, the loop's own thread sends: a thread for each slice would cost
 about as much as the slice. Are they not, a thread of a small pool reads the window first, and has the kernel begin
 with the next one meanwhile. posix_fadvise(2) alone would not do: it does not say when the pages have come.
+docs/images.md has what was measured.
 """
 
 from __future__ import annotations
