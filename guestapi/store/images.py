@@ -100,13 +100,13 @@ def import_image(
     """
     extensions = [_extension(source) for source in sources]
     kind: InstanceType = "virtual-machine" if extensions[-1] in _DISKS else "container"
-    _make_directory(where)
+    _make_directory(where, writer.state_directory)
     _clean(where)
     digest = hashlib.sha256()
     with ExitStack() as stack:
         drafts = []
         for source in sources:
-            draft = stack.enter_context(_draft(where))
+            draft = stack.enter_context(_draft(where, writer.state_directory))
             _copy(source, draft, digest.update, progress)
             drafts.append(draft)
         fingerprint = digest.hexdigest()
@@ -235,7 +235,7 @@ class _Draft:
 
 
 @contextmanager
-def _draft(where: Path) -> Iterator[_Draft]:
+def _draft(where: Path, state: Path) -> Iterator[_Draft]:
     """A new file under a temporary name, which is gone at the end of the block if it was not renamed.
 
     As long as it is locked (flock(2)), somebody is at work with it. The lock ends with its process.
@@ -252,7 +252,7 @@ def _draft(where: Path) -> Iterator[_Draft]:
         # Between open and flock somebody took it for a leftover.
         os.close(descriptor)
     try:
-        _give_to_owner(descriptor, where)
+        _give_to_owner(descriptor, state)
         yield _Draft(path, descriptor)
     finally:
         path.unlink(missing_ok=True)
@@ -303,7 +303,7 @@ def _open(path: Path) -> int:
         raise ImageFileError(f"{path}: {error.strerror}") from None
 
 
-def _make_directory(where: Path) -> None:
+def _make_directory(where: Path, state: Path) -> None:
     try:
         os.mkdir(where, 0o700)
     except FileExistsError:
@@ -312,16 +312,16 @@ def _make_directory(where: Path) -> None:
         raise ImageFileError(f"{where}: cannot be made: {error.strerror}") from None
     descriptor = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _give_to_owner(descriptor, where.parent)
+        _give_to_owner(descriptor, state)
     finally:
         os.close(descriptor)
     _sync_directory(where.parent)
 
 
-def _give_to_owner(descriptor: int, parent: Path) -> None:
+def _give_to_owner(descriptor: int, state: Path) -> None:
     """As the database: whoever owns the state directory is the one who serves the images."""
     if os.geteuid() == 0:
-        owner = parent.stat()
+        owner = state.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 

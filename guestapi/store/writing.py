@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError
@@ -51,6 +52,11 @@ class Writer:
         self._file = database_file(settings.store.url)
         self._engine = open_writer(settings.store.url, lock_seconds=settings.store.lock_seconds, create=create)
         self._keep = settings.events
+
+    @property
+    def state_directory(self) -> Path:
+        """Where the database lies, and whose owner is the one who serves."""
+        return self._file.parent
 
     @contextmanager
     def change(self) -> Iterator[Change]:

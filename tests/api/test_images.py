@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from guestapi.api.app import create
+from guestapi.api.content import ChangedFileError, Content, FilePart
 from guestapi.model import Image, ImageFile
-from guestapi.notifications.broker import Broker
-from tests.api.fakes import Answered, Client, EmptyLog, MemoryStore, caller, instance
+from tests.api.fakes import Answered, Client, MemoryStore, caller, instance
 
 FP, SPLIT, PRIVATE = "a" * 64, "b" * 64, "c" * 64
 BODY = bytes(range(256)) * 4
@@ -241,11 +240,7 @@ def test_gate_comes_first(store: MemoryStore) -> None:
 def test_changed_under_way(store: MemoryStore) -> None:
     """An iteration of the body ends with an error if the file is changed meanwhile: a server must not end it well."""
     add(store, FP, (".tar.gz", os.urandom(1 << 20)), public=True)
-    asking = Client(store)
-    asking.application = create(store, Broker(EmptyLog(), queue_limit=1, listeners_per_instance=1))
     descriptors = store.open_image(store.images[FP])
-    from guestapi.api.content import ChangedFileError, Content, FilePart
-
     file = store.images[FP].files[0]
     content = Content([FilePart(descriptors[0], 0, file.size, file.size, file.mtime_ns)], descriptors)
     sending = iter(content)

@@ -124,9 +124,11 @@ def test_directory_can_be_elsewhere(settings: Settings, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_files_are_the_services(users_directory: Path, source: Path) -> None:
-    """Imported by root, directory and files belong to the owner of the state directory, and to nobody else."""
-    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_files_are_the_services(users_directory: Path, source: Path, tmp_path: Path, elsewhere: bool) -> None:
+    """Imported by root, directory and files are the state directory's owner's alone, wherever they lie."""
+    place = Images(directory=f"{tmp_path}/images" if elsewhere else None)
+    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"), images=place)
     before = os.umask(0)
     try:
         image = import_image(Writer(settings, create=True), directory(settings), [source])
