@@ -22,6 +22,7 @@ class Dialect:
         socket: where the host's socket lies when nothing else is configured.
         switch: configuration key that turns the API off for an instance (default on).
         images_switch: configuration key that allows image export (default off).
+        image_header: header field, name and value, that every exported image carries.
         readable: prefixes of the configuration keys that a guest may read.
         describes_instance: ``GET /1.0`` tells state, type and location, not the version alone.
         accepts_state: ``PATCH /1.0`` exists.
@@ -35,6 +36,7 @@ class Dialect:
     socket: str
     switch: str
     images_switch: str
+    image_header: tuple[str, str] | None = None
     readable: tuple[str, ...] = ("cloud-init.", "user.")
     describes_instance: bool = True
     accepts_state: bool = True
@@ -63,6 +65,7 @@ DIALECTS: dict[str, Dialect] = {
             socket="/var/lib/incus/guestapi/sock",
             switch="security.guestapi",
             images_switch="security.guestapi.images",
+            image_header=("X-Incus-Type", "incus"),
         ),
         Dialect(
             name="lxd",

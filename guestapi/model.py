@@ -68,6 +68,54 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFile:
+    """One file of an image, as it was when it was imported or last verified.
+
+    Attributes:
+        extension: what its kind is called, like ``.tar.gz``; empty if that is not known.
+        size: in bytes.
+        mtime_ns: when it was last modified, in nanoseconds of Unix time (inode(7)).
+    """
+
+    extension: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that instances may be allowed to download.
+
+    Attributes:
+        fingerprint: SHA-256 of its files in a row, 64 hexadecimal digits in lower case.
+        type: what can be made of it.
+        public: every instance that may export images may have it.
+        cached: as public: it is there for the instances of this host.
+        created: when it was imported, in seconds of Unix time.
+        files: one if it is unified; metadata and root file system if it is split.
+        aliases: other names that the operator has for it, sorted.
+    """
+
+    fingerprint: str
+    type: InstanceType
+    public: bool
+    cached: bool
+    created: float
+    files: tuple[ImageFile, ...]
+    aliases: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def exported(self) -> bool:
+        """Whether guests may have it at all."""
+        return self.public or self.cached
+
+
+@dataclass(frozen=True, slots=True)
 class Notification:
     """One entry of the change log.
 

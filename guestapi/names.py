@@ -8,6 +8,7 @@ import uuid
 #: RFC 1123, section 2.1: letters, digits and inner hyphens, at most 63 of them (RFC 1035, section 2.3.4).
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 #: C0, DEL and C1, what Unicode calls Cc.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
@@ -52,6 +53,19 @@ def check_value(value: str, what: str) -> str:
 def check_location(location: str) -> str:
     """Return `location` if it can be the name of the host or cluster member."""
     return check_key(location, "location")
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` if it can be another name of an image: not one that would pass for a fingerprint or an option."""
+    check_key(alias, "alias")
+    if alias.startswith("-") or _FINGERPRINT.fullmatch(alias):
+        raise InvalidNameError(f"alias {alias!r}: must not begin with '-' or be 64 hexadecimal digits")
+    return alias
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether `text` is the whole fingerprint of some image: a SHA-256 in lower case."""
+    return _FINGERPRINT.fullmatch(text) is not None
 
 
 def check_uuid(text: str) -> str:

@@ -96,6 +96,12 @@ class Callers(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pidfd: bool = True
 
 
+class Images(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``directory``: where image files lie, an absolute path; None: in ``images`` beside the database."""
+
+    directory: str | None = None
+
+
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``gunicorn``: gunicorn's own configuration file, relative to guestapi.toml; need not exist."""
 
@@ -117,6 +123,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     events: Events = Events()
     callers: Callers = Callers()
     hooks: Hooks = Hooks()
+    images: Images = Images()
     log: Log = Log()
     server: Server = Server()
     file: Path | None = None
@@ -173,6 +180,8 @@ def load(file: Path | None) -> Settings:
             raise SettingsError(f"{file}: listener.dialect: {listener.dialect!r} is none of {', '.join(DIALECTS)}")
         if not listener.path.startswith("/"):
             raise SettingsError(f"{file}: listener.path: {listener.path!r} is not an absolute path")
+    if settings.images.directory is not None and not settings.images.directory.startswith("/"):
+        raise SettingsError(f"{file}: images.directory: {settings.images.directory!r} is not an absolute path")
     return msgspec.structs.replace(settings, file=file)
 
 

@@ -127,6 +127,8 @@ def test_unknown_keys_are_named(tmp_path: Path, toml: str, key: str, neighbour: 
         ("[log]\nlevel = 'loud'", "log.level"),
         ("[log]\nrequests = true", "log.requests"),
         ("[server]\ngunicorn = []", "server.gunicorn"),
+        ("[images]\ndirectory = 'images'", "images.directory"),
+        ("[images]\ndirectory = 5", "images.directory"),
     ],
 )
 def test_impossible_values_are_refused(tmp_path: Path, toml: str, key: str) -> None:

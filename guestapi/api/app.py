@@ -18,12 +18,13 @@ from guestapi.api.gate import Gate
 from guestapi.api.resources.config import Key, Keys
 from guestapi.api.resources.devices import DeviceDefinition, Devices, DeviceUrls
 from guestapi.api.resources.events import Events
+from guestapi.api.resources.images import Export
 from guestapi.api.resources.metadata import MetaData
 from guestapi.api.resources.root import Root
 from guestapi.api.resources.state import State, Version
 from guestapi.api.routing import Router
 from guestapi.dialects import DIALECTS, Dialect
-from guestapi.model import Init, Instance
+from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.settings import Limits
 from guestapi.store.schema import StoreError
@@ -41,6 +42,14 @@ class Store(Protocol):
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `store.writing.Writer.set_ready`; may wait for another writer, but without holding up other requests."""
+        ...
+
+    def image(self, fingerprint: str) -> Image | None:
+        """As `store.reading.Reader.image`."""
+        ...
+
+    def open_image(self, image: Image) -> list[int]:
+        """As `store.images.open_files`; may wait for the disk, but without holding up other requests."""
         ...
 
 
@@ -86,6 +95,7 @@ def _create(store: Store, broker: Broker, buckets: Buckets, dialect: Dialect) ->
     app.add_route("/1.0/config", Keys(dialect))
     app.add_route("/1.0/config/{key}", Key(dialect))
     app.add_route("/1.0/events", Events(broker, gate))
+    app.add_route("/1.0/images/{fingerprint}/export", Export(store, dialect))
     app.add_route("/1.0/meta-data", MetaData(dialect))
     if dialect.listed_nic_types is None:
         app.add_route("/1.0/devices", Devices())

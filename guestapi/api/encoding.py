@@ -1,4 +1,4 @@
-"""JSON as Go's encoding/json writes it without HTML escaping: compact, and an LF at the end."""
+"""JSON as Go's encoding/json writes it: compact, and an LF at the end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import msgspec
 JSON = "application/json"
 
 
-def encode(document: object) -> bytes:
-    """`document` in the order given."""
+def encode(document: object, *, html: bool = False) -> bytes:
+    """`document` in the order given; with `html`, escaped as encoding/json does by default, for browsers."""
     # Go escapes these two line separators always; outside strings they cannot stand.
     text = msgspec.json.encode(document).replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    if html:
+        for character in b"<>&":
+            text = text.replace(bytes([character]), b"\\u%04x" % character)
     return text + b"\n"
 
 

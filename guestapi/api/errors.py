@@ -1,4 +1,4 @@
-"""Every refusal, as an exception, and the one place where refusals become bytes: one line of text, and LF.
+"""Every refusal, as an exception, and the one place where refusals become bytes: one line, and LF.
 
 No text here carries anything of the host. What went wrong inside goes to the log.
 """
@@ -9,6 +9,8 @@ import logging
 from collections.abc import Sequence
 
 import falcon
+
+from guestapi.api.encoding import JSON, encode, quote
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,10 @@ class Refusal(falcon.HTTPError):
     def __init__(self, text: str | None = None, *, headers: dict[str, str] | None = None) -> None:
         self.text = text or self.text
         super().__init__(self.status_code, title=self.text, headers={**NOSNIFF, **(headers or {})})
+
+    def body(self) -> tuple[str, bytes]:
+        """What the guest is told: Content-Type and bytes."""
+        return TEXT, f"{self.text}\n".encode()
 
 
 class UnknownCaller(Refusal):
@@ -52,6 +58,33 @@ class NotFound(Refusal):
 
     status_code = 404
     text = "not found"
+
+
+class ImageNotFound(Refusal):
+    """There is no image for the caller under this name, whatever the reason; told as the main API tells it."""
+
+    status_code = 404
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Image {quote(name)} not found")
+
+    def body(self) -> tuple[str, bytes]:
+        """A JSON object, as `api.Response` of Incus has its fields."""
+        document = {"type": "error", "status": "", "status_code": 0, "operation": "", "error_code": self.status_code}
+        return JSON, encode({**document, "error": self.text, "metadata": None}, html=True)
+
+
+class RangeNotSatisfiable(Refusal):
+    """None of the bytes that were asked for is there (RFC 9110, section 15.5.17)."""
+
+    status_code = 416
+
+
+class PreconditionFailed(Refusal):
+    """It is not what the client takes it for (RFC 9110, section 15.5.13)."""
+
+    status_code = 412
+    text = "precondition failed"
 
 
 class NoSuchPath(Refusal):
@@ -102,8 +135,10 @@ class PassingFault(Refusal):
 
 def render(_request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
     """The body of every refusal (a Falcon error serializer)."""
-    response.content_type = TEXT
-    response.data = f"{error.title}\n".encode()
+    if isinstance(error, Refusal):
+        response.content_type, response.data = error.body()
+    else:
+        response.content_type, response.data = TEXT, f"{error.title}\n".encode()
 
 
 def unexpected(_request: falcon.Request, response: falcon.Response, error: Exception, _params: object) -> None:

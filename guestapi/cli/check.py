@@ -15,6 +15,7 @@ from guestapi.callers.namespaces import is_alive, open_namespace
 from guestapi.cli.common import EXPECTED, Operator, has_format, print_json
 from guestapi.server import gunicorn_conf
 from guestapi.settings import Listener
+from guestapi.store import images
 from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
@@ -63,6 +64,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
     yield store
     if store.ok:
         yield _attempt("instances", lambda: _instances(operator))
+        yield _attempt("images", lambda: _images(operator))
     for listener in operator.settings.listener:
         yield _socket(listener)
 
@@ -119,6 +121,23 @@ def _instances(operator: Operator) -> tuple[object, str]:
     if dead:
         text += f"; ended without notice: {', '.join(dead)} ('guestapi instance stop' tells the store)"
     return found, text
+
+
+def _images(operator: Operator) -> tuple[object, str]:
+    where = images.directory(operator.settings)
+    with operator.view() as store:
+        known = store.images()
+    faults = []
+    for one in known:
+        try:
+            for descriptor in images.open_files(where, one):
+                os.close(descriptor)
+        except images.ImageFileError as error:
+            faults.append(str(error))
+    if faults:
+        raise StoreError(f"{len(known)} known, {len(faults)} cannot be given out: {'; '.join(faults)}")
+    size = sum(one.size for one in known)
+    return known, f"{len(known)} known, {size} bytes in {where}" if known else "0 known"
 
 
 def _socket(listener: Listener) -> Finding:

@@ -14,6 +14,7 @@ from guestapi.cli.config import config
 from guestapi.cli.device import device
 from guestapi.cli.events import events
 from guestapi.cli.hook import hook
+from guestapi.cli.image import image
 from guestapi.cli.instance import instance
 from guestapi.dialects import DIALECTS
 from guestapi.settings import Listener
@@ -58,5 +59,5 @@ def _listener(word: str) -> Listener:
     return Listener(path=str(Path(path).absolute()), dialect=dialect)
 
 
-for command in (instance, config, device, events, check, hook):
+for command in (instance, config, device, image, events, check, hook):
     main.add_command(command)

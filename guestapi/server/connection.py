@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.hub import get_hub
+from gevent.threadpool import ThreadPool
 from greenlet import getcurrent
 
+from guestapi.api.content import ChangedFileError, Content
 from guestapi.api.handover import HANDOVER, Handover
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
@@ -25,6 +27,7 @@ from guestapi.notifications.events import Form
 from guestapi.server.body import Body
 from guestapi.server.http import Environ, Head, ProtocolError, ends_head, error_response, parse_head, response_head
 from guestapi.server.stream import GOING_AWAY, LateError, Pings, Stream
+from guestapi.server.transfer import DISK_THREADS, send_content
 from guestapi.settings import Limits
 from guestapi.store.schema import StoreError
 
@@ -74,6 +77,7 @@ class Service:
         self.refused = refused
         self.connections: set[Connection] = set()
         self.pings = Pings()
+        self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False
         self._held: dict[int | None, int] = {}
         self.environ = {
@@ -151,6 +155,7 @@ class Connection:
         self._dialect = dialect
         self._hub = get_hub()
         self._readable = self._hub.loop.io(sock.fileno(), _READABLE)
+        self._writable: Any = None
         self._timer: Any = None
         self._greenlet: greenlet | None = None
         self._buffer = b""
@@ -221,12 +226,14 @@ class Connection:
         if self._timer is not None:
             self._timer.close()
         self._readable.close()
+        if self._writable is not None:
+            self._writable.close()
         self._socket.close()
 
     def _serve(self, caller: Caller) -> None:
         service = self._service
         confirmed = False
-        self._set_deadline(service.limits.head_seconds)
+        self.set_deadline(service.limits.head_seconds)
         while True:
             try:
                 head = self._read_head()
@@ -246,7 +253,7 @@ class Connection:
                 return
             if not answered:
                 return
-            self._set_deadline(service.limits.idle_seconds)
+            self.set_deadline(service.limits.idle_seconds)
 
     def _read_head(self) -> Head | None:
         """The next request's head; None if the client has no more."""
@@ -262,7 +269,7 @@ class Connection:
             if not self._buffer:
                 return None
             # The first bytes are there and the rest is not: from here on, time runs for the head.
-            self._set_deadline(limits.head_seconds)
+            self.set_deadline(limits.head_seconds)
             while head is None:
                 seen = len(self._buffer)
                 more = self._receive()
@@ -300,12 +307,30 @@ class Connection:
         else:
             if head.length is not None and head.length > service.limits.body:
                 raise ProtocolError(413, f"the body is larger than {service.limits.body} bytes")
-            self._set_deadline(service.limits.body_seconds)
+            self.set_deadline(service.limits.body_seconds)
             environ["wsgi.input"] = body = Body(self, head.length, service.limits.body, head.expects)
-        if environ["RAW_PATH"] == "*":
-            status, headers, content = "200 OK", [("Content-Length", "0")], b""
-        else:
+        status, headers = "200 OK", [("Content-Length", "0")]
+        content: bytes | Content = b""
+        if environ["RAW_PATH"] != "*":
             status, headers, content = self._call(environ)
+        try:
+            return self._answer(head, caller, body, status, headers, content, began)
+        finally:
+            if isinstance(content, Content):
+                content.close()
+
+    def _answer(
+        self,
+        head: Head,
+        caller: Caller,
+        body: Body | None,
+        status: str,
+        headers: list[tuple[str, str]],
+        content: bytes | Content,
+        began: float,
+    ) -> bool | Handover:
+        """Send what the application said, once the request's body is done with; returns as `_respond`."""
+        service, environ = self._service, head.environ
         if (handover := environ.pop(HANDOVER, None)) is not None:
             answer = Answer(environ, caller, self._dialect, handover.status, [], 0, time.monotonic() - began)
             service.answered(answer)
@@ -318,8 +343,13 @@ class Connection:
                 raise body.failure
             close = close or not self._pass_over(body)
         prefix = response_head(status, headers, protocol=environ["SERVER_PROTOCOL"], close=close)
-        self._send(prefix, content)
-        answer = Answer(environ, caller, self._dialect, status, headers, len(content), time.monotonic() - began)
+        if isinstance(content, Content):
+            self._send_content(prefix, content)
+            sent = content.length
+        else:
+            self._send(prefix, content)
+            sent = len(content)
+        answer = Answer(environ, caller, self._dialect, status, headers, sent, time.monotonic() - began)
         service.answered(answer)
         return not close
 
@@ -334,16 +364,29 @@ class Connection:
             return False
         return True
 
-    def _call(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes]:
-        """What the application says, all of it: nothing is sent before it is known to be whole."""
+    def _call(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes | Content]:
+        """What the application says, all of it: nothing is sent before it is known to be whole, or its length is."""
         started: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> None:
             started[:] = status, headers
 
         chunks = self._service.application(environ, start_response)
+        if isinstance(chunks, Content):
+            return started[0], started[1], chunks
         content = chunks[0] if isinstance(chunks, list) and len(chunks) == 1 else b"".join(chunks)
         return started[0], started[1], content
+
+    def _send_content(self, prefix: bytes, content: Content) -> None:
+        """Send what has files in it; each time that the client takes some of it, it has ``send_seconds`` again."""
+        seconds = self._service.limits.send_seconds
+        self._send(prefix, b"")
+        try:
+            send_content(self, content, seconds, self._service.disk.apply)
+        except ChangedFileError as error:
+            # The head is sent. That the end is missing tells the client that it has nothing.
+            log.error("%s", error)
+            raise
 
     def _refuse(self, status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Answer what cannot be served; the connection ends after it."""
@@ -353,14 +396,24 @@ class Connection:
             # The client may be sending still, and must not find the socket closed, or closed with unread bytes in it,
             # before it has seen the answer: read on to its end, but not for long.
             self._shut_down(socket.SHUT_WR)
-            self._set_deadline(_LINGER_SECONDS)
+            self.set_deadline(_LINGER_SECONDS)
             for _read in range(_LINGER_READS):
                 if not self._receive():
                     break
         except (OSError, LateError):
             pass  # It does not wait for the answer.
 
-    # What `stream.Peer` asks for.
+    # What `transfer.Peer` and `stream.Peer` ask for.
+
+    def fileno(self) -> int:
+        """The socket."""
+        return self._socket.fileno()
+
+    def wait_writable(self) -> None:
+        """Give way to others until the client can take more; raises LateError when the deadline passes first."""
+        if self._writable is None:
+            self._writable = self._hub.loop.io(self._socket.fileno(), _WRITABLE)
+        self._wait(self._writable)
 
     def send_within(self, seconds: float, data: bytes) -> None:
         """Send all; raises LateError if the client does not take it in time, and OSError if it is gone."""
@@ -394,7 +447,7 @@ class Connection:
     def hurry(self, seconds: float) -> None:
         """Let what is being waited for come within so long, or not at all; may be called from any greenlet."""
         if time.monotonic() + seconds < self._deadline:
-            self._set_deadline(seconds)
+            self.set_deadline(seconds)
 
     def give_way(self) -> None:
         """Let others have their turn."""
@@ -402,7 +455,7 @@ class Connection:
 
     def receive_within(self, seconds: float, size: int) -> bytes:
         """What the client sends next, at most `size` bytes, b"" at its end; raises LateError if it does not in time."""
-        self._set_deadline(seconds)
+        self.set_deadline(seconds)
         return self._receive(size)
 
     # What `body.Source` asks for.
@@ -463,17 +516,13 @@ class Connection:
             self._send_rest(memoryview(head)[sent:], seconds or self._service.limits.send_seconds)
 
     def _send_rest(self, left: memoryview, seconds: float) -> None:
-        self._set_deadline(seconds)
-        writable = self._hub.loop.io(self._socket.fileno(), _WRITABLE)
-        try:
-            while left:
-                self._wait(writable)
-                try:
-                    left = left[self._socket.send(left) :]
-                except BlockingIOError:
-                    continue
-        finally:
-            writable.close()
+        self.set_deadline(seconds)
+        while left:
+            self.wait_writable()
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                continue
 
     def _wait(self, watcher: Any) -> None:
         """Give way to the event loop until `watcher` fires; raises LateError when the deadline passes first."""
@@ -485,7 +534,7 @@ class Connection:
             watcher.stop()
             self._waiting = False
 
-    def _set_deadline(self, seconds: float) -> None:
+    def set_deadline(self, seconds: float) -> None:
         """Let waits end `seconds` from now.
 
         PERF: the timer is left alone where it would go off too early, and looks again then: on a busy connection this

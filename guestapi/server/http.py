@@ -222,6 +222,7 @@ _SPELLED = {
         "Allow",
         "Content-Length",
         "Content-Type",
+        "ETag",
         "Location",
         "Retry-After",
         "Sec-WebSocket-Version",
@@ -245,7 +246,7 @@ def response_head(
     """
     lines = [
         f"{protocol} {status}\r\n",
-        *[f"{_SPELLED.get(name, name)}: {value}\r\n" for name, value in headers],
+        *[f"{_SPELLED.get(name) or name.title()}: {value}\r\n" for name, value in headers],
         _date.line(),
     ]
     if close:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from gevent.hub import get_hub
 
-from guestapi.model import Init, Instance
+from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.settings import Settings
+from guestapi.store import images
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.reading import Reader
 from guestapi.store.schema import database_file
@@ -35,6 +36,7 @@ class OffloadedStore:
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer = Writer(settings)
+        self._images = images.directory(settings)
 
     def instance(self, instance_id: int) -> Instance | None:
         """As `Reader.instance`."""
@@ -48,3 +50,12 @@ class OffloadedStore:
         """As `Writer.set_ready`, in a thread of gevent's pool; only the calling greenlet waits for it."""
         noted: bool = get_hub().threadpool.apply(self._writer.set_ready, (instance_id, run, ready, init))
         return noted
+
+    def image(self, fingerprint: str) -> Image | None:
+        """As `Reader.image`."""
+        return self._reader.image(fingerprint)
+
+    def open_image(self, image: Image) -> list[int]:
+        """As `store.images.open_files`, in a thread of gevent's pool: a disk that sleeps holds up this caller alone."""
+        opened: list[int] = get_hub().threadpool.apply(images.open_files, (self._images, image))
+        return opened

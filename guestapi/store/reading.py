@@ -20,14 +20,18 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, RowMapping, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
-from guestapi.model import Init, Instance, Notification
+from guestapi.model import Image, ImageFile, Init, Instance, Notification
 from guestapi.store.schema import (
     StoreError,
+    UnknownImageError,
     UnknownInstanceError,
     config,
     database_file,
     devices,
     explain,
+    image_aliases,
+    image_files,
+    images,
     instances,
     notifications,
     open_reader,
@@ -48,6 +52,18 @@ _DEVICES = (
     .order_by(devices.c.name)
 )
 _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam("namespace"))
+
+_IMAGE = select(images).where(images.c.fingerprint == bindparam("fingerprint"))
+_IMAGE_FILES = (
+    select(image_files.c.extension, image_files.c.size, image_files.c.mtime_ns)
+    .where(image_files.c.fingerprint == bindparam("fingerprint"))
+    .order_by(image_files.c.number)
+)
+_ALIASES = (
+    select(image_aliases.c.alias)
+    .where(image_aliases.c.fingerprint == bindparam("fingerprint"))
+    .order_by(image_aliases.c.alias)
+)
 
 _log = notifications.c
 _LATEST = select(func.max(_log.id))
@@ -136,13 +152,21 @@ class Reader:
             self.close()
             raise explain(error, self._file) from None
 
+    def image(self, fingerprint: str) -> Image | None:
+        """What the host says now of the image with exactly this fingerprint, or None if there is none.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._read(lambda connection: load_image(connection, fingerprint))
+
     def latest(self) -> int:
         """The id of the change log's last entry, 0 if there was none yet.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._log(latest)
+        return self._read(latest)
 
     def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
         """Entries of the change log in order. As the function `entries`.
@@ -150,9 +174,9 @@ class Reader:
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._log(lambda connection: entries(connection, after, limit, instance_id=instance_id, until=until))
+        return self._read(lambda connection: entries(connection, after, limit, instance_id=instance_id, until=until))
 
-    def _log(self, read: Callable[[Connection], T]) -> T:
+    def _read(self, read: Callable[[Connection], T]) -> T:
         try:
             return read(self._look()[0])
         except (DBAPIError, sqlite3.Error) as error:
@@ -298,6 +322,29 @@ class View:
             raise UnknownInstanceError(f"no instance {name!r}{where}; 'guestapi instance list' shows all")
         return found
 
+    def images(self) -> list[Image]:
+        """All images, by fingerprint."""
+        found = self._connection.execute(select(images.c.fingerprint).order_by(images.c.fingerprint)).scalars().all()
+        return [image for one in found if (image := load_image(self._connection, one)) is not None]
+
+    def image(self, name: str) -> Image:
+        """The image that an operator means: by alias, fingerprint, or the beginning of one fingerprint alone.
+
+        Raises:
+            UnknownImageError: there is none, or more than one.
+        """
+        alias = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == name)
+        found = list(self._connection.execute(alias).scalars())
+        if not found and name:
+            begins = func.substr(images.c.fingerprint, 1, len(name)) == name.lower()
+            found = list(self._connection.execute(select(images.c.fingerprint).where(begins).limit(2)).scalars())
+        if len(found) > 1:
+            raise UnknownImageError(f"{name!r} is the beginning of more than one fingerprint; give more of it")
+        image = load_image(self._connection, found[0]) if found else None
+        if image is None:
+            raise UnknownImageError(f"no image {name!r}; 'guestapi image list' shows all")
+        return image
+
 
 @contextmanager
 def view(url: str) -> Iterator[View]:
@@ -334,6 +381,23 @@ def load(connection: Connection, instance_id: int) -> Instance | None:
             init=init_of(row),
             config={row.key: row.value for row in connection.execute(_CONFIG, {"id": instance_id})},
             devices={row.name: row.definition for row in connection.execute(_DEVICES, {"id": instance_id})},
+        )
+
+
+def load_image(connection: Connection, fingerprint: str) -> Image | None:
+    """Read one image whole, as it was at one moment, through any connection to the store."""
+    with _snapshot(connection):
+        row = connection.execute(_IMAGE, {"fingerprint": fingerprint}).mappings().first()
+        if row is None:
+            return None
+        return Image(
+            fingerprint=row["fingerprint"],
+            type=row["type"],
+            public=row["public"],
+            cached=row["cached"],
+            created=row["created"],
+            files=tuple(ImageFile(*file) for file in connection.execute(_IMAGE_FILES, {"fingerprint": fingerprint})),
+            aliases=tuple(connection.execute(_ALIASES, {"fingerprint": fingerprint}).scalars()),
         )
 
 

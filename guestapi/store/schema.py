@@ -57,6 +57,10 @@ class UnknownInstanceError(StoreError):
     """There is no such instance."""
 
 
+class UnknownImageError(StoreError):
+    """There is no such image, or more than one."""
+
+
 metadata = MetaData()
 
 instances = Table(
@@ -98,6 +102,35 @@ devices = Table(
     Column("name", Text, primary_key=True),
     Column("definition", JSON, nullable=False),
 )
+
+images = Table(
+    "images",
+    metadata,
+    Column("fingerprint", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("public", Boolean, nullable=False),
+    Column("cached", Boolean, nullable=False),
+    Column("created", Float, nullable=False),
+)
+
+# One or two an image: model.Image.files.
+image_files = Table(
+    "image_files",
+    metadata,
+    Column("fingerprint", ForeignKey("images.fingerprint", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("extension", Text, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("mtime_ns", Integer, nullable=False),
+)
+
+image_aliases = Table(
+    "image_aliases",
+    metadata,
+    Column("alias", Text, primary_key=True),
+    Column("fingerprint", ForeignKey("images.fingerprint", ondelete="CASCADE"), nullable=False),
+)
+Index("image_aliases_by_image", image_aliases.c.fingerprint)
 
 # The change log: ids are in the order of commits, without holes.
 notifications = Table(

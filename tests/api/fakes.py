@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from guestapi.api.app import Application, create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
-from guestapi.model import Device, Init, Instance
+from guestapi.model import Device, Image, Init, Instance
 from guestapi.notifications.broker import Broker
+from guestapi.store.images import open_files
 from guestapi.store.reading import Entries
 
 #: Which host UID is root in the instance.
@@ -81,6 +83,8 @@ class MemoryStore:
     told: list[tuple[int, int, bool]] = field(default_factory=list)
     fault: Exception | None = None
     over: bool = False
+    images: dict[str, Image] = field(default_factory=dict)
+    where: Path = Path("/nonexistent")
 
     def instance(self, instance_id: int) -> Instance | None:
         """The instance, under its id alone."""
@@ -92,6 +96,14 @@ class MemoryStore:
         """Keep it; refuse if the run is over."""
         self.told.append((instance_id, run, ready))
         return not self.over
+
+    def image(self, fingerprint: str) -> Image | None:
+        """One of those that it was given."""
+        return self.images.get(fingerprint)
+
+    def open_image(self, image: Image) -> list[int]:
+        """Files in the directory that it was given."""
+        return open_files(self.where, image)
 
 
 class EmptyLog:
@@ -125,8 +137,15 @@ class Client:
         self.dialect = dialect
         self.who = caller() if who is None else who
 
-    def ask(self, path: str, method: str = "GET", body: bytes = b"", query: str = "") -> Answered:
-        """One request."""
+    def ask(
+        self,
+        path: str,
+        method: str = "GET",
+        body: bytes = b"",
+        query: str = "",
+        fields: Mapping[str, str] | None = None,
+    ) -> Answered:
+        """One request; `fields` are header fields by name."""
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
             "SCRIPT_NAME": "",
@@ -141,6 +160,7 @@ class Client:
             "wsgi.url_scheme": "http",
             "wsgi.input": io.BytesIO(body),
             "wsgi.errors": io.StringIO(),
+            **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in (fields or {}).items()},
             "guestapi.caller": self.who,
             "guestapi.dialect": self.dialect,
         }
@@ -149,7 +169,12 @@ class Client:
         def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> None:
             said[:] = status, headers
 
-        content = b"".join(self.application(environ, start_response))
+        chunks = self.application(environ, start_response)
+        try:
+            content = b"".join(chunks)
+        finally:
+            # PEP 3333: a server calls it if it is there.
+            getattr(chunks, "close", lambda: None)()
         names = [name.lower() for name, _value in said[1]]
         assert len(names) == len(set(names)), "a header field is sent twice"
         return Answered(int(said[0][:3]), {name.lower(): value for name, value in said[1]}, content)

@@ -68,7 +68,7 @@ def test_service_that_runs(service: Service) -> None:
     """With a service that answers, all is well: exit 0, a line for each listener and for store and kernel."""
     done = service.command("check", "--format", "json")
     found = {one["check"] for one in json.loads(done.stdout)}
-    assert found == {"configuration", "gunicorn", "store.url", "kernel", "store", "instances"} | {
+    assert found == {"configuration", "gunicorn", "store.url", "kernel", "store", "instances", "images"} | {
         f"socket {dialect}" for dialect in service.sockets
     }
 

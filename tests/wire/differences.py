@@ -52,8 +52,9 @@ class Difference:
 
 
 def _read_by_another_method(case: Case) -> bool:
-    """Incus ran the read for a method that the endpoint does not offer."""
-    return case.method not in ("GET", "HEAD") and case.expected[0]["status"] == 200
+    """Incus ran the read for a method that the endpoint does not offer; of an image that is not there, in vain."""
+    known = case.name.endswith("-image") and case.expected[0]["type"] == "application/json"
+    return case.method not in ("GET", "HEAD") and (case.expected[0]["status"] == 200 or known)
 
 
 def _method_body(case: Case) -> str:
@@ -62,15 +63,33 @@ def _method_body(case: Case) -> str:
 
 _METHODS = (
     "put-* post-* delete-* options-* trace-* foo-* lowerget-* mixedget-* "
-    "patch-root patch-config patch-key patch-devices patch-metadata"
+    "patch-root patch-config patch-key patch-devices patch-metadata patch-image image-post image-put"
+)
+
+_NO_SUCH_IMAGE = (
+    '{"type":"error","status":"","status_code":0,"operation":"","error_code":404,'
+    '"error":"Image \\"%\\" not found","metadata":null}\n'
 )
 
 _OWN_WORDS = "Go's JSON and I/O error sentences: ours says what to send instead"
 _MALFORMED = "malformed HTTP: the same status and close; our body is a sentence, with nosniff as every other error has"
 
 RULES = [
-    Difference("connect-root connect-config", "405 for what is not offered, CONNECT too", 405, "<method>", closed=True),
+    Difference(
+        "connect-root connect-config connect-image",
+        "405 for what is not offered, CONNECT too",
+        405,
+        "<method>",
+        closed=True,
+    ),
     Difference(_METHODS, "405 with Allow where Incus runs the read", 405, "<method>", applies=_read_by_another_method),
+    Difference(
+        "image-percent",
+        "a percent sign is no wildcard: the one 404 that says nothing of which images there are",
+        404,
+        _NO_SUCH_IMAGE,
+        type="application/json",
+    ),
     Difference("head-api", "HEAD is implied by GET", 200, "", type="application/json", nosniff=False),
     Difference("get-*-gone", "no path of the host for a caller that has exited", 500, "pid not in container?\n"),
     Difference("patch-array patch-number-state patch-array-state patch-big-number", _OWN_WORDS, 400, SENTENCE),

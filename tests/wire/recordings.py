@@ -5,13 +5,15 @@
 connection 30 ms after the last answer. ``ready_after``: the state that the exchange left.
 
 Bytes are text with one character for each; where a piece repeats, a list of pieces, [piece, times] for those. Of a
-response there is what is compared: status, Content-Type, nosniff, Location, body; chunks are joined.
+response there is what is compared: status, Content-Type, nosniff, Location, other header fields of images, body; chunks
+are joined.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,15 @@ CONFIG: dict[str, dict[str, str]] = {
     "cloud-init": _CLOUD_INIT,
     "profile": {"user.both": "instance", "user.fromprofile": "p", "cloud-init.vendor-data": "#cloud-config\n{}\n"},
     "none": {},
+    "images": {"user.foo": "bar", "security.guestapi.images": "true"},
+    "images-off": {"security.guestapi.images": "false"},
     **{f"size {size}": {"user.size": "s" * size} for size in (2000, 2048, 2049, 4096, 5000)},
 }
+
+#: The images that the recorded Incus had: a public one, whose bytes were recorded; a private one, and a split one.
+PUBLIC = "429bc2e451d8a560c27cf01b5a82a4adc3d908408fb4bb564f2d3a8503bdad06"
+PRIVATE = "bb960cdb220dbfe2a987122c59eab1bda63ff7936c3bbaabb1e637d711195a75"
+SPLIT = "2153261497f9376ff1df8b8aa26e472c0d8b7925c72c1fc5fe37437195317649"
 
 #: What every recorded container had besides.
 HWADDR = {"volatile.eth0.hwaddr": "10:66:6a:36:7b:81"}
@@ -93,6 +102,13 @@ class Case:
         """All bytes that were sent."""
         return b"".join(unfold(step[1]) for step in self.steps if step[0] == "send")
 
+    def renamed(self, names: Mapping[str, str]) -> Case:
+        """The case with other images' fingerprints, and their first twelve digits, in place of the recorded ones."""
+        text = json.dumps(self.steps)
+        for old, new in names.items():
+            text = text.replace(old, new).replace(old[:12], new[:12])
+        return replace(self, steps=json.loads(text))
+
     @property
     def ready_before(self) -> bool:
         """Whether the instance was ready already, going by what was answered."""
@@ -111,6 +127,12 @@ def unfold(pieces: str | list[Any]) -> bytes:
     return b"".join(
         piece.encode("latin-1") if isinstance(piece, str) else piece[0].encode("latin-1") * piece[1] for piece in pieces
     )
+
+
+def public_image(cases: list[Case]) -> bytes:
+    """The public image, as it was sent."""
+    (body,) = [case.expected[0]["body"] for case in cases if case.name == "image-true-public"]
+    return bytes(body, "latin-1")
 
 
 def load() -> list[Case]:

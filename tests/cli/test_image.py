@@ -1,0 +1,214 @@
+"""`guestapi image`: what the operator types, and what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.command import Guestapi
+from tests.harness.service import COMMAND
+
+CONTENT = b"image" * 1000
+FP = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file to import."""
+    path = tmp_path / "debian.tar.xz"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def imported(guestapi: Guestapi, file: Path) -> Guestapi:
+    """The command, where one image was imported."""
+    assert guestapi.good("image", "import", str(file), "--public", "--alias", "debian/13") == f"{FP}\n"
+    return guestapi
+
+
+def listed(guestapi: Guestapi) -> Any:
+    """All images, as JSON."""
+    return guestapi("image", "list", "--format", "json").json
+
+
+def test_import_and_show(imported: Guestapi, file: Path) -> None:
+    """What was imported is shown by alias, fingerprint and its beginning, as a table and as JSON."""
+    shown = imported("image", "show", "debian/13", "--format", "json").json
+    created = shown.pop("created")
+    assert created.endswith("Z")
+    assert shown == {
+        "fingerprint": FP,
+        "aliases": ["debian/13"],
+        "type": "container",
+        "public": True,
+        "cached": False,
+        "size": 5000,
+        "files": [{"extension": ".tar.xz", "size": 5000}],
+    }
+    assert listed(imported) == [{**shown, "created": created}]
+    for name in (FP, FP[:12], "debian/13"):
+        table = imported.good("image", "show", name)
+        assert FP in table
+        assert str(imported.directory / "images" / FP) in table
+    row = imported.good("image", "list").splitlines()[3]
+    assert [cell.strip() for cell in row.strip("│").split("│")][:6] == [
+        "debian/13",
+        FP[:12],
+        "container",
+        "yes",
+        "",
+        "5.0 kB",
+    ]
+
+
+def test_import_of_two_files(guestapi: Guestapi, file: Path, tmp_path: Path) -> None:
+    """Metadata and root file system make one image; what is given first is the metadata."""
+    (tmp_path / "root.squashfs").write_bytes(b"root")
+    fingerprint = hashlib.sha256(CONTENT + b"root").hexdigest()
+    assert guestapi.good("image", "import", str(file), str(tmp_path / "root.squashfs")) == f"{fingerprint}\n"
+    (one,) = listed(guestapi)
+    assert [part["extension"] for part in one["files"]] == [".tar.xz", ".squashfs"]
+    assert one["public"] is False
+
+
+def test_errors_are_one_sentence(imported: Guestapi, file: Path, tmp_path: Path) -> None:
+    """What cannot be done is said in a sentence that names what it is about, and changes nothing."""
+    before = listed(imported)
+    for words, named in [
+        (["import", str(file)], FP),
+        (["import", str(tmp_path / "missing")], "missing"),
+        (["import", str(tmp_path)], str(tmp_path)),
+        (["show", "nope"], "'nope'"),
+        (["remove", "nope"], "'nope'"),
+        (["set", "nope", "--public"], "'nope'"),
+        (["set", FP, "--no-alias", "other"], "'other'"),
+        (["verify", "nope"], "'nope'"),
+    ]:
+        assert named in imported.fails("image", *words)
+    assert listed(imported) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["import"], ["import", "a", "b", "c"], ["set", "x"], ["show"], ["remove"], ["set", "x", "--public", "--what"]],
+)
+def test_misuse(imported: Guestapi, words: list[str]) -> None:
+    """A command that is called wrongly says how it is called."""
+    imported.misuse("image", *words)
+
+
+def test_set(imported: Guestapi) -> None:
+    """Set changes what it is told to change, all at once or not at all."""
+    imported.good("image", "set", FP[:6], "--private", "--cached", "--alias", "a", "--no-alias", "debian/13")
+    (one,) = listed(imported)
+    assert (one["public"], one["cached"], one["aliases"]) == (False, True, ["a"])
+    imported.fails("image", "set", "a", "--public", "--no-alias", "b")
+    imported.good("image", "set", "a", "--no-cached")
+    (one,) = listed(imported)
+    assert (one["public"], one["cached"], one["aliases"]) == (False, False, ["a"])
+
+
+def test_remove(imported: Guestapi) -> None:
+    """Remove forgets the image and deletes its file."""
+    imported.good("image", "remove", "debian/13")
+    assert listed(imported) == []
+    assert list((imported.directory / "images").iterdir()) == []
+
+
+def test_verify(imported: Guestapi) -> None:
+    """Verify reads every byte: exit 0 and a line if all is right, else exit 1 and a sentence that says what is not."""
+    path = imported.directory / "images" / FP
+    assert imported.good("image", "verify") == f"ok   {FP[:12]}: right\n"
+    times = path.stat()
+    path.write_bytes(b"J" + CONTENT[1:])
+    os.utime(path, ns=(0, times.st_mtime_ns))
+    for words in ([], [FP], ["debian/13"]):
+        done = imported("image", "verify", *words)
+        assert (done.code, done.err) == (1, "")
+        assert done.out.startswith(f"FAIL {FP[:12]}: {path}: its content was changed")
+    path.write_bytes(CONTENT[1:])
+    assert "has 4999 bytes, 5000 were imported" in imported("image", "verify").out
+    path.unlink()
+    done = imported("image", "verify", "--format", "json")
+    assert done.code == 1
+    assert "No such file" in done.out
+
+
+def test_verify_tells_of_strays(imported: Guestapi) -> None:
+    """A file of no image, as a crash can leave one, is told of, and is no fault."""
+    (imported.directory / "images" / ("0" * 64)).touch()
+    done = imported("image", "verify")
+    assert done.code == 0
+    assert "0" * 64 in done.out
+    assert imported("image", "verify", "--format", "json").json["strays"] == ["0" * 64]
+
+
+def test_check(imported: Guestapi) -> None:
+    """Check counts images, and fails if one of them cannot be given out."""
+    found = {one.split(":")[0]: one for one in imported("check").out.splitlines()}
+    assert "1 known, 5000 bytes" in found["ok   images"]
+    (imported.directory / "images" / FP).write_bytes(b"")
+    found = {one.split(":")[0]: one for one in imported("check").out.splitlines()}
+    assert "1 known, 1 cannot be given out" in found["FAIL images"]
+    assert "has 0 bytes, 5000 were imported" in found["FAIL images"]
+
+
+def test_directory_of_the_configuration(guestapi: Guestapi, file: Path, tmp_path: Path) -> None:
+    """Image files lie where the configuration says."""
+    with guestapi.config.open("a") as config:
+        config.write(f'[images]\ndirectory = "{tmp_path}/elsewhere"\n')
+    guestapi.good("image", "import", str(file))
+    assert (tmp_path / "elsewhere" / FP).read_bytes() == CONTENT
+    assert not (tmp_path / "images").exists()
+
+
+def test_progress_bar(guestapi: Guestapi, file: Path) -> None:
+    """On a terminal a bar shows how far it is; what a script reads is the fingerprint alone."""
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [COMMAND, "--config", guestapi.config, "image", "import", file],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        check=True,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    bar = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.stdout == f"{FP}\n".encode()
+    assert "importing" in bar
+    assert "5.0" in bar
+
+
+def test_interrupted_import(guestapi: Guestapi, tmp_path: Path) -> None:
+    """An import that is interrupted, or killed, leaves no image, and after the next one no trace."""
+    os.mkfifo(tmp_path / "endless.tar")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with (
+            subprocess.Popen(
+                [COMMAND, "--config", guestapi.config, "image", "import", tmp_path / "endless.tar"]
+            ) as run,
+            (tmp_path / "endless.tar").open("wb", buffering=0) as pipe,
+        ):
+            pipe.write(CONTENT)
+            until = time.monotonic() + 10
+            while not any(path.stat().st_size for path in (guestapi.directory / "images").glob(".import-*")):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            run.send_signal(number)
+            assert run.wait(10) != 0
+        assert listed(guestapi) == []
+        if number == signal.SIGINT:
+            assert list((guestapi.directory / "images").iterdir()) == []
+    (tmp_path / "f").write_bytes(b"f")
+    guestapi.good("image", "import", str(tmp_path / "f"))
+    assert len(list((guestapi.directory / "images").iterdir())) == 1

@@ -1,0 +1,348 @@
+"""Images in the store: what comes in whole, what is refused, and what is left when somebody is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from guestapi.model import Image
+from guestapi.names import InvalidNameError
+from guestapi.settings import Images, Settings, Store
+from guestapi.store import images
+from guestapi.store.images import ImageFileError, directory, import_image, open_files, remove_image, verify_image
+from guestapi.store.reading import Reader, view
+from guestapi.store.schema import UnknownImageError
+from guestapi.store.writing import ConflictError, Writer
+from tests.harness.service import USER
+from tests.store.processes import Other, other_process
+
+
+@pytest.fixture
+def where(settings: Settings) -> Path:
+    """The images' directory, which is not made yet."""
+    return directory(settings)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file to import."""
+    path = tmp_path / "My Image.TAR.gz"
+    path.write_bytes(b"image" * 1000)
+    return path
+
+
+def known(settings: Settings) -> list[Image]:
+    """All images of the store."""
+    with view(settings.store.url) as store:
+        return store.images()
+
+
+def opened(where: Path, image: Image) -> bytes:
+    """What a guest would get of an image."""
+    content = b""
+    for descriptor in open_files(where, image):
+        with os.fdopen(descriptor, "rb") as file:
+            content += file.read()
+    return content
+
+
+def test_unified_image(settings: Settings, writer: Writer, reader: Reader, where: Path, source: Path) -> None:
+    """A file becomes an image under its SHA-256, with all that is said of it, and its kind from its name."""
+    image = import_image(writer, where, [source], public=True, aliases=["b", "a", "b"])
+    assert image.fingerprint == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert [(file.extension, file.size) for file in image.files] == [(".tar.gz", 5000)]
+    assert (image.type, image.public, image.cached, image.aliases) == ("container", True, False, ("a", "b"))
+    assert abs(image.created - time.time()) < 60
+    assert known(settings) == [image]
+    assert reader.image(image.fingerprint) == image
+    assert opened(where, image) == source.read_bytes()
+    assert [path.name for path in where.iterdir()] == [image.fingerprint]
+
+
+def test_split_image(settings: Settings, writer: Writer, where: Path, source: Path, tmp_path: Path) -> None:
+    """Two files become one image under the SHA-256 of both in a row; a disk image makes it one of a virtual machine."""
+    disk = tmp_path / "disk.qcow2"
+    disk.write_bytes(b"QFI\xfb")
+    image = import_image(writer, where, [source, disk])
+    assert image.fingerprint == hashlib.sha256(source.read_bytes() + disk.read_bytes()).hexdigest()
+    assert [file.extension for file in image.files] == [".tar.gz", ".qcow2"]
+    assert image.type == "virtual-machine"
+    assert opened(where, image) == source.read_bytes() + disk.read_bytes()
+    assert {path.name for path in where.iterdir()} == {image.fingerprint, f"{image.fingerprint}.rootfs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "extension"),
+    [
+        ("a.tar.xz", ".tar.xz"),
+        ("a.b.squashfs", ".squashfs"),
+        ("a.img.xz", ".xz"),
+        ("a.tar.gz.part", ""),
+        ("tar", ""),
+        ('a"\r\nX: y', ""),
+        ("a.tar.gz\n", ""),
+    ],
+)
+def test_extension(writer: Writer, where: Path, tmp_path: Path, name: str, extension: str) -> None:
+    """The extension is one of those that are known, or none: a file's name cannot write a header field."""
+    (tmp_path / name).write_bytes(b"x")
+    assert import_image(writer, where, [tmp_path / name]).files[0].extension == extension
+
+
+def test_refused_imports(settings: Settings, writer: Writer, where: Path, source: Path, tmp_path: Path) -> None:
+    """What cannot be read, is empty, is there already or takes a name that is taken leaves everything as it was."""
+    import_image(writer, where, [source], aliases=["a"])
+    before, files = known(settings), sorted(where.iterdir())
+    (tmp_path / "empty").touch()
+    (tmp_path / "other").write_bytes(b"other")
+    with pytest.raises(ImageFileError, match="No such file"):
+        import_image(writer, where, [tmp_path / "missing"])
+    with pytest.raises(ImageFileError, match="Is a directory"):
+        import_image(writer, where, [tmp_path])
+    with pytest.raises(ImageFileError, match="is empty"):
+        import_image(writer, where, [source, tmp_path / "empty"])
+    with pytest.raises(ConflictError, match="there already"):
+        import_image(writer, where, [source])
+    with pytest.raises(ConflictError, match="alias 'a' is one of"):
+        import_image(writer, where, [tmp_path / "other"], aliases=["a"])
+    for alias in ("", "-a", "a\nb", "f" * 64):
+        with pytest.raises(InvalidNameError, match="alias"):
+            import_image(writer, where, [tmp_path / "other"], aliases=[alias])
+    assert (known(settings), sorted(where.iterdir())) == (before, files)
+
+
+def test_directory_can_be_elsewhere(settings: Settings, tmp_path: Path) -> None:
+    """The directory is the one of the settings, else `images` beside the database."""
+    assert directory(settings) == tmp_path / "images"
+    assert directory(Settings(store=settings.store, images=Images(directory="/srv/i"))) == Path("/srv/i")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_files_are_the_services(users_directory: Path, source: Path, tmp_path: Path, elsewhere: bool) -> None:
+    """Imported by root, directory and files are the state directory's owner's alone, wherever they lie."""
+    place = Images(directory=f"{tmp_path}/images" if elsewhere else None)
+    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"), images=place)
+    before = os.umask(0)
+    try:
+        image = import_image(Writer(settings, create=True), directory(settings), [source])
+    finally:
+        os.umask(before)
+    for path, mode in ((directory(settings), 0o40700), (directory(settings) / image.fingerprint, 0o100600)):
+        status = path.stat()
+        assert (status.st_uid, status.st_gid, status.st_mode) == (USER, USER, mode)
+
+
+def test_names_of_the_operator(settings: Settings, writer: Writer, where: Path, tmp_path: Path) -> None:
+    """An operator names an image by alias, fingerprint or the beginning of one alone; workers by fingerprint."""
+    made = []
+    for number in range(17):
+        (tmp_path / "f").write_bytes(b"%d" % number)
+        made.append(import_image(writer, where, [tmp_path / "f"], aliases=[f"alias-{number}"]))
+    with view(settings.store.url) as store:
+        assert store.image("alias-3") == made[3]
+        assert store.image(made[3].fingerprint) == made[3]
+        assert store.image(made[3].fingerprint[:12].upper()) == made[3]
+        firsts = [image.fingerprint[0] for image in made]
+        common = next(first for first in firsts if firsts.count(first) > 1)
+        with pytest.raises(UnknownImageError, match="more than one"):
+            store.image(common)
+        for wrong in ("", "nope", "%", "_" * 64, made[0].fingerprint + "0"):
+            with pytest.raises(UnknownImageError, match="no image"):
+                store.image(wrong)
+    reader = Reader(settings.store.url)
+    assert [reader.image(name) for name in (made[0].fingerprint[:12], "alias-0", made[0].fingerprint.upper())] == [
+        None
+    ] * 3
+    reader.close()
+
+
+def test_an_alias_wins(settings: Settings, writer: Writer, where: Path, source: Path, tmp_path: Path) -> None:
+    """An alias that looks like the beginning of another image's fingerprint means the image that it is an alias of."""
+    first = import_image(writer, where, [source])
+    (tmp_path / "f").write_bytes(b"f")
+    second = import_image(writer, where, [tmp_path / "f"], aliases=[first.fingerprint[:8]])
+    with view(settings.store.url) as store:
+        assert store.image(first.fingerprint[:8]) == second
+
+
+def test_changes_are_seen_at_once(writer: Writer, reader: Reader, where: Path, source: Path) -> None:
+    """A reader that is open sees what was imported, changed and removed with its next look."""
+    image = import_image(writer, where, [source])
+    with writer.change() as change:
+        change.set_image(image, public=True, cached=True, add_aliases=["x", "y"])
+    seen = reader.image(image.fingerprint)
+    assert seen is not None
+    assert (seen.public, seen.cached, seen.aliases) == (True, True, ("x", "y"))
+    with writer.change() as change:
+        change.set_image(seen, public=False, remove_aliases=["x"])
+    seen = reader.image(image.fingerprint)
+    assert seen is not None
+    assert (seen.public, seen.cached, seen.aliases) == (False, True, ("y",))
+    with pytest.raises(ConflictError, match="has no alias 'x'"), writer.change() as change:
+        change.set_image(seen, public=True, remove_aliases=["x"])
+    assert reader.image(image.fingerprint) == seen
+    remove_image(writer, where, "y")
+    assert reader.image(image.fingerprint) is None
+    assert list(where.iterdir()) == []
+
+
+def truncate(path: Path) -> None:
+    """Cut the last byte, and leave the time as it was."""
+    times = path.stat()
+    os.truncate(path, times.st_size - 1)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def link(path: Path) -> None:
+    """Put a link to the same bytes in its place."""
+    os.rename(path, path.with_suffix(".x"))
+    path.symlink_to(path.with_suffix(".x"))
+
+
+def fifo(path: Path) -> None:
+    """Put a pipe in its place that nobody writes to."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def rewrite(path: Path) -> None:
+    """Change a byte of it."""
+    with path.open("r+b") as file:
+        file.write(b"J")
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, truncate, link, fifo, rewrite])
+def test_spoilt_files(writer: Writer, where: Path, source: Path, spoil: Callable[[Path], None]) -> None:
+    """A file that is missing, cut, changed or something else is not opened, and not right: a sentence names it."""
+    image = import_image(writer, where, [source])
+    spoil(where / image.fingerprint)
+    held = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ImageFileError, match=str(where / image.fingerprint)) as raised:
+        open_files(where, image)
+    fault = verify_image(writer, where, image).fault
+    assert fault is not None
+    assert str(where / image.fingerprint) in fault
+    assert "\n" not in fault + str(raised.value)
+    assert len(os.listdir("/proc/self/fd")) == held
+
+
+def test_hidden_change(writer: Writer, where: Path, source: Path) -> None:
+    """A change that hides behind the old size and time is found by reading it all."""
+    image = import_image(writer, where, [source])
+    path = where / image.fingerprint
+    rewrite(path)
+    os.utime(path, ns=(0, image.files[0].mtime_ns))
+    assert "content was changed" in (verify_image(writer, where, image).fault or "")
+
+
+def test_restored_files(settings: Settings, writer: Writer, where: Path, source: Path) -> None:
+    """Files that look different but are right, as after a restore, are right again once they were verified."""
+    image = import_image(writer, where, [source])
+    os.utime(where / image.fingerprint, ns=(0, 10**18))
+    with pytest.raises(ImageFileError, match="guestapi image verify"):
+        open_files(where, image)
+    verdict = verify_image(writer, where, image)
+    assert (verdict.fault, verdict.renewed) == (None, True)
+    (renewed,) = known(settings)
+    assert opened(where, renewed) == source.read_bytes()
+    assert verify_image(writer, where, renewed).renewed is False
+
+
+def test_leftovers_are_cleaned(writer: Writer, where: Path, source: Path) -> None:
+    """The next import takes away what a killed one has left, but not what one under way is working at."""
+    where.mkdir(0o700)
+    (where / ".import-dead").write_bytes(b"half")
+    (where / ".import-alive").write_bytes(b"half")
+    with (where / ".import-alive").open("rb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        image = import_image(writer, where, [source])
+        assert {path.name for path in where.iterdir()} == {".import-alive", image.fingerprint}
+    assert images.stray_files(where, [image]) == []
+
+
+def test_stray_files(writer: Writer, where: Path, source: Path) -> None:
+    """A file without a row, as a crash may leave it, is found, and no obstacle when its image is imported again."""
+    image = import_image(writer, where, [source])
+    with writer.change() as change:
+        change.remove_image(image)
+    assert images.stray_files(where, []) == [image.fingerprint]
+    (where / image.fingerprint).write_bytes(b"other content")
+    again = import_image(writer, where, [source])
+    assert opened(where, again) == source.read_bytes()
+    assert images.stray_files(where, [again]) == []
+
+
+IMPORTING = """
+from pathlib import Path
+from guestapi.store.images import directory, import_image, remove_image
+writer = Writer(settings)
+sources = [Path(name) for name in heard().split()]
+while True:
+    say("go")
+    image = import_image(writer, directory(settings), sources)
+    say("done")
+    remove_image(writer, directory(settings), image.fingerprint)
+"""
+
+
+def test_killed_imports(settings: Settings, writer: Writer, where: Path, tmp_path: Path) -> None:
+    """Whenever an import or a removal is killed, each image that is known is whole, and the next import cleans up."""
+    sources = [tmp_path / "meta.tar.xz", tmp_path / "root.squashfs"]
+    for source in sources:
+        source.write_bytes(os.urandom(3 << 20))
+    known_at_the_end = 0
+
+    def import_again(other: Other, words: int) -> None:
+        other.tell(" ".join(map(str, sources)))
+        for _word in range(words):
+            other.hear()
+
+    for attempt in range(24):
+        with other_process(settings, IMPORTING) as other:
+            import_again(other, 1 + attempt % 2)
+            # No event is awaited: any moment is as good as any other, and each must leave things in order.
+            time.sleep(attempt * 0.0015)
+            other.kill()
+        for image in known(settings):
+            known_at_the_end += 1
+            assert verify_image(writer, where, image).fault is None
+            remove_image(writer, where, image.fingerprint)
+    whole = import_image(writer, where, sources)
+    assert opened(where, whole) == b"".join(source.read_bytes() for source in sources)
+    assert {path.name for path in where.iterdir()} == {whole.fingerprint, f"{whole.fingerprint}.rootfs"}
+    assert known_at_the_end, "not once was an import quick enough"
+
+
+def test_two_import_the_same(settings: Settings, writer: Writer, where: Path, source: Path) -> None:
+    """Of two who import the same image at the same time, one is told that it is there, and it is whole."""
+    code = """
+from pathlib import Path
+from guestapi.store.images import directory, import_image
+writer = Writer(settings)
+source = Path(heard())
+say("ready")
+heard()
+try:
+    import_image(writer, directory(settings), [source])
+    say("imported")
+except StoreError as error:
+    say(error)
+"""
+    with other_process(settings, code) as first, other_process(settings, code) as second:
+        for other in (first, second):
+            other.tell(str(source))
+            assert other.hear() == "ready"
+        for other in (first, second):
+            other.tell("go")
+        said = sorted([first.hear(), second.hear()])
+    assert said[1] == "imported"
+    assert "is there already" in said[0]
+    (image,) = known(settings)
+    assert opened(where, image) == source.read_bytes()
