@@ -14,7 +14,7 @@ import systemd.journal
 
 from guestapi.callers.identify import Caller
 from guestapi.model import Instance
-from guestapi.server.connection import Answer
+from guestapi.server.service import Answer
 from guestapi.settings import Log
 from guestapi.store.schema import StoreError
 

@@ -19,9 +19,10 @@ from gevent.hub import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
 from guestapi.callers.identify import Identifier
-from guestapi.server.connection import Answer, Connection, Service
+from guestapi.server.connection import Connection
 from guestapi.server.logs import RequestLog
 from guestapi.server.offload import OffloadedStore
+from guestapi.server.service import Answer, Service
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)

@@ -112,6 +112,7 @@ class Container:
             "base": base,
             "hostname": hostname,
             "agent": str(HERE / "agent.py"),
+            "checkout": str(HERE.parents[1]),
         }
         self._launcher = subprocess.Popen(
             [*enter, "/usr/bin/python3", "-I", "-S", str(HERE / "launch.py"), json.dumps(options)],

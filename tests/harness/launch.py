@@ -2,7 +2,8 @@
 UTS, IPC and cgroup namespace; then PID 1. Prints the PID of the container's init, and ends when that ends.
 
 Runs on the system's Python alone. Its one argument is JSON: ``binds`` (pairs of host and guest directories),
-``base`` (which host UID is root inside; null: no user namespace), ``hostname``, ``agent`` (path of agent.py).
+``base`` (which host UID is root inside; null: no user namespace), ``hostname``, ``agent`` (path of agent.py),
+``checkout`` (the project's directory).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-def prepare_mounts(binds: list[list[str]]) -> None:
+def prepare_mounts(binds: list[list[str]], checkout: str) -> None:
     call("unshare", CLONE_NEWNS)
     mount("--make-rprivate", "/")
     mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/mnt")
@@ -48,14 +49,19 @@ def prepare_mounts(binds: list[list[str]]) -> None:
             os.makedirs(f"/mnt/{guest[5:]}")
             mount("--bind", host, f"/mnt/{guest[5:]}")
     mount("--move", "/mnt", "/dev")
-    # A /tmp of its own, which is also the only directory that the container's root may write to.
-    mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp")
+    # A /tmp of its own, which is also the only directory that the container's root may write to. The checkout stays
+    # visible in it, if that is where it lies.
+    mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/mnt")
+    if checkout.startswith("/tmp/"):
+        os.makedirs(f"/mnt/{checkout[5:]}")
+        mount("--bind", checkout, f"/mnt/{checkout[5:]}")
+    mount("--move", "/mnt", "/tmp")
 
 
 def main() -> None:
     options = json.loads(sys.argv[1])
     agent = open(options["agent"], "rb").read()  # noqa: SIM115 - /tmp is about to be another one
-    prepare_mounts(options["binds"])
+    prepare_mounts(options["binds"], options["checkout"])
     base = options["base"]
     ours, theirs = socket.socketpair()
     child = os.fork()

@@ -13,7 +13,7 @@ import pytest
 
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init
-from guestapi.server import connection
+from guestapi.server import connection, service
 from guestapi.settings import Limits
 from tests.harness.containers import Container, parse, request
 from tests.harness.service import Service
@@ -367,7 +367,7 @@ def test_one_send_for_an_answer(size: int) -> None:
         return [b"x" * size]
 
     refused: list[tuple[Caller | None, str, int, str]] = []
-    service = connection.Service(
+    shared = service.Service(
         application,
         Identifier(Nobody()),
         Limits(),
@@ -376,7 +376,7 @@ def test_one_send_for_an_answer(size: int) -> None:
         multiprocess=False,
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.Connection(service, ours, "incus").start()
+    connection.Connection(shared, ours, "incus").start()
     with (
         gevent.Timeout(10),
         gevent.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=theirs.detach()) as client,
@@ -390,5 +390,5 @@ def test_one_send_for_an_answer(size: int) -> None:
         assert client.recv(1) == b""
     assert [status for _caller, _dialect, status, _text in refused] == [400]
     with gevent.Timeout(10):
-        while service.connections:
+        while shared.connections:
             gevent.sleep(0.001)

@@ -1,0 +1,108 @@
+"""What the connections of a worker have in common, and what becomes of a request."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from gevent.threadpool import ThreadPool
+
+from guestapi.callers.identify import Caller, Identifier
+from guestapi.model import Instance
+from guestapi.server.http import Environ
+from guestapi.server.stream import Pings
+from guestapi.server.transfer import DISK_THREADS
+from guestapi.settings import Limits
+
+if TYPE_CHECKING:
+    from guestapi.server.connection import Connection
+
+
+class Service:
+    """What all connections of a worker share. `worker.GuestWorker` makes one."""
+
+    def __init__(
+        self,
+        application: Callable[..., Iterable[bytes]],
+        identifier: Identifier,
+        limits: Limits,
+        answered: Callable[[Answer], None],
+        refused: Callable[[Caller | None, str, int, str], None],
+        *,
+        multiprocess: bool,
+    ) -> None:
+        """Args:
+        application: the WSGI application.
+        identifier: who is at the other end of a socket.
+        limits: sizes and times.
+        answered: called after each response of the application.
+        refused: called with caller, dialect, status and text of what the server itself refuses.
+        multiprocess: there are other workers (``wsgi.multiprocess``).
+        """
+        self.application = application
+        self.identifier = identifier
+        self.limits = limits
+        self.answered = answered
+        self.refused = refused
+        self.connections: set[Connection] = set()
+        self.pings = Pings()
+        self.disk = ThreadPool(DISK_THREADS)
+        self.stopping = False
+        self._held: dict[int | None, int] = {}
+        self.environ = {
+            "wsgi.version": (1, 0),
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": multiprocess,
+            "wsgi.run_once": False,
+            "wsgi.errors": sys.stderr,
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": "localhost",
+            "SERVER_PORT": "0",
+            "REMOTE_ADDR": "",
+        }
+
+    def enter(self, instance_id: int | None) -> bool:
+        """Count a connection of an instance, or of all unknown callers together; False if it has too many."""
+        held = self._held.get(instance_id, 0)
+        if held >= self.limits.connections_per_instance:
+            return False
+        self._held[instance_id] = held + 1
+        return True
+
+    def leave(self, instance_id: int | None) -> None:
+        """The opposite of `enter`."""
+        left = self._held[instance_id] - 1
+        if left:
+            self._held[instance_id] = left
+        else:
+            del self._held[instance_id]
+
+
+class Answer:
+    """What became of a request: for the logs and for gunicorn's hooks, which know such an object as ``resp``."""
+
+    __slots__ = ("caller", "dialect", "environ", "headers", "seconds", "sent", "status")
+
+    def __init__(
+        self,
+        environ: Environ,
+        caller: Caller,
+        dialect: str,
+        status: str,
+        headers: list[tuple[str, str]],
+        sent: int,
+        seconds: float,
+    ) -> None:
+        self.environ = environ
+        self.caller = caller
+        self.dialect = dialect
+        self.status = status
+        self.headers = headers
+        self.sent = sent
+        self.seconds = seconds
+
+    @property
+    def instance(self) -> Instance | None:
+        """The instance that was admitted, if one was."""
+        return self.environ.get("guestapi.instance")
