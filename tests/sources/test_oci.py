@@ -183,9 +183,9 @@ def hook(tmp_path: Path) -> Hook:
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def container() -> Iterator[Container]:
-    """Whose init can be registered."""
+    """Whose init can be registered, and which may be ended."""
     with Container() as running:
         yield running
 
@@ -204,6 +204,7 @@ def test_unknown_is_added_with_the_template(hook: Hook, container: Container) ->
     one = hook.instances()[ID[:12]]
     assert (one["status"], one["pid"], one["project"]) == ("running", container.pid, "pods")
     assert one["config"] == {"user.foo": "bar", "user.more": "yes"}
+    container.kill()
     hook.registers(state(STOPPED))
     assert ID[:12] not in hook.instances()
 
@@ -216,9 +217,18 @@ def test_known_keeps_its_own(hook: Hook, container: Container) -> None:
     hook.registers(created(container, name="web"))
     one = hook.instances()["web"]
     assert (one["status"], one["config"]) == ("running", {"user.foo": "bar", "user.mine": "kept"})
+    container.kill()
     hook.registers(state(STOPPED, annotations={"guestapi.name": "web"}))
     one = hook.instances()["web"]
     assert (one["status"], one["config"]) == ("stopped", {"user.foo": "bar", "user.mine": "kept"})
+
+
+@pytest.mark.root
+def test_late_end_of_a_namesake(hook: Hook, container: Container) -> None:
+    """The end of a container that had the name before, told late, does not stop the one that has it now."""
+    hook.registers(created(container, name="web"))
+    hook.registers(state(STOPPED, annotations={"guestapi.name": "web"}))
+    assert hook.instances()["web"]["status"] == "running"
 
 
 def test_end_of_an_unknown_one(hook: Hook) -> None:
