@@ -42,7 +42,7 @@ class Channel:
         self._readable = self._hub.loop.io(sock.fileno(), _READABLE)
         self._writable: Any = None
         self._timer: Any = None
-        self._greenlet: greenlet | None = None
+        self._greenlet: greenlet = getcurrent()
         self._buffer = b""
         self._deadline = 0.0
         self._waiting = False
@@ -104,7 +104,7 @@ class Channel:
         if self._wakeable:
             # Once: whoever calls next finds it awake.
             self._wakeable = False
-            self._hub.loop.run_callback(self._greenlet.switch)  # type: ignore[union-attr]
+            self._hub.loop.run_callback(self._greenlet.switch)
 
     def read_available(self, size: int) -> bytes | None:
         """What the client has sent, at most `size` bytes; b"" at its end, None if there is nothing."""
@@ -196,7 +196,7 @@ class Channel:
     def _wait(self, watcher: Any) -> None:
         """Give way to the event loop until `watcher` fires; raises LateError when the deadline passes first."""
         self._waiting = True
-        watcher.start(self._greenlet.switch)  # type: ignore[union-attr]
+        watcher.start(self._greenlet.switch)
         try:
             self._hub.switch()
         finally:
@@ -224,7 +224,7 @@ class Channel:
     def _on_timer(self) -> None:
         left = self._deadline - time.monotonic()
         if self._waiting and left <= 0:
-            self._greenlet.throw(LateError)  # type: ignore[union-attr]
+            self._greenlet.throw(LateError)
         else:
             # Not waiting means at work: look again a little later.
             self._arm(max(left, 0.1))
