@@ -18,8 +18,9 @@ RUNTIME_FILES = lxc-guestapi.conf oci-guestapi.json nspawn-guestapi.conf
 BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
 # What the demo and the tests do, they do with the real thing.
 DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
-TEST_PACKAGES = $(DEMO_PACKAGES) dbus strace python3-requests python3-yaml python3-configobj python3-jinja2 \
-	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static
+TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps python3-requests python3-yaml python3-configobj python3-jinja2 \
+	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
+	systemd-container
 
 .PHONY: help demo test lint format install uninstall clean
 
