@@ -20,7 +20,7 @@ BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
 DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
 TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps python3-requests python3-yaml python3-configobj python3-jinja2 \
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
-	systemd-container
+	systemd-container uidmap
 
 .PHONY: help demo test lint format install uninstall clean
 
