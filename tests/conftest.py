@@ -25,6 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """In CI a skipped test is one that should have run."""
+    # pluggy's wrappers are typed without what their yield returns.
     report = yield
     if CI and report.skipped:  # type: ignore[attr-defined]
         report.outcome = "failed"  # type: ignore[attr-defined]

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
+from weakref import WeakValueDictionary
 
+from guestapi.model import Notification
 from guestapi.notifications.events import Event, gap
 from guestapi.store.reading import Entries
 
@@ -109,7 +111,7 @@ class Listener:
             # The log's ids have no holes, so what lies between was there and is not any more.
             if entries.oldest > position + 1:
                 yield [gap(position, entries.oldest)]
-            yield [event for event in map(Event, entries.found) if self._wants(event)]
+            yield [event for event in map(self._broker.event, entries.found) if self._wants(event)]
             if not entries.more:
                 return
             position = entries.found[-1].id
@@ -170,6 +172,8 @@ class Broker:
         self._listeners: dict[int, set[Listener]] = {}
         self._position = 0
         self._replaced = 0
+        #: Those that some listener still has to send, so that they are encoded once for all who do.
+        self._events: WeakValueDictionary[int, Event] = WeakValueDictionary()
 
     def subscribe(
         self, instance_id: int, types: frozenset[str] | None, since: int | None, may: Callable[[], int | None]
@@ -219,6 +223,7 @@ class Broker:
             # Another store lies there: its ids mean nothing to anybody who listens.
             self._replaced = self.log.replaced
             self._position = self.log.latest()
+            self._events.clear()
             self.end_all(_TRY_AGAIN_LATER)
             return False
         if entries.oldest > self._position + 1 and self._position:
@@ -227,11 +232,18 @@ class Broker:
         for entry in entries.found:
             listeners = self._listeners.get(entry.instance_id)
             if listeners:
-                event = Event(entry)
+                event = self.event(entry)
                 for listener in tuple(listeners):
                     listener.hear(event)
             self._position = entry.id
         return entries.more
+
+    def event(self, entry: Notification) -> Event:
+        """The event of an entry of the log; the same one for all who have it to send at the same time."""
+        event = self._events.get(entry.id)
+        if event is None:
+            self._events[entry.id] = event = Event(entry)
+        return event
 
     def ask_all(self) -> None:
         """Have every listener asked whether it may still listen: an init may have ended without an entry in the log."""

@@ -61,6 +61,7 @@ class Body(io.RawIOBase):
         """Always: what io.RawIOBase asks for."""
         return True
 
+    # typeshed wants any buffer; io hands these two.
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """As io.RawIOBase: at least one byte, or 0 at the end."""
         data = self._next(len(buffer))

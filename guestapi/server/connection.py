@@ -200,10 +200,11 @@ class Connection(Channel):
     ) -> bool | Handover:
         """Send what the application said, once the request's body is done with; returns as `_respond`."""
         service, environ = self._service, head.environ
-        if (handover := environ.pop(HANDOVER, None)) is not None:
+        handover: Handover | None = environ.pop(HANDOVER, None)
+        if handover is not None:
             answer = Answer(environ, caller, self._dialect, handover.status, [], 0, time.monotonic() - began)
             service.answered(answer)
-            return handover  # type: ignore[no-any-return]
+            return handover
         # CONNECT would make a tunnel of the connection (RFC 9110, section 9.3.6): whatever follows is no request.
         close = not head.keep_alive or service.stopping or environ["REQUEST_METHOD"] == "CONNECT"
         if body is not None:

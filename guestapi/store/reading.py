@@ -411,6 +411,7 @@ def init_of(row: RowMapping) -> Init | None:
 @contextmanager
 def _snapshot(connection: Connection) -> Iterator[None]:
     """Several statements that see the same moment; a writer's transaction is that already."""
+    # Optional to SQLAlchemy, for a connection that was given back; this one is in use.
     if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
         yield
         return

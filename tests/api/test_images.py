@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ DIALECTS = [
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
     """Whatever is answered, no file stays open."""
+    # What other tests have left behind is not to go away in the middle of this one.
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     yield
     assert len(os.listdir("/proc/self/fd")) == before
@@ -40,6 +43,7 @@ def add(store: MemoryStore, fingerprint: str, *files: tuple[str, bytes], **optio
         held.append(ImageFile(extension, len(content), 784_111_777_500_000_000))
     kind = "virtual-machine" if options.pop("vm", False) else "container"
     public, cached = options.get("public", False), options.get("cached", False)
+    # One of the two literals, which mypy takes for any text.
     store.images[fingerprint] = Image(fingerprint, kind, public, cached, 0.0, tuple(held), ())  # type: ignore[arg-type]
 
 
@@ -103,6 +107,7 @@ def test_split_image(store: MemoryStore, vm: bool, part: str) -> None:
     parts = form.get_payload()
     assert isinstance(parts, list)
     described = [
+        # Untyped parts of a multipart message: each is a message here.
         (one.get_param("name", header="content-disposition"), one.get_filename(), one.get_content_type())  # type: ignore[union-attr]
         for one in parts
     ]

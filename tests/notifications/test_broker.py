@@ -233,6 +233,20 @@ def test_event_is_encoded_once(store: Settings) -> None:
     assert first.written(Form.WEBSOCKET, numbered=False) is second.written(Form.WEBSOCKET, numbered=False)
 
 
+def test_missed_event_is_encoded_once(store: Settings) -> None:
+    """Listeners that catch up side by side, and one that hears it live, are given the very same bytes."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=3)
+    live = broker.subscribe(1, None, 0, lambda: None)
+    set_key(store, "x")
+    broker.look()
+    (heard,) = live.pop()
+    written = heard.written(Form.WEBSOCKET, numbered=True)
+    for _number in range(2):
+        late = broker.subscribe(1, None, heard.id - 1, lambda: None)
+        ((missed,),) = late.missed()
+        assert missed.written(Form.WEBSOCKET, numbered=True) is written
+
+
 def test_listener_that_falls_behind(store: Settings) -> None:
     """More events than may wait mark the listener, not the others."""
     broker = Broker(Reader(store.store.url), queue_limit=3, listeners_per_instance=2)

@@ -317,6 +317,7 @@ def test_killed_import(alone: Service, guest: Container, tmp_path: Path) -> None
     for half in range(0, 24 * MIB, 4 * MIB):
         command = [str(COMMAND), "--config", str(alone.config), "image", "import", f"{tmp_path}/big.tar.gz", "--public"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
+            # Bound by defaults, for the loop goes on; mypy cannot infer such a lambda.
             wait_until(lambda half=half, run=run: run.poll() is not None or draft_size(where) >= half)  # type: ignore[misc]
             run.kill()
         answer = guest.run(

@@ -193,6 +193,7 @@ def container() -> Iterator[Container]:
 def created(container: Container, **annotations: str) -> bytes:
     """The state of a container of that init; ``name`` is the annotation guestapi.name."""
     named = {f"guestapi.{key}": value for key, value in annotations.items()}
+    # CREATED is JSON, whose values have any type; its annotations are a mapping.
     return state(CREATED, pid=container.pid, annotations={**CREATED["annotations"], **named})  # type: ignore[dict-item]
 
 

@@ -129,6 +129,7 @@ def test_store_is_a_dict(
     for kind, wanted in steps:
         with writer.change() as change:
             if kind == "config":
+                # What a step holds depends on its first word, which a type checker does not follow; below too.
                 config |= wanted  # type: ignore[arg-type]
                 change.configure(change.instance("default", name), wanted)  # type: ignore[arg-type]
             else:
