@@ -8,6 +8,7 @@ import click
 from click.shell_completion import get_completion_class
 
 import guestapi
+from guestapi import journal
 from guestapi.cli.check import check
 from guestapi.cli.common import OneSentence, Operator
 from guestapi.cli.config import config
@@ -17,7 +18,11 @@ from guestapi.cli.hook import hook
 from guestapi.cli.image import image
 from guestapi.cli.instance import instance
 from guestapi.dialects import DIALECTS
+from guestapi.server.systemd import notify
 from guestapi.settings import Listener
+
+#: Where the REST API of each daemon listens.
+DAEMON_SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.socket"}
 
 
 @click.group(cls=OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,6 +44,23 @@ def serve(operator: Operator, sockets: tuple[str, ...], workers: int | None) -> 
     from guestapi.server.master import serve as run
 
     run(operator.file, tuple(map(_listener, sockets)), workers)
+
+
+@main.command()
+@click.argument("daemon", type=click.Choice(sorted(DAEMON_SOCKETS)))
+@click.option("--socket", metavar="PATH", help="Where the daemon listens, if not at its usual place.")
+@click.pass_obj
+def mirror(operator: Operator, daemon: str, socket: str | None) -> None:
+    """Keep the store as a running Incus or LXD is, in the foreground; waits for the daemon if it is not there."""
+    # An HTTP client and all that: for this command alone.
+    from guestapi.sources.mirror import Mirror
+
+    journal.set_up(operator.settings.log.level)
+    Mirror(operator.settings, daemon, socket or DAEMON_SOCKETS[daemon], _say).run()
+
+
+def _say(status: str) -> None:
+    notify("READY=1", "WATCHDOG=1", f"STATUS={status}")
 
 
 @main.command()
