@@ -81,7 +81,7 @@ def mirror(change: Change, source: str, wanted: Mirrored) -> Instance:
     if wanted.init is not None:
         instance = change.start(instance, wanted.init)
         _merge_ready(change, instance, wanted.ready)
-    return instance
+    return change.instance(wanted.project, wanted.name)
 
 
 def is_same(instance: Instance, wanted: Mirrored) -> bool:
