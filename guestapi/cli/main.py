@@ -8,7 +8,6 @@ import click
 from click.shell_completion import get_completion_class
 
 import guestapi
-from guestapi import journal
 from guestapi.cli.check import check
 from guestapi.cli.common import OneSentence, Operator
 from guestapi.cli.config import config
@@ -17,12 +16,9 @@ from guestapi.cli.events import events
 from guestapi.cli.hook import hook
 from guestapi.cli.image import image
 from guestapi.cli.instance import instance
+from guestapi.cli.mirror import mirror
 from guestapi.dialects import DIALECTS
-from guestapi.server.systemd import notify
 from guestapi.settings import Listener
-
-#: Where the REST API of each daemon listens.
-DAEMON_SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.socket"}
 
 
 @click.group(cls=OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,23 +43,6 @@ def serve(operator: Operator, sockets: tuple[str, ...], workers: int | None) -> 
 
 
 @main.command()
-@click.argument("daemon", type=click.Choice(sorted(DAEMON_SOCKETS)))
-@click.option("--socket", metavar="PATH", help="Where the daemon listens, if not at its usual place.")
-@click.pass_obj
-def mirror(operator: Operator, daemon: str, socket: str | None) -> None:
-    """Keep the store as a running Incus or LXD is, in the foreground; waits for the daemon if it is not there."""
-    # An HTTP client and all that: for this command alone.
-    from guestapi.sources.mirror import Mirror
-
-    journal.set_up(operator.settings.log.level)
-    Mirror(operator.settings, daemon, socket or DAEMON_SOCKETS[daemon], _say).run()
-
-
-def _say(status: str) -> None:
-    notify("READY=1", "WATCHDOG=1", f"STATUS={status}")
-
-
-@main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the shell completion: eval "$(guestapi completion bash)"."""
@@ -81,5 +60,5 @@ def _listener(word: str) -> Listener:
     return Listener(path=str(Path(path).absolute()), dialect=dialect)
 
 
-for command in (instance, config, device, image, events, check, hook):
+for command in (instance, config, device, image, events, check, hook, mirror):
     main.add_command(command)

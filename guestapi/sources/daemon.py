@@ -43,10 +43,11 @@ class State(Struct):
 
 
 class Instance(Struct):
-    """An instance, as ``GET /1.0/instances?recursion=2`` has it. What is empty may be null."""
+    """An instance, as ``GET /1.0/instances?recursion=1`` has it; with 2, its state too. What is empty may be null."""
 
     name: str
     type: str
+    status: str = ""
     project: str = "default"
     location: str = ""
     created_at: str = ""
@@ -147,22 +148,34 @@ class Daemon:
             raise DaemonError(f"{self.socket}: the daemon does not trust us; is the mirror's user in its group?")
         return server
 
-    def instances(self) -> list[Instance]:
-        """All instances of all projects, with their state.
+    def instances(self, *, state: bool) -> list[Instance]:
+        """All instances of all projects.
+
+        Args:
+            state: with their state, for which the daemon looks into each: 25 to 40 ms an instance, 0.5 ms without.
 
         Raises:
             DaemonError: it does not answer.
         """
-        return self._get("/1.0/instances?recursion=2&all-projects=true", list[Instance])
+        return self._get(f"/1.0/instances?recursion={2 if state else 1}&all-projects=true", list[Instance])
 
     def instance(self, project: str, name: str) -> Instance:
-        """One instance, with its state.
+        """One instance, without its state.
 
         Raises:
             GoneError: there is none.
             DaemonError: it does not answer.
         """
-        return self._get(f"{_url(project, name)}&recursion=1", Instance)
+        return self._get(_url(project, name), Instance)
+
+    def state(self, project: str, name: str) -> State:
+        """The state of one instance.
+
+        Raises:
+            GoneError: there is none.
+            DaemonError: it does not answer.
+        """
+        return self._get(_url(project, name, "/state"), State)
 
     def configure(self, project: str, name: str, config: Mapping[str, str]) -> None:
         """Set keys of an instance.
@@ -271,5 +284,5 @@ def happened(event: Event) -> Happened | None:
         return None
 
 
-def _url(project: str, name: str) -> str:
-    return f"/1.0/instances/{quote(name, safe='')}?project={quote(project, safe='')}"
+def _url(project: str, name: str, below: str = "") -> str:
+    return f"/1.0/instances/{quote(name, safe='')}{below}?project={quote(project, safe='')}"

@@ -7,7 +7,7 @@ comes over. What a guest may not read it cannot tell from what is not there (403
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from guestapi import names
 from guestapi.dialects import DIALECTS
@@ -17,6 +17,8 @@ from guestapi.store.mirroring import Mirrored
 
 #: What the daemons write for an instance that is on no cluster member.
 _NOWHERE = ("", "none")
+#: What they call an instance that has no init.
+STOPPED = frozenset({"Error", "Stopped"})
 #: Where they keep what the guest said of itself, and the meta-data's instance-id.
 READY = "volatile.last_state.ready"
 _CLOUD_INIT_ID = "volatile.cloud-init.instance-id"
@@ -32,16 +34,15 @@ def is_here(instance: Instance, host: Environment) -> bool:
     return here and instance.type == "container"
 
 
-def translate(instance: Instance, host: Environment, find_init: Callable[[int], Init | None]) -> Mirrored:
+def translate(instance: Instance, host: Environment, init: Init | None) -> Mirrored:
     """What the store shall hold of an instance.
 
     Args:
         instance: as the daemon has it.
         host: the daemon itself.
-        find_init: the identity of the process with this PID, None if it is no container's init (any more).
+        init: of the instance, if it runs.
     """
     config = instance.expanded_config or {}
-    pid = instance.state.pid if instance.state else 0
     location = instance.location
     identity = _uuid(instance, config)
     return Mirrored(
@@ -58,7 +59,7 @@ def translate(instance: Instance, host: Environment, find_init: Callable[[int], 
             device: {option: value for option, value in options.items() if value}
             for device, options in (instance.expanded_devices or {}).items()
         },
-        init=find_init(pid) if pid > 0 else None,
+        init=init,
     )
 
 

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from threading import Thread
 
 from guestapi import model
-from guestapi.callers.namespaces import NotAnInitError, examine
+from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
 from guestapi.model import Init
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
 from guestapi.sources import incus
-from guestapi.sources.daemon import Daemon, DaemonError, GoneError, Server
+from guestapi.sources.daemon import Daemon, DaemonError, GoneError, Instance, Server
 from guestapi.sources.news import News, Work
 from guestapi.store import mirroring
 from guestapi.store.doorbell import Doorbell
@@ -115,12 +115,17 @@ class Mirror:
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
         host = self._server.environment
-        wanted = {(one.project, one.name): one for one in self._daemon.instances() if incus.is_here(one, host)}
-        self._faults.clear()
+        wanted = {_key(one): one for one in self._daemon.instances(state=False) if incus.is_here(one, host)}
         with view(self._url) as store:
-            known = {(one.project, one.name): one for one in store.instances() if one.source == self._name}
+            known = {_key(one): one for one in store.instances() if one.source == self._name}
+        if sum(_has_started(one, known.get(key)) for key, one in wanted.items()) > _SINGLE_LOOKS:
+            wanted = {_key(one): one for one in self._daemon.instances(state=True) if incus.is_here(one, host)}
+        self._faults.clear()
         for key, instance in wanted.items():
-            translated = incus.translate(instance, host, _find_init)
+            try:
+                translated = incus.translate(instance, host, self._init_of(instance, known.get(key)))
+            except GoneError:
+                continue  # Its end is among the news by now.
             if key not in known or not mirroring.is_same(known[key], translated):
                 self._write(translated)
         # Last: one that has another name by now was found again above.
@@ -131,15 +136,35 @@ class Mirror:
         """Make one instance in the store as the daemon has it."""
         self._faults.pop((project, name), None)
         host = self._server.environment
+        with view(self._url) as store:
+            known = store.find(project, name)
         try:
             instance = self._daemon.instance(project, name)
+            if incus.is_here(instance, host):
+                self._write(incus.translate(instance, host, self._init_of(instance, known)))
+            else:
+                self._forget(project, name)
         except GoneError:
             self._forget(project, name)
-            return
-        if incus.is_here(instance, host):
-            self._write(incus.translate(instance, host, _find_init))
-        else:
-            self._forget(project, name)
+
+    def _init_of(self, instance: Instance, known: model.Instance | None) -> Init | None:
+        """The init of an instance as it is now.
+
+        Raises:
+            GoneError: the instance is gone by now.
+        """
+        if not _has_started(instance, known):
+            # One that is alive is the one that it has, whatever the daemon is about to do with it.
+            return known.init if known and known.init and is_alive(known.init) else None
+        state = instance.state or self._daemon.state(*_key(instance))
+        if state.pid <= 0:
+            return None
+        try:
+            return examine(state.pid)
+        except NotAnInitError as error:
+            # It has just ended, and the daemon will say so; or else the mirror is not where the daemon is.
+            log.warning("%s in project %s: %s", instance.name, instance.project, error)
+            return None
 
     def _write(self, wanted: Mirrored) -> None:
         try:
@@ -206,10 +231,11 @@ class Mirror:
         self._tell(self._status)
 
 
-def _find_init(pid: int) -> Init | None:
-    try:
-        return examine(pid)
-    except NotAnInitError as error:
-        # It has just ended, and the daemon will say so; or else the mirror is not where the daemon is.
-        log.warning("%s", error)
-        return None
+def _key(instance: Instance | model.Instance) -> Key:
+    return instance.project, instance.name
+
+
+def _has_started(instance: Instance, known: model.Instance | None) -> bool:
+    """Whether an instance runs of which no living init is known."""
+    alive = known is not None and known.init is not None and is_alive(known.init)
+    return instance.status not in incus.STOPPED and not alive

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from guestapi.model import Device, Init, Instance, InstanceType, Mirror
@@ -115,6 +115,15 @@ def note_mirror(change: Change, mirror: Mirror) -> None:
     values = {name: getattr(mirror, name) for name in ("name", "socket", "connected", "contact", "lag", "fault")}
     statement = insert(mirrors).values(values)
     change.connection.execute(statement.on_conflict_do_update(index_elements=[mirrors.c.name], set_=values))
+
+
+def forget_mirror(change: Change, name: str) -> int:
+    """Take a mirror away, with all that it has brought; how many instances those were."""
+    brought = [one for one in change.instances() if one.source == name]
+    for instance in brought:
+        change.remove(instance)
+    change.connection.execute(delete(mirrors).where(mirrors.c.name == name))
+    return len(brought)
 
 
 def _renamed(change: Change, source: str, wanted: Mirrored) -> Instance | None:

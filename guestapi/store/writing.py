@@ -140,6 +140,18 @@ class Change(View):
         self._tell(created, [changes.lifecycle("instance-added", project, name)])
         return created
 
+    def own(self, project: str, name: str) -> Instance:
+        """The instance of that name, to be changed by others than a mirror.
+
+        Raises:
+            UnknownInstanceError: there is none.
+            ConflictError: a mirror brings it, and would undo the change.
+        """
+        instance = self.instance(project, name)
+        if instance.source is not None:
+            raise ConflictError(f"instance {name!r} is mirrored: change it with the command {instance.source!r}")
+        return instance
+
     def remove(self, instance: Instance) -> None:
         """Take an instance away, running or not, and all that is known of it."""
         self.connection.execute(delete(instances).where(instances.c.id == instance.id))
