@@ -186,6 +186,14 @@ class Daemon:
         """
         self._ask("PATCH", _url(project, name), json.dumps({"config": dict(config)}))
 
+    def projects(self) -> list[str]:
+        """The names of all projects.
+
+        Raises:
+            DaemonError: it does not answer.
+        """
+        return [unquote(urlsplit(url).path.rpartition("/")[2]) for url in self._get("/1.0/projects", list[str])]
+
     def images(self, project: str) -> list[Image]:
         """The images of a project.
 

@@ -19,6 +19,7 @@ from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
 from guestapi.sources import incus
 from guestapi.sources.daemon import Daemon, DaemonError, GoneError, Instance, Server
+from guestapi.sources.image_mirror import ImageMirror
 from guestapi.sources.news import News, Work
 from guestapi.store import mirroring
 from guestapi.store.doorbell import Doorbell
@@ -42,7 +43,7 @@ Key = tuple[str, str]
 
 
 class Mirror:
-    """Mirrors one daemon into the store, in one thread; two more only wait for news."""
+    """Mirrors one daemon into the store. One thread does it all; others wait for news, and copy images."""
 
     def __init__(self, settings: Settings, name: str, socket: str, tell: Callable[[str], None]) -> None:
         """Args:
@@ -58,6 +59,7 @@ class Mirror:
         self._writer = Writer(settings, create=True)
         self._name = name
         self._daemon = Daemon(socket)
+        self._images = ImageMirror(settings, self._writer, name, Daemon(socket))
         self._tell = tell
         self._news = News()
         self._server = Server()
@@ -74,6 +76,7 @@ class Mirror:
     def run(self) -> None:
         """Mirror until the process ends; a daemon that is not there is waited for."""
         Thread(target=self._listen, args=(Doorbell(database_file(self._url)),), daemon=True).start()
+        Thread(target=self._images.run, daemon=True).start()
         retry = _FIRST_RETRY
         while True:
             began = time.monotonic()
@@ -99,6 +102,9 @@ class Mirror:
                 self._contact = time.time()
                 self._do(work)
                 self._pass_on()
+                if work.images or work.everything or work.instances:
+                    # Images, or whether there is anybody who may have them.
+                    self._images.look()
                 if work.since:
                     self._lag = max(0.0, time.time() - work.since)
                 self._note("")
@@ -209,9 +215,10 @@ class Mirror:
 
     def _note(self, lost: str) -> None:
         """Write down how things are, if that has changed or was long ago; `lost`: why the daemon is not there."""
-        fault = lost or next(iter(self._faults.values()), "")
-        if not lost and len(self._faults) > 1:
-            fault += f" (and {len(self._faults) - 1} more, see the journal)"
+        faults = [lost] if lost else [*self._faults.values(), *self._images.faults]
+        fault = faults[0] if faults else ""
+        if len(faults) > 1:
+            fault += f" (and {len(faults) - 1} more, see the journal)"
         now = model.Mirror(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
         last = self._noted
         same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)

@@ -257,7 +257,9 @@ class Change(View):
         """
         if load_image(self.connection, image.fingerprint) is not None:
             raise ConflictError(f"image {image.fingerprint} is there already; 'guestapi image set' changes it")
-        values = {name: getattr(image, name) for name in ("fingerprint", "type", "public", "cached", "created")}
+        values = {
+            name: getattr(image, name) for name in ("fingerprint", "type", "public", "cached", "created", "source")
+        }
         self.connection.execute(insert(images).values(values))
         self._write_files(image)
         for alias in dict.fromkeys(image.aliases):
