@@ -26,7 +26,7 @@ def mirror(operator: Operator, daemon: str, socket: str | None, forget: bool) ->
         click.echo(f"forgotten: the mirror {daemon} and its {count} instances")
         return
     # An HTTP client and all that: for this command alone.
-    from guestapi.sources.mirror import Mirror
+    from guestapi.mirror.mirror import Mirror
 
     journal.set_up(operator.settings.log.level)
     Mirror(operator.settings, daemon, socket or SOCKETS[daemon], _say).run()

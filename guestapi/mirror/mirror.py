@@ -14,13 +14,13 @@ from threading import Thread
 
 from guestapi import model
 from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
+from guestapi.mirror import translate
+from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Instance, Server
+from guestapi.mirror.images import ImageMirror
+from guestapi.mirror.news import News, Work
 from guestapi.model import Init
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
-from guestapi.sources import incus
-from guestapi.sources.daemon import Daemon, DaemonError, GoneError, Instance, Server
-from guestapi.sources.image_mirror import ImageMirror
-from guestapi.sources.news import News, Work
 from guestapi.store import mirroring
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.mirroring import Mirrored
@@ -121,15 +121,15 @@ class Mirror:
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
         host = self._server.environment
-        wanted = {_key(one): one for one in self._daemon.instances(state=False) if incus.is_here(one, host)}
+        wanted = {_key(one): one for one in self._daemon.instances(state=False) if translate.is_here(one, host)}
         with view(self._url) as store:
             known = {_key(one): one for one in store.instances() if one.source == self._name}
         if sum(_has_started(one, known.get(key)) for key, one in wanted.items()) > _SINGLE_LOOKS:
-            wanted = {_key(one): one for one in self._daemon.instances(state=True) if incus.is_here(one, host)}
+            wanted = {_key(one): one for one in self._daemon.instances(state=True) if translate.is_here(one, host)}
         self._faults.clear()
         for key, instance in wanted.items():
             try:
-                translated = incus.translate(instance, host, self._init_of(instance, known.get(key)))
+                translated = translate.mirrored(instance, host, self._init_of(instance, known.get(key)))
             except GoneError:
                 continue  # Its end is among the news by now.
             if key not in known or not mirroring.is_same(known[key], translated):
@@ -146,8 +146,8 @@ class Mirror:
             known = store.find(project, name)
         try:
             instance = self._daemon.instance(project, name)
-            if incus.is_here(instance, host):
-                self._write(incus.translate(instance, host, self._init_of(instance, known)))
+            if translate.is_here(instance, host):
+                self._write(translate.mirrored(instance, host, self._init_of(instance, known)))
             else:
                 self._forget(project, name)
         except GoneError:
@@ -193,7 +193,7 @@ class Mirror:
             unsaid = mirroring.unsaid(store, self._name)
         for said in unsaid:
             try:
-                self._daemon.configure(said.project, said.name, {incus.READY: "true" if said.ready else "false"})
+                self._daemon.configure(said.project, said.name, {translate.READY: "true" if said.ready else "false"})
             except GoneError:
                 continue
             with self._writer.change() as change:
@@ -245,4 +245,4 @@ def _key(instance: Instance | model.Instance) -> Key:
 def _has_started(instance: Instance, known: model.Instance | None) -> bool:
     """Whether an instance runs of which no living init is known."""
     alive = known is not None and known.init is not None and is_alive(known.init)
-    return instance.status not in incus.STOPPED and not alive
+    return instance.status not in translate.STOPPED and not alive

@@ -21,8 +21,8 @@ from falcon.util.reader import BufferedReader
 
 from guestapi import model, names
 from guestapi.dialects import DIALECTS
+from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Image
 from guestapi.settings import Settings
-from guestapi.sources.daemon import Daemon, DaemonError, GoneError, Image
 from guestapi.store import images
 from guestapi.store.images import ImageFileError, Part
 from guestapi.store.reading import view

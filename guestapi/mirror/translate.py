@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from guestapi import names
 from guestapi.dialects import DIALECTS
+from guestapi.mirror.daemon import Environment, Instance
 from guestapi.model import Init
-from guestapi.sources.daemon import Environment, Instance
 from guestapi.store.mirroring import Mirrored
 
 #: What the daemons write for an instance that is on no cluster member.
@@ -34,7 +34,7 @@ def is_here(instance: Instance, host: Environment) -> bool:
     return here and instance.type == "container"
 
 
-def translate(instance: Instance, host: Environment, init: Init | None) -> Mirrored:
+def mirrored(instance: Instance, host: Environment, init: Init | None) -> Mirrored:
     """What the store shall hold of an instance.
 
     Args:

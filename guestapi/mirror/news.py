@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from threading import Condition
 
-from guestapi.sources.daemon import DaemonError, Event, happened
+from guestapi.mirror.daemon import DaemonError, Event, happened
 
 #: What happens to an instance and changes nothing that a guest could ask for: the action's second word.
 _IRRELEVANT = frozenset({"backup", "console", "exec", "file", "log", "metadata", "snapshot"})
