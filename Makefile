@@ -10,7 +10,7 @@ DESTDIR ?=
 SYSTEMD_DIR = $(DESTDIR)/etc/systemd/system
 CONF_DIR = $(DESTDIR)/etc/guestapi
 STATE_DIR = $(DESTDIR)/var/lib/guestapi
-UNITS = guestapi.service guestapi.socket guestapi-lxd.socket
+UNITS = guestapi.service guestapi.socket guestapi-lxd.socket guestapi-mirror.service guestapi-mirror-lxd.service
 # What container runtimes need; docs/lxc.md, docs/podman.md and docs/nspawn.md say where to put it.
 RUNTIME_FILES = lxc-guestapi.conf oci-guestapi.json nspawn-guestapi.conf
 

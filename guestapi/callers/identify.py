@@ -60,6 +60,7 @@ class Caller:
         instance_id, run: the instance, in the run in which it was recognised. None, 0: no known instance.
         init: the proof; None if there is no instance.
         started: the calling process's start time, where only /proc tells one process from the next of its PID.
+        contained: it is in another PID namespace than we are, so it may be in an instance, be it a known one or not.
     """
 
     credentials: Credentials
@@ -67,6 +68,7 @@ class Caller:
     run: int = 0
     init: LiveInit | None = None
     started: int | None = None
+    contained: bool = False
 
     @property
     def is_root(self) -> bool:
@@ -134,13 +136,15 @@ class Identifier:
         started = namespaces.start_time(who.pid) if pidfd is None else None
         namespace = namespaces.open_namespace(who.pid, pidfd, by_ioctl=self._pidfd)
         try:
+            contained = False
             for _level in range(_MAX_LEVELS):
                 number = namespaces.inode(namespace)
                 if number == namespaces.own_namespace():
                     break
+                contained = True
                 for instance_id, run, init in self._registrations.running_in(number):
                     if live := self._live(init, number):
-                        return Caller(who, instance_id, run, live, started)
+                        return Caller(who, instance_id, run, live, started, contained)
                 around = namespaces.open_parent(namespace)
                 if around is None:
                     break
@@ -148,7 +152,7 @@ class Identifier:
                 namespace = around
         finally:
             os.close(namespace)
-        return Caller(who)
+        return Caller(who, contained=contained)
 
     def _live(self, init: Init, number: int) -> LiveInit | None:
         """The registered init, if it is alive in the namespace `number`, which the caller holds open."""

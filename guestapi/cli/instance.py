@@ -58,7 +58,7 @@ def start(operator: Operator, name: str, project: str, pid: int) -> None:
     """The instance runs now; the process PID is its identity."""
     init = examine(pid)
     with operator.writer.change() as change:
-        change.start(change.instance(project, name), init)
+        change.start(change.own(project, name), init)
 
 
 @instance.command()
@@ -98,10 +98,11 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
             status(one),
             "Ready" if one.ready else "",
             str(one.init.pid) if one.init else "",
+            one.source or "",
         )
         for one in found
     )
-    print_table(["PROJECT", "NAME", "TYPE", "STATUS", "READY", "PID"], rows)
+    print_table(["PROJECT", "NAME", "TYPE", "STATUS", "READY", "PID", "MIRROR"], rows)
 
 
 @instance.command()

@@ -13,6 +13,7 @@ from guestapi.model import Instance
 from guestapi.server.http import Environ
 from guestapi.server.stream import Pings
 from guestapi.server.transfer import DISK_THREADS
+from guestapi.server.waiting import PatientIdentifier
 from guestapi.settings import Limits
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Service:
     def __init__(
         self,
         application: Callable[..., Iterable[bytes]],
-        identifier: Identifier,
+        identifier: Identifier | PatientIdentifier,
         limits: Limits,
         answered: Callable[[Answer], None],
         refused: Callable[[Caller | None, str, int, str], None],

@@ -23,6 +23,7 @@ from guestapi.server.connection import Connection
 from guestapi.server.logs import RequestLog
 from guestapi.server.offload import OffloadedStore
 from guestapi.server.service import Answer, Service
+from guestapi.server.waiting import PatientIdentifier
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,11 @@ class GuestWorker(GeventWorker):
         self._requests = requests
         self._service = Service(
             self.wsgi,
-            Identifier(store, pidfd=application.settings.callers.pidfd),
+            PatientIdentifier(
+                Identifier(store, pidfd=application.settings.callers.pidfd),
+                store.mirrored,
+                application.settings.callers,
+            ),
             application.settings.limits,
             self._answered,
             requests.refused,

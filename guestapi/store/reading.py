@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, RowMapping, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
-from guestapi.model import Image, ImageFile, Init, Instance, Notification
+from guestapi.model import Image, ImageFile, Init, Instance, Mirror, Notification
 from guestapi.store.schema import (
     StoreError,
     UnknownImageError,
@@ -34,6 +34,7 @@ from guestapi.store.schema import (
     image_files,
     images,
     instances,
+    mirrors,
     notifications,
     open_reader,
 )
@@ -66,6 +67,10 @@ _ALIASES = (
     .where(image_aliases.c.fingerprint == bindparam("fingerprint"))
     .order_by(image_aliases.c.alias)
 )
+
+_MIRROR = [mirrors.c[name] for name in ("name", "socket", "connected", "contact", "lag", "fault")]
+
+_MIRRORS = select(func.count()).select_from(mirrors)
 
 _log = notifications.c
 _LATEST = select(func.max(_log.id))
@@ -167,6 +172,14 @@ class Reader:
             StoreError: the store cannot be read.
         """
         return self._read(lambda connection: load_image(connection, fingerprint))
+
+    def mirrored(self) -> bool:
+        """Whether a mirror brings instances to this store.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return bool(self._read(lambda connection: connection.execute(_MIRRORS).scalar()))
 
     def latest(self) -> int:
         """The id of the change log's last entry, 0 if there was none yet.
@@ -300,32 +313,36 @@ def _size(instance: Instance) -> int:
 
 
 class View:
-    """The store at one moment, for the operator's command."""
+    """The store at one moment, for the operator's command.
+
+    Attributes:
+        connection: for the modules of this room alone.
+    """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     def latest(self) -> int:
         """As the function `latest`."""
-        return latest(self._connection)
+        return latest(self.connection)
 
     def entries(self, after: int, limit: int) -> Entries:
         """As the function `entries`, of all instances."""
-        return entries(self._connection, after, limit)
+        return entries(self.connection, after, limit)
 
     def instances(self, project: str | None = None) -> list[Instance]:
         """All instances, of one project or of all, by project and name."""
         query = select(instances.c.id).order_by(instances.c.project, instances.c.name)
         if project is not None:
             query = query.where(instances.c.project == project)
-        found = (load(self._connection, number) for number in self._connection.execute(query).scalars().all())
+        found = (load(self.connection, number) for number in self.connection.execute(query).scalars().all())
         return [instance for instance in found if instance is not None]
 
     def find(self, project: str, name: str) -> Instance | None:
         """The instance of that name, or None."""
         query = select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
-        number = self._connection.execute(query).scalar()
-        return None if number is None else load(self._connection, number)
+        number = self.connection.execute(query).scalar()
+        return None if number is None else load(self.connection, number)
 
     def instance(self, project: str, name: str) -> Instance:
         """The instance of that name.
@@ -339,10 +356,15 @@ class View:
             raise UnknownInstanceError(f"no instance {name!r}{where}; 'guestapi instance list' shows all")
         return found
 
+    def mirrors(self) -> list[Mirror]:
+        """How the mirrors of daemons are, by name."""
+        query = select(*_MIRROR).order_by(mirrors.c.name)
+        return [Mirror(*row) for row in self.connection.execute(query)]
+
     def images(self) -> list[Image]:
         """All images, by fingerprint."""
-        found = self._connection.execute(select(images.c.fingerprint).order_by(images.c.fingerprint)).scalars().all()
-        return [image for one in found if (image := load_image(self._connection, one)) is not None]
+        found = self.connection.execute(select(images.c.fingerprint).order_by(images.c.fingerprint)).scalars().all()
+        return [image for one in found if (image := load_image(self.connection, one)) is not None]
 
     def image(self, name: str) -> Image:
         """The image that an operator means: by alias, fingerprint, or the beginning of one fingerprint alone.
@@ -351,13 +373,13 @@ class View:
             UnknownImageError: there is none, or more than one.
         """
         alias = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == name)
-        found = list(self._connection.execute(alias).scalars())
+        found = list(self.connection.execute(alias).scalars())
         if not found and name:
             begins = func.substr(images.c.fingerprint, 1, len(name)) == name.lower()
-            found = list(self._connection.execute(select(images.c.fingerprint).where(begins).limit(2)).scalars())
+            found = list(self.connection.execute(select(images.c.fingerprint).where(begins).limit(2)).scalars())
         if len(found) > 1:
             raise UnknownImageError(f"{name!r} is the beginning of more than one fingerprint; give more of it")
-        image = load_image(self._connection, found[0]) if found else None
+        image = load_image(self.connection, found[0]) if found else None
         if image is None:
             raise UnknownImageError(f"no image {name!r}; 'guestapi image list' shows all")
         return image
@@ -398,6 +420,7 @@ def load(connection: Connection, instance_id: int) -> Instance | None:
             init=init_of(row),
             config={row.key: row.value for row in connection.execute(_CONFIG, {"id": instance_id})},
             devices={row.name: row.definition for row in connection.execute(_DEVICES, {"id": instance_id})},
+            source=row["source"],
         )
 
 
@@ -415,6 +438,7 @@ def load_image(connection: Connection, fingerprint: str) -> Image | None:
             created=row["created"],
             files=tuple(ImageFile(*file) for file in connection.execute(_IMAGE_FILES, {"fingerprint": fingerprint})),
             aliases=tuple(connection.execute(_ALIASES, {"fingerprint": fingerprint}).scalars()),
+            source=row["source"],
         )
 
 
