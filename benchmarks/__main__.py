@@ -27,7 +27,11 @@ def main() -> int:
         print("benchmarks need root: they run real containers", file=sys.stderr)
         return 2
     processes.build()
-    results: dict[str, Any] = {"cores": processes.cores(), "kernel": os.uname().release, "python": sys.version.split()[0]}
+    results: dict[str, Any] = {
+        "cores": processes.cores(),
+        "kernel": os.uname().release,
+        "python": sys.version.split()[0],
+    }
     parts = options.parts or ["requests"]
     if "requests" in parts:
         cells: list[requests.Cell] = []

@@ -51,7 +51,9 @@ class Contender:
 
 
 @contextmanager
-def service(container_name: str = INSTANCE, *, workers: int = 1, toml: str = TOML) -> Iterator[tuple[Service, Container]]:
+def service(
+    container_name: str = INSTANCE, *, workers: int = 1, toml: str = TOML
+) -> Iterator[tuple[Service, Container]]:
     """guestapi as tests run it, unprivileged, and a container that runs as an instance with 20 devices."""
     with (
         Service(workers=workers, dialects=["incus"], toml=toml) as running,

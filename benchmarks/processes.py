@@ -90,7 +90,10 @@ class Inside:
     def load(self, socket: str, manner: str, connections: int, seconds: float, paths: Sequence[str]) -> dict[str, Any]:
         """Run load.c, and what it says."""
         done = subprocess.run(
-            self.words("load", socket, manner, connections, seconds, *paths), capture_output=True, text=True, check=False
+            self.words("load", socket, manner, connections, seconds, *paths),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             return {"requests": 0, "errors": 1, "seconds": seconds, "p50": 0.0, "p99": 0.0, "max": 0.0}

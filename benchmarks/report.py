@@ -18,7 +18,9 @@ def table(cells: Sequence[Cell]) -> str:
     for cell in cells:
         ratio = cell.rate / first.rate if first.rate else 0.0
         figures = [f"{cell.rate:,.0f}", f"{ratio:.2f}", f"{cell.p50:,.0f}", f"{cell.p99:,.0f}"]
-        lines.append(_row([cell.contender, *figures, f"{cell.longest / 1000:.1f}", f"{cell.cost:.1f}", str(cell.errors)]))
+        lines.append(
+            _row([cell.contender, *figures, f"{cell.longest / 1000:.1f}", f"{cell.cost:.1f}", str(cell.errors)])
+        )
     return "\n".join(lines)
 
 

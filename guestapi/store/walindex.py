@@ -1,7 +1,7 @@
 """Whether anybody has committed, read from memory that SQLite's connections share: no statement, no system call.
 
-The file ``store.db-shm`` begins with the header of the write-ahead log's index (sqlite.org/walformat.html#the_wal_index_header).
-A commit is what changes it: after the log is on the disk, and before the commit returns to whoever made it, the writer
+The file ``store.db-shm`` begins with the header of the write-ahead log's index (sqlite.org/walformat.html, 2.1). A
+commit is what changes it: after the log is on the disk, and before the commit returns to whoever made it, the writer
 increments ``iChange`` there and puts down the log's new end and checksum. A connection that begins to read compares
 these 48 bytes with those that it saw last, and takes its whole cache for current if they are the same (walTryBeginRead
 in wal.c): that is what ``PRAGMA data_version`` tells. Here the same bytes are compared in the same memory.
