@@ -106,7 +106,7 @@ install:
 	for file in $(RUNTIME_FILES); do \
 		sed 's#/opt/guestapi#$(PREFIX)#g' $$file >$(CONF_DIR)/$${file##*/} && chmod 0644 $(CONF_DIR)/$${file##*/} || exit 1; \
 	done
-	install -d -m 0750 $(STATE_DIR)
+	install -d -m 0770 $(STATE_DIR)
 	@if [ -z "$(DESTDIR)" ]; then \
 		systemd-sysusers guestapi.conf && chown guestapi:guestapi $(STATE_DIR) || exit 1; \
 		if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
@@ -124,7 +124,7 @@ uninstall:
 		$(addprefix $(CONF_DIR)/,$(notdir $(RUNTIME_FILES)))
 	@if [ -d $(CONF_DIR) ]; then rmdir --ignore-fail-on-non-empty $(CONF_DIR); fi
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "the state stays in $(STATE_DIR), and the user guestapi, to whom it belongs"
+	@echo "the state stays in $(STATE_DIR), and the users guestapi, to whom it belongs, and guestapi-mirror"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -114,9 +115,12 @@ def _store(operator: Operator) -> tuple[object, str]:
     writer = Writer(operator.settings)
     with writer.change():
         pass
-    owner, parent = file.stat().st_uid, file.parent.stat().st_uid
-    if owner != parent:
-        raise StoreError(f"{file}: belongs to user {owner}, its directory to {parent}; chown --reference it")
+    status, parent = file.stat(), file.parent.stat()
+    shared = status.st_gid == parent.st_gid and stat.S_IMODE(status.st_mode) & 0o060 == 0o060
+    if status.st_uid != parent.st_uid and not shared:
+        raise StoreError(
+            f"{file}: belongs to user {status.st_uid}, its directory to {parent.st_uid}; chown --reference it"
+        )
     return writer, str(file)
 
 
