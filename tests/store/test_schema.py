@@ -182,7 +182,7 @@ def test_directory_is_refused(settings: Settings) -> None:
 
 
 def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """Whatever the umask, the store and the files that SQLite puts beside it are for their owner and its group alone."""
+    """Whatever the umask, the store and the files that SQLite puts beside it are for owner and group alone."""
     before = os.umask(0)
     try:
         add(writer, **{"user.user-data": "password"})
