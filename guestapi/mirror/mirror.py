@@ -99,15 +99,11 @@ class Mirror:
             Thread(target=news.read, args=(events,), daemon=True).start()
             while True:
                 work = news.take(CONTACT_SECONDS)
-                self._server = self._daemon.server()
-                self._contact = time.time()
-                self._do(work)
+                if work.anything or time.time() > self._contact + CONTACT_SECONDS / 2:
+                    self._server = self._daemon.server()
+                    self._contact = time.time()
+                    self._do(work)
                 self._pass_on()
-                if work.images or work.everything or work.instances:
-                    # Images, or whether there is anybody who may have them.
-                    self._images.look()
-                if work.since:
-                    self._lag = max(0.0, time.time() - work.since)
                 self._note("")
 
     def _do(self, work: Work) -> None:
@@ -118,6 +114,11 @@ class Mirror:
         else:
             for key in sorted(work.instances):
                 self._look(*key)
+        if work.anything:
+            # Images, or whether there is anybody who may have them.
+            self._images.look()
+        if work.since:
+            self._lag = max(0.0, time.time() - work.since)
 
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
@@ -210,8 +211,8 @@ class Mirror:
     def _listen(self, doorbell: Doorbell) -> None:
         """Hear when somebody has written to the store: an instance may have said that it is ready."""
         while True:
-            doorbell.wait(_COMPARE_SECONDS)
-            self._news.ring()
+            if doorbell.wait(_COMPARE_SECONDS):
+                self._news.ring()
 
     def _lost(self, why: str) -> None:
         if self._noted is None or self._noted.connected:
