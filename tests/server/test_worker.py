@@ -36,13 +36,7 @@ class Configured(Service):
 
     def start(self) -> Service:
         """Start it, and wait until its workers are there."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*UNPRIVILEGED, COMMAND, "--config", self.config, "serve"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self._process = self.launch()
         until(lambda: len(self.workers) == self._workers, "workers")
         return self
 
