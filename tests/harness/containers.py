@@ -210,9 +210,9 @@ class Listening:
             # the host's PID 1, and its container could not end before that has looked.
             pid = self._process.pid
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            for child in map(int, children or [pid]):
+            for child in children or [pid]:
                 try:
-                    os.kill(child, signal.SIGKILL)
+                    os.kill(int(child), signal.SIGKILL)
                 except ProcessLookupError:
                     pass  # It has just ended.
             self._process.communicate()
