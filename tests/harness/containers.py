@@ -210,7 +210,7 @@ class Listening:
             # the host's PID 1, and its container could not end before that has looked.
             pid = self._process.pid
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            for child in children or [pid]:
+            for child in children or [str(pid)]:
                 try:
                     os.kill(int(child), signal.SIGKILL)
                 except ProcessLookupError:
