@@ -41,7 +41,7 @@ def silent(service: Service) -> Iterator[Future[Exchanged]]:
 @pytest.fixture
 def own() -> Iterator[Service]:
     """A service of the test's own, to be killed and reloaded."""
-    with Service(dialects=["incus"]) as running:
+    with Service(gunicorn="graceful_timeout = 30\n", dialects=["incus"]) as running:
         yield running
 
 
@@ -141,11 +141,11 @@ def test_reload_loses_nothing_and_says_1001(own: Service) -> None:
 
 
 def test_stop_closes_streams_with_1001_quickly(own: Service) -> None:
-    """SIGTERM with streams open takes less than two seconds, and each hears 1001."""
+    """SIGTERM with streams open does not wait for graceful_timeout, and each hears 1001."""
     with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
         own.configure("c1", user_n="1")
         assert client.say()["type"] == "config"
-        assert own.stop() < 2
+        assert own.stop() < 15
         said = client.say()
         while "closed" not in said:
             said = client.say()
@@ -206,8 +206,8 @@ def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None
                         assert instance.init
                         change.start(change.instance("default", name), instance.init)
             assert follower.wait_for_code() == (1008 if how == "switch" else 1001)
-            # Meant to be 100 ms; that is for a benchmark to say, this only tells it from waiting for a timer.
-            assert time.monotonic() - began < 2
+            # Meant to be 100 ms; that is for a benchmark to say, this only tells it from waiting for the next ping.
+            assert time.monotonic() - began < 8
         if how != "remove":
             service.remove(name)
 
