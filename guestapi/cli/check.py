@@ -16,7 +16,7 @@ import click
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
 from guestapi.cli.common import EXPECTED, Operator, has_format, print_json
-from guestapi.cli.mirror import OURS
+from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Instance, Mirror
 from guestapi.server import gunicorn_conf

@@ -13,9 +13,6 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from guestapi import settings as settings_module
 from guestapi.callers.namespaces import NotAnInitError, is_alive
@@ -163,6 +160,11 @@ def print_json(document: object) -> None:
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table; nothing in it is taken for markup, and control characters cannot reach the terminal."""
+    # Loaded for tables alone: hooks print none, and are in a hurry.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*columns)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))

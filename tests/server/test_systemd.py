@@ -13,7 +13,8 @@ import pytest
 from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT, Installed
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+# One after another: `make install` builds in the checkout.
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400), pytest.mark.xdist_group("machines")]
 
 INCUS, LXD = "/var/lib/incus/guestapi", "/var/lib/lxd/devlxd"
 
@@ -84,7 +85,8 @@ def test_stop_is_quick(machine: Installed, container: Container) -> None:
     assert container.ask("/").status == 200
     began = time.monotonic()
     machine.run("systemctl", "stop", "guestapi.service")
-    assert time.monotonic() - began < 2
+    # TimeoutStopSec= is 15. How much quicker it is, test_worker.py looks at; here is a whole systemd under load.
+    assert time.monotonic() - began < 10
     assert container.ask("/").status == 200
 
 
