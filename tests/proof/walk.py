@@ -136,6 +136,24 @@ class Walk(RuleBasedStateMachine):
             self.step("stop")
             self.world.stop(pick(list(self.world.rows), name))
 
+    @rule(name=ANY, path=ASKED)
+    def restart(self, name: int, path: str) -> None:
+        """An instance stops and starts, the very same process is its init: what was connected before counts no more."""
+        running = self.running()
+        if running and len(self.world.held) < HELD:
+            self.step("restart")
+            chosen = pick(running, name)
+            init = self.world.rows[chosen].init
+            assert init is not None
+            held = self.world.connect(init, "incus")
+            self.world.ask(held, path)
+            self.occupy(self.world.names.index(chosen), init)
+            self.world.ask(held, path)
+
+    def running(self) -> list[str]:
+        """Instances whose init is alive."""
+        return [name for name, row in self.world.rows.items() if row.init is not None and row.init.alive]
+
     @rule(name=ANY)
     def configure(self, name: int) -> None:
         """The operator changes all that an instance can read."""
@@ -175,7 +193,7 @@ class Walk(RuleBasedStateMachine):
     @rule(name=ANY, path=ASKED, other=NAME, told=st.booleans())
     def replace(self, name: int, path: str, other: int | None, told: bool) -> None:
         """An instance ends and another container has its PID, its namespace's number and perhaps its name."""
-        running = [name for name, row in self.world.rows.items() if row.init is not None and row.init.alive]
+        running = self.running()
         if not running or len(self.world.held) >= HELD - 1:
             return
         self.step("replace")
@@ -243,6 +261,13 @@ class Walk(RuleBasedStateMachine):
         if self.idle() and len(self.world.streams) < STREAMS:
             self.step("stream")
             self.world.listen_on(pick(self.idle(), held), websocket)
+
+    @rule(node=ANY, dialect=DIALECT, websocket=st.booleans())
+    def connect_stream(self, node: int, dialect: str, websocket: bool) -> None:
+        """A process connects for nothing else."""
+        if len(self.world.streams) < STREAMS:
+            self.step("connect a stream")
+            self.world.listen_on(self.world.connect(pick(self.callers(), node), dialect), websocket)
 
     @rule()
     def listen(self) -> None:
