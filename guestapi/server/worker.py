@@ -19,10 +19,12 @@ from gevent.hub import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
 from guestapi.callers.identify import Identifier
+from guestapi.server.answer import Answer
 from guestapi.server.connection import Connection
 from guestapi.server.logs import RequestLog
 from guestapi.server.offload import OffloadedStore
-from guestapi.server.service import Answer, Service
+from guestapi.server.service import Service
+from guestapi.server.waiting import PatientIdentifier
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
@@ -76,8 +78,13 @@ class GuestWorker(GeventWorker):
         self._requests = requests
         self._service = Service(
             self.wsgi,
-            Identifier(store, pidfd=application.settings.callers.pidfd),
+            PatientIdentifier(
+                Identifier(store, pidfd=application.settings.callers.pidfd),
+                store.mirrored,
+                application.settings.callers,
+            ),
             application.settings.limits,
+            store.instance,
             self._answered,
             requests.refused,
             multiprocess=self.cfg.workers > 1,
