@@ -58,8 +58,7 @@ def check_head(received: bytes) -> tuple[Head, h11.Connection] | None:
     try:
         found = parse_head(received, LIMITS)
     except ProtocolError as refusal:
-        assert refusal.status in STATUSES
-        assert refusal.text.isprintable()
+        _check_refusal(refusal, STATUSES)
         return None
     try:
         connection, request = read_by_h11(received)
@@ -83,7 +82,7 @@ def check_head(received: bytes) -> tuple[Head, h11.Connection] | None:
 
 
 def check_requests(received: bytes) -> None:
-    """Hold all the requests in `received`, bodies included, against h11: same content, and the next begins where it does.
+    """Hold all requests in `received`, bodies included, against h11: same content, and the next begins where it does.
 
     Raises:
         AssertionError: they mean something else to h11, or were refused in a way that is not ours.
@@ -96,10 +95,15 @@ def check_requests(received: bytes) -> None:
                 raise ProtocolError(413, "too large")
             content = Body(source, head.length, LIMITS.body, head.expects).readall()
         except ProtocolError as refusal:
-            assert refusal.status in BODY_STATUSES
+            _check_refusal(refusal, BODY_STATUSES)
             return
         assert (content, source.left) == _body_by_h11(connection)
         received = source.left
+
+
+def _check_refusal(refusal: ProtocolError, statuses: set[int]) -> None:
+    assert refusal.status in statuses
+    assert refusal.text.isprintable()
 
 
 def _body_by_h11(connection: h11.Connection) -> tuple[bytes, bytes]:
