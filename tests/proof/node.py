@@ -68,7 +68,8 @@ def make(control: socket.socket, container: bool, base: int, count: int, uid: in
             with open(f"/proc/{pid}/{file}", "w") as opened:
                 opened.write(f"0 {base} {count}")
     ours.send(b"x")
-    ours.recv(5)
+    if ours.recv(5) != b"there":
+        raise ChildProcessError(f"process {pid} has ended at once")
     return {"pid": pid}, [ours.detach()]
 
 

@@ -86,6 +86,7 @@ class Node:
         message = json.dumps({"do": what, **arguments}).encode()
         socket.send_fds(self.control, [message], [] if given is None else [given])
         said, found, _flags, _address = socket.recv_fds(self.control, 65536, 1)
+        assert said, f"process {self.pid} has ended"
         answer: dict[str, Any] = json.loads(said)
         assert "error" not in answer, answer["error"]
         return answer, found
