@@ -140,13 +140,13 @@ class Worker:
                     client.sendall(piece)
                     # tty_ioctl(4), which unix(7) has too: what the other side has not read.
                     while _number(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))) and not receiving.ready():
-                        gevent.sleep(0)
+                        gevent.idle()
                 client.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # It has had enough.
             data: bytes = receiving.get()
         while self.service.connections:
-            gevent.sleep(0)
+            gevent.idle()
         assert not self.complaints.heard, self.complaints.heard
         return data
 
