@@ -18,6 +18,7 @@ _ADD = b'--config\0input\0instance\0add\0c2\n[store]\nurl = "'
 #: Inputs that something was wrong with, once.
 FOUND = [
     ("requests", b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1 ;a\r\na\r\n0\r\n\r\n"),
+    ("requests", b'PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{"a: y\r\n\r\n'),
     ("settings", b"a = " + b"[" * 5000),
     ("settings", b"a = " + _NUMBER),
     ("command", _LXC + b"\xc2\xb2\0hook\0lxc"),
