@@ -13,12 +13,17 @@ from tests.server.test_http_differential import REQUESTS, mutated
 EXAMPLES = {"requests": 1000, "exchange": 400, "frames": 500, "settings": 500, "command": 150}
 
 _NUMBER, _LXC = b"9" * 5000, b"LXC_NAME=c1\0LXC_HOOK_TYPE=start-host\0LXC_PID="
+_CHUNKED = b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 _INCLUDE = _LXC + b"1\0LXC_CONFIG_FILE=input\0hook\0lxc\nlxc.include = "
 _ADD = b'--config\0input\0instance\0add\0c2\n[store]\nurl = "'
 #: Inputs that something was wrong with, once.
 FOUND = [
-    ("requests", b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1 ;a\r\na\r\n0\r\n\r\n"),
-    ("requests", b'PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n{"a: y\r\n\r\n'),
+    ("requests", _CHUNKED + b"1 ;a\r\na\r\n0\r\n\r\n"),
+    ("requests", _CHUNKED + b'0\r\n{"a: y\r\n\r\n'),
+    ("requests", _CHUNKED + b"0\r\nTransfer-Encoding: x\r\n\r\n"),
+    ("requests", b"GET ?a:// HTTP/1.0\r\n\r\n"),
+    ("exchange", b"\0GET ?a:// HTTP/1.0\r\n\r\n"),
+    ("requests", b"GET /a? HTTP/1.1\r\nHost: x\r\n\r\nGET /a?? HTTP/1.1\r\nHost: x\r\n\r\n"),
     ("settings", b"a = " + b"[" * 5000),
     ("settings", b"a = " + _NUMBER),
     ("command", _LXC + b"\xc2\xb2\0hook\0lxc"),
