@@ -11,8 +11,9 @@ from guestapi.server.http import CONTINUE, ProtocolError
 #: RFC 9112, section 7.1: the size in hexadecimal, then perhaps extensions, which nobody uses; as for Go and h11, there
 #: is no white space before them.
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
-#: RFC 9110, section 5: a name of tchar, and printable text or bytes from 0x80 on.
-_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n")
+#: RFC 9110, section 5: a name of tchar, and printable text or bytes from 0x80 on. What frames a message comes too late
+#: there (section 6.5.1).
+_TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n")
 #: How long a chunk's first line, or the whole trailer section, may be.
 _LINE = 4096
 

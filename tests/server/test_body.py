@@ -188,6 +188,8 @@ def test_taken_as_another_parser_takes_it(raw: bytes) -> None:
         b"0\r\nX: y\r\n z\r\n\r\n",
         b'0\r\n{"a: y\r\n\r\n',
         b"0\r\nX : y\r\n\r\n",
+        b"0\r\ncontent-Length: 5\r\n\r\n",
+        b"0\r\nTransfer-Encoding: x\r\n\r\n",
         b"0\r\nX: \x0by\r\n\r\n",
         b"0\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
         b"0\r\nX: " + b"y" * 5000 + b"\r\n\r\n",
