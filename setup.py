@@ -40,6 +40,7 @@ setup(
             "pytest-xdist>=3.8",
             "websocket-client>=1.8",
         ],
+        "fuzz": ["atheris>=3.0"],
         "lint": ["mypy>=1.10", "ruff>=0.6", "types-gevent"],
     },
     entry_points={"console_scripts": ["guestapi = guestapi.cli.main:main"]},

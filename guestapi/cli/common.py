@@ -25,7 +25,8 @@ from guestapi.store.writing import Writer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_LATE_CONTROL = re.compile("[\x7f-\x9f]")
+#: Control characters that JSON leaves as they are, and halves of surrogate pairs, which no terminal can be sent.
+_UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 #: What an operator may cause; the text of each is one sentence.
 EXPECTED = (InvalidNameError, NotAnInitError, SettingsError, StoreError)
@@ -154,8 +155,7 @@ def described(instance: Instance) -> dict[str, Any]:
 def print_json(document: object) -> None:
     """Print `document`, readable by humans too."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    # JSON escapes control characters, but not those from 0x7f on, which drive a terminal too.
-    click.echo(_LATE_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    click.echo(_UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
