@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from gevent.hub import get_hub
 
 from guestapi.model import Image, Init, Instance
@@ -10,8 +12,10 @@ from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.reading import Reader
-from guestapi.store.schema import database_file
+from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
+
+log = logging.getLogger(__name__)
 
 
 class OffloadedStore:
@@ -23,19 +27,26 @@ class OffloadedStore:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Open the store.
+        """The store, opened now if it can be; if not, whoever needs it tries again.
 
         Raises:
-            StoreError: it cannot be used.
+            StoreError: ``store.url`` is none of a store.
         """
+        self._settings = settings
         self._reader = Reader(settings.store.url)
+        try:
+            # Before anybody waits for it.
+            self._reader.latest()
+        except StoreError as error:
+            # The other workers may know enough to go on, and one that does not start would stop them all.
+            log.error("%s", error)
         self.broker = Broker(
             self._reader,
             queue_limit=settings.limits.stream_queue,
             listeners_per_instance=settings.limits.streams_per_instance,
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
-        self._writer = Writer(settings)
+        self._writer: Writer | None = None
         self._images = images.directory(settings)
 
     def instance(self, instance_id: int) -> Instance | None:
@@ -52,8 +63,13 @@ class OffloadedStore:
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`, in a thread of gevent's pool; only the calling greenlet waits for it."""
-        noted: bool = get_hub().threadpool.apply(self._writer.set_ready, (instance_id, run, ready, init))
+        noted: bool = get_hub().threadpool.apply(self._set_ready, (instance_id, run, ready, init))
         return noted
+
+    def _set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None) -> bool:
+        if self._writer is None:
+            self._writer = Writer(self._settings)
+        return self._writer.set_ready(instance_id, run, ready, init)
 
     def image(self, fingerprint: str) -> Image | None:
         """As `Reader.image`."""
