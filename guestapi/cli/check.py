@@ -24,6 +24,10 @@ from guestapi.store import images
 from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
+#: Bytes that a change may need on the disk: a value of 2 MiB, what is told of it, and both in the write-ahead log before
+#: they get into the database; and some more.
+_ROOM = 16 << 20
+
 #: Seconds to wait for an answer of the service.
 _PATIENCE = 5.0
 #: Seconds after which a mirror that has said nothing says nothing any more; it should every ten.
@@ -112,11 +116,19 @@ def _place(operator: Operator) -> tuple[object, str]:
 def _store(operator: Operator) -> tuple[object, str]:
     file = database_file(operator.settings.store.url)
     writer = Writer(operator.settings)
-    with writer.change():
-        pass
-    owner, parent = file.stat().st_uid, file.parent.stat().st_uid
-    if owner != parent:
-        raise StoreError(f"{file}: belongs to user {owner}, its directory to {parent}; chown --reference it")
+    with writer.change() as change:
+        fault = change.fault()
+    if fault is not None:
+        raise StoreError(f"{file}: {fault}; put a copy of it back")
+    status, parent = file.stat(), file.parent.stat().st_uid
+    if status.st_uid != parent:
+        raise StoreError(f"{file}: belongs to user {status.st_uid}, its directory to {parent}; chown --reference it")
+    if status.st_mode & 0o600 != 0o600:
+        raise StoreError(f"{file}: mode {status.st_mode & 0o777:04o}, its owner needs 0600; chmod u+rw it")
+    place = os.statvfs(file)
+    free = place.f_bavail * place.f_frsize
+    if free < _ROOM:
+        raise StoreError(f"{file}: only {free >> 20} MiB are free on its disk")
     return writer, str(file)
 
 

@@ -329,6 +329,11 @@ class View:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
+    def fault(self) -> str | None:
+        """What is wrong with the database's pages, if anything is; all of them are read."""
+        found = str(self.connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+        return None if found == "ok" else " ".join(found.split())
+
     def latest(self) -> int:
         """As the function `latest`."""
         return latest(self.connection)
