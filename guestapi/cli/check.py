@@ -24,8 +24,8 @@ from guestapi.store import images
 from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
-#: Bytes that a change may need on the disk: a value of 2 MiB, what is told of it, and both in the write-ahead log before
-#: they get into the database; and some more.
+#: Bytes that a change may need on the disk: a value of 2 MiB and what is told of it, in the write-ahead log and then in
+#: the database; and some more.
 _ROOM = 16 << 20
 
 #: Seconds to wait for an answer of the service.

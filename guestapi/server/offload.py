@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from gevent.hub import get_hub
 
@@ -16,6 +18,9 @@ from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class OffloadedStore:
@@ -63,8 +68,7 @@ class OffloadedStore:
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`, in a thread of gevent's pool; only the calling greenlet waits for it."""
-        noted: bool = get_hub().threadpool.apply(self._set_ready, (instance_id, run, ready, init))
-        return noted
+        return _in_thread(self._set_ready, instance_id, run, ready, init)
 
     def _set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None) -> bool:
         if self._writer is None:
@@ -77,5 +81,21 @@ class OffloadedStore:
 
     def open_image(self, image: Image) -> list[int]:
         """As `store.images.open_files`, in a thread of gevent's pool: a disk that sleeps holds up this caller alone."""
-        opened: list[int] = get_hub().threadpool.apply(images.open_files, (self._images, image))
-        return opened
+        return _in_thread(images.open_files, self._images, image)
+
+
+def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call it in a thread of gevent's pool; what it raises is raised here, and not printed by gevent besides."""
+    result: list[T] = []
+
+    def call() -> Exception | None:
+        try:
+            result.append(function(*args, **kwargs))
+        except Exception as error:
+            return error
+        return None
+
+    error: Exception | None = get_hub().threadpool.apply(call)
+    if error is not None:
+        raise error
+    return result[0]
