@@ -22,6 +22,7 @@ from guestapi.store.writing import Writer
 from tests.harness.containers import Container, Response
 from tests.harness.service import USER, Service
 from tests.server.inside import talk
+from tests.server.test_events import websocket
 from tests.server.test_worker import until
 
 pytestmark = pytest.mark.root
@@ -208,6 +209,10 @@ def test_spoilt(own: Service, c1: Container, harm: Callable[[Path], None]) -> No
     assert c1.ask("/1.0/config/user.foo").text == "bar"
     assert c1.ask("/1.0", "PATCH", READY).status == 200
     assert failed(own) == {}
+    with c1.listening("raw", json.dumps([[websocket().decode(), "user.told"]])) as client:
+        assert client.say() == "ready"
+        own.configure("c1", user_told="1")
+        assert "user.told" in client.say()[0]
 
 
 def test_read_only(own: Service, c1: Container) -> None:
