@@ -24,7 +24,7 @@ RUNTIME_FILES = conf/lxc-guestapi.conf conf/oci-guestapi.json systemd/nspawn-gue
 BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
 # What the demo and the tests do, they do with the real thing.
 DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
-TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps python3-requests python3-yaml python3-configobj python3-jinja2 \
+TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps strace python3-requests python3-yaml python3-configobj python3-jinja2 \
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
 

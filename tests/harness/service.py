@@ -46,13 +46,20 @@ class Service:
     """A running service, its store, and its sockets: one directory for each dialect."""
 
     def __init__(
-        self, *, workers: int = 2, toml: str = "", gunicorn: str = "", dialects: Sequence[str] = tuple(DIALECTS)
+        self,
+        *,
+        workers: int = 2,
+        toml: str = "",
+        gunicorn: str = "",
+        dialects: Sequence[str] = tuple(DIALECTS),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Args:
         workers: how many.
         toml: more of guestapi.toml; no [store] and no [[listener]].
         gunicorn: gunicorn.conf.py.
         dialects: which to listen for.
+        environment: more of it, for the service alone.
         """
         # Not below pytest's own directory, which is root's alone.
         self.root = Path(tempfile.mkdtemp(prefix="guestapi-", dir="/run"))
@@ -71,6 +78,8 @@ class Service:
         self.writer = Writer(self.settings, create=True)
         self.log = self.root / "log"
         self._workers = workers
+        # After the change of user: a library that is loaded before it might make things that are root's.
+        self._environment = ["env", *(f"{name}={value}" for name, value in (environment or {}).items())]
         self._process: subprocess.Popen[bytes] | None = None
 
     def write_config(self, toml: str) -> None:
@@ -95,7 +104,7 @@ class Service:
         """`guestapi serve` with these words, in a process group of its own."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [*UNPRIVILEGED, COMMAND, "--config", self.config, "serve", *words],
+                [*UNPRIVILEGED, *self._environment, COMMAND, "--config", self.config, "serve", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

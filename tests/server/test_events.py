@@ -152,37 +152,6 @@ def test_stop_closes_streams_with_1001_quickly(own: Service) -> None:
         assert said["closed"] == 1001
 
 
-def test_killed_operator_commands(own: Service) -> None:
-    """`guestapi config set` is killed at any moment: either the value and its event are there, or neither is."""
-    with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
-        begin = latest(own)
-        follower = Follower(client)
-        written = 0
-        for number in range(25):
-            command = [
-                str(COMMAND),
-                "--config",
-                str(own.config),
-                "config",
-                "set",
-                "c1",
-                f"user.a={number}",
-                f"user.b={number}",
-            ]
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(random.uniform(0.15, 0.45))
-            process.kill()
-            process.wait()
-            config = own.instance("c1").config
-            assert config.get("user.a") == config.get("user.b"), "half a change"
-            written += config.get("user.a") == str(number)
-        own.configure("c1", user_end="1")
-        expected = own_ids(own, begin)
-        assert len(expected) == 2 * written + 1
-        follower.wait_for(expected[-1])
-        assert follower.ids == expected
-
-
 @pytest.mark.parametrize("how", ["switch", "stop", "remove", "restart"])
 def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None:
     """Switched off: 1008. Stopped, removed, started anew: 1001. At once."""

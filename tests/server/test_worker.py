@@ -176,23 +176,6 @@ def test_working_worker_is_not_replaced() -> None:
         assert service.workers == before
 
 
-def test_worker_without_descriptors_goes_on() -> None:
-    """A worker that has run out of file descriptors is not lost: when some are free again, it answers again."""
-    with Service(workers=1, dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
-        before = service.workers
-        assert c1.ask("/1.0/config/user.foo").text == "bar"
-        used = max(int(number) for number in os.listdir(f"/proc/{before[0]}/fd"))
-        # A user may limit its own processes; for root it takes a capability that not every machine gives.
-        become = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-        subprocess.run([*become, "prlimit", f"--pid={before[0]}", f"--nofile={used + 4}:"], check=True)
-        with talks(c1, 12):
-            # Long enough for it to look after itself, which it does each second.
-            time.sleep(2.5)
-            assert service.workers == before
-        assert c1.ask("/1.0/config/user.foo").text == "bar"
-        assert service.workers == before
-
-
 def test_graceful_stop() -> None:
     """A request whose body is under way when the service stops is answered, and told to be the last."""
     with Service(workers=1, gunicorn=PATIENT, dialects=["incus"]) as service, service.container("c1") as c1:
