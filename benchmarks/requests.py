@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from benchmarks.contenders import Contender
+from benchmarks.figures import Figure
 from benchmarks.processes import processor_seconds
 
 PATHS = {
@@ -40,10 +41,6 @@ class Cell:
     longest: float
     cost: float
     errors: int
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def measure(
@@ -89,3 +86,28 @@ def _cell(manner: str, path: str, connections: int, name: str, results: list[dic
         cost=median(result["cost"] for result in results),
         errors=sum(result["errors"] for result in results),
     )
+
+
+def targets(cells: Sequence[Cell]) -> Iterator[Figure]:
+    """What is to be reached, as far as it was measured."""
+
+    def rate(manner: str, number: int, letter: str) -> float | None:
+        wanted = (manner, "config/KEY", number)
+        for cell in cells:
+            if (cell.manner, cell.path, cell.connections) == wanted and cell.contender.startswith(letter):
+                return cell.rate
+        return None
+
+    for manner, least in (("keep", 0.70), ("new", 0.60)):
+        ours, floor, stock = (rate(manner, 16, letter) for letter in ("(c)", "(a)", "(b)"))
+        if ours and floor and stock:
+            yield Figure(f"{MANNERS[manner]}, 16 connections: (c) of (a)", ours / floor, "", least=least)
+            if manner == "keep":
+                yield Figure(f"{MANNERS[manner]}, 16 connections: (c) of (b)", ours / stock, "", least=3)
+    for cell in cells:
+        if (cell.manner, cell.path, cell.connections) == ("keep", "config/KEY", 64) and cell.contender.startswith(
+            "(c)"
+        ):
+            yield Figure("keep-alive, 64 connections: p99 of p50", cell.p99 / cell.p50, "", most=4)
+    if cells:
+        yield Figure("errors, of all", sum(cell.errors for cell in cells), "", most=0)
