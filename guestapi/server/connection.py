@@ -37,6 +37,7 @@ from guestapi.server.repeats import Shelf
 from guestapi.server.service import Service
 from guestapi.server.stream import GOING_AWAY, LateError, Stream
 from guestapi.server.transfer import send_content
+from guestapi.server.turns import Turns
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 _LINGER_SECONDS, _LINGER_READS = 0.5, 32
 
 _NOTHING = io.BytesIO()
+#: The place among the turns of the worker's own connections: no instance has this id.
+_OWN = 0
 
 
 class Connection(Channel):
@@ -62,6 +65,7 @@ class Connection(Channel):
         self._service = service
         self._dialect = dialect
         self._in_head = False
+        self._place: int | None = None
         self._caller: Caller | None = None
         self._shelf: Shelf | None = None
         self._stream: Stream | None = None
@@ -84,16 +88,16 @@ class Connection(Channel):
             self.shut_down(socket.SHUT_RD)
 
     def _run(self) -> None:
-        self.attach()
+        service = self._service
         try:
-            self._caller = caller = self._service.identifier.identify(self._socket)
-            if self._own:
-                self._serve(caller)
-            elif self._service.enter(caller.instance_id):
+            self._caller = caller = service.identifier.identify(self._socket)
+            turns = self._enter(_OWN if self._own else caller.instance_id)
+            if self._own or turns.held < service.limits.connections_per_instance:
+                turns.held += 1
                 try:
                     self._serve(caller)
                 finally:
-                    self._service.leave(caller.instance_id)
+                    turns.held -= 1
             elif caller.instance_id is None:
                 # As any unknown caller: one that will be known in a moment tries again on 500, and only on that.
                 self._refuse(500, "pid not in container?")
@@ -105,12 +109,22 @@ class Connection(Channel):
             log.debug("connection lost: %s", error)
         except StoreError as error:
             log.error("%s", error)
+            if self._turns is None:
+                self._enter(None)
             self._refuse(500, "temporarily unavailable, try again")
         except Exception:
             log.exception("unexpected error on a connection")
         finally:
-            self._service.connections.discard(self)
+            service.connections.discard(self)
             self.close()
+            if self._turns is not None:
+                service.places.leave(self._place)
+
+    def _enter(self, place: int | None) -> Turns:
+        self._place = place
+        turns = self._service.places.enter(place)
+        self.attach(turns)
+        return turns
 
     def _serve(self, caller: Caller) -> None:
         service = self._service
@@ -148,7 +162,7 @@ class Connection(Channel):
         self._in_head = True
         if self._buffer:
             # A pipelined request waits its turn as if it came only now.
-            gevent.sleep(0)
+            self.give_way()
         else:
             self._buffer = self._receive()
 
