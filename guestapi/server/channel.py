@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from greenlet import greenlet
 
 #: Bytes a read asks for. More than any head that is not an attack.
-_READ = 65536
+READ = 65536
 #: From this size on a body is sent beside its head (sendmsg), not copied behind it.
 _COPY = 16384
 #: Event type of a gevent loop's io watcher.
@@ -59,7 +59,7 @@ class Channel:
         if self._timer is not None:
             self._timer.close()
         if self._turns is not None:
-            self._turns.leave(self._socket.fileno())
+            self._turns.forget(self._socket.fileno())
         if self._writable is not None:
             self._writable.close()
         self._socket.close()
@@ -168,7 +168,7 @@ class Channel:
 
     # Waiting.
 
-    def _receive(self, size: int = _READ) -> bytes:
+    def _receive(self, size: int = READ) -> bytes:
         """What the client sends next, b"" at its end. Others have their turn first."""
         while True:
             self._wait_turn()

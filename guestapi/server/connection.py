@@ -21,7 +21,7 @@ from guestapi.callers.identify import Caller
 from guestapi.notifications.events import Form
 from guestapi.server.answer import Answer
 from guestapi.server.body import Body
-from guestapi.server.channel import Channel
+from guestapi.server.channel import READ, Channel
 from guestapi.server.http import (
     Environ,
     Head,
@@ -89,7 +89,13 @@ class Connection(Channel):
 
     def _run(self) -> None:
         service = self._service
+        self._in_head = True
         try:
+            # Whoever asks at once is answered at once: no turn is to be waited for, this is it.
+            early = self.read_available(READ)
+            if early == b"":
+                return
+            self._buffer = early or b""
             self._caller = caller = service.identifier.identify(self._socket)
             turns = self._enter(_OWN if self._own else caller.instance_id)
             if self._own or turns.held < service.limits.connections_per_instance:
@@ -129,21 +135,28 @@ class Connection(Channel):
     def _serve(self, caller: Caller) -> None:
         service = self._service
         idle_seconds = service.limits.idle_seconds
+        self._shelf = service.repeats.shelf(caller, self._dialect)
+        # Whether the process that connected was seen alive since a whole request had come.
         confirmed = False
+        just_seen = bool(self._buffer)
         self.set_deadline(service.limits.head_seconds)
+        if not just_seen:
+            self._take_turn()
         while True:
             try:
-                self._take_turn()
-                if not confirmed and self._buffer:
-                    self._caller = caller = service.identifier.confirm(self._socket, caller)
-                    self._shelf = service.repeats.shelf(caller, self._dialect)
+                if self._repeat(caller, confirmed or just_seen):
                     confirmed = True
-                if self._repeat(caller):
                     self.set_deadline(idle_seconds)
+                    self._take_turn()
                     continue
                 head = self._read_head()
                 if head is None:
                     return
+                if not confirmed:
+                    confirmed = True
+                    self._caller = caller = service.identifier.confirm(self._socket, caller)
+                    if caller.instance_id is None:
+                        self._shelf = None
                 answered = self._respond(head, caller)
             except ProtocolError as error:
                 self._refuse(error.status, str(error))
@@ -156,6 +169,7 @@ class Connection(Channel):
             if not answered:
                 return
             self.set_deadline(idle_seconds)
+            self._take_turn()
 
     def _take_turn(self) -> None:
         """Wait for the beginning of the next request, or for the client's end."""
@@ -166,14 +180,21 @@ class Connection(Channel):
         else:
             self._buffer = self._receive()
 
-    def _repeat(self, caller: Caller) -> bool:
-        """Answer the request that was just received as it was answered before, if that still holds."""
+    def _repeat(self, caller: Caller, confirmed: bool) -> bool:
+        """Answer the request that was just received as it was answered before, if that still holds.
+
+        Args:
+            caller: who asks.
+            confirmed: the process that connected was there when the request was; otherwise that is still to be seen.
+        """
         shelf = self._shelf
         if shelf is None or caller.init is None:
             return False
         began = time.monotonic()
         repeat = shelf.find(self._buffer, caller.init)
         if repeat is None or self._service.stopping:
+            return False
+        if not confirmed and self._service.identifier.confirm(self._socket, caller) is not caller:
             return False
         self._buffer = b""
         self._in_head = False
@@ -186,11 +207,11 @@ class Connection(Channel):
 
     def _read_head(self) -> Head | None:
         """The next request's head, of which there is a beginning; None if the client has no more."""
+        if not self._buffer:
+            return None
         limits = self._service.limits
         head = parse_head(self._buffer, limits)
         if head is None:
-            if not self._buffer:
-                return None
             # The first bytes are there and the rest is not: from here on, time runs for the head.
             self.set_deadline(limits.head_seconds)
             while head is None:

@@ -50,10 +50,9 @@ class Turns:
         self._resume[descriptor] = resume
         self._set.register(descriptor, select.EPOLLIN)
 
-    def leave(self, descriptor: int) -> None:
-        """The opposite of `join`; to be called before the socket is closed."""
-        if self._resume.pop(descriptor, None) is not None:
-            self._set.unregister(descriptor)
+    def forget(self, descriptor: int) -> None:
+        """The socket is about to be closed, which takes it out of the set by itself (epoll(7), question 6)."""
+        self._resume.pop(descriptor, None)
 
     def again(self, resume: Callable[[], bool]) -> None:
         """Have `resume` called once when it is the turn of whoever need not wait for his client."""
@@ -72,7 +71,8 @@ class Turns:
             # One that was served in this very turn may have closed others.
             resume = self._resume.get(descriptor)
             if resume is not None and not resume():
-                self.leave(descriptor)
+                self._set.unregister(descriptor)
+                del self._resume[descriptor]
 
     def _run_again(self) -> None:
         for _one in range(min(EACH_TURN, len(self._again))):
