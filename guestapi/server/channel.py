@@ -30,6 +30,23 @@ _WRITABLE = 2
 class Channel:
     """A socket and the greenlet that has it (`body.Source`, `stream.Peer`, `transfer.Peer`)."""
 
+    __slots__ = (
+        "_buffer",
+        "_deadline",
+        "_greenlet",
+        "_hub",
+        "_joined",
+        "_queueing",
+        "_reading",
+        "_send_seconds",
+        "_socket",
+        "_timer",
+        "_turns",
+        "_waiting",
+        "_wakeable",
+        "_writable",
+    )
+
     def __init__(self, sock: socket.socket, send_seconds: float) -> None:
         """Args:
         sock: as accepted; belongs to this object from now on.

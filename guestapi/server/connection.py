@@ -53,6 +53,8 @@ _OWN = 0
 class Connection(Channel):
     """A connected socket and the greenlet that serves it."""
 
+    __slots__ = ("_caller", "_dialect", "_in_head", "_own", "_place", "_service", "_shelf", "_stream")
+
     def __init__(self, service: Service, sock: socket.socket, dialect: str, *, own: bool = False) -> None:
         """Args:
         service: the worker's.
