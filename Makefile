@@ -18,15 +18,18 @@ RUNTIME_FILES = lxc-guestapi.conf oci-guestapi.json nspawn-guestapi.conf
 BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
 # What the demo and the tests do, they do with the real thing.
 DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
+# Its load generator is C.
+BENCH_PACKAGES = $(DEMO_PACKAGES) libc6-dev
 TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps python3-requests python3-yaml python3-configobj python3-jinja2 \
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
 
-.PHONY: help demo test lint format install uninstall clean
+.PHONY: help bench demo test lint format install uninstall clean
 
 help:
 	@echo 'make demo        see it work: service, container, every endpoint'
 	@echo 'make test        the whole test suite (as root)'
+	@echo 'make bench       measure it beside what it can be compared with (as root, about six minutes)'
 	@echo 'make lint        ruff and mypy --strict'
 	@echo 'make install     put it into $(PREFIX), with units, conf, user and state directory (DESTDIR respected)'
 	@echo 'make uninstall   take it away again, but for its state'
@@ -39,6 +42,10 @@ test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
 	$(VENV)/bin/pytest
+
+bench: $(VENV)/ready
+	@$(call need,$(BENCH_PACKAGES))
+	@$(VENV)/bin/python -m benchmarks
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
