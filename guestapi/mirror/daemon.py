@@ -7,7 +7,7 @@ them. Others are ignored, so a newer daemon may have more.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -34,6 +34,10 @@ class DaemonError(Exception):
 
 class GoneError(DaemonError):
     """The daemon knows no such thing (any more)."""
+
+
+class _ChangedError(DaemonError):
+    """It is not any more as it was when it was looked at."""
 
 
 class State(Struct):
@@ -177,14 +181,31 @@ class Daemon:
         """
         return self._get(_url(project, name, "/state"), State)
 
-    def configure(self, project: str, name: str, config: Mapping[str, str]) -> None:
-        """Set keys of an instance.
+    def configure(self, project: str, name: str, config: Mapping[str, str], *, while_: Callable[[], bool]) -> bool:
+        """Set keys of an instance, unless it has changed meanwhile.
+
+        Args:
+            project, name: of the instance.
+            config: the keys.
+            while_: asked between a look at the instance and the change; the change is made only if it says so, and the
+                instance is still as it was at the look (RFC 9110, section 13.1.1).
+
+        Returns:
+            Whether it was done; the daemon may have news of why not.
 
         Raises:
-            GoneError: there is none.
+            GoneError: there is no such instance.
             DaemonError: it cannot be done.
         """
-        self._ask("PATCH", _url(project, name), json.dumps({"config": dict(config)}))
+        path = _url(project, name)
+        look = self._ask("GET", path)
+        if not while_():
+            return False
+        try:
+            self._ask("PATCH", path, json.dumps({"config": dict(config)}), {"If-Match": look.headers.get("etag", "*")})
+        except _ChangedError:
+            return False
+        return True
 
     def projects(self) -> list[str]:
         """The names of all projects.
@@ -228,7 +249,7 @@ class Daemon:
             DaemonError: the daemon is not there. The events raise it when the daemon ends, or gives no sign of life.
         """
         try:
-            with unix_connect(
+            stream = unix_connect(
                 self.socket,
                 "ws://daemon/1.0/events?type=lifecycle&all-projects=true",
                 open_timeout=_SIGN_OF_LIFE_SECONDS,
@@ -237,10 +258,11 @@ class Daemon:
                 close_timeout=1,
                 max_size=_EVENT_BYTES,
                 compression=None,
-            ) as stream:
-                yield self._read(stream)
+            )
         except (OSError, WebSocketException) as error:
             raise self._explain(error) from None
+        with stream:
+            yield self._read(stream)
 
     def _read(self, stream: ClientConnection) -> Iterator[Event]:
         try:
@@ -255,24 +277,31 @@ class Daemon:
         self._http.close()
 
     def _get(self, path: str, kind: type[T]) -> T:
-        return self._decode(self._ask("GET", path), kind)
+        return self._decode(bytes(self._decode(self._ask("GET", path).content, _Answer).metadata), kind)
 
-    def _ask(self, method: str, path: str, body: str | None = None) -> bytes:
+    def _ask(
+        self, method: str, path: str, body: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         try:
-            response = self._http.request(method, path, content=body)
+            response = self._http.request(method, path, content=body, headers=headers)
         except httpx.HTTPError as error:
             raise self._explain(error) from None
         if response.status_code != httpx.codes.OK:
             self._refuse(method, path, response)
-        return bytes(self._decode(response.content, _Answer).metadata)
+        return response
 
     def _refuse(self, method: str, path: str, response: httpx.Response) -> None:
         try:
             said = msgspec.json.decode(response.content, type=_Answer).error
         except msgspec.DecodeError:
             said = ""
-        kind = GoneError if response.status_code == httpx.codes.NOT_FOUND else DaemonError
-        raise kind(f"{self.socket}: {method} {path}: {response.status_code} {said}".rstrip())
+        kinds: dict[int, type[DaemonError]] = {
+            httpx.codes.NOT_FOUND: GoneError,
+            httpx.codes.PRECONDITION_FAILED: _ChangedError,
+        }
+        raise kinds.get(response.status_code, DaemonError)(
+            f"{self.socket}: {method} {path}: {response.status_code} {said}".rstrip()
+        )
 
     def _decode(self, content: bytes | str, kind: type[T]) -> T:
         try:

@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from threading import Thread
 
 from guestapi import model
@@ -120,16 +121,17 @@ class Mirror:
 
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
-        host = self._server.environment
-        wanted = {_key(one): one for one in self._daemon.instances(state=False) if translate.is_here(one, host)}
+        wanted = {_key(one): one for one in self._daemon.instances(state=False) if translate.is_here(one, self._server)}
         with view(self._url) as store:
             known = {_key(one): one for one in store.instances() if one.source == self._name}
         if sum(_has_started(one, known.get(key)) for key, one in wanted.items()) > _SINGLE_LOOKS:
-            wanted = {_key(one): one for one in self._daemon.instances(state=True) if translate.is_here(one, host)}
+            wanted = {
+                _key(one): one for one in self._daemon.instances(state=True) if translate.is_here(one, self._server)
+            }
         self._faults.clear()
         for key, instance in wanted.items():
             try:
-                translated = translate.mirrored(instance, host, self._init_of(instance, known.get(key)))
+                translated = translate.mirrored(instance, self._server, self._init_of(instance, known.get(key)))
             except GoneError:
                 continue  # Its end is among the news by now.
             if key not in known or not mirroring.is_same(known[key], translated):
@@ -141,13 +143,12 @@ class Mirror:
     def _look(self, project: str, name: str) -> None:
         """Make one instance in the store as the daemon has it."""
         self._faults.pop((project, name), None)
-        host = self._server.environment
         with view(self._url) as store:
             known = store.find(project, name)
         try:
             instance = self._daemon.instance(project, name)
-            if translate.is_here(instance, host):
-                self._write(translate.mirrored(instance, host, self._init_of(instance, known)))
+            if translate.is_here(instance, self._server):
+                self._write(translate.mirrored(instance, self._server, self._init_of(instance, known)))
             else:
                 self._forget(project, name)
         except GoneError:
@@ -161,7 +162,7 @@ class Mirror:
         """
         if not _has_started(instance, known):
             # One that is alive is the one that it has, whatever the daemon is about to do with it.
-            return known.init if known and known.init and is_alive(known.init) else None
+            return known.init if known is not None and _is_alive(known) else None
         state = instance.state or self._daemon.state(*_key(instance))
         if state.pid <= 0:
             return None
@@ -191,13 +192,20 @@ class Mirror:
         """Tell the daemon what instances have said of their readiness."""
         with view(self._url) as store:
             unsaid = mirroring.unsaid(store, self._name)
-        for said in unsaid:
+        for instance in unsaid:
             try:
-                self._daemon.configure(said.project, said.name, {translate.READY: "true" if said.ready else "false"})
+                done = self._daemon.configure(
+                    instance.project,
+                    instance.name,
+                    {translate.READY: "true" if instance.ready else "false"},
+                    # The daemon would take it for a stopped instance too, and keep it for the next run.
+                    while_=partial(_is_alive, instance),
+                )
             except GoneError:
                 continue
-            with self._writer.change() as change:
-                mirroring.note_said(change, said)
+            if done:
+                with self._writer.change() as change:
+                    mirroring.note_said(change, instance)
 
     def _listen(self, doorbell: Doorbell) -> None:
         """Hear when somebody has written to the store: an instance may have said that it is ready."""
@@ -244,5 +252,8 @@ def _key(instance: Instance | model.Instance) -> Key:
 
 def _has_started(instance: Instance, known: model.Instance | None) -> bool:
     """Whether an instance runs of which no living init is known."""
-    alive = known is not None and known.init is not None and is_alive(known.init)
-    return instance.status not in translate.STOPPED and not alive
+    return instance.status not in translate.STOPPED and not (known is not None and _is_alive(known))
+
+
+def _is_alive(known: model.Instance) -> bool:
+    return known.init is not None and is_alive(known.init)

@@ -42,7 +42,7 @@ class Work:
             return False
         kind, project, name = what.target
         if kind == "instances" and name:
-            if what.action.split("-")[1:2] and what.action.split("-")[1] in _IRRELEVANT:
+            if what.action.removeprefix("instance-").partition("-")[0] in _IRRELEVANT:
                 return False
             self.instances.add((project, name))
             if isinstance(old := (what.context or {}).get("old_name"), str):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from guestapi import names
 from guestapi.dialects import DIALECTS
-from guestapi.mirror.daemon import Environment, Instance
+from guestapi.mirror.daemon import Instance, Server
 from guestapi.model import Init
 from guestapi.store.mirroring import Mirrored
 
@@ -19,6 +19,8 @@ from guestapi.store.mirroring import Mirrored
 _NOWHERE = ("", "none")
 #: What they call an instance that has no init.
 STOPPED = frozenset({"Error", "Stopped"})
+#: The extension of the API that gives an instance's readiness a place (LXD 5.0 has none).
+_HAS_READY = "instance_ready_state"
 #: Where they keep what the guest said of itself, and the meta-data's instance-id.
 READY = "volatile.last_state.ready"
 _CLOUD_INIT_ID = "volatile.cloud-init.instance-id"
@@ -28,20 +30,27 @@ _READABLE = tuple({prefix for dialect in DIALECTS.values() for prefix in dialect
 _SWITCHES = frozenset(key for dialect in DIALECTS.values() for key in (dialect.switch, dialect.images_switch))
 
 
-def is_here(instance: Instance, host: Environment) -> bool:
+def has_ready(server: Server) -> bool:
+    """Whether the daemon holds an instance's readiness."""
+    return _HAS_READY in server.api_extensions
+
+
+def is_here(instance: Instance, server: Server) -> bool:
     """Whether an instance is one that calls through a socket of this host: a container, not of another member."""
+    host = server.environment
     here = not host.server_clustered or instance.location in (*_NOWHERE, host.server_name)
     return here and instance.type == "container"
 
 
-def mirrored(instance: Instance, host: Environment, init: Init | None) -> Mirrored:
+def mirrored(instance: Instance, server: Server, init: Init | None) -> Mirrored:
     """What the store shall hold of an instance.
 
     Args:
         instance: as the daemon has it.
-        host: the daemon itself.
+        server: the daemon itself.
         init: of the instance, if it runs.
     """
+    host = server.environment
     config = instance.expanded_config or {}
     location = instance.location
     identity = _uuid(instance, config)
@@ -51,8 +60,8 @@ def mirrored(instance: Instance, host: Environment, init: Init | None) -> Mirror
         type="container",
         uuid=identity,
         cloud_init_id=config.get(_CLOUD_INIT_ID) or identity,
-        location=location if host.server_clustered and location not in _NOWHERE else None,
-        ready=config.get(READY) == "true",
+        location=location if location not in _NOWHERE else host.server_name or None,
+        ready=config.get(READY) == "true" if has_ready(server) else None,
         # An empty value is none.
         config={key: value for key, value in config.items() if value and _is_needed(key)},
         devices={

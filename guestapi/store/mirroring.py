@@ -12,14 +12,17 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from guestapi.model import Device, Init, Instance, InstanceType, Mirror
-from guestapi.store.reading import View
+from guestapi.store.reading import View, load
 from guestapi.store.schema import instances, mirrors
 from guestapi.store.writing import Change, ConflictError
 
 
 @dataclass(frozen=True, slots=True)
 class Mirrored:
-    """An instance as its daemon has it now. Attributes as of `model.Instance`; ``ready``: what the daemon holds."""
+    """An instance as its daemon has it now. Attributes as of `model.Instance`.
+
+    ``ready``: what the daemon holds; None: it does not hold that at all.
+    """
 
     project: str
     name: str
@@ -27,21 +30,10 @@ class Mirrored:
     uuid: str
     cloud_init_id: str
     location: str | None
-    ready: bool
+    ready: bool | None
     config: Mapping[str, str]
     devices: Mapping[str, Device]
     init: Init | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unsaid:
-    """What an instance says of itself and its daemon does not know yet."""
-
-    instance_id: int
-    run: int
-    project: str
-    name: str
-    ready: bool
 
 
 def mirror(change: Change, source: str, wanted: Mirrored) -> Instance:
@@ -80,33 +72,34 @@ def mirror(change: Change, source: str, wanted: Mirrored) -> Instance:
     )
     if wanted.init is not None:
         instance = change.start(instance, wanted.init)
-        _merge_ready(change, instance, wanted.ready)
+        if wanted.ready is not None:
+            _merge_ready(change, instance, wanted.ready)
     return change.instance(wanted.project, wanted.name)
 
 
 def is_same(instance: Instance, wanted: Mirrored) -> bool:
     """Whether the store has an instance as the daemon has it; then `mirror` would change nothing."""
-    return all(getattr(instance, one.name) == getattr(wanted, one.name) for one in fields(Mirrored))
+    ready = wanted.ready is None or wanted.ready == instance.ready
+    same = (getattr(instance, one.name) == getattr(wanted, one.name) for one in fields(Mirrored) if one.name != "ready")
+    return ready and all(same)
 
 
-def unsaid(view: View, source: str) -> list[Unsaid]:
+def unsaid(view: View, source: str) -> list[Instance]:
     """Which instances of a mirror have said something of their readiness that their daemon does not know yet."""
-    columns = (instances.c.id, instances.c.run, instances.c.project, instances.c.name, instances.c.ready)
-    query = select(*columns).where(
+    query = select(instances.c.id).where(
         instances.c.source == source,
         instances.c.init_pid.is_not(None),
         instances.c.told_ready.is_not(None),
         instances.c.told_ready != instances.c.ready,
     )
-    return [Unsaid(*row) for row in view.connection.execute(query)]
+    found = (load(view.connection, number) for number in view.connection.execute(query).scalars().all())
+    return [instance for instance in found if instance is not None]
 
 
-def note_said(change: Change, said: Unsaid) -> None:
-    """The daemon knows it now."""
+def note_said(change: Change, said: Instance) -> None:
+    """The daemon knows now what the instance, as it was then, had said."""
     change.connection.execute(
-        update(instances)
-        .where(instances.c.id == said.instance_id, instances.c.run == said.run)
-        .values(told_ready=said.ready)
+        update(instances).where(instances.c.id == said.id, instances.c.run == said.run).values(told_ready=said.ready)
     )
 
 

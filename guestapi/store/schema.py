@@ -43,6 +43,9 @@ VERSION = 2
 
 #: Seconds until what was busy is tried again.
 _AGAIN_SECONDS = 0.01
+#: How long a reader waits at most for whoever was the last to have the database open, and now puts its log away: the
+#: one time that a reader can find it locked (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
+_TIDYING_SECONDS = 0.1
 
 
 class StoreError(Exception):
@@ -221,14 +224,14 @@ def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Engin
 
 
 def open_reader(url: str) -> Engine:
-    """Open the database for reading: each statement sees what was committed last, and none ever waits for a lock.
+    """Open the database for reading: each statement sees what was committed last, and none waits for writers.
 
     Raises:
         StoreError: as `open_writer` does.
     """
     file = database_file(url)
     _check_tables(file, lock_seconds=1.0, create=False)
-    return _engine(file, 0)
+    return _engine(file, _TIDYING_SECONDS)
 
 
 def _engine(file: Path, lock_seconds: float) -> Engine:
