@@ -19,7 +19,7 @@ from benchmarks.scale import SOCKET, listening
 from tests.harness.containers import Container
 from tests.harness.service import Service
 
-_PATH = [PATHS["config/KEY"]]
+_PATH = PATHS["config/KEY"]
 
 
 def measure(rounds: int, seconds: float) -> Iterator[Figure]:

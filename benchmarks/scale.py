@@ -28,6 +28,7 @@ INSTANCES = 10_000
 STREAMS = 5_000
 LISTENERS = 1_000
 SOCKET = "/dev/incus/sock"
+_PATHS = [path for paths in PATHS.values() for path in paths]
 
 
 def allow_many_descriptors() -> None:
@@ -49,7 +50,7 @@ def instances(rounds: int, seconds: float) -> Iterator[Figure]:
             pin([one.pid, *one.workers], SERVER_CORE)
         for _round in range(rounds):
             for name, inside in (("few", Inside(container)), ("many", Inside(other))):
-                found[name].append(inside.load(SOCKET, "keep", 16, seconds, list(PATHS.values()))["p50"])
+                found[name].append(inside.load(SOCKET, "keep", 16, seconds, _PATHS)["p50"])
         ratio = median(found["many"]) / median(found["few"])
         yield Figure(f"p50 with {INSTANCES:,} instances, of that with one", ratio, "", 1.1)
         more = (resident_kb(many.workers[0]) - resident_kb(few.workers[0])) / 1024
