@@ -170,28 +170,26 @@ class Channel:
 
     def _send(self, head: bytes, content: bytes, seconds: float | None = None) -> None:
         """Send all, in one call if the client keeps up; within so many seconds, or those that an answer may take."""
+        if len(content) < _COPY:
+            head += content
+            content = b""
         try:
-            if len(content) < _COPY:
-                head += content
-                sent = self._socket.send(head)
-            else:
-                sent = self._socket.sendmsg([head, content])
-                if sent < len(head) + len(content):
-                    head += content
+            sent = self._socket.sendmsg([head, content]) if content else self._socket.send(head)
         except BlockingIOError:
             sent = 0
-            head += content if len(content) >= _COPY else b""
-        if sent < len(head):
-            self._send_rest(memoryview(head)[sent:], seconds or self._send_seconds)
+        size = len(head)
+        if sent < size + len(content):
+            self._send_rest(head[sent:], memoryview(content)[max(0, sent - size) :], seconds or self._send_seconds)
 
-    def _send_rest(self, left: memoryview, seconds: float) -> None:
+    def _send_rest(self, head: bytes, content: memoryview, seconds: float) -> None:
         self.set_deadline(seconds)
-        while left:
-            self.wait_writable()
-            try:
-                left = left[self._socket.send(left) :]
-            except BlockingIOError:
-                continue
+        for left in (memoryview(head), content):
+            while left:
+                self.wait_writable()
+                try:
+                    left = left[self._socket.send(left) :]
+                except BlockingIOError:
+                    continue
 
     def _wait(self, watcher: Any) -> None:
         """Give way to the event loop until `watcher` fires; raises LateError when the deadline passes first."""

@@ -10,7 +10,6 @@ import io
 import logging
 import socket
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import gevent
@@ -21,7 +20,16 @@ from guestapi.callers.identify import Caller
 from guestapi.notifications.events import Form
 from guestapi.server.body import Body
 from guestapi.server.channel import Channel
-from guestapi.server.http import Environ, Head, ProtocolError, ends_head, error_response, parse_head, response_head
+from guestapi.server.http import (
+    Environ,
+    Head,
+    ProtocolError,
+    ends_head,
+    error_response,
+    is_too_large,
+    parse_head,
+    response_head,
+)
 from guestapi.server.service import Answer, Service
 from guestapi.server.stream import GOING_AWAY, LateError, Stream
 from guestapi.server.transfer import send_content
@@ -38,20 +46,26 @@ _NOTHING = io.BytesIO()
 class Connection(Channel):
     """A connected socket and the greenlet that serves it."""
 
-    def __init__(self, service: Service, sock: socket.socket, dialect: str, *, own: bool = False) -> None:
+    def __init__(self, service: Service, sock: socket.socket, dialect: str, pid: int | None) -> None:
         """Args:
         service: the worker's.
         sock: as accepted; belongs to this object from now on.
         dialect: of the listening socket.
-        own: the worker itself is at the other end, to see whether it answers: no guest's limit is its own.
+        pid: as `Service.let_in` says; None if the worker itself is at the other end, to see whether it answers: no
+            guest's limit is its own.
         """
         super().__init__(sock, service.limits.send_seconds)
-        self._own = own
+        self._pid = pid
         self._service = service
         self._dialect = dialect
         self._in_head = False
         self._caller: Caller | None = None
         self._stream: Stream | None = None
+
+    @property
+    def idle(self) -> bool:
+        """No part of a request has come that is not answered (`shares.Holder`)."""
+        return self._in_head and not self._buffer
 
     def start(self) -> None:
         """Serve the connection in a greenlet of its own."""
@@ -73,26 +87,24 @@ class Connection(Channel):
     def _run(self) -> None:
         self.attach()
         try:
-            self._caller = caller = self._service.identifier.identify(self._socket)
-            if self._own:
-                self._serve(caller)
-            elif self._service.enter(caller.instance_id):
+            if self._pid is None:
+                self._serve(self._service.identifier.identify(self._socket))
+                return
+            self._caller = caller = self._service.recognise(self._socket, self._pid)
+            if (excess := self._service.enter(caller.instance_id, self)) is None:
                 try:
                     self._serve(caller)
                 finally:
-                    self._service.leave(caller.instance_id)
-            elif caller.instance_id is None:
-                # As any unknown caller: one that will be known in a moment tries again on 500, and only on that.
-                self._refuse(500, "pid not in container?")
+                    self._service.shares.leave(caller.instance_id, self)
             else:
-                self._refuse(429, "too many connections of this instance", [("Retry-After", "1")])
+                self._refuse_uncounted(excess.status, excess.text, excess.limit)
         except LateError:
             pass  # Nothing to say: a client that is slow in asking is not waiting for an answer.
         except OSError as error:
             log.debug("connection lost: %s", error)
         except StoreError as error:
             log.error("%s", error)
-            self._refuse(500, "temporarily unavailable, try again")
+            self._refuse_uncounted(500, "temporarily unavailable, try again")
         except Exception:
             log.exception("unexpected error on a connection")
         finally:
@@ -105,7 +117,7 @@ class Connection(Channel):
         self.set_deadline(service.limits.head_seconds)
         while True:
             try:
-                head = self._read_head()
+                head = self._read_head(caller.instance_id)
                 if head is None:
                     return
                 if not confirmed:
@@ -113,7 +125,7 @@ class Connection(Channel):
                     confirmed = True
                 answered = self._respond(head, caller)
             except ProtocolError as error:
-                self._refuse(error.status, str(error))
+                self._refuse(error.status, str(error), error.limit)
                 return
             if isinstance(answered, Handover):
                 # Nothing of the request is kept for as long as the stream lasts.
@@ -124,8 +136,8 @@ class Connection(Channel):
                 return
             self.set_deadline(service.limits.idle_seconds)
 
-    def _read_head(self) -> Head | None:
-        """The next request's head; None if the client has no more."""
+    def _read_head(self, instance_id: int | None) -> Head | None:
+        """The next request's head, when it is the instance's turn; None if the client has no more."""
         limits = self._service.limits
         self._in_head = True
         if self._buffer:
@@ -133,6 +145,8 @@ class Connection(Channel):
             gevent.sleep(0)
         else:
             self._buffer = self._receive()
+        if self._buffer and self._pid is not None:
+            self._service.take_turn(instance_id)
         head = parse_head(self._buffer, limits)
         if head is None:
             if not self._buffer:
@@ -146,7 +160,7 @@ class Connection(Channel):
                     return None
                 self._buffer += more
                 # Look at it again only when it may be complete, or it is read as often as it has bytes.
-                if ends_head(self._buffer, seen) or len(self._buffer) > min(limits.head, limits.request_line):
+                if ends_head(self._buffer, seen) or is_too_large(self._buffer, limits):
                     head = parse_head(self._buffer, limits)
         self._buffer = self._buffer[head.size :]
         self._in_head = False
@@ -258,16 +272,36 @@ class Connection(Channel):
             log.error("%s", error)
             raise
 
-    def _refuse(self, status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> None:
-        """Answer what cannot be served; the connection ends after it."""
-        self._service.refused(self._caller, self._dialect, status, text)
+    def _send_rest(self, head: bytes, content: memoryview, seconds: float) -> None:
+        """As in the class above; what the client does not take at once is held against its instance."""
+        instance_id = self._caller.instance_id if self._caller else None
+        size = len(head) + len(content)
+        self._service.wait_for(instance_id, size)
         try:
-            self._send(error_response(status, text, headers), b"")
+            super()._send_rest(head, content, seconds)
+        finally:
+            self._service.wait_for(instance_id, -size)
+
+    def _refuse_uncounted(self, status: int, text: str, limit: str | None = None) -> None:
+        """As `_refuse`, for a connection that is not counted as one of its instance: only some of those may linger."""
+        instance_id = self._caller.instance_id if self._caller else None
+        lingers = self._service.shares.linger(instance_id)
+        try:
+            self._refuse(status, text, limit, linger=lingers)
+        finally:
+            if lingers:
+                self._service.shares.lingered(instance_id)
+
+    def _refuse(self, status: int, text: str, limit: str | None = None, *, linger: bool = True) -> None:
+        """Answer what cannot be served; the connection ends after it."""
+        self._service.refused(self._caller, self._dialect, status, text, limit)
+        try:
+            self._send(error_response(status, text, retry_after=status == 429), b"")
             # The client may be sending still, and must not find the socket closed, or closed with unread bytes in it,
             # before it has seen the answer: read on to its end, but not for long.
             self.shut_down(socket.SHUT_WR)
             self.set_deadline(_LINGER_SECONDS)
-            for _read in range(_LINGER_READS):
+            for _read in range(_LINGER_READS if linger else 0):
                 if not self._receive():
                     break
         except (OSError, LateError):

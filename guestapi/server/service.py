@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from gevent.threadpool import ThreadPool
 
+from guestapi.api.buckets import Buckets
+from guestapi.callers.credentials import credentials, is_closed
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
-from guestapi.server.http import Environ
+from guestapi.server.door import Door
+from guestapi.server.http import Environ, ProtocolError, error_response
+from guestapi.server.shares import Excess, Shares
 from guestapi.server.stream import Pings
 from guestapi.server.transfer import DISK_THREADS
+from guestapi.server.turns import Turns
 from guestapi.settings import Limits
 
 if TYPE_CHECKING:
     from guestapi.server.connection import Connection
+
+
+#: Descriptors that are kept back, for what a worker opens besides connections: namespaces and processes it looks at,
+#: image files, the store.
+_SPARE = 64
+#: How many requests of an instance are served in a round of the event loop, and how many new connections of a process
+#: looked at. Few, since all others wait for them; but a round costs something, too.
+_EACH, _NEW_EACH = 4, 2
 
 
 class Service:
@@ -28,8 +42,10 @@ class Service:
         identifier: Identifier,
         limits: Limits,
         answered: Callable[[Answer], None],
-        refused: Callable[[Caller | None, str, int, str], None],
+        refused: Callable[[Caller | None, str, int, str, str | None], None],
+        shares: Shares,
         *,
+        descriptors: int,
         multiprocess: bool,
     ) -> None:
         """Args:
@@ -37,7 +53,10 @@ class Service:
         identifier: who is at the other end of a socket.
         limits: sizes and times.
         answered: called after each response of the application.
-        refused: called with caller, dialect, status and text of what the server itself refuses.
+        refused: called with caller, dialect, status and text of what the server itself refuses, and the limit that
+            was exceeded, if one was.
+        shares: who may have how many connections.
+        descriptors: how many the process may have.
         multiprocess: there are other workers (``wsgi.multiprocess``).
         """
         self.application = application
@@ -49,7 +68,15 @@ class Service:
         self.pings = Pings()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False
-        self._held: dict[int | None, int] = {}
+        self.shares = shares
+        self.door = Door(limits.connections_per_instance)
+        self.newcomers = Turns(_NEW_EACH, self.door.of_one)
+        self.turns = Turns(_EACH, shares.of_one)
+        each_second = limits.requests_per_second
+        self._requests = Buckets(each_second, limits.requests_burst) if each_second else None
+        #: Bytes of answers that the clients of an instance have not taken yet, for those instances that have any.
+        self.unsent: dict[int | None, int] = {}
+        self._spare_from = descriptors - _SPARE
         self.environ = {
             "wsgi.version": (1, 0),
             "wsgi.multithread": True,
@@ -62,21 +89,70 @@ class Service:
             "REMOTE_ADDR": "",
         }
 
-    def enter(self, instance_id: int | None) -> bool:
-        """Count a connection of an instance, or of all unknown callers together; False if it has too many."""
-        held = self._held.get(instance_id, 0)
-        if held >= self.limits.connections_per_instance:
-            return False
-        self._held[instance_id] = held + 1
-        return True
+    def enter(self, instance_id: int | None, connection: Connection) -> Excess | None:
+        """As `Shares.enter`; full is also who has no more descriptors than are needed to look who is calling."""
+        # The kernel gives out the lowest number that is free (open(2)): this many descriptors are in use.
+        return self.shares.enter(instance_id, connection, full=connection.fileno() >= self._spare_from)
 
-    def leave(self, instance_id: int | None) -> None:
-        """The opposite of `enter`."""
-        left = self._held[instance_id] - 1
+    def wait_for(self, instance_id: int | None, size: int) -> None:
+        """So many bytes more, or less if it is negative, wait for a client of the instance to take them."""
+        left = self.unsent.get(instance_id, 0) + size
         if left:
-            self._held[instance_id] = left
+            self.unsent[instance_id] = left
         else:
-            del self._held[instance_id]
+            self.unsent.pop(instance_id, None)
+
+    def let_in(self, accepted: socket.socket, dialect: str, *, flood: bool) -> int | None:
+        """The PID of the process that has connected, which waits to be recognised; None if it was turned away.
+
+        Args:
+            accepted: what it has connected.
+            dialect: of the listening socket.
+            flood: more connections come than can be accepted: those whose clients are gone again are dropped.
+        """
+        if flood and is_closed(accepted):
+            accepted.close()
+            return None
+        who = credentials(accepted)
+        if self.door.come(who.pid):
+            return who.pid
+        instance_id, excess = self.door.why_not(who.pid)
+        self.refused(Caller(who, instance_id), dialect, excess.status, excess.text, excess.limit)
+        with accepted:
+            try:
+                accepted.setblocking(False)
+                accepted.send(error_response(excess.status, excess.text, retry_after=excess.status == 429))
+            except OSError:
+                pass  # It does not wait for the answer.
+        return None
+
+    def recognise(self, connection: socket.socket, pid: int) -> Caller:
+        """Who has connected; `pid` is what `let_in` has returned.
+
+        Raises:
+            StoreError: the instances cannot be looked up now.
+        """
+        instance_id = None
+        try:
+            self.newcomers.take(pid)
+            caller = self.identifier.identify(connection)
+            instance_id = caller.instance_id
+            return caller
+        finally:
+            self.door.go(pid, instance_id)
+
+    def take_turn(self, instance_id: int | None) -> None:
+        """A request of this instance has come: wait until it is its turn.
+
+        Raises:
+            ProtocolError: the instance asks too often, or has left too much of earlier answers in our memory.
+        """
+        self.turns.take(instance_id)
+        # Whoever is in no known instance hears the same in any case.
+        if self._requests is not None and instance_id is not None and not self._requests.take(instance_id):
+            raise ProtocolError(429, "too many requests of this instance", "requests_per_second")
+        if self.unsent and self.unsent.get(instance_id, 0) >= self.limits.unsent_per_instance:
+            raise ProtocolError(429, "this instance leaves too many answers unread", "unsent_per_instance")
 
 
 class Answer:

@@ -64,7 +64,7 @@ class State:
         if state not in ("Ready", "Started"):
             raise BadRequest(f"Invalid state {quote(state)}")
         if not self._buckets.take(instance.id):
-            raise TooManyChanges
+            raise TooManyChanges(self._buckets.retry_after)
         if not self._notes.set_ready(instance.id, instance.run, state == "Ready", instance.init):
             raise UnknownCaller
         resp.data = b""

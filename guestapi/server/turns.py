@@ -1,0 +1,67 @@
+"""Whose turn it is: in each round of the event loop so many requests of each instance are served, the others wait.
+
+Without it a round would be as long as the greediest instance has connections with something to do. With it, it is as
+long as there are instances that have: who opens more connections gets no more than before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gevent.hub import get_hub
+from greenlet import getcurrent
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+#: As many times more are served in a round while there is nobody who waits for it.
+_ALONE = 8
+
+
+class Turns:
+    """The rounds of a worker's event loop."""
+
+    def __init__(self, each: int, alone: Callable[[], bool]) -> None:
+        """Args:
+        each: how many turns there are in a round for each.
+        alone: whether there is nobody else to wait for a round.
+        """
+        self._each = each
+        self._alone = alone
+        self._hub = get_hub()
+        self._loop = self._hub.loop
+        self._round = -1
+        self._taken: dict[int | None, int] = {}
+        self._waiting: dict[int | None, deque[greenlet]] = {}
+        #: Goes off in the round after the one in which it is started.
+        self._next = self._loop.timer(0)
+
+    def take(self, whose: int | None) -> None:
+        """Take a turn, for an instance's request or a process's connection; blocks the calling greenlet until then."""
+        if self._loop.iteration != self._round:
+            self._round = self._loop.iteration
+            self._taken.clear()
+        taken = self._taken.get(whose, 0)
+        # Whoever comes later does not overtake those that wait.
+        if whose not in self._waiting and (taken < self._each or (taken < self._each * _ALONE and self._alone())):
+            self._taken[whose] = taken + 1
+            return
+        if not self._waiting:
+            self._next.start(self._go_on)
+        self._waiting.setdefault(whose, deque()).append(getcurrent())
+        self._hub.switch()
+
+    def _go_on(self) -> None:
+        """The next round: of each who has some waiting, those go on that came first."""
+        most = self._each * _ALONE if self._alone() else self._each
+        due: list[greenlet] = []
+        for whose, waiting in list(self._waiting.items()):
+            due.extend(waiting.popleft() for _turn in range(min(most, len(waiting))))
+            if not waiting:
+                del self._waiting[whose]
+        if self._waiting:
+            self._next.start(self._go_on)
+        for waiter in due:
+            waiter.switch()

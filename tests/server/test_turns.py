@@ -1,0 +1,59 @@
+"""`Turns`: in each round of the event loop, everybody has so many, whoever wants how many."""
+
+from __future__ import annotations
+
+import gevent
+from gevent.hub import get_hub
+
+from guestapi.server.turns import Turns
+
+
+def run(wanted: dict[int, int], each: int, *, alone: bool = False) -> list[tuple[int, int]]:
+    """Who had a turn in which round, if so many greenlets want one at the same time."""
+    turns = Turns(each, lambda: alone)
+    loop = get_hub().loop
+    had: list[tuple[int, int]] = []
+
+    def take(whose: int) -> None:
+        turns.take(whose)
+        had.append((loop.iteration, whose))
+
+    with gevent.Timeout(10):
+        gevent.joinall([gevent.spawn(take, whose) for whose, count in wanted.items() for _time in range(count)])
+    return had
+
+
+def test_nobody_waits_for_the_greedy() -> None:
+    """Whoever wants few has them in the first rounds, however many others want; and all have theirs in the end."""
+    had = run({1: 200, 2: 3, 3: 1}, each=4)
+    assert len(had) == 204
+    rounds = sorted({number for number, _whose in had})
+    first = {number for number, whose in had if whose in (2, 3)}
+    assert first <= set(rounds[:2])
+    for number in rounds:
+        assert sum(pair == (number, 1) for pair in had) <= 4
+
+
+def test_alone_nobody_is_waited_for() -> None:
+    """As long as all are of one instance, a round has more turns."""
+    rounds = {number for number, _whose in run({1: 200}, each=4, alone=True)}
+    assert len(rounds) < 20
+
+
+def test_first_come_first_served() -> None:
+    """Those that wait go on in the order in which they came, and nobody who comes later overtakes them."""
+    turns = Turns(1, lambda: False)
+    order: list[int] = []
+
+    def take(number: int) -> None:
+        turns.take(1)
+        order.append(number)
+        if number < 20:
+            # As a busy client does: again, as soon as it has its answer.
+            gevent.spawn(take, number + 100)
+
+    with gevent.Timeout(10):
+        gevent.joinall([gevent.spawn(take, number) for number in range(20)])
+        while len(order) < 40:
+            gevent.sleep(0.001)
+    assert order == [*range(20), *range(100, 120)]
