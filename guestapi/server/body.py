@@ -132,7 +132,7 @@ class Body(io.RawIOBase):
     def _count_line(self) -> None:
         self._lines -= 1
         if self._lines < 0:
-            raise ProtocolError(413, f"the body has more than {_LINES} chunks")
+            raise ProtocolError(400, f"the body has more than {_LINES} chunks")
 
     def _expect_line(self, line: bytes, otherwise: str) -> None:
         if self._source.peek_line(len(line)) != line:
