@@ -10,9 +10,13 @@ DESTDIR ?=
 SYSTEMD_DIR = $(DESTDIR)/etc/systemd/system
 CONF_DIR = $(DESTDIR)/etc/guestapi
 STATE_DIR = $(DESTDIR)/var/lib/guestapi
-UNITS = guestapi.service guestapi.socket guestapi-lxd.socket
-# What container runtimes need; docs/lxc.md, docs/podman.md and docs/nspawn.md say where to put it.
-RUNTIME_FILES = lxc-guestapi.conf oci-guestapi.json nspawn-guestapi.conf
+UNITS = guestapi.service guestapi.socket guestapi-lxd.socket guestapi-mirror.service guestapi-mirror-lxd.service \
+	guestapi-takeover@.service
+# What is switched off before it is taken away.
+STARTED = $(filter-out %@.service,$(UNITS)) guestapi-takeover@incus.service guestapi-takeover@lxd.service
+# What container runtimes and hosts with a daemon need; docs/lxc.md, podman.md, nspawn.md and incus.md say where to put it.
+RUNTIME_FILES = conf/lxc-guestapi.conf conf/oci-guestapi.json systemd/nspawn-guestapi.conf systemd/incus-takeover.conf \
+	systemd/incus-device.conf systemd/lxd-takeover.conf systemd/lxd-device.conf
 
 # To build systemd-python, and to run.
 BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
@@ -99,10 +103,10 @@ install:
 		if [ -e $(CONF_DIR)/$$file ]; then install -m 0644 conf/$$file $(CONF_DIR)/$$file.new; \
 		else install -m 0644 conf/$$file $(CONF_DIR)/$$file; fi; \
 	done
-	for file in conf/lxc-guestapi.conf conf/oci-guestapi.json systemd/nspawn-guestapi.conf; do \
+	for file in $(RUNTIME_FILES); do \
 		sed 's#/opt/guestapi#$(PREFIX)#g' $$file >$(CONF_DIR)/$${file##*/} && chmod 0644 $(CONF_DIR)/$${file##*/} || exit 1; \
 	done
-	install -d -m 0750 $(STATE_DIR)
+	install -d -m 0770 $(STATE_DIR)
 	@if [ -z "$(DESTDIR)" ]; then \
 		systemd-sysusers guestapi.conf && chown guestapi:guestapi $(STATE_DIR) || exit 1; \
 		if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
@@ -111,16 +115,16 @@ install:
 
 uninstall:
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
-		systemctl disable --now $(UNITS) 2>/dev/null || true; \
+		systemctl disable --now $(STARTED) 2>/dev/null || true; \
 	fi
 	rm -rf $(DESTDIR)$(PREFIX)
 	rm -f $(DESTDIR)/usr/local/bin/guestapi $(addprefix $(SYSTEMD_DIR)/,$(UNITS))
 	rm -f $(DESTDIR)/usr/lib/sysusers.d/guestapi.conf
 	rm -f $(CONF_DIR)/guestapi.toml $(CONF_DIR)/gunicorn.conf.py $(CONF_DIR)/guestapi.toml.new $(CONF_DIR)/gunicorn.conf.py.new \
-		$(addprefix $(CONF_DIR)/,$(RUNTIME_FILES))
+		$(addprefix $(CONF_DIR)/,$(notdir $(RUNTIME_FILES)))
 	@if [ -d $(CONF_DIR) ]; then rmdir --ignore-fail-on-non-empty $(CONF_DIR); fi
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "the state stays in $(STATE_DIR), and the user guestapi, to whom it belongs"
+	@echo "the state stays in $(STATE_DIR), and the users guestapi, to whom it belongs, and guestapi-mirror"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,11 +23,13 @@ setup(
         "gevent-websocket>=0.10.1",
         "gunicorn[gevent]>=27.0,<28",
         "gunicorn_h1c>=0.6.9,<0.7",
+        "httpx>=0.27",
         "inotify_simple>=2.0",
         "msgspec>=0.19",
         "rich>=13",
         "SQLAlchemy>=2.0.30",
         "systemd-python>=235",
+        "websockets>=14",
     ],
     extras_require={
         "test": ["h11>=0.14", "hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8"],

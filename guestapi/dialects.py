@@ -20,6 +20,7 @@ class Dialect:
     Attributes:
         name: what a socket unit's ``FileDescriptorName=`` and ``--socket NAME=PATH`` call it.
         socket: where the host's socket lies when nothing else is configured.
+        directory: where an instance finds it, as ``sock``.
         switch: configuration key that turns the API off for an instance (default on).
         images_switch: configuration key that allows image export (default off).
         image_header: header field, name and value, that every exported image carries.
@@ -34,6 +35,7 @@ class Dialect:
 
     name: str
     socket: str
+    directory: str
     switch: str
     images_switch: str
     image_header: tuple[str, str] | None = None
@@ -63,6 +65,7 @@ DIALECTS: dict[str, Dialect] = {
         Dialect(
             name="incus",
             socket="/var/lib/incus/guestapi/sock",
+            directory="/dev/incus",
             switch="security.guestapi",
             images_switch="security.guestapi.images",
             image_header=("X-Incus-Type", "incus"),
@@ -70,6 +73,7 @@ DIALECTS: dict[str, Dialect] = {
         Dialect(
             name="lxd",
             socket="/var/lib/lxd/devlxd/sock",
+            directory="/dev/lxd",
             switch="security.devlxd",
             images_switch="security.devlxd.images",
             open_when_off=frozenset(),
@@ -77,6 +81,7 @@ DIALECTS: dict[str, Dialect] = {
         Dialect(
             name="lxd-legacy",
             socket="/var/lib/lxd/devlxd/sock",
+            directory="/dev/lxd",
             switch="security.devlxd",
             images_switch="security.devlxd.images",
             readable=("user.",),

@@ -32,7 +32,7 @@ class Init:
     namespace: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Instance:
     """What the host says of one instance, at one moment.
 
@@ -45,6 +45,7 @@ class Instance:
         location: name of the cluster member it runs on; None: of this host.
         ready: the workload said so in this run.
         init: its identity, or None while it does not run.
+        source: name of the `Mirror` that it comes from; None: the operator or a runtime's hook has added it.
     """
 
     id: int
@@ -60,6 +61,7 @@ class Instance:
     init: Init | None
     config: Mapping[str, str]
     devices: Mapping[str, Device]
+    source: str | None = None
 
     @property
     def running(self) -> bool:
@@ -94,6 +96,7 @@ class Image:
         created: when it was imported, in seconds of Unix time.
         files: one if it is unified; metadata and root file system if it is split.
         aliases: other names that the operator has for it, sorted.
+        source: name of the `Mirror` that it comes from; None: the operator has imported it.
     """
 
     fingerprint: str
@@ -103,6 +106,7 @@ class Image:
     created: float
     files: tuple[ImageFile, ...]
     aliases: tuple[str, ...]
+    source: str | None = None
 
     @property
     def size(self) -> int:
@@ -113,6 +117,27 @@ class Image:
     def exported(self) -> bool:
         """Whether guests may have it at all."""
         return self.public or self.cached
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """How things are between a running daemon (Incus, LXD) and the store, as its mirror last said.
+
+    Attributes:
+        name: of the kind of daemon, like ``incus``.
+        socket: where the daemon listens.
+        connected: the mirror follows the daemon's events.
+        contact: when the daemon last answered, in seconds of Unix time; 0.0: never.
+        lag: seconds from the daemon's latest change to its commit here.
+        fault: what keeps the mirror from knowing everything, in one sentence; empty if nothing does.
+    """
+
+    name: str
+    socket: str
+    connected: bool
+    contact: float
+    lag: float
+    fault: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
+
+from guestapi.model import Device
 
 #: RFC 1123, section 2.1: letters, digits and inner hyphens, at most 63 of them (RFC 1035, section 2.3.4).
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -48,6 +51,27 @@ def check_value(value: str, what: str) -> str:
     """Return `value` if it can be a value; `what` says whose, for the error."""
     _check_bytes(value, VALUE_BYTES, what)
     return value
+
+
+def check_config(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy of `wanted` if it can be an instance's configuration."""
+    return {check_key(key): check_value(value, f"value of {key!r}") for key, value in wanted.items()}
+
+
+def check_devices(wanted: Mapping[str, Device]) -> dict[str, Device]:
+    """Return a copy of `wanted`, without options that are empty, if it can be an instance's devices."""
+    checked: dict[str, Device] = {}
+    for name, definition in wanted.items():
+        check_key(name, "device name")
+        if not definition.get("type"):
+            raise InvalidNameError(f"device {name!r}: a type is needed, like nic or disk")
+        checked[name] = {
+            check_key(option, f"option of device {name!r}"): check_value(value, f"{name}.{option}")
+            for option, value in definition.items()
+            # As with configuration, empty is absent.
+            if value
+        }
+    return checked
 
 
 def check_location(location: str) -> str:

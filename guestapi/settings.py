@@ -95,9 +95,15 @@ class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Callers(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How callers are recognised. ``pidfd``: by SO_PEERPIDFD and ioctls where the kernel has them, else by /proc."""
+    """How callers are recognised.
+
+    ``pidfd``: by SO_PEERPIDFD and ioctls where the kernel has them, else by /proc. ``wait_seconds``: on a host with a
+    mirror, how long a caller waits whose instance is not known yet. ``waiting``: how many may, of a worker's.
+    """
 
     pidfd: bool = True
+    wait_seconds: Annotated[float, Meta(ge=0, le=10)] = 2.0
+    waiting: Annotated[int, Meta(ge=0, le=65536)] = 64
 
 
 class Images(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

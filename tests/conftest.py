@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness.containers import Container
+from tests.harness.machine import Installed
 from tests.harness.service import Service
 
 CI = os.environ.get("CI") == "true"
@@ -18,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0 or CI:
         return
     for item in items:
-        if "service" in getattr(item, "fixturenames", ()) or item.get_closest_marker("root"):
+        if {"service", "machine"} & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root: containers, and a service of another user"))
 
 
@@ -45,3 +46,10 @@ def c1(service: Service) -> Iterator[Container]:
     """A container that runs as instance c1. Who changes its configuration, changes it back."""
     with service.container("c1", {"user.foo": "bar"}) as container:
         yield container
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Installed]:
+    """A machine of its own, a real systemd as PID 1, on which guestapi is installed; half a minute until it is."""
+    with Installed() as booted:
+        yield booted

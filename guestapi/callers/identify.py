@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,10 +36,13 @@ class Registrations(Protocol):
 class LiveInit:
     """An instance's init that was seen alive, held by a pidfd so that its end is noticed."""
 
-    __slots__ = ("_pidfd", "init", "namespace", "root_uid")
+    __slots__ = ("__weakref__", "_pidfd", "_poll", "init", "namespace", "root_uid")
 
     def __init__(self, init: Init, pidfd: int, namespace: int, root_uid: int | None) -> None:
         self._pidfd = pidfd
+        # PERF: made once, it is asked at every request (0.4 µs instead of 0.9).
+        self._poll = select.poll()
+        self._poll.register(pidfd, select.POLLIN)
         self.init = init
         self.namespace = namespace
         self.root_uid = root_uid
@@ -47,8 +51,8 @@ class LiveInit:
         os.close(self._pidfd)
 
     def alive(self) -> bool:
-        """Whether it still runs, asked of the kernel each time (about 1 µs)."""
-        return not namespaces.is_gone(self._pidfd)
+        """Whether it still runs, asked of the kernel each time: a pidfd is readable after the end (pidfd_open(2))."""
+        return not self._poll.poll(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Caller:
         instance_id, run: the instance, in the run in which it was recognised. None, 0: no known instance.
         init: the proof; None if there is no instance.
         started: the calling process's start time, where only /proc tells one process from the next of its PID.
+        contained: it is in another PID namespace than we are, so it may be in an instance, be it a known one or not.
     """
 
     credentials: Credentials
@@ -67,6 +72,7 @@ class Caller:
     run: int = 0
     init: LiveInit | None = None
     started: int | None = None
+    contained: bool = False
 
     @property
     def is_root(self) -> bool:
@@ -134,13 +140,15 @@ class Identifier:
         started = namespaces.start_time(who.pid) if pidfd is None else None
         namespace = namespaces.open_namespace(who.pid, pidfd, by_ioctl=self._pidfd)
         try:
+            contained = False
             for _level in range(_MAX_LEVELS):
                 number = namespaces.inode(namespace)
                 if number == namespaces.own_namespace():
                     break
+                contained = True
                 for instance_id, run, init in self._registrations.running_in(number):
                     if live := self._live(init, number):
-                        return Caller(who, instance_id, run, live, started)
+                        return Caller(who, instance_id, run, live, started, contained)
                 around = namespaces.open_parent(namespace)
                 if around is None:
                     break
@@ -148,7 +156,7 @@ class Identifier:
                 namespace = around
         finally:
             os.close(namespace)
-        return Caller(who)
+        return Caller(who, contained=contained)
 
     def _live(self, init: Init, number: int) -> LiveInit | None:
         """The registered init, if it is alive in the namespace `number`, which the caller holds open."""

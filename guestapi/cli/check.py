@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -13,6 +16,9 @@ import click
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
 from guestapi.cli.common import EXPECTED, Operator, has_format, print_json
+from guestapi.cli.mirror import OURS
+from guestapi.dialects import DIALECTS, Dialect
+from guestapi.model import Instance, Mirror
 from guestapi.server import gunicorn_conf
 from guestapi.settings import Listener
 from guestapi.store import images
@@ -21,6 +27,8 @@ from guestapi.store.writing import Writer
 
 #: Seconds to wait for an answer of the service.
 _PATIENCE = 5.0
+#: Seconds after which a mirror that has said nothing says nothing any more; it should every ten.
+_STALE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
     if store.ok:
         yield _attempt("instances", lambda: _instances(operator))
         yield _attempt("images", lambda: _images(operator))
+        yield from _mirrors(operator)
     for listener in operator.settings.listener:
         yield _socket(listener)
 
@@ -106,9 +115,12 @@ def _store(operator: Operator) -> tuple[object, str]:
     writer = Writer(operator.settings)
     with writer.change():
         pass
-    owner, parent = file.stat().st_uid, file.parent.stat().st_uid
-    if owner != parent:
-        raise StoreError(f"{file}: belongs to user {owner}, its directory to {parent}; chown --reference it")
+    status, parent = file.stat(), file.parent.stat()
+    shared = status.st_gid == parent.st_gid and stat.S_IMODE(status.st_mode) & 0o060 == 0o060
+    if status.st_uid != parent.st_uid and not shared:
+        raise StoreError(
+            f"{file}: belongs to user {status.st_uid}, its directory to {parent.st_uid}; chown --reference it"
+        )
     return writer, str(file)
 
 
@@ -138,6 +150,56 @@ def _images(operator: Operator) -> tuple[object, str]:
         raise StoreError(f"{len(known)} known, {len(faults)} cannot be given out: {'; '.join(faults)}")
     size = sum(one.size for one in known)
     return known, f"{len(known)} known, {size} bytes in {where}" if known else "0 known"
+
+
+def _mirrors(operator: Operator) -> Iterator[Finding]:
+    with operator.view() as store:
+        mirrors = store.mirrors()
+        known = [one for one in store.instances() if one.source]
+    for mirror in mirrors:
+        brought = [one for one in known if one.source == mirror.name]
+        running = [one for one in brought if one.init and is_alive(one.init)]
+        yield _mirror(mirror, len(brought), len(running))
+        yield _way(DIALECTS[mirror.name], running, operator.settings.listener)
+
+
+def _mirror(mirror: Mirror, brought: int, running: int) -> Finding:
+    name = f"mirror {mirror.name}"
+    age = time.time() - mirror.contact
+    counts = f"{brought} instances, {running} running"
+    if not mirror.connected or age > _STALE_SECONDS:
+        since = datetime.fromtimestamp(mirror.contact).astimezone().isoformat(" ", "seconds") if mirror.contact else ""
+        contact = f"last contact {since}, {age:.0f} s ago" if since else "no contact yet"
+        stale = f"{counts} as last known; {contact}; {mirror.fault or 'the mirror itself does not run'}"
+        unit = "guestapi-mirror" if mirror.name == "incus" else f"guestapi-mirror-{mirror.name}"
+        return Finding(name, False, f"{stale}; 'systemctl status {mirror.name} {unit}' may say more")
+    text = f"follows {mirror.socket}, {counts}; last contact {age:.0f} s ago, lag {mirror.lag:.3f} s"
+    return Finding(name, not mirror.fault, f"{text}; {mirror.fault}" if mirror.fault else text)
+
+
+def _way(dialect: Dialect, running: list[Instance], listeners: tuple[Listener, ...]) -> Finding:
+    """Whether the daemon's instances reach us, and how."""
+    path = Path(dialect.socket)
+    ours = path.with_name(OURS)
+    try:
+        if path.samefile(ours):
+            return Finding(f"way {dialect.name}", True, f"taken over: {path} is our socket")
+        taking = f"; {path} is the daemon's although {ours} is there: is guestapi-takeover@{dialect.name} running?"
+    except OSError:
+        taking = ""
+    directories = {str(Path(listener.path).parent) for listener in listeners}
+    having = sum(
+        any(
+            device.get("path") == dialect.directory and device.get("source") in directories
+            for device in one.devices.values()
+        )
+        for one in running
+    )
+    if having or not (running or taking):
+        text = f"device: {having} of {len(running)} running instances have our socket at {dialect.directory}"
+        return Finding(f"way {dialect.name}", not taking, text + taking)
+    text = f"none: the daemon itself answers its instances; docs/incus.md says how to change that{taking}"
+    return Finding(f"way {dialect.name}", False, text)
 
 
 def _socket(listener: Listener) -> Finding:

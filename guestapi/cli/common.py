@@ -148,6 +148,7 @@ def described(instance: Instance) -> dict[str, Any]:
         "uuid": instance.uuid,
         "cloud_init_id": instance.cloud_init_id,
         "location": instance.location,
+        "mirror": instance.source,
         "config": dict(instance.config),
         "devices": dict(instance.devices),
     }

@@ -20,7 +20,7 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
     """Set keys, all at once. KEY=@FILE takes the value from a file, KEY=@- from standard input."""
     wanted = pairs(setting, files=True)
     with operator.writer.change() as change:
-        change.configure(change.instance(project, name), wanted)
+        change.configure(change.own(project, name), wanted)
 
 
 @config.command()
@@ -30,7 +30,7 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
 def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> None:
     """Unset keys, all at once. Unsetting one that is not set changes nothing."""
     with operator.writer.change() as change:
-        change.configure(change.instance(project, name), dict.fromkeys(key, ""))
+        change.configure(change.own(project, name), dict.fromkeys(key, ""))
 
 
 @config.command()

@@ -24,7 +24,7 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
     if "type" in definition:
         raise click.UsageError("the type is given by itself, before the options")
     with operator.writer.change() as change:
-        instance = change.instance(project, name)
+        instance = change.own(project, name)
         if device_name in instance.devices:
             fail(f"{name} has a device {device_name!r} already; 'guestapi device set' changes it")
         given = {key: value for key, value in definition.items() if value}
@@ -40,7 +40,7 @@ def set_(operator: Operator, name: str, project: str, device_name: str, option: 
     """Change a device's options, all at once; KEY= takes an option away."""
     wanted = pairs(option)
     with operator.writer.change() as change:
-        instance = change.instance(project, name)
+        instance = change.own(project, name)
         if device_name not in instance.devices:
             fail(f"{name} has no device {device_name!r}; 'guestapi instance show {name}' shows all")
         merged = {**instance.devices[device_name], **wanted}
@@ -55,7 +55,7 @@ def set_(operator: Operator, name: str, project: str, device_name: str, option: 
 def remove(operator: Operator, name: str, project: str, device_name: str) -> None:
     """Take a device away."""
     with operator.writer.change() as change:
-        instance = change.instance(project, name)
+        instance = change.own(project, name)
         if device_name not in instance.devices:
             fail(f"{name} has no device {device_name!r}; 'guestapi instance show {name}' shows all")
         change.replace_devices(instance, {key: one for key, one in instance.devices.items() if key != device_name})

@@ -58,7 +58,7 @@ def start(operator: Operator, name: str, project: str, pid: int) -> None:
     """The instance runs now; the process PID is its identity."""
     init = examine(pid)
     with operator.writer.change() as change:
-        change.start(change.instance(project, name), init)
+        change.start(change.own(project, name), init)
 
 
 @instance.command()
@@ -90,18 +90,22 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
     if as_json:
         print_json([described(one) for one in found])
         return
-    rows = (
-        (
+    columns = ["PROJECT", "NAME", "TYPE", "STATUS", "READY", "PID"]
+    rows = [
+        [
             one.project,
             one.name,
             one.type,
             status(one),
             "Ready" if one.ready else "",
             str(one.init.pid) if one.init else "",
-        )
+        ]
         for one in found
-    )
-    print_table(["PROJECT", "NAME", "TYPE", "STATUS", "READY", "PID"], rows)
+    ]
+    if any(one.source for one in found):
+        columns.append("MIRROR")
+        rows = [[*row, one.source or ""] for row, one in zip(rows, found, strict=True)]
+    print_table(columns, rows)
 
 
 @instance.command()

@@ -16,6 +16,7 @@ from guestapi.cli.events import events
 from guestapi.cli.hook import hook
 from guestapi.cli.image import image
 from guestapi.cli.instance import instance
+from guestapi.cli.mirror import mirror, takeover
 from guestapi.dialects import DIALECTS
 from guestapi.settings import Listener
 
@@ -59,5 +60,5 @@ def _listener(word: str) -> Listener:
     return Listener(path=str(Path(path).absolute()), dialect=dialect)
 
 
-for command in (instance, config, device, image, events, check, hook):
+for command in (instance, config, device, image, events, check, hook, mirror, takeover):
     main.add_command(command)

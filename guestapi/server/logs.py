@@ -1,21 +1,19 @@
-"""Where log lines go: to the journal, with fields of their own, if stderr is the journal; to stderr elsewhere."""
+"""What the service logs, of gunicorn and of requests."""
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import gunicorn.glogging
-import systemd.journal
 
+from guestapi import journal
 from guestapi.api.errors import LIMIT
 from guestapi.callers.identify import Caller
 from guestapi.model import Instance
-from guestapi.server.service import Answer
+from guestapi.server.answer import Answer
 from guestapi.settings import Log
 from guestapi.store.schema import StoreError
 
@@ -28,54 +26,13 @@ _LOGGED_FROM = {"all": 0, "refused": 400, "none": 1000}
 _TELL_SECONDS = 10.0
 
 
-def to_journal() -> bool:
-    """Whether stderr is connected to the journal (systemd.exec(5), $JOURNAL_STREAM)."""
-    try:
-        status = os.fstat(2)
-    except OSError:
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-class JournalHandler(logging.Handler):
-    """Sends a record with the fields in its attribute ``fields``, which `RequestLog` sets."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """As logging.Handler."""
-        try:
-            systemd.journal.send(
-                self.format(record),
-                PRIORITY=str(systemd.journal.JournalHandler.map_priority(record.levelno)),
-                SYSLOG_IDENTIFIER="guestapi",
-                LOGGER=record.name,
-                **getattr(record, "fields", {}),
-            )
-        except Exception:
-            self.handleError(record)
-
-
-def set_up(level: str) -> None:
-    """Send this package's log lines, and gunicorn's, to where they belong. May be called again with another level."""
-    handler: logging.Handler
-    if to_journal():
-        handler = JournalHandler()
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s [%(process)d] %(levelname)s %(message)s"))
-    for name in ("guestapi", "gunicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.propagate = False
-        logger.setLevel(level.upper())
-
-
 class GunicornLogger(gunicorn.glogging.Logger):
     """gunicorn's logger, whose errors go where ours go. Its access log stays as gunicorn's ``accesslog`` says."""
 
     def setup(self, cfg: Any) -> None:
         """As gunicorn.glogging.Logger; called again on reload."""
         super().setup(cfg)
-        set_up(cfg.loglevel)
+        journal.set_up(cfg.loglevel)
 
 
 class Excesses:
@@ -130,9 +87,9 @@ class RequestLog:
 
     def answered(self, answer: Answer) -> None:
         """Log a response of the application, if it is of those that are logged."""
-        status = int(answer.status[:3])
+        status = answer.code
         if LIMIT in answer.environ:
-            self.excesses.count(answer.caller.instance_id, answer.environ[LIMIT])
+            self.excesses.count(answer.caller.instance_id if answer.caller else None, answer.environ[LIMIT])
         elif status >= self._from and self._may_log():
             environ = answer.environ
             fields = _fields(answer.caller, answer.dialect, status, answer.instance)

@@ -46,6 +46,10 @@ class OffloadedStore:
         """As `Reader.running_in`."""
         return self._reader.running_in(namespace)
 
+    def mirrored(self) -> bool:
+        """As `Reader.mirrored`."""
+        return self._reader.mirrored()
+
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`, in a thread of gevent's pool; only the calling greenlet waits for it."""
         noted: bool = get_hub().threadpool.apply(self._writer.set_ready, (instance_id, run, ready, init))

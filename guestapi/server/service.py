@@ -13,12 +13,15 @@ from guestapi.api.buckets import Buckets
 from guestapi.callers.credentials import credentials, is_closed
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
+from guestapi.server.answer import Answer
 from guestapi.server.door import Door
-from guestapi.server.http import Environ, ProtocolError, error_response
+from guestapi.server.http import ProtocolError, error_response
+from guestapi.server.repeats import Repeats
 from guestapi.server.shares import Excess, Shares
 from guestapi.server.stream import Pings
 from guestapi.server.transfer import DISK_THREADS
 from guestapi.server.turns import Turns
+from guestapi.server.waiting import PatientIdentifier
 from guestapi.settings import Limits
 
 if TYPE_CHECKING:
@@ -39,8 +42,9 @@ class Service:
     def __init__(
         self,
         application: Callable[..., Iterable[bytes]],
-        identifier: Identifier,
+        identifier: Identifier | PatientIdentifier,
         limits: Limits,
+        look: Callable[[int], Instance | None],
         answered: Callable[[Answer], None],
         refused: Callable[[Caller | None, str, int, str, str | None], None],
         shares: Shares,
@@ -52,6 +56,7 @@ class Service:
         application: the WSGI application.
         identifier: who is at the other end of a socket.
         limits: sizes and times.
+        look: what the store holds under an instance's id now.
         answered: called after each response of the application.
         refused: called with caller, dialect, status and text of what the server itself refuses, and the limit that
             was exceeded, if one was.
@@ -65,6 +70,7 @@ class Service:
         self.answered = answered
         self.refused = refused
         self.connections: set[Connection] = set()
+        self.repeats = Repeats(look)
         self.pings = Pings()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False
@@ -153,32 +159,3 @@ class Service:
             raise ProtocolError(429, "too many requests of this instance", "requests_per_second")
         if self.unsent and self.unsent.get(instance_id, 0) >= self.limits.unsent_per_instance:
             raise ProtocolError(429, "this instance leaves too many answers unread", "unsent_per_instance")
-
-
-class Answer:
-    """What became of a request: for the logs and for gunicorn's hooks, which know such an object as ``resp``."""
-
-    __slots__ = ("caller", "dialect", "environ", "headers", "seconds", "sent", "status")
-
-    def __init__(
-        self,
-        environ: Environ,
-        caller: Caller,
-        dialect: str,
-        status: str,
-        headers: list[tuple[str, str]],
-        sent: int,
-        seconds: float,
-    ) -> None:
-        self.environ = environ
-        self.caller = caller
-        self.dialect = dialect
-        self.status = status
-        self.headers = headers
-        self.sent = sent
-        self.seconds = seconds
-
-    @property
-    def instance(self) -> Instance | None:
-        """The instance that was admitted, if one was."""
-        return self.environ.get("guestapi.instance")

@@ -40,9 +40,7 @@ class Turns:
 
     def take(self, whose: int | None) -> None:
         """Take a turn, for an instance's request or a process's connection; blocks the calling greenlet until then."""
-        if self._loop.iteration != self._round:
-            self._round = self._loop.iteration
-            self._taken.clear()
+        self._look_at_round()
         taken = self._taken.get(whose, 0)
         # Whoever comes later does not overtake those that wait.
         if whose not in self._waiting and (taken < self._each or (taken < self._each * _ALONE and self._alone())):
@@ -55,13 +53,22 @@ class Turns:
 
     def _go_on(self) -> None:
         """The next round: of each who has some waiting, those go on that came first."""
+        self._look_at_round()
         most = self._each * _ALONE if self._alone() else self._each
         due: list[greenlet] = []
         for whose, waiting in list(self._waiting.items()):
-            due.extend(waiting.popleft() for _turn in range(min(most, len(waiting))))
+            taken = self._taken.get(whose, 0)
+            count = max(0, min(most - taken, len(waiting)))
+            due.extend(waiting.popleft() for _turn in range(count))
+            self._taken[whose] = taken + count
             if not waiting:
                 del self._waiting[whose]
         if self._waiting:
             self._next.start(self._go_on)
         for waiter in due:
             waiter.switch()
+
+    def _look_at_round(self) -> None:
+        if self._loop.iteration != self._round:
+            self._round = self._loop.iteration
+            self._taken.clear()

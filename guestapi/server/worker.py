@@ -21,11 +21,13 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from guestapi.callers.credentials import refuse_descriptors
 from guestapi.callers.identify import Identifier
+from guestapi.server.answer import Answer
 from guestapi.server.connection import Connection
 from guestapi.server.logs import RequestLog
 from guestapi.server.offload import OffloadedStore
-from guestapi.server.service import Answer, Service
+from guestapi.server.service import Service
 from guestapi.server.shares import Shares
+from guestapi.server.waiting import PatientIdentifier
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
@@ -83,8 +85,13 @@ class GuestWorker(GeventWorker):
         self._requests = requests
         self._service = Service(
             self.wsgi,
-            Identifier(store, pidfd=application.settings.callers.pidfd),
+            PatientIdentifier(
+                Identifier(store, pidfd=application.settings.callers.pidfd),
+                store.mirrored,
+                application.settings.callers,
+            ),
             limits,
+            store.instance,
             self._answered,
             requests.refused,
             Shares(limits.connections_per_instance, self.cfg.worker_connections, self._made_room),

@@ -61,6 +61,9 @@ def _write(writer: Writer, settings: Settings, report: Report) -> None:
     init = examine(report.pid) if report.pid is not None else None
     with writer.change() as change:
         instance = change.find(project, report.name)
+        if instance is not None:
+            # A daemon of this host may have one of that name too, which is not this one.
+            instance = change.own(project, report.name)
         if init is None:
             if instance is None or (instance.init is not None and is_alive(instance.init)):
                 # Not this one has ended: another container of that name has, and says so late.

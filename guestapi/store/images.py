@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from secrets import token_hex
 
 from guestapi.model import Image, ImageFile, InstanceType
 from guestapi.settings import Settings
+from guestapi.store.files import give
 from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
@@ -36,6 +37,8 @@ _EXTENSION = re.compile(r"(?:(?:\.tar)?\.(?:gz|xz|bz2|zst|lzma|lz4)|\.(?:tar|tgz
 #: Root file systems of virtual machines.
 _DISKS = frozenset({".qcow2", ".img", ".raw"})
 
+#: A file of an image on its way in: its name, and its bytes in blocks.
+Part = tuple[str, Iterable[bytes]]
 #: Called with how many more bytes have been read.
 Progress = Callable[[int], None]
 
@@ -98,29 +101,60 @@ def import_image(
         ConflictError: the image is there already, or another has the alias.
         InvalidNameError: an alias cannot be taken.
     """
-    extensions = [_extension(source) for source in sources]
-    kind: InstanceType = "virtual-machine" if extensions[-1] in _DISKS else "container"
+    kind: InstanceType = "virtual-machine" if _extension(sources[-1].name) in _DISKS else "container"
+    draft = Image("", kind, public, False, time.time(), (), tuple(sorted(set(aliases))))
+    with ExitStack() as stack:
+        parts = [(source.name, _blocks(stack.enter_context(_reading(source)), source)) for source in sources]
+        return receive_image(writer, where, draft, parts, progress=progress)
+
+
+def receive_image(
+    writer: Writer,
+    where: Path,
+    draft: Image,
+    parts: Iterable[Part],
+    *,
+    progress: Progress = lambda _count: None,
+) -> Image:
+    """Take an image in, wherever its bytes come from, as `import_image` does.
+
+    Args:
+        writer: the store.
+        where: the images' directory, made if it is missing.
+        draft: the image without its files; its fingerprint, if it has one, is what they must turn out to have.
+        parts: one file, or metadata and root file system: name, and blocks of bytes. Read one after the other.
+        progress: is told of what was copied.
+
+    Raises:
+        ImageFileError: a file cannot be read or written, or the bytes are not those of that fingerprint.
+        ConflictError: the image is there already, or another has the alias.
+        InvalidNameError: an alias cannot be taken.
+    """
     _make_directory(where, writer.state_directory)
     _clean(where)
     digest = hashlib.sha256()
     with ExitStack() as stack:
-        drafts = []
-        for source in sources:
-            draft = stack.enter_context(_draft(where, writer.state_directory))
-            _copy(source, draft, digest.update, progress)
-            drafts.append(draft)
+        drafts, files = [], []
+        for name, blocks in parts:
+            file = stack.enter_context(_draft(where, writer.state_directory))
+            _copy(name, blocks, file, digest.update, progress)
+            drafts.append(file)
+            status = os.fstat(file.descriptor)
+            files.append(ImageFile(_extension(name), status.st_size, status.st_mtime_ns))
+        if not 1 <= len(files) <= len(_names("", 2)):
+            raise ImageFileError(f"image {draft.fingerprint[:12]}: has {len(files)} files; one or two are an image")
         fingerprint = digest.hexdigest()
-        files = []
-        for draft, extension in zip(drafts, extensions, strict=True):
-            status = os.fstat(draft.descriptor)
-            files.append(ImageFile(extension, status.st_size, status.st_mtime_ns))
-        image = Image(fingerprint, kind, public, False, time.time(), tuple(files), tuple(sorted(set(aliases))))
+        if draft.fingerprint not in ("", fingerprint):
+            raise ImageFileError(
+                f"image {draft.fingerprint[:12]}: what came has another fingerprint, {fingerprint[:12]}"
+            )
+        image = replace(draft, fingerprint=fingerprint, files=tuple(files))
         with writer.change() as change:
             # First the row, which may be refused; it counts only when the block has ended, and the files are there.
             change.add_image(image)
             try:
-                for draft, path in zip(drafts, paths(where, image), strict=True):
-                    os.rename(draft.path, path)
+                for file, path in zip(drafts, paths(where, image), strict=True):
+                    os.rename(file.path, path)
                 _sync_directory(where)
             except OSError as error:
                 raise ImageFileError(f"{where}: cannot be written: {error.strerror}") from None
@@ -223,8 +257,8 @@ def _names(fingerprint: str, count: int) -> list[str]:
     return [fingerprint, f"{fingerprint}.rootfs"][:count]
 
 
-def _extension(source: Path) -> str:
-    found = _EXTENSION.search(source.name.lower())
+def _extension(name: str) -> str:
+    found = _EXTENSION.search(name.lower())
     return found[0] if found else ""
 
 
@@ -252,30 +286,38 @@ def _draft(where: Path, state: Path) -> Iterator[_Draft]:
         # Between open and flock somebody took it for a leftover.
         os.close(descriptor)
     try:
-        _give_to_owner(descriptor, state)
+        give(descriptor, state.stat(), 0o640)
         yield _Draft(path, descriptor)
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _copy(source: Path, draft: _Draft, update: Callable[[bytes], None], progress: Progress) -> None:
+@contextmanager
+def _reading(source: Path) -> Iterator[int]:
     try:
-        reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ImageFileError(f"{source}: {error.strerror}") from None
     try:
-        for block in _blocks(reading, source):
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _copy(
+    name: str, blocks: Iterable[bytes], draft: _Draft, update: Callable[[bytes], None], progress: Progress
+) -> None:
+    try:
+        for block in blocks:
             update(block)
             _write(draft.descriptor, block)
             progress(len(block))
         if not os.fstat(draft.descriptor).st_size:
-            raise ImageFileError(f"{source}: is empty")
+            raise ImageFileError(f"{name}: is empty")
         os.fsync(draft.descriptor)
     except OSError as error:
         raise ImageFileError(f"{draft.path.parent}: cannot be written: {error.strerror}") from None
-    finally:
-        os.close(reading)
 
 
 def _blocks(descriptor: int, path: Path) -> Iterator[bytes]:
@@ -312,17 +354,11 @@ def _make_directory(where: Path, state: Path) -> None:
         raise ImageFileError(f"{where}: cannot be made: {error.strerror}") from None
     descriptor = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _give_to_owner(descriptor, state)
+        # As the database: whoever owns the state directory is the one who serves the images.
+        give(descriptor, state.stat(), 0o770)
     finally:
         os.close(descriptor)
     _sync_directory(where.parent)
-
-
-def _give_to_owner(descriptor: int, state: Path) -> None:
-    """As the database: whoever owns the state directory is the one who serves the images."""
-    if os.geteuid() == 0:
-        owner = state.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _sync_directory(where: Path) -> None:

@@ -39,10 +39,13 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from guestapi.store.files import create as create_file
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
-VERSION = 1
+VERSION = 2
 
 #: Seconds until what was busy is tried again.
 _AGAIN_SECONDS = 0.01
+#: How long a reader waits at most for whoever was the last to have the database open, and now puts its log away: the
+#: one time that a reader can find it locked (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
+_TIDYING_SECONDS = 0.1
 
 
 class StoreError(Exception):
@@ -76,6 +79,9 @@ instances = Table(
     Column("cloud_init_id", Text, nullable=False),
     Column("location", Text),
     Column("ready", Boolean, nullable=False, default=False),
+    # Which mirror it belongs to, and what that one's daemon holds of its readiness; null: it is the operator's.
+    Column("source", Text),
+    Column("told_ready", Boolean),
     # The identity of a running instance: model.Init. All set, or none.
     Column("init_pid", Integer),
     Column("init_start_time", Integer),
@@ -111,6 +117,8 @@ images = Table(
     Column("public", Boolean, nullable=False),
     Column("cached", Boolean, nullable=False),
     Column("created", Float, nullable=False),
+    # Which mirror it belongs to; null: the operator's.
+    Column("source", Text),
 )
 
 # One or two an image: model.Image.files.
@@ -132,6 +140,18 @@ image_aliases = Table(
 )
 Index("image_aliases_by_image", image_aliases.c.fingerprint)
 
+# How the mirrors of running daemons are: model.Mirror.
+mirrors = Table(
+    "mirrors",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("socket", Text, nullable=False),
+    Column("connected", Boolean, nullable=False),
+    Column("contact", Float, nullable=False),
+    Column("lag", Float, nullable=False),
+    Column("fault", Text, nullable=False),
+)
+
 # The change log: ids are in the order of commits, without holes.
 notifications = Table(
     "notifications",
@@ -149,6 +169,21 @@ notifications = Table(
     sqlite_autoincrement=True,
 )
 Index("notifications_by_instance", notifications.c.instance_id, notifications.c.id)
+
+
+def _sql(statement: CreateTable | CreateIndex) -> str:
+    return str(statement.compile(dialect=sqlite.dialect()))
+
+
+#: What makes a database of one version into one of the next. A row of the version before fits the tables after.
+_UPGRADES = {
+    1: (
+        "ALTER TABLE instances ADD COLUMN source TEXT",
+        "ALTER TABLE instances ADD COLUMN told_ready BOOLEAN",
+        "ALTER TABLE images ADD COLUMN source TEXT",
+        _sql(CreateTable(mirrors)),
+    ),
+}
 
 
 def database_file(url: str) -> Path:
@@ -189,14 +224,14 @@ def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Engin
 
 
 def open_reader(url: str) -> Engine:
-    """Open the database for reading: each statement sees what was committed last, and none ever waits for a lock.
+    """Open the database for reading: each statement sees what was committed last, and none waits for writers.
 
     Raises:
         StoreError: as `open_writer` does.
     """
     file = database_file(url)
     _check_tables(file, lock_seconds=1.0, create=False)
-    return _engine(file, 0)
+    return _engine(file, _TIDYING_SECONDS)
 
 
 def _engine(file: Path, lock_seconds: float) -> Engine:
@@ -261,8 +296,10 @@ def _check_version(connection: sqlite3.Connection, file: Path, *, create: bool) 
         _create_tables(connection)
     elif version == 0:
         raise StoreError(f"{file}: has no tables of guestapi; 'guestapi instance add' makes them")
-    elif version != VERSION:
+    elif version > VERSION:
         raise StoreError(f"{file}: has tables of version {version}, this guestapi knows version {VERSION}")
+    elif version < VERSION:
+        _upgrade(connection)
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
@@ -270,10 +307,21 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     # Another process may have been quicker.
     if connection.execute("PRAGMA user_version").fetchone() == (0,):
         for table in metadata.sorted_tables:
-            connection.execute(str(CreateTable(table).compile(dialect=sqlite.dialect())))
+            connection.execute(_sql(CreateTable(table)))
             for index in table.indexes:
-                connection.execute(str(CreateIndex(index).compile(dialect=sqlite.dialect())))
+                connection.execute(_sql(CreateIndex(index)))
         connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute("COMMIT")
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Bring older tables up to date, whoever opens them first; what they hold stays."""
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for step in range(version, VERSION):
+        for statement in _UPGRADES[step]:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
 
 

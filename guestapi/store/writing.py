@@ -74,7 +74,7 @@ class Writer:
                     step.trim(self._keep.keep_entries, self._keep.keep_seconds)
         except DBAPIError as error:
             raise explain(error, self._file) from None
-        if step.told:
+        if step.told or step.rings:
             ring(self._file)
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
@@ -99,6 +99,8 @@ class Change(View):
         super().__init__(connection)
         #: How many notifications this transaction has written.
         self.told = 0
+        #: Whether somebody may be waiting for what it has changed, although it is no news for any listener.
+        self.rings = False
 
     def add(
         self,
@@ -110,37 +112,49 @@ class Change(View):
         location: str | None = None,
         config: Mapping[str, str] | None = None,
         devices: Mapping[str, Device] | None = None,
+        source: str | None = None,
+        cloud_init_id: str | None = None,
     ) -> Instance:
-        """Add an instance, not running yet.
+        """Add an instance, not running yet; attributes as of `Instance`.
 
         Raises:
             InvalidNameError: a name or value cannot be taken.
             ConflictError: there is one of that name, or one with that UUID.
         """
-        names.check_project(project)
-        names.check_instance(name)
-        if self.find(project, name) is not None:
-            raise ConflictError(f"instance {name!r} exists already in project {project!r}")
+        self._check_free(project, name)
         identity = names.check_uuid(instance_uuid) if instance_uuid is not None else str(uuid.uuid4())
-        if self._connection.execute(select(instances.c.id).where(instances.c.uuid == identity)).scalar() is not None:
+        if self.connection.execute(select(instances.c.id).where(instances.c.uuid == identity)).scalar() is not None:
             raise ConflictError(f"uuid {identity} belongs to another instance already")
         values = {
             "project": project,
             "name": name,
             "type": type,
             "uuid": identity,
-            "cloud_init_id": identity,
+            "cloud_init_id": cloud_init_id or identity,
             "location": names.check_location(location) if location is not None else None,
+            "source": source,
         }
-        (number,) = self._connection.execute(insert(instances).values(values)).inserted_primary_key or (0,)
-        self._write(number, {}, _checked_config(config or {}), {}, _checked_devices(devices or {}))
+        (number,) = self.connection.execute(insert(instances).values(values)).inserted_primary_key or (0,)
+        self._write(number, {}, names.check_config(config or {}), {}, names.check_devices(devices or {}))
         created = self._reload(number)
         self._tell(created, [changes.lifecycle("instance-added", project, name)])
         return created
 
+    def own(self, project: str, name: str) -> Instance:
+        """The instance of that name, to be changed by others than a mirror.
+
+        Raises:
+            UnknownInstanceError: there is none.
+            ConflictError: a mirror brings it, and would undo the change.
+        """
+        instance = self.instance(project, name)
+        if instance.source is not None:
+            raise ConflictError(f"instance {name!r} is mirrored: change it with the command {instance.source!r}")
+        return instance
+
     def remove(self, instance: Instance) -> None:
         """Take an instance away, running or not, and all that is known of it."""
-        self._connection.execute(delete(instances).where(instances.c.id == instance.id))
+        self.connection.execute(delete(instances).where(instances.c.id == instance.id))
         self._tell(instance, [changes.lifecycle("instance-removed", instance.project, instance.name)])
 
     def start(self, instance: Instance, init: Init) -> Instance:
@@ -151,7 +165,7 @@ class Change(View):
         """
         if instance.init == init:
             return instance
-        other = self._connection.execute(
+        other = self.connection.execute(
             select(instances.c.name).where(
                 instances.c.init_pid == init.pid,
                 instances.c.init_start_time == init.start_time,
@@ -173,7 +187,7 @@ class Change(View):
         Raises:
             InvalidNameError: a key or value cannot be taken.
         """
-        wanted = {**instance.config, **_checked_config(config)}
+        wanted = {**instance.config, **names.check_config(config)}
         return self._update(instance, {key: value for key, value in wanted.items() if value}, instance.devices)
 
     def replace_devices(self, instance: Instance, devices: Mapping[str, Device]) -> Instance:
@@ -182,21 +196,54 @@ class Change(View):
         Raises:
             InvalidNameError: a name, option or value cannot be taken.
         """
-        return self._update(instance, instance.config, _checked_devices(devices))
+        return self._update(instance, instance.config, names.check_devices(devices))
+
+    def replace(
+        self,
+        instance: Instance,
+        *,
+        config: Mapping[str, str],
+        devices: Mapping[str, Device],
+        cloud_init_id: str,
+        location: str | None,
+    ) -> Instance:
+        """Give the instance exactly this configuration and these devices, as one change, told as a daemon tells it.
+
+        Args:
+            instance: as it is in this transaction.
+            config, devices: all of them; a value that is the empty string is none.
+            cloud_init_id, location: as of `Instance`.
+
+        Raises:
+            InvalidNameError: a name or value cannot be taken.
+        """
+        wanted = {key: value for key, value in names.check_config(config).items() if value}
+        columns = {"location": location and names.check_location(location), "cloud_init_id": cloud_init_id}
+        return self._update(instance, wanted, names.check_devices(devices), columns, changes.LIVE_OPTIONS)
+
+    def rename(self, instance: Instance, project: str, name: str) -> Instance:
+        """Call it `name`, of `project`, from now on.
+
+        Raises:
+            InvalidNameError: the name cannot be taken.
+            ConflictError: another instance has it.
+        """
+        self._check_free(project, name)
+        self._set(instance, {"project": project, "name": name})
+        self._tell(instance, [changes.lifecycle("instance-renamed", project, name)])
+        return self._reload(instance.id)
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`."""
-        instance = load(self._connection, instance_id)
+        instance = load(self.connection, instance_id)
         if instance is None or instance.run != run or instance.init is None or init not in (None, instance.init):
             return False
         if instance.ready == ready:
             # Said again, it is no news: a guest could fill the log with it.
             return True
-        self._connection.execute(
-            update(instances)
-            .where(instances.c.id == instance_id)
-            .values(ready=ready, revision=instances.c.revision + 1)
-        )
+        self._set(instance, {"ready": ready})
+        # The mirror of a daemon wants to know of either.
+        self.rings = True
         if ready:
             self._tell(instance, [changes.lifecycle("instance-ready", instance.project, instance.name)])
         return True
@@ -208,10 +255,12 @@ class Change(View):
             InvalidNameError: an alias cannot be taken.
             ConflictError: it is known already, or another image has the alias.
         """
-        if load_image(self._connection, image.fingerprint) is not None:
+        if load_image(self.connection, image.fingerprint) is not None:
             raise ConflictError(f"image {image.fingerprint} is there already; 'guestapi image set' changes it")
-        values = {name: getattr(image, name) for name in ("fingerprint", "type", "public", "cached", "created")}
-        self._connection.execute(insert(images).values(values))
+        values = {
+            name: getattr(image, name) for name in ("fingerprint", "type", "public", "cached", "created", "source")
+        }
+        self.connection.execute(insert(images).values(values))
         self._write_files(image)
         for alias in dict.fromkeys(image.aliases):
             self._add_alias(image.fingerprint, alias)
@@ -233,23 +282,23 @@ class Change(View):
         """
         values = {"public": image.public if public is None else public}
         values["cached"] = image.cached if cached is None else cached
-        self._connection.execute(update(images).where(images.c.fingerprint == image.fingerprint).values(values))
+        self.connection.execute(update(images).where(images.c.fingerprint == image.fingerprint).values(values))
         for alias in dict.fromkeys(remove_aliases):
             if alias not in image.aliases:
                 raise ConflictError(f"image {image.fingerprint[:12]} has no alias {alias!r}")
-            self._connection.execute(delete(image_aliases).where(image_aliases.c.alias == alias))
+            self.connection.execute(delete(image_aliases).where(image_aliases.c.alias == alias))
         for alias in dict.fromkeys(add_aliases):
             if alias not in image.aliases:
                 self._add_alias(image.fingerprint, alias)
 
     def note_files(self, image: Image) -> None:
         """Its files were found to be right, though they look different: this is how they look now."""
-        self._connection.execute(delete(image_files).where(image_files.c.fingerprint == image.fingerprint))
+        self.connection.execute(delete(image_files).where(image_files.c.fingerprint == image.fingerprint))
         self._write_files(image)
 
     def remove_image(self, image: Image) -> None:
         """Forget an image; its files are left."""
-        self._connection.execute(delete(images).where(images.c.fingerprint == image.fingerprint))
+        self.connection.execute(delete(images).where(images.c.fingerprint == image.fingerprint))
 
     def trim(self, keep_entries: int, keep_seconds: int) -> None:
         """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`."""
@@ -257,51 +306,62 @@ class Change(View):
         latest = select(log.id).order_by(log.id.desc()).limit(1).scalar_subquery()
         # The log is in the order of time, so this scan ends at the first entry that is young enough.
         young = select(log.id).where(log.written >= time.time() - keep_seconds).order_by(log.id).limit(1)
-        self._connection.execute(
+        self.connection.execute(
             delete(notifications).where((log.id <= latest - keep_entries) | (log.id < young.scalar_subquery()))
         )
+
+    def _check_free(self, project: str, name: str) -> None:
+        names.check_project(project)
+        names.check_instance(name)
+        if self.find(project, name) is not None:
+            raise ConflictError(f"instance {name!r} exists already in project {project!r}")
 
     def _write_files(self, image: Image) -> None:
         for number, file in enumerate(image.files):
             values = {"extension": file.extension, "size": file.size, "mtime_ns": file.mtime_ns}
-            self._connection.execute(insert(image_files).values(fingerprint=image.fingerprint, number=number, **values))
+            self.connection.execute(insert(image_files).values(fingerprint=image.fingerprint, number=number, **values))
 
     def _add_alias(self, fingerprint: str, alias: str) -> None:
         names.check_alias(alias)
         query = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == alias)
-        if (other := self._connection.execute(query).scalar()) is not None:
+        if (other := self.connection.execute(query).scalar()) is not None:
             raise ConflictError(f"alias {alias!r} is one of image {other[:12]} already")
-        self._connection.execute(insert(image_aliases).values(alias=alias, fingerprint=fingerprint))
+        self.connection.execute(insert(image_aliases).values(alias=alias, fingerprint=fingerprint))
 
     def _run(self, instance: Instance, init: Init | None, action: str) -> Instance:
-        self._connection.execute(
-            update(instances)
-            .where(instances.c.id == instance.id)
-            .values(
-                revision=instances.c.revision + 1,
-                run=instances.c.run + 1,
-                ready=False,
-                init_pid=init and init.pid,
-                init_start_time=init and init.start_time,
-                init_boot_id=init and init.boot_id,
-                init_namespace=init and init.namespace,
-            )
-        )
+        columns: dict[str, object] = {"init_pid": None, "init_start_time": None, "init_boot_id": None}
+        columns |= {"init_namespace": None, "run": instances.c.run + 1, "ready": False, "told_ready": None}
+        if init is not None:
+            columns |= {"init_pid": init.pid, "init_start_time": init.start_time}
+            columns |= {"init_boot_id": init.boot_id, "init_namespace": init.namespace}
+        self._set(instance, columns)
         self._tell(instance, [changes.lifecycle(action, instance.project, instance.name)])
         return self._reload(instance.id)
 
-    def _update(self, old: Instance, new_config: Mapping[str, str], new_devices: Mapping[str, Device]) -> Instance:
+    def _update(
+        self,
+        old: Instance,
+        new_config: Mapping[str, str],
+        new_devices: Mapping[str, Device],
+        columns: Mapping[str, object] | None = None,
+        live: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Instance:
         before_and_after = (old.config, new_config, old.devices, new_devices)
-        events = list(changes.differences(*before_and_after))
-        if not events:
+        events = list(changes.differences(*before_and_after, live))
+        if columns is None:
+            again = changes.cloud_init_starts_over(*before_and_after)
+            columns = {"cloud_init_id": str(uuid.uuid4())} if again else {}
+        if not events and all(getattr(old, name) == value for name, value in columns.items()):
             return old
         self._write(old.id, *before_and_after)
-        values: dict[str, object] = {"revision": instances.c.revision + 1}
-        if changes.cloud_init_starts_over(*before_and_after):
-            values["cloud_init_id"] = str(uuid.uuid4())
-        self._connection.execute(update(instances).where(instances.c.id == old.id).values(values))
+        self._set(old, columns)
         self._tell(old, events)
         return self._reload(old.id)
+
+    def _set(self, instance: Instance, columns: Mapping[str, object]) -> None:
+        """Write columns of an instance, as a new revision."""
+        values = {**columns, "revision": instances.c.revision + 1}
+        self.connection.execute(update(instances).where(instances.c.id == instance.id).values(values))
 
     def _write(
         self,
@@ -313,20 +373,20 @@ class Change(View):
     ) -> None:
         for key in sorted(old_config.keys() | new_config.keys()):
             if old_config.get(key) != new_config.get(key):
-                self._connection.execute(delete(config).where(config.c.instance_id == number, config.c.key == key))
+                self.connection.execute(delete(config).where(config.c.instance_id == number, config.c.key == key))
                 if value := new_config.get(key):
-                    self._connection.execute(insert(config).values(instance_id=number, key=key, value=value))
+                    self.connection.execute(insert(config).values(instance_id=number, key=key, value=value))
         for name in sorted(old_devices.keys() | new_devices.keys()):
             if old_devices.get(name) != new_devices.get(name):
-                self._connection.execute(delete(devices).where(devices.c.instance_id == number, devices.c.name == name))
+                self.connection.execute(delete(devices).where(devices.c.instance_id == number, devices.c.name == name))
                 if definition := new_devices.get(name):
                     row = {"instance_id": number, "name": name, "definition": dict(sorted(definition.items()))}
-                    self._connection.execute(insert(devices).values(row))
+                    self.connection.execute(insert(devices).values(row))
 
     def _tell(self, instance: Instance, events: Iterable[changes.Event]) -> None:
         now = time.time_ns()
         for event in events:
-            self._connection.execute(
+            self.connection.execute(
                 insert(notifications).values(
                     instance_id=instance.id,
                     project=instance.project,
@@ -342,25 +402,6 @@ class Change(View):
             self.told += 1
 
     def _reload(self, number: int) -> Instance:
-        instance = load(self._connection, number)
+        instance = load(self.connection, number)
         assert instance is not None, "written in this transaction"
         return instance
-
-
-def _checked_config(wanted: Mapping[str, str]) -> dict[str, str]:
-    return {names.check_key(key): names.check_value(value, f"value of {key!r}") for key, value in wanted.items()}
-
-
-def _checked_devices(wanted: Mapping[str, Device]) -> dict[str, Device]:
-    checked: dict[str, Device] = {}
-    for name, definition in wanted.items():
-        names.check_key(name, "device name")
-        if not definition.get("type"):
-            raise names.InvalidNameError(f"device {name!r}: a type is needed, like nic or disk")
-        checked[name] = {
-            names.check_key(option, f"option of device {name!r}"): names.check_value(value, f"{name}.{option}")
-            for option, value in definition.items()
-            # As with configuration, empty is absent.
-            if value
-        }
-    return checked

@@ -37,6 +37,7 @@ def test_add_all_that_can_be_said(guestapi: Guestapi, tmp_path: Path) -> None:
         "uuid": IDENTITY,
         "cloud_init_id": IDENTITY,
         "location": "n1",
+        "mirror": None,
         "config": {"user.a": "b=c,d", "user.user-data": "#cloud-config\r\né, =\n"},
         "devices": {
             "eth0": {"type": "nic", "name": "eth0", "parent": "br=0"},

@@ -106,7 +106,7 @@ class Container:
         hostname: its name inside.
         enter: words before the launcher's command, to start it in other namespaces; `pid` is as seen from there.
         """
-        self._elsewhere = bool(enter)
+        self._enter = list(enter)
         options = {
             "binds": [[str(host), guest] for host, guest in binds],
             "base": base,
@@ -135,7 +135,7 @@ class Container:
     def kill(self) -> None:
         """End it, as by a power cut: nobody is told."""
         if self._launcher.poll() is None:
-            if not self._elsewhere:
+            if not self._enter:
                 os.kill(self.pid, signal.SIGKILL)
             # Its init ends with its standard input, at the latest.
             for pipe in (self._launcher.stdin, self._launcher.stdout):
@@ -184,17 +184,17 @@ class Container:
 
     def listening(self, kind: str, argument: str) -> Listening:
         """A client of the event stream inside (see listening.py), for the length of a ``with`` block."""
-        return Listening(self.pid, kind, argument)
+        return Listening(self.pid, kind, argument, self._enter)
 
 
 class Listening:
     """A running listening.py."""
 
-    def __init__(self, pid: int, kind: str, argument: str) -> None:
-        enter = ["nsenter", "-t", str(pid), "-a", "--setuid", "0", "--setgid", "0"]
-        packages = Path(sysconfig.get_path("purelib"))
+    def __init__(self, pid: int, kind: str, argument: str, around: Sequence[str] = ()) -> None:
+        enter = [*around, "nsenter", "-t", str(pid), "-a", "--setuid", "0", "--setgid", "0"]
+        path = f"PYTHONPATH={HERE.parents[1]}:{sysconfig.get_path('purelib')}"
         self._process = subprocess.Popen(
-            [*enter, "env", f"PYTHONPATH={packages}", "/usr/bin/python3", str(HERE / "listening.py"), kind, argument],
+            [*enter, "env", path, "/usr/bin/python3", str(HERE / "listening.py"), kind, argument],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -10,6 +10,10 @@ comes, and ``{"closed": code}``. Ends when standard input ends.
 
 ``many``: ARGUMENT is ``LISTENERS COUNT STUCK``. Prints "ready" when all WebSockets are open; STUCK of them read
 nothing. Prints for each of the others, when it has so many events, the keys that changed.
+
+``last``: ARGUMENT is ``ID COUNT``. COUNT WebSockets that resume after ID whenever they are closed, and as many clients
+that ask in a loop (see looping.py), half of them on a connection that they keep. Prints "ready" when all WebSockets are
+open, and, when each has heard of a change of ``user.end``, what each client saw and heard.
 """
 
 import ctypes
@@ -21,9 +25,12 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import websocket
+
+from tests.harness.looping import ask
 
 SOCKET = "/dev/incus/sock"
 
@@ -97,6 +104,45 @@ def many(listeners: int, count: int, stuck: int) -> None:
     sys.stdin.read()
 
 
+def resume(since: str, opened_once: threading.Semaphore, ended: threading.Event) -> dict[str, Any]:
+    ids: list[int] = []
+    codes: list[int] = []
+    lost: list[str] = []
+    first = True
+    while True:
+        try:
+            client = opened(since)
+            if first:
+                opened_once.release()
+            first = False
+            while True:
+                opcode, data = client.recv_data()
+                if opcode == websocket.ABNF.OPCODE_CLOSE:
+                    codes.append(int.from_bytes(data[:2], "big"))
+                    break
+                event = json.loads(data)
+                ids.append(event["id"])
+                since = str(event["id"])
+                if event["metadata"].get("key") == "user.end":
+                    ended.set()
+                    return {"ids": ids, "codes": codes, "lost": lost}
+        except (OSError, websocket.WebSocketException) as error:
+            lost.append(repr(error))
+            time.sleep(0.02)
+
+
+def last(since: str, count: int) -> None:
+    opened_once, ended = threading.Semaphore(0), threading.Event()
+    with ThreadPoolExecutor(2 * count) as pool:
+        listeners = [pool.submit(resume, since, opened_once, ended) for _number in range(count)]
+        for _listener in listeners:
+            opened_once.acquire()
+        # The pause leaves others some of the processor: it is not load that is tried here.
+        loops = [pool.submit(ask, bool(number % 2), lambda: not ended.is_set(), 0.05) for number in range(count)]
+        say("ready")
+        say({"loops": [loop.result() for loop in loops], "listeners": [one.result() for one in listeners]})
+
+
 if __name__ == "__main__":
     # PR_SET_PDEATHSIG: nsenter, which has started this, is what the test ends.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -104,5 +150,7 @@ if __name__ == "__main__":
         raw(json.loads(sys.argv[2]))
     elif sys.argv[1] == "follow":
         follow(sys.argv[2])
+    elif sys.argv[1] == "last":
+        last(sys.argv[2].split()[0], int(sys.argv[2].split()[1]))
     else:
         many(*map(int, sys.argv[2].split()))

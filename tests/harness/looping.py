@@ -9,6 +9,8 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 
 class Connection(http.client.HTTPConnection):
@@ -18,12 +20,10 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect("/dev/incus/sock")
 
 
-def main() -> None:
-    until = time.monotonic() + float(sys.argv[1])
-    keep = sys.argv[2] == "keep"
+def ask(keep: bool, go_on: Callable[[], bool], pause: float = 0.0) -> dict[str, Any]:
     good, failed, longest = 0, [], 0.0
     connection = Connection("x")
-    while time.monotonic() < until:
+    while go_on():
         began = time.monotonic()
         try:
             connection.request("GET", "/1.0/config/user.foo", headers={} if keep else {"Connection": "close"})
@@ -39,7 +39,10 @@ def main() -> None:
             failed.append(repr(error))
             connection.close()
         longest = max(longest, time.monotonic() - began)
-    sys.stdout.write(json.dumps({"good": good, "failed": failed, "longest": longest}))
+        time.sleep(pause)
+    return {"good": good, "failed": failed, "longest": longest}
 
 
-main()
+if __name__ == "__main__":
+    until = time.monotonic() + float(sys.argv[1])
+    sys.stdout.write(json.dumps(ask(sys.argv[2] == "keep", lambda: time.monotonic() < until)))

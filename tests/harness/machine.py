@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -89,3 +92,65 @@ class Machine:
     def enter(self) -> list[str]:
         """The words before a command that is to run on the machine."""
         return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-C"]
+
+
+class Installed(Machine):
+    """A machine on which guestapi was installed as the README says, with both of its sockets."""
+
+    def __enter__(self) -> Installed:
+        super().__enter__()
+        try:
+            self.run("make", "-C", str(CHECKOUT), "install", timeout=300)
+            self.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def property_of(self, name: str) -> str:
+        """A property of the service's unit."""
+        return self.run("systemctl", "show", "--value", "-p", name, "guestapi.service").stdout.strip()
+
+    def wait_for(self, name: str, value: str, seconds: float = 20) -> None:
+        """Wait until a property has a value."""
+        until = time.monotonic() + seconds
+        while (now := self.property_of(name)) != value:
+            assert time.monotonic() < until, f"{name} is {now}, not {value}"
+            time.sleep(0.1)
+
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many workers answer."""
+        self.wait_for("StatusText", f"{count} of {count} workers answer on 2 sockets")
+
+    def ask(self) -> None:
+        """Ask the service whether it is there, and wait for the answer, in the queue behind everybody else."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(f"/proc/{self.pid}/root/var/lib/incus/guestapi/sock")
+            connection.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.0 200")
+
+    def workers(self) -> list[int]:
+        """The PIDs of the workers, as seen on the machine."""
+        return [int(pid) for pid in self.run("pgrep", "-P", self.property_of("MainPID")).stdout.split()]
+
+    def write(self, path: str, content: str) -> None:
+        """Write a file on the machine."""
+        self.run("sh", "-c", 'printf %s "$1" >"$2"', "write", content, path)
+
+    def set_workers(self, count: int, more: str = "") -> None:
+        """Write gunicorn.conf.py."""
+        self.write("/etc/guestapi/gunicorn.conf.py", f"workers = {count}\n{more}")
+
+    @contextmanager
+    def drop_in(self, content: str) -> Iterator[None]:
+        """More of the service's unit, for a while; somebody else restarts it."""
+        directory = "/run/systemd/system/guestapi.service.d"
+        self.run("mkdir", "-p", directory)
+        self.write(f"{directory}/test.conf", content)
+        self.run("systemctl", "daemon-reload")
+        try:
+            yield
+        finally:
+            self.run("rm", "-r", directory)
+            self.run("systemctl", "daemon-reload")

@@ -372,6 +372,7 @@ def test_one_send_for_an_answer(size: int) -> None:
         application,
         Identifier(Nobody()),
         Limits(),
+        lambda _number: None,
         lambda _answer: None,
         lambda _caller, _dialect, status, _text, _limit: refused.append(status),
         Shares(each=2, most=2, ended=lambda _instance_id: None),

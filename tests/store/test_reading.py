@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import Engine, event
 
 from guestapi.model import Device
 from guestapi.settings import Settings
-from guestapi.store import reading
+from guestapi.store import reading, schema
 from guestapi.store.reading import Reader, view
 from guestapi.store.schema import StoreError, UnknownInstanceError
 from guestapi.store.writing import Writer
@@ -122,6 +123,30 @@ with Writer(settings).change() as change:
         other.done()
     assert value(reader, one.id) == value(newcomer, one.id) == "2"
     newcomer.close()
+
+
+def test_reader_comes_while_the_last_writer_goes(
+    settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is the last to have the database open puts its log away, under a lock: a reader that comes then waits."""
+    monkeypatch.setattr(schema, "_TIDYING_SECONDS", 30)
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            with writer.change():
+                pass
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for _time in range(100):
+            reader = Reader(settings.store.url)
+            assert reader.latest() == 0
+            reader.close()
+    finally:
+        over.set()
+        writing.join()
 
 
 def test_instance_is_read_at_one_moment(writer: Writer, reader: Reader) -> None:

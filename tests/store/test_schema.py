@@ -118,6 +118,45 @@ def test_half_made_store_is_completed(settings: Settings) -> None:
     assert [one.name for one in known(settings)] == ["c1"]
 
 
+@pytest.mark.parametrize("first", ["reader", "view", "writer"])
+def test_older_store_is_upgraded(settings: Settings, first: str) -> None:
+    """A store of version 1 is brought up to date by whoever opens it first; it keeps all it has, and takes changes."""
+    with closing(sqlite3.connect(database(settings))) as connection:
+        connection.executescript(Path(__file__).with_name("version-1.sql").read_text())
+    if first == "reader":
+        Reader(settings.store.url).close()
+    elif first == "writer":
+        Writer(settings)
+    with view(settings.store.url) as store:
+        (instance,), (image,) = store.instances(), store.images()
+        assert store.mirrors() == []
+    assert (instance.name, instance.source, instance.config) == ("c1", None, {"user.foo": "bar"})
+    assert instance.init is not None
+    assert (image.aliases, image.source) == (("web",), None)
+    with Writer(settings).change() as change:
+        added = change.add("default", "c2", source="incus")
+    assert [(one.name, one.source) for one in known(settings)] == [("c1", None), ("c2", "incus")]
+    assert added.id > instance.id
+
+
+def test_upgraded_store_is_as_a_new_one(settings: Settings, tmp_path: Path) -> None:
+    """After an upgrade the tables are those that a new store has, column by column."""
+    new = Settings(store=Store(url=f"sqlite:///{tmp_path}/new.db"))
+    with closing(sqlite3.connect(database(settings))) as connection:
+        connection.executescript(Path(__file__).with_name("version-1.sql").read_text())
+    Writer(settings)
+    Writer(new, create=True)
+    assert columns(database(settings)) == columns(database(new))
+
+
+def columns(file: Path) -> set[tuple[str, str, str, int]]:
+    """Table, name and type of each column, and whether it must have a value."""
+    with closing(sqlite3.connect(file)) as connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = [(table, row) for table in tables for row in connection.execute(f"PRAGMA table_info({table})")]
+    return {(table, row[1], row[2], row[3]) for table, row in rows}
+
+
 def test_newer_store_is_refused(settings: Settings, writer: Writer) -> None:
     """Tables of a version that this program does not know are not touched; the sentence names both versions."""
     with closing(sqlite3.connect(database(settings))) as connection:
@@ -143,7 +182,7 @@ def test_directory_is_refused(settings: Settings) -> None:
 
 
 def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """Whatever the umask, the store and the files that SQLite puts beside it are their owner's alone."""
+    """Whatever the umask, the store and the files that SQLite puts beside it are for owner and group alone."""
     before = os.umask(0)
     try:
         add(writer, **{"user.user-data": "password"})
@@ -155,7 +194,7 @@ def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader
     finally:
         os.umask(before)
     assert {"store.db", "store.db-shm", "store.db-wal"} <= set(beside)
-    assert set(modes.values()) == {0o600}
+    assert set(modes.values()) == {0o660}
 
 
 @pytest.mark.root

@@ -1,0 +1,56 @@
+"""``guestapi mirror``: beside a running Incus or LXD."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from guestapi import journal
+from guestapi.cli.common import Operator
+from guestapi.dialects import DIALECTS
+from guestapi.server.systemd import notify
+from guestapi.store import mirroring
+
+#: Where the REST API of each daemon listens.
+SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.socket"}
+
+
+#: What our socket is called beside the daemon's own, which is called ``sock``.
+OURS = "guestapi.sock"
+
+
+@click.command()
+@click.argument("daemon", type=click.Choice(sorted(SOCKETS)))
+@click.option("--socket", metavar="PATH", help="Where the daemon listens, if not at its usual place.")
+@click.option("--forget", is_flag=True, help="Forget all that the mirror has brought, for good, and end.")
+@click.pass_obj
+def mirror(operator: Operator, daemon: str, socket: str | None, forget: bool) -> None:
+    """Keep the store as a running Incus or LXD is. Stays in the foreground; a daemon that is away is waited for."""
+    if forget:
+        with operator.writer.change() as change:
+            count = mirroring.forget_mirror(change, daemon)
+        click.echo(f"forgotten: the mirror {daemon} and its {count} instances")
+        return
+    # An HTTP client and all that: for this command alone.
+    from guestapi.mirror.mirror import Mirror
+
+    journal.set_up(operator.settings.log.level)
+    Mirror(operator.settings, daemon, socket or SOCKETS[daemon], _say).run()
+
+
+def _say(status: str) -> None:
+    notify("READY=1", "WATCHDOG=1", f"STATUS={status}")
+
+
+@click.command()
+@click.argument("daemon", type=click.Choice(sorted(SOCKETS)))
+@click.pass_obj
+def takeover(operator: Operator, daemon: str) -> None:
+    """Keep our socket in the place of the daemon's own. Stays in the foreground; docs/incus.md says what it needs."""
+    from guestapi.mirror.takeover import Takeover
+
+    journal.set_up(operator.settings.log.level)
+    path = Path(DIALECTS[daemon].socket)
+    notify("READY=1")
+    Takeover(path.with_name(OURS), path).run()

@@ -1,0 +1,162 @@
+"""Copies of the images that a running Incus or LXD lets its instances export.
+
+The daemon's own image files are root's alone, so they are fetched through its API, once each, and served from the copy.
+They are fetched only while some instance may export images at all, which is off unless somebody has turned it on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from email.message import Message
+from functools import partial
+from threading import Event
+
+import falcon
+import httpx
+from falcon.media.multipart import MultipartForm, MultipartParseError, MultipartParseOptions
+from falcon.util.reader import BufferedReader
+
+from guestapi import model, names
+from guestapi.dialects import DIALECTS
+from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Image
+from guestapi.settings import Settings
+from guestapi.store import images
+from guestapi.store.images import ImageFileError, Part
+from guestapi.store.reading import view
+from guestapi.store.schema import StoreError
+from guestapi.store.writing import Writer
+
+log = logging.getLogger(__name__)
+
+#: Bytes that are read at a time.
+_BLOCK = 1 << 20
+#: More than any image has: a multipart body whose length the daemon does not say ends with its last boundary.
+_ENDLESS = 1 << 62
+
+
+class ImageMirror:
+    """Copies one daemon's images."""
+
+    def __init__(self, settings: Settings, writer: Writer, name: str, daemon: Daemon) -> None:
+        """Args:
+        settings: where the store and its images are.
+        writer: of the store.
+        name: of the mirror.
+        daemon: whose images.
+        """
+        self._url = settings.store.url
+        self._where = images.directory(settings)
+        self._writer = writer
+        self._name = name
+        self._daemon = daemon
+        self._news = Event()
+        #: What keeps images from being had: one sentence each.
+        self.faults: list[str] = []
+
+    def look(self) -> None:
+        """Something may have changed; does not wait."""
+        self._news.set()
+
+    def run(self) -> None:
+        """Copy until the process ends; a large image takes its time, so this has a thread of its own."""
+        while True:
+            self._news.wait()
+            self._news.clear()
+            try:
+                self.faults = self.compare()
+            except DaemonError as error:
+                # When the daemon is back, everything is compared.
+                log.warning("images: %s", error)
+            except StoreError as error:
+                log.error("images: %s", error)
+                self.faults = [str(error)]
+
+    def compare(self) -> list[str]:
+        """Have the images that the daemon has, and no others of its; one sentence for each that cannot be had.
+
+        Raises:
+            DaemonError: the daemon is lost.
+            StoreError: the store cannot be used.
+        """
+        with view(self._url) as store:
+            known = {one.fingerprint: one for one in store.images()}
+            wanted = self._exported() if _may_export(store.instances(), self._name) else {}
+        faults = []
+        for fingerprint, mirrored in known.items():
+            if mirrored.source == self._name and fingerprint not in wanted:
+                images.remove_image(self._writer, self._where, fingerprint)
+        for fingerprint, (project, image) in wanted.items():
+            there = known.get(fingerprint)
+            try:
+                if there is None:
+                    self._fetch(project, image)
+                elif there.source == self._name and (there.public, there.cached) != (image.public, image.cached):
+                    with self._writer.change() as change:
+                        change.set_image(there, public=image.public, cached=image.cached)
+            except GoneError:
+                continue  # Deleted meanwhile; there is news of it.
+            except ImageFileError as error:
+                faults.append(str(error))
+        return faults
+
+    def _exported(self) -> dict[str, tuple[str, Image]]:
+        """What the daemon lets its instances export: by fingerprint, the project that has it, and the image."""
+        return {
+            image.fingerprint: (project, image)
+            for project in self._daemon.projects()
+            for image in self._daemon.images(project)
+            if (image.public or image.cached) and names.is_fingerprint(image.fingerprint)
+        }
+
+    def _fetch(self, project: str, image: Image) -> None:
+        kind: model.InstanceType = "virtual-machine" if image.type == "virtual-machine" else "container"
+        draft = model.Image(image.fingerprint, kind, image.public, image.cached, time.time(), (), (), self._name)
+        with self._daemon.export(project, image.fingerprint) as response, ExitStack() as stack:
+            stack.callback(response.close)
+            images.receive_image(self._writer, self._where, draft, _parts(response, image))
+
+
+def _may_export(instances: Iterable[model.Instance], source: str) -> bool:
+    return any(
+        dialect.images_allowed(one.config) for one in instances if one.source == source for dialect in DIALECTS.values()
+    )
+
+
+def _parts(response: httpx.Response, image: Image) -> Iterator[Part]:
+    """The files in a response: one as it is, or metadata and root file system in a form.
+
+    Raises:
+        DaemonError: it is neither.
+    """
+    kind = Message()
+    kind["content-type"] = response.headers.get("content-type", "")
+    if kind.get_content_type() != "multipart/form-data":
+        disposition = Message()
+        disposition["content-disposition"] = response.headers.get("content-disposition", "")
+        yield disposition.get_filename(image.filename), response.iter_bytes(_BLOCK)
+        return
+    stream = BufferedReader(_Reader(response.iter_bytes(_BLOCK)).read, _ENDLESS, _BLOCK)
+    options = MultipartParseOptions()
+    try:
+        for part in MultipartForm(stream, str(kind.get_boundary("")).encode(), None, options):
+            yield part.filename or "", iter(partial(part.stream.read, _BLOCK), b"")
+    except (MultipartParseError, falcon.HTTPError) as error:
+        raise DaemonError(f"image {image.fingerprint[:12]}: the daemon's answer cannot be read: {error}") from None
+
+
+class _Reader:
+    """Blocks of any size as a file that is read."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._left = b""
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; none at the end."""
+        if not self._left:
+            self._left = next(self._blocks, b"")
+        block, self._left = self._left[:size], self._left[size:]
+        return block

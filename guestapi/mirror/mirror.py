@@ -1,0 +1,259 @@
+"""Keeps the store as a running Incus or LXD is: compares everything once, then follows what happens.
+
+What is written is always what the daemon has at the time of the look, never what an event says. So events may come
+late, twice or in any order, and two changes that follow each other quickly may become one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
+
+from guestapi import model
+from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
+from guestapi.mirror import translate
+from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Instance, Server
+from guestapi.mirror.images import ImageMirror
+from guestapi.mirror.news import News, Work
+from guestapi.model import Init
+from guestapi.names import InvalidNameError
+from guestapi.settings import Settings
+from guestapi.store import mirroring
+from guestapi.store.doorbell import Doorbell
+from guestapi.store.mirroring import Mirrored
+from guestapi.store.reading import view
+from guestapi.store.schema import StoreError, database_file
+from guestapi.store.writing import ConflictError, Writer
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks whether the daemon still answers; each is written down.
+CONTACT_SECONDS = 10.0
+#: Seconds after which everything is compared though no event has asked for it.
+_COMPARE_SECONDS = 600.0
+#: Seconds until the first new try after the daemon was lost, and at the most; they double in between.
+_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+#: Above so many instances to look at, one question for all is less work for the daemon than one for each.
+_SINGLE_LOOKS = 16
+
+Key = tuple[str, str]
+
+
+class Mirror:
+    """Mirrors one daemon into the store. One thread does it all; others wait for news, and copy images."""
+
+    def __init__(self, settings: Settings, name: str, socket: str, tell: Callable[[str], None]) -> None:
+        """Args:
+        settings: the store's.
+        name: of the mirror, ``incus`` or ``lxd``.
+        socket: the daemon's.
+        tell: called with one sentence about how things are, again and again, for as long as the mirror works.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        self._url = settings.store.url
+        self._writer = Writer(settings, create=True)
+        self._name = name
+        self._daemon = Daemon(socket)
+        self._images = ImageMirror(settings, self._writer, name, Daemon(socket))
+        self._tell = tell
+        self._news = News()
+        self._server = Server()
+        self._compared = -_COMPARE_SECONDS
+        self._faults: dict[Key, str] = {}
+        with view(self._url) as store:
+            # What an earlier run has learned is as old as it is.
+            known = [one for one in store.mirrors() if one.name == name]
+        self._contact = known[0].contact if known else 0.0
+        self._lag = 0.0
+        self._noted: model.Mirror | None = None
+        self._status = ""
+
+    def run(self) -> None:
+        """Mirror until the process ends; a daemon that is not there is waited for."""
+        Thread(target=self._listen, args=(Doorbell(database_file(self._url)),), daemon=True).start()
+        Thread(target=self._images.run, daemon=True).start()
+        retry = _FIRST_RETRY
+        while True:
+            began = time.monotonic()
+            try:
+                self._follow()
+            except (DaemonError, StoreError) as error:
+                self._lost(str(error))
+            if time.monotonic() - began > _LAST_RETRY:
+                retry = _FIRST_RETRY
+            # Not all mirrors of a rack at the same moment.
+            time.sleep(retry * random.uniform(0.5, 1))
+            retry = min(2 * retry, _LAST_RETRY)
+
+    def _follow(self) -> None:
+        """Be connected: compare, then follow, until the daemon is lost."""
+        with self._daemon.events() as events:
+            # First listen, then look: what happens in between is looked at once more.
+            self._news = news = News()
+            Thread(target=news.read, args=(events,), daemon=True).start()
+            while True:
+                work = news.take(CONTACT_SECONDS)
+                self._server = self._daemon.server()
+                self._contact = time.time()
+                self._do(work)
+                self._pass_on()
+                if work.images or work.everything or work.instances:
+                    # Images, or whether there is anybody who may have them.
+                    self._images.look()
+                if work.since:
+                    self._lag = max(0.0, time.time() - work.since)
+                self._note("")
+
+    def _do(self, work: Work) -> None:
+        late = time.monotonic() > self._compared + _COMPARE_SECONDS
+        if work.everything or late or len(work.instances) > _SINGLE_LOOKS:
+            self._compare()
+            self._compared = time.monotonic()
+        else:
+            for key in sorted(work.instances):
+                self._look(*key)
+
+    def _compare(self) -> None:
+        """Make everything in the store as the daemon has it."""
+        wanted = {_key(one): one for one in self._daemon.instances(state=False) if translate.is_here(one, self._server)}
+        with view(self._url) as store:
+            known = {_key(one): one for one in store.instances() if one.source == self._name}
+        if sum(_has_started(one, known.get(key)) for key, one in wanted.items()) > _SINGLE_LOOKS:
+            wanted = {
+                _key(one): one for one in self._daemon.instances(state=True) if translate.is_here(one, self._server)
+            }
+        self._faults.clear()
+        for key, instance in wanted.items():
+            try:
+                translated = translate.mirrored(instance, self._server, self._init_of(instance, known.get(key)))
+            except GoneError:
+                continue  # Its end is among the news by now.
+            if key not in known or not mirroring.is_same(known[key], translated):
+                self._write(translated)
+        # Last: one that has another name by now was found again above.
+        for key in known.keys() - wanted.keys():
+            self._forget(*key)
+
+    def _look(self, project: str, name: str) -> None:
+        """Make one instance in the store as the daemon has it."""
+        self._faults.pop((project, name), None)
+        with view(self._url) as store:
+            known = store.find(project, name)
+        try:
+            instance = self._daemon.instance(project, name)
+            if translate.is_here(instance, self._server):
+                self._write(translate.mirrored(instance, self._server, self._init_of(instance, known)))
+            else:
+                self._forget(project, name)
+        except GoneError:
+            self._forget(project, name)
+
+    def _init_of(self, instance: Instance, known: model.Instance | None) -> Init | None:
+        """The init of an instance as it is now.
+
+        Raises:
+            GoneError: the instance is gone by now.
+        """
+        if not _has_started(instance, known):
+            # One that is alive is the one that it has, whatever the daemon is about to do with it.
+            return known.init if known is not None and _is_alive(known) else None
+        state = instance.state or self._daemon.state(*_key(instance))
+        if state.pid <= 0:
+            return None
+        try:
+            return examine(state.pid)
+        except NotAnInitError as error:
+            # It has just ended, and the daemon will say so; or else the mirror is not where the daemon is.
+            log.warning("%s in project %s: %s", instance.name, instance.project, error)
+            return None
+
+    def _write(self, wanted: Mirrored) -> None:
+        try:
+            with self._writer.change() as change:
+                mirroring.mirror(change, self._name, wanted)
+        except (ConflictError, InvalidNameError) as error:
+            # Of this one nothing was written; the others are no worse for it.
+            self._faults[wanted.project, wanted.name] = str(error)
+            log.error("%s in project %s is not mirrored: %s", wanted.name, wanted.project, error)
+
+    def _forget(self, project: str, name: str) -> None:
+        with self._writer.change() as change:
+            instance = change.find(project, name)
+            if instance is not None and instance.source == self._name:
+                change.remove(instance)
+
+    def _pass_on(self) -> None:
+        """Tell the daemon what instances have said of their readiness."""
+        with view(self._url) as store:
+            unsaid = mirroring.unsaid(store, self._name)
+        for instance in unsaid:
+            try:
+                done = self._daemon.configure(
+                    instance.project,
+                    instance.name,
+                    {translate.READY: "true" if instance.ready else "false"},
+                    # The daemon would take it for a stopped instance too, and keep it for the next run.
+                    while_=partial(_is_alive, instance),
+                )
+            except GoneError:
+                continue
+            if done:
+                with self._writer.change() as change:
+                    mirroring.note_said(change, instance)
+
+    def _listen(self, doorbell: Doorbell) -> None:
+        """Hear when somebody has written to the store: an instance may have said that it is ready."""
+        while True:
+            doorbell.wait(_COMPARE_SECONDS)
+            self._news.ring()
+
+    def _lost(self, why: str) -> None:
+        if self._noted is None or self._noted.connected:
+            log.warning("%s; instances get the last known answers until it is back", why)
+        try:
+            self._note(why)
+        except StoreError as error:
+            log.error("%s", error)
+
+    def _note(self, lost: str) -> None:
+        """Write down how things are, if that has changed or was long ago; `lost`: why the daemon is not there."""
+        faults = [lost] if lost else [*self._faults.values(), *self._images.faults]
+        fault = faults[0] if faults else ""
+        if len(faults) > 1:
+            fault += f" (and {len(faults) - 1} more, see the journal)"
+        now = model.Mirror(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
+        last = self._noted
+        same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)
+        if last is not None and same and now.contact < last.contact + CONTACT_SECONDS / 2:
+            self._tell(self._status)
+            return
+        with self._writer.change() as change:
+            mirroring.note_mirror(change, now)
+            running = [one.init is not None for one in change.instances() if one.source == self._name]
+        self._noted = now
+        counts = f"{len(running)} instances, {sum(running)} running"
+        if lost:
+            self._status = f"{self._name} is lost, {counts} as last known: {lost}"
+        else:
+            version = f"{self._server.environment.server} {self._server.environment.server_version}".strip()
+            self._status = f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}"
+        self._tell(self._status)
+
+
+def _key(instance: Instance | model.Instance) -> Key:
+    return instance.project, instance.name
+
+
+def _has_started(instance: Instance, known: model.Instance | None) -> bool:
+    """Whether an instance runs of which no living init is known."""
+    return instance.status not in translate.STOPPED and not (known is not None and _is_alive(known))
+
+
+def _is_alive(known: model.Instance) -> bool:
+    return known.init is not None and is_alive(known.init)

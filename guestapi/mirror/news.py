@@ -1,0 +1,108 @@
+"""From the event stream of a daemon to what a mirror has to look at. Knows neither store nor daemon.
+
+An event says only where to look, so many events of one instance are one look, and what is collected here grows with
+the number of instances, not of events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from threading import Condition
+
+from guestapi.mirror.daemon import DaemonError, Event, happened
+
+#: What happens to an instance and changes nothing that a guest could ask for: the action's second word.
+_IRRELEVANT = frozenset({"backup", "console", "exec", "file", "log", "metadata", "snapshot"})
+#: Changes of these may change any instance.
+_FAR_REACHING = frozenset({"cluster", "profiles", "projects"})
+
+
+@dataclass(slots=True)
+class Work:
+    """What to look at.
+
+    Attributes:
+        everything: all instances.
+        instances: project and name of single ones.
+        images: which images there are.
+        since: when the first of it happened, in seconds of Unix time; 0.0: nothing did.
+    """
+
+    everything: bool = False
+    instances: set[tuple[str, str]] = field(default_factory=set)
+    images: bool = False
+    since: float = 0.0
+
+    def add(self, event: Event) -> bool:
+        """Take in one event; whether there is something to look at."""
+        what = happened(event)
+        if what is None:
+            return False
+        kind, project, name = what.target
+        if kind == "instances" and name:
+            if what.action.removeprefix("instance-").partition("-")[0] in _IRRELEVANT:
+                return False
+            self.instances.add((project, name))
+            if isinstance(old := (what.context or {}).get("old_name"), str):
+                self.instances.add((project, old))
+        elif kind in _FAR_REACHING:
+            self.everything = True
+        elif kind == "images":
+            self.images = True
+        else:
+            return False
+        self.since = self.since or _seconds(event.timestamp)
+        return True
+
+
+class News:
+    """Work that collects until it is taken. One thread takes, others bring."""
+
+    def __init__(self) -> None:
+        self._condition = Condition()
+        self._work = Work(everything=True, images=True)
+        self._lost: DaemonError | None = None
+        self._wake = True
+
+    def read(self, events: Iterable[Event]) -> None:
+        """Take in events until the daemon is lost, and then say so to who takes."""
+        try:
+            for event in events:
+                with self._condition:
+                    if self._work.add(event):
+                        self._notify()
+        except DaemonError as error:
+            with self._condition:
+                self._lost = error
+                self._notify()
+
+    def ring(self) -> None:
+        """Let who takes look at the store."""
+        with self._condition:
+            self._notify()
+
+    def take(self, seconds: float) -> Work:
+        """What has collected; waits for something to come, at most so long.
+
+        Raises:
+            DaemonError: the daemon is lost.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._wake, seconds)
+            if self._lost is not None:
+                raise self._lost
+            work, self._work, self._wake = self._work, Work(), False
+            return work
+
+    def _notify(self) -> None:
+        self._wake = True
+        self._condition.notify()
+
+
+def _seconds(timestamp: str) -> float:
+    try:
+        return datetime.fromisoformat(timestamp).timestamp()
+    except ValueError:
+        return 0.0

@@ -1,0 +1,87 @@
+"""Puts our socket in the place of the daemon's own guest socket, and puts it back whenever the daemon has made its own.
+
+The daemon unlinks whatever is at the path and binds anew when it starts, and unlinks it when it stops (Incus 6.0, LXD
+5.0); instances have the directory mounted, so they see whatever lies there. A hard link to a listening socket is that
+socket (unix(7) finds it by its inode), and rename(2) replaces without a gap. So our listening socket, in the same
+directory under another name, is never closed, whatever the daemon does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from inotify_simple import INotify, flags
+
+log = logging.getLogger(__name__)
+
+#: Seconds without a socket after which the daemon is down, not just about to bind what it has just unlinked (it does
+#: one right after the other): a socket that comes in between would be in its way.
+_PATIENCE_SECONDS = 0.1
+#: Seconds after which the path is looked at though nothing was heard: its directory may be a new one.
+_LOOK_SECONDS = 5.0
+
+
+class Takeover:
+    """Keeps a path being our socket."""
+
+    def __init__(self, ours: Path, path: Path) -> None:
+        """Args:
+        ours: our listening socket, in the directory of `path`.
+        path: the daemon's guest socket.
+        """
+        self._ours = ours
+        self._path = path
+        self._said = ""
+
+    def run(self) -> None:
+        """Keep it so until the process ends."""
+        while True:
+            try:
+                with INotify() as inotify:
+                    inotify.add_watch(
+                        self._path.parent, flags.CREATE | flags.DELETE | flags.MOVED_TO | flags.DELETE_SELF
+                    )
+                    while self.put():
+                        inotify.read(timeout=int(_LOOK_SECONDS * 1000))
+            except OSError as error:
+                self._say(f"{self._path}: {error.strerror}")
+            time.sleep(_PATIENCE_SECONDS)
+
+    def put(self) -> bool:
+        """Put our socket in its place unless it is there; False if that has to be tried again in a moment.
+
+        Raises:
+            OSError: it cannot be done.
+        """
+        try:
+            ours = self._ours.stat()
+        except FileNotFoundError:
+            self._say(f"{self._ours} is not there: is guestapi.socket started, and after the daemon?")
+            return False
+        try:
+            there = self._path.lstat()
+        except FileNotFoundError:
+            time.sleep(_PATIENCE_SECONDS)
+            if self._path.exists():
+                return self.put()
+        else:
+            if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                return True
+        self._replace()
+        self._say(f"{self._path} is ours")
+        self._said = ""
+        return True
+
+    def _replace(self) -> None:
+        link = self._path.with_name(f".{self._path.name}.new")
+        link.unlink(missing_ok=True)
+        os.link(self._ours, link)
+        os.rename(link, self._path)
+
+    def _say(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            log.warning("%s", text)

@@ -1,0 +1,101 @@
+"""Our socket in the place of the daemon's: always there again, without a moment in which ours does not listen."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from guestapi.mirror.takeover import Takeover
+
+#: Seconds until what must happen is given up.
+PATIENCE = 10.0
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """The path of a daemon's guest socket, in a directory of its own; short enough for a socket's name."""
+    directory = Path(f"/run/guestapi-takeover-{os.getpid()}")
+    directory.mkdir()
+    yield directory / "sock"
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+
+
+def bind(path: Path) -> socket.socket:
+    """A socket that listens at `path`, bound as the daemons do it: what is there is taken away first."""
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen()
+    return listening
+
+
+def reaches(path: Path, listening: socket.socket) -> bool:
+    """Whether who connects to `path` reaches this socket."""
+    with closing(socket.socket(socket.AF_UNIX)) as guest:
+        try:
+            guest.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        listening.settimeout(0.05)
+        try:
+            listening.accept()[0].close()
+        except TimeoutError:
+            return False
+        return True
+
+
+def until(path: Path, listening: socket.socket) -> None:
+    """Wait until it does."""
+    end = time.monotonic() + PATIENCE
+    while not reaches(path, listening):
+        assert time.monotonic() < end, "our socket did not come back"
+
+
+@pytest.fixture
+def ours(place: Path) -> Iterator[socket.socket]:
+    """Our listening socket, which a running takeover keeps at the daemon's place."""
+    path = place.with_name("guestapi.sock")
+    with bind(path) as listening:
+        threading.Thread(target=Takeover(path, place).run, daemon=True).start()
+        yield listening
+
+
+def test_ours_takes_the_place_of_the_daemons(place: Path, ours: socket.socket) -> None:
+    """Whether the daemon was there first, starts again, or was killed: soon who connects reaches us."""
+    for _start in range(3):
+        with bind(place):
+            until(place, ours)
+
+
+def test_ours_comes_back_when_the_daemon_stops(place: Path, ours: socket.socket) -> None:
+    """A daemon that stops takes away what lies at its path, though it is ours; it is put there again."""
+    until(place, ours)
+    place.unlink()
+    until(place, ours)
+
+
+def test_ours_waits_for_its_socket(place: Path) -> None:
+    """Started before our socket is there, it leaves the daemon's alone, and puts ours in place when that comes."""
+    path = place.with_name("guestapi.sock")
+    with bind(place) as daemons:
+        threading.Thread(target=Takeover(path, place).run, daemon=True).start()
+        assert reaches(place, daemons)
+        with bind(path) as ours:
+            until(place, ours)
+
+
+def test_nothing_of_it_is_left_behind(place: Path, ours: socket.socket) -> None:
+    """After any number of turns there are two names in the directory: the daemon's and ours."""
+    for _turn in range(5):
+        bind(place).close()
+        until(place, ours)
+    assert sorted(path.name for path in place.parent.iterdir()) == ["guestapi.sock", "sock"]

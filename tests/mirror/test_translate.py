@@ -1,0 +1,93 @@
+"""From the daemon's words to the store's: what comes over, what does not, and what is an instance of this host."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+import pytest
+
+from guestapi.mirror.daemon import Environment, Instance, Server
+from guestapi.mirror.translate import is_here, mirrored
+
+ALONE = Server(environment=Environment(server="incus", server_name="n1"), api_extensions=["instance_ready_state"])
+CLUSTERED = Server(environment=Environment(server_name="n1", server_clustered=True))
+UUID = "11111111-2222-3333-4444-555555555555"
+
+
+def instance(**fields: object) -> Instance:
+    """An instance, as the daemon writes it."""
+    usual = {"name": "c1", "type": "container", "status": "Running", "project": "p", "location": "none"}
+    return msgspec.convert({**usual, **fields}, Instance)
+
+
+def test_only_what_answers_need_comes_over() -> None:
+    """Keys that a guest may read, the switches, and addresses of NICs: nothing that a worker need not know."""
+    needed = {
+        "user.a": "1",
+        "cloud-init.user-data": "#cloud-config",
+        "security.guestapi": "false",
+        "security.guestapi.images": "true",
+        "security.devlxd": "true",
+        "security.devlxd.images": "true",
+        "volatile.eth0.hwaddr": "00:16:3e:00:00:01",
+    }
+    others = {
+        "raw.lxc": "x",
+        "environment.SECRET": "x",
+        "volatile.idmap.current": "[]",
+        "volatile.uuid": UUID,
+        "security.privileged": "true",
+        "limits.cpu": "2",
+        "user.empty": "",
+    }
+    found = mirrored(instance(expanded_config={**needed, **others}), ALONE, None)
+    assert found.config == needed
+
+
+def test_names_and_ids() -> None:
+    """Project, name and UUID are the daemon's; the meta-data's instance-id is its cloud-init id, else the UUID."""
+    config = {"volatile.uuid": UUID}
+    found = mirrored(instance(expanded_config=config), ALONE, None)
+    assert (found.project, found.name, found.uuid, found.cloud_init_id) == ("p", "c1", UUID, UUID)
+    other = str(uuid.uuid4())
+    config["volatile.cloud-init.instance-id"] = other
+    assert mirrored(instance(expanded_config=config), ALONE, None).cloud_init_id == other
+
+
+def test_instance_without_uuid_keeps_the_one_it_gets() -> None:
+    """Looked at twice it has the same identity; made anew under its name it has another."""
+    first = mirrored(instance(created_at="2026-01-01T00:00:00Z"), ALONE, None)
+    assert mirrored(instance(created_at="2026-01-01T00:00:00Z", status="Stopped"), ALONE, None).uuid == first.uuid
+    assert mirrored(instance(created_at="2026-01-01T00:00:01Z"), ALONE, None).uuid != first.uuid
+
+
+@pytest.mark.parametrize(
+    ("value", "extensions", "ready"),
+    [("true", ["instance_ready_state"], True), ("false", ["instance_ready_state"], False), ("true", [], None)],
+)
+def test_ready_is_held_by_daemons_that_can(value: str, extensions: list[str], ready: bool | None) -> None:
+    """A daemon without a place for it holds nothing, which is not the same as holding that it is not ready."""
+    config = {"volatile.last_state.ready": value}
+    assert mirrored(instance(expanded_config=config), Server(api_extensions=extensions), None).ready is ready
+
+
+def test_null_is_empty() -> None:
+    """What the daemon writes as null is nothing."""
+    found = mirrored(instance(config=None, expanded_config=None, expanded_devices=None, state=None), ALONE, None)
+    assert (found.config, found.devices, found.init) == ({}, {}, None)
+
+
+def test_location_is_the_members() -> None:
+    """A guest is told the cluster member that it runs on; alone, what the daemon calls itself."""
+    assert mirrored(instance(location="n2"), CLUSTERED, None).location == "n2"
+    assert mirrored(instance(location="none"), ALONE, None).location == "n1"
+    assert mirrored(instance(location="none"), Server(), None).location is None
+
+
+def test_only_containers_of_this_host_are_here() -> None:
+    """Virtual machines do not call through a socket of the host, instances of other members through another's."""
+    assert is_here(instance(), ALONE)
+    assert is_here(instance(location="n1"), CLUSTERED)
+    assert not is_here(instance(location="n2"), CLUSTERED)
+    assert not is_here(instance(type="virtual-machine"), ALONE)

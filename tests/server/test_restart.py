@@ -1,0 +1,120 @@
+"""`systemctl restart` and `reload` under way: clients in containers ask and listen, the operator changes things."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness.containers import Container
+from tests.harness.machine import Installed
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+#: With so many looping clients and listeners in each.
+CONTAINERS, CLIENTS = 4, 4
+
+#: An operator who adds instances (NAME:PID), prints the id of the log's last entry, and changes every instance again
+#: and again; told to end, does so a last time and prints the ids of what each was told; removes all when input ends.
+OPERATOR = """
+import json, select, sys
+from guestapi import settings
+from guestapi.callers.namespaces import examine
+from guestapi.store.reading import view
+from guestapi.store.writing import Writer
+
+loaded = settings.load(settings.find(None))
+writer = Writer(loaded)
+names = [word.partition(":")[0] for word in sys.argv[1:]]
+with writer.change() as change:
+    for word in sys.argv[1:]:
+        name, _, pid = word.partition(":")
+        change.start(change.add("default", name, config={"user.foo": "bar"}), examine(int(pid)))
+with view(loaded.store.url) as store:
+    begin = store.latest()
+print(begin, flush=True)
+
+def change_all(key, value):
+    for name in names:
+        with writer.change() as change:
+            change.configure(change.instance("default", name), {key: value})
+
+number = 0
+while not select.select([sys.stdin], [], [], 0.05)[0]:
+    number += 1
+    change_all("user.n", str(number))
+sys.stdin.readline()
+change_all("user.end", "1")
+told = {name: [] for name in names}
+with view(loaded.store.url) as store:
+    for entry in store.entries(begin, 1_000_000).found:
+        if entry.for_guest:
+            told[entry.instance].append(entry.id)
+print(json.dumps(told), flush=True)
+sys.stdin.readline()
+with writer.change() as change:
+    for name in names:
+        change.remove(change.instance("default", name))
+"""
+
+
+class Operator:
+    """OPERATOR at work. `begin` is the id of the last entry of the log before it began to change."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._in, self._out = process.stdin, process.stdout
+        self.begin = self._out.readline().strip()
+
+    def end(self) -> dict[str, list[int]]:
+        """Have it change no more; the ids of what each instance was told."""
+        self._in.write("end\n")
+        self._in.flush()
+        told: dict[str, list[int]] = json.loads(self._out.readline())
+        return told
+
+
+@contextmanager
+def operating(machine: Installed, containers: dict[str, Container]) -> Iterator[Operator]:
+    """An operator at work on that machine, with these containers as instances."""
+    words = [f"{name}:{container.pid}" for name, container in containers.items()]
+    command = [*machine.enter, "/opt/guestapi/bin/python", "-c", OPERATOR, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield Operator(process)
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("verb", ["restart", "reload"])
+def test_nothing_is_lost(machine: Installed, verb: str) -> None:
+    """Ten times, with another number of workers: no connect fails, no answer is cut, no event is lost or told twice."""
+    binds = [(Path("/var/lib/incus/guestapi"), "/dev/incus")]
+    with ExitStack() as stack:
+        names = [f"{verb}-{number}" for number in range(CONTAINERS)]
+        containers = {name: stack.enter_context(Container(binds, enter=machine.enter)) for name in names}
+        operator = stack.enter_context(operating(machine, containers))
+        work = f"{operator.begin} {CLIENTS}"
+        clients = [stack.enter_context(one.listening("last", work)) for one in containers.values()]
+        for client in clients:
+            assert client.say() == "ready"
+        for count in (4, 1, 3, 2, 2, 1, 4, 3, 1, 2):
+            machine.set_workers(count)
+            machine.run("systemctl", verb, "guestapi.service")
+            machine.ask()
+        machine.wait_for_workers(2)
+        told = operator.end()
+        for name, client in zip(names, clients, strict=True):
+            seen = client.say()
+            assert [loop["failed"] for loop in seen["loops"]] == [[]] * CLIENTS
+            assert all(loop["good"] > 10 for loop in seen["loops"])
+            for listener in seen["listeners"]:
+                assert listener["lost"] == []
+                assert set(listener["codes"]) == {1001}
+                assert listener["ids"] == told[name]

@@ -1,0 +1,83 @@
+"""A caller whose instance is not known yet: who waits, for how long, and how many at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from guestapi.model import Mirror
+from guestapi.store.mirroring import forget_mirror, note_mirror
+from tests.harness.containers import Container, Ran, from_host, receive, request, send
+from tests.harness.service import Service
+
+#: Seconds; long enough to see who waits, and for whom it was not necessary.
+WAIT = 1.5
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Service]:
+    """A service on a host with a mirror, with one worker, where two may wait."""
+    toml = f"[callers]\nwait_seconds = {WAIT}\nwaiting = 2\n"
+    with Service(workers=1, toml=toml, dialects=["incus"]) as running:
+        with running.writer.change() as change:
+            note_mirror(change, Mirror("incus", "/s", True, 0.0, 0.0, ""))
+        yield running
+
+
+def test_first_call_waits_to_be_known(patient: Service) -> None:
+    """A container that calls before anybody has told of it gets its answer as soon as somebody has."""
+    with Container(patient.binds) as container:
+        late = threading.Timer(0.4, patient.add, ["late", container, {"user.foo": "bar"}])
+        late.start()
+        exchanged = container.exchange(send(request("/1.0/config/user.foo")), receive())
+        late.join()
+    (response,) = exchanged.responses
+    assert (response.status, response.text) == (200, "bar")
+    assert 0.3 < exchanged.seconds < WAIT
+
+
+def test_unknown_caller_is_told_in_the_end(patient: Service) -> None:
+    """A container that nobody tells of gets 500, on which cloud-init tries again, when its time is up."""
+    with Container(patient.binds) as container:
+        exchanged = container.exchange(send(request("/1.0")), receive())
+    assert [(one.status, one.text) for one in exchanged.responses] == [(500, "pid not in container?\n")]
+    assert exchanged.seconds >= WAIT
+
+
+def test_host_does_not_wait(patient: Service) -> None:
+    """A process of the host itself will never be in an instance, and is told so at once."""
+    exchanged = from_host(patient.socket, send(request("/1.0")), receive())
+    assert exchanged.responses[0].status == 500
+    assert exchanged.seconds < WAIT
+
+
+def test_waiting_is_bounded(patient: Service) -> None:
+    """Of more callers than may wait, the others get 500 at once; who is known is served meanwhile."""
+    with patient.container("known", {"user.foo": "bar"}) as known, Container(patient.binds) as container:
+        connections = 5
+        call = "curl -s -o /dev/null -w '%{http_code} %{time_total}\\n' --unix-socket /dev/incus/sock http://x/1.0"
+        told: list[Ran] = []
+        calls = threading.Thread(
+            target=lambda: told.append(
+                container.run("/bin/sh", "-c", f"for i in $(seq {connections}); do {call} & done; wait")
+            )
+        )
+        calls.start()
+        while calls.is_alive():
+            assert known.ask("/1.0/config/user.foo").text == "bar"
+        calls.join()
+    results = [line.split() for line in told[0].out.splitlines()]
+    assert [code for code, _seconds in results] == ["500"] * connections
+    assert sum(float(seconds) >= WAIT for _code, seconds in results) == 2
+
+
+def test_without_a_mirror_nobody_waits(patient: Service) -> None:
+    """Where containers are registered before they start, an unknown one is told at once."""
+    with patient.writer.change() as change:
+        forget_mirror(change, "incus")
+    with Container(patient.binds) as container:
+        exchanged = container.exchange(send(request("/1.0")), receive())
+    assert exchanged.responses[0].status == 500
+    assert exchanged.seconds < WAIT

@@ -1,0 +1,221 @@
+"""What a mirror writes: instances as their daemon has them, told as one change, and readiness in both directions."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from guestapi.model import Init, Instance, Mirror
+from guestapi.settings import Settings
+from guestapi.store import mirroring
+from guestapi.store.mirroring import Mirrored
+from guestapi.store.reading import view
+from guestapi.store.writing import ConflictError, Writer
+from tests.store.processes import add, init, known, told
+
+FIRST, SECOND = "11111111-2222-3333-4444-555555555555", "66666666-2222-3333-4444-555555555555"
+NIC = {"type": "nic", "name": "eth0"}
+DISK = {"type": "disk", "path": "/", "pool": "p"}
+
+
+def wanted(name: str = "c1", identity: str = FIRST, **changed: object) -> Mirrored:
+    """An instance as a daemon has it; `changed`: what is not as usual."""
+    usual = Mirrored(
+        project="default",
+        name=name,
+        type="container",
+        uuid=identity,
+        cloud_init_id=identity,
+        location=None,
+        ready=False,
+        config={"user.a": "1"},
+        devices={"eth0": NIC},
+        init=None,
+    )
+    return replace(usual, **changed)  # type: ignore[arg-type]  # by name, whatever they are
+
+
+Write = Callable[[Mirrored], Instance]
+
+
+@pytest.fixture
+def write(writer: Writer) -> Write:
+    """Writes in a transaction of its own, as the mirror ``incus`` does."""
+
+    def write(instance: Mirrored) -> Instance:
+        with writer.change() as change:
+            return mirroring.mirror(change, "incus", instance)
+
+    return write
+
+
+def unsaid(settings: Settings) -> list[tuple[str, bool]]:
+    """What there is to tell the daemon."""
+    with view(settings.store.url) as store:
+        return [(one.name, one.ready) for one in mirroring.unsaid(store, "incus")]
+
+
+def test_instance_is_as_the_daemon_has_it(settings: Settings, write: Write) -> None:
+    """All that the daemon says is in the store; what is the same already changes nothing, not even the revision."""
+    instance = wanted(cloud_init_id=str(uuid.uuid4()), location="n1", init=init(100))
+    first = write(instance)
+    assert mirroring.is_same(first, instance)
+    assert first.source == "incus"
+    entries = told(settings)
+    assert write(instance) == first
+    assert told(settings) == entries
+
+
+def test_one_look_is_one_change(settings: Settings, write: Write) -> None:
+    """Configuration and devices that changed between two looks are told together: keys first, then devices."""
+    before = wanted(init=init(100), config={"user.a": "1", "user.b": "1"}, devices={"eth0": NIC, "old": DISK})
+    write(before)
+    seen = len(told(settings))
+    write(
+        replace(
+            before,
+            config={"user.b": "2", "user.c": "3", "security.guestapi": "true"},
+            devices={"eth0": {**NIC, "limits.max": "1Mbit"}, "new": DISK},
+        )
+    )
+    news = [metadata for _type, metadata, for_guest in told(settings)[seen:] if for_guest]
+    assert news == [
+        '{"key":"user.a","old_value":"1","value":""}',
+        '{"key":"user.b","old_value":"1","value":"2"}',
+        '{"key":"user.c","old_value":"","value":"3"}',
+        '{"action":"removed","config":{"path":"/","pool":"p","type":"disk"},"name":"old"}',
+        '{"action":"updated","config":{"limits.max":"1Mbit","name":"eth0","type":"nic"},"name":"eth0"}',
+        '{"action":"added","config":{"path":"/","pool":"p","type":"disk"},"name":"new"}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "actions"),
+    [
+        *[("nic", option, ["updated"]) for option in ("limits.ingress", "ipv4.routes", "security.mac_filtering")],
+        *[("disk", option, ["updated"]) for option in ("size", "limits.read")],
+        *[("nic", option, ["removed", "added"]) for option in ("mtu", "name", "queue.tx.length")],
+        *[("disk", option, ["removed", "added"]) for option in ("path", "source", "readonly")],
+        ("gpu", "pci", ["removed", "added"]),
+    ],
+)
+def test_devices_are_updated_or_replaced_as_the_daemon_does(
+    settings: Settings, write: Write, kind: str, option: str, actions: list[str]
+) -> None:
+    """What a daemon can change on a running device is an update; for anything else it takes it away and adds it."""
+    write(wanted(init=init(100), devices={"d": {"type": kind, option: "1"}}))
+    seen = len(told(settings))
+    write(wanted(init=init(100), devices={"d": {"type": kind, option: "2"}}))
+    assert [json.loads(metadata)["action"] for _type, metadata, _for_guest in told(settings)[seen:]] == actions
+
+
+def test_cloud_init_id_is_the_daemons(settings: Settings, write: Write) -> None:
+    """What makes cloud-init run again is the daemon's decision: the id changes when it says so, and only then."""
+    first = write(wanted())
+    changed = write(wanted(config={"user.user-data": "#cloud-config"}))
+    assert changed.cloud_init_id == first.cloud_init_id
+    assert write(wanted(cloud_init_id=SECOND)).cloud_init_id == SECOND
+
+
+def test_restart_between_two_looks_is_another_run(settings: Settings, write: Write) -> None:
+    """Another init is another run: nobody who was identified in the first is taken for one of the second."""
+    first = write(wanted(init=init(100)))
+    seen = len(told(settings))
+    second = write(wanted(init=init(200), config={"user.a": "2"}))
+    assert second.run > first.run
+    assert [for_guest for _type, _metadata, for_guest in told(settings)[seen:]] == [False] * 3
+    assert write(wanted()).init is None
+
+
+def test_new_name_keeps_the_instance(settings: Settings, write: Write) -> None:
+    """A renamed instance is the same one, and its old name is free for another."""
+    first = write(wanted("c1"))
+    assert write(wanted("c2")).id == first.id
+    assert write(wanted("c2", project="p")).id == first.id
+    assert write(wanted("c1", SECOND)).id != first.id
+    assert [(one.project, one.name) for one in known(settings)] == [("default", "c1"), ("p", "c2")]
+
+
+def test_new_instance_of_an_old_name_is_another(settings: Settings, write: Write) -> None:
+    """Deleted and made again between two looks: nothing of the old one is left."""
+    first = write(wanted(init=init(100)))
+    second = write(wanted("c1", SECOND, config={}))
+    assert second.id != first.id
+    assert (second.uuid, second.init, second.config) == (SECOND, None, {})
+
+
+def test_instances_of_others_are_left_alone(settings: Settings, writer: Writer, write: Write) -> None:
+    """A name that the operator, or another mirror, has given is refused, and theirs stays as it is."""
+    add(writer, "c1")
+    with pytest.raises(ConflictError, match="added by hand"):
+        write(wanted())
+    with writer.change() as change:
+        mirroring.mirror(change, "lxd", wanted("c2", SECOND))
+    with pytest.raises(ConflictError, match="mirror 'lxd'"):
+        write(wanted("c2"))
+    assert [(one.name, one.source) for one in known(settings)] == [("c1", None), ("c2", "lxd")]
+
+
+def test_what_the_guest_says_reaches_the_daemon_once(settings: Settings, writer: Writer, write: Write) -> None:
+    """Ready, and Started after it, are there to be told until the daemon knows, and not again."""
+    instance = write(wanted(init=init(100)))
+    assert unsaid(settings) == []
+    for state in (True, False):
+        writer.set_ready(instance.id, instance.run, state)
+        assert unsaid(settings) == [("c1", state)]
+        # A look in between, at a daemon that does not know yet, changes nothing.
+        write(wanted(init=init(100), ready=not state))
+        assert unsaid(settings) == [("c1", state)]
+        with writer.change() as change:
+            (said,) = mirroring.unsaid(change, "incus")
+            mirroring.note_said(change, said)
+        assert unsaid(settings) == []
+        assert write(wanted(init=init(100), ready=state)).ready == state
+
+
+def test_what_was_said_in_another_run_is_not_told(settings: Settings, writer: Writer, write: Write) -> None:
+    """Ready is forgotten with the run, and what was about to be told of that run is not noted for the next."""
+    instance = write(wanted(init=init(100)))
+    writer.set_ready(instance.id, instance.run, True)
+    with view(settings.store.url) as store:
+        (said,) = mirroring.unsaid(store, "incus")
+    assert write(wanted(init=init(200))).ready is False
+    with writer.change() as change:
+        mirroring.note_said(change, said)
+    assert unsaid(settings) == []
+
+
+@pytest.mark.parametrize(("said", "told_before", "held"), list(product([True, False], repeat=3)))
+def test_newer_readiness_wins(
+    settings: Settings, writer: Writer, write: Write, said: bool, told_before: bool, held: bool
+) -> None:
+    """Of what the guest said and what the daemon holds, the one that has changed counts; the guest's, if both have."""
+    instance = write(wanted(init=init(100), ready=told_before))
+    assert instance.ready == told_before
+    writer.set_ready(instance.id, instance.run, said)
+    now = write(wanted(init=init(100), ready=held))
+    assert now.ready == (said if said != told_before else held)
+    assert unsaid(settings) == ([("c1", said)] if now.ready != held else [])
+
+
+def test_state_of_a_mirror_is_read_back(settings: Settings, writer: Writer) -> None:
+    """Each mirror has one row, which holds what it said last."""
+    for contact in (1.5, 2.5):
+        with writer.change() as change:
+            for name in ("lxd", "incus"):
+                mirroring.note_mirror(change, Mirror(name, "/s", contact > 2, contact, 0.25, "why"))
+    with view(settings.store.url) as store:
+        assert store.mirrors() == [Mirror(name, "/s", True, 2.5, 0.25, "why") for name in ("incus", "lxd")]
+
+
+def test_init_of_a_deleted_instance_is_free(settings: Settings, write: Write) -> None:
+    """What another instance held by mistake is refused whole: no half of it stays."""
+    write(wanted("c1", init=init(100)))
+    with pytest.raises(ConflictError, match="is the init of instance 'c1'"):
+        write(wanted("c2", SECOND, init=Init(100, 1, "boot", init(100).namespace)))
+    assert [one.name for one in known(settings)] == ["c1"]
