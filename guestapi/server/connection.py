@@ -156,7 +156,7 @@ class Connection(Channel):
         else:
             self._buffer = self._receive()
         if self._buffer and self._pid is not None:
-            self._service.take_turn(instance_id)
+            self._service.take_turn(instance_id, len(self._buffer))
 
     def _repeat(self, caller: Caller) -> bool:
         """Answer the request that was just received as it was answered before, if that still holds."""
@@ -310,6 +310,13 @@ class Connection(Channel):
             # The head is sent. That the end is missing tells the client that it has nothing.
             log.error("%s", error)
             raise
+
+    def _receive_body(self) -> bytes:
+        """As in the class above, when it is the instance's turn."""
+        data = super()._receive_body()
+        if self._pid is not None:
+            self._service.wait_turn(self._caller.instance_id if self._caller else None, len(data))
+        return data
 
     def _send_rest(self, head: bytes, content: memoryview, seconds: float) -> None:
         """As in the class above; what the client does not take at once is held against its instance."""

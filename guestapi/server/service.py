@@ -34,6 +34,8 @@ _SPARE = 64
 #: How many requests of an instance are served in a round of the event loop, and how many new connections of a process
 #: looked at. Few, since all others wait for them; but a round costs something, too.
 _EACH, _NEW_EACH = 4, 2
+#: Bytes from which on a piece of a request counts as all the requests of a round: it may be made to take milliseconds.
+_LARGE = 4096
 
 
 class Service:
@@ -147,13 +149,17 @@ class Service:
         finally:
             self.door.go(pid, instance_id)
 
-    def take_turn(self, instance_id: int | None) -> None:
-        """A request of this instance has come: wait until it is its turn.
+    def wait_turn(self, instance_id: int | None, size: int) -> None:
+        """Wait until it is the turn of this instance to have so many bytes looked at."""
+        self.turns.take(instance_id, 1 if size < _LARGE else _EACH)
+
+    def take_turn(self, instance_id: int | None, size: int) -> None:
+        """A request of this instance has come, or so many bytes of it: wait until it is its turn.
 
         Raises:
             ProtocolError: the instance asks too often, or has left too much of earlier answers in our memory.
         """
-        self.turns.take(instance_id)
+        self.wait_turn(instance_id, size)
         # Whoever is in no known instance hears the same in any case.
         if self._requests is not None and instance_id is not None and not self._requests.take(instance_id):
             raise ProtocolError(429, "too many requests of this instance", "requests_per_second")

@@ -38,13 +38,18 @@ class Turns:
         #: Goes off in the round after the one in which it is started.
         self._next = self._loop.timer(0)
 
-    def take(self, whose: int | None) -> None:
-        """Take a turn, for an instance's request or a process's connection; blocks the calling greenlet until then."""
+    def take(self, whose: int | None, weight: int = 1) -> None:
+        """Take a turn, for an instance's request or a process's connection; blocks the calling greenlet until then.
+
+        Args:
+            whose: the instance, or the process.
+            weight: what takes long counts as so many.
+        """
         self._look_at_round()
         taken = self._taken.get(whose, 0)
         # Whoever comes later does not overtake those that wait.
         if whose not in self._waiting and (taken < self._each or (taken < self._each * _ALONE and self._alone())):
-            self._taken[whose] = taken + 1
+            self._taken[whose] = taken + weight
             return
         if not self._waiting:
             self._next.start(self._go_on)

@@ -165,6 +165,9 @@ def bodies(until: float) -> Seen:
         PATCH + b"Transfer-Encoding: chunked\r\n\r\n" + b"1;" + b"x" * 4000 + b"\r\nx\r\n",
         PATCH + b"Content-Length: 65536\r\n\r\n" + b"[" * 65536,
         PATCH + b"Content-Length: 65536\r\n\r\n" + b'{"a":' * 13107 + b" ",
+        PATCH + b"Content-Length: 65536\r\n\r\n" + b"\xff" * 65536,
+        PATCH + b"Content-Length: 65536\r\n\r\n" + b'{"state":"' + b"\xff" * 65524 + b'"}',
+        PATCH + b"Content-Length: 65538\r\n\r\n" + b'{"state":[' + b"1," * 32763 + b"0]}"[:2],
         GET[:-2] + b"Expect: 100-continue\r\nContent-Length: 1073741824\r\n\r\n",
     ]
     for held in crowd(60, until):
