@@ -6,6 +6,8 @@ PYTHON ?= /usr/bin/python3
 VENV ?= .venv
 PREFIX ?= /opt/guestapi
 DESTDIR ?=
+# How long 'make fuzz' takes.
+SECONDS ?= 600
 
 SYSTEMD_DIR = $(DESTDIR)/etc/systemd/system
 CONF_DIR = $(DESTDIR)/etc/guestapi
@@ -26,11 +28,15 @@ TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps python3-requests python3-yaml pytho
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
 
-.PHONY: help demo test lint format install uninstall clean
+# Most tests wait for other processes, so two run at a time; tests/conftest.py says which never do. Without, one does.
+TWO_AT_ONCE ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help demo test fuzz lint format install uninstall clean
 
 help:
 	@echo 'make demo        see it work: service, container, every endpoint'
 	@echo 'make test        the whole test suite (as root)'
+	@echo 'make fuzz        coverage-guided fuzzing for SECONDS (600) in all'
 	@echo 'make lint        ruff and mypy --strict'
 	@echo 'make install     put it into $(PREFIX), with units, conf, user and state directory (DESTDIR respected)'
 	@echo 'make uninstall   take it away again, but for its state'
@@ -42,7 +48,11 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest $(TWO_AT_ONCE)
+
+fuzz: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test,fuzz]'
+	$(VENV)/bin/python -m tests.fuzz $(SECONDS)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .

@@ -15,8 +15,8 @@ import click
 
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
-from guestapi.cli.common import EXPECTED, Operator, has_format, print_json
-from guestapi.cli.mirror import OURS
+from guestapi.cli.common import EXPECTED, Operator, has_format, print_json, printable
+from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Instance, Mirror
 from guestapi.server import gunicorn_conf
@@ -53,7 +53,7 @@ def check(ctx: click.Context, as_json: bool, settings_only: bool) -> None:
     else:
         for one in findings:
             mark = click.style("ok  ", fg="green") if one.ok else click.style("FAIL", fg="red")
-            click.echo(f"{mark} {one.check}: {one.text}")
+            click.echo(f"{mark} {one.check}: {printable(one.text)}")
     if not all(one.ok for one in findings):
         ctx.exit(1)
 

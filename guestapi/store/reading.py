@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, RowMapping, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
 from guestapi.model import Image, ImageFile, Init, Instance, Mirror, Notification
+from guestapi.names import is_text
 from guestapi.store.schema import (
     StoreError,
     UnknownImageError,
@@ -332,6 +333,8 @@ class View:
 
     def instances(self, project: str | None = None) -> list[Instance]:
         """All instances, of one project or of all, by project and name."""
+        if project is not None and not is_text(project):
+            return []
         query = select(instances.c.id).order_by(instances.c.project, instances.c.name)
         if project is not None:
             query = query.where(instances.c.project == project)
@@ -340,6 +343,8 @@ class View:
 
     def find(self, project: str, name: str) -> Instance | None:
         """The instance of that name, or None."""
+        if not (is_text(project) and is_text(name)):
+            return None
         query = select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
         number = self.connection.execute(query).scalar()
         return None if number is None else load(self.connection, number)
@@ -372,9 +377,10 @@ class View:
         Raises:
             UnknownImageError: there is none, or more than one.
         """
+        known = is_text(name)
         alias = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == name)
-        found = list(self.connection.execute(alias).scalars())
-        if not found and name:
+        found = list(self.connection.execute(alias).scalars()) if known else []
+        if not found and name and known:
             begins = func.substr(images.c.fingerprint, 1, len(name)) == name.lower()
             found = list(self.connection.execute(select(images.c.fingerprint).where(begins).limit(2)).scalars())
         if len(found) > 1:

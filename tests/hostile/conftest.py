@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import pytest
 
@@ -10,16 +11,15 @@ from tests.harness.containers import Container
 from tests.harness.service import Service
 from tests.hostile.arena import Arena, Report, inside
 
-_REPORTS = pytest.StashKey[list[Report]]()
+#: Of a test's report.
+_PROPERTY = "attack"
 
 
 @pytest.fixture(scope="package")
-def arena(pytestconfig: pytest.Config) -> Iterator[Arena]:
+def arena() -> Iterator[Arena]:
     """A service of two workers, and the instance to which nothing may happen."""
     with Service(dialects=["incus"]) as service, service.container("victim", {"user.foo": "bar"}) as victim:
-        arena = Arena(service, victim)
-        pytestconfig.stash[_REPORTS] = arena.reports
-        yield arena
+        yield Arena(service, victim)
 
 
 @pytest.fixture(scope="package")
@@ -40,15 +40,25 @@ def stranger(arena: Arena) -> Iterator[Container]:
         yield container
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+@pytest.fixture(autouse=True)
+def noticed(arena: Arena, record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Every test's attacks go into its report, from whichever process it ran in."""
+    before = len(arena.reports)
+    yield
+    for report in arena.reports[before:]:
+        record_property(_PROPERTY, {**asdict(report), "log": ""})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What another instance noticed, attack by attack: figures to look at, on which no test depends."""
-    reports = config.stash.get(_REPORTS, [])
-    if not reports:
+    ended = [one for ones in terminalreporter.stats.values() for one in ones if getattr(one, "when", "") == "teardown"]
+    lines = [Report(**value) for one in ended for name, value in one.user_properties if name == _PROPERTY]
+    if not lines:
         return
     terminalreporter.section("what another instance noticed of attacks: ms; how often it found the queue full; MiB")
     columns = ["answered", "p50", "p99", "max", "full", "grown", "left"]
     terminalreporter.write_line(f"{'attack':16}{''.join(f'{name:>9}' for name in columns)}  what the attacker saw")
-    for one in reports:
+    for one in lines:
         if one.victim:
             times = "".join(f"{one.victim[name] * 1000:9.1f}" for name in ("p50", "p99", "max"))
             memory = f"{one.grown / (1 << 20):9.1f}{one.left / (1 << 20):9.1f}"

@@ -10,6 +10,8 @@ from tests.hostile.attacks import ATTACKS
 
 MIB = 1 << 20
 
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
+
 
 def assert_harmless(arena: Arena, report: Report) -> None:
     """Nobody else noticed, and nothing is left of it."""

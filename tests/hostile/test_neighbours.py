@@ -13,6 +13,8 @@ from tests.hostile.arena import Arena, inside
 from tests.hostile.test_attacks import assert_harmless
 from tests.server.inside import Talk, asking, talk
 
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
+
 #: Asks over a socket that it was given when it was started.
 _ASK = """
 import socket, sys

@@ -65,7 +65,7 @@ class Host:
         """Wait until that is so."""
         end = time.monotonic() + PATIENCE
         while not what():
-            assert time.monotonic() < end
+            assert time.monotonic() < end, self.service.log.read_text()[-4000:]
             time.sleep(0.02)
 
     def settle(self, name: str) -> None:
