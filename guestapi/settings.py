@@ -43,7 +43,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one guest may cost. Sizes in bytes, times in seconds.
 
     The times are those that Incus 7.0.2 keeps to (3 s for the head, 3 s for the body, 30 s idle), so clients know
-    them. ``header_fields`` cannot exceed 256, the size of gunicorn_h1c's table (MAX_HEADERS).
+    them. ``header_fields`` cannot exceed 256, the size of gunicorn_h1c's table (MAX_HEADERS). ``requests_per_second``
+    0 is any number. ``unsent_per_instance``: at least one of the largest values (2 MiB) can be on its way.
     """
 
     connections_per_instance: Annotated[int, Meta(ge=1, le=65536)] = 256
@@ -58,6 +59,9 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     send_seconds: Seconds = 10.0
     writes_per_second: Annotated[float, Meta(gt=0, le=1_000_000)] = 5.0
     writes_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+    requests_per_second: Annotated[float, Meta(ge=0, le=1_000_000)] = 0.0
+    requests_burst: Annotated[int, Meta(ge=1, le=1_000_000)] = 200
+    unsent_per_instance: Annotated[int, Meta(ge=1 << 16, le=1 << 40)] = 1 << 24
     streams_per_instance: Annotated[int, Meta(ge=0, le=65536)] = 64
     stream_queue: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     stream_send_seconds: Seconds = 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,10 +15,14 @@ _KEPT = 4096
 class Buckets:
     """A bucket of tokens for each instance: `burst` at first, and `each_second` more every second."""
 
+    #: Seconds after which a token is there for whoever found none (``Retry-After``).
+    retry_after: int
+
     def __init__(self, each_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._each_second = each_second
         self._burst = burst
         self._clock = clock
+        self.retry_after = math.ceil(1 / each_second)
         self._left: OrderedDict[int, tuple[float, float]] = OrderedDict()
 
     def take(self, instance_id: int) -> bool:

@@ -15,6 +15,8 @@ from guestapi.api.encoding import JSON, encode, quote
 log = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
+#: Where in the environ it says which limit a request has exceeded.
+LIMIT = "guestapi.limit"
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 
@@ -117,14 +119,32 @@ class TooLarge(Refusal):
     text = "body too large"
 
 
-class TooManyChanges(Refusal):
-    """The instance changes its state too often (RFC 6585, section 4)."""
+class OverLimit(Refusal):
+    """The instance has or does more than it may (RFC 6585, section 4).
+
+    Attributes:
+        limit: which setting says so; noted in the environ, under `LIMIT`, for the log.
+    """
 
     status_code = 429
-    text = "too many changes of state"
+    limit: str
 
-    def __init__(self) -> None:
-        super().__init__(headers={"Retry-After": "1"})
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(headers={"Retry-After": str(retry_after)})
+
+
+class TooManyChanges(OverLimit):
+    """The instance changes its state too often."""
+
+    text = "too many changes of state"
+    limit = "writes_per_second"
+
+
+class TooManyStreams(OverLimit):
+    """The instance has as many streams open as it may."""
+
+    text = "too many event streams of this instance"
+    limit = "streams_per_instance"
 
 
 class PassingFault(Refusal):
@@ -133,18 +153,20 @@ class PassingFault(Refusal):
     text = "temporarily unavailable, try again"
 
 
-def render(_request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
+def render(request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
     """The body of every refusal (a Falcon error serializer)."""
+    if isinstance(error, OverLimit):
+        request.env[LIMIT] = error.limit
     if isinstance(error, Refusal):
         response.content_type, response.data = error.body()
     else:
         response.content_type, response.data = TEXT, f"{error.title}\n".encode()
 
 
-def unexpected(_request: falcon.Request, response: falcon.Response, error: Exception, _params: object) -> None:
+def unexpected(request: falcon.Request, response: falcon.Response, error: Exception, _params: object) -> None:
     """A mistake of ours: the traceback is for the log, the guest learns nothing of it (a Falcon error handler)."""
     log.error("unexpected error", exc_info=error)
     refusal = Refusal()
     response.status = refusal.status
     response.set_headers(NOSNIFF)
-    render(_request, response, refusal)
+    render(request, response, refusal)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import struct
 from typing import NamedTuple
 
 #: include/uapi/asm-generic/socket.h, since Linux 6.5. Not in Python's socket module before 3.14.
 SO_PEERPIDFD = 77
+#: Same header, since Linux 6.16. What a listening socket has is what those that it accepts have.
+_SO_PASSRIGHTS = 83
 
 #: struct ucred (unix(7)): pid, uid, gid.
 _UCRED = struct.Struct("iII")
@@ -26,6 +29,13 @@ class Credentials(NamedTuple):
 def credentials(connection: socket.socket) -> Credentials:
     """Process, user and group at the time of connect(2): unix(7), SO_PEERCRED."""
     return Credentials(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other end is closed, not only shut for writing (poll(2), POLLHUP)."""
+    poll = select.poll()
+    poll.register(connection, 0)
+    return bool(poll.poll(0))
 
 
 def peer_pidfd(connection: socket.socket) -> int | None:
@@ -46,3 +56,21 @@ def peer_pidfd(connection: socket.socket) -> int | None:
             raise
         # ESRCH, and EINVAL and ENODATA from some versions, all say that nobody is there any more.
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+
+
+def refuse_descriptors(listening: socket.socket) -> bool:
+    """Let nobody who connects pass descriptors along (unix(7), SCM_RIGHTS): sendmsg(2) fails with EPERM there.
+
+    Nobody looks at them here, but who reads the bytes beside them closes them. That may take as long as their sender
+    likes: of a TCP socket with SO_LINGER and bytes that its other end does not read, close(2) waits.
+
+    Returns:
+        False if this kernel cannot.
+    """
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return False
+    return True

@@ -16,6 +16,9 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
 _TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n")
 #: How long a chunk's first line, or the whole trailer section, may be.
 _LINE = 4096
+#: How many chunks and trailer fields a body may have. Each costs time, during which nobody else is served; and in a
+#: body of 64 KiB a client that means well has few.
+_LINES = 256
 
 
 class Source(Protocol):
@@ -53,6 +56,7 @@ class Body(io.RawIOBase):
         self._left = length or 0
         self._limit = limit
         self._expects = expects
+        self._lines = _LINES
         self._ended = length == 0
         self.failure: ProtocolError | None = None
 
@@ -105,6 +109,7 @@ class Body(io.RawIOBase):
             raise
 
     def _next_chunk(self) -> None:
+        self._count_line()
         line = self._source.peek_line(_LINE)
         found = _CHUNK.fullmatch(line)
         if found is None:
@@ -121,11 +126,17 @@ class Body(io.RawIOBase):
     def _skip_trailers(self) -> None:
         left = _LINE
         while (line := self._source.peek_line(left)) != b"\r\n":
+            self._count_line()
             if not _TRAILER.fullmatch(line):
                 raise ProtocolError(400, "the trailer section is malformed")
             self._source.take(len(line))
             left -= len(line)
         self._source.take(2)
+
+    def _count_line(self) -> None:
+        self._lines -= 1
+        if self._lines < 0:
+            raise ProtocolError(400, f"the body has more than {_LINES} chunks")
 
     def _expect_line(self, line: bytes, otherwise: str) -> None:
         if self._source.peek_line(len(line)) != line:

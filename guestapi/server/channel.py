@@ -14,7 +14,7 @@ from greenlet import getcurrent
 
 from guestapi.server.http import ProtocolError
 from guestapi.server.stream import LateError
-from guestapi.server.turns import Turns
+from guestapi.server.turns import LARGE, Turns
 
 if TYPE_CHECKING:
     from greenlet import greenlet
@@ -138,15 +138,15 @@ class Channel:
         if time.monotonic() + seconds < self._deadline:
             self.set_deadline(seconds)
 
-    def give_way(self) -> None:
-        """Let others have their turn."""
+    def give_way(self, size: int = 0) -> None:
+        """Let others have their turn before so many bytes are looked at; no deadline counts meanwhile."""
         assert self._turns is not None
-        self._turns.again(self._requeue)
-        self._queueing = self._waiting = True
+        self._turns.again(self._requeue, size)
+        self._queueing = True
         try:
             self._hub.switch()
         finally:
-            self._queueing = self._waiting = False
+            self._queueing = False
 
     def receive_within(self, seconds: float, size: int) -> bytes:
         """What the client sends next, at most `size` bytes, b"" at its end; raises LateError if it does not in time."""
@@ -176,7 +176,7 @@ class Channel:
 
     def _receive_body(self) -> bytes:
         try:
-            data = self._receive()
+            data = self._receive_fairly()
         except LateError:
             raise ProtocolError(400, "the body did not come in time") from None
         if not data:
@@ -194,30 +194,35 @@ class Channel:
             except BlockingIOError:
                 continue
 
+    def _receive_fairly(self) -> bytes:
+        """As `_receive`; whoever sends so much at a time that it takes long to look at waits for another turn."""
+        data = self._receive()
+        if len(data) >= LARGE:
+            self.give_way(len(data))
+        return data
+
     def _send(self, head: bytes, content: bytes, seconds: float | None = None) -> None:
         """Send all, in one call if the client keeps up; within so many seconds, or those that an answer may take."""
+        if len(content) < _COPY:
+            head += content
+            content = b""
         try:
-            if len(content) < _COPY:
-                head += content
-                sent = self._socket.send(head)
-            else:
-                sent = self._socket.sendmsg([head, content])
-                if sent < len(head) + len(content):
-                    head += content
+            sent = self._socket.sendmsg([head, content]) if content else self._socket.send(head)
         except BlockingIOError:
             sent = 0
-            head += content if len(content) >= _COPY else b""
-        if sent < len(head):
-            self._send_rest(memoryview(head)[sent:], seconds or self._send_seconds)
+        size = len(head)
+        if sent < size + len(content):
+            self._send_rest(head[sent:], memoryview(content)[max(0, sent - size) :], seconds or self._send_seconds)
 
-    def _send_rest(self, left: memoryview, seconds: float) -> None:
+    def _send_rest(self, head: bytes, content: memoryview, seconds: float) -> None:
         self.set_deadline(seconds)
-        while left:
-            self.wait_writable()
-            try:
-                left = left[self._socket.send(left) :]
-            except BlockingIOError:
-                continue
+        for left in (memoryview(head), content):
+            while left:
+                self.wait_writable()
+                try:
+                    left = left[self._socket.send(left) :]
+                except BlockingIOError:
+                    continue
 
     def _wait_turn(self) -> None:
         """Give way until the client has sent something and it is this connection's turn; raises LateError."""

@@ -10,7 +10,6 @@ import io
 import logging
 import socket
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import gevent
@@ -29,6 +28,7 @@ from guestapi.server.http import (
     date_line,
     ends_head,
     error_response,
+    is_too_large,
     parse_head,
     response_end,
     response_fields,
@@ -37,7 +37,7 @@ from guestapi.server.repeats import Shelf
 from guestapi.server.service import Service
 from guestapi.server.stream import GOING_AWAY, LateError, Stream
 from guestapi.server.transfer import send_content
-from guestapi.server.turns import Turns
+from guestapi.server.turns import LARGE
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
@@ -53,17 +53,18 @@ _OWN = 0
 class Connection(Channel):
     """A connected socket and the greenlet that serves it."""
 
-    __slots__ = ("_caller", "_dialect", "_in_head", "_own", "_place", "_service", "_shelf", "_stream")
+    __slots__ = ("_caller", "_dialect", "_in_head", "_pid", "_place", "_service", "_shelf", "_stream")
 
-    def __init__(self, service: Service, sock: socket.socket, dialect: str, *, own: bool = False) -> None:
+    def __init__(self, service: Service, sock: socket.socket, dialect: str, pid: int | None) -> None:
         """Args:
         service: the worker's.
         sock: as accepted; belongs to this object from now on.
         dialect: of the listening socket.
-        own: the worker itself is at the other end, to see whether it answers: no guest's limit is its own.
+        pid: as `Service.let_in` says; None if the worker itself is at the other end, to see whether it answers: no
+            guest's limit is its own.
         """
         super().__init__(sock, service.limits.send_seconds)
-        self._own = own
+        self._pid = pid
         self._service = service
         self._dialect = dialect
         self._in_head = False
@@ -71,6 +72,11 @@ class Connection(Channel):
         self._caller: Caller | None = None
         self._shelf: Shelf | None = None
         self._stream: Stream | None = None
+
+    @property
+    def idle(self) -> bool:
+        """No part of a request has come that is not answered (`shares.Holder`)."""
+        return self._in_head and not self._buffer
 
     def start(self) -> None:
         """Serve the connection in a greenlet of its own."""
@@ -93,24 +99,18 @@ class Connection(Channel):
         service = self._service
         self._in_head = True
         try:
-            # Whoever asks at once is answered at once: no turn is to be waited for, this is it.
-            early = self.read_available(READ)
-            if early == b"":
+            self._caller = caller = self._recognise()
+            if caller is None:
                 return
-            self._buffer = early or b""
-            self._caller = caller = service.identifier.identify(self._socket)
-            turns = self._enter(_OWN if self._own else caller.instance_id)
-            if self._own or turns.held < service.limits.connections_per_instance:
-                turns.held += 1
+            self._enter(_OWN if self._pid is None else caller.instance_id)
+            excess = service.enter(caller.instance_id, self) if self._pid is not None else None
+            if excess is None:
                 try:
                     self._serve(caller)
                 finally:
-                    turns.held -= 1
-            elif caller.instance_id is None:
-                # As any unknown caller: one that will be known in a moment tries again on 500, and only on that.
-                self._refuse(500, "pid not in container?")
+                    service.shares.leave(caller.instance_id, self)
             else:
-                self._refuse(429, "too many connections of this instance", [("Retry-After", "1")])
+                self._refuse_uncounted(excess.status, excess.text, excess.limit)
         except LateError:
             pass  # Nothing to say: a client that is slow in asking is not waiting for an answer.
         except OSError as error:
@@ -119,7 +119,7 @@ class Connection(Channel):
             log.error("%s", error)
             if self._turns is None:
                 self._enter(None)
-            self._refuse(500, "temporarily unavailable, try again")
+            self._refuse_uncounted(500, "temporarily unavailable, try again")
         except Exception:
             log.exception("unexpected error on a connection")
         finally:
@@ -128,11 +128,28 @@ class Connection(Channel):
             if self._turns is not None:
                 service.places.leave(self._place)
 
-    def _enter(self, place: int | None) -> Turns:
+    def _recognise(self) -> Caller | None:
+        """Who has connected, as soon as it is the turn of that process; None if it asks nothing and is gone."""
+        service, pid = self._service, self._pid
+        if pid is None:
+            return service.identifier.identify(self._socket)
+        caller: Caller | None = None
+        try:
+            service.newcomers.take(pid)
+            # Whoever asks at once is answered at once: no other turn is to be waited for, this is it.
+            early = self.read_available(READ)
+            if early == b"":
+                return None
+            self._buffer = early or b""
+            caller = service.identifier.identify(self._socket)
+        finally:
+            service.door.go(pid, caller)
+        # Whoever waits to be known has gone through the door, and keeps nobody out of it.
+        return service.patience.wait(self._socket, caller) if service.patience else caller
+
+    def _enter(self, place: int | None) -> None:
+        self.attach(self._service.places.enter(place))
         self._place = place
-        turns = self._service.places.enter(place)
-        self.attach(turns)
-        return turns
 
     def _serve(self, caller: Caller) -> None:
         service = self._service
@@ -142,10 +159,12 @@ class Connection(Channel):
         confirmed = False
         just_seen = bool(self._buffer)
         self.set_deadline(service.limits.head_seconds)
-        if not just_seen:
+        if len(self._buffer) >= LARGE or not just_seen:
             self._take_turn()
         while True:
             try:
+                if self._buffer and (service.requests is not None or service.unsent) and self._pid is not None:
+                    service.ask_limits(caller.instance_id)
                 if self._repeat(caller, confirmed or just_seen):
                     confirmed = True
                     self.set_deadline(idle_seconds)
@@ -161,7 +180,7 @@ class Connection(Channel):
                         self._shelf = None
                 answered = self._respond(head, caller)
             except ProtocolError as error:
-                self._refuse(error.status, str(error))
+                self._refuse(error.status, str(error), error.limit)
                 return
             if isinstance(answered, Handover):
                 # Nothing of the request is kept for as long as the stream lasts.
@@ -178,9 +197,9 @@ class Connection(Channel):
         self._in_head = True
         if self._buffer:
             # A pipelined request waits its turn as if it came only now.
-            self.give_way()
+            self.give_way(len(self._buffer))
         else:
-            self._buffer = self._receive()
+            self._buffer = self._receive_fairly()
 
     def _repeat(self, caller: Caller, confirmed: bool) -> bool:
         """Answer the request that was just received as it was answered before, if that still holds.
@@ -223,7 +242,9 @@ class Connection(Channel):
                     return None
                 self._buffer += more
                 # Look at it again only when it may be complete, or it is read as often as it has bytes.
-                if ends_head(self._buffer, seen) or len(self._buffer) > min(limits.head, limits.request_line):
+                if ends_head(self._buffer, seen) or is_too_large(self._buffer, limits):
+                    if len(self._buffer) >= LARGE:
+                        self.give_way(len(self._buffer))
                     head = parse_head(self._buffer, limits)
         # What was received is all of the request, and no more: only so it can be compared with what is received later.
         head.alone = self._buffer if len(self._buffer) == head.size and head.length == 0 else None
@@ -342,16 +363,36 @@ class Connection(Channel):
             log.error("%s", error)
             raise
 
-    def _refuse(self, status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> None:
-        """Answer what cannot be served; the connection ends after it."""
-        self._service.refused(self._caller, self._dialect, status, text)
+    def _send_rest(self, head: bytes, content: memoryview, seconds: float) -> None:
+        """As in the class above; what the client does not take at once is held against its instance."""
+        instance_id = self._caller.instance_id if self._caller else None
+        size = len(head) + len(content)
+        self._service.wait_for(instance_id, size)
         try:
-            self._send(error_response(status, text, headers), b"")
+            super()._send_rest(head, content, seconds)
+        finally:
+            self._service.wait_for(instance_id, -size)
+
+    def _refuse_uncounted(self, status: int, text: str, limit: str | None = None) -> None:
+        """As `_refuse`, for a connection that is not counted as one of its instance: only some of those may linger."""
+        instance_id = self._caller.instance_id if self._caller else None
+        lingers = self._service.shares.linger(instance_id)
+        try:
+            self._refuse(status, text, limit, linger=lingers)
+        finally:
+            if lingers:
+                self._service.shares.lingered(instance_id)
+
+    def _refuse(self, status: int, text: str, limit: str | None = None, *, linger: bool = True) -> None:
+        """Answer what cannot be served; the connection ends after it."""
+        self._service.refused(self._caller, self._dialect, status, text, limit)
+        try:
+            self._send(error_response(status, text, retry_after=status == 429), b"")
             # The client may be sending still, and must not find the socket closed, or closed with unread bytes in it,
             # before it has seen the answer: read on to its end, but not for long.
             self.shut_down(socket.SHUT_WR)
             self.set_deadline(_LINGER_SECONDS)
-            for _read in range(_LINGER_READS):
+            for _read in range(_LINGER_READS if linger else 0):
                 if not self._receive():
                     break
         except (OSError, LateError):

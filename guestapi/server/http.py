@@ -36,10 +36,15 @@ class ProtocolError(OSError):
     An OSError, because that is what a WSGI application has to expect of ``wsgi.input``.
     """
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, limit: str | None = None) -> None:
+        """Args:
+        status, text: the answer.
+        limit: of those per instance, the one that is exceeded.
+        """
         super().__init__(text)
         self.status = status
         self.text = text
+        self.limit = limit
 
 
 class Head:
@@ -69,6 +74,11 @@ def ends_head(received: bytes, start: int = 0) -> bool:
     """Whether there is an end of a head at or after `start`: an empty line."""
     start = max(0, start - 3)
     return received.find(b"\n\r\n", start) >= 0 or received.find(b"\n\n", start) >= 0
+
+
+def is_too_large(received: bytes, limits: Limits) -> bool:
+    """Whether the beginning of a head is refused already, whatever follows."""
+    return len(received) > limits.head or (len(received) > limits.request_line and b"\n" not in received)
 
 
 def parse_head(received: bytes, limits: Limits) -> Head | None:
@@ -263,14 +273,14 @@ def stream_head(status: str, headers: Iterable[tuple[str, str]]) -> bytes:
     )
 
 
-def error_response(status: int, text: str, headers: Iterable[tuple[str, str]] = ()) -> bytes:
-    """A whole last response that says in one line what was wrong."""
+def error_response(status: int, text: str, *, retry_after: bool = False) -> bytes:
+    """A whole last response that says in one line what was wrong; `retry_after`: that it passes within a second."""
     body = f"{text}\n".encode("latin-1", "replace")
     fields = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("X-Content-Type-Options", "nosniff"),
         ("Content-Length", str(len(body))),
-        *headers,
+        *([("Retry-After", "1")] if retry_after else []),
     ]
     head = response_fields(f"{status} {HTTPStatus(status).phrase}", fields)
     return b"".join((head, date_line(), response_end(close=True), body))

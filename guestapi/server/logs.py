@@ -10,6 +10,7 @@ from typing import Any
 import gunicorn.glogging
 
 from guestapi import journal
+from guestapi.api.errors import LIMIT
 from guestapi.callers.identify import Caller
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
@@ -21,6 +22,9 @@ requests = logging.getLogger("guestapi.requests")
 #: From which status on a request is logged, for each choice of ``log.requests``.
 _LOGGED_FROM = {"all": 0, "refused": 400, "none": 1000}
 
+#: Seconds between two lines about the same instance and limit.
+_TELL_SECONDS = 10.0
+
 
 class GunicornLogger(gunicorn.glogging.Logger):
     """gunicorn's logger, whose errors go where ours go. Its access log stays as gunicorn's ``accesslog`` says."""
@@ -29,6 +33,41 @@ class GunicornLogger(gunicorn.glogging.Logger):
         """As gunicorn.glogging.Logger; called again on reload."""
         super().setup(cfg)
         journal.set_up(cfg.loglevel)
+
+
+class Excesses:
+    """Counts what exceeds a limit, and tells the operator now and then; by instance, so that none hides another."""
+
+    def __init__(self, look: Callable[[int], Instance | None], clock: Callable[[], float] = time.monotonic) -> None:
+        """Args:
+        look: what the store holds under an instance's id.
+        clock: in seconds.
+        """
+        self._look = look
+        self._clock = clock
+        self._counts: dict[tuple[int | None, str], int] = {}
+        self._told: dict[tuple[int | None, str], float] = {}
+
+    def count(self, instance_id: int | None, limit: str) -> None:
+        """An instance, or None for callers in no known one, has exceeded this limit."""
+        key = instance_id, limit
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def tell(self) -> int:
+        """Log what there is, a line for each instance and limit every so many seconds; how much it comes to."""
+        now = self._clock()
+        self._told = {key: then for key, then in self._told.items() if now < then + _TELL_SECONDS}
+        total = 0
+        for key in [key for key in self._counts if key not in self._told]:
+            count = self._counts.pop(key)
+            self._told[key] = now
+            total += count
+            instance_id, limit = key
+            instance = _find(self._look, instance_id)
+            fields = {"LIMIT": limit, "COUNT": str(count), **_instance_fields(instance)}
+            who = f"{instance.project}/{instance.name}" if instance else "callers in no known instance"
+            requests.warning("%s: over the limit %s, %d times", who, limit, count, extra={"fields": fields})
+        return total
 
 
 class RequestLog:
@@ -40,6 +79,7 @@ class RequestLog:
         look: what the store holds under an instance's id.
         """
         self._look = look
+        self.excesses = Excesses(look)
         self._from = _LOGGED_FROM[settings.requests]
         self._each_second = settings.requests_per_second
         self._second = 0
@@ -48,7 +88,9 @@ class RequestLog:
     def answered(self, answer: Answer) -> None:
         """Log a response of the application, if it is of those that are logged."""
         status = answer.code
-        if status >= self._from and self._may_log():
+        if LIMIT in answer.environ:
+            self.excesses.count(answer.caller.instance_id if answer.caller else None, answer.environ[LIMIT])
+        elif status >= self._from and self._may_log():
             environ = answer.environ
             fields = _fields(answer.caller, answer.dialect, status, answer.instance)
             who = _who(answer.caller, answer.instance)
@@ -56,20 +98,14 @@ class RequestLog:
             milliseconds = answer.seconds * 1000
             requests.info("%s: %s -> %d, %.1f ms", who, request, status, milliseconds, extra={"fields": fields})
 
-    def refused(self, caller: Caller | None, dialect: str, status: int, text: str) -> None:
-        """Log what the server itself refused."""
-        if status >= self._from and self._may_log():
-            instance = self._find(caller)
+    def refused(self, caller: Caller | None, dialect: str, status: int, text: str, limit: str | None) -> None:
+        """Log what the server itself refused; or count it, if the instance has exceeded a limit."""
+        if limit is not None:
+            self.excesses.count(caller.instance_id if caller else None, limit)
+        elif status >= self._from and self._may_log():
+            instance = _find(self._look, caller.instance_id) if caller else None
             fields = _fields(caller, dialect, status, instance)
             requests.info("%s: %d, %s", _who(caller, instance), status, text, extra={"fields": fields})
-
-    def _find(self, caller: Caller | None) -> Instance | None:
-        if caller is None or caller.instance_id is None:
-            return None
-        try:
-            return self._look(caller.instance_id)
-        except StoreError:
-            return None
 
     def _may_log(self) -> bool:
         second = int(time.monotonic())
@@ -81,16 +117,27 @@ class RequestLog:
         return self._lines <= self._each_second
 
 
+def _find(look: Callable[[int], Instance | None], instance_id: int | None) -> Instance | None:
+    if instance_id is None:
+        return None
+    try:
+        return look(instance_id)
+    except StoreError:
+        return None
+
+
 def _who(caller: Caller | None, instance: Instance | None) -> str:
     if instance is not None:
         return f"{instance.project}/{instance.name}"
     return f"pid {caller.credentials.pid}" if caller else "unknown caller"
 
 
+def _instance_fields(instance: Instance | None) -> dict[str, str]:
+    return {} if instance is None else {"INSTANCE": instance.name, "PROJECT": instance.project}
+
+
 def _fields(caller: Caller | None, dialect: str, status: int, instance: Instance | None) -> dict[str, str]:
-    fields = {"DIALECT": dialect, "STATUS": str(status)}
-    if instance is not None:
-        fields |= {"INSTANCE": instance.name, "PROJECT": instance.project}
+    fields = {"DIALECT": dialect, "STATUS": str(status), **_instance_fields(instance)}
     if caller is not None:
         fields |= {"CALLER_PID": str(caller.credentials.pid), "CALLER_UID": str(caller.credentials.uid)}
     return fields

@@ -48,6 +48,7 @@ class Application(GunicornApplication):
     Attributes:
         settings: guestapi.toml's.
         dialects: of each listening socket, in gunicorn's order.
+        excesses: how often instances have exceeded a limit, with all workers since the service was started.
     """
 
     settings: Settings
@@ -67,6 +68,7 @@ class Application(GunicornApplication):
         self._sockets = sockets
         self._workers = workers
         self._binds: list[str] = []
+        self.excesses = Tally()
         self._activated = systemd.activated()
         if self._activated:
             # Once: gunicorn is about to move these sockets to other descriptors.
@@ -132,6 +134,27 @@ class Application(GunicornApplication):
         Master(self).run()
 
 
+class Tally:
+    """A number that all workers add to, and the master reads (eventfd(2))."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._total = 0
+
+    def add(self, count: int) -> None:
+        """For workers."""
+        if count:
+            os.eventfd_write(self._descriptor, count)
+
+    def total(self) -> int:
+        """For the master alone: who reads it, takes what was added."""
+        try:
+            self._total += os.eventfd_read(self._descriptor)
+        except BlockingIOError:
+            pass  # Nothing was.
+        return self._total
+
+
 class Master(Arbiter):
     """gunicorn's arbiter, which also tells systemd how things are."""
 
@@ -156,6 +179,8 @@ class Master(Arbiter):
         ages = [age for worker in self.WORKERS.values() if (age := now - worker.tmp.last_update()) >= 0]
         answering = sum(age < _FRESH_SECONDS for age in ages)
         status = f"STATUS={answering} of {self.num_workers} workers answer on {len(self.LISTENERS)} sockets"
+        if excesses := self.app.excesses.total():
+            status += f"; over limits: {excesses} times"
         fields = [status] if status != self._status else []
         self._status = status
         # A worker that hangs is killed after ``timeout``, well before systemd's patience ends.

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from gevent.threadpool import ThreadPool
 
+from guestapi.api.buckets import Buckets
+from guestapi.callers.credentials import credentials, is_closed
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
+from guestapi.server.door import Door
+from guestapi.server.http import ProtocolError, error_response
 from guestapi.server.repeats import Repeats
+from guestapi.server.rounds import Rounds
+from guestapi.server.shares import Excess, Shares
 from guestapi.server.stream import Pings
 from guestapi.server.transfer import DISK_THREADS
 from guestapi.server.turns import Places
-from guestapi.server.waiting import PatientIdentifier
+from guestapi.server.waiting import Patience
 from guestapi.settings import Limits
 
 if TYPE_CHECKING:
     from guestapi.server.connection import Connection
+
+
+#: Descriptors that are kept back, for what a worker opens besides connections: namespaces and processes it looks at,
+#: image files, the store.
+_SPARE = 64
+#: How many new connections of a process are looked at in a round of the event loop. Few: all others wait for them.
+_NEW_EACH = 2
 
 
 class Service:
@@ -28,13 +42,16 @@ class Service:
     def __init__(
         self,
         application: Callable[..., Iterable[bytes]],
-        identifier: Identifier | PatientIdentifier,
+        identifier: Identifier,
         limits: Limits,
         look: Callable[[int], Instance | None],
         answered: Callable[[Answer], None],
-        refused: Callable[[Caller | None, str, int, str], None],
+        refused: Callable[[Caller | None, str, int, str, str | None], None],
+        shares: Shares,
         *,
+        descriptors: int,
         multiprocess: bool,
+        patience: Patience | None = None,
     ) -> None:
         """Args:
         application: the WSGI application.
@@ -42,8 +59,12 @@ class Service:
         limits: sizes and times.
         look: what the store holds under an instance's id now.
         answered: called after each response of the application.
-        refused: called with caller, dialect, status and text of what the server itself refuses.
+        refused: called with caller, dialect, status and text of what the server itself refuses, and the limit that
+            was exceeded, if one was.
+        shares: who may have how many connections.
+        descriptors: how many the process may have.
         multiprocess: there are other workers (``wsgi.multiprocess``).
+        patience: for callers whose instance may be known in a moment.
         """
         self.application = application
         self.identifier = identifier
@@ -52,10 +73,20 @@ class Service:
         self.refused = refused
         self.connections: set[Connection] = set()
         self.repeats = Repeats(look)
+        self.patience = patience
         self.places = Places()
         self.pings = Pings()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False
+        self.shares = shares
+        self.door = Door(limits.connections_per_instance)
+        self.newcomers = Rounds(_NEW_EACH, self.door.of_one)
+        each_second = limits.requests_per_second
+        #: How often each instance may ask; None if any number of times.
+        self.requests = Buckets(each_second, limits.requests_burst) if each_second else None
+        #: Bytes of answers that the clients of an instance have not taken yet, for those instances that have any.
+        self.unsent: dict[int | None, int] = {}
+        self._spare_from = descriptors - _SPARE
         self.environ = {
             "wsgi.version": (1, 0),
             "wsgi.multithread": True,
@@ -67,3 +98,54 @@ class Service:
             "SERVER_PORT": "0",
             "REMOTE_ADDR": "",
         }
+
+    def enter(self, instance_id: int | None, connection: Connection) -> Excess | None:
+        """As `Shares.enter`; full is also who has no more descriptors than are needed to look who is calling."""
+        # The kernel gives out the lowest number that is free (open(2)): this many descriptors are in use.
+        return self.shares.enter(instance_id, connection, full=connection.fileno() >= self._spare_from)
+
+    def wait_for(self, instance_id: int | None, size: int) -> None:
+        """So many bytes more, or less if it is negative, wait for a client of the instance to take them."""
+        left = self.unsent.get(instance_id, 0) + size
+        if left:
+            self.unsent[instance_id] = left
+        else:
+            self.unsent.pop(instance_id, None)
+
+    def let_in(self, accepted: socket.socket, dialect: str, *, flood: bool) -> int | None:
+        """The PID of the process that has connected, which waits to be recognised; None if it was turned away.
+
+        Args:
+            accepted: what it has connected.
+            dialect: of the listening socket.
+            flood: more connections come than can be accepted: those whose clients are gone again are dropped.
+        """
+        if flood and is_closed(accepted):
+            accepted.close()
+            return None
+        who = credentials(accepted)
+        if self.door.come(who.pid):
+            return who.pid
+        instance_id, excess = self.door.why_not(who.pid)
+        self.refused(Caller(who, instance_id), dialect, excess.status, excess.text, excess.limit)
+        with accepted:
+            try:
+                accepted.setblocking(False)
+                accepted.send(error_response(excess.status, excess.text, retry_after=excess.status == 429))
+            except OSError:
+                pass  # It does not wait for the answer.
+        return None
+
+    def ask_limits(self, instance_id: int | None) -> None:
+        """An instance asks for something, and may ask.
+
+        PERF: called only if one of ``requests`` and ``unsent`` is not empty.
+
+        Raises:
+            ProtocolError: it asks too often, or has left too much of earlier answers in our memory.
+        """
+        # Whoever is in no known instance hears the same in any case.
+        if self.requests is not None and instance_id is not None and not self.requests.take(instance_id):
+            raise ProtocolError(429, "too many requests of this instance", "requests_per_second")
+        if self.unsent.get(instance_id, 0) >= self.limits.unsent_per_instance:
+            raise ProtocolError(429, "this instance leaves too many answers unread", "unsent_per_instance")

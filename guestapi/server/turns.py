@@ -18,6 +18,8 @@ from gevent.hub import get_hub
 #: How many requests of an instance are served in a turn: few enough that others do not wait for long, enough that the
 #: loop's own work (about 3 µs) is shared by some.
 EACH_TURN = 4
+#: Bytes from which on a piece of a request is all of an instance's turn: it may be made to take milliseconds.
+LARGE = 4096
 #: How many instances without connections keep their place in the loop, for the next one.
 _IDLE_PLACES = 64
 #: Event type of a gevent loop's io watcher.
@@ -29,15 +31,14 @@ class Turns:
 
     Attributes:
         users: how many connections there are.
-        held: how many of them are served, not refused: of these there may be only so many.
     """
 
     def __init__(self) -> None:
         loop = get_hub().loop
-        self.users = self.held = 0
+        self.users = 0
         self._set = select.epoll()
         self._resume: dict[int, Callable[[], bool]] = {}
-        self._again: deque[Callable[[], bool]] = deque()
+        self._again: deque[tuple[Callable[[], bool], int]] = deque()
         self._readable: Any = loop.io(self._set.fileno(), _READABLE)
         self._readable.start(self._run)
         self._next: Any = loop.timer(0.0)
@@ -54,11 +55,16 @@ class Turns:
         """The socket is about to be closed, which takes it out of the set by itself (epoll(7), question 6)."""
         self._resume.pop(descriptor, None)
 
-    def again(self, resume: Callable[[], bool]) -> None:
-        """Have `resume` called once when it is the turn of whoever need not wait for his client."""
+    def again(self, resume: Callable[[], bool], size: int = 0) -> None:
+        """Have `resume` called once when it is the turn of whoever need not wait for his client.
+
+        Args:
+            resume: who.
+            size: of what there is to look at, in bytes.
+        """
         if not self._again:
             self._next.start(self._run_again)
-        self._again.append(resume)
+        self._again.append((resume, size))
 
     def close(self) -> None:
         """Away with it, when nobody is left."""
@@ -76,7 +82,10 @@ class Turns:
 
     def _run_again(self) -> None:
         for _one in range(min(EACH_TURN, len(self._again))):
-            self._again.popleft()()
+            resume, size = self._again.popleft()
+            resume()
+            if size >= LARGE:
+                break
         self._next.stop()
         if self._again:
             # A timer, not a callback: those are run in a row, without a look at who else has something to read.

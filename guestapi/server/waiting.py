@@ -19,8 +19,8 @@ from guestapi.settings import Callers
 _AGAIN_SECONDS = 0.05
 
 
-class PatientIdentifier:
-    """Identifies callers, and waits for the mirror if one of them may be of an instance that has just started."""
+class Patience:
+    """Waits for the mirror if a caller may be of an instance that has just started."""
 
     def __init__(self, identifier: Identifier, mirrored: Callable[[], bool], settings: Callers) -> None:
         """Args:
@@ -33,15 +33,17 @@ class PatientIdentifier:
         self._seconds = settings.wait_seconds
         self._most = settings.waiting
         self._waiting = 0
-        self.confirm = identifier.confirm
 
-    def identify(self, connection: socket.socket) -> Caller:
-        """As `Identifier.identify`; blocks the calling greenlet alone.
+    def wait(self, connection: socket.socket, caller: Caller) -> Caller:
+        """Who has connected, known if that is only a matter of time; blocks the calling greenlet alone.
+
+        Args:
+            connection: the caller's.
+            caller: as the identifier has it.
 
         Raises:
             StoreError: the instances cannot be looked up now.
         """
-        caller = self._identifier.identify(connection)
         if caller.instance_id is None and caller.contained and self._waiting < self._most and self._mirrored():
             self._waiting += 1
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -18,13 +19,15 @@ from gevent.event import Event
 from gevent.hub import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
+from guestapi.callers.credentials import refuse_descriptors
 from guestapi.callers.identify import Identifier
 from guestapi.server.answer import Answer
 from guestapi.server.connection import Connection
 from guestapi.server.logs import RequestLog
 from guestapi.server.offload import OffloadedStore
 from guestapi.server.service import Service
-from guestapi.server.waiting import PatientIdentifier
+from guestapi.server.shares import Shares
+from guestapi.server.waiting import Patience
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ _HEARTBEAT_SECONDS = 1.0
 _PATIENCE_SECONDS = 3.0
 #: How many connections are accepted in one turn of the loop: one if there are other workers to share with.
 _ACCEPT_ALONE = 4
+#: After so many turns of the loop in each of which there was something to accept, it is so many.
+_FLOOD_ROUNDS, _ACCEPT_MANY = 64, 64
 #: Seconds after which the change log is looked at though the doorbell did not ring.
 _LOOK_SECONDS = 1.0
 #: How long the ping timer sleeps at most, so that a stream that was just opened is seen in time.
@@ -57,6 +62,7 @@ class GuestWorker(GeventWorker):
         """Make sockets non-blocking. Nothing is monkey-patched, unlike in the class above: see the room's rules."""
         for listener in self.sockets:
             listener.sock.setblocking(False)
+            refuse_descriptors(listener.sock)
 
     def init_process(self) -> None:
         """As gunicorn's Worker: set up, then run until told to stop."""
@@ -74,23 +80,24 @@ class GuestWorker(GeventWorker):
         application = self.app
         store = application.open_store()
         requests = RequestLog(application.settings.log, store.instance)
+        limits = application.settings.limits
+        identifier = Identifier(store, pidfd=application.settings.callers.pidfd)
         self._hooks = _Hooks(self)
         self._requests = requests
         self._service = Service(
             self.wsgi,
-            PatientIdentifier(
-                Identifier(store, pidfd=application.settings.callers.pidfd),
-                store.mirrored,
-                application.settings.callers,
-            ),
-            application.settings.limits,
+            identifier,
+            limits,
             store.instance,
             self._answered,
             requests.refused,
+            Shares(limits.connections_per_instance, self.cfg.worker_connections, self._made_room),
+            descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             multiprocess=self.cfg.workers > 1,
+            patience=Patience(identifier, store.mirrored, application.settings.callers),
         )
         listeners = [
-            _Listener(listener.sock, dialect, self._service, self.cfg.worker_connections, alone=self.cfg.workers == 1)
+            _Listener(listener.sock, dialect, self._service, alone=self.cfg.workers == 1)
             for listener, dialect in zip(self.sockets, application.dialects, strict=True)
         ]
         gevent.spawn(_follow_log, store)
@@ -100,6 +107,7 @@ class GuestWorker(GeventWorker):
                 self.notify()
             self._wake.wait(_HEARTBEAT_SECONDS)
             self._wake.clear()
+            application.excesses.add(requests.excesses.tell())
         for listener in listeners:
             listener.close()
         self._finish()
@@ -128,7 +136,7 @@ class GuestWorker(GeventWorker):
             # Out of descriptors. It cannot be seen, and killing the worker would cut all that it serves.
             log.warning("the worker cannot look at itself: %s", error.strerror)
             return True
-        Connection(self._service, ours, "incus", own=True).start()
+        Connection(self._service, ours, "incus", None).start()
         with gevent.socket.socket(fileno=theirs.detach()) as probe:
             probe.settimeout(_PATIENCE_SECONDS)
             try:
@@ -144,6 +152,9 @@ class GuestWorker(GeventWorker):
         except BlockingIOError:
             pass
         self._wake.set()
+
+    def _made_room(self, instance_id: int | None) -> None:
+        self._requests.excesses.count(instance_id, "worker_connections")
 
     def _answered(self, answer: Answer) -> None:
         if answer.environ["RAW_PATH"] == "*":
@@ -193,19 +204,17 @@ def _send_pings(service: Service) -> None:
 class _Listener:
     """Accepts connections on one listening socket."""
 
-    def __init__(
-        self, sock: socket.socket, dialect: str, service: Service, worker_connections: int, *, alone: bool
-    ) -> None:
+    def __init__(self, sock: socket.socket, dialect: str, service: Service, *, alone: bool) -> None:
         self._socket = sock
         self._dialect = dialect
         self._service = service
-        self._most = worker_connections
         self._each_turn = _ACCEPT_ALONE if alone else 1
         self._loop = get_hub().loop
         self._readable = self._loop.io(sock.fileno(), 1)
         self._readable.start(self._accept)
         self._timer: Any = None
         self._told = -_TELL_SECONDS
+        self._round = self._rounds = 0
 
     def close(self) -> None:
         """Accept no more. What waits in the kernel's queue is for the workers that come after."""
@@ -214,12 +223,13 @@ class _Listener:
         self._readable.close()
 
     def _accept(self) -> None:
-        for _turn in range(self._each_turn):
-            if len(self._service.connections) >= self._most:
-                self._pause()
-                return
+        # Of what waits, some is for the other workers; unless they cannot keep up with it any more than this one.
+        flood = self._is_flood()
+        for _turn in range(_ACCEPT_MANY if flood else self._each_turn):
             try:
-                accepted, _address = self._socket.accept()
+                # PERF: accept() asks for family and type, which are known: a third of its time. It calls this, and
+                # so does gevent, but typeshed has no word of it.
+                number, _address = self._socket._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -228,9 +238,20 @@ class _Listener:
                 if time.monotonic() >= self._told + _TELL_SECONDS:
                     self._told = time.monotonic()
                     log.error("cannot accept: %s; raise LimitNOFILE= of the unit", error.strerror)
+                # Whoever has most has one less when it goes on.
+                self._service.shares.make_room(least=1)
                 self._pause()
                 return
-            Connection(self._service, accepted, self._dialect).start()
+            accepted = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, number)
+            pid = self._service.let_in(accepted, self._dialect, flood=flood)
+            if pid is not None:
+                Connection(self._service, accepted, self._dialect, pid).start()
+
+    def _is_flood(self) -> bool:
+        """Whether there has been something to accept in every turn of the loop for a while."""
+        last, self._round = self._round, self._loop.iteration
+        self._rounds = self._rounds + 1 if self._round == last + 1 else 0
+        return self._rounds >= _FLOOD_ROUNDS
 
     def _pause(self) -> None:
         self._readable.stop()

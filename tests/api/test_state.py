@@ -44,6 +44,13 @@ def test_read(body: bytes, state: str) -> None:
     assert read_state(body) == state
 
 
+def test_long_states_are_not_quoted() -> None:
+    """What is much too long for a state is refused without being repeated."""
+    with pytest.raises(BadRequest) as refusal:
+        read_state(b'{"state":"' + b"\xff" * 60_000 + b'"}')
+    assert len(refusal.value.text) < 100
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -28,6 +28,7 @@ from guestapi.notifications.broker import Broker
 from guestapi.server.answer import Answer
 from guestapi.server.connection import Connection
 from guestapi.server.service import Service
+from guestapi.server.shares import Shares
 from guestapi.settings import Limits
 from guestapi.store.reading import Entries
 from tests.api.fakes import MemoryStore, caller, instance
@@ -38,6 +39,9 @@ PAUSE = b"\xff\xfe"
 PATIENCE = 10
 #: Fingerprint of the image that there is.
 FINGERPRINT = "0123456789abcdef" * 4
+
+#: Of the process that has connected, as far as it matters.
+_PID = 4242
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9]) [ -~]+")
 _FIELD = re.compile(rb"([A-Za-z0-9-]+): ([!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?)?")
@@ -113,7 +117,9 @@ class Worker:
             limits,
             store.instance,
             self._answered,
-            lambda _caller, _dialect, status, _text: self.said.append((None, status)),
+            lambda _caller, _dialect, status, _text, _limit: self.said.append((None, status)),
+            Shares(each=2, most=2, ended=lambda _instance_id: None),
+            descriptors=20_000,
             multiprocess=True,
         )
         self.complaints = Complaints()
@@ -132,7 +138,8 @@ class Worker:
         self.said.clear()
         self.complaints.heard.clear()
         ours, theirs = socket.socketpair()
-        Connection(self.service, ours, dialect).start()
+        assert self.service.door.come(_PID)
+        Connection(self.service, ours, dialect, _PID).start()
         with gevent.Timeout(PATIENCE), gevent.socket.socket(fileno=theirs.detach()) as client:
             receiving = gevent.spawn(_receive, client)
             try:

@@ -103,6 +103,16 @@ def test_length_in_any_pieces(content: bytes, places: list[int], reader: str) ->
     assert source.rest == NEXT
 
 
+def test_many_chunks_are_refused() -> None:
+    """A body of so many chunks that taking them apart would keep others waiting is refused."""
+    whole = chunked(Pieces(b"1\r\nx\r\n" * 255 + b"0\r\n\r\n"))
+    assert whole.read() == b"x" * 255
+    source = Pieces(b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n")
+    assert refused(chunked(source)).status == 400
+    trailers = Pieces(b"0\r\n" + b"a:\r\n" * 500 + b"\r\n")
+    assert refused(chunked(trailers)).status == 400
+
+
 def read_by_h11(raw: bytes) -> tuple[bytes, bytes] | None:
     """The chunked body at the start of `raw` and what follows it, as h11 has them; None if it is not complete."""
     connection = h11.Connection(h11.SERVER)

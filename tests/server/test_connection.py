@@ -11,9 +11,10 @@ import gevent.socket
 import h11
 import pytest
 
-from guestapi.callers.identify import Caller, Identifier
+from guestapi.callers.identify import Identifier
 from guestapi.model import Init
 from guestapi.server import connection, service
+from guestapi.server.shares import Shares
 from guestapi.settings import Limits
 from tests.harness.containers import Container, parse, request
 from tests.harness.service import Service
@@ -366,18 +367,20 @@ def test_one_send_for_an_answer(size: int) -> None:
         start_response("200 OK", [("Content-Length", str(size))])
         return [b"x" * size]
 
-    refused: list[tuple[Caller | None, str, int, str]] = []
+    refused: list[int] = []
     shared = service.Service(
         application,
         Identifier(Nobody()),
         Limits(),
         lambda _number: None,
         lambda _answer: None,
-        lambda *what: refused.append(what),
+        lambda _caller, _dialect, status, _text, _limit: refused.append(status),
+        Shares(each=2, most=2, ended=lambda _instance_id: None),
+        descriptors=20_000,
         multiprocess=False,
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.Connection(shared, ours, "incus").start()
+    connection.Connection(shared, ours, "incus", None).start()
     with (
         gevent.Timeout(10),
         gevent.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=theirs.detach()) as client,
@@ -389,7 +392,7 @@ def test_one_send_for_an_answer(size: int) -> None:
         client.sendall(b"x\r\n\r\n")
         assert parse(client.recv(1 << 20))[0].status == 400
         assert client.recv(1) == b""
-    assert [status for _caller, _dialect, status, _text in refused] == [400]
+    assert refused == [400]
     with gevent.Timeout(10):
         while shared.connections:
             gevent.sleep(0.001)

@@ -248,7 +248,7 @@ def test_response_head() -> None:
 @pytest.mark.parametrize("status", sorted(STATUSES | {429, 500}))
 def test_error_response(status: int) -> None:
     """A refusal is a whole response, one line of plain text, and the connection's last."""
-    raw = error_response(status, "what was wrong", [("Retry-After", "1")])
+    raw = error_response(status, "what was wrong", retry_after=True)
     (response,) = parse(raw)
     assert (response.status, response.text) == (status, "what was wrong\n")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 
-from guestapi.server.turns import EACH_TURN, Places, Turns
+from guestapi.server.turns import EACH_TURN, LARGE, Places, Turns
 
 
 class Connections:
@@ -112,6 +112,23 @@ def test_one_that_need_not_wait(connections: Connections) -> None:
     connections.until(lambda: connections.order.count("quiet") > 10)
     gaps = "".join(name[0] for name in connections.order).split("q")
     assert max(map(len, gaps)) <= EACH_TURN + 1
+
+
+def test_what_is_large_is_a_turn(connections: Connections) -> None:
+    """Between two turns of others, an instance has one large piece of a request looked at, however many it has sent."""
+    large, quiet = connections.turns(), connections.turns()
+
+    def again() -> bool:
+        connections.order.append("large")
+        large.again(again, LARGE)
+        return True
+
+    for _one in range(20):
+        large.again(again, LARGE)
+    connections.ready(quiet, "quiet")
+    connections.until(lambda: connections.order.count("quiet") > 10)
+    gaps = "".join(name[0] for name in connections.order).split("q")
+    assert max(map(len, gaps[1:-1])) == 1
 
 
 def test_forgotten_socket(connections: Connections) -> None:

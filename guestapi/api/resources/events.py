@@ -7,7 +7,7 @@ from collections.abc import Callable
 import falcon
 
 from guestapi.api.encoding import JSON
-from guestapi.api.errors import NOSNIFF, NotAuthorized, Refusal
+from guestapi.api.errors import NOSNIFF, NotAuthorized, Refusal, TooManyStreams
 from guestapi.api.gate import Gate
 from guestapi.api.handover import HANDOVER, Handover
 from guestapi.api.handshake import accept, form_of, since_of, types_of
@@ -18,16 +18,8 @@ from guestapi.store.schema import StoreError
 
 #: RFC 6455, section 7.4.1: policy violation, for an instance that is switched off; going away, for one that stopped.
 SWITCHED_OFF, GONE = 1008, 1001
-
-
-class TooManyStreams(Refusal):
-    """The instance has as many streams open as it may (RFC 6585, section 4)."""
-
-    status_code = 429
-    text = "too many event streams of this instance"
-
-    def __init__(self) -> None:
-        super().__init__(headers={"Retry-After": "10"})
+#: When to come back who has too many: streams last, and so does their being too many.
+_RETRY_SECONDS = 10
 
 
 class Events:
@@ -62,7 +54,7 @@ class Events:
                 req.context.instance.id, types_of(req.query_string), since_of(req.env, form), self._may(req)
             )
         except TooManyListenersError:
-            raise TooManyStreams from None
+            raise TooManyStreams(_RETRY_SECONDS) from None
         req.env[HANDOVER] = Handover(status, tuple(headers), form, listener)
 
     def _may(self, req: falcon.Request) -> Callable[[], int | None]:

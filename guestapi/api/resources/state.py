@@ -68,7 +68,7 @@ class State:
         if state not in ("Ready", "Started"):
             raise BadRequest(f"Invalid state {quote(state)}")
         if not self._buckets.take(instance.id):
-            raise TooManyChanges
+            raise TooManyChanges(self._buckets.retry_after)
         if not self._notes.set_ready(instance.id, instance.run, state == "Ready", instance.init):
             raise UnknownCaller
         resp.data = b""
@@ -83,8 +83,8 @@ def read_state(body: bytes) -> str:
     Raises:
         BadRequest: there is no JSON object, or its state is no string.
     """
-    # As Go: each byte that is no UTF-8 becomes one U+FFFD, where Python's "replace" makes one of several.
-    text = _ESCAPED.sub("\ufffd", body.decode("utf-8", "surrogateescape")).lstrip(" \t\r\n")
+    # Bytes that are no UTF-8 become lone surrogates here, which are no part of JSON's grammar either.
+    text = body.decode("utf-8", "surrogateescape").lstrip(" \t\r\n")
     if not text:
         raise BadRequest('the body is empty; send {"state": "Ready"}')
     try:
@@ -102,12 +102,16 @@ def read_state(body: bytes) -> str:
         if name.casefold() == "state" and value is not None:
             if not isinstance(value, str):
                 raise BadRequest('state is not a string; send {"state": "Ready"}')
-            # A lone surrogate has no UTF-8; Go replaces it.
-            state = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return state
+            state = value
+    if len(state) > _LONGEST:
+        raise BadRequest("the state is too long")
+    # As Go: each byte that is no UTF-8, and each surrogate without its other half, becomes one U+FFFD.
+    return _SURROGATE.sub("\ufffd", state)
 
 
-_ESCAPED = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+#: Characters of a state that is said to be invalid in so many words; to quote 64 KiB of hostile ones takes 50 ms.
+_LONGEST = 1024
 
 
 class _Object(list[tuple[str, object]]):

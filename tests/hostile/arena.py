@@ -1,0 +1,131 @@
+"""A service under attack: who attacks, who is answered meanwhile, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.harness.containers import Container
+from tests.harness.service import Service
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A program in a container."""
+
+    process: subprocess.Popen[bytes]
+
+    def ended(self, seconds: float = 60) -> Any:
+        """End its standard input; what it prints last, as JSON."""
+        out, _none = self.process.communicate(timeout=seconds)
+        assert self.process.returncode == 0
+        return json.loads(out)
+
+    def says(self) -> str:
+        """A line of what it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().strip()
+
+
+@contextmanager
+def inside(container: Container, program: str, *arguments: str) -> Iterator[Inside]:
+    """Run one of this directory's programs in a container."""
+    enter = ["nsenter", "-t", str(container.pid), "-a", "--setuid", "0", "--setgid", "0"]
+    source = (HERE / program).read_text()
+    process = subprocess.Popen(
+        [*enter, "/usr/bin/python3", "-I", "-S", "-c", source, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield Inside(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@dataclass
+class Report:
+    """What came of an attack.
+
+    Attributes:
+        name: which.
+        attacker: what it saw.
+        victim: what another instance saw meanwhile.
+        grown: bytes that a worker's memory grew by at the most while it lasted.
+        left: bytes by which it was larger afterwards.
+        log: what the service has logged meanwhile.
+    """
+
+    name: str
+    attacker: dict[str, int] = field(default_factory=dict)
+    victim: dict[str, Any] = field(default_factory=dict)
+    grown: int = 0
+    left: int = 0
+    log: str = ""
+
+
+def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Wait for what no event tells of: another process's memory and descriptors."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.05)
+
+
+def memory(pid: int, name: str = "VmRSS") -> int:
+    """Bytes, by /proc/PID/status; VmHWM is the most since `forget_peak`."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"{pid} has no {name}")
+
+
+def forget_peak(pid: int) -> None:
+    """proc(5), /proc/PID/clear_refs: 5 sets the peak back to what there is."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def descriptors(pid: int) -> int:
+    """How many a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@dataclass
+class Arena:
+    """A service, an instance that attacks it and one that does nothing but ask."""
+
+    service: Service
+    victim: Container
+    reports: list[Report] = field(default_factory=list)
+
+    def attack(self, name: str, attacker: Container, seconds: float = 2) -> Report:
+        """Have `attacker` do it, while the victim asks; then wait until its traces are gone."""
+        service = self.service
+        report = Report(name)
+        self.reports.append(report)
+        workers = service.workers
+        before = {pid: (memory(pid), descriptors(pid)) for pid in workers}
+        logged = service.log.stat().st_size
+        for pid in workers:
+            forget_peak(pid)
+        with inside(self.victim, "victim.py") as victim:
+            assert victim.says() == "ready"
+            with inside(attacker, "attacks.py", name, str(seconds)) as attack:
+                report.attacker = attack.ended()
+            report.victim = victim.ended()
+        assert service.workers == workers, service.log.read_text()[-4000:]
+        report.grown = max(memory(pid, "VmHWM") - before[pid][0] for pid in workers)
+        # What is kept for longer: a pidfd for each instance's init, and whom the last look at the worker has met.
+        until(lambda: all(descriptors(pid) <= before[pid][1] + 4 for pid in workers), "descriptors are let go of")
+        report.left = max(memory(pid) - before[pid][0] for pid in workers)
+        report.log = service.log.read_bytes()[logged:].decode(errors="replace")
+        return report

@@ -1,0 +1,32 @@
+"""One instance attacks, another asks meanwhile and is answered rightly, always. Afterwards all is as it was."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness.containers import Container
+from tests.hostile.arena import Arena, Report
+from tests.hostile.attacks import ATTACKS
+
+MIB = 1 << 20
+
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
+
+
+def assert_harmless(arena: Arena, report: Report) -> None:
+    """Nobody else noticed, and nothing is left of it."""
+    assert report.victim["failed"] == []
+    assert report.victim["answered"] >= 10
+    assert "Traceback" not in report.log, report.log[-4000:]
+    assert "[CRITICAL]" not in report.log, report.log[-4000:]
+    assert report.grown < 96 * MIB
+    assert report.left < 48 * MIB
+    assert arena.victim.ask("/1.0/config/user.foo").text == "bar"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(arena: Arena, mallory: Container, name: str) -> None:
+    """The victim has every answer, the workers live on and let go of all; the attacker's instance is served again."""
+    report = arena.attack(name, mallory)
+    assert_harmless(arena, report)
+    assert mallory.ask("/1.0/config/user.foo").text == "bar"

@@ -1,0 +1,71 @@
+"""A guest among hostile ones: asks all the time, by new and by kept connections, and prints what it saw and how long
+it took, as JSON. Runs inside a container, on the system's Python alone.
+
+Usage: victim.py. Ends when its standard input does.
+"""
+
+import ctypes
+import http.client
+import json
+import select
+import signal
+import socket
+import sys
+import time
+
+
+class Connection(http.client.HTTPConnection):
+    """To the guest API."""
+
+    #: How often the kernel's queue was full.
+    full = 0
+
+    def connect(self) -> None:
+        """As http.client's, but patient: while the kernel's queue is full, a socket with a timeout is told EAGAIN."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        while True:
+            try:
+                return self.sock.connect("/dev/incus/sock")
+            except BlockingIOError:
+                Connection.full += 1
+                time.sleep(0.001)
+
+
+def ask(connection: Connection) -> str:
+    """One request; what was wrong with its answer."""
+    try:
+        connection.request("GET", "/1.0/config/user.foo")
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        return repr(error)
+    return "" if (answer.status, body) == (200, b"bar") else f"{answer.status} {body!r}"
+
+
+def main() -> None:
+    """Ask until told to stop."""
+    # PR_SET_PDEATHSIG: nsenter, which has started this, is what a test ends.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    kept = Connection("x")
+    took: list[float] = []
+    failed: list[str] = []
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    while not select.select([sys.stdin], [], [], 0.002)[0]:
+        for connection in (kept, Connection("x")):
+            began = time.monotonic()
+            if wrong := ask(connection):
+                failed.append(wrong)
+            took.append(time.monotonic() - began)
+            if connection is not kept:
+                connection.close()
+    took.sort()
+    figures = {"p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100], "max": took[-1]}
+    sys.stdout.write(
+        json.dumps({"answered": len(took) - len(failed), "failed": failed, "full": Connection.full, **figures})
+    )
+
+
+main()

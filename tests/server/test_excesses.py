@@ -1,0 +1,64 @@
+"""`Excesses`: what exceeds a limit is told in few lines, whatever the number, and by instance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from guestapi.server.logs import Excesses, requests
+from tests.api.fakes import instance
+
+
+class Records(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str]]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep message and fields."""
+        self.seen.append((record.getMessage(), record.__dict__["fields"]))
+
+
+@pytest.fixture
+def records() -> Iterator[Records]:
+    """What the requests' logger is told."""
+    handler = Records()
+    requests.addHandler(handler)
+    yield handler
+    requests.removeHandler(handler)
+
+
+def test_a_line_for_each_now_and_then(records: Records) -> None:
+    """A thousand excesses are one line; more within ten seconds are another one later; each instance has its own."""
+    now = 100.0
+    excesses = Excesses({7: instance()}.get, lambda: now)
+    for _time in range(1000):
+        excesses.count(7, "writes_per_second")
+    excesses.count(None, "connections_per_instance")
+    assert excesses.tell() == 1001
+    assert records.seen == [
+        (
+            "default/c1: over the limit writes_per_second, 1000 times",
+            {"LIMIT": "writes_per_second", "COUNT": "1000", "INSTANCE": "c1", "PROJECT": "default"},
+        ),
+        (
+            "callers in no known instance: over the limit connections_per_instance, 1 times",
+            {"LIMIT": "connections_per_instance", "COUNT": "1"},
+        ),
+    ]
+    records.seen.clear()
+    excesses.count(7, "writes_per_second")
+    excesses.count(7, "streams_per_instance")
+    now += 5
+    assert excesses.tell() == 1
+    assert [fields["LIMIT"] for _line, fields in records.seen] == ["streams_per_instance"]
+    now += 5.5
+    assert excesses.tell() == 1
+    assert records.seen[-1][0] == "default/c1: over the limit writes_per_second, 1 times"
+    now += 100
+    assert excesses.tell() == 0
+    assert len(records.seen) == 2

@@ -1,0 +1,147 @@
+"""Limits per instance, with the real service: who is over one is told so, and the operator; nobody else notices."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.harness.containers import Container
+from tests.harness.service import Service
+from tests.server.inside import Talk, asking, talk, talks
+
+LARGE = 1 << 21
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Service]:
+    """A service of one worker that takes few requests a second, and leaves little unread."""
+    toml = "[limits]\nrequests_per_second = 1\nrequests_burst = 30\nunsent_per_instance = 5000000\n"
+    with Service(workers=1, toml=toml, dialects=["incus"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def full() -> Iterator[Service]:
+    """A service of one worker that has place for twelve connections, eight of an instance."""
+    toml = "[limits]\nconnections_per_instance = 8\n"
+    with Service(workers=1, toml=toml, gunicorn="worker_connections = 12\n", dialects=["incus"]) as running:
+        yield running
+
+
+def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
+    """Wait for what no event tells of: what another process does."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.02)
+
+
+def is_open(guest: Talk) -> bool:
+    """Whether the server, which has nothing to say, has not ended the connection."""
+    return not select.select([guest.socket], [], [], 0)[0]
+
+
+def test_requests_per_second(strict: Service) -> None:
+    """After its burst an instance is told 429 and when to come back, on any connection; another one is answered."""
+    with strict.container("often", {"user.foo": "bar"}) as often, strict.container("seldom") as seldom:
+        statuses = [often.ask("/1.0/nowhere").status for _time in range(3)]
+        with talk(often) as guest:
+            for _time in range(27):
+                statuses.append(guest.ask("/1.0/config/user.foo").status)
+            guest.send(asking("/1.0/config/user.foo") * 3)
+            refused = guest.last()
+        assert statuses == [404] * 3 + [200] * 27
+        assert (refused.status, refused.text) == (429, "too many requests of this instance\n")
+        assert refused.headers["retry-after"] == "1"
+        assert often.ask("/").status == 429
+        assert seldom.ask("/").status == 200
+        until(lambda: "default/often: over the limit requests_per_second, " in strict.log.read_text(), "a line")
+        until(lambda: often.ask("/").status == 200, "a token")
+
+
+def test_unread_answers(strict: Service) -> None:
+    """Whoever leaves megabytes unread is told 429 for more of them, until they are taken; another one is answered."""
+    with (
+        strict.container("lazy", {"user.large": "x" * LARGE, "user.foo": "bar"}) as lazy,
+        strict.container("eager", {"user.large": "x" * LARGE}) as eager,
+        talks(lazy, 5) as guests,
+    ):
+        for guest in guests[:3]:
+            guest.send(asking("/1.0/config/user.large"))
+            # It is under way: its first bytes have come.
+            guest.socket.recv(1, socket.MSG_PEEK)
+        refused = guests[3]
+        refused.send(asking("/1.0/config/user.foo"))
+        assert refused.receive()[0].status == 429
+        assert len(eager.ask("/1.0/config/user.large").body) == LARGE
+        for guest in guests[:3]:
+            assert len(guest.receive()[0].body) == LARGE
+        assert guests[4].ask("/1.0/config/user.foo").text == "bar"
+
+
+def test_full_worker_has_room(full: Service) -> None:
+    """Two instances hold all that a worker has; a third is served, at the cost of who has most, and idle ones first."""
+    with ExitStack() as stack:
+        first, second, third = (stack.enter_context(full.container(name)) for name in ("one", "two", "three"))
+        greedy = stack.enter_context(talks(first, 8))
+        other = stack.enter_context(talks(second, 4))
+        for guest in (*greedy, *other):
+            assert guest.ask("/").status == 200
+        # One of them is in the middle of a request.
+        greedy[0].send(b"GET / HTTP/1.1\r\n")
+        modest = stack.enter_context(talks(third, 2))
+        for guest in modest:
+            for _time in range(3):
+                assert guest.ask("/").status == 200
+        until(lambda: sum(is_open(guest) for guest in greedy) == 6, "two were ended")
+        assert all(is_open(guest) for guest in other)
+        greedy[0].send(b"Host: x\r\n\r\n")
+        assert greedy[0].receive()[0].status == 200
+        # It is not the greedy one who has more of it.
+        assert first.ask("/").status == 500
+        until(lambda: "default/one: over the limit worker_connections, " in full.log.read_text(), "a line")
+
+
+@pytest.fixture
+def short() -> Iterator[Service]:
+    """A service of one worker that may have 150 descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    running = Service(workers=1, dialects=["incus"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
+    try:
+        with running:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            yield running
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_descriptors_left(short: Service) -> None:
+    """Instances hold as many connections as the process has descriptors: another one is served all the same."""
+    before = short.workers
+    with ExitStack() as stack:
+        holding = [stack.enter_context(short.container(f"hold{number}")) for number in range(2)]
+        other = stack.enter_context(short.container("other", {"user.foo": "bar"}))
+        for one in holding:
+            stack.enter_context(talks(one, 100))
+        for _time in range(5):
+            assert other.ask("/1.0/config/user.foo").text == "bar"
+    assert short.workers == before
+    assert "Traceback" not in short.log.read_text()
+
+
+def test_descriptors_cannot_be_sent(c1: Container) -> None:
+    """Whoever passes descriptors along is refused by the kernel, if it can do that; what it asks is answered."""
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    with talk(c1) as guest:
+        if release >= (6, 16):
+            with pytest.raises(PermissionError):
+                socket.send_fds(guest.socket, [asking("/")], [0])
+        assert guest.ask("/1.0/config/user.foo").text == "bar"

@@ -1,0 +1,58 @@
+"""`Rounds`: in each round of the event loop, everybody has so many, whoever wants how many."""
+
+from __future__ import annotations
+
+import gevent
+from gevent.hub import get_hub
+
+from guestapi.server.rounds import Rounds
+
+
+def run(wanted: dict[int, int], each: int, *, alone: bool = False) -> list[tuple[int, int, int]]:
+    """Who asked in which round for a turn and had it in which, if so many greenlets ask at the same time."""
+    rounds = Rounds(each, lambda: alone)
+    loop = get_hub().loop
+    had: list[tuple[int, int, int]] = []
+
+    def take(whose: int) -> None:
+        asked = loop.iteration
+        rounds.take(whose)
+        had.append((whose, asked, loop.iteration))
+
+    with gevent.Timeout(10):
+        gevent.joinall([gevent.spawn(take, whose) for whose, count in wanted.items() for _time in range(count)])
+    return had
+
+
+def test_nobody_waits_for_the_greedy() -> None:
+    """Whoever wants few has them in this round or the next, however many others want; and all have theirs at last."""
+    had = run({1: 200, 2: 3, 3: 1}, each=4)
+    assert len(had) == 204
+    assert all(when <= asked + 1 for whose, asked, when in had if whose != 1)
+    for number in {when for _whose, _asked, when in had}:
+        assert sum((whose, when) == (1, number) for whose, _asked, when in had) <= 4
+
+
+def test_alone_nobody_is_waited_for() -> None:
+    """As long as all are of one instance, a round has more turns."""
+    rounds = {when for _whose, _asked, when in run({1: 200}, each=4, alone=True)}
+    assert len(rounds) < 20
+
+
+def test_first_come_first_served() -> None:
+    """Those that wait go on in the order in which they came, and nobody who comes later overtakes them."""
+    rounds = Rounds(1, lambda: False)
+    order: list[int] = []
+
+    def take(number: int) -> None:
+        rounds.take(1)
+        order.append(number)
+        if number < 20:
+            # As a busy client does: again, as soon as it has its answer.
+            gevent.spawn(take, number + 100)
+
+    with gevent.Timeout(10):
+        gevent.joinall([gevent.spawn(take, number) for number in range(20)])
+        while len(order) < 40:
+            gevent.sleep(0.001)
+    assert order == [*range(20), *range(100, 120)]
