@@ -51,6 +51,10 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
+	@for kind in incus lxd; do \
+		[ -d $(VENV)/$$kind ] || tests/harness/unpack-daemon.sh $$kind $(abspath $(VENV))/$$kind || \
+			echo "$$kind cannot be had here; its tests will say so" >&2; \
+	done
 	$(VENV)/bin/pytest $(TWO_AT_ONCE)
 
 fuzz: $(VENV)/ready
