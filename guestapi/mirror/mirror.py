@@ -241,7 +241,7 @@ class Mirror:
             log.error("%s", error)
 
     def _note(self, lost: str) -> None:
-        """Tell how things are; `lost`: why the daemon is not there. Write it down if it has changed, or was long ago."""
+        """Tell how things are, and write it down if it has changed or was long ago; `lost`: why the daemon is away."""
         faults = [lost] if lost else [*self._faults.values(), *self._images.faults]
         fault = faults[0] if faults else ""
         if len(faults) > 1:

@@ -217,6 +217,13 @@ class Daemon:
                 member.size = len(metadata)
                 tar.addfile(member, io.BytesIO(metadata))
                 tar.add(Path(place) / "rootfs", "rootfs")
-        # As seen from within: this directory is another there.
-        shutil.move(image, self.root / "var/cache/image.tar")
-        self.client("image", "import", "/var/cache/image.tar", "--alias", "busybox")
+        self.import_image("busybox", image)
+
+    def import_image(self, alias: str, *files: Path) -> str:
+        """Import an image of one file, or of metadata and root file system; its fingerprint."""
+        for file in files:
+            # As seen from within, this machine's temporary directories are others.
+            shutil.move(file, self.root / "var/cache" / file.name)
+        self.client("image", "import", *(f"/var/cache/{file.name}" for file in files), "--alias", alias)
+        fingerprint: str = self.query(f"/1.0/images/aliases/{alias}")["target"]
+        return fingerprint
