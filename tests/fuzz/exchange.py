@@ -4,10 +4,12 @@ on who is calling and without a database.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import logging
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -94,6 +96,7 @@ class Worker:
 
     def __init__(self) -> None:
         directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
         file = directory / FINGERPRINT
         file.write_bytes(b"image" * 100)
         files = (ImageFile(".tar.gz", 500, file.stat().st_mtime_ns),)
