@@ -6,6 +6,8 @@ PYTHON ?= /usr/bin/python3
 VENV ?= .venv
 PREFIX ?= /opt/guestapi
 DESTDIR ?=
+# How long 'make fuzz' takes.
+SECONDS ?= 600
 
 SYSTEMD_DIR = $(DESTDIR)/etc/systemd/system
 CONF_DIR = $(DESTDIR)/etc/guestapi
@@ -26,11 +28,15 @@ TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps strace python3-requests python3-yam
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
 
-.PHONY: help demo test lint format install uninstall clean
+# Most tests wait for other processes, so two run at a time; tests/conftest.py says which never do. Without, one does.
+TWO_AT_ONCE ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help demo test fuzz lint format install uninstall clean
 
 help:
 	@echo 'make demo        see it work: service, container, every endpoint'
 	@echo 'make test        the whole test suite (as root)'
+	@echo 'make fuzz        coverage-guided fuzzing for SECONDS (600) in all'
 	@echo 'make lint        ruff and mypy --strict'
 	@echo 'make install     put it into $(PREFIX), with units, conf, user and state directory (DESTDIR respected)'
 	@echo 'make uninstall   take it away again, but for its state'
@@ -42,7 +48,11 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest $(TWO_AT_ONCE)
+
+fuzz: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test,fuzz]'
+	$(VENV)/bin/python -m tests.fuzz $(SECONDS)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
@@ -106,7 +116,7 @@ install:
 	for file in $(RUNTIME_FILES); do \
 		sed 's#/opt/guestapi#$(PREFIX)#g' $$file >$(CONF_DIR)/$${file##*/} && chmod 0644 $(CONF_DIR)/$${file##*/} || exit 1; \
 	done
-	install -d -m 0750 $(STATE_DIR)
+	install -d -m 0770 $(STATE_DIR)
 	@if [ -z "$(DESTDIR)" ]; then \
 		systemd-sysusers guestapi.conf && chown guestapi:guestapi $(STATE_DIR) || exit 1; \
 		if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
@@ -124,7 +134,7 @@ uninstall:
 		$(addprefix $(CONF_DIR)/,$(notdir $(RUNTIME_FILES)))
 	@if [ -d $(CONF_DIR) ]; then rmdir --ignore-fail-on-non-empty $(CONF_DIR); fi
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "the state stays in $(STATE_DIR), and the user guestapi, to whom it belongs"
+	@echo "the state stays in $(STATE_DIR), and the users guestapi, to whom it belongs, and guestapi-mirror"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -32,7 +32,7 @@ class Init:
     namespace: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Instance:
     """What the host says of one instance, at one moment.
 

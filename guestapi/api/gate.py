@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import falcon
 
-from guestapi.api.errors import NotAuthorized, NotRoot, UnknownCaller
+from guestapi.api.errors import NotAuthorized, NotRoot, Refusal, UnknownCaller
 from guestapi.callers.identify import Caller
 from guestapi.dialects import Dialect
 from guestapi.model import Instance
@@ -50,6 +50,10 @@ def admit(
     return instance
 
 
+#: Where in the environ it says that the answer depends on the request and on ``guestapi.instance`` alone.
+LASTING = "guestapi.lasting"
+
+
 class Gate:
     """Falcon middleware that lets a request through to its resource, with its instance in ``req.context``."""
 
@@ -58,17 +62,21 @@ class Gate:
         self._dialect = dialect
 
     def process_resource(
-        self, req: falcon.Request, _resp: falcon.Response, _resource: object, _params: dict[str, str]
+        self, req: falcon.Request, _resp: falcon.Response, resource: object, _params: dict[str, str]
     ) -> None:
-        """Refuse, or note the instance."""
+        """Refuse, or note the instance, and whether the answer will last: resources say so by ``lasting = True``."""
         env = req.env
         caller: Caller = env["guestapi.caller"]
+        method: str = env["REQUEST_METHOD"]
         try:
-            req.context.instance = self.admit(caller, env["REQUEST_METHOD"], str(req.uri_template))
-        finally:
-            # For the log, also of a refusal.
+            instance = self.admit(caller, method, str(req.uri_template))
+        except Refusal:
+            # For the log.
             if caller.instance_id is not None:
                 env["guestapi.instance"] = self._look(caller.instance_id)
+            raise
+        req.context.instance = env["guestapi.instance"] = instance
+        env[LASTING] = method in ("GET", "HEAD") and getattr(resource, "lasting", False)
 
     def admit(self, caller: Caller, method: str, template: str) -> Instance:
         """As the function `admit`, for this gate's store and dialect."""

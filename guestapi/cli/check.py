@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ import click
 
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
-from guestapi.cli.common import EXPECTED, Operator, has_format, print_json
-from guestapi.cli.mirror import OURS
+from guestapi.cli.common import EXPECTED, Operator, has_format, print_json, printable
+from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Instance, Mirror
 from guestapi.server import gunicorn_conf
@@ -56,7 +57,7 @@ def check(ctx: click.Context, as_json: bool, settings_only: bool) -> None:
     else:
         for one in findings:
             mark = click.style("ok  ", fg="green") if one.ok else click.style("FAIL", fg="red")
-            click.echo(f"{mark} {one.check}: {one.text}")
+            click.echo(f"{mark} {one.check}: {printable(one.text)}")
     if not all(one.ok for one in findings):
         ctx.exit(1)
 
@@ -120,11 +121,14 @@ def _store(operator: Operator) -> tuple[object, str]:
         fault = change.fault()
     if fault is not None:
         raise StoreError(f"{file}: {fault}; put a copy of it back")
-    status, parent = file.stat(), file.parent.stat().st_uid
-    if status.st_uid != parent:
-        raise StoreError(f"{file}: belongs to user {status.st_uid}, its directory to {parent}; chown --reference it")
+    status, parent = file.stat(), file.parent.stat()
+    shared = status.st_gid == parent.st_gid and stat.S_IMODE(status.st_mode) & 0o060 == 0o060
+    if status.st_uid != parent.st_uid and not shared:
+        raise StoreError(
+            f"{file}: belongs to user {status.st_uid}, its directory to {parent.st_uid}; chown --reference it"
+        )
     if status.st_mode & 0o600 != 0o600:
-        raise StoreError(f"{file}: mode {status.st_mode & 0o777:04o}, its owner needs 0600; chmod u+rw it")
+        raise StoreError(f"{file}: mode {stat.S_IMODE(status.st_mode):04o}, its owner needs 0600; chmod u+rw it")
     place = os.statvfs(file)
     free = place.f_bavail * place.f_frsize
     if free < _ROOM:

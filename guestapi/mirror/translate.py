@@ -60,7 +60,7 @@ def mirrored(instance: Instance, server: Server, init: Init | None) -> Mirrored:
         type="container",
         uuid=identity,
         cloud_init_id=config.get(_CLOUD_INIT_ID) or identity,
-        location=location if host.server_clustered and location not in _NOWHERE else None,
+        location=location if location not in _NOWHERE else host.server_name or None,
         ready=config.get(READY) == "true" if has_ready(server) else None,
         # An empty value is none.
         config={key: value for key, value in config.items() if value and _is_needed(key)},

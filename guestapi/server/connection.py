@@ -19,10 +19,22 @@ from guestapi.api.content import ChangedFileError, Content
 from guestapi.api.handover import HANDOVER, Handover
 from guestapi.callers.identify import Caller
 from guestapi.notifications.events import Form
+from guestapi.server.answer import Answer
 from guestapi.server.body import Body
 from guestapi.server.channel import Channel
-from guestapi.server.http import Environ, Head, ProtocolError, ends_head, error_response, parse_head, response_head
-from guestapi.server.service import Answer, Service
+from guestapi.server.http import (
+    Environ,
+    Head,
+    ProtocolError,
+    date_line,
+    ends_head,
+    error_response,
+    parse_head,
+    response_end,
+    response_fields,
+)
+from guestapi.server.repeats import Shelf
+from guestapi.server.service import Service
 from guestapi.server.stream import GOING_AWAY, LateError, Stream
 from guestapi.server.transfer import send_content
 from guestapi.store.schema import StoreError
@@ -51,6 +63,7 @@ class Connection(Channel):
         self._dialect = dialect
         self._in_head = False
         self._caller: Caller | None = None
+        self._shelf: Shelf | None = None
         self._stream: Stream | None = None
 
     def start(self) -> None:
@@ -101,16 +114,22 @@ class Connection(Channel):
 
     def _serve(self, caller: Caller) -> None:
         service = self._service
+        idle_seconds = service.limits.idle_seconds
         confirmed = False
         self.set_deadline(service.limits.head_seconds)
         while True:
             try:
+                self._take_turn()
+                if not confirmed and self._buffer:
+                    self._caller = caller = service.identifier.confirm(self._socket, caller)
+                    self._shelf = service.repeats.shelf(caller, self._dialect)
+                    confirmed = True
+                if self._repeat(caller):
+                    self.set_deadline(idle_seconds)
+                    continue
                 head = self._read_head()
                 if head is None:
                     return
-                if not confirmed:
-                    self._caller = caller = service.identifier.confirm(self._socket, caller)
-                    confirmed = True
                 answered = self._respond(head, caller)
             except ProtocolError as error:
                 self._refuse(error.status, str(error))
@@ -122,17 +141,38 @@ class Connection(Channel):
                 return
             if not answered:
                 return
-            self.set_deadline(service.limits.idle_seconds)
+            self.set_deadline(idle_seconds)
 
-    def _read_head(self) -> Head | None:
-        """The next request's head; None if the client has no more."""
-        limits = self._service.limits
+    def _take_turn(self) -> None:
+        """Wait for the beginning of the next request, or for the client's end."""
         self._in_head = True
         if self._buffer:
             # A pipelined request waits its turn as if it came only now.
             gevent.sleep(0)
         else:
             self._buffer = self._receive()
+
+    def _repeat(self, caller: Caller) -> bool:
+        """Answer the request that was just received as it was answered before, if that still holds."""
+        shelf = self._shelf
+        if shelf is None or caller.init is None:
+            return False
+        began = time.monotonic()
+        repeat = shelf.find(self._buffer, caller.init)
+        if repeat is None or self._service.stopping:
+            return False
+        self._buffer = b""
+        self._in_head = False
+        self._send(repeat.whole(), b"")
+        answer = repeat.answer
+        answer.again(caller, time.monotonic() - began)
+        self._service.answered(answer)
+        answer.forget()
+        return True
+
+    def _read_head(self) -> Head | None:
+        """The next request's head, of which there is a beginning; None if the client has no more."""
+        limits = self._service.limits
         head = parse_head(self._buffer, limits)
         if head is None:
             if not self._buffer:
@@ -148,6 +188,8 @@ class Connection(Channel):
                 # Look at it again only when it may be complete, or it is read as often as it has bytes.
                 if ends_head(self._buffer, seen) or len(self._buffer) > min(limits.head, limits.request_line):
                     head = parse_head(self._buffer, limits)
+        # What was received is all of the request, and no more: only so it can be compared with what is received later.
+        head.alone = self._buffer if len(self._buffer) == head.size and head.length == 0 else None
         self._buffer = self._buffer[head.size :]
         self._in_head = False
         return head
@@ -212,7 +254,10 @@ class Connection(Channel):
                 # The application has seen only a part of it, so its answer is none.
                 raise body.failure
             close = close or not self._pass_over(body)
-        prefix = response_head(status, headers, protocol=environ["SERVER_PROTOCOL"], close=close)
+        protocol = environ["SERVER_PROTOCOL"]
+        fields = response_fields(status, headers, protocol)
+        end = response_end(protocol, close=close)
+        prefix = b"".join((fields, date_line(), end))
         if isinstance(content, Content):
             self._send_content(prefix, content)
             sent = content.length
@@ -221,6 +266,8 @@ class Connection(Channel):
             sent = len(content)
         answer = Answer(environ, caller, self._dialect, status, headers, sent, time.monotonic() - began)
         service.answered(answer)
+        if head.alone is not None and self._shelf is not None and isinstance(content, bytes) and not close:
+            service.repeats.keep(self._shelf, head.alone, answer, fields, end + content)
         return not close
 
     def _pass_over(self, body: Body) -> bool:

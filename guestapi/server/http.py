@@ -51,9 +51,10 @@ class Head:
         length: of the body; None if it comes in chunks.
         expects: the client waits for ``100 Continue`` before it sends the body.
         keep_alive: the client may send another request after this one.
+        alone: what was received, if that is the head and nothing else, and no body belongs to it.
     """
 
-    __slots__ = ("environ", "expects", "keep_alive", "length", "size")
+    __slots__ = ("alone", "environ", "expects", "keep_alive", "length", "size")
 
     def __init__(self, environ: Environ, size: int, length: int | None, expects: bool, keep_alive: bool) -> None:
         self.environ = environ
@@ -61,6 +62,7 @@ class Head:
         self.length = length
         self.expects = expects
         self.keep_alive = keep_alive
+        self.alone: bytes | None = None
 
 
 def ends_head(received: bytes, start: int = 0) -> bool:
@@ -134,7 +136,8 @@ def _set_path(environ: Environ) -> None:
     path: str = environ["PATH_INFO"]
     query: str = environ["QUERY_STRING"]
     target = f"{path}?{query}" if query else path
-    if path[0] != "/" or "%" in path:
+    # It is empty where the target is a query alone.
+    if path[:1] != "/" or "%" in path:
         if target == "*":
             environ["RAW_PATH"] = environ["RAW_URI"] = "*"
             return
@@ -203,17 +206,18 @@ class _Date:
 
     def __init__(self) -> None:
         self._second = -1
-        self._line = ""
+        self._line = b""
 
-    def line(self) -> str:
+    def line(self) -> bytes:
+        """The same object for as long as it is the same second."""
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self._line = f"Date: {formatdate(second, usegmt=True)}\r\n"
+            self._line = f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
         return self._line
 
 
-_date = _Date()
+date_line = _Date().line
 
 #: Falcon has header names in lower case. Nobody should mind, but people read them and scripts grep for them.
 _SPELLED = {
@@ -233,29 +237,23 @@ _SPELLED = {
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def response_head(
-    status: str, headers: Iterable[tuple[str, str]], *, protocol: str = "HTTP/1.1", close: bool = False
-) -> bytes:
-    """Status line and header fields of a response.
+def response_fields(status: str, headers: Iterable[tuple[str, str]], protocol: str = "HTTP/1.1") -> bytes:
+    """Status line and header fields of a response, up to those that are the server's; `response_end` follows.
 
     Args:
         status: code and reason, like ``200 OK``.
         headers: the application's, its Content-Length among them.
         protocol: of the request: one of HTTP/1.0 is answered in HTTP/1.0.
-        close: this is the connection's last response.
     """
-    lines = [
-        f"{protocol} {status}\r\n",
-        *[f"{_SPELLED.get(name) or name.title()}: {value}\r\n" for name, value in headers],
-        _date.line(),
-    ]
+    lines = [f"{_SPELLED.get(name) or name.title()}: {value}\r\n" for name, value in headers]
+    return f"{protocol} {status}\r\n{''.join(lines)}".encode("latin-1")
+
+
+def response_end(protocol: str = "HTTP/1.1", *, close: bool = False) -> bytes:
+    """What follows `date_line` at the end of a response's head; `close`: it is the connection's last."""
     if close:
-        lines.append("Connection: close\r\n\r\n")
-    elif protocol == "HTTP/1.0":
-        lines.append("Connection: keep-alive\r\n\r\n")
-    else:
-        lines.append("\r\n")
-    return "".join(lines).encode("latin-1")
+        return b"Connection: close\r\n\r\n"
+    return b"Connection: keep-alive\r\n\r\n" if protocol == "HTTP/1.0" else b"\r\n"
 
 
 def stream_head(status: str, headers: Iterable[tuple[str, str]]) -> bytes:
@@ -274,4 +272,5 @@ def error_response(status: int, text: str, headers: Iterable[tuple[str, str]] = 
         ("Content-Length", str(len(body))),
         *headers,
     ]
-    return response_head(f"{status} {HTTPStatus(status).phrase}", fields, close=True) + body
+    head = response_fields(f"{status} {HTTPStatus(status).phrase}", fields)
+    return b"".join((head, date_line(), response_end(close=True), body))

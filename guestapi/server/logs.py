@@ -12,7 +12,7 @@ import gunicorn.glogging
 from guestapi import journal
 from guestapi.callers.identify import Caller
 from guestapi.model import Instance
-from guestapi.server.service import Answer
+from guestapi.server.answer import Answer
 from guestapi.settings import Log
 from guestapi.store.schema import StoreError
 
@@ -47,7 +47,7 @@ class RequestLog:
 
     def answered(self, answer: Answer) -> None:
         """Log a response of the application, if it is of those that are logged."""
-        status = int(answer.status[:3])
+        status = answer.code
         if status >= self._from and self._may_log():
             environ = answer.environ
             fields = _fields(answer.caller, answer.dialect, status, answer.instance)

@@ -10,7 +10,8 @@ from gevent.threadpool import ThreadPool
 
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
-from guestapi.server.http import Environ
+from guestapi.server.answer import Answer
+from guestapi.server.repeats import Repeats
 from guestapi.server.stream import Pings
 from guestapi.server.transfer import DISK_THREADS
 from guestapi.server.waiting import PatientIdentifier
@@ -28,6 +29,7 @@ class Service:
         application: Callable[..., Iterable[bytes]],
         identifier: Identifier | PatientIdentifier,
         limits: Limits,
+        look: Callable[[int], Instance | None],
         answered: Callable[[Answer], None],
         refused: Callable[[Caller | None, str, int, str], None],
         *,
@@ -37,6 +39,7 @@ class Service:
         application: the WSGI application.
         identifier: who is at the other end of a socket.
         limits: sizes and times.
+        look: what the store holds under an instance's id now.
         answered: called after each response of the application.
         refused: called with caller, dialect, status and text of what the server itself refuses.
         multiprocess: there are other workers (``wsgi.multiprocess``).
@@ -47,6 +50,7 @@ class Service:
         self.answered = answered
         self.refused = refused
         self.connections: set[Connection] = set()
+        self.repeats = Repeats(look)
         self.pings = Pings()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False
@@ -78,32 +82,3 @@ class Service:
             self._held[instance_id] = left
         else:
             del self._held[instance_id]
-
-
-class Answer:
-    """What became of a request: for the logs and for gunicorn's hooks, which know such an object as ``resp``."""
-
-    __slots__ = ("caller", "dialect", "environ", "headers", "seconds", "sent", "status")
-
-    def __init__(
-        self,
-        environ: Environ,
-        caller: Caller,
-        dialect: str,
-        status: str,
-        headers: list[tuple[str, str]],
-        sent: int,
-        seconds: float,
-    ) -> None:
-        self.environ = environ
-        self.caller = caller
-        self.dialect = dialect
-        self.status = status
-        self.headers = headers
-        self.sent = sent
-        self.seconds = seconds
-
-    @property
-    def instance(self) -> Instance | None:
-        """The instance that was admitted, if one was."""
-        return self.environ.get("guestapi.instance")

@@ -19,10 +19,11 @@ from gevent.hub import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
 from guestapi.callers.identify import Identifier
+from guestapi.server.answer import Answer
 from guestapi.server.connection import Connection
 from guestapi.server.logs import RequestLog
 from guestapi.server.offload import OffloadedStore
-from guestapi.server.service import Answer, Service
+from guestapi.server.service import Service
 from guestapi.server.waiting import PatientIdentifier
 from guestapi.store.schema import StoreError
 
@@ -83,6 +84,7 @@ class GuestWorker(GeventWorker):
                 application.settings.callers,
             ),
             application.settings.limits,
+            store.instance,
             self._answered,
             requests.refused,
             multiprocess=self.cfg.workers > 1,

@@ -23,6 +23,14 @@ _CLOUD_INIT_KEYS = frozenset(
 )
 
 
+#: Options that Incus and LXD change on a running device, by its type, or what they begin with. A change of any other
+#: takes the device away and adds it anew (measured with Incus 6.0.4 and LXD 5.0.2, recorded with Incus 7.0.2).
+LIVE_OPTIONS = {
+    "disk": ("limits.", "size"),
+    "nic": ("ipv4.address", "ipv4.routes", "ipv6.address", "ipv6.routes", "limits.", "security."),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One thing to tell: ``guest`` says whether the instance itself may hear of it."""
@@ -37,8 +45,14 @@ def differences(
     new_config: Mapping[str, str],
     old_devices: Mapping[str, Device],
     new_devices: Mapping[str, Device],
+    live: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Iterator[Event]:
-    """Everything that changed, in the order in which listeners hear of it. An absent value is the empty string."""
+    """Everything that changed, in the order in which listeners hear of it. An absent value is the empty string.
+
+    Args:
+        old_config, new_config, old_devices, new_devices: before and after.
+        live: which options of a device can be updated, as `LIVE_OPTIONS`; None: all but its type.
+    """
     for key in sorted(old_config.keys() | new_config.keys()):
         old, new = old_config.get(key, ""), new_config.get(key, "")
         if old != new:
@@ -48,7 +62,7 @@ def differences(
         before, after = old_devices.get(name), new_devices.get(name)
         if before == after:
             continue
-        if before is not None and after is not None and before["type"] == after["type"]:
+        if before is not None and after is not None and _is_update(before, after, live):
             updated.append(_device("updated", name, after))
             continue
         if before is not None:
@@ -97,6 +111,13 @@ def encode(metadata: dict[str, Any]) -> str:
 
 def _device(action: str, name: str, definition: Device) -> Event:
     return Event("device", {"action": action, "config": dict(sorted(definition.items())), "name": name}, guest=True)
+
+
+def _is_update(before: Device, after: Device, live: Mapping[str, tuple[str, ...]] | None) -> bool:
+    if before["type"] != after["type"]:
+        return False
+    changed = (option for option in before.keys() | after.keys() if before.get(option) != after.get(option))
+    return live is None or all(option.startswith(live.get(after["type"], ())) for option in changed)
 
 
 def _nics(devices: Mapping[str, Device]) -> set[str]:

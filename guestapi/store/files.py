@@ -1,4 +1,8 @@
-"""Files of the store, which belong to the service although the operator, who is root, may be the first to make them."""
+"""Files of the store, which belong to the service although the operator, who is root, may be the first to make them.
+
+Whoever is in the service's group may write to them too: that is the mirror of a daemon, which has a user of its own so
+that no worker can reach into it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from pathlib import Path
 
 
 def create(path: Path) -> None:
-    """Make an empty file that belongs to the owner of its directory, and that nobody else can read.
+    """Make an empty file that belongs to owner and group of its directory, and that nobody else can read.
 
     Root does this in a directory of the service's user, so no link is followed, whoever has put it there.
 
@@ -16,13 +20,23 @@ def create(path: Path) -> None:
         OSError: it cannot be made.
     """
     parent = path.parent.stat()
-    # Readable by the service alone: user-data holds passwords.
+    # Not readable by others: user-data holds passwords.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        if os.geteuid() == 0:
-            os.fchown(descriptor, parent.st_uid, parent.st_gid)
+        give(descriptor, parent, 0o660)
     finally:
         os.close(descriptor)
+
+
+def give(descriptor: int, owner: os.stat_result, mode: int) -> None:
+    """Make an open file, or directory, somebody's, if we are root; and give it this mode whatever the umask was.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    if os.geteuid() == 0:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    os.fchmod(descriptor, mode)
 
 
 #: Device and inode: no two files have the same at the same time.

@@ -22,6 +22,7 @@ from secrets import token_hex
 
 from guestapi.model import Image, ImageFile, InstanceType
 from guestapi.settings import Settings
+from guestapi.store.files import give
 from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
@@ -285,7 +286,7 @@ def _draft(where: Path, state: Path) -> Iterator[_Draft]:
         # Between open and flock somebody took it for a leftover.
         os.close(descriptor)
     try:
-        _give_to_owner(descriptor, state)
+        give(descriptor, state.stat(), 0o640)
         yield _Draft(path, descriptor)
     finally:
         path.unlink(missing_ok=True)
@@ -353,17 +354,11 @@ def _make_directory(where: Path, state: Path) -> None:
         raise ImageFileError(f"{where}: cannot be made: {error.strerror}") from None
     descriptor = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _give_to_owner(descriptor, state)
+        # As the database: whoever owns the state directory is the one who serves the images.
+        give(descriptor, state.stat(), 0o770)
     finally:
         os.close(descriptor)
     _sync_directory(where.parent)
-
-
-def _give_to_owner(descriptor: int, state: Path) -> None:
-    """As the database: whoever owns the state directory is the one who serves the images."""
-    if os.geteuid() == 0:
-        owner = state.stat()
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _sync_directory(where: Path) -> None:

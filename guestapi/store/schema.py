@@ -194,11 +194,12 @@ def database_file(url: str) -> Path:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
+        # ValueError: its port is no number.
         raise StoreError(f"store.url: {url!r} is no SQLAlchemy URL like sqlite:////var/lib/guestapi/store.db") from None
     if parsed.get_backend_name() != "sqlite":
         raise StoreError(f"store.url: only sqlite:// is supported, not {parsed.get_backend_name()}://")
-    if not parsed.database or not parsed.database.startswith("/"):
+    if not parsed.database or not parsed.database.startswith("/") or "\0" in parsed.database:
         raise StoreError("store.url: an absolute path is needed: sqlite:/// and then /var/lib/guestapi/store.db")
     return Path(parsed.database)
 

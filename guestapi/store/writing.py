@@ -207,7 +207,7 @@ class Change(View):
         cloud_init_id: str,
         location: str | None,
     ) -> Instance:
-        """Give the instance exactly this configuration and these devices, as one change.
+        """Give the instance exactly this configuration and these devices, as one change, told as a daemon tells it.
 
         Args:
             instance: as it is in this transaction.
@@ -219,7 +219,7 @@ class Change(View):
         """
         wanted = {key: value for key, value in names.check_config(config).items() if value}
         columns = {"location": location and names.check_location(location), "cloud_init_id": cloud_init_id}
-        return self._update(instance, wanted, names.check_devices(devices), columns)
+        return self._update(instance, wanted, names.check_devices(devices), columns, changes.LIVE_OPTIONS)
 
     def rename(self, instance: Instance, project: str, name: str) -> Instance:
         """Call it `name`, of `project`, from now on.
@@ -349,9 +349,10 @@ class Change(View):
         new_config: Mapping[str, str],
         new_devices: Mapping[str, Device],
         columns: Mapping[str, object] | None = None,
+        live: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Instance:
         before_and_after = (old.config, new_config, old.devices, new_devices)
-        events = list(changes.differences(*before_and_after))
+        events = list(changes.differences(*before_and_after, live))
         if columns is None:
             again = changes.cloud_init_starts_over(*before_and_after)
             columns = {"cloud_init_id": str(uuid.uuid4())} if again else {}

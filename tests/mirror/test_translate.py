@@ -79,9 +79,10 @@ def test_null_is_empty() -> None:
 
 
 def test_location_is_the_members() -> None:
-    """In a cluster a guest is told the member that it runs on; alone, the host's name, which the worker knows."""
-    assert mirrored(instance(location="n1"), CLUSTERED, None).location == "n1"
-    assert mirrored(instance(location="none"), ALONE, None).location is None
+    """A guest is told the cluster member that it runs on; alone, what the daemon calls itself."""
+    assert mirrored(instance(location="n2"), CLUSTERED, None).location == "n2"
+    assert mirrored(instance(location="none"), ALONE, None).location == "n1"
+    assert mirrored(instance(location="none"), Server(), None).location is None
 
 
 def test_only_containers_of_this_host_are_here() -> None:

@@ -56,6 +56,7 @@ class Queue(RuleBasedStateMachine):
         # Short, so that it is trimmed all the time.
         self.settings = Settings(store=settings.Store(url=url), events=settings.Events(keep_entries=12))
         self.writer = Writer(self.settings, create=True)
+        self.log = Reader(url)
         self.truth: dict[int, int] = {}
         self.brokers: list[Broker] = []
         self.clients: list[Client] = []
@@ -63,6 +64,7 @@ class Queue(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Away with the store."""
+        self.log.close()
         self.directory.cleanup()
 
     @initialize()
@@ -78,11 +80,9 @@ class Queue(RuleBasedStateMachine):
 
     def note(self) -> None:
         """Learn from the log itself which ids are whose: written once, before any trim can take them."""
-        reader = Reader(self.settings.store.url)
-        for entry in reader.entries(0, 1000).found:
+        for entry in self.log.entries(0, 1000).found:
             if entry.for_guest:
                 self.truth[entry.id] = entry.instance_id
-        reader.close()
 
     @rule(which=st.integers(0, 1), keys=st.integers(1, 5))
     def change(self, which: int, keys: int) -> None:

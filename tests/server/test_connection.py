@@ -371,6 +371,7 @@ def test_one_send_for_an_answer(size: int) -> None:
         application,
         Identifier(Nobody()),
         Limits(),
+        lambda _number: None,
         lambda _answer: None,
         lambda *what: refused.append(what),
         multiprocess=False,

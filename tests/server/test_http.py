@@ -7,7 +7,15 @@ from email.utils import parsedate_to_datetime
 import h11
 import pytest
 
-from guestapi.server.http import Head, ProtocolError, error_response, parse_head, response_head
+from guestapi.server.http import (
+    Head,
+    ProtocolError,
+    date_line,
+    error_response,
+    parse_head,
+    response_end,
+    response_fields,
+)
 from guestapi.settings import Limits
 from tests.harness.containers import parse
 
@@ -212,6 +220,13 @@ def test_limits_do_not_wait_for_an_end() -> None:
     assert refused(b"GET /" + b"a" * 600, SMALL) == 414
     assert refused(head(*[b"X: " + b"y" * 400] * 3)[:-2], SMALL) == 431
     assert refused(head(b"X: " + b"y" * 2000)[:-4], SMALL) == 431
+
+
+def response_head(
+    status: str, headers: list[tuple[str, str]], protocol: str = "HTTP/1.1", close: bool = False
+) -> bytes:
+    """All of a head."""
+    return response_fields(status, headers, protocol) + date_line() + response_end(protocol, close=close)
 
 
 def test_response_head() -> None:

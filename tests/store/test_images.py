@@ -126,7 +126,7 @@ def test_directory_can_be_elsewhere(settings: Settings, tmp_path: Path) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_files_are_the_services(users_directory: Path, source: Path, tmp_path: Path, elsewhere: bool) -> None:
-    """Imported by root, directory and files are the state directory's owner's alone, wherever they lie."""
+    """Imported by root, directory and files are for the owner and group of the state directory alone."""
     place = Images(directory=f"{tmp_path}/images" if elsewhere else None)
     settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"), images=place)
     before = os.umask(0)
@@ -134,7 +134,7 @@ def test_files_are_the_services(users_directory: Path, source: Path, tmp_path: P
         image = import_image(Writer(settings, create=True), directory(settings), [source])
     finally:
         os.umask(before)
-    for path, mode in ((directory(settings), 0o40700), (directory(settings) / image.fingerprint, 0o100600)):
+    for path, mode in ((directory(settings), 0o40770), (directory(settings) / image.fingerprint, 0o100640)):
         status = path.stat()
         assert (status.st_uid, status.st_gid, status.st_mode) == (USER, USER, mode)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -79,7 +80,7 @@ def test_one_look_is_one_change(settings: Settings, write: Write) -> None:
         replace(
             before,
             config={"user.b": "2", "user.c": "3", "security.guestapi": "true"},
-            devices={"eth0": {**NIC, "mtu": "9000"}, "new": DISK},
+            devices={"eth0": {**NIC, "limits.max": "1Mbit"}, "new": DISK},
         )
     )
     news = [metadata for _type, metadata, for_guest in told(settings)[seen:] if for_guest]
@@ -88,9 +89,29 @@ def test_one_look_is_one_change(settings: Settings, write: Write) -> None:
         '{"key":"user.b","old_value":"1","value":"2"}',
         '{"key":"user.c","old_value":"","value":"3"}',
         '{"action":"removed","config":{"path":"/","pool":"p","type":"disk"},"name":"old"}',
-        '{"action":"updated","config":{"mtu":"9000","name":"eth0","type":"nic"},"name":"eth0"}',
+        '{"action":"updated","config":{"limits.max":"1Mbit","name":"eth0","type":"nic"},"name":"eth0"}',
         '{"action":"added","config":{"path":"/","pool":"p","type":"disk"},"name":"new"}',
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "actions"),
+    [
+        *[("nic", option, ["updated"]) for option in ("limits.ingress", "ipv4.routes", "security.mac_filtering")],
+        *[("disk", option, ["updated"]) for option in ("size", "limits.read")],
+        *[("nic", option, ["removed", "added"]) for option in ("mtu", "name", "queue.tx.length")],
+        *[("disk", option, ["removed", "added"]) for option in ("path", "source", "readonly")],
+        ("gpu", "pci", ["removed", "added"]),
+    ],
+)
+def test_devices_are_updated_or_replaced_as_the_daemon_does(
+    settings: Settings, write: Write, kind: str, option: str, actions: list[str]
+) -> None:
+    """What a daemon can change on a running device is an update; for anything else it takes it away and adds it."""
+    write(wanted(init=init(100), devices={"d": {"type": kind, option: "1"}}))
+    seen = len(told(settings))
+    write(wanted(init=init(100), devices={"d": {"type": kind, option: "2"}}))
+    assert [json.loads(metadata)["action"] for _type, metadata, _for_guest in told(settings)[seen:]] == actions
 
 
 def test_cloud_init_id_is_the_daemons(settings: Settings, write: Write) -> None:

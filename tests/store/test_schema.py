@@ -182,7 +182,7 @@ def test_directory_is_refused(settings: Settings) -> None:
 
 
 def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """Whatever the umask, the store and the files that SQLite puts beside it are their owner's alone."""
+    """Whatever the umask, the store and the files that SQLite puts beside it are for owner and group alone."""
     before = os.umask(0)
     try:
         add(writer, **{"user.user-data": "password"})
@@ -194,7 +194,7 @@ def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader
     finally:
         os.umask(before)
     assert {"store.db", "store.db-shm", "store.db-wal"} <= set(beside)
-    assert set(modes.values()) == {0o600}
+    assert set(modes.values()) == {0o660}
 
 
 @pytest.mark.root

@@ -12,6 +12,8 @@ from guestapi.dialects import Dialect
 class Keys:
     """``GET /1.0/config``: the URLs of the readable keys that are set, sorted, not encoded."""
 
+    lasting = True
+
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
 
@@ -23,6 +25,8 @@ class Keys:
 
 class Key:
     """``GET /1.0/config/{key}``: the value, byte for byte."""
+
+    lasting = True
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect

@@ -12,6 +12,8 @@ from guestapi.model import Device, Instance
 class Devices:
     """``GET /1.0/devices``: all devices by name."""
 
+    lasting = True
+
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """A JSON object, sorted at both levels."""
         instance: Instance = req.context.instance
@@ -21,6 +23,8 @@ class Devices:
 
 class DeviceUrls:
     """``GET /1.0/devices`` of old: the URLs of those NICs whose ``nictype`` is listed."""
+
+    lasting = True
 
     def __init__(self, nic_types: frozenset[str]) -> None:
         self._nic_types = nic_types
@@ -34,6 +38,8 @@ class DeviceUrls:
 
 class DeviceDefinition:
     """``GET /1.0/device/{name}`` of old: one of the listed NICs."""
+
+    lasting = True
 
     def __init__(self, nic_types: frozenset[str]) -> None:
         self._nic_types = nic_types

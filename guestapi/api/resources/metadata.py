@@ -11,6 +11,8 @@ from guestapi.model import Instance
 class MetaData:
     """``GET /1.0/meta-data``: YAML made of two lines, then whatever ``user.meta-data`` holds, as it is."""
 
+    lasting = True
+
     def __init__(self, dialect: Dialect) -> None:
         self._name_is_id = dialect.name_is_instance_id
 

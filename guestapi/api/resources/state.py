@@ -25,6 +25,8 @@ class Notes(Protocol):
 class Version:
     """``GET /1.0`` of old: no more than the version."""
 
+    lasting = True
+
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """A JSON object."""
         resp.content_type = JSON
@@ -33,6 +35,8 @@ class Version:
 
 class State:
     """``GET /1.0`` and ``PATCH /1.0``."""
+
+    lasting = True
 
     def __init__(self, notes: Notes, host: str, buckets: Buckets) -> None:
         """Args:

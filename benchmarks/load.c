@@ -1,0 +1,180 @@
+/* A load generator for HTTP over a Unix socket: one thread, many connections, each with one request under way.
+ *
+ *   load SOCKET keep|new CONNECTIONS SECONDS PATH...
+ *
+ * keep: each connection sends its next request when the answer to the last one is whole.
+ * new: each request has a connection of its own, which the client closes, as curl does.
+ * With several paths, requests take turns through them.
+ * Prints one JSON object; times are in microseconds, of a request from before connect(2) or send(2) to its last byte.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MOST = 1024, BUFFER = 1 << 16, SAMPLES = 16 << 20 };
+
+/* The first part of a run is not counted: connections are made, caches fill. */
+static const double WARM_UP = 0.1;
+
+struct connection {
+	int socket;
+	double began;
+	size_t received, expected;
+	char answer[BUFFER];
+};
+
+static struct connection connections[MOST];
+static struct sockaddr_un address = { .sun_family = AF_UNIX };
+static char **requests;
+static int paths, next_path, poller, fresh;
+static float *samples;
+static size_t counted, errors;
+
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static void die(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static void open_connection(struct connection *connection)
+{
+	struct epoll_event event = { .events = EPOLLIN, .data.ptr = connection };
+
+	connection->socket = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (connection->socket < 0 || connect(connection->socket, (void *) &address, sizeof address) < 0)
+		die("connect");
+	if (epoll_ctl(poller, EPOLL_CTL_ADD, connection->socket, &event) < 0)
+		die("epoll_ctl");
+}
+
+static void ask(struct connection *connection)
+{
+	const char *request = requests[next_path];
+	size_t length = strlen(request);
+
+	next_path = (next_path + 1) % paths;
+	connection->received = connection->expected = 0;
+	connection->began = now();
+	if (fresh)
+		open_connection(connection);
+	if (send(connection->socket, request, length, MSG_NOSIGNAL) != (ssize_t) length)
+		errors++;
+}
+
+/* How long the whole answer is; 0 if its head is not complete yet. */
+static size_t length_of(struct connection *connection)
+{
+	char *end, *field;
+
+	connection->answer[connection->received] = 0;
+	end = strstr(connection->answer, "\r\n\r\n");
+	if (!end)
+		return 0;
+	field = strcasestr(connection->answer, "\r\ncontent-length:");
+	return end + 4 - connection->answer + (field && field < end ? strtoul(field + 17, NULL, 10) : 0);
+}
+
+/* Read what has come; whether the answer is whole. */
+static int hear(struct connection *connection)
+{
+	size_t room = BUFFER - 1 - connection->received;
+	ssize_t got = recv(connection->socket, connection->answer + connection->received, room, 0);
+
+	if (got <= 0) {
+		/* Closed on us, where an answer should be. */
+		errors++;
+		close(connection->socket);
+		if (!fresh)
+			open_connection(connection);
+		connection->received = 0;
+		return 1;
+	}
+	connection->received += got;
+	if (!connection->expected)
+		connection->expected = length_of(connection);
+	if (!connection->expected || connection->received < connection->expected)
+		return 0;
+	if (strncmp(connection->answer + 9, "200", 3) || connection->received > connection->expected)
+		errors++;
+	if (fresh)
+		close(connection->socket);
+	return 1;
+}
+
+static int by_size(const void *one, const void *other)
+{
+	float a = *(const float *) one, b = *(const float *) other;
+
+	return a < b ? -1 : a > b;
+}
+
+int main(int count, char **words)
+{
+	struct epoll_event events[MOST];
+	double start, end, time;
+	int number;
+
+	if (count < 6 || strlen(words[1]) >= sizeof address.sun_path) {
+		fprintf(stderr, "usage: load SOCKET keep|new CONNECTIONS SECONDS PATH...\n");
+		return 2;
+	}
+	strcpy(address.sun_path, words[1]);
+	fresh = !strcmp(words[2], "new");
+	number = atoi(words[3]);
+	if (number < 1 || number > MOST)
+		return 2;
+	paths = count - 5;
+	requests = calloc(paths, sizeof *requests);
+	for (int path = 0; path < paths; path++)
+		if (asprintf(&requests[path], "GET %s HTTP/1.1\r\nHost: localhost\r\nUser-Agent: load\r\nAccept: */*\r\n\r\n",
+			     words[5 + path]) < 0)
+			die("asprintf");
+	samples = malloc(SAMPLES * sizeof *samples);
+	poller = epoll_create1(0);
+	for (int one = 0; one < number; one++) {
+		if (!fresh)
+			open_connection(&connections[one]);
+		ask(&connections[one]);
+	}
+	start = now() + WARM_UP;
+	end = start + atof(words[4]);
+	do {
+		int ready = epoll_wait(poller, events, MOST, 1000);
+
+		for (int one = 0; one < ready; one++) {
+			struct connection *connection = events[one].data.ptr;
+
+			if (!hear(connection))
+				continue;
+			time = now();
+			if (time >= start && counted < SAMPLES)
+				samples[counted++] = (time - connection->began) * 1e6;
+			ask(connection);
+		}
+		time = now();
+	} while (time < end);
+	if (!counted) {
+		fprintf(stderr, "no answer\n");
+		return 1;
+	}
+	qsort(samples, counted, sizeof *samples, by_size);
+	printf("{\"requests\": %zu, \"errors\": %zu, \"seconds\": %.6f, \"p50\": %.1f, \"p99\": %.1f, \"max\": %.1f}\n", counted,
+	       errors, time - start, samples[counted / 2], samples[counted * 99 / 100], samples[counted - 1]);
+	return 0;
+}

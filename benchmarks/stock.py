@@ -1,0 +1,44 @@
+"""The same Falcon application under gunicorn's own gevent worker: ``gunicorn -k gevent benchmarks.stock:application``.
+
+That worker knows no peer credentials, so the caller is given to it, identified beforehand: ``GUESTAPI_CONFIG`` names
+the configuration, ``BENCHMARK_INSTANCE`` the instance that all requests are of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from guestapi import settings
+from guestapi.api import app
+from guestapi.callers import namespaces
+from guestapi.callers.credentials import Credentials
+from guestapi.callers.identify import Caller, LiveInit
+from guestapi.server.offload import OffloadedStore
+from guestapi.store.reading import view
+
+_SETTINGS = settings.load(settings.find(None))
+_STORE = OffloadedStore(_SETTINGS)
+_APPLICATION = app.create(_STORE, _STORE.broker, _SETTINGS.limits)
+
+
+def _caller() -> Caller:
+    with view(_SETTINGS.store.url) as store:
+        instance = store.instance("default", os.environ["BENCHMARK_INSTANCE"])
+    init = instance.init
+    assert init is not None
+    root = namespaces.root_uid(init.pid)
+    assert root is not None
+    live = LiveInit(init, os.pidfd_open(init.pid), init.namespace, root)
+    return Caller(Credentials(init.pid, root, root), instance.id, instance.run, live)
+
+
+_CALLER = _caller()
+
+
+def application(environ: app.Environ, start_response: app.StartResponse) -> Iterable[bytes]:
+    """WSGI."""
+    environ["guestapi.caller"] = _CALLER
+    environ["guestapi.dialect"] = "incus"
+    environ["RAW_PATH"] = environ["RAW_URI"]
+    return _APPLICATION(environ, start_response)

@@ -1,0 +1,214 @@
+"""A real Incus or LXD, in namespaces of its own over this machine's root.
+
+It shares the PID namespace with whoever started it, and /run, so a service of the tests is seen by its containers. All
+that it starts is in one cgroup, so all of that is gone in the end.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from tests.harness import rootfs
+from tests.harness.containers import Response, parse
+
+#: Where tests/harness/unpack-daemon.sh has put them.
+PACKAGES = Path(sys.executable).parent.parent
+
+#: Run by /bin/sh in mount and network namespaces of its own (liblxc has sockets that belong to the latter). What it
+#: leaves running holds them.
+_PREPARE = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o mode=0755 tmpfs "$1"
+mkdir "$1/lib" "$1/work" "$1/cgroup"
+mount -t overlay overlay -o "lowerdir=/var/lib,upperdir=$1/lib,workdir=$1/work" /var/lib
+mkdir -p "/var/lib/$2" "/run/$2" /run/lxc
+mount -t tmpfs -o mode=0711 tmpfs "/var/lib/$2"
+for place in "/run/$2" /run/lxc /var/log /var/cache; do mount -t tmpfs -o mode=0755 tmpfs "$place"; done
+mkdir "/var/log/$2"
+printf 'root:1000000:65536000\\n' >"$1/ids"
+mount --bind "$1/ids" /etc/subuid
+mount --bind "$1/ids" /etc/subgid
+mount -t cgroup2 cgroup2 "$1/cgroup"
+mkdir "$1/cgroup/$3"
+echo $$ >"$1/cgroup/$3/cgroup.procs"
+exec unshare --cgroup /bin/sh -c 'umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; echo ready
+exec sleep infinity'
+"""
+
+#: What a daemon is run by: in the cgroup, without a terminal.
+_JOIN = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
+
+
+class Daemon:
+    """A running daemon with one image, ``busybox``, which has curl, and one profile with its root disk."""
+
+    def __init__(self, kind: str) -> None:
+        """Args:
+        kind: ``incus`` or ``lxd``.
+        """
+        self.kind = kind
+        self._packages = PACKAGES / kind
+        assert self._packages.is_dir(), f"{kind} is not unpacked; 'make test' does that"
+        self._program = {"incus": "usr/libexec/incus/incusd", "lxd": "usr/bin/lxd"}[kind]
+        self._client = {"incus": "usr/bin/incus", "lxd": "usr/bin/lxc"}[kind]
+
+    def __enter__(self) -> Daemon:
+        self._directory = Path(tempfile.mkdtemp(prefix="guestapi-daemon-", dir="/run"))
+        self._cgroup = self._directory.name
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "--net", "/bin/sh", "-c", _PREPARE, "sh", self._directory, self.kind, self._cgroup],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "ready\n"
+        self.root = Path(f"/proc/{self._holder.pid}/root")
+        self.socket = self.root / f"var/lib/{self.kind}/unix.socket"
+        self.guest_socket = {"incus": "/var/lib/incus/guestapi/sock", "lxd": "/var/lib/lxd/devlxd/sock"}[self.kind]
+        try:
+            self.start()
+            self._set_up()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # cgroups(7): all that is in it, containers too, and nothing else.
+        cgroup = self.root / str(self._directory)[1:] / "cgroup" / self._cgroup
+        (cgroup / "cgroup.kill").write_text("1")
+        self._holder.wait(20)
+        self._remove_cgroup()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _remove_cgroup(self) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            clean = f"mount -t cgroup2 cgroup2 {place}; find {place}/{self._cgroup} -depth -type d -exec rmdir {{}} +"
+            until = time.monotonic() + 10
+            clean_up = ["unshare", "--mount", "/bin/sh", "-c", clean]
+            while subprocess.run(clean_up, check=False, capture_output=True).returncode:
+                assert time.monotonic() < until, "something of the daemon still runs"
+                time.sleep(0.1)
+
+    def start(self) -> None:
+        """Start the daemon, and wait until it answers."""
+        # Within, a file system of its own lies over this directory.
+        self._log = self._directory / "log"
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._enter, self._packages / self._program, "--group", "root"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < until, self._log.read_text()
+            time.sleep(0.05)
+
+    def kill(self, signal: int) -> None:
+        """End the daemon alone; its containers stay."""
+        self._process.send_signal(signal)
+        self._process.wait(30)
+
+    def client(self, *words: str, check: bool = True, stdin: str = "") -> str:
+        """Run the daemon's own command; what it prints."""
+        command = [*self._enter, self._packages / self._client, "--quiet", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, input=stdin)
+        assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def query(self, path: str, method: str = "GET", document: object = None) -> Any:
+        """Ask the daemon's API; waits for an operation's end."""
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://daemon") as client:
+            answer = client.request(method, path, json=document, timeout=60).json()
+            if answer["type"] == "async":
+                answer = client.get(f"{answer['operation']}/wait", timeout=60).json()
+        assert answer["type"] == "sync", answer
+        return answer["metadata"]
+
+    def init(self, name: str, project: str = "default") -> int:
+        """PID of a running instance's init."""
+        pid: int = self.query(f"/1.0/instances/{name}/state?project={project}")["pid"]
+        assert pid > 0, f"{name} does not run"
+        return pid
+
+    def run(self, name: str, *argv: str, project: str = "default") -> str:
+        """Run a program in an instance, by an exec session."""
+        return self.client("--project", project, "exec", name, "--", *argv)
+
+    def ask(
+        self, name: str, path: str, socket: str, *, method: str = "GET", body: str = "", project: str = "default"
+    ) -> Response:
+        """One request from inside, by curl; its response."""
+        words = ["curl", "-s", "-i", "--max-time", "20", "-X", method, "--unix-socket", socket, f"http://x{path}"]
+        words += ["-d", body] if body else []
+        command = [*self._enter, self._packages / self._client, "--project", project, "exec", name, "--", *words]
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+        assert done.returncode == 0, done
+        (response,) = parse(done.stdout)
+        return response
+
+    def listen(self, name: str, socket: str, path: str = "/1.0/events") -> subprocess.Popen[str]:
+        """A program in an instance that prints events, one a line; to be killed by the caller."""
+        command = [*self._enter, self._packages / self._client, "exec", name, "--", "curl", "-sN"]
+        return subprocess.Popen(
+            [*command, "--unix-socket", socket, f"http://x{path}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def _enter(self) -> Sequence[str | Path]:
+        libraries = ":".join(str(self._packages / place / "x86_64-linux-gnu") for place in ("usr/lib", "lib"))
+        programs = ":".join(str(self._packages / place) for place in ("usr/libexec/incus", "usr/bin"))
+        return [
+            *("nsenter", "-t", str(self._holder.pid), "-m", "-C", "-n"),
+            *("env", "-i", f"HOME={self._directory}", f"PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin"),
+            *(f"LD_LIBRARY_PATH={libraries}", "/bin/sh", "-c", _JOIN, "sh"),
+        ]
+
+    def _answers(self) -> bool:
+        try:
+            self.query("/1.0")
+        except (httpx.HTTPError, ValueError):
+            return False
+        return True
+
+    def _set_up(self) -> None:
+        self.client("storage", "create", "default", "dir")
+        # Below the cgroup that we have made, not below that of PID 1.
+        self.client("profile", "set", "default", "raw.lxc", "lxc.cgroup.relative=1")
+        self.client("profile", "device", "add", "default", "root", "disk", "path=/", "pool=default")
+        image = self._directory / "image.tar"
+        with tempfile.TemporaryDirectory() as place:
+            rootfs.make(Path(place) / "rootfs")
+            with tarfile.open(image, "w") as tar:
+                metadata = json.dumps({"architecture": os.uname().machine, "creation_date": 1}).encode()
+                member = tarfile.TarInfo("metadata.yaml")
+                member.size = len(metadata)
+                tar.addfile(member, io.BytesIO(metadata))
+                tar.add(Path(place) / "rootfs", "rootfs")
+        # As seen from within: this directory is another there.
+        shutil.move(image, self.root / "var/cache/image.tar")
+        self.client("image", "import", "/var/cache/image.tar", "--alias", "busybox")

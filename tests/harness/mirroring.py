@@ -1,0 +1,80 @@
+"""The real mirror for tests: `guestapi mirror` as its unit runs it, as a user of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+from tests.harness.service import COMMAND, USER, Service
+
+#: A user that nobody is, in the store's group.
+MIRROR_USER = USER + 1
+
+
+class MirrorProcess:
+    """A running mirror of a daemon."""
+
+    def __init__(self, service: Service, kind: str, daemon: Path) -> None:
+        """Args:
+        service: whose store it fills.
+        kind: ``incus`` or ``lxd``.
+        daemon: the daemon's socket, which must be of group root.
+        """
+        self._service = service
+        self._command = [
+            *("setpriv", f"--reuid={MIRROR_USER}", f"--regid={USER}", "--groups=0", "--no-new-privs"),
+            *("--inh-caps=-all,+sys_ptrace", "--ambient-caps=-all,+sys_ptrace", "--bounding-set=-all,+sys_ptrace"),
+            *(str(COMMAND), "--config", str(service.config), "mirror", kind, "--socket", str(daemon)),
+        ]
+
+    def __enter__(self) -> MirrorProcess:
+        # As in its unit (StateDirectoryMode=0770): the group writes too.
+        self._service.state.chmod(0o770)
+        self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._path = self._service.root / "notify"
+        self._notified.bind(str(self._path))
+        self._path.chmod(0o666)
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._notified.close()
+        self._path.unlink()
+
+    def start(self) -> None:
+        """Start it, and wait until it is ready."""
+        with self._service.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                umask=0o007,
+                env={**os.environ, "NOTIFY_SOCKET": str(self._path)},
+            )
+        self.status()
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def status(self, wanted: str = "", patience: float = 30) -> str:
+        """The next status text that it tells systemd which has `wanted` in it."""
+        until = time.monotonic() + patience
+        self._notified.settimeout(patience)
+        while time.monotonic() < until:
+            told = self._notified.recv(4096).decode()
+            assert "READY=1" in told
+            status = told.partition("STATUS=")[2].partition("\n")[0]
+            if wanted in status:
+                return status
+        raise AssertionError(f"it did not say {wanted!r}: {self._service.log.read_text()}")

@@ -1,0 +1,466 @@
+"""Beside a real Incus and a real LXD: what their containers are told by us, and by the daemon itself, is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import pytest
+
+from guestapi.dialects import DIALECTS
+from guestapi.model import Instance
+from guestapi.store.reading import view
+from tests.harness.containers import Response
+from tests.harness.daemon import Daemon
+from tests.harness.mirroring import MirrorProcess
+from tests.harness.service import Service
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+#: Where our socket is in each container, by a device of the default profile; the daemon's own is at its usual place.
+OURS = "/dev/guestapi/sock"
+#: Seconds until what must happen is given up.
+PATIENCE = 20.0
+
+
+class Host:
+    """A daemon, the mirror of it, and a service."""
+
+    def __init__(self, daemon: Daemon, service: Service, mirror: MirrorProcess) -> None:
+        self.daemon = daemon
+        self.service = service
+        self.mirror = mirror
+        self.theirs = f"{DIALECTS[daemon.kind].directory}/sock"
+
+    def ask(self, name: str, path: str, **options: str) -> Response:
+        """A request to us."""
+        return self.daemon.ask(name, path, OURS, **options)
+
+    def ask_daemon(self, name: str, path: str, **options: str) -> Response:
+        """The same to the daemon."""
+        return self.daemon.ask(name, path, self.theirs, **options)
+
+    def instance(self, name: str, project: str = "default") -> Instance | None:
+        """What the store holds."""
+        with view(self.service.settings.store.url) as store:
+            return store.find(project, name)
+
+    def until(self, name: str, path: str, text: str, project: str = "default") -> None:
+        """Wait until we answer that."""
+        end = time.monotonic() + PATIENCE
+        while (answer := self.ask(name, path, project=project)).text != text:
+            assert time.monotonic() < end, answer
+
+    def wait(self, what: Callable[[], object]) -> None:
+        """Wait until that is so."""
+        end = time.monotonic() + PATIENCE
+        while not what():
+            assert time.monotonic() < end, self.service.log.read_text()[-4000:]
+            time.sleep(0.02)
+
+    def settle(self, name: str) -> None:
+        """Wait until the store has what the daemon has."""
+
+        def same() -> bool:
+            wanted, known = self.daemon.query(f"/1.0/instances/{name}"), self.instance(name)
+            assert known is not None
+            keys = {key: value for key, value in wanted["expanded_config"].items() if key.startswith("user.")}
+            return wanted["expanded_devices"] == known.devices and keys == {
+                key: value for key, value in known.config.items() if key.startswith("user.")
+            }
+
+        self.wait(same)
+
+    def shows(self, name: str, status: str) -> bool:
+        """Whether the daemon says so of an instance."""
+        return self.status(name) == status
+
+    def status(self, name: str) -> str:
+        """What the daemon calls an instance's state."""
+        status: str = self.daemon.query(f"/1.0/instances/{name}")["status"]
+        return status
+
+    def findings(self) -> list[dict[str, Any]]:
+        """What `guestapi check` says."""
+        found: list[dict[str, Any]] = json.loads(self.service.command("check", "--format", "json", check=False).stdout)
+        return found
+
+    @contextmanager
+    def launched(self, name: str, *words: str, project: str = "default") -> Iterator[None]:
+        """A running container, for a while."""
+        self.daemon.client("--project", project, "launch", "busybox", name, *words)
+        try:
+            yield
+        finally:
+            self.daemon.client("--project", project, "delete", "--force", name, check=False)
+
+
+@pytest.fixture(scope="module", params=["incus", "lxd"])
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """One of each kind for all tests."""
+    kind = request.param
+    with ExitStack() as stack:
+        service = stack.enter_context(Service(workers=2, dialects=[kind]))
+        daemon = stack.enter_context(Daemon(kind))
+        source = service.sockets[kind].parent
+        daemon.client(
+            "profile", "device", "add", "default", "guestapi", "disk", f"source={source}", "path=/dev/guestapi"
+        )
+        yield Host(daemon, service, stack.enter_context(MirrorProcess(service, kind, daemon.socket)))
+
+
+@pytest.fixture(scope="module")
+def c1(host: Host) -> Iterator[str]:
+    """A container that many tests ask from."""
+    with host.launched("c1", "-c", "user.foo=bar", "-c", "cloud-init.user-data=#cloud-config\n", "-c", "user.empty="):
+        yield "c1"
+
+
+#: Everything that can be asked; what differs on purpose is in `test_answers_are_the_daemons`.
+PATHS = [
+    *("/", "/1.0", "/1.0/config", "/1.0/config/user.foo", "/1.0/config/cloud-init.user-data", "/1.0/devices"),
+    *("/1.0/config/user.none", "/1.0/config/volatile.uuid", "/1.0/meta-data", "/1.0/nothing", "/1.0/images/abc/export"),
+]
+
+
+def test_first_request_of_a_new_container_is_answered(host: Host) -> None:
+    """A container whose init asks at once, before its daemon has told of it, gets its answer at the first try."""
+    ask = f"curl -s --max-time 20 --unix-socket {OURS} http://x/1.0/config/user.first"
+    host.daemon.client("init", "busybox", "first")
+    try:
+        init = f"#!/bin/sh\n{ask} >/answer\nexec /sbin/init\n"
+        host.daemon.client("file", "push", "--mode", "0755", "-", "first/first", stdin=init)
+        host.daemon.client("config", "set", "first", "raw.lxc=lxc.cgroup.relative=1\nlxc.init.cmd=/first")
+        for run in range(3):
+            host.daemon.client("config", "set", "first", f"user.first={run}")
+            host.daemon.client("start", "first")
+            end = time.monotonic() + PATIENCE
+            while (answer := host.daemon.run("first", "cat", "/answer")) == "":
+                assert time.monotonic() < end
+            assert answer == str(run)
+            host.daemon.client("stop", "--force", "first")
+    finally:
+        host.daemon.client("delete", "--force", "first")
+
+
+def test_answers_are_the_daemons(host: Host, c1: str) -> None:
+    """Status, type and body of every answer are those of the daemon itself, asked by the same program."""
+    for path in PATHS:
+        ours, theirs = host.ask(c1, path), host.ask_daemon(c1, path)
+        if path == "/1.0" and host.daemon.kind == "lxd":
+            # LXD 5.0 has neither state nor location for its guests.
+            assert {**json.loads(ours.text), "state": "", "location": "none"} == json.loads(theirs.text)
+        elif path == "/1.0/config":
+            # LXD's is in no order.
+            assert json.loads(ours.text) == sorted(json.loads(theirs.text))
+        else:
+            assert (ours.status, ours.headers["content-type"], ours.body) == (
+                theirs.status,
+                theirs.headers["content-type"],
+                theirs.body,
+            ), path
+
+
+class Inside:
+    """A shell in a container, for when the daemon cannot run anything there."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        enter = ["nsenter", "-t", str(host.daemon.init(name)), "-a", "--setuid", "0", "--setgid", "0", "--"]
+        self._process = subprocess.Popen(
+            [*enter, "/bin/sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def __enter__(self) -> Inside:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.communicate()
+
+    def ask(self, path: str) -> str:
+        """The body of our answer, a line."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"curl -s --max-time 20 --unix-socket {OURS} http://x{path}; echo\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+
+class Heard:
+    """What a program in a container hears of the events, from one socket."""
+
+    def __init__(self, host: Host, name: str, socket: str) -> None:
+        self._process = host.daemon.listen(name, socket)
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> Heard:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+
+    def next(self, patience: float = PATIENCE) -> dict[str, Any]:
+        """The next event; raises queue.Empty if there is none."""
+        event: dict[str, Any] = json.loads(self._lines.get(timeout=patience))
+        return event
+
+    def until(self, key: str, value: str) -> list[tuple[str, Any]]:
+        """Type and metadata of the events up to the one that says that a key has this value now, in order of time."""
+        heard = [self.next()]
+        while (heard[-1]["metadata"].get("key"), heard[-1]["metadata"].get("value")) != (key, value):
+            heard.append(self.next())
+        heard.sort(key=lambda event: (datetime.fromisoformat(event["timestamp"]), event["timestamp"]))
+        return [(event["type"], event["metadata"]) for event in heard]
+
+
+def begin(host: Host, name: str, *listeners: Heard) -> None:
+    """Change something until all of them have heard of it."""
+    for listener in listeners:
+        for number in range(100):
+            host.daemon.client("config", "set", name, f"user.begin={number}")
+            try:
+                listener.next(0.5)
+            except Empty:
+                continue
+            break
+    host.daemon.client("config", "set", name, "user.begin=now")
+    for listener in listeners:
+        listener.until("user.begin", "now")
+
+
+def put(host: Host, name: str, config: dict[str, str], devices: dict[str, dict[str, str]]) -> None:
+    """Change several things of an instance by one call: these keys, an empty one unset, and exactly these devices."""
+    path = f"/1.0/instances/{name}"
+    instance = host.daemon.query(path)
+    wanted = {key: value for key, value in {**instance["config"], **config}.items() if value}
+    host.daemon.query(path, "PUT", {**instance, "config": wanted, "devices": devices})
+
+
+def changes(host: Host, name: str) -> Iterator[None]:
+    """Changes of all kinds, one at a time."""
+    client = host.daemon.client
+    client("config", "set", name, "user.a=1")
+    yield
+    client("config", "set", name, "user.a=<2> & é")
+    yield
+    client("config", "set", name, "user.a=<2> & é", "security.privileged=false", "environment.A=1", "user.b=1")
+    yield
+    client("config", "unset", name, "user.b")
+    yield
+    disk = {"type": "disk", "source": "/usr/share", "path": "/mnt/a"}
+    put(
+        host,
+        name,
+        {"user.c": "3", "user.a": "", "cloud-init.vendor-data": "x"},
+        {"z": disk, "b": {**disk, "path": "/mnt/b"}},
+    )
+    yield
+    put(host, name, {"user.a": "4"}, {"z": {**disk, "readonly": "true"}, "c": {**disk, "path": "/mnt/c"}})
+    yield
+    put(host, name, {}, {})
+    yield
+    client("profile", "set", "default", "user.p=1")
+    yield
+    client("profile", "device", "add", "default", "d", "disk", "source=/usr/share", "path=/mnt/d")
+    yield
+    client("profile", "device", "remove", "default", "d")
+    client("profile", "unset", "default", "user.p")
+    yield
+
+
+def kind(event: tuple[str, dict[str, str]]) -> str:
+    """What kind of event it is."""
+    return event[1].get("action", event[0])
+
+
+def test_events_are_the_daemons(host: Host, c1: str) -> None:
+    """Of changes directly and through a profile, one at a time, who listens to us hears what the daemon's hear."""
+    with Heard(host, c1, OURS) as ours, Heard(host, c1, host.theirs) as theirs:
+        begin(host, c1, ours, theirs)
+        for number, _changed in enumerate(changes(host, c1)):
+            # Two changes one after the other we may tell as one.
+            host.settle(c1)
+            host.daemon.client("config", "set", c1, f"user.mark={number}")
+            heard, wanted = ours.until("user.mark", str(number)), theirs.until("user.mark", str(number))
+            assert sorted(heard, key=str) == sorted(wanted, key=str), number
+            # Among those of a kind, the daemon's are in no order.
+            assert list(map(kind, heard)) == list(map(kind, wanted)), number
+
+
+def test_restart_is_noticed(host: Host) -> None:
+    """After a restart, from outside or from inside, or a crash and a start, the instance is known in its new run."""
+    with host.launched("again", "-c", "user.a=1"):
+        for words in (("restart", "--force"), ("stop", "--force"), ("start",), ("restart", "--force")):
+            host.daemon.client(*words, "again")
+            if words[0] != "stop":
+                assert host.ask("again", "/1.0/config/user.a").text == "1"
+                assert host.instance("again") is not None
+        os.kill(host.daemon.init("again"), signal.SIGKILL)
+        host.wait(lambda: (known := host.instance("again")) is not None and known.init is None)
+        host.daemon.client("start", "again")
+        assert host.ask("again", "/1.0/config/user.a").text == "1"
+
+
+def test_rename_and_delete_are_noticed(host: Host) -> None:
+    """An instance keeps its identity with another name, and is forgotten when it is deleted."""
+    host.daemon.client("init", "busybox", "old", "-c", "user.a=1")
+    host.wait(lambda: host.instance("old") is not None)
+    first = host.instance("old")
+    host.daemon.client("rename", "old", "new")
+    host.wait(lambda: host.instance("new") is not None)
+    assert host.instance("old") is None
+    second = host.instance("new")
+    assert first is not None
+    assert second is not None
+    assert (second.id, second.uuid) == (first.id, first.uuid)
+    host.daemon.client("start", "new")
+    assert "local-hostname: new\n" in host.ask("new", "/1.0/meta-data").text
+    host.daemon.client("delete", "--force", "new")
+    host.wait(lambda: host.instance("new") is None)
+
+
+def test_instances_of_other_projects_are_their_own(host: Host, c1: str) -> None:
+    """Of two instances of one name in two projects, each is told what is its own, its project's profiles included."""
+    client = host.daemon.client
+    client("project", "create", "other", "-c", "features.images=false", "-c", "features.profiles=true")
+    try:
+        client("--project", "other", "profile", "device", "add", "default", "root", "disk", "path=/", "pool=default")
+        client("--project", "other", "profile", "set", "default", "raw.lxc", "lxc.cgroup.relative=1")
+        source = host.service.sockets[host.daemon.kind].parent
+        device = ("guestapi", "disk", f"source={source}", "path=/dev/guestapi")
+        client("--project", "other", "profile", "device", "add", "default", *device)
+        client("--project", "other", "profile", "set", "default", "user.profile=other")
+        with host.launched(c1, "-c", "user.foo=other", project="other"):
+            assert host.ask(c1, "/1.0/config/user.foo", project="other").text == "other"
+            assert host.ask(c1, "/1.0/config/user.profile", project="other").text == "other"
+            assert host.ask(c1, "/1.0/config/user.foo").text == "bar"
+            assert host.ask(c1, "/1.0/config/user.profile").status == 404
+            client("--project", "other", "profile", "set", "default", "user.profile=changed")
+            host.until(c1, "/1.0/config/user.profile", "changed", project="other")
+        host.wait(lambda: host.instance(c1, "other") is None)
+        assert host.instance(c1) is not None
+    finally:
+        client("project", "delete", "other", check=False)
+
+
+def test_nested_container_is_its_instance(host: Host, c1: str) -> None:
+    """A process in a container within a container asks as the instance that the daemon knows."""
+    inside = ["nsenter", "-t", str(host.daemon.init(c1)), "-a", "--setuid", "0", "--setgid", "0"]
+    nest = ["/bin/busybox", "unshare", "--user", "--map-root-user", "--pid", "--fork", "/bin/busybox", "sh", "-c"]
+    done = subprocess.run(
+        [*inside, *nest, f"curl -s --unix-socket {OURS} http://x/1.0/config/user.foo"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith(("bar", "Access denied")), done
+
+
+def test_switches_are_the_daemons(host: Host) -> None:
+    """Switched off by the daemon's own key, an instance gets no more from us, and again what is its when it is on."""
+    key = DIALECTS[host.daemon.kind].switch
+    with host.launched("off", "-c", "user.a=1"):
+        assert host.ask("off", "/1.0/config/user.a").status == 200
+        host.daemon.client("config", "set", "off", f"{key}=false")
+        host.wait(lambda: host.ask("off", "/1.0/config/user.a").status == 403)
+        host.daemon.client("config", "unset", "off", key)
+        host.wait(lambda: host.ask("off", "/1.0/config/user.a").status == 200)
+
+
+def test_ready_reaches_the_daemon(host: Host) -> None:
+    """Ready is the daemon's to show, Started takes it back, and a restart forgets it; LXD has no place for it."""
+    with host.launched("ready"):
+        for state, shown in (("Ready", "Ready"), ("Started", "Running"), ("Ready", "Ready")):
+            answer = host.ask("ready", "/1.0", method="PATCH", body=json.dumps({"state": state}))
+            assert answer.status == 200
+            assert json.loads(host.ask("ready", "/1.0").text)["state"] == state
+            if host.daemon.kind == "incus":
+                host.wait(partial(host.shows, "ready", shown))
+                assert json.loads(host.ask_daemon("ready", "/1.0").text)["state"] == state
+        host.daemon.client("restart", "--force", "ready")
+        assert json.loads(host.ask("ready", "/1.0").text)["state"] == "Started"
+        assert host.status("ready") == "Running"
+
+
+def test_ready_said_to_the_daemon_is_known(host: Host) -> None:
+    """Who still asks the daemon itself, and says there that it is ready, is ready here too."""
+    if host.daemon.kind == "lxd":
+        return  # Its guests cannot say so.
+    with host.launched("told"):
+        host.ask_daemon("told", "/1.0", method="PATCH", body='{"state": "Ready"}')
+        host.wait(lambda: json.loads(host.ask("told", "/1.0").text)["state"] == "Ready")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_daemon_away_and_back(host: Host, c1: str, ending: signal.Signals) -> None:
+    """While the daemon is away, answers go on as last known and the operator sees it; then what was missed is told."""
+    host.ask(c1, "/1.0", method="PATCH", body='{"state": "Ready"}')
+    if host.daemon.kind == "incus":
+        host.wait(lambda: host.status(c1) == "Ready")
+    with Inside(host, c1) as inside:
+        inside.ask("/1.0/config/user.foo")
+        host.daemon.kill(ending)
+        try:
+            assert "is lost" in host.mirror.status("is lost")
+            (finding,) = (one for one in host.findings() if one["check"] == f"mirror {host.daemon.kind}")
+            assert not finding["ok"]
+            assert "as last known" in finding["text"]
+            assert inside.ask("/1.0/config/user.foo") == "bar"
+        finally:
+            host.daemon.start()
+    host.mirror.status("follows")
+    host.daemon.client("config", "set", c1, f"user.away={ending}")
+    host.until(c1, "/1.0/config/user.away", str(int(ending)))
+    (finding,) = (one for one in host.findings() if one["check"] == f"mirror {host.daemon.kind}")
+    assert finding["ok"], finding
+    # As the daemon itself, which forgets it when it starts.
+    state = "Started" if host.daemon.kind == "incus" else "Ready"
+    assert json.loads(host.ask(c1, "/1.0").text)["state"] == state
+
+
+def test_what_was_missed_is_told_later(host: Host, c1: str) -> None:
+    """A mirror that was killed and comes back finds what has changed meanwhile, and listeners hear of it."""
+    with Heard(host, c1, OURS) as ours:
+        begin(host, c1, ours)
+        host.mirror.kill()
+        host.daemon.client("config", "set", c1, "user.missed=1")
+        host.daemon.client("init", "busybox", "meanwhile")
+        host.mirror.start()
+        assert ours.until("user.missed", "1") == [("config", {"key": "user.missed", "old_value": "", "value": "1"})]
+        host.wait(lambda: host.instance("meanwhile") is not None)
+        host.mirror.kill()
+        host.daemon.client("delete", "meanwhile")
+        host.mirror.start()
+        host.wait(lambda: host.instance("meanwhile") is None)
+
+
+def test_many_instances(host: Host) -> None:
+    """Of 50 instances that are made one after the other, each is told what is its own, and of a profile's change."""
+    names = [f"many{number}" for number in range(50)]
+    for name in names:
+        document = {"name": name, "source": {"type": "image", "alias": "busybox"}, "config": {"user.me": name}}
+        host.daemon.query("/1.0/instances", "POST", document)
+        host.daemon.query(f"/1.0/instances/{name}/state", "PUT", {"action": "start", "timeout": 30})
+    for name in names:
+        with Inside(host, name) as inside:
+            assert inside.ask("/1.0/config/user.me") == name
+    host.daemon.client("profile", "set", "default", "user.all=1")
+    for name in names:
+        host.settle(name)
+    # They end with their daemon, which is after this test.
