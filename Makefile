@@ -24,6 +24,8 @@ RUNTIME_FILES = conf/lxc-guestapi.conf conf/oci-guestapi.json systemd/nspawn-gue
 BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
 # What the demo and the tests do, they do with the real thing.
 DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
+# Its load generator is C.
+BENCH_PACKAGES = $(DEMO_PACKAGES) libc6-dev
 TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps strace python3-requests python3-yaml python3-configobj python3-jinja2 \
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
@@ -31,12 +33,13 @@ TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps strace python3-requests python3-yam
 # Most tests wait for other processes, so two run at a time; tests/conftest.py says which never do. Without, one does.
 TWO_AT_ONCE ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test fuzz lint format install uninstall clean
+.PHONY: help bench demo test fuzz lint format install uninstall clean
 
 help:
 	@echo 'make demo        see it work: service, container, every endpoint'
 	@echo 'make test        the whole test suite (as root)'
 	@echo 'make fuzz        coverage-guided fuzzing for SECONDS (600) in all'
+	@echo 'make bench       measure it beside what it can be compared with (as root, about six minutes)'
 	@echo 'make lint        ruff and mypy --strict'
 	@echo 'make install     put it into $(PREFIX), with units, conf, user and state directory (DESTDIR respected)'
 	@echo 'make uninstall   take it away again, but for its state'
@@ -48,11 +51,19 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
+	@for kind in incus lxd; do \
+		[ -d $(VENV)/$$kind ] || tests/harness/unpack-daemon.sh $$kind $(abspath $(VENV))/$$kind || \
+			echo "$$kind cannot be had here; its tests will say so" >&2; \
+	done
 	$(VENV)/bin/pytest $(TWO_AT_ONCE)
 
 fuzz: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test,fuzz]'
 	$(VENV)/bin/python -m tests.fuzz $(SECONDS)
+
+bench: $(VENV)/ready
+	@$(call need,$(BENCH_PACKAGES))
+	@$(VENV)/bin/python -m benchmarks
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .

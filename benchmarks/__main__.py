@@ -1,4 +1,7 @@
-"""`python -m benchmarks [requests|scale|fairness]...`: measures, prints tables, and writes all figures as JSON."""
+"""`python -m benchmarks [PART]...`: measures, prints tables in Markdown, and writes all figures as JSON.
+
+Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained) and fairness; by default all.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contenders, processes, report, requests
+from benchmarks import contenders, fairness, processes, report, requests, scale
+from benchmarks.figures import Figure
 
 
 def main() -> int:
     """Run what is asked for; 1 if something that was to be reached was not."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of which the median is taken (default 5)")
     parser.add_argument("--seconds", type=float, default=0.4, help="length of one round (default 0.4)")
     parser.add_argument("--connections", default="1,16,64", help="how many at a time (default 1,16,64)")
@@ -23,33 +29,64 @@ def main() -> int:
     parser.add_argument("--manners", default="keep,new", help="keep-alive, new connections, or both")
     parser.add_argument("--json", type=Path, default=processes.BUILD / "results.json", help="where figures go")
     options = parser.parse_args()
+    figures: dict[str, Callable[[], Iterator[Figure]]] = {
+        "instances": lambda: scale.instances(options.rounds, options.seconds),
+        "streams": scale.streams,
+        "fan-out": scale.fan_out,
+        "latency": scale.latency,
+        "sustained": scale.sustained,
+        "fairness": lambda: fairness.measure(options.rounds, options.seconds),
+    }
+    groups = {"scale": [name for name in figures if name != "fairness"]}
+    parts = options.parts or ["requests", *figures]
+    parts = [one for part in parts for one in groups.get(part, [part])]
+    if unknown := set(parts) - {"requests", *figures}:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are requests, scale, {', '.join(figures)}")
     if os.geteuid() != 0:
         print("benchmarks need root: they run real containers", file=sys.stderr)
         return 2
     processes.build()
+    processes.go_first()
+    scale.allow_many_descriptors()
     results: dict[str, Any] = {
         "cores": processes.cores(),
         "kernel": os.uname().release,
         "python": sys.version.split()[0],
     }
-    parts = options.parts or ["requests"]
+    targets: list[Figure] = []
     if "requests" in parts:
-        cells: list[requests.Cell] = []
-        with contenders.all_of_them() as all_of_them:
-            for load in requests.measure(
-                all_of_them,
-                rounds=options.rounds,
-                seconds=options.seconds,
-                connections=[int(number) for number in options.connections.split(",")],
-                paths=options.paths.split(","),
-                manners=options.manners.split(","),
-            ):
-                print(report.table(load), flush=True)
-                cells += load
-        results["requests"] = [cell.document() for cell in cells]
+        cells = _requests(options)
+        results["requests"] = [asdict(cell) for cell in cells]
+        targets += requests.targets(cells)
+    for name, measure in figures.items():
+        if name in parts:
+            found = []
+            for figure in measure():
+                print(report.figure(figure), flush=True)
+                found.append(figure)
+            results[name] = [asdict(figure) for figure in found]
+            targets += [figure for figure in found if figure.limited]
+    print(report.targets(targets))
+    results["targets"] = [asdict(figure) | {"reached": figure.reached} for figure in targets]
     options.json.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nfigures are in {options.json}")
-    return 0
+    return 0 if all(figure.reached for figure in targets) else 1
+
+
+def _requests(options: argparse.Namespace) -> list[requests.Cell]:
+    cells: list[requests.Cell] = []
+    with contenders.all_of_them() as all_of_them:
+        for load in requests.measure(
+            all_of_them,
+            rounds=options.rounds,
+            seconds=options.seconds,
+            connections=[int(number) for number in options.connections.split(",")],
+            paths=options.paths.split(","),
+            manners=options.manners.split(","),
+        ):
+            print(report.table(load), flush=True)
+            cells += load
+    return cells
 
 
 if __name__ == "__main__":

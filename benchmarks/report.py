@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.figures import Figure
 from benchmarks.requests import MANNERS, Cell
 
 _HEAD = ("contender", "requests/s", "of (a)", "p50 µs", "p99 µs", "max ms", "CPU µs", "errors")
@@ -28,8 +29,20 @@ def _row(fields: Sequence[str]) -> str:
     return "| " + " | ".join(fields) + " |"
 
 
-def targets(rows: Sequence[tuple[str, str, bool]]) -> str:
-    """Which figures were to be reached, what was reached, and whether that is enough."""
-    lines = ["\n**To reach**\n", _row(("figure", "measured", "")), _row(("---", "---", "---"))]
-    lines += [_row((what, measured, "yes" if enough else "**no**")) for what, measured, enough in rows]
+def figure(one: Figure) -> str:
+    """One figure, in a line."""
+    limit = "" if one.most is None else f" (at most {one.most:g})"
+    return f"{one.name}: {_value(one)}{limit}"
+
+
+def targets(figures: Sequence[Figure]) -> str:
+    """What was to be reached, what was reached, and whether that is enough."""
+    lines = ["\n**To reach**\n", _row(("figure", "wanted", "measured", "")), _row(("---", "---:", "---:", "---"))]
+    for one in figures:
+        wanted = f"≥ {one.least:g}" if one.least is not None else f"≤ {one.most:g}"
+        lines.append(_row((one.name.strip(), wanted, _value(one), "" if one.reached else "**not reached**")))
     return "\n".join(lines)
+
+
+def _value(one: Figure) -> str:
+    return f"{one.value:,.2f} {one.unit}".strip()

@@ -12,8 +12,7 @@ import logging
 import os
 import select
 import socket
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from guestapi.callers import namespaces
 from guestapi.callers.credentials import Credentials, credentials, peer_pidfd
@@ -55,8 +54,7 @@ class LiveInit:
         return not self._poll.poll(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who is at the other end of a connection, for as long as the connection lasts.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,13 +121,13 @@ def _store(operator: Operator) -> tuple[object, str]:
     if fault is not None:
         raise StoreError(f"{file}: {fault}; put a copy of it back")
     status, parent = file.stat(), file.parent.stat()
-    shared = status.st_gid == parent.st_gid and stat.S_IMODE(status.st_mode) & 0o060 == 0o060
+    shared = status.st_gid == parent.st_gid and status.st_mode & 0o060 == 0o060
     if status.st_uid != parent.st_uid and not shared:
         raise StoreError(
             f"{file}: belongs to user {status.st_uid}, its directory to {parent.st_uid}; chown --reference it"
         )
     if status.st_mode & 0o600 != 0o600:
-        raise StoreError(f"{file}: mode {stat.S_IMODE(status.st_mode):04o}, its owner needs 0600; chmod u+rw it")
+        raise StoreError(f"{file}: mode {status.st_mode & 0o777:04o}, its owner needs 0600; chmod u+rw it")
     place = os.statvfs(file)
     free = place.f_bavail * place.f_frsize
     if free < _ROOM:

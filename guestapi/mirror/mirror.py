@@ -75,7 +75,6 @@ class Mirror:
         self._contact = known[0].contact if known else 0.0
         self._lag = 0.0
         self._noted: model.Mirror | None = None
-        self._status = ""
 
     def run(self) -> None:
         """Mirror until the process ends; a daemon that is not there is waited for."""
@@ -242,7 +241,7 @@ class Mirror:
             log.error("%s", error)
 
     def _note(self, lost: str) -> None:
-        """Write down how things are, if that has changed or was long ago; `lost`: why the daemon is not there."""
+        """Tell how things are; `lost`: why the daemon is not there. Write it down if it has changed, or was long ago."""
         faults = [lost] if lost else [*self._faults.values(), *self._images.faults]
         fault = faults[0] if faults else ""
         if len(faults) > 1:
@@ -250,20 +249,18 @@ class Mirror:
         now = model.Mirror(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
         last = self._noted
         same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)
-        if last is not None and same and now.contact < last.contact + CONTACT_SECONDS / 2:
-            self._tell(self._status)
-            return
-        with self._writer.change() as change:
-            mirroring.note_mirror(change, now)
-            running = [one.init is not None for one in change.instances() if one.source == self._name]
-        self._noted = now
-        counts = f"{len(running)} instances, {sum(running)} running"
+        if last is None or not same or now.contact > last.contact + CONTACT_SECONDS / 2:
+            with self._writer.change() as change:
+                mirroring.note_mirror(change, now)
+            self._noted = now
+        with view(self._url) as store:
+            total, running = mirroring.count(store, self._name)
+        counts = f"{total} instances, {running} running"
         if lost:
-            self._status = f"{self._name} is lost, {counts} as last known: {lost}"
+            self._tell(f"{self._name} is lost, {counts} as last known: {lost}")
         else:
             version = f"{self._server.environment.server} {self._server.environment.server_version}".strip()
-            self._status = f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}"
-        self._tell(self._status)
+            self._tell(f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}")
 
 
 def _key(instance: Instance | model.Instance) -> Key:

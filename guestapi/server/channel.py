@@ -9,26 +9,43 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-import gevent
 from gevent.hub import get_hub
 from greenlet import getcurrent
 
 from guestapi.server.http import ProtocolError
 from guestapi.server.stream import LateError
+from guestapi.server.turns import Turns
 
 if TYPE_CHECKING:
     from greenlet import greenlet
 
 #: Bytes a read asks for. More than any head that is not an attack.
-_READ = 65536
+READ = 65536
 #: From this size on a body is sent beside its head (sendmsg), not copied behind it.
 _COPY = 16384
-#: Event types of a gevent loop's io watcher.
-_READABLE, _WRITABLE = 1, 2
+#: Event type of a gevent loop's io watcher.
+_WRITABLE = 2
 
 
 class Channel:
     """A socket and the greenlet that has it (`body.Source`, `stream.Peer`, `transfer.Peer`)."""
+
+    __slots__ = (
+        "_buffer",
+        "_deadline",
+        "_greenlet",
+        "_hub",
+        "_joined",
+        "_queueing",
+        "_reading",
+        "_send_seconds",
+        "_socket",
+        "_timer",
+        "_turns",
+        "_waiting",
+        "_wakeable",
+        "_writable",
+    )
 
     def __init__(self, sock: socket.socket, send_seconds: float) -> None:
         """Args:
@@ -39,24 +56,27 @@ class Channel:
         self._socket = sock
         self._send_seconds = send_seconds
         self._hub = get_hub()
-        self._readable = self._hub.loop.io(sock.fileno(), _READABLE)
+        self._turns: Turns | None = None
+        self._joined = False
         self._writable: Any = None
         self._timer: Any = None
         self._greenlet: greenlet = getcurrent()
         self._buffer = b""
         self._deadline = 0.0
-        self._waiting = False
+        self._waiting = self._reading = self._queueing = False
         self._wakeable = False
 
-    def attach(self) -> None:
-        """The calling greenlet has the socket from now on."""
+    def attach(self, turns: Turns) -> None:
+        """The calling greenlet has the socket from now on, and takes its turns from these."""
         self._greenlet = getcurrent()
+        self._turns = turns
 
     def close(self) -> None:
         """Away with it."""
         if self._timer is not None:
             self._timer.close()
-        self._readable.close()
+        if self._turns is not None:
+            self._turns.forget(self._socket.fileno())
         if self._writable is not None:
             self._writable.close()
         self._socket.close()
@@ -95,7 +115,7 @@ class Channel:
             self._timer = None
         self._wakeable = True
         try:
-            self._wait(self._readable)
+            self._wait_turn()
         finally:
             self._wakeable = False
 
@@ -120,7 +140,13 @@ class Channel:
 
     def give_way(self) -> None:
         """Let others have their turn."""
-        gevent.sleep(0)
+        assert self._turns is not None
+        self._turns.again(self._requeue)
+        self._queueing = self._waiting = True
+        try:
+            self._hub.switch()
+        finally:
+            self._queueing = self._waiting = False
 
     def receive_within(self, seconds: float, size: int) -> bytes:
         """What the client sends next, at most `size` bytes, b"" at its end; raises LateError if it does not in time."""
@@ -159,10 +185,10 @@ class Channel:
 
     # Waiting.
 
-    def _receive(self, size: int = _READ) -> bytes:
+    def _receive(self, size: int = READ) -> bytes:
         """What the client sends next, b"" at its end. Others have their turn first."""
         while True:
-            self._wait(self._readable)
+            self._wait_turn()
             try:
                 return self._socket.recv(size)
             except BlockingIOError:
@@ -192,6 +218,31 @@ class Channel:
                 left = left[self._socket.send(left) :]
             except BlockingIOError:
                 continue
+
+    def _wait_turn(self) -> None:
+        """Give way until the client has sent something and it is this connection's turn; raises LateError."""
+        if not self._joined:
+            assert self._turns is not None
+            self._turns.join(self._socket.fileno(), self._resume)
+            self._joined = True
+        self._waiting = self._reading = True
+        try:
+            self._hub.switch()
+        finally:
+            self._waiting = self._reading = False
+
+    def _resume(self) -> bool:
+        if self._reading:
+            self._greenlet.switch()
+            return True
+        self._joined = False
+        return False
+
+    def _requeue(self) -> bool:
+        if self._queueing:
+            self._greenlet.switch()
+            return True
+        return False
 
     def _wait(self, watcher: Any) -> None:
         """Give way to the event loop until `watcher` fires; raises LateError when the deadline passes first."""

@@ -21,7 +21,7 @@ from guestapi.callers.identify import Caller
 from guestapi.notifications.events import Form
 from guestapi.server.answer import Answer
 from guestapi.server.body import Body
-from guestapi.server.channel import Channel
+from guestapi.server.channel import READ, Channel
 from guestapi.server.http import (
     Environ,
     Head,
@@ -37,6 +37,7 @@ from guestapi.server.repeats import Shelf
 from guestapi.server.service import Service
 from guestapi.server.stream import GOING_AWAY, LateError, Stream
 from guestapi.server.transfer import send_content
+from guestapi.server.turns import Turns
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,14 @@ log = logging.getLogger(__name__)
 _LINGER_SECONDS, _LINGER_READS = 0.5, 32
 
 _NOTHING = io.BytesIO()
+#: The place among the turns of the worker's own connections: no instance has this id.
+_OWN = 0
 
 
 class Connection(Channel):
     """A connected socket and the greenlet that serves it."""
+
+    __slots__ = ("_caller", "_dialect", "_in_head", "_own", "_place", "_service", "_shelf", "_stream")
 
     def __init__(self, service: Service, sock: socket.socket, dialect: str, *, own: bool = False) -> None:
         """Args:
@@ -62,6 +67,7 @@ class Connection(Channel):
         self._service = service
         self._dialect = dialect
         self._in_head = False
+        self._place: int | None = None
         self._caller: Caller | None = None
         self._shelf: Shelf | None = None
         self._stream: Stream | None = None
@@ -84,16 +90,22 @@ class Connection(Channel):
             self.shut_down(socket.SHUT_RD)
 
     def _run(self) -> None:
-        self.attach()
+        service = self._service
+        self._in_head = True
         try:
-            self._caller = caller = self._service.identifier.identify(self._socket)
-            if self._own:
-                self._serve(caller)
-            elif self._service.enter(caller.instance_id):
+            # Whoever asks at once is answered at once: no turn is to be waited for, this is it.
+            early = self.read_available(READ)
+            if early == b"":
+                return
+            self._buffer = early or b""
+            self._caller = caller = service.identifier.identify(self._socket)
+            turns = self._enter(_OWN if self._own else caller.instance_id)
+            if self._own or turns.held < service.limits.connections_per_instance:
+                turns.held += 1
                 try:
                     self._serve(caller)
                 finally:
-                    self._service.leave(caller.instance_id)
+                    turns.held -= 1
             elif caller.instance_id is None:
                 # As any unknown caller: one that will be known in a moment tries again on 500, and only on that.
                 self._refuse(500, "pid not in container?")
@@ -105,31 +117,48 @@ class Connection(Channel):
             log.debug("connection lost: %s", error)
         except StoreError as error:
             log.error("%s", error)
+            if self._turns is None:
+                self._enter(None)
             self._refuse(500, "temporarily unavailable, try again")
         except Exception:
             log.exception("unexpected error on a connection")
         finally:
-            self._service.connections.discard(self)
+            service.connections.discard(self)
             self.close()
+            if self._turns is not None:
+                service.places.leave(self._place)
+
+    def _enter(self, place: int | None) -> Turns:
+        self._place = place
+        turns = self._service.places.enter(place)
+        self.attach(turns)
+        return turns
 
     def _serve(self, caller: Caller) -> None:
         service = self._service
         idle_seconds = service.limits.idle_seconds
+        self._shelf = service.repeats.shelf(caller, self._dialect)
+        # Whether the process that connected was seen alive since a whole request had come.
         confirmed = False
+        just_seen = bool(self._buffer)
         self.set_deadline(service.limits.head_seconds)
+        if not just_seen:
+            self._take_turn()
         while True:
             try:
-                self._take_turn()
-                if not confirmed and self._buffer:
-                    self._caller = caller = service.identifier.confirm(self._socket, caller)
-                    self._shelf = service.repeats.shelf(caller, self._dialect)
+                if self._repeat(caller, confirmed or just_seen):
                     confirmed = True
-                if self._repeat(caller):
                     self.set_deadline(idle_seconds)
+                    self._take_turn()
                     continue
                 head = self._read_head()
                 if head is None:
                     return
+                if not confirmed:
+                    confirmed = True
+                    self._caller = caller = service.identifier.confirm(self._socket, caller)
+                    if caller.instance_id is None:
+                        self._shelf = None
                 answered = self._respond(head, caller)
             except ProtocolError as error:
                 self._refuse(error.status, str(error))
@@ -142,24 +171,32 @@ class Connection(Channel):
             if not answered:
                 return
             self.set_deadline(idle_seconds)
+            self._take_turn()
 
     def _take_turn(self) -> None:
         """Wait for the beginning of the next request, or for the client's end."""
         self._in_head = True
         if self._buffer:
             # A pipelined request waits its turn as if it came only now.
-            gevent.sleep(0)
+            self.give_way()
         else:
             self._buffer = self._receive()
 
-    def _repeat(self, caller: Caller) -> bool:
-        """Answer the request that was just received as it was answered before, if that still holds."""
+    def _repeat(self, caller: Caller, confirmed: bool) -> bool:
+        """Answer the request that was just received as it was answered before, if that still holds.
+
+        Args:
+            caller: who asks.
+            confirmed: the process that connected was there when the request was; otherwise that is still to be seen.
+        """
         shelf = self._shelf
         if shelf is None or caller.init is None:
             return False
         began = time.monotonic()
         repeat = shelf.find(self._buffer, caller.init)
         if repeat is None or self._service.stopping:
+            return False
+        if not confirmed and self._service.identifier.confirm(self._socket, caller) is not caller:
             return False
         self._buffer = b""
         self._in_head = False
@@ -172,11 +209,11 @@ class Connection(Channel):
 
     def _read_head(self) -> Head | None:
         """The next request's head, of which there is a beginning; None if the client has no more."""
+        if not self._buffer:
+            return None
         limits = self._service.limits
         head = parse_head(self._buffer, limits)
         if head is None:
-            if not self._buffer:
-                return None
             # The first bytes are there and the rest is not: from here on, time runs for the head.
             self.set_deadline(limits.head_seconds)
             while head is None:

@@ -14,6 +14,7 @@ from guestapi.server.answer import Answer
 from guestapi.server.repeats import Repeats
 from guestapi.server.stream import Pings
 from guestapi.server.transfer import DISK_THREADS
+from guestapi.server.turns import Places
 from guestapi.server.waiting import PatientIdentifier
 from guestapi.settings import Limits
 
@@ -51,10 +52,10 @@ class Service:
         self.refused = refused
         self.connections: set[Connection] = set()
         self.repeats = Repeats(look)
+        self.places = Places()
         self.pings = Pings()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False
-        self._held: dict[int | None, int] = {}
         self.environ = {
             "wsgi.version": (1, 0),
             "wsgi.multithread": True,
@@ -66,19 +67,3 @@ class Service:
             "SERVER_PORT": "0",
             "REMOTE_ADDR": "",
         }
-
-    def enter(self, instance_id: int | None) -> bool:
-        """Count a connection of an instance, or of all unknown callers together; False if it has too many."""
-        held = self._held.get(instance_id, 0)
-        if held >= self.limits.connections_per_instance:
-            return False
-        self._held[instance_id] = held + 1
-        return True
-
-    def leave(self, instance_id: int | None) -> None:
-        """The opposite of `enter`."""
-        left = self._held[instance_id] - 1
-        if left:
-            self._held[instance_id] = left
-        else:
-            del self._held[instance_id]

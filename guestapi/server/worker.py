@@ -37,7 +37,7 @@ _HEARTBEAT_SECONDS = 1.0
 #: How long a worker waits for its own answer before it takes itself for dead.
 _PATIENCE_SECONDS = 3.0
 #: How many connections are accepted in one turn of the loop: one if there are other workers to share with.
-_ACCEPT_ALONE = 32
+_ACCEPT_ALONE = 4
 #: Seconds after which the change log is looked at though the doorbell did not ring.
 _LOOK_SECONDS = 1.0
 #: How long the ping timer sleeps at most, so that a stream that was just opened is seen in time.

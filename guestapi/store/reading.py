@@ -106,9 +106,9 @@ class Reader:
         """
         self._url = url
         self._file = database_file(url)
-        self._log_file = self._file.with_name(self._file.name + "-wal")
         # PERF: os.stat of a Path takes three times as long, and it is asked at every request.
         self._path = str(self._file)
+        self._log_file = self._file.with_name(self._file.name + "-wal")
         self._connection: Connection | None = None
         self._driver: Any = None
         self._index: mmap | None = None

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.harness import rootfs
 from tests.harness.containers import Response, parse
@@ -54,6 +55,14 @@ exec sleep infinity'
 _JOIN = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
 
 
+def packages(kind: str) -> Path:
+    """Where the packages of a daemon are unpacked; without them, the test is skipped."""
+    found = PACKAGES / kind
+    if not found.is_dir():
+        pytest.skip(f"the package of {kind} could not be had: 'make test' unpacks it to {found}")
+    return found
+
+
 class Daemon:
     """A running daemon with one image, ``busybox``, which has curl, and one profile with its root disk."""
 
@@ -62,8 +71,7 @@ class Daemon:
         kind: ``incus`` or ``lxd``.
         """
         self.kind = kind
-        self._packages = PACKAGES / kind
-        assert self._packages.is_dir(), f"{kind} is not unpacked; 'make test' does that"
+        self._packages = packages(kind)
         self._program = {"incus": "usr/libexec/incus/incusd", "lxd": "usr/bin/lxd"}[kind]
         self._client = {"incus": "usr/bin/incus", "lxd": "usr/bin/lxc"}[kind]
 

@@ -1,0 +1,183 @@
+"""Scale: many instances, many streams, many events. Each figure stands beside what it has to come to."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.contenders import INSTANCE, service
+from benchmarks.figures import Figure
+from benchmarks.processes import LOAD_CORE, SERVER_CORE, Inside, pin, resident_kb
+from benchmarks.requests import PATHS
+from guestapi.callers import namespaces
+from guestapi.model import Init
+from guestapi.store import doorbell
+from tests.harness.containers import Container
+from tests.harness.service import Service
+
+INSTANCES = 10_000
+STREAMS = 5_000
+LISTENERS = 1_000
+SOCKET = "/dev/incus/sock"
+_PATHS = [path for paths in PATHS.values() for path in paths]
+
+
+def allow_many_descriptors() -> None:
+    """What systemd does by LimitNOFILE=; for this process and those that it starts."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def instances(rounds: int, seconds: float) -> Iterator[Figure]:
+    """10,000 registered instances beside one."""
+    with service() as (few, container), service() as (many, other):
+        _register(many, INSTANCES)
+        many.stop()
+        began = time.monotonic()
+        many.start()
+        yield Figure(f"start to first answer with {INSTANCES:,} instances", time.monotonic() - began, "s", 1.5)
+        found: dict[str, list[float]] = {"few": [], "many": []}
+        for one in (few, many):
+            pin([one.pid, *one.workers], SERVER_CORE)
+        for _round in range(rounds):
+            for name, inside in (("few", Inside(container)), ("many", Inside(other))):
+                found[name].append(inside.load(SOCKET, "keep", 16, seconds, _PATHS)["p50"])
+        ratio = median(found["many"]) / median(found["few"])
+        yield Figure(f"p50 with {INSTANCES:,} instances, of that with one", ratio, "", 1.1)
+        more = (resident_kb(many.workers[0]) - resident_kb(few.workers[0])) / 1024
+        yield Figure(f"memory of a worker with {INSTANCES:,} instances more than with one", more, "MiB", 20)
+
+
+def streams() -> Iterator[Figure]:
+    """Idle event streams."""
+    with service() as (running, container):
+        worker = running.workers[0]
+        with listening(container, 16):
+            pass
+        before = resident_kb(worker)
+        with listening(container, STREAMS):
+            yield Figure(
+                f"memory of each of {STREAMS:,} idle streams", (resident_kb(worker) - before) / STREAMS, "kB", 16
+            )
+
+
+def fan_out(times: int = 20) -> Iterator[Figure]:
+    """One event for many listeners of one instance."""
+    with service() as (running, container):
+        pin([running.pid, *running.workers], SERVER_CORE)
+        with listening(container, LISTENERS) as heard:
+            taken = [heard.last(_change(running, number)) for number in range(1, times + 1)]
+        yield Figure(f"one event to {LISTENERS:,} listeners, median of {times}", median(taken) * 1000, "ms", 60)
+        yield Figure("  and the slowest", max(taken) * 1000, "ms")
+
+
+def latency(times: int = 200) -> Iterator[Figure]:
+    """From a commit to its receipt, with one listener and nothing else to do."""
+    with service() as (running, container), listening(container, 1) as heard:
+        taken = []
+        for number in range(1, times + 1):
+            taken.append(heard.last(_change(running, number)))
+            time.sleep(0.005)
+        taken.sort()
+        yield Figure(f"commit to receipt, p50 of {times}", median(taken) * 1000, "ms", 1.0)
+        yield Figure("  p99", taken[len(taken) * 99 // 100] * 1000, "ms")
+
+
+def sustained(rate: int = 1000, seconds: int = 10, each: int = 10) -> Iterator[Figure]:
+    """Many keys changed a second, `each` (at most ten) in one transaction; all are told, in order, and in time."""
+    with service() as (running, container), listening(container, 1) as heard:
+        commits: dict[int, float] = {}
+        number = 0
+        received: list[dict[str, Any]] = []
+        reader = threading.Thread(target=lambda: received.extend(heard.next() for _one in range(rate * seconds)))
+        reader.start()
+        start = time.monotonic()
+        while number < rate * seconds:
+            changed = {f"user.number{one}": str(number + one + 1) for one in range(each)}
+            with _committed() as at, running.writer.change() as change:
+                change.configure(change.instance("default", INSTANCE), changed)
+            number += each
+            commits[number] = at[0]
+            time.sleep(max(0.0, start + number / rate - time.monotonic()))
+        taken = time.monotonic() - start
+        reader.join()
+        at_receipt = {event["value"]: event["last"] for event in received}
+        delays = [at_receipt[value] - at for value, at in sorted(commits.items())]
+        tenth = len(delays) // 10
+        yield Figure(f"{number:,} changes took", taken, "s", seconds * 1.05)
+        yield Figure("  commit to receipt, p50 in the first tenth", median(delays[:tenth]) * 1000, "ms")
+        yield Figure("  commit to receipt, p50 in the last tenth", median(delays[-tenth:]) * 1000, "ms", 10)
+        yield Figure("  events out of order, or missing", heard.disorder, "", 0)
+
+
+class Heard:
+    """A running listen.c, and what it prints."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.disorder = 0
+
+    def next(self) -> dict[str, Any]:
+        """The next document."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the listeners have ended")
+        document: dict[str, Any] = json.loads(line)
+        self.disorder = document.get("disorder", 0)
+        return document
+
+    def last(self, committed: float) -> float:
+        """Seconds from a commit until all listeners had its event."""
+        seconds: float = self.next()["last"] - committed
+        return seconds
+
+
+@contextmanager
+def listening(container: Container, number: int) -> Iterator[Heard]:
+    """So many streams, opened."""
+    process = Inside(container, LOAD_CORE).start("listen", SOCKET, number)
+    try:
+        heard = Heard(process)
+        heard.next()
+        yield heard
+    finally:
+        process.communicate(timeout=20)
+
+
+@contextmanager
+def _committed() -> Iterator[list[float]]:
+    """When the transaction inside was committed: just before its doorbell rings."""
+    at: list[float] = []
+
+    def note(file: Path) -> None:
+        at.append(time.monotonic())
+        doorbell.ring(file)
+
+    with patch("guestapi.store.writing.ring", note):
+        yield at
+
+
+def _change(running: Service, number: int) -> float:
+    """Make a change that listeners are told of; when it was committed."""
+    with _committed() as at:
+        running.configure(INSTANCE, user_number=str(number))
+    return at[0]
+
+
+def _register(running: Service, number: int) -> None:
+    """Have so many instances more, each with some configuration, a device and an init that is not there."""
+    device = {"eth0": {"type": "nic", "nictype": "bridged", "parent": "br0"}}
+    with running.writer.change() as change:
+        for one in range(number):
+            instance = change.add("default", f"other{one}", config={"user.foo": "bar"}, devices=device)
+            change.start(instance, Init(1 << 22, one, namespaces.boot_id(), one + 1))

@@ -1,0 +1,111 @@
+"""Whose turn it is: instances take turns in the event loop, and so do the connections of an instance.
+
+All connections of an instance are in an epoll(7) set of their own, and the event loop watches only that set. Each time
+around, the loop lets every instance that has something to read serve a few of its connections, then looks anew. So a
+client waits for a few requests of each other instance, however many connections they keep busy. The kernel moves what
+it has reported to the end of a set's list, so connections of the same instance take turns too.
+"""
+
+from __future__ import annotations
+
+import select
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+from gevent.hub import get_hub
+
+#: How many requests of an instance are served in a turn: few enough that others do not wait for long, enough that the
+#: loop's own work (about 3 µs) is shared by some.
+EACH_TURN = 4
+#: How many instances without connections keep their place in the loop, for the next one.
+_IDLE_PLACES = 64
+#: Event type of a gevent loop's io watcher.
+_READABLE = 1
+
+
+class Turns:
+    """The connections of one instance, as far as they wait for their clients.
+
+    Attributes:
+        users: how many connections there are.
+        held: how many of them are served, not refused: of these there may be only so many.
+    """
+
+    def __init__(self) -> None:
+        loop = get_hub().loop
+        self.users = self.held = 0
+        self._set = select.epoll()
+        self._resume: dict[int, Callable[[], bool]] = {}
+        self._again: deque[Callable[[], bool]] = deque()
+        self._readable: Any = loop.io(self._set.fileno(), _READABLE)
+        self._readable.start(self._run)
+        self._next: Any = loop.timer(0.0)
+
+    def join(self, descriptor: int, resume: Callable[[], bool]) -> None:
+        """Have `resume` called when it is the turn of a socket that has something to read.
+
+        It is to say whether that was waited for; if not, it is not called again before the socket joins anew.
+        """
+        self._resume[descriptor] = resume
+        self._set.register(descriptor, select.EPOLLIN)
+
+    def forget(self, descriptor: int) -> None:
+        """The socket is about to be closed, which takes it out of the set by itself (epoll(7), question 6)."""
+        self._resume.pop(descriptor, None)
+
+    def again(self, resume: Callable[[], bool]) -> None:
+        """Have `resume` called once when it is the turn of whoever need not wait for his client."""
+        if not self._again:
+            self._next.start(self._run_again)
+        self._again.append(resume)
+
+    def close(self) -> None:
+        """Away with it, when nobody is left."""
+        self._readable.close()
+        self._next.close()
+        self._set.close()
+
+    def _run(self) -> None:
+        for descriptor, _event in self._set.poll(0, EACH_TURN):
+            # One that was served in this very turn may have closed others.
+            resume = self._resume.get(descriptor)
+            if resume is not None and not resume():
+                self._set.unregister(descriptor)
+                del self._resume[descriptor]
+
+    def _run_again(self) -> None:
+        for _one in range(min(EACH_TURN, len(self._again))):
+            self._again.popleft()()
+        self._next.stop()
+        if self._again:
+            # A timer, not a callback: those are run in a row, without a look at who else has something to read.
+            self._next.start(self._run_again)
+
+
+class Places:
+    """The turns of each instance that has connections, and of unknown callers together."""
+
+    def __init__(self) -> None:
+        self._turns: dict[int | None, Turns] = {}
+        self._idle: OrderedDict[int | None, None] = OrderedDict()
+
+    def enter(self, instance_id: int | None) -> Turns:
+        """The turns of an instance, for one more connection."""
+        turns = self._turns.get(instance_id)
+        if turns is None:
+            turns = self._turns[instance_id] = Turns()
+        elif not turns.users:
+            del self._idle[instance_id]
+        turns.users += 1
+        return turns
+
+    def leave(self, instance_id: int | None) -> None:
+        """The opposite of `enter`."""
+        turns = self._turns[instance_id]
+        turns.users -= 1
+        if not turns.users:
+            self._idle[instance_id] = None
+            if len(self._idle) > _IDLE_PLACES:
+                oldest, _none = self._idle.popitem(last=False)
+                self._turns.pop(oldest).close()

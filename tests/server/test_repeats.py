@@ -1,0 +1,204 @@
+"""Answers that are given again: only the same one, to the same caller, and only while it still holds."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+
+from guestapi.api.gate import LASTING
+from guestapi.callers.identify import Caller
+from guestapi.model import Instance
+from guestapi.server import http, repeats
+from guestapi.server.answer import Answer
+from guestapi.server.repeats import Repeats, Shelf
+from guestapi.store.schema import StoreError
+from tests.api.fakes import StandIn, caller, instance
+from tests.harness.containers import Container, request
+from tests.harness.service import Service
+from tests.server.inside import asking, talk
+
+REQUEST = request("/1.0/config/user.foo")
+
+
+class Host:
+    """What the store says of instance 7, and repeats that go by it."""
+
+    def __init__(self) -> None:
+        self.says: Instance | None = instance({"user.foo": "bar"})
+        self.fault: StoreError | None = None
+        self.repeats = Repeats(self.look)
+
+    def look(self, _number: int) -> Instance | None:
+        """As `store.reading.Reader.instance`."""
+        if self.fault:
+            raise self.fault
+        return self.says
+
+    def shelf(self, who: Caller, dialect: str = "incus") -> Shelf:
+        """A caller's shelf."""
+        shelf = self.repeats.shelf(who, dialect)
+        assert shelf is not None
+        return shelf
+
+    def answer(
+        self, who: Caller, *, raw: bytes = REQUEST, body: bytes = b"bar", code: int = 200, lasting: bool = True
+    ) -> None:
+        """An answer was given to the caller."""
+        environ = {LASTING: lasting, "guestapi.instance": self.says, "guestapi.caller": who}
+        answer = Answer(environ, who, "incus", f"{code} Any", [], len(body), 0.1)
+        self.repeats.keep(self.shelf(who), raw, answer, b"HTTP/1.1 200 OK\r\n", b"\r\n" + body)
+
+
+@pytest.fixture
+def host() -> Host:
+    """A host with one instance."""
+    return Host()
+
+
+def found(host: Host, who: Caller, raw: bytes = REQUEST, dialect: str = "incus") -> bytes | None:
+    """What the caller is answered again, all of it."""
+    assert who.init is not None
+    repeat = host.shelf(who, dialect).find(raw, who.init)
+    return None if repeat is None else repeat.whole()
+
+
+def test_same_bytes_again(host: Host) -> None:
+    """The same request of the same caller is answered with the same bytes and a Date; any other one is not."""
+    guest = caller()
+    host.answer(guest)
+    assert found(host, guest) == b"HTTP/1.1 200 OK\r\n" + http.date_line() + b"\r\nbar"
+    assert found(host, guest) == found(host, guest)
+    for other in (REQUEST[:-1], REQUEST + b" ", REQUEST.lower(), REQUEST * 2, b""):
+        assert found(host, guest, other) is None
+
+
+def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is given again has the date of then."""
+    guest = caller()
+    host.answer(guest)
+    dates = set()
+    for second in (1_000_000_000, 1_000_000_000.9, 1_000_000_001):
+        monkeypatch.setattr("guestapi.server.http.time.time", lambda at=second: at)
+        whole = found(host, guest)
+        assert whole is not None
+        dates.add(whole)
+    assert len(dates) == 2
+
+
+@pytest.mark.parametrize("what", ["changed", "same again", "removed", "fault", "ended"])
+def test_not_when_anything_has_changed(host: Host, what: str) -> None:
+    """Not if the store says anything else now, be it equal, nor if it cannot say; nor if the init has ended."""
+    init = StandIn()
+    guest = caller()._replace(init=init)
+    host.answer(guest)
+    assert host.says is not None
+    before = host.says
+    if what == "changed":
+        host.says = replace(before, revision=2, config={"user.foo": "other"})
+    elif what == "same again":
+        host.says = replace(before)
+    elif what == "removed":
+        host.says = None
+    elif what == "fault":
+        host.fault = StoreError("no store")
+    else:
+        init.living = False
+    assert found(host, guest) is None
+
+
+@pytest.mark.parametrize("what", ["user", "run", "init", "dialect"])
+def test_not_to_anybody_else(host: Host, what: str) -> None:
+    """What one caller was answered is no answer for one whom the gate could treat otherwise."""
+    guest = caller()
+    host.answer(guest)
+    other = {
+        "user": guest._replace(credentials=guest.credentials._replace(uid=1)),
+        "run": guest._replace(run=2),
+        "init": guest._replace(init=StandIn()),
+        "dialect": guest,
+    }[what]
+    assert found(host, other, dialect="lxd" if what == "dialect" else "incus") is None
+    same = guest._replace(credentials=guest.credentials._replace(pid=4711))
+    assert found(host, same) is not None
+
+
+def test_only_what_lasts(host: Host) -> None:
+    """Answers that depend on anything but request and instance are not kept, nor are mistakes of ours."""
+    guest = caller()
+    host.answer(guest, lasting=False)
+    host.answer(guest, code=500)
+    assert found(host, guest) is None
+    host.answer(guest, code=404)
+    assert found(host, guest) is not None
+    assert host.repeats.shelf(caller(instance_id=None), "incus") is None
+
+
+def test_memory_of_one_place(host: Host) -> None:
+    """However many things a guest asks for, what is kept for it is bounded."""
+    guest = caller()
+    for number in range(1000):
+        host.answer(guest, raw=request(f"/1.0/config/user.{number}"), body=b"x" * 1000)
+        assert host.shelf(guest).size <= repeats.SHELF_BYTES
+    host.answer(guest, raw=REQUEST, body=b"x" * repeats.SHELF_BYTES)
+    assert found(host, guest) is None
+
+
+def test_memory_of_all_places(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of all together is bounded; what was kept first goes first."""
+    monkeypatch.setattr(repeats, "KEPT_BYTES", 100_000)
+    guests = [caller(uid=uid) for uid in range(100)]
+    for guest in guests:
+        host.answer(guest)
+    kept = [guest for guest in guests if found(host, guest)]
+    assert kept == guests[-len(kept) :]
+    assert 10 < len(kept) < 100_000 / len(REQUEST)
+
+
+def test_nothing_is_kept_alive(host: Host) -> None:
+    """An instance that nobody else knows any more is let go of, and so is the init of one that has ended."""
+    guest = caller()
+    host.answer(guest)
+    assert host.says is not None
+    old = weakref.ref(host.says), weakref.ref(guest.init)
+    host.says = None
+    del guest
+    gc.collect()
+    assert [reference() for reference in old] == [None, None]
+
+
+@pytest.mark.root
+def test_repeated_request_sees_every_change(service: Service, c1: Container) -> None:
+    """On a connection that asks the same again and again, each answer is of what was last committed."""
+    try:
+        with talk(c1) as guest:
+            for number in range(20):
+                service.configure("c1", user_number=str(number))
+                for _time in range(3):
+                    assert guest.ask("/1.0/config/user.number").text == str(number)
+                service.configure("c1", user_number="", security_guestapi="false" if number % 2 else "")
+                for _time in range(2):
+                    assert guest.ask("/1.0/config/user.number").status == (403 if number % 2 else 404)
+                service.configure("c1", security_guestapi="")
+    finally:
+        service.configure("c1", user_number="", security_guestapi="")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "path", ["/", "/1.0", "/1.0/config", "/1.0/config/user.foo", "/1.0/config/x", "/1.0/meta-data"]
+)
+@pytest.mark.parametrize("line", ["Accept: */*", "Connection: close", "X_Any: 1"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_repeated_answer_is_the_same(c1: Container, path: str, line: str, method: str) -> None:
+    """Asked again, on the same connection or on another one, an endpoint says what it has said, head and body."""
+    answers = []
+    for _connection in range(2):
+        with talk(c1) as guest:
+            for _time in range(1 if "close" in line else 3):
+                guest.send(asking(path, line, method=method))
+                (answer,) = guest.receive(1, method)
+                answers.append((answer.status, {**answer.headers, "date": ""}, answer.body))
+    assert answers == answers[:1] * len(answers)

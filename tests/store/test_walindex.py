@@ -1,0 +1,153 @@
+"""Whether anybody has committed: told by memory, of whatever process, whatever becomes of the write-ahead log."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from sqlalchemy import Engine, event
+
+from guestapi.settings import Settings
+from guestapi.store.reading import Reader
+from guestapi.store.schema import database_file
+from guestapi.store.walindex import header, map_index
+from guestapi.store.writing import Writer
+from tests.store.processes import add, other_process
+from tests.store.test_reading import value
+
+
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """What every connection that is opened from now on is asked, by SQLAlchemy or not."""
+    asked: list[str] = []
+
+    def listen(connection: sqlite3.Connection, _record: object) -> None:
+        connection.set_trace_callback(asked.append)
+
+    event.listen(Engine, "connect", listen)
+    try:
+        yield asked
+    finally:
+        event.remove(Engine, "connect", listen)
+
+
+def test_warm_read_asks_nothing(statements: list[str], settings: Settings, writer: Writer) -> None:
+    """What was read before, and is current, is read again without any statement; after a change there is one."""
+    one, other = add(writer, "one"), add(writer, "other")
+    with closing(Reader(settings.store.url)) as reader:
+        assert reader.instance(one.id) == one
+        reader.running_in(1)
+        statements.clear()
+        for _time in range(3):
+            assert reader.instance(one.id) == one
+        assert statements == []
+        with writer.change() as change:
+            change.configure(other, {"user.a": "1"})
+        statements.clear()
+        assert reader.instance(one.id) == one
+        assert statements != []
+
+
+def test_header_tells_of_every_commit(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """The header is other bytes after each commit of another process, and the same after none and after a look."""
+    code = """
+writer = Writer(settings)
+with writer.change() as change:
+    change.add("default", "c1")
+while value := heard():
+    with writer.change() as change:
+        change.configure(change.instance("default", "c1"), {"user.a": value})
+    say("done")
+"""
+    reader.latest()
+    index = map_index(database_file(settings.store.url))
+    assert index is not None
+    seen = {header(index)}
+    with other_process(settings, code) as other:
+        for number in range(1, 30):
+            other.tell(str(number))
+            assert other.hear() == "done"
+            assert header(index) not in seen
+            seen.add(header(index))
+            reader.latest()
+            assert header(index) in seen
+
+
+@pytest.mark.parametrize("mode", ["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+def test_checkpoints(settings: Settings, writer: Writer, reader: Reader, mode: str) -> None:
+    """A log that is emptied, or begins anew, hides no change that comes after it."""
+    one = add(writer, **{"user.a": "0"})
+    for number in range(1, 6):
+        assert value(reader, one.id) == str(number - 1)
+        with closing(sqlite3.connect(database_file(settings.store.url))) as connection:
+            assert connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()[0] == 0
+        with writer.change() as change:
+            change.configure(change.instance("default", "c1"), {"user.a": str(number)})
+        assert value(reader, one.id) == str(number)
+
+
+def test_index_made_anew(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """When the last connection closes, SQLite deletes the index; who opens the store again sees changes as before."""
+    one = add(writer, **{"user.a": "0"})
+    index = database_file(settings.store.url).with_name("store.db-shm")
+    for number in range(1, 6):
+        assert value(reader, one.id) == str(number - 1)
+        assert index.exists()
+        reader.close()
+        assert not index.exists()
+        assert value(reader, one.id) == str(number - 1)
+        with writer.change() as change:
+            change.configure(change.instance("default", "c1"), {"user.a": str(number)})
+        assert value(reader, one.id) == str(number)
+
+
+def test_closing_a_reader_leaves_locks_alone(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """A reader that closes and opens again takes no lock away from a writer of the same process (fcntl_locking(2))."""
+    code = """
+writer = Writer(Settings(store=Store(url=sys.argv[1], lock_seconds=0.05)))
+while heard():
+    try:
+        with writer.change() as change:
+            change.add("default", "c2")
+        say("changed")
+    except StoreError as error:
+        say(type(error).__name__)
+"""
+    reader.latest()
+    with other_process(settings, code) as other:
+        with writer.change() as change:
+            change.add("default", "c1")
+            for _time in range(3):
+                reader.close()
+                reader.latest()
+                other.tell("change")
+                assert other.hear() == "StoreBusyError"
+        other.tell("change")
+        assert other.hear() == "changed"
+
+
+def test_readers_keep_few_descriptors(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """However often a reader closes and opens the same store, it holds no more descriptors."""
+    with writer.change():
+        reader.latest()
+        before = len(os.listdir("/proc/self/fd"))
+        for _time in range(20):
+            reader.close()
+            reader.latest()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_store_without_a_log(settings: Settings, writer: Writer) -> None:
+    """A database that was put back without a write-ahead log is read too, and its changes are seen."""
+    one = add(writer, **{"user.a": "0"})
+    with closing(sqlite3.connect(database_file(settings.store.url))) as connection:
+        assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
+    with closing(Reader(settings.store.url)) as reader:
+        for number in range(1, 4):
+            with writer.change() as change:
+                change.configure(change.instance("default", "c1"), {"user.a": str(number)})
+            assert value(reader, one.id) == str(number)
+            assert value(reader, one.id) == str(number)
