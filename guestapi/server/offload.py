@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gevent.hub import get_hub
 
-from guestapi.model import Image, Init, Instance
+from guestapi.model import Image, Init
 from guestapi.notifications.broker import Broker
 from guestapi.settings import Settings
 from guestapi.store import images
@@ -36,11 +36,9 @@ class OffloadedStore:
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer = Writer(settings)
+        #: As `Reader.instance`; asked several times at each request.
+        self.instance = self._reader.instance
         self._images = images.directory(settings)
-
-    def instance(self, instance_id: int) -> Instance | None:
-        """As `Reader.instance`."""
-        return self._reader.instance(instance_id)
 
     def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
         """As `Reader.running_in`."""

@@ -1,0 +1,44 @@
+"""Greenlets that serve one connection after another: to make and to bury one for each costs as much as its answer.
+
+A greenlet has a stack for Python's frames, 16 KiB that the kernel maps and unmaps. So some wait for what comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.hub import get_hub
+from greenlet import getcurrent
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+#: How many wait at the most.
+_MOST = 64
+
+
+class Crew:
+    """The greenlets of a worker's connections."""
+
+    def __init__(self) -> None:
+        self._hub = get_hub()
+        self._idle: list[greenlet] = []
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Have `work` done in a greenlet of its own, next time around in the event loop. It must raise nothing."""
+        if self._idle:
+            self._hub.loop.run_callback(self._idle.pop().switch, work)
+        else:
+            gevent.spawn_raw(self._serve, work)
+
+    def _serve(self, work: Callable[[], None]) -> None:
+        while True:
+            work()
+            # What was done is not to be kept until there is more to do.
+            del work
+            if len(self._idle) >= _MOST:
+                return
+            self._idle.append(getcurrent())
+            work = self._hub.switch()
