@@ -5,6 +5,7 @@ A greenlet has a stack for Python's frames, 16 KiB that the kernel maps and unma
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,20 +26,21 @@ class Crew:
     def __init__(self) -> None:
         self._hub = get_hub()
         self._idle: list[greenlet] = []
+        #: What greenlets that are on their way will find. No argument, which a new one would keep for all its life.
+        self._work: deque[Callable[[], None]] = deque()
 
     def run(self, work: Callable[[], None]) -> None:
         """Have `work` done in a greenlet of its own, next time around in the event loop. It must raise nothing."""
+        self._work.append(work)
         if self._idle:
-            self._hub.loop.run_callback(self._idle.pop().switch, work)
+            self._hub.loop.run_callback(self._idle.pop().switch)
         else:
-            gevent.spawn_raw(self._serve, work)
+            gevent.spawn_raw(self._serve)
 
-    def _serve(self, work: Callable[[], None]) -> None:
+    def _serve(self) -> None:
         while True:
-            work()
-            # What was done is not to be kept until there is more to do.
-            del work
+            self._work.popleft()()
             if len(self._idle) >= _MOST:
                 return
             self._idle.append(getcurrent())
-            work = self._hub.switch()
+            self._hub.switch()
