@@ -124,7 +124,7 @@ class Channel:
         if self._wakeable:
             # Once: whoever calls next finds it awake.
             self._wakeable = False
-            self._hub.loop.run_callback(self._greenlet.switch)
+            self._hub.loop.run_callback(self._come)
 
     def read_available(self, size: int) -> bytes | None:
         """What the client has sent, at most `size` bytes; b"" at its end, None if there is nothing."""
@@ -237,6 +237,11 @@ class Channel:
             return True
         self._joined = False
         return False
+
+    def _come(self) -> None:
+        # Otherwise it has come by itself meanwhile; or it is closed, and its greenlet serves another connection.
+        if self._reading:
+            self._greenlet.switch()
 
     def _requeue(self) -> bool:
         if self._queueing:

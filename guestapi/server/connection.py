@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import gevent
-
 from guestapi.api.content import ChangedFileError, Content
 from guestapi.api.handover import HANDOVER, Handover
 from guestapi.callers.identify import Caller
@@ -75,7 +73,7 @@ class Connection(Channel):
     def start(self) -> None:
         """Serve the connection in a greenlet of its own."""
         self._service.connections.add(self)
-        gevent.spawn_raw(self._run)
+        self._service.crew.run(self._run)
 
     def finish(self, *, after_last_requests: bool) -> None:
         """The worker stops: a stream ends at once.

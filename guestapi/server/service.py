@@ -11,6 +11,7 @@ from gevent.threadpool import ThreadPool
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
+from guestapi.server.crew import Crew
 from guestapi.server.repeats import Repeats
 from guestapi.server.stream import Pings
 from guestapi.server.transfer import DISK_THREADS
@@ -53,6 +54,7 @@ class Service:
         self.connections: set[Connection] = set()
         self.repeats = Repeats(look)
         self.places = Places()
+        self.crew = Crew()
         self.pings = Pings()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False
