@@ -149,7 +149,7 @@ class Change(View):
         """
         instance = self.instance(project, name)
         if instance.source is not None:
-            raise ConflictError(f"instance {name!r} is mirrored: change it with the command {instance.source!r}")
+            raise ConflictError(f"instance {name!r} is mirrored from {instance.source}: change it there")
         return instance
 
     def remove(self, instance: Instance) -> None:
