@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Thread
 
@@ -41,6 +42,8 @@ _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 _AGAIN_SECONDS, _AGAIN_TIMES = 0.1, 50
 #: Above so many instances to look at, one question for all is less work for the daemon than one for each.
 _SINGLE_LOOKS = 16
+#: How many instances' states the daemon is asked for at a time; it needs 25 to 45 ms for one.
+_AT_ONCE = 8
 
 Key = tuple[str, str]
 
@@ -125,23 +128,22 @@ class Mirror:
 
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
-        wanted = {_key(one): one for one in self._daemon.instances(state=False) if translate.is_here(one, self._server)}
+        wanted = {_key(one): one for one in self._daemon.instances() if translate.is_here(one, self._server)}
         with view(self._url) as store:
             known = {_key(one): one for one in store.instances() if one.source == self._name}
-        if sum(_has_started(one, known.get(key)) for key, one in wanted.items()) > _SINGLE_LOOKS:
-            wanted = {
-                _key(one): one for one in self._daemon.instances(state=True) if translate.is_here(one, self._server)
-            }
         self._faults.clear()
         again, self._again = self._again, {}
-        for key, instance in wanted.items():
-            try:
-                translated = translate.mirrored(instance, self._server, self._init_of(instance, known.get(key)))
-            except RefusedError as error:
-                self._try_again(key, again.get(key, 0), error)
-                continue
-            if key not in known or not mirroring.is_same(known[key], translated):
-                self._write(translated)
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            inits = [threads.submit(self._init_of, instance, known.get(key)) for key, instance in wanted.items()]
+            for number, (key, instance) in enumerate(wanted.items()):
+                try:
+                    translated = translate.mirrored(instance, self._server, inits[number].result())
+                except RefusedError as error:
+                    self._try_again(key, again.get(key, 0), error)
+                    continue
+                if key not in known or not mirroring.is_same(known[key], translated):
+                    self._write(translated)
+                    self._tell(f"compares everything: {number + 1} of {len(wanted)} instances")
         # Last: one that has another name by now was found again above.
         for key in known.keys() - wanted.keys():
             self._forget(*key)
@@ -180,7 +182,7 @@ class Mirror:
         if not _has_started(instance, known):
             # One that is alive is the one that it has, whatever the daemon is about to do with it.
             return known.init if known is not None and _is_alive(known) else None
-        state = instance.state or self._daemon.state(*_key(instance))
+        state = self._daemon.state(*_key(instance))
         if state.pid <= 0:
             return None
         try:
