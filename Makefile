@@ -22,8 +22,8 @@ TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps python3-requests python3-yaml pytho
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
 
-# Most tests wait for other processes, so two run at a time; tests/conftest.py says which never do. Without, one does.
-TWO_AT_ONCE ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Tests mostly wait for other processes, so two modules of them run at a time; 'make test AT_ONCE=' runs one.
+AT_ONCE ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test lint format install uninstall clean
 
@@ -41,7 +41,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
-	$(VENV)/bin/pytest $(TWO_AT_ONCE)
+	$(VENV)/bin/pytest $(AT_ONCE)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
