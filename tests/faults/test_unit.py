@@ -14,7 +14,7 @@ from tests.harness.containers import Container
 from tests.harness.machine import Installed
 from tests.server.test_worker import until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(200), pytest.mark.xdist_group("machines")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
 #: A hook with which a worker takes more memory than there is, after it has answered a certain request.
 GREEDY = """

@@ -108,9 +108,7 @@ class Host:
             self.daemon.client("--project", project, "delete", "--force", name, check=False)
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("incus", "lxd")]
-)
+@pytest.fixture(scope="module", params=["incus", "lxd"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """One of each kind for all tests."""
     kind = request.param

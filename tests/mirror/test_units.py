@@ -13,7 +13,7 @@ from guestapi.dialects import DIALECTS
 from tests.harness.daemon_units import CLIENTS, install_daemon
 from tests.harness.machine import Installed
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300), pytest.mark.xdist_group("machines")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 #: Seconds until what must happen is given up.
 PATIENCE = 30.0
