@@ -6,6 +6,8 @@ PYTHON ?= /usr/bin/python3
 VENV ?= .venv
 PREFIX ?= /opt/guestapi
 DESTDIR ?=
+# How long 'make fuzz' takes.
+SECONDS ?= 600
 
 SYSTEMD_DIR = $(DESTDIR)/etc/systemd/system
 CONF_DIR = $(DESTDIR)/etc/guestapi
@@ -24,15 +26,19 @@ BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
 DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
 # Its load generator is C.
 BENCH_PACKAGES = $(DEMO_PACKAGES) libc6-dev
-TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps python3-requests python3-yaml python3-configobj python3-jinja2 \
+TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps strace python3-requests python3-yaml python3-configobj python3-jinja2 \
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
 
-.PHONY: help bench demo test lint format install uninstall clean
+# Most tests wait for other processes, so two run at a time; tests/conftest.py says which never do. Without, one does.
+TWO_AT_ONCE ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: help bench demo test fuzz lint format install uninstall clean
 
 help:
 	@echo 'make demo        see it work: service, container, every endpoint'
 	@echo 'make test        the whole test suite (as root)'
+	@echo 'make fuzz        coverage-guided fuzzing for SECONDS (600) in all'
 	@echo 'make bench       measure it beside what it can be compared with (as root, about six minutes)'
 	@echo 'make lint        ruff and mypy --strict'
 	@echo 'make install     put it into $(PREFIX), with units, conf, user and state directory (DESTDIR respected)'
@@ -45,7 +51,15 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
-	$(VENV)/bin/pytest
+	@for kind in incus lxd; do \
+		[ -d $(VENV)/$$kind ] || tests/harness/unpack-daemon.sh $$kind $(abspath $(VENV))/$$kind || \
+			echo "$$kind cannot be had here; its tests will say so" >&2; \
+	done
+	$(VENV)/bin/pytest $(TWO_AT_ONCE)
+
+fuzz: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test,fuzz]'
+	$(VENV)/bin/python -m tests.fuzz $(SECONDS)
 
 bench: $(VENV)/ready
 	@$(call need,$(BENCH_PACKAGES))

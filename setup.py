@@ -32,7 +32,15 @@ setup(
         "websockets>=14",
     ],
     extras_require={
-        "test": ["h11>=0.14", "hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8"],
+        "test": [
+            "h11>=0.14",
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.8",
+            "websocket-client>=1.8",
+        ],
+        "fuzz": ["atheris>=3.0"],
         "lint": ["mypy>=1.10", "ruff>=0.6", "types-gevent"],
     },
     entry_points={"console_scripts": ["guestapi = guestapi.cli.main:main"]},

@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 
 import systemd.journal
+
+#: Seconds until the same error is told again, and of how many different ones that is remembered.
+_REPEAT_SECONDS, _REMEMBERED = 10.0, 100
 
 
 def to_journal() -> bool:
@@ -35,6 +39,31 @@ class JournalHandler(logging.Handler):
             self.handleError(record)
 
 
+class Repeats(logging.Filter):
+    """Lets an error pass that was not told in the last seconds: a guest may bring about as many as it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[str, float] = {}
+        self._left_out: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """As logging.Filter."""
+        if record.levelno < logging.ERROR or record.exc_info:
+            return True
+        message, now = record.getMessage(), time.monotonic()
+        if now < self._told.get(message, -_REPEAT_SECONDS) + _REPEAT_SECONDS:
+            self._left_out[message] = self._left_out.get(message, 0) + 1
+            return False
+        if len(self._told) >= _REMEMBERED:
+            self._told.clear()
+            self._left_out.clear()
+        self._told[message] = now
+        if times := self._left_out.pop(message, 0):
+            record.msg, record.args = "%s (%d more times before)", (message, times)
+        return True
+
+
 def set_up(level: str) -> None:
     """Send this package's log lines, and gunicorn's, to where they belong. May be called again with another level."""
     handler: logging.Handler
@@ -43,6 +72,7 @@ def set_up(level: str) -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s [%(process)d] %(levelname)s %(message)s"))
+    handler.addFilter(Repeats())
     for name in ("guestapi", "gunicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

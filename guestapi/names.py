@@ -92,6 +92,15 @@ def is_fingerprint(text: str) -> bool:
     return _FINGERPRINT.fullmatch(text) is not None
 
 
+def is_text(text: str) -> bool:
+    """Whether `text` can be a name at all: what was no UTF-8 has lone surrogates in it (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_uuid(text: str) -> str:
     """Return the UUID in its canonical form (RFC 9562)."""
     try:

@@ -167,8 +167,11 @@ def load(file: Path | None) -> Settings:
         document = tomllib.loads(file.read_bytes().decode())
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; give a readable file with --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        # Besides what tomllib itself finds: no UTF-8, or a number of more digits than Python takes.
         raise SettingsError(f"{file}: not TOML: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{file}: not TOML: nested too deeply") from None
     _refuse_unknown(document, Settings, file, "")
     try:
         settings = msgspec.convert(document, Settings)

@@ -1,4 +1,8 @@
-"""Fixtures, and who may skip: without root some tests cannot run, and say so; in CI that is a failure."""
+"""Fixtures; who may skip: without root some tests cannot run, and say so; in CI that is a failure; and who runs alone.
+
+Two tests may run at a time, each in a process that has a service of its own (pytest-xdist). Those of one module never
+do, nor those of modules with the same `xdist_group`: what they share on the host is theirs alone then.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,13 @@ from tests.harness.service import Service
 CI = os.environ.get("CI") == "true"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root where there is none, except in CI."""
+    """Keep modules together, groups of them first, for these take longest; skip what needs root where there is none."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     if os.geteuid() == 0 or CI:
         return
     for item in items:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ import click
 
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
-from guestapi.cli.common import EXPECTED, Operator, has_format, print_json
-from guestapi.cli.mirror import OURS
+from guestapi.cli.common import EXPECTED, Operator, has_format, print_json, printable
+from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Instance, Mirror
 from guestapi.server import gunicorn_conf
@@ -24,6 +23,10 @@ from guestapi.settings import Listener
 from guestapi.store import images
 from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
+
+#: Bytes that a change may need on the disk: a value of 2 MiB and what is told of it, in the write-ahead log and then in
+#: the database; and some more.
+_ROOM = 16 << 20
 
 #: Seconds to wait for an answer of the service.
 _PATIENCE = 5.0
@@ -53,7 +56,7 @@ def check(ctx: click.Context, as_json: bool, settings_only: bool) -> None:
     else:
         for one in findings:
             mark = click.style("ok  ", fg="green") if one.ok else click.style("FAIL", fg="red")
-            click.echo(f"{mark} {one.check}: {one.text}")
+            click.echo(f"{mark} {one.check}: {printable(one.text)}")
     if not all(one.ok for one in findings):
         ctx.exit(1)
 
@@ -113,14 +116,22 @@ def _place(operator: Operator) -> tuple[object, str]:
 def _store(operator: Operator) -> tuple[object, str]:
     file = database_file(operator.settings.store.url)
     writer = Writer(operator.settings)
-    with writer.change():
-        pass
+    with writer.change() as change:
+        fault = change.fault()
+    if fault is not None:
+        raise StoreError(f"{file}: {fault}; put a copy of it back")
     status, parent = file.stat(), file.parent.stat()
-    shared = status.st_gid == parent.st_gid and stat.S_IMODE(status.st_mode) & 0o060 == 0o060
+    shared = status.st_gid == parent.st_gid and status.st_mode & 0o060 == 0o060
     if status.st_uid != parent.st_uid and not shared:
         raise StoreError(
             f"{file}: belongs to user {status.st_uid}, its directory to {parent.st_uid}; chown --reference it"
         )
+    if status.st_mode & 0o600 != 0o600:
+        raise StoreError(f"{file}: mode {status.st_mode & 0o777:04o}, its owner needs 0600; chmod u+rw it")
+    place = os.statvfs(file)
+    free = place.f_bavail * place.f_frsize
+    if free < _ROOM:
+        raise StoreError(f"{file}: only {free >> 20} MiB are free on its disk")
     return writer, str(file)
 
 

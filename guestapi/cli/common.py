@@ -13,9 +13,6 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from guestapi import settings as settings_module
 from guestapi.callers.namespaces import NotAnInitError, is_alive
@@ -28,7 +25,8 @@ from guestapi.store.writing import Writer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_LATE_CONTROL = re.compile("[\x7f-\x9f]")
+#: Control characters that JSON leaves as they are, and halves of surrogate pairs, which no terminal can be sent.
+_UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 #: What an operator may cause; the text of each is one sentence.
 EXPECTED = (InvalidNameError, NotAnInitError, SettingsError, StoreError)
@@ -157,12 +155,16 @@ def described(instance: Instance) -> dict[str, Any]:
 def print_json(document: object) -> None:
     """Print `document`, readable by humans too."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    # JSON escapes control characters, but not those from 0x7f on, which drive a terminal too.
-    click.echo(_LATE_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    click.echo(_UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Print a table; nothing in it is taken for markup, and control characters cannot reach the terminal."""
+    # Loaded for tables alone: hooks print none, and are in a hurry.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*columns)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import click
 from click.shell_completion import get_completion_class
 
 import guestapi
-from guestapi.cli.check import check
 from guestapi.cli.common import OneSentence, Operator
-from guestapi.cli.config import config
-from guestapi.cli.device import device
-from guestapi.cli.events import events
-from guestapi.cli.hook import hook
-from guestapi.cli.image import image
-from guestapi.cli.instance import instance
-from guestapi.cli.mirror import mirror, takeover
 from guestapi.dialects import DIALECTS
 from guestapi.settings import Listener
 
+#: Each is in the module of its name. Loaded when it is called: a container waits for its hook, and for what that loads.
+_MODULES = frozenset({"check", "config", "device", "events", "hook", "image", "instance", "mirror", "takeover"})
 
-@click.group(cls=OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(OneSentence):
+    """The commands of this module, and those in the modules beside it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As click.Group."""
+        return sorted([*super().list_commands(ctx), *_MODULES])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """As click.Group."""
+        if cmd_name not in _MODULES:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(import_module(f"guestapi.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", metavar="FILE", help="Default: $GUESTAPI_CONFIG, else /etc/guestapi/guestapi.toml.")
 @click.version_option(guestapi.__version__, prog_name="guestapi")
 @click.pass_context
@@ -36,7 +48,7 @@ def main(ctx: click.Context, config: str | None) -> None:
 @click.pass_obj
 def serve(operator: Operator, sockets: tuple[str, ...], workers: int | None) -> None:
     """Run the service in the foreground. Sockets handed over by systemd win over --socket and configuration."""
-    # gunicorn and gevent are loaded for this command alone: the others are called by hooks, in a hurry.
+    # gunicorn and gevent are loaded for this command alone.
     from guestapi.server.master import serve as run
 
     run(operator.file, tuple(map(_listener, sockets)), workers)
@@ -58,7 +70,3 @@ def _listener(word: str) -> Listener:
     if dialect not in DIALECTS:
         raise click.UsageError(f"--socket {word}: {dialect!r} is none of {', '.join(DIALECTS)}")
     return Listener(path=str(Path(path).absolute()), dialect=dialect)
-
-
-for command in (instance, config, device, image, events, check, hook, mirror, takeover):
-    main.add_command(command)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from guestapi import journal
 from guestapi.cli.common import Operator
-from guestapi.dialects import DIALECTS
 from guestapi.server.systemd import notify
 from guestapi.store import mirroring
 
 #: Where the REST API of each daemon listens.
 SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.socket"}
-
-
-#: What our socket is called beside the daemon's own, which is called ``sock``.
-OURS = "guestapi.sock"
 
 
 @click.command()
@@ -41,16 +34,3 @@ def mirror(operator: Operator, daemon: str, socket: str | None, forget: bool) ->
 
 def _say(status: str) -> None:
     notify("READY=1", "WATCHDOG=1", f"STATUS={status}")
-
-
-@click.command()
-@click.argument("daemon", type=click.Choice(sorted(SOCKETS)))
-@click.pass_obj
-def takeover(operator: Operator, daemon: str) -> None:
-    """Keep our socket in the place of the daemon's own. Stays in the foreground; docs/incus.md says what it needs."""
-    from guestapi.mirror.takeover import Takeover
-
-    journal.set_up(operator.settings.log.level)
-    path = Path(DIALECTS[daemon].socket)
-    notify("READY=1")
-    Takeover(path.with_name(OURS), path).run()

@@ -32,11 +32,15 @@ class DaemonError(Exception):
     """The daemon cannot be asked; the text is one sentence for the operator."""
 
 
-class GoneError(DaemonError):
+class RefusedError(DaemonError):
+    """The daemon is there, but does not do this, or not now."""
+
+
+class GoneError(RefusedError):
     """The daemon knows no such thing (any more)."""
 
 
-class _ChangedError(DaemonError):
+class _ChangedError(RefusedError):
     """It is not any more as it was when it was looked at."""
 
 
@@ -177,6 +181,7 @@ class Daemon:
 
         Raises:
             GoneError: there is none.
+            RefusedError: it cannot be told now: it is about to start, or to end.
             DaemonError: it does not answer.
         """
         return self._get(_url(project, name, "/state"), State)
@@ -299,7 +304,7 @@ class Daemon:
             httpx.codes.NOT_FOUND: GoneError,
             httpx.codes.PRECONDITION_FAILED: _ChangedError,
         }
-        raise kinds.get(response.status_code, DaemonError)(
+        raise kinds.get(response.status_code, RefusedError)(
             f"{self.socket}: {method} {path}: {response.status_code} {said}".rstrip()
         )
 

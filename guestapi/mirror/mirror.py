@@ -16,7 +16,7 @@ from threading import Thread
 from guestapi import model
 from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
 from guestapi.mirror import translate
-from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Instance, Server
+from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Instance, RefusedError, Server
 from guestapi.mirror.images import ImageMirror
 from guestapi.mirror.news import News, Work
 from guestapi.model import Init
@@ -37,6 +37,8 @@ CONTACT_SECONDS = 10.0
 _COMPARE_SECONDS = 600.0
 #: Seconds until the first new try after the daemon was lost, and at the most; they double in between.
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+#: Seconds until an instance is looked at again of which the daemon could not tell how it is, and how often.
+_AGAIN_SECONDS, _AGAIN_TIMES = 0.1, 50
 #: Above so many instances to look at, one question for all is less work for the daemon than one for each.
 _SINGLE_LOOKS = 16
 
@@ -66,13 +68,13 @@ class Mirror:
         self._server = Server()
         self._compared = -_COMPARE_SECONDS
         self._faults: dict[Key, str] = {}
+        self._again: dict[Key, int] = {}
         with view(self._url) as store:
             # What an earlier run has learned is as old as it is.
             known = [one for one in store.mirrors() if one.name == name]
         self._contact = known[0].contact if known else 0.0
         self._lag = 0.0
         self._noted: model.Mirror | None = None
-        self._status = ""
 
     def run(self) -> None:
         """Mirror until the process ends; a daemon that is not there is waited for."""
@@ -98,16 +100,13 @@ class Mirror:
             self._news = news = News()
             Thread(target=news.read, args=(events,), daemon=True).start()
             while True:
-                work = news.take(CONTACT_SECONDS)
-                self._server = self._daemon.server()
-                self._contact = time.time()
-                self._do(work)
+                work = news.take(_AGAIN_SECONDS if self._again else CONTACT_SECONDS)
+                work.instances |= self._again.keys()
+                if work.anything or time.time() > self._contact + CONTACT_SECONDS / 2:
+                    self._server = self._daemon.server()
+                    self._contact = time.time()
+                    self._do(work)
                 self._pass_on()
-                if work.images or work.everything or work.instances:
-                    # Images, or whether there is anybody who may have them.
-                    self._images.look()
-                if work.since:
-                    self._lag = max(0.0, time.time() - work.since)
                 self._note("")
 
     def _do(self, work: Work) -> None:
@@ -118,6 +117,11 @@ class Mirror:
         else:
             for key in sorted(work.instances):
                 self._look(*key)
+        if work.anything:
+            # Images, or whether there is anybody who may have them.
+            self._images.look()
+        if work.since:
+            self._lag = max(0.0, time.time() - work.since)
 
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
@@ -129,11 +133,13 @@ class Mirror:
                 _key(one): one for one in self._daemon.instances(state=True) if translate.is_here(one, self._server)
             }
         self._faults.clear()
+        again, self._again = self._again, {}
         for key, instance in wanted.items():
             try:
                 translated = translate.mirrored(instance, self._server, self._init_of(instance, known.get(key)))
-            except GoneError:
-                continue  # Its end is among the news by now.
+            except RefusedError as error:
+                self._try_again(key, again.get(key, 0), error)
+                continue
             if key not in known or not mirroring.is_same(known[key], translated):
                 self._write(translated)
         # Last: one that has another name by now was found again above.
@@ -143,6 +149,7 @@ class Mirror:
     def _look(self, project: str, name: str) -> None:
         """Make one instance in the store as the daemon has it."""
         self._faults.pop((project, name), None)
+        tries = self._again.pop((project, name), 0)
         with view(self._url) as store:
             known = store.find(project, name)
         try:
@@ -153,12 +160,22 @@ class Mirror:
                 self._forget(project, name)
         except GoneError:
             self._forget(project, name)
+        except RefusedError as error:
+            self._try_again((project, name), tries, error)
+
+    def _try_again(self, key: Key, tries: int, error: RefusedError) -> None:
+        """Look again in a moment; an instance that is about to start or to end has no state at times."""
+        if tries < _AGAIN_TIMES:
+            self._again[key] = tries + 1
+        else:
+            self._faults[key] = str(error)
+            log.error("%s", error)
 
     def _init_of(self, instance: Instance, known: model.Instance | None) -> Init | None:
         """The init of an instance as it is now.
 
         Raises:
-            GoneError: the instance is gone by now.
+            RefusedError: the daemon cannot tell now.
         """
         if not _has_started(instance, known):
             # One that is alive is the one that it has, whatever the daemon is about to do with it.
@@ -201,7 +218,9 @@ class Mirror:
                     # The daemon would take it for a stopped instance too, and keep it for the next run.
                     while_=partial(_is_alive, instance),
                 )
-            except GoneError:
+            except RefusedError as error:
+                # It may be about to end; what it has said ends with it, or is tried again with the next news.
+                log.info("%s", error)
                 continue
             if done:
                 with self._writer.change() as change:
@@ -210,8 +229,8 @@ class Mirror:
     def _listen(self, doorbell: Doorbell) -> None:
         """Hear when somebody has written to the store: an instance may have said that it is ready."""
         while True:
-            doorbell.wait(_COMPARE_SECONDS)
-            self._news.ring()
+            if doorbell.wait(_COMPARE_SECONDS):
+                self._news.ring()
 
     def _lost(self, why: str) -> None:
         if self._noted is None or self._noted.connected:
@@ -222,7 +241,7 @@ class Mirror:
             log.error("%s", error)
 
     def _note(self, lost: str) -> None:
-        """Write down how things are, if that has changed or was long ago; `lost`: why the daemon is not there."""
+        """Tell how things are, and write it down if it has changed or was long ago; `lost`: why the daemon is away."""
         faults = [lost] if lost else [*self._faults.values(), *self._images.faults]
         fault = faults[0] if faults else ""
         if len(faults) > 1:
@@ -230,20 +249,18 @@ class Mirror:
         now = model.Mirror(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
         last = self._noted
         same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)
-        if last is not None and same and now.contact < last.contact + CONTACT_SECONDS / 2:
-            self._tell(self._status)
-            return
-        with self._writer.change() as change:
-            mirroring.note_mirror(change, now)
-            running = [one.init is not None for one in change.instances() if one.source == self._name]
-        self._noted = now
-        counts = f"{len(running)} instances, {sum(running)} running"
+        if last is None or not same or now.contact > last.contact + CONTACT_SECONDS / 2:
+            with self._writer.change() as change:
+                mirroring.note_mirror(change, now)
+            self._noted = now
+        with view(self._url) as store:
+            total, running = mirroring.count(store, self._name)
+        counts = f"{total} instances, {running} running"
         if lost:
-            self._status = f"{self._name} is lost, {counts} as last known: {lost}"
+            self._tell(f"{self._name} is lost, {counts} as last known: {lost}")
         else:
             version = f"{self._server.environment.server} {self._server.environment.server_version}".strip()
-            self._status = f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}"
-        self._tell(self._status)
+            self._tell(f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}")
 
 
 def _key(instance: Instance | model.Instance) -> Key:

@@ -35,6 +35,11 @@ class Work:
     images: bool = False
     since: float = 0.0
 
+    @property
+    def anything(self) -> bool:
+        """Whether there is something to look at."""
+        return self.everything or self.images or bool(self.instances)
+
     def add(self, event: Event) -> bool:
         """Take in one event; whether there is something to look at."""
         what = happened(event)

@@ -219,8 +219,8 @@ class Broker:
         if not self._listeners:
             return False
         entries = self.log.entries(self._position, BATCH)
-        if self.log.replaced != self._replaced:
-            # Another store lies there: its ids mean nothing to anybody who listens.
+        if self.log.replaced != self._replaced or (not entries.found and self.log.latest() < self._position):
+            # Another store lies there, or this one begins anew: its ids mean nothing to anybody who listens.
             self._replaced = self.log.replaced
             self._position = self.log.latest()
             self._events.clear()

@@ -136,7 +136,8 @@ def _set_path(environ: Environ) -> None:
     path: str = environ["PATH_INFO"]
     query: str = environ["QUERY_STRING"]
     target = f"{path}?{query}" if query else path
-    if path[0] != "/" or "%" in path:
+    # It is empty where the target is a query alone.
+    if path[:1] != "/" or "%" in path:
         if target == "*":
             environ["RAW_PATH"] = environ["RAW_URI"] = "*"
             return

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 from gevent.hub import get_hub
 
 from guestapi.model import Image, Init
@@ -10,8 +14,13 @@ from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.reading import Reader
-from guestapi.store.schema import database_file
+from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class OffloadedStore:
@@ -23,19 +32,26 @@ class OffloadedStore:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Open the store.
+        """The store, opened now if it can be; if not, whoever needs it tries again.
 
         Raises:
-            StoreError: it cannot be used.
+            StoreError: ``store.url`` is none of a store.
         """
+        self._settings = settings
         self._reader = Reader(settings.store.url)
+        try:
+            # Before anybody waits for it.
+            self._reader.latest()
+        except StoreError as error:
+            # The other workers may know enough to go on, and one that does not start would stop them all.
+            log.error("%s", error)
         self.broker = Broker(
             self._reader,
             queue_limit=settings.limits.stream_queue,
             listeners_per_instance=settings.limits.streams_per_instance,
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
-        self._writer = Writer(settings)
+        self._writer: Writer | None = None
         #: As `Reader.instance`; asked several times at each request.
         self.instance = self._reader.instance
         self._images = images.directory(settings)
@@ -50,8 +66,12 @@ class OffloadedStore:
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`, in a thread of gevent's pool; only the calling greenlet waits for it."""
-        noted: bool = get_hub().threadpool.apply(self._writer.set_ready, (instance_id, run, ready, init))
-        return noted
+        return _in_thread(self._set_ready, instance_id, run, ready, init)
+
+    def _set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None) -> bool:
+        if self._writer is None:
+            self._writer = Writer(self._settings)
+        return self._writer.set_ready(instance_id, run, ready, init)
 
     def image(self, fingerprint: str) -> Image | None:
         """As `Reader.image`."""
@@ -59,5 +79,21 @@ class OffloadedStore:
 
     def open_image(self, image: Image) -> list[int]:
         """As `store.images.open_files`, in a thread of gevent's pool: a disk that sleeps holds up this caller alone."""
-        opened: list[int] = get_hub().threadpool.apply(images.open_files, (self._images, image))
-        return opened
+        return _in_thread(images.open_files, self._images, image)
+
+
+def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call it in a thread of gevent's pool; what it raises is raised here, and not printed by gevent besides."""
+    result: list[T] = []
+
+    def call() -> Exception | None:
+        try:
+            result.append(function(*args, **kwargs))
+        except Exception as error:
+            return error
+        return None
+
+    error: Exception | None = get_hub().threadpool.apply(call)
+    if error is not None:
+        raise error
+    return result[0]

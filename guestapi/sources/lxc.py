@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from guestapi.model import Device
-from guestapi.sources.register import Report, ReportError
+from guestapi.sources.register import Report, ReportError, pid_of
 
 #: How deep ``lxc.include`` is followed, and how many lines are read in all: a configuration may include itself.
 _DEPTH, _LINES = 8, 10_000
@@ -35,11 +35,11 @@ def report(environ: Mapping[str, str], arguments: Sequence[str]) -> Report:
         return Report(name, None)
     if kind != "start-host":
         raise ReportError(f"LXC hook {kind!r} is none of start-host, stop and post-stop")
-    pid = environ.get("LXC_PID", "")
-    if not pid.isdigit():
-        raise ReportError("LXC_PID is not set; LXC sets it for lxc.hook.start-host")
+    pid = pid_of(environ.get("LXC_PID", ""))
+    if pid is None:
+        raise ReportError("LXC_PID is not a PID; LXC sets it for lxc.hook.start-host")
     file = environ.get("LXC_CONFIG_FILE")
-    return Report(name, int(pid), devices=devices(Path(file)) if file else {})
+    return Report(name, pid, devices=devices(Path(file)) if file else {})
 
 
 def devices(file: Path) -> dict[str, Device]:
@@ -81,7 +81,8 @@ def _settings(file: Path, depth: int) -> Iterator[tuple[str, str]]:
     """Keys and values in order, included files in their place; what cannot be read is left out."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[:_LINES]
-    except OSError:
+    except (OSError, ValueError):
+        # ValueError: an included name has a NUL in it.
         return
     for line in lines:
         key, equals, value = (part.strip() for part in line.partition("="))
@@ -90,6 +91,13 @@ def _settings(file: Path, depth: int) -> Iterator[tuple[str, str]]:
         if key != "lxc.include":
             yield key, value
         elif depth:
-            included = Path(value)
-            for one in sorted(included.glob("*.conf")) if included.is_dir() else [included]:
+            for one in _included(Path(value)):
                 yield from _settings(one, depth - 1)
+
+
+def _included(path: Path) -> list[Path]:
+    """The file, or the files that a directory has for this (lxc.container.conf(5), ``lxc.include``)."""
+    try:
+        return sorted(path.glob("*.conf")) if path.is_dir() else [path]
+    except OSError:
+        return []

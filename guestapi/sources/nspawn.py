@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from guestapi.callers.namespaces import NotAnInitError, examine
-from guestapi.sources.register import Report, ReportError
+from guestapi.sources.register import Report, ReportError, pid_of
 
 #: Seconds to wait for the init to be there: the unit is "started" when nspawn says so, which is after it is.
 _PATIENCE = 1.0
@@ -26,12 +26,14 @@ def report(action: str, name: str, environ: Mapping[str, str]) -> Report:
     """
     if action == "stop":
         return Report(name, None)
-    main = environ.get("MAINPID", "")
-    if not main.isdigit():
-        raise ReportError("MAINPID is not set; 'guestapi hook nspawn' is for ExecStartPost= of systemd-nspawn@.service")
+    main = pid_of(environ.get("MAINPID", ""))
+    if main is None:
+        raise ReportError(
+            "MAINPID is not a PID; 'guestapi hook nspawn' is for ExecStartPost= of systemd-nspawn@.service"
+        )
     until = time.monotonic() + _PATIENCE
     while True:
-        for pid in _descendants(int(main)):
+        for pid in _descendants(main):
             try:
                 examine(pid)
             except NotAnInitError:

@@ -17,6 +17,10 @@ from guestapi.store.writing import Writer
 _LOCK_SECONDS = 0.7
 
 
+#: Digits of the highest possible PID, 2²² (include/linux/threads.h, PID_MAX_LIMIT).
+_PID_DIGITS = 7
+
+
 class ReportError(Exception):
     """What the runtime says cannot be understood; the text is one sentence for the operator."""
 
@@ -38,6 +42,11 @@ class Report:
     config: Mapping[str, str] = field(default_factory=dict)
     devices: Mapping[str, Device] = field(default_factory=dict)
     passing: bool = False
+
+
+def pid_of(text: str) -> int | None:
+    """The PID that a runtime gives as `text`; None if that is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _PID_DIGITS else None
 
 
 def register(settings: Settings, report: Report) -> None:

@@ -23,7 +23,7 @@ _CLOUD_INIT_KEYS = frozenset(
 )
 
 
-#: Options that Incus and LXD change on a running device, by its type; names or beginnings of names. A change of any other
+#: Options that Incus and LXD change on a running device, by its type, or what they begin with. A change of any other
 #: takes the device away and adds it anew (measured with Incus 6.0.4 and LXD 5.0.2, recorded with Incus 7.0.2).
 LIVE_OPTIONS = {
     "disk": ("limits.", "size"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 
 from inotify_simple import INotify, flags
@@ -61,11 +62,18 @@ class Doorbell:
 
     def heard(self) -> bool:
         """Whether it has rung since the last call; does not wait."""
-        return any(event.name == self._name for event in self._inotify.read(timeout=0))
+        return self._read(0)
 
-    def wait(self, seconds: float) -> None:
-        """Wait for a ring, at most so long."""
-        self._inotify.read(timeout=int(seconds * 1000))
+    def wait(self, seconds: float) -> bool:
+        """Wait for a ring, at most so long; whether there was one."""
+        until = time.monotonic() + seconds
+        # SQLite makes files in the same directory.
+        while not (rung := self._read(max(0.0, until - time.monotonic()))) and time.monotonic() < until:
+            pass
+        return rung
+
+    def _read(self, seconds: float) -> bool:
+        return any(event.name == self._name for event in self._inotify.read(timeout=int(seconds * 1000)))
 
     def close(self) -> None:
         """Hear no more."""

@@ -37,3 +37,36 @@ def give(descriptor: int, owner: os.stat_result, mode: int) -> None:
     if os.geteuid() == 0:
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
     os.fchmod(descriptor, mode)
+
+
+#: Device and inode: no two files have the same at the same time.
+Identity = tuple[int, int]
+
+
+def identity(file: Path) -> tuple[Identity | None, int]:
+    """Which file lies there, and its size; None and 0 if none does."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None, 0
+    return (status.st_dev, status.st_ino), status.st_size
+
+
+class Held:
+    """Holds a file without having it open: as long as this exists, no other gets its identity.
+
+    A descriptor that can read would do harm: closing any of a file's ends all locks that SQLite has on it in this
+    process (sqlite.org/howtocorrupt.html, section 2.2).
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Hold `file`, if that can be."""
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = os.open(file, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            pass  # Gone by now, or no descriptor is left: its number may change hands, which hardly ever matters.
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, RowMapping, bindparam, func, select
+from sqlalchemy import Connection, RowMapping, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
 from guestapi.model import Image, ImageFile, Init, Instance, Mirror, Notification
+from guestapi.names import is_text
+from guestapi.store.files import Held, Identity, identity
 from guestapi.store.schema import (
     StoreError,
     UnknownImageError,
@@ -35,6 +37,7 @@ from guestapi.store.schema import (
     images,
     instances,
     mirrors,
+    missing,
     notifications,
     open_reader,
 )
@@ -96,19 +99,23 @@ class Reader:
     """One worker's view of the store. Not for use by two threads at once."""
 
     def __init__(self, url: str) -> None:
-        """Open the store at the SQLAlchemy URL `url`.
+        """A view of the store at the SQLAlchemy URL `url`; it is opened at the first look, whenever it can be.
 
         Raises:
-            StoreError: it is missing or cannot be used.
+            StoreError: the URL is none of a store.
         """
+        self._url = url
         self._file = database_file(url)
         # PERF: os.stat of a Path takes three times as long, and it is asked at every request.
         self._path = str(self._file)
-        self._engine: Engine = open_reader(url)
+        self._log_file = self._file.with_name(self._file.name + "-wal")
         self._connection: Connection | None = None
         self._driver: Any = None
         self._index: mmap | None = None
-        self._inode: tuple[int, int] | None = None
+        self._inode: Identity | None = None
+        self._held: Held | None = None
+        #: The write-ahead log's, of the open connection.
+        self._log_inode: Identity | None = None
         #: Grows whenever another database is found in the place of the one that was open.
         self.replaced = 0
         self._kept: OrderedDict[int, tuple[Version, Instance, int]] = OrderedDict()
@@ -210,6 +217,7 @@ class Reader:
             self._connection.close()
         self._connection = None
         self._index = None
+        self._log_inode = None
         self._kept.clear()
         self._kept_bytes = 0
         self._namespaces_version = -1
@@ -218,13 +226,18 @@ class Reader:
         """The connection, and what is different when anybody else has committed."""
         try:
             status = os.stat(self._path)
+        except FileNotFoundError:
+            self.close()
+            raise missing(self._file) from None
         except OSError as error:
             self.close()
             raise StoreError(f"{self._file}: {error.strerror}") from None
         inode = (status.st_dev, status.st_ino)
         if inode != self._inode:
             # Another database lies there now, put back from a copy perhaps: nothing that was read is of it.
+            self._refuse_old_log()
             self.close()
+            self._held = Held(self._file)
             self._inode = inode
             self.replaced += 1
         connection = self._connection or self._open()
@@ -234,12 +247,22 @@ class Reader:
         return connection, self._driver.execute("PRAGMA data_version").fetchone()[0]
 
     def _open(self) -> Connection:
-        self._connection = connection = self._engine.connect()
+        self._connection = connection = open_reader(self._url).connect()
         self._driver = connection.connection.driver_connection
-        # From the first look at its content on, SQLite has the index open, and shares the lock that keeps it.
+        # From the first look at its content on, SQLite has log and index open, and shares the lock that keeps them.
         self._driver.execute("SELECT count(*) FROM sqlite_master").fetchone()
         self._index = map_index(self._file)
+        self._log_inode, _size = identity(self._log_file)
         return connection
+
+    def _refuse_old_log(self) -> None:
+        """Raise if the write-ahead log of the database that was open lies beside the other one now.
+
+        SQLite would take it for the log of that one, and what it shows be a mixture of both.
+        """
+        inode, size = identity(self._log_file)
+        if inode is not None and inode == self._log_inode and size:
+            raise StoreError(f"{self._file}: another database was put here, but its -wal file is the old one's")
 
     def _load(self, connection: Connection, instance_id: int, version: Version) -> Instance | None:
         instance = load(connection, instance_id)
@@ -322,6 +345,11 @@ class View:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
+    def fault(self) -> str | None:
+        """What is wrong with the database's pages, if anything is; all of them are read."""
+        found = str(self.connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+        return None if found == "ok" else " ".join(found.split())
+
     def latest(self) -> int:
         """As the function `latest`."""
         return latest(self.connection)
@@ -332,6 +360,8 @@ class View:
 
     def instances(self, project: str | None = None) -> list[Instance]:
         """All instances, of one project or of all, by project and name."""
+        if project is not None and not is_text(project):
+            return []
         query = select(instances.c.id).order_by(instances.c.project, instances.c.name)
         if project is not None:
             query = query.where(instances.c.project == project)
@@ -340,6 +370,8 @@ class View:
 
     def find(self, project: str, name: str) -> Instance | None:
         """The instance of that name, or None."""
+        if not (is_text(project) and is_text(name)):
+            return None
         query = select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
         number = self.connection.execute(query).scalar()
         return None if number is None else load(self.connection, number)
@@ -372,9 +404,10 @@ class View:
         Raises:
             UnknownImageError: there is none, or more than one.
         """
+        known = is_text(name)
         alias = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == name)
-        found = list(self.connection.execute(alias).scalars())
-        if not found and name:
+        found = list(self.connection.execute(alias).scalars()) if known else []
+        if not found and name and known:
             begins = func.substr(images.c.fingerprint, 1, len(name)) == name.lower()
             found = list(self.connection.execute(select(images.c.fingerprint).where(begins).limit(2)).scalars())
         if len(found) > 1:
@@ -460,4 +493,6 @@ def _snapshot(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        connection.exec_driver_sql("ROLLBACK")
+        # SQLite may have ended it by itself, after an error that matters more than this.
+        if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr] # as above
+            connection.exec_driver_sql("ROLLBACK")

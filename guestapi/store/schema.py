@@ -31,7 +31,7 @@ from sqlalchemy import (
     event,
 )
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -194,11 +194,12 @@ def database_file(url: str) -> Path:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
+        # ValueError: its port is no number.
         raise StoreError(f"store.url: {url!r} is no SQLAlchemy URL like sqlite:////var/lib/guestapi/store.db") from None
     if parsed.get_backend_name() != "sqlite":
         raise StoreError(f"store.url: only sqlite:// is supported, not {parsed.get_backend_name()}://")
-    if not parsed.database or not parsed.database.startswith("/"):
+    if not parsed.database or not parsed.database.startswith("/") or "\0" in parsed.database:
         raise StoreError("store.url: an absolute path is needed: sqlite:/// and then /var/lib/guestapi/store.db")
     return Path(parsed.database)
 
@@ -230,19 +231,24 @@ def open_reader(url: str) -> Engine:
         StoreError: as `open_writer` does.
     """
     file = database_file(url)
-    _check_tables(file, lock_seconds=1.0, create=False)
+    _check_tables(file, lock_seconds=_TIDYING_SECONDS, create=False)
     return _engine(file, _TIDYING_SECONDS)
 
 
 def _engine(file: Path, lock_seconds: float) -> Engine:
     engine = create_engine(
-        URL.create("sqlite", database=str(file)),
+        "sqlite://",
+        creator=lambda: _connect(file, lock_seconds),
         # A connection for each use: the worker keeps its one reader open itself, writers are rare and short.
         poolclass=NullPool,
-        connect_args={"timeout": lock_seconds, "check_same_thread": False},
     )
     event.listen(engine, "connect", _on_connect)
     return engine
+
+
+def _connect(file: Path, lock_seconds: float) -> sqlite3.Connection:
+    # mode=rw: SQLite would make an empty database where there is none.
+    return sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=lock_seconds, check_same_thread=False)
 
 
 def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
@@ -253,8 +259,13 @@ def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusyError(f"{file}: another writer holds the store; try again")
     if code == sqlite3.SQLITE_CANTOPEN:
-        return StoreError(f"{file}: missing or not readable; 'guestapi instance add' as root makes it")
+        return missing(file)
     return StoreError(f"{file}: {cause}")
+
+
+def missing(file: Path) -> StoreError:
+    """What to say of a database that is not there."""
+    return StoreError(f"{file}: missing or not readable; 'guestapi instance add' as root makes it")
 
 
 def _create_file(file: Path) -> None:
@@ -270,8 +281,7 @@ def _check_tables(file: Path, *, lock_seconds: float, create: bool) -> None:
     until = time.monotonic() + lock_seconds
     while True:
         try:
-            # mode=rw: SQLite would make an empty database where there is none.
-            with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=lock_seconds)) as connection:
+            with closing(_connect(file, lock_seconds)) as connection:
                 connection.isolation_level = None
                 _check_version(connection, file, create=create)
             return

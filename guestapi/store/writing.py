@@ -153,7 +153,7 @@ class Change(View):
         """
         instance = self.instance(project, name)
         if instance.source is not None:
-            raise ConflictError(f"instance {name!r} is mirrored: change it with the command {instance.source!r}")
+            raise ConflictError(f"instance {name!r} is mirrored from {instance.source}: change it there")
         return instance
 
     def remove(self, instance: Instance) -> None:
@@ -306,10 +306,15 @@ class Change(View):
 
     def trim(self, keep_entries: int, keep_seconds: int) -> None:
         """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`."""
-        log = notifications.c
+        log, now = notifications.c, time.time()
+        before = select(log.written).order_by(log.id.desc()).offset(self.told).limit(1)
+        if (self.connection.execute(before).scalar() or 0) > now:
+            # The clock was set back. Of what is dated later than now, nobody can say how old it is; without a date
+            # that comes to pass, an entry from a wrong year would keep all that are older.
+            self.connection.execute(update(notifications).where(log.written > now).values(written=now))
         latest = select(log.id).order_by(log.id.desc()).limit(1).scalar_subquery()
         # The log is in the order of time, so this scan ends at the first entry that is young enough.
-        young = select(log.id).where(log.written >= time.time() - keep_seconds).order_by(log.id).limit(1)
+        young = select(log.id).where(log.written >= now - keep_seconds).order_by(log.id).limit(1)
         self.connection.execute(
             delete(notifications).where((log.id <= latest - keep_entries) | (log.id < young.scalar_subquery()))
         )

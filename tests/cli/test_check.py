@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,29 @@ def test_nothing_there_yet(guestapi: Guestapi, tmp_path: Path) -> None:
     assert not found["socket incus"]["ok"]
     assert "systemctl start guestapi.socket" in found["socket incus"]["text"]
     assert not database(guestapi.settings).exists()
+
+
+def test_spoilt_store(c1: Guestapi) -> None:
+    """A store of which a page is spoilt is found though it opens, can be locked, and says nothing by itself."""
+    with closing(sqlite3.connect(database(c1.settings))) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'config'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    with database(c1.settings).open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(b"\xa5" * size)
+    found = findings(c1)
+    assert not found["store"]["ok"]
+    assert str(database(c1.settings)) in found["store"]["text"]
+
+
+def test_store_that_cannot_be_written(c1: Guestapi) -> None:
+    """A store that its owner may not write is found, by root too, who may."""
+    database(c1.settings).chmod(0o400)
+    found = findings(c1)
+    assert not found["store"]["ok"]
+    database(c1.settings).chmod(0o600)
+    assert findings(c1)["store"]["ok"]
 
 
 @pytest.mark.root

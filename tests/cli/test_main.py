@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_version_and_help(guestapi: Guestapi) -> None:
     for words in ([], ["instance"], ["instance", "add"], ["config", "set"], ["device", "add"], ["check"], ["serve"]):
         for flag in ("--help", "-h"):
             assert guestapi.good(*words, flag).startswith(" ".join(["Usage: guestapi", *words]))
+
+
+def test_hooks_load_what_they_need(guestapi: Guestapi) -> None:
+    """A container waits for its hook, so what other commands use alone is not even loaded for it."""
+    guestapi.good("instance", "add", "c1")
+    code = (
+        "import sys\nfrom guestapi.cli.main import main\n"
+        "main(['hook', 'nspawn', 'stop', 'c1'], standalone_mode=False)\nprint(*sys.modules)"
+    )
+    environment = {"GUESTAPI_CONFIG": str(guestapi.config)}
+    out = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert "guestapi.store.writing" in out.split()
+    assert {"falcon", "gevent", "gunicorn", "rich"} & set(out.split()) == set()
 
 
 @pytest.mark.parametrize("words", [["frobnicate"], ["--nothing"], ["instance", "frobnicate"], ["completion", "tcsh"]])

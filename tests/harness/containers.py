@@ -205,8 +205,17 @@ class Listening:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        if self._process.poll() is None:
+            # nsenter's child is what listens. Killed first, it is reaped by nsenter; as an orphan it would be left to
+            # the host's PID 1, and its container could not end before that has looked.
+            pid = self._process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for child in children or [str(pid)]:
+                try:
+                    os.kill(int(child), signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # It has just ended.
+            self._process.communicate()
 
     def say(self) -> Any:
         """The next document that it prints."""

@@ -62,7 +62,8 @@ def raw(wanted: list[list[str]]) -> None:
 
 
 def opened(since: str) -> Any:
-    client: Any = websocket.WebSocket()
+    # It would look at each byte by itself; json.loads does not take what is no UTF-8 either.
+    client: Any = websocket.WebSocket(skip_utf8_validation=True)
     query = f"?since={since}" if since else ""
     client.connect(f"ws://guest/1.0/events{query}", socket=connected(), suppress_origin=True)
     return client

@@ -1,7 +1,8 @@
-"""A client that asks again and again, by itself in a container: prints a JSON object of what it saw.
+"""A client that asks for ``user.foo`` again and again, by itself in a container: prints a JSON object of what it saw.
 
 Usage: looping.py SECONDS KIND, where KIND is ``connect`` (a connection for each request) or ``keep`` (one connection
-for as long as the server keeps it). Runs on the system's Python alone.
+for as long as the server keeps it). It ends sooner if ``user.foo`` is no more ``bar``, but ``enough``. Runs on the
+system's Python alone.
 """
 
 import http.client
@@ -29,6 +30,8 @@ def ask(keep: bool, go_on: Callable[[], bool], pause: float = 0.0) -> dict[str, 
             connection.request("GET", "/1.0/config/user.foo", headers={} if keep else {"Connection": "close"})
             answer = connection.getresponse()
             body = answer.read()
+            if answer.status == 200 and body == b"enough":
+                break
             if answer.status != 200 or body != b"bar":
                 failed.append(f"{answer.status} {body!r}")
             else:

@@ -46,13 +46,20 @@ class Service:
     """A running service, its store, and its sockets: one directory for each dialect."""
 
     def __init__(
-        self, *, workers: int = 2, toml: str = "", gunicorn: str = "", dialects: Sequence[str] = tuple(DIALECTS)
+        self,
+        *,
+        workers: int = 2,
+        toml: str = "",
+        gunicorn: str = "",
+        dialects: Sequence[str] = tuple(DIALECTS),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Args:
         workers: how many.
         toml: more of guestapi.toml; no [store] and no [[listener]].
         gunicorn: gunicorn.conf.py.
         dialects: which to listen for.
+        environment: more of it, for the service alone.
         """
         # Not below pytest's own directory, which is root's alone.
         self.root = Path(tempfile.mkdtemp(prefix="guestapi-", dir="/run"))
@@ -71,6 +78,8 @@ class Service:
         self.writer = Writer(self.settings, create=True)
         self.log = self.root / "log"
         self._workers = workers
+        # After the change of user: a library that is loaded before it might make things that are root's.
+        self._environment = ["env", *(f"{name}={value}" for name, value in (environment or {}).items())]
         self._process: subprocess.Popen[bytes] | None = None
 
     def write_config(self, toml: str) -> None:
@@ -82,13 +91,7 @@ class Service:
 
     def start(self) -> Service:
         """Start it, and wait until it answers."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*UNPRIVILEGED, COMMAND, "--config", self.config, "serve", "--workers", str(self._workers)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self._process = self.launch("--workers", str(self._workers))
         until = time.monotonic() + 20
         for path in self.sockets.values():
             while not _answers(path):
@@ -96,6 +99,17 @@ class Service:
                 assert time.monotonic() < until, self.log.read_text()
                 time.sleep(0.02)
         return self
+
+    def launch(self, *words: str) -> subprocess.Popen[bytes]:
+        """`guestapi serve` with these words, in a process group of its own."""
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [*UNPRIVILEGED, *self._environment, COMMAND, "--config", self.config, "serve", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+            )
 
     @property
     def pid(self) -> int:
@@ -127,12 +141,9 @@ class Service:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            # How it ends is for those tests to see that call stop(); for all others that second would add up.
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
         shutil.rmtree(self.root)
 
     @property

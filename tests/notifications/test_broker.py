@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from guestapi.notifications.broker import Broker, Listener, TooManyListenersErro
 from guestapi.notifications.events import Form
 from guestapi.settings import Settings
 from guestapi.store.reading import Reader
+from guestapi.store.schema import database_file
 from guestapi.store.writing import Writer
 
 
@@ -53,6 +56,7 @@ class Queue(RuleBasedStateMachine):
         # Short, so that it is trimmed all the time.
         self.settings = Settings(store=settings.Store(url=url), events=settings.Events(keep_entries=12))
         self.writer = Writer(self.settings, create=True)
+        self.log = Reader(url)
         self.truth: dict[int, int] = {}
         self.brokers: list[Broker] = []
         self.clients: list[Client] = []
@@ -60,6 +64,7 @@ class Queue(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Away with the store."""
+        self.log.close()
         self.directory.cleanup()
 
     @initialize()
@@ -75,11 +80,9 @@ class Queue(RuleBasedStateMachine):
 
     def note(self) -> None:
         """Learn from the log itself which ids are whose: written once, before any trim can take them."""
-        reader = Reader(self.settings.store.url)
-        for entry in reader.entries(0, 1000).found:
+        for entry in self.log.entries(0, 1000).found:
             if entry.for_guest:
                 self.truth[entry.id] = entry.instance_id
-        reader.close()
 
     @rule(which=st.integers(0, 1), keys=st.integers(1, 5))
     def change(self, which: int, keys: int) -> None:
@@ -296,6 +299,19 @@ def test_worker_that_was_left_behind(store: Settings) -> None:
     for number in range(20):
         with Writer(short).change() as change:
             change.configure(change.instance("default", "a"), {"user.k": str(number)})
+    broker.look()
+    assert listener.closing == 1013
+
+
+def test_log_that_begins_anew(store: Settings) -> None:
+    """A log that is shorter than it was, in the very same file, ends the streams: their ids mean nothing in it."""
+    broker = Broker(Reader(store.store.url), queue_limit=100, listeners_per_instance=2)
+    listener = broker.subscribe(1, None, None, lambda: None)
+    set_key(store, "before")
+    broker.look()
+    with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
+        connection.execute("DELETE FROM notifications")
+        connection.execute("DELETE FROM sqlite_sequence")
     broker.look()
     assert listener.closing == 1013
 

@@ -172,6 +172,7 @@ def test_taken_as_another_parser_takes_it(raw: bytes) -> None:
         b"+1\r\na\r\n0\r\n\r\n",
         b"-1\r\na\r\n0\r\n\r\n",
         b" 1\r\na\r\n0\r\n\r\n",
+        b"1 ;a\r\na\r\n0\r\n\r\n",
         b"1 1\r\na\r\n0\r\n\r\n",
         b"1_0\r\na\r\n0\r\n\r\n",
         b"1\na\r\n0\r\n\r\n",
@@ -185,6 +186,11 @@ def test_taken_as_another_parser_takes_it(raw: bytes) -> None:
         b"0\r\nno colon\r\n\r\n",
         b"0\r\n: y\r\n\r\n",
         b"0\r\nX: y\r\n z\r\n\r\n",
+        b'0\r\n{"a: y\r\n\r\n',
+        b"0\r\nX : y\r\n\r\n",
+        b"0\r\ncontent-Length: 5\r\n\r\n",
+        b"0\r\nTransfer-Encoding: x\r\n\r\n",
+        b"0\r\nX: \x0by\r\n\r\n",
         b"0\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
         b"0\r\nX: " + b"y" * 5000 + b"\r\n\r\n",
         b"1;" + b"a" * 5000 + b"\r\na\r\n0\r\n\r\n",
@@ -198,7 +204,7 @@ def test_malformed(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"5\r\nhello\r\n0\r\n\r\n", b"5;a=b\r\nhello\r\n00\r\nX: y\r\n\r\n", b"5 ;a\r\nhello\r\n0\r\n\r\n"]
+    "raw", [b"5\r\nhello\r\n0\r\n\r\n", b"5;a=b\r\nhello\r\n00\r\nX: y\r\n\r\n", b"05; a\r\nhello\r\n0\r\n\r\n"]
 )
 def test_every_cut_is_noticed(raw: bytes) -> None:
     """A body that ends early, wherever that is, is refused and never taken for a shorter one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +11,6 @@ from guestapi.callers.namespaces import examine
 from guestapi.store.writing import Writer
 from tests.harness.containers import Container, receive, request, send
 from tests.harness.service import Service
-from tests.server.test_events import websocket
 
 pytestmark = pytest.mark.root
 
@@ -65,28 +63,6 @@ def test_new_values_are_seen(own: Service) -> None:
         replace_store(own)
         own.add("c1", c1, {"user.foo": "new"})
         assert c1.ask("/1.0/config/user.foo").text == "new"
-
-
-def test_garbage_is_survived(own: Service) -> None:
-    """While the file is garbage a guest gets 500; once it is well again, answers and events go on without a restart."""
-    with Container(own.binds) as c1:
-        own.add("c1", c1, {"user.foo": "old"})
-        assert c1.ask("/1.0/config/user.foo").text == "old"
-        with c1.listening("raw", json.dumps([[websocket().decode(), "never"]])) as client:
-            assert client.say() == "ready"
-            for suffix in ("", "-wal", "-shm"):
-                (own.state / f"store.db{suffix}").unlink(missing_ok=True)
-            (own.state / "store.db").write_bytes(b"garbage" * 1000)
-            os.chown(own.state / "store.db", *own.state.stat()[4:6])
-            assert c1.ask("/1.0/config/user.foo").status == 500
-            replace_store(own)
-        own.add("c1", c1, {"user.foo": "new"})
-        assert c1.ask("/1.0/config/user.foo").text == "new"
-        with c1.listening("raw", json.dumps([[websocket().decode(), "user.told"]])) as client:
-            assert client.say() == "ready"
-            own.configure("c1", user_told="1")
-            assert "user.told" in client.say()[0]
-    assert "Traceback" not in own.log.read_text()
 
 
 def test_state_cannot_be_changed_without_end(own: Service) -> None:

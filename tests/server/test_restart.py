@@ -13,7 +13,7 @@ import pytest
 from tests.harness.containers import Container
 from tests.harness.machine import Installed
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300), pytest.mark.xdist_group("machines")]
 
 #: With so many looping clients and listeners in each.
 CONTAINERS, CLIENTS = 4, 4

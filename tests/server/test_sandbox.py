@@ -15,7 +15,7 @@ from tests.harness.machine import Installed
 from tests.harness.service import Service
 from tests.server.test_worker import until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(200), pytest.mark.xdist_group("machines")]
 
 #: What it needs. The namespace is what CAP_SYS_PTRACE is for.
 DONE = {"socket UNIX", "write /var/lib/guestapi", "write /tmp", "namespace"}

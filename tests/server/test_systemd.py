@@ -13,7 +13,8 @@ import pytest
 from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT, Installed
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+# One after another: `make install` builds in the checkout.
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400), pytest.mark.xdist_group("machines")]
 
 INCUS, LXD = "/var/lib/incus/guestapi", "/var/lib/lxd/devlxd"
 
@@ -80,11 +81,12 @@ def test_bad_configuration_is_not_loaded(machine: Installed, container: Containe
 
 
 def test_stop_is_quick(machine: Installed, container: Container) -> None:
-    """A stop with an idle connection open takes less than two seconds, and the socket starts the service again."""
+    """A stop is done well before systemd loses its patience, and the socket starts the service again."""
     assert container.ask("/").status == 200
     began = time.monotonic()
     machine.run("systemctl", "stop", "guestapi.service")
-    assert time.monotonic() - began < 2
+    # TimeoutStopSec= is 15. How much quicker it is, test_worker.py looks at; here is a whole systemd under load.
+    assert time.monotonic() - began < 10
     assert container.ask("/").status == 200
 
 

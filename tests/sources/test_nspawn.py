@@ -12,7 +12,8 @@ import pytest
 
 from tests.harness.machine import CHECKOUT, Machine
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+# One after another: `make install` builds in the checkout.
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400), pytest.mark.xdist_group("machines")]
 
 DROP_IN = "/etc/systemd/system/systemd-nspawn@.service.d/guestapi.conf"
 #: The name is also that of a network interface, and the machine shares this one's network.

@@ -41,6 +41,14 @@ def test_each_commit_is_heard(settings: Settings, writer: Writer, doorbell: Door
     assert rings(doorbell)
 
 
+def test_only_the_bell_is_waited_for(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
+    """Who waits is not woken by other files that come and change beside the store, as SQLite's do."""
+    database(settings).with_name("store.db-other").touch()
+    assert not doorbell.wait(0.05)
+    add(writer)
+    assert doorbell.wait(10)
+
+
 def test_nothing_new_does_not_ring(writer: Writer, doorbell: Doorbell) -> None:
     """A transaction that changes nothing, or is undone, wakes nobody."""
     one = add(writer, a="1")

@@ -28,7 +28,7 @@ def refusals(settings: Settings) -> list[str]:
     for opened in (
         lambda: Writer(settings),
         lambda: Writer(settings, create=True),
-        lambda: Reader(settings.store.url),
+        lambda: Reader(settings.store.url).latest(),
         lambda: view(settings.store.url).__enter__(),
     ):
         with pytest.raises(StoreError) as raised:
@@ -67,12 +67,12 @@ def test_file_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 def test_missing_store(settings: Settings) -> None:
     """Only who asks for it makes a store; the others are told how it is made, and leave no empty file."""
-    for opened in (lambda: Writer(settings), lambda: Reader(settings.store.url)):
+    for opened in (lambda: Writer(settings), lambda: Reader(settings.store.url).latest()):
         with pytest.raises(StoreError, match="guestapi instance add"):
             opened()
     assert not database(settings).exists()
     Writer(settings, create=True)
-    Reader(settings.store.url)
+    Reader(settings.store.url).latest()
 
 
 def test_missing_directory(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_half_made_store_is_completed(settings: Settings) -> None:
     """A file that was made by a process killed before it made the tables is no obstacle to the next."""
     database(settings).touch(0o600)
     with pytest.raises(StoreError, match="has no tables"):
-        Reader(settings.store.url)
+        Reader(settings.store.url).latest()
     add(Writer(settings, create=True))
     assert [one.name for one in known(settings)] == ["c1"]
 
@@ -252,7 +252,8 @@ def test_stranger_gets_a_sentence(users_directory: Path) -> None:
     add(Writer(settings, create=True))
     os.chmod(users_directory, 0o755)
     code = """
-for opened in (lambda: Writer(settings), lambda: Writer(settings, create=True), lambda: Reader(settings.store.url)):
+reader = Reader(settings.store.url)
+for opened in (lambda: Writer(settings), lambda: Writer(settings, create=True), reader.latest):
     try:
         opened()
     except StoreError as error:

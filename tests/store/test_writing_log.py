@@ -94,6 +94,28 @@ def test_log_is_trimmed_by_age(settings: Settings, writer: Writer, monkeypatch: 
     assert [json.loads(metadata)["name"] for _, metadata, _ in told(settings)] == ["age-3500", "age-0"]
 
 
+@pytest.mark.parametrize("ahead", [3600, 100 * 365 * 86400])
+def test_log_is_trimmed_after_the_clock_was_set_back(
+    settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """An entry from a time that has not come is as old as the first change after it, and goes an hour later."""
+    begin = time.time_ns()
+
+    def add_at(seconds: int, name: str) -> list[str]:
+        monkeypatch.setattr(time, "time_ns", lambda: begin + seconds * 10**9)
+        monkeypatch.setattr(time, "time", lambda: begin / 1e9 + seconds)
+        add(writer, name)
+        return [json.loads(metadata)["name"] for _, metadata, _ in told(settings)]
+
+    assert add_at(0, "before") == ["before"]
+    assert add_at(ahead, "ahead")[-1] == "ahead"
+    kept = add_at(10, "back")
+    assert kept[-2:] == ["ahead", "back"]
+    assert add_at(3000, "later") == [*kept, "later"]
+    assert add_at(3611, "last") == ["later", "last"]
+    assert add_at(3611 + 2999, "end") == ["last", "end"]
+
+
 KEYS = st.sampled_from(["user.a", "user.b", "user.user-data", "cloud-init.x", "limits.cpu"])
 VALUES = st.sampled_from(["", "1", "2"]) | st.text(max_size=5)
 DEVICES = st.dictionaries(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,14 @@ from tests.wire.recordings import DEVICES, HWADDR, Case
 
 CASES = recordings.load()
 
-#: These wait for the server's own time limits, so they run side by side: three seconds, twenty, thirty.
-SLOW = {"no-request", "partial-header", "idle-after-response", "idle-20s-then-request", "patch-short-body-3s"}
+#: These wait for the server's own time limits, so they run beside all others: three seconds, twenty, thirty.
+SLOW = {
+    "no-request": 3,
+    "partial-header": 3,
+    "patch-short-body-3s": 3,
+    "idle-20s-then-request": 20,
+    "idle-after-response": 30,
+}
 #: Where a container writes while it looks like another's to a careless reader.
 CGROUP = Path("/sys/fs/cgroup/unified") if Path("/sys/fs/cgroup/unified").is_dir() else Path("/sys/fs/cgroup")
 
@@ -194,6 +200,20 @@ def instance_of(case: Case) -> str:
     return case.sender if case.sender in ("cpriv", "ciso") else "c1"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def waits(service: Service) -> Iterator[dict[str, Future[Exchanged]]]:
+    """What will have come of each that waits. All begin before the first test, and the last ones ask for it."""
+    with ThreadPoolExecutor(len(SLOW)) as pool, ExitStack() as stack:
+        begun = {}
+        for case in (case for case in CASES if case.name in SLOW):
+            name = f"slow-{case.name}"
+            # A container's agent does one thing at a time.
+            container = stack.enter_context(service.container(name, location="peerhost", project="recorded"))
+            prepare(case, service, name)
+            begun[case.name] = pool.submit(container.exchange, *steps_of(case))
+        yield begun
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.name not in SLOW], ids=lambda case: case.name)
 def test_recorded_exchange(
     case: Case, service: Service, containers: dict[str, Container], fingerprints: dict[str, str]
@@ -204,30 +224,13 @@ def test_recorded_exchange(
     compare(case, service, name, sender(case, service, containers)(steps_of(case)))
 
 
-def test_recorded_waits(service: Service, containers: dict[str, Container]) -> None:
+@pytest.mark.parametrize(("name", "seconds"), SLOW.items())
+def test_recorded_wait(service: Service, waits: dict[str, Future[Exchanged]], name: str, seconds: float) -> None:
     """Connections end after 3 s without a head, 3 s into a body, 30 s idle; and are good for a request after 20 s."""
-    cases = [case for case in CASES if case.name in SLOW]
-    assert len(cases) == len(SLOW)
-    # A container's agent does one thing at a time.
-    with ThreadPoolExecutor() as pool:
-
-        def replay(case: Case) -> tuple[Case, Exchanged, str]:
-            name = f"slow-{case.name}"
-            with service.container(name, location="peerhost", project="recorded") as container:
-                prepare(case, service, name)
-                result = container.exchange(*steps_of(case))
-                compare(case, service, name, result)
-            return case, result, name
-
-        results = {case.name: result for case, result, _name in pool.map(replay, cases)}
-    for name, seconds in {
-        "no-request": 3,
-        "partial-header": 3,
-        "patch-short-body-3s": 3,
-        "idle-after-response": 30,
-        "idle-20s-then-request": 20,
-    }.items():
-        assert seconds <= results[name].seconds + 0.1 < seconds + 2, name
+    (case,) = (case for case in CASES if case.name == name)
+    result = waits[name].result()
+    compare(case, service, f"slow-{name}", result)
+    assert seconds <= result.seconds + 0.1 < seconds + 2
 
 
 def test_every_difference_is_needed() -> None:

@@ -1,0 +1,73 @@
+"""The host's clock is set back, as a service sees it for which the time of day is another (clock.c)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guestapi.store.reading import view
+from tests.harness.service import COMMAND, Service
+from tests.server.test_events import Follower, latest
+
+pytestmark = pytest.mark.root
+
+
+class Clock:
+    """The clock of those who are started with its `environment`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "moved"
+        self.set(0)
+        library = directory / "clock.so"
+        source = Path(__file__).with_name("clock.c")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True)
+        self.environment = {"LD_PRELOAD": str(library), "CLOCK_FILE": str(self._file)}
+
+    def set(self, seconds: int) -> None:
+        """Set it to so much later than it is."""
+        self._file.write_text(str(seconds))
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    """A clock that every user can see."""
+    directory = Path(tempfile.mkdtemp(prefix="guestapi-clock-", dir="/run"))
+    directory.chmod(0o755)
+    yield Clock(directory)
+    shutil.rmtree(directory)
+
+
+def test_clock_set_back(clock: Clock) -> None:
+    """An hour back, and from a wrong year: guests are answered, hear every change, and their state is noted."""
+    with (
+        Service(workers=1, dialects=["incus"], environment=clock.environment) as own,
+        own.container("c1") as c1,
+        c1.listening("follow", str(latest(own))) as client,
+    ):
+        begin = latest(own)
+        follower = Follower(client)
+        told = []
+        for number, moved in enumerate([0, -3600, 100 * 365 * 86400, -3600]):
+            clock.set(moved)
+            command = [str(COMMAND), "--config", str(own.config), "config", "set", "c1", f"user.n={number}"]
+            subprocess.run(command, env={**os.environ, **clock.environment}, check=True)
+            follower.wait_for(latest(own))
+            for state in ("Ready", "Started"):
+                assert c1.ask("/1.0", "PATCH", json.dumps({"state": state}).encode()).status == 200
+            assert c1.ask("/1.0/config/user.n").text == str(number)
+            told.append(latest(own) - 1)
+        with view(own.settings.store.url) as store:
+            entries = store.entries(begin, 100).found
+        # Each time the operator's change, and a worker's news. What was an hour old in the wrong year is gone.
+        assert follower.ids == told
+        assert [entry.id for entry in entries] == [told[2], told[2] + 1, told[3], told[3] + 1]
+        years = [int(entry.timestamp[:4]) for entry in entries]
+        assert years[0] == years[1] > years[2] + 90
+        assert "Traceback" not in own.log.read_text()

@@ -1,0 +1,106 @@
+"""kill -9 at every moment: of the operator's command, of a worker that writes, of the master."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from guestapi.settings import Settings, Store
+from guestapi.store.reading import Reader
+from guestapi.store.writing import Writer
+from tests.faults.killing import Commands, killed_before
+from tests.harness.service import Service
+from tests.server.inside import talk
+from tests.server.test_worker import until
+from tests.store.processes import config_of, init, told
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def own() -> Iterator[Service]:
+    """A service to be killed."""
+    with Service(workers=1, dialects=["incus"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("beside_a_worker", [False, True])
+def test_operators_command_between_any_two_system_calls(tmp_path: Path, beside_a_worker: bool) -> None:
+    """Whenever `guestapi config set` is killed, the whole change is there with its events, or nothing of it."""
+    config = tmp_path / "guestapi.toml"
+    config.write_text(f'[store]\nurl = "sqlite:///{tmp_path}/store.db"\n')
+    settings = Settings(store=Store(url=f"sqlite:///{tmp_path}/store.db"))
+    with Writer(settings, create=True).change() as change:
+        change.start(change.add("default", "c1"), init(1))
+    events = len(told(settings))
+    with ExitStack() as stack:
+        reader = Reader(settings.store.url)
+        if beside_a_worker:
+            # The last one to have the database open puts its log away: here it is not the command.
+            stack.callback(reader.close)
+            reader.latest()
+        commands = Commands(config, "config", "set", "c1", "user.a=NUMBER", "user.b=NUMBER")
+        stack.callback(commands.end)
+        whole = 0
+        for number in count(1):
+            ended = commands.run(number, number)
+            before = config_of(settings)
+            assert before.get("user.a") == before.get("user.b"), "half a change"
+            whole += before.get("user.a") == str(number)
+            # The two that it made at first, and two for each change that is there.
+            assert len(told(settings)) == events + 2 + 2 * whole
+            if beside_a_worker:
+                seen = reader.instance(1)
+                assert seen is not None
+                assert seen.config == before
+            if ended:
+                break
+    # Killed before it had written, and after it; or this test has tried nothing.
+    assert 2 < whole < number - 10
+
+
+def test_worker_in_the_middle_of_a_commit(own: Service) -> None:
+    """Whenever a worker that notes a state is killed, the state is there with its news, or neither; then it goes on."""
+    with own.container("c1", {"user.foo": "bar"}) as c1:
+        events = len(told(own.settings))
+        for number in count(1):
+            (worker,) = own.workers
+            # Of what writes, and nothing else: a worker has other things to do, too.
+            with killed_before(worker, number, "pwrite64,fsync,fdatasync,ftruncate,unlink"), talk(c1) as guest:
+                body = b'{"state":"Ready"}'
+                guest.send(b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                answer = guest.socket.recv(4096)
+            ready = own.instance("c1").ready
+            assert len(told(own.settings)) == events + ready
+            if answer:
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert ready
+                break
+            assert c1.ask("/1.0/config/user.foo").text == "bar"
+            if ready:
+                with own.writer.change() as change:
+                    instance = change.instance("default", "c1")
+                    change.set_ready(instance.id, instance.run, False)
+                events += 1
+    assert number > 2
+
+
+def test_master_by_hand(own: Service) -> None:
+    """Workers whose master was killed end by themselves, so that the next service can take the socket."""
+    with own.container("c1", {"user.foo": "bar"}) as c1:
+        (worker,) = own.workers
+        os.kill(own.pid, signal.SIGKILL)
+        assert own._process is not None
+        own._process.wait()
+        until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
+        own.start()
+        assert c1.ask("/1.0/config/user.foo").text == "bar"
+        checked = json.loads(own.command("check", "--format", "json", check=False).stdout)
+        assert [one["check"] for one in checked if not one["ok"]] == []

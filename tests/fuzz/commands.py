@@ -1,0 +1,100 @@
+"""The operator's command and the hooks, in this process, with whatever words and input, each time over one store."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+from click.testing import CliRunner
+
+from guestapi.cli.main import main
+from guestapi.model import Device
+from guestapi.settings import Settings, SettingsError, Store, load
+from guestapi.sources import nspawn
+from guestapi.store.doorbell import Doorbell
+from guestapi.store.writing import Writer
+
+#: They stay in the foreground, or ask others than the store.
+_ENDLESS = frozenset({"serve", "mirror", "takeover"})
+#: Reading these has no end.
+_FOREIGN = (b"/dev", b"/proc", b"/sys")
+#: What runtimes tell their hooks in the environment.
+_VARIABLES = ("LXC_NAME=", "LXC_PID=", "LXC_HOOK_TYPE=", "LXC_CONFIG_FILE=", "MAINPID=")
+
+
+@cache
+def _place() -> Path:
+    """A directory with a configuration, a store of one instance beside it, and a copy of that."""
+    directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    state = directory / "state"
+    state.mkdir()
+    url = f"sqlite:///{state}/store.db"
+    (directory / "guestapi.toml").write_text(
+        f'[[listener]]\npath = "{directory}/sock"\n[store]\nurl = "{url}"\nlock_seconds = 0.1\n'
+    )
+    with Writer(Settings(store=Store(url=url)), create=True).change() as change:
+        nic: Device = {"type": "nic", "nictype": "ipvlan"}
+        change.add("default", "c1", config={"user.foo": "bar"}, devices={"eth0": nic})
+    shutil.copytree(state, directory / "fresh")
+    return directory
+
+
+def check_command(data: bytes) -> None:
+    """Run the command with the words of the first line of `data`, NUL between them; the rest is its standard input, and
+    the file ``input``. Words before the first one that is not like ``LXC_PID=1`` are its environment.
+
+    Raises:
+        AssertionError: it ends with a traceback, an exit code or a word of complaint that is none of ours.
+    """
+    line, _end, given = data.partition(b"\n")
+    words = [os.fsdecode(word) for word in line.split(b"\0")]
+    if _ENDLESS & set(words) or any(name in data for name in _FOREIGN):
+        return
+    place = _place()
+    shutil.rmtree(place / "state")
+    shutil.copytree(place / "fresh", place / "state")
+    (place / "state" / "input").write_bytes(given)
+    environment: dict[str, str | None] = {name.rstrip("="): None for name in _VARIABLES}
+    environment["GUESTAPI_CONFIG"] = str(place / "guestapi.toml")
+    while words and words[0].startswith(_VARIABLES):
+        name, _equals, value = words.pop(0).partition("=")
+        environment[name] = value
+    with (
+        contextlib.chdir(place / "state"),
+        patch.object(nspawn, "_PATIENCE", 0),
+        patch.object(Doorbell, "wait", side_effect=KeyboardInterrupt),
+    ):
+        done = CliRunner().invoke(main, words, input=given, env=environment, prog_name="guestapi")
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise AssertionError(f"{words} ends with a traceback") from done.exception
+    assert done.exit_code in (0, 1, 2), done.exit_code
+    assert "Traceback" not in done.stderr, done.stderr
+    if done.exit_code == 1 and done.stderr:
+        assert done.stderr.startswith("Error: "), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.strip().isprintable(), done.stderr
+
+
+def check_settings(data: bytes) -> None:
+    """Read `data` as guestapi.toml.
+
+    Raises:
+        AssertionError: it is refused in more than one sentence, or one that does not begin with the file.
+    """
+    file = _place() / "other.toml"
+    file.write_bytes(data)
+    try:
+        load(file)
+    except SettingsError as error:
+        text = str(error)
+    else:
+        return
+    assert text.startswith(f"{file}: "), text
+    text.encode()

@@ -1,0 +1,140 @@
+"""Requests, read by our parser and by h11: whatever is taken here means the same to another careful parser.
+
+Where ours is meant to differ is said in `read_by_h11`, `seen_by_h11` and `check_head`; it takes nothing more.
+"""
+
+from __future__ import annotations
+
+import re
+
+import h11
+
+from guestapi.server.body import Body
+from guestapi.server.http import Head, ProtocolError, parse_head
+from guestapi.settings import Limits
+
+LIMITS = Limits()
+#: All that a request can be refused with before its body is read, and then.
+STATUSES = {400, 413, 414, 417, 431, 501, 505}
+BODY_STATUSES = {400, 413}
+
+
+def read_by_h11(received: bytes) -> tuple[h11.Connection, h11.Request | None]:
+    """What h11 takes it for; None if it wants more. Raises h11.RemoteProtocolError."""
+    # RFC 3986 has no bytes from 0x80 on in a target. Go takes them, so here they are taken, and hidden from h11.
+    line, end, rest = received.partition(b"\n")
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    connection.receive_data(bytes(byte if byte < 0x80 else 0x7E for byte in line) + end + rest)
+    event = connection.next_event()
+    return connection, event if isinstance(event, h11.Request) else None
+
+
+def seen_by_h11(request: h11.Request) -> dict[str, str]:
+    """h11's header fields as an environ has them: doubles joined, those with an underscore in their name left out."""
+    fields: dict[str, str] = {}
+    for raw_name, value in request.headers:
+        name = raw_name.decode().upper()
+        if "_" not in name:
+            key = name.replace("-", "_")
+            key = key if key in ("CONTENT_LENGTH", "CONTENT_TYPE") else f"HTTP_{key}"
+            fields[key] = f"{fields[key]},{value.decode('latin-1')}" if key in fields else value.decode("latin-1")
+    return fields
+
+
+def framing_by_h11(request: h11.Request) -> int | None:
+    """The length of the body by h11's reckoning; None: it comes in chunks."""
+    fields = dict(request.headers)
+    if b"transfer-encoding" in fields:
+        return None
+    return int(fields.get(b"content-length", b"0"))
+
+
+def check_head(received: bytes) -> tuple[Head, h11.Connection] | None:
+    """Hold what we take for the head of a request against h11; None if it was refused or is not complete.
+
+    Raises:
+        AssertionError: it means something else to h11, or it was refused in a way that is not ours.
+    """
+    try:
+        found = parse_head(received, LIMITS)
+    except ProtocolError as refusal:
+        _check_refusal(refusal, STATUSES)
+        return None
+    try:
+        connection, request = read_by_h11(received)
+    except h11.RemoteProtocolError:
+        assert found is None, "taken, and h11 refuses it"
+        return None
+    if found is None:
+        assert request is None, "waits for more, and h11 has all of it"
+        return None
+    assert request is not None, "taken, and h11 waits for more"
+    environ = found.environ
+    assert environ["REQUEST_METHOD"].encode() == request.method
+    # An empty query is none.
+    target = request.target[:-1] if request.target.find(b"?") == len(request.target) - 1 else request.target
+    assert re.sub(r"[\x80-\xff]", "~", environ["RAW_URI"]).encode() == target
+    ours = {key: value for key, value in environ.items() if key.startswith(("HTTP_", "CONTENT_"))}
+    if "HTTP_TRANSFER_ENCODING" in ours:
+        # The name of a coding does not depend on case (RFC 9112, section 7); h11 has it in lower case.
+        ours["HTTP_TRANSFER_ENCODING"] = ours["HTTP_TRANSFER_ENCODING"].lower()
+    assert ours == seen_by_h11(request)
+    assert found.length == framing_by_h11(request)
+    return found, connection
+
+
+def check_requests(received: bytes) -> None:
+    """Hold all requests in `received`, bodies included, against h11: same content, and the next begins where it does.
+
+    Raises:
+        AssertionError: they mean something else to h11, or were refused in a way that is not ours.
+    """
+    while taken := check_head(received):
+        head, connection = taken
+        source = _Received(received[head.size :])
+        try:
+            if head.length is not None and head.length > LIMITS.body:
+                raise ProtocolError(413, "too large")
+            content = Body(source, head.length, LIMITS.body, head.expects).readall()
+        except ProtocolError as refusal:
+            _check_refusal(refusal, BODY_STATUSES)
+            return
+        assert (content, source.left) == _body_by_h11(connection)
+        received = source.left
+
+
+def _check_refusal(refusal: ProtocolError, statuses: set[int]) -> None:
+    assert refusal.status in statuses
+    assert refusal.text.isprintable()
+
+
+def _body_by_h11(connection: h11.Connection) -> tuple[bytes, bytes]:
+    content = b""
+    while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+        assert isinstance(event, h11.Data), "taken, and h11 waits for more"
+        content += event.data
+    return content, connection.trailing_data[0]
+
+
+class _Received:
+    """What has come of a body, and then no more (`body.Source`)."""
+
+    def __init__(self, left: bytes) -> None:
+        self.left = left
+
+    def peek_line(self, limit: int) -> bytes:
+        """The next line, left in place."""
+        end = self.left.find(b"\n", 0, limit)
+        if end < 0:
+            raise ProtocolError(400, "a line is too long, or cut short")
+        return self.left[: end + 1]
+
+    def take(self, size: int) -> bytes:
+        """The next bytes."""
+        if not self.left:
+            raise ProtocolError(400, "the body is cut short")
+        taken, self.left = self.left[:size], self.left[size:]
+        return taken
+
+    def say(self, _response: bytes) -> None:
+        """Nobody hears it."""

@@ -1,0 +1,243 @@
+"""A real `Connection` with whatever bytes a client sends, and what it answers: in this process, without a kernel's word
+on who is calling and without a database.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import logging
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import termios
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gevent
+import gevent.socket
+from gevent.hub import get_hub
+
+from guestapi.api.app import create
+from guestapi.callers.identify import Caller
+from guestapi.dialects import DIALECTS
+from guestapi.model import Image, ImageFile, Notification
+from guestapi.notifications.broker import Broker
+from guestapi.server.answer import Answer
+from guestapi.server.connection import Connection
+from guestapi.server.service import Service
+from guestapi.settings import Limits
+from guestapi.store.reading import Entries
+from tests.api.fakes import MemoryStore, caller, instance
+
+#: Between two pieces that do not come at once. Neither HTTP nor what a test sends of WebSockets has it by chance.
+PAUSE = b"\xff\xfe"
+#: Seconds until a connection hangs.
+PATIENCE = 10
+#: Fingerprint of the image that there is.
+FINGERPRINT = "0123456789abcdef" * 4
+
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9]) [ -~]+")
+_FIELD = re.compile(rb"([A-Za-z0-9-]+): ([!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?)?")
+
+
+class ShortLog:
+    """A change log with a few entries."""
+
+    replaced = 0
+
+    def latest(self) -> int:
+        """The last one's id."""
+        return 3
+
+    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
+        """Two for the guest, one for the operator."""
+        metadata = '{"key":"user.foo","old_value":"","value":"<bar>"}'
+        entries = [
+            Notification(number, 7, "default", "c1", "config", "2026-01-02T03:04:05Z", metadata, number != 2)
+            for number in (1, 2, 3)
+        ]
+        found = [
+            one for one in entries if one.id > after and one.id <= (until or 3) and (one.for_guest or not instance_id)
+        ]
+        return Entries(found[:limit], len(found) > limit, 1)
+
+
+class Known:
+    """Everybody is known (`callers.identify.Identifier`)."""
+
+    def identify(self, _connection: socket.socket) -> Caller:
+        """Root of instance 7."""
+        return caller()
+
+    def confirm(self, _connection: socket.socket, known: Caller) -> Caller:
+        """Still."""
+        return known
+
+
+class Complaints(logging.Handler):
+    """Keeps what is logged that no guest may cause."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.heard.append(self.format(record))
+
+
+class Worker:
+    """What a worker has, without its processes."""
+
+    def __init__(self) -> None:
+        directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        file = directory / FINGERPRINT
+        file.write_bytes(b"image" * 100)
+        files = (ImageFile(".tar.gz", 500, file.stat().st_mtime_ns),)
+        image = Image(FINGERPRINT, "container", True, False, 0.0, files, ())
+        images = {f"security.{name}.images": "true" for name in ("guestapi", "devlxd")}
+        config = {"user.foo": "bar", "user.a/b": "é", "user.meta-data": "x: y\n", "cloud-init.user-data": "", **images}
+        devices = {"eth0": {"type": "nic", "nictype": "ipvlan"}, "root": {"type": "disk", "path": "/"}}
+        store = MemoryStore(instance(config, devices), images={FINGERPRINT: image}, where=directory)
+        limits = Limits(writes_per_second=1e6, writes_burst=10**6)
+        broker = Broker(ShortLog(), queue_limit=10, listeners_per_instance=2)
+        #: Method and status of each answer, in order; None for what the server itself refused.
+        self.said: list[tuple[str | None, int]] = []
+        self.service = Service(
+            create(store, broker, limits),
+            # Duck-typed: the real one asks the kernel.
+            Known(),  # type: ignore[arg-type]
+            limits,
+            store.instance,
+            self._answered,
+            lambda _caller, _dialect, status, _text: self.said.append((None, status)),
+            multiprocess=True,
+        )
+        self.complaints = Complaints()
+        logging.getLogger("guestapi").addHandler(self.complaints)
+        # The hub prints what a greenlet dies of, and goes on.
+        get_hub().handle_error = self._failed  # type: ignore[method-assign, assignment]
+
+    def _answered(self, answer: Answer) -> None:
+        self.said.append((answer.environ["REQUEST_METHOD"], answer.code))
+
+    def _failed(self, context: Any, kind: Any, value: Any, _traceback: Any) -> None:
+        self.complaints.heard.append(f"{context}: {kind}: {value}")
+
+    def answers(self, pieces: list[bytes], dialect: str) -> bytes:
+        """All that comes back for these bytes on a connection of its own."""
+        self.said.clear()
+        self.complaints.heard.clear()
+        ours, theirs = socket.socketpair()
+        Connection(self.service, ours, dialect).start()
+        with gevent.Timeout(PATIENCE), gevent.socket.socket(fileno=theirs.detach()) as client:
+            receiving = gevent.spawn(_receive, client)
+            try:
+                for piece in pieces:
+                    client.sendall(piece)
+                    # tty_ioctl(4), which unix(7) has too: what the other side has not read.
+                    while _number(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))) and not receiving.ready():
+                        gevent.idle()
+                client.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # It has had enough.
+            data: bytes = receiving.get()
+        while self.service.connections:
+            gevent.idle()
+        assert not self.complaints.heard, self.complaints.heard
+        return data
+
+
+@cache
+def worker() -> Worker:
+    """The one of this process."""
+    return Worker()
+
+
+def check_exchange(data: bytes) -> None:
+    """Send `data` to a connection, a dialect in its first byte, `PAUSE` between pieces.
+
+    Raises:
+        AssertionError: an answer is not well-formed, one is missing, or something is logged that no guest may cause.
+        gevent.Timeout: it hangs.
+    """
+    dialect = list(DIALECTS)[data[0] % len(DIALECTS)] if data else "incus"
+    serving = worker()
+    received = serving.answers(data[1:].split(PAUSE), dialect)
+    for method, status in serving.said:
+        received = _check_answer(received, method, status)
+    assert not received, f"answered and not meant to be: {received!r}"
+
+
+def _number(raw: bytes) -> int:
+    return int.from_bytes(raw, sys.byteorder)
+
+
+def _receive(client: gevent.socket.socket) -> bytes:
+    data = b""
+    try:
+        while more := client.recv(65536):
+            data += more
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def _check_answer(data: bytes, method: str | None, status: int) -> bytes:
+    """Take one answer away from the beginning of `data`; returns what follows."""
+    while data.startswith(b"HTTP/1.1 100 Continue\r\n\r\n"):
+        data = data[25:]
+    if not data and status == 101:
+        # Who sends frames before there is an answer hears nothing.
+        return b""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    assert end, f"no answer where there is one: {data!r}"
+    line, *lines = head.split(b"\r\n")
+    found = _STATUS.fullmatch(line)
+    assert found, line
+    assert int(found[1]) == status
+    fields: dict[bytes, bytes] = {}
+    for one in lines:
+        field = _FIELD.fullmatch(one)
+        assert field, one
+        assert field[1].lower() not in fields, one
+        fields[field[1].lower()] = field[2] or b""
+    if b"content-length" not in fields:
+        assert (method, status) in (("GET", 101), ("GET", 200)), head
+        _check_stream(rest, fields)
+        return b""
+    assert b"date" in fields
+    length = 0 if method == "HEAD" else int(fields[b"content-length"])
+    body, rest = rest[:length], rest[length:]
+    assert len(body) == length, "cut short"
+    if body and fields.get(b"content-type") == b"application/json":
+        json.loads(body)
+    if status >= 400 and body and fields[b"content-type"].startswith(b"text/plain"):
+        assert body.endswith(b"\n")
+        assert body.count(b"\n") == 1
+    return rest
+
+
+def _check_stream(data: bytes, fields: dict[bytes, bytes]) -> None:
+    """What follows a head without a length: frames or lines, all of them whole."""
+    if fields.get(b"upgrade") != b"websocket":
+        assert not data or data.endswith(b"\n")
+        for line in data.splitlines():
+            text = line.removeprefix(b"data: ")
+            assert not text.startswith(b"{") or json.loads(text)
+        return
+    while data:
+        first, second = data[0], data[1]
+        assert first & 0xF0 == 0x80, "a frame is not whole in itself"
+        assert second < 0x80, "a frame of the server is masked"
+        start = {126: 4, 127: 10}.get(second, 2)
+        length = int.from_bytes(data[2:start]) if start > 2 else second
+        assert first & 0x0F < 8 or length <= 125, "a control frame is too long"
+        assert len(data) >= start + length, "a frame is cut short"
+        data = data[start + length :]

@@ -1,0 +1,154 @@
+"""What is fuzzed. Each target takes bytes, and raises whenever something is not as it must be: hypothesis makes the
+bytes in the tests beside this, atheris in ``make fuzz``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from guestapi.notifications.events import frame
+from guestapi.server.websocket import LONGEST_FRAME, ClientFrames
+from tests.fuzz.commands import check_command, check_settings
+from tests.fuzz.differential import check_requests
+from tests.fuzz.exchange import FINGERPRINT, PAUSE, check_exchange
+
+
+def check_frames(data: bytes) -> None:
+    """Take `data` for what a WebSocket's client sends: it means the same however it is cut, and little of it is kept.
+
+    Raises:
+        AssertionError: it does not.
+    """
+    whole = ClientFrames().hear(data)
+    frames = ClientFrames()
+    reply, pong, ended = b"", False, False
+    for start in range(len(data)):
+        heard = frames.hear(data[start : start + 1])
+        reply, pong, ended = reply + heard.reply, pong or heard.pong, heard.ended
+        assert len(frames._buffer) <= LONGEST_FRAME
+        if ended:
+            break
+    assert (reply, pong, ended) == (whole.reply, whole.pong, whole.ended)
+    while reply:
+        assert reply[0] in (0x88, 0x8A), "neither close nor pong"
+        assert reply[1] <= 125, "no control frame"
+        assert reply.startswith(frame(reply[0] & 0x0F, reply[2 : 2 + reply[1]]))
+        reply = reply[2 + reply[1] :]
+
+
+def _words(*lines: bytes) -> tuple[bytes, ...]:
+    return tuple(word for line in lines for word in line.split(b"|"))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One of them.
+
+    Attributes:
+        check: raises if something is wrong with what these bytes come to.
+        share: of the time that there is for all.
+        longest: how many bytes are worth while.
+        seeds: to begin with.
+        words: what inputs are put together from.
+    """
+
+    check: Callable[[bytes], None]
+    share: int
+    longest: int
+    seeds: tuple[bytes, ...]
+    words: tuple[bytes, ...]
+
+
+_HOST = b"\r\nHost: x\r\n"
+_KEY = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+_WEBSOCKET = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n" + _KEY
+_HTTP = (
+    b"GET / HTTP/1.1" + _HOST + b"\r\n",
+    b"HEAD /1.0/config/user.foo HTTP/1.1" + _HOST + b"Connection: close\r\n\r\n",
+    b"PATCH /1.0 HTTP/1.1" + _HOST + b'Content-Length: 17\r\n\r\n{"state":"Ready"}GET /1.0 HTTP/1.0\r\n\r\n',
+    b"PATCH /1.0 HTTP/1.1" + _HOST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b'5;a=b\r\n{"sta\r\nc\r\nte":"Ready"}\r\n0\r\nX: y\r\n\r\n',
+    b"GET http://x/1.0/../config//user.a%2Fb?a=b HTTP/1.1" + _HOST + b"\r\n",
+    b"OPTIONS * HTTP/1.1" + _HOST + b"\r\nGET /1.0/meta-data HTTP/1.1" + _HOST + b"\r\n",
+    b"CONNECT x:80 HTTP/1.1" + _HOST + b"\r\n",
+)
+_HTTP_WORDS = _words(
+    b"GET|HEAD|PATCH|POST|OPTIONS|CONNECT|HTTP/1.0|HTTP/1.1|/1.0|/1.0/config|/1.0/config/user.foo|/1.0/devices",
+    b"/1.0/meta-data|/1.0/events|/1.0/images/|/export|?type=config|?since=0|?since=-1|%2F|%00|//|/../|http://x|*",
+    b"\r\n|\r\n\r\n|\n| |\t|: |Host: x\r\n|Connection: close\r\n|Connection: keep-alive\r\n|Content-Length: ",
+    b"Transfer-Encoding: chunked\r\n|Expect: 100-continue\r\n|0\r\n\r\n|1\r\na\r\n|;a=b|X_Y: z\r\n|\0|\xc3\xa9|\x80",
+    b'{"state":"Ready"}|{"state":null}|[[[[|"\\ud800"|1e999|Range: bytes=|0-|-1|1-2,4-|If-Range: |Accept: ',
+    b"Last-Event-ID: |text/event-stream\r\n|Upgrade: websocket\r\n|Origin: http://x\r\n|Sec-WebSocket-Key: ",
+)
+_LXC = (
+    b"LXC_NAME=c1\0LXC_HOOK_TYPE=start-host\0LXC_PID=1\0LXC_CONFIG_FILE=input\0hook\0lxc\n"
+    b"lxc.net.0.type = veth\nlxc.net.0.name = eth0\nlxc.mount.entry = /a b none bind,ro 0 0\nlxc.include = x\n"
+)
+
+TARGETS: dict[str, Target] = {
+    "requests": Target(check_requests, 2, 600, _HTTP, _HTTP_WORDS),
+    "exchange": Target(
+        check_exchange,
+        4,
+        1200,
+        (
+            *(b"\0" + request for request in _HTTP),
+            b"\0GET /1.0/events HTTP/1.1" + _HOST + _WEBSOCKET + b"\r\n" + PAUSE + b"\x8a\x80\1\2\3\4\x88\x80\1\2\3\4",
+            b"\1GET /1.0/events?since=0&type=config HTTP/1.1" + _HOST + b"\r\n" + PAUSE + b"x",
+            b"\1GET /1.0/events HTTP/1.1" + _HOST + b"Accept: text/event-stream\r\nLast-Event-ID: 1\r\n\r\n",
+            PAUSE.join((b"\2GET /1.0/devices HTTP/1.0\r\n\r\n", b"GET /1.0/device/eth0 HTTP/1.0\r\n\r\n")),
+            f"\0GET /1.0/images/{FINGERPRINT}/export HTTP/1.1\r\nHost: x\r\nRange: bytes=1-3,7-\r\n\r\n".encode(),
+        ),
+        (*_HTTP_WORDS, PAUSE, _WEBSOCKET, FINGERPRINT.encode(), b"\x89\x80\1\2\3\4", b"\x88\x82\0\0\0\0\3\xe8"),
+    ),
+    "frames": Target(
+        check_frames,
+        1,
+        300,
+        (b"\x89\x83\1\2\3\4abc", b"\x8a\x80\0\0\0\0\x88\x82\0\0\0\0\3\xe8", b"\x81\xff" + b"\x7f" * 8, b"\x82\x00"),
+        (b"\x89", b"\x8a", b"\x88", b"\x80\1\2\3\4", b"\xfd\1\2\3\4" + b"a" * 125, b"\xfe\0\x7e", b"\xc9", b"\x09"),
+    ),
+    "settings": Target(
+        check_settings,
+        1,
+        400,
+        (
+            b'[store]\nurl = "sqlite:////a"\nlock_seconds = 1.5\n',
+            b'[[listener]]\npath = "/a"\ndialect = "lxd"\n[limits]\nhead = 4096\n',
+            b'[hooks]\non-failure = "refuse"\nproject = "p"\n[hooks.template]\n"user.a" = "b"\n[log]\nlevel = "info"\n',
+            b"[images]\ndirectory = '/a'\n[events]\nkeep_seconds = 1\n[callers]\npidfd = false\n",
+        ),
+        _words(
+            b'[|]|[[|]]|{|}|"|\'|"""|=|.|,|\n|#|\\u0000|\\|nan|inf|-|_|0x|1e5|true|1979-05-27T07:32:00Z|9999999999999',
+            b"store|url|listener|path|dialect|limits|body|head_seconds|hooks|template|on-failure|log|requests",
+        ),
+    ),
+    "command": Target(
+        check_command,
+        3,
+        500,
+        (
+            b"instance\0list\0--format\0json",
+            b"instance\0add\0c2\0--uuid\0x\0--config\0user.a=@input\0--device\0eth0,type=nic\nvalue",
+            b"instance\0start\0c1\0--pid\x001",
+            b"config\0set\0c1\0user.a=b\0user.b=@-\nvalue",
+            b"device\0add\0c1\0eth1\0type=nic",
+            b"image\0import\0input\0--alias\0a\nimage",
+            b"events\0c1\0--since\x000\0--format\0json",
+            b"check\0--format\0json",
+            b"--config\0input\0check\0--settings\n[limits]\nhead = 4096\n",
+            _LXC,
+            b"hook\0lxc\0c1\0lxc\0post-stop",
+            b'hook\0oci\n{"id":"0123456789abcdef","pid":1,"status":"created","annotations":{"guestapi.name":"c1"}}',
+            b'hook\0oci\n{"id":"c1","status":"stopped"}',
+            b"MAINPID=1\0hook\0nspawn\0start\0c1",
+        ),
+        _words(
+            b"instance|config|device|image|events|check|hook|completion|add|list|show|start|stop|remove|set|get|unset",
+            b"--format|json|table|--project|--type|--uuid|--location|--config|--device|--pid|--help|--|-|@input|@-",
+            b"lxc|oci|nspawn|LXC_PID=|LXC_NAME=|MAINPID=|LXC_HOOK_TYPE=|LXC_CONFIG_FILE=|input|c1|\0|\n|\xff|\xc2\xb2",
+            b'user.foo=|type=nic|lxc.include = |lxc.mount.entry = |lxc.net.0.|\\u0000|\\ud800|"pid":|\x1b[31m',
+        ),
+    ),
+}

@@ -1,0 +1,95 @@
+"""Whatever bytes there are: no traceback, no hang, no worse answer than a refusal. `targets` says what that is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.targets import TARGETS
+from tests.server.test_http_differential import REQUESTS, mutated
+
+#: How many inputs each target has in the suite: seconds, together.
+EXAMPLES = {"requests": 1000, "exchange": 400, "frames": 500, "settings": 500, "command": 150}
+
+_NUMBER, _LXC = b"9" * 5000, b"LXC_NAME=c1\0LXC_HOOK_TYPE=start-host\0LXC_PID="
+_CHUNKED = b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+_INCLUDE = _LXC + b"1\0LXC_CONFIG_FILE=input\0hook\0lxc\nlxc.include = "
+_ADD = b'--config\0input\0instance\0add\0c2\n[store]\nurl = "'
+#: Inputs that something was wrong with, once.
+FOUND = [
+    ("requests", _CHUNKED + b"1 ;a\r\na\r\n0\r\n\r\n"),
+    ("requests", _CHUNKED + b'0\r\n{"a: y\r\n\r\n'),
+    ("requests", _CHUNKED + b"0\r\nTransfer-Encoding: x\r\n\r\n"),
+    ("requests", b"GET ?a:// HTTP/1.0\r\n\r\n"),
+    ("exchange", b"\0GET ?a:// HTTP/1.0\r\n\r\n"),
+    ("requests", b"GET /a? HTTP/1.1\r\nHost: x\r\n\r\nGET /a?? HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ("settings", b"a = " + b"[" * 5000),
+    ("settings", b"a = " + _NUMBER),
+    ("command", _LXC + b"\xc2\xb2\0hook\0lxc"),
+    ("command", _LXC + _NUMBER + b"\0hook\0lxc"),
+    ("command", b"MAINPID=\xc2\xb2\0hook\0nspawn\0start\0c1"),
+    ("command", b"MAINPID=" + _NUMBER + b"\0hook\0nspawn\0start\0c1"),
+    ("command", _INCLUDE + b"a\0b\n"),
+    ("command", _INCLUDE + b"a" * 300 + b"\n"),
+    ("command", b"LXC_NAME=\xff\0LXC_HOOK_TYPE=post-stop\0hook\0lxc"),
+    ("command", b"hook\0nspawn\0stop\0\xff"),
+    ("command", b"instance\0remove\0\xff"),
+    ("command", b"instance\0list\0--project\0\xff"),
+    ("command", b"image\0show\0\xff"),
+    ("command", b"--config\0\xff\0check"),
+    ("command", b"--config\0\xff\0check\0--format\0json"),
+    ("command", _ADD + b'sqlite:////a\\u0000b"\n'),
+    ("command", _ADD + b'sqlite://a:b@c:x/"\n'),
+]
+
+
+def inputs(name: str) -> st.SearchStrategy[bytes]:
+    """A seed, cut up and patched with words; words in a row; anything at all."""
+    target = TARGETS[name]
+    word = st.sampled_from(target.words) | st.binary(max_size=3)
+    words = st.lists(word, max_size=12).map(b"".join)
+
+    @st.composite
+    def patched(draw: st.DrawFn) -> bytes:
+        made = bytearray(draw(st.sampled_from(target.seeds)))
+        for _time in range(draw(st.integers(0, 3))):
+            where = draw(st.integers(0, len(made)))
+            made[where : where + draw(st.integers(0, 8))] = draw(word)
+        return bytes(made)
+
+    return patched() | words
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds(name: str) -> None:
+    """What fuzzing begins with is in order."""
+    for seed in TARGETS[name].seeds:
+        TARGETS[name].check(seed)
+
+
+@pytest.mark.parametrize(("name", "data"), FOUND, ids=lambda value: repr(value)[:40])
+def test_found_once(name: str, data: bytes) -> None:
+    """What was wrong is not wrong again."""
+    TARGETS[name].check(data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_anything(name: str) -> None:
+    """Nothing is wrong with what any bytes come to."""
+    target = TARGETS[name]
+
+    @settings(max_examples=EXAMPLES[name], deadline=None, database=None)
+    @given(inputs(name))
+    def check(data: bytes) -> None:
+        target.check(data)
+
+    check()
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(REQUESTS | mutated(), min_size=1, max_size=4).map(b"".join), st.integers(0, 2))
+def test_requests_on_a_connection(data: bytes, dialect: int) -> None:
+    """Requests that are almost right, one behind the other, are each answered well."""
+    TARGETS["requests"].check(data)
+    TARGETS["exchange"].check(bytes([dialect]) + data)

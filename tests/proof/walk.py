@@ -1,0 +1,309 @@
+"""The walk of the isolation proof: what can happen to instances, in any order. ``python -m tests.proof.walk STEPS``,
+in a PID namespace of its own, walks so many steps at least, and prints as JSON how often what has happened.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import ClassVar, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from tests.proof.world import PATHS, Held, Node, World
+
+#: How much there is at a time.
+NODES, HELD, STREAMS = 16, 40, 12
+#: Instances that run before the first step.
+INSTANCES = 3
+#: Steps from an empty host to the next.
+STEPS = 100
+
+T = TypeVar("T")
+
+#: One of some things, whatever they are: what is drawn must not depend on what processes and the service do.
+ANY = st.integers(0, 720719)
+NAME = st.none() | ANY
+ASKED = st.sampled_from(PATHS)
+DIALECT = st.sampled_from(["incus", "incus", "lxd", "lxd-legacy"])
+
+
+def pick(among: Sequence[T], which: int) -> T:
+    """One of them."""
+    return among[which % len(among)]
+
+
+class Walk(RuleBasedStateMachine):
+    """Each rule is a step, if it can be made. Whatever is answered on the way is judged where it is received."""
+
+    world: ClassVar[World]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world.clear()
+        for name in range(INSTANCES):
+            self.occupy(name, self.world.make(self.world.host, container=True))
+
+    def step(self, name: str) -> None:
+        """This happens."""
+        self.world.happened["steps"] += 1
+        self.world.happened[f"did: {name}"] += 1
+
+    def inits(self) -> list[Node]:
+        """The containers that run."""
+        return [node for node in self.world.nodes if node.is_init]
+
+    def idle(self) -> list[Held]:
+        """Connections on which something can be asked; those of instances that run stand there more often."""
+        idle = [held for held in self.world.held if held.asked is None]
+        return idle + 2 * [held for held in idle if any(map(self.world.lasts, held.identities))]
+
+    def callers(self) -> list[Node]:
+        """Processes that can connect; those in instances stand there more often."""
+        nodes = self.world.nodes
+        return [self.world.host, *nodes, *2 * [node for node in nodes if self.world.recognised(node) is not None]]
+
+    def pid(self, which: int, again: bool) -> int | None:
+        """A PID that was another's, if there is one and it is wanted."""
+        free = self.world.free_pids
+        return pick(free, which) if free and again else None
+
+    @rule(which=ANY, again=st.booleans(), shifted=st.booleans(), name=NAME)
+    def start_container(self, which: int, again: bool, shifted: bool, name: int | None) -> None:
+        """On the host; registered at once, later or never."""
+        if len(self.world.nodes) < NODES:
+            self.step("start a container")
+            init = self.world.make(self.world.host, container=True, shifted=shifted, pid=self.pid(which, again))
+            self.occupy(name, init)
+
+    @rule(which=ANY, around=ANY, again=st.booleans(), shifted=st.booleans(), name=NAME)
+    def nest_container(self, which: int, around: int, again: bool, shifted: bool, name: int | None) -> None:
+        """In another one; three levels are enough to be nested."""
+        possible = [node for node in self.inits() if node.around is None or node.around.around is None]
+        if possible and len(self.world.nodes) < NODES:
+            self.step("nest a container")
+            inside = pick(possible, around)
+            init = self.world.make(inside, container=True, shifted=shifted, pid=self.pid(which, again))
+            self.occupy(name, init)
+
+    @rule(which=ANY, init=ANY, again=st.booleans(), uid=st.sampled_from([0, 0, 0, 1000]))
+    def start_process(self, which: int, init: int, again: bool, uid: int) -> None:
+        """In a container, as root or another user."""
+        if self.inits() and len(self.world.nodes) < NODES:
+            self.step("start a process")
+            self.world.make(pick(self.inits(), init), container=False, uid=uid, pid=self.pid(which, again))
+
+    @rule(node=ANY)
+    def kill(self, node: int) -> None:
+        """A process, or a container with all in it; the store is not told."""
+        if self.world.nodes:
+            self.step("kill")
+            self.world.end(pick(self.world.nodes, node))
+
+    @rule(name=ANY)
+    def remove(self, name: int) -> None:
+        """An instance is no more, running or not; its name is soon another's."""
+        if self.world.rows:
+            self.step("remove")
+            self.world.remove(pick(list(self.world.rows), name))
+
+    @rule(name=ANY, init=ANY)
+    def register(self, name: int, init: int) -> None:
+        """A container that runs, for a while already perhaps."""
+        if self.inits():
+            self.step("register")
+            self.occupy(name, pick(self.inits(), init))
+
+    def occupy(self, name: int | None, init: Node) -> None:
+        """An instance, known already or not, runs in this container, and no other one does."""
+        if name is None:
+            return
+        chosen = pick(self.world.names, name)
+        if chosen not in self.world.rows:
+            self.world.add(chosen)
+        for other, row in self.world.rows.items():
+            if row.init is init:
+                self.world.stop(other)
+        self.world.start(chosen, init)
+
+    @rule(name=ANY)
+    def stop(self, name: int) -> None:
+        """The store is told that an instance has stopped, true or not."""
+        if self.world.rows:
+            self.step("stop")
+            self.world.stop(pick(list(self.world.rows), name))
+
+    @rule(name=ANY, path=ASKED)
+    def restart(self, name: int, path: str) -> None:
+        """An instance stops and starts, the very same process is its init: what was connected before counts no more."""
+        running = self.running()
+        if running and len(self.world.held) < HELD:
+            self.step("restart")
+            chosen = pick(running, name)
+            init = self.world.rows[chosen].init
+            assert init is not None
+            held = self.world.connect(init, "incus")
+            self.world.ask(held, path)
+            self.occupy(self.world.names.index(chosen), init)
+            self.world.ask(held, path)
+
+    def running(self) -> list[str]:
+        """Instances whose init is alive."""
+        return [name for name, row in self.world.rows.items() if row.init is not None and row.init.alive]
+
+    @rule(name=ANY)
+    def configure(self, name: int) -> None:
+        """The operator changes all that an instance can read."""
+        if self.world.rows:
+            self.step("configure")
+            self.world.configure(pick(list(self.world.rows), name))
+
+    @rule(name=ANY, key=st.sampled_from(["security.guestapi", "security.devlxd"]))
+    def switch(self, name: int, key: str) -> None:
+        """The operator switches an instance off, or on again."""
+        if self.world.rows:
+            self.step("switch")
+            self.world.switch(pick(list(self.world.rows), name), key)
+
+    @rule(node=ANY, dialect=DIALECT, path=st.none() | ASKED)
+    def connect(self, node: int, dialect: str, path: str | None) -> None:
+        """A process connects, and asks at once or not yet."""
+        if len(self.world.held) < HELD:
+            self.step("connect")
+            held = self.world.connect(pick(self.callers(), node), dialect)
+            if path is not None:
+                self.world.ask(held, path)
+
+    @rule(node=ANY, path=ASKED, before=st.booleans(), shifted=st.booleans())
+    def take_over(self, node: int, path: str, before: bool, shifted: bool) -> None:
+        """A process connects and ends, another container has its PID, and only now there is a question."""
+        if self.world.nodes and len(self.world.held) < HELD:
+            self.step("take over")
+            victim = pick(self.world.nodes, node)
+            held = self.world.connect(victim, "incus")
+            if before:
+                self.world.ask(held, path)
+            self.world.end(victim)
+            self.world.make(self.world.host, container=True, shifted=shifted, pid=victim.pid)
+            self.world.ask(held, path)
+
+    @rule(name=ANY, path=ASKED, other=NAME, told=st.booleans())
+    def replace(self, name: int, path: str, other: int | None, told: bool) -> None:
+        """An instance ends and another container has its PID, its namespace's number and perhaps its name."""
+        running = self.running()
+        if not running or len(self.world.held) >= HELD - 1:
+            return
+        self.step("replace")
+        ended = pick(running, name)
+        init = self.world.rows[ended].init
+        assert init is not None
+        held = self.world.connect(init, "incus")
+        self.world.ask(held, path)
+        self.world.end(init)
+        if told:
+            self.world.stop(ended)
+        successor = self.world.make(self.world.host, container=True, pid=init.pid)
+        self.occupy(other, successor)
+        self.world.ask(held, path)
+        self.world.ask(self.world.connect(successor, "incus"), path)
+
+    @rule(held=ANY, path=ASKED)
+    def ask(self, held: int, path: str) -> None:
+        """On a connection that was held open, whatever has happened since."""
+        if self.idle():
+            self.step("ask")
+            self.world.ask(pick(self.idle(), held), path)
+
+    @rule(held=ANY, node=ANY, path=ASKED)
+    def ask_from_elsewhere(self, held: int, node: int, path: str) -> None:
+        """The connection is another process's by now, of another instance perhaps."""
+        if self.idle() and self.world.nodes:
+            self.step("ask from elsewhere")
+            self.world.ask_from(pick(self.world.nodes, node), pick(self.idle(), held), path)
+
+    @rule(held=ANY, path=ASKED)
+    def send(self, held: int, path: str) -> None:
+        """Ask, and let other things happen before the answer is looked at."""
+        if self.idle():
+            self.step("send")
+            self.world.send(pick(self.idle(), held), path)
+
+    @rule(path=ASKED)
+    def ask_all(self, path: str) -> None:
+        """Ask on every connection, and look at all answers that are due."""
+        if self.world.held:
+            self.step("ask all")
+            for held in self.world.held:
+                if held.asked is None:
+                    self.world.send(held, path)
+            for held in self.world.held:
+                self.world.receive(held)
+
+    @rule(held=ANY)
+    def say_ready(self, held: int) -> None:
+        """The workload of an instance says that it is ready."""
+        # On a connection of which it is known where it comes from, or there would be no telling who is ready now.
+        certain = [
+            one
+            for one in self.idle()
+            if one.answered and len(one.identities) == 1 and None not in one.identities and one.dialect.accepts_state
+        ]
+        if certain:
+            self.step("say ready")
+            self.world.say_ready(pick(certain, held))
+
+    @rule(held=ANY, websocket=st.booleans())
+    def stream(self, held: int, websocket: bool) -> None:
+        """A connection becomes a stream of events."""
+        if self.idle() and len(self.world.streams) < STREAMS:
+            self.step("stream")
+            self.world.listen_on(pick(self.idle(), held), websocket)
+
+    @rule(node=ANY, dialect=DIALECT, websocket=st.booleans())
+    def connect_stream(self, node: int, dialect: str, websocket: bool) -> None:
+        """A process connects for nothing else."""
+        if len(self.world.streams) < STREAMS:
+            self.step("connect a stream")
+            self.world.listen_on(self.world.connect(pick(self.callers(), node), dialect), websocket)
+
+    @rule()
+    def listen(self) -> None:
+        """Take what the streams say."""
+        if self.world.streams:
+            self.step("listen")
+            self.world.listen()
+
+    @rule(held=ANY)
+    def close(self, held: int) -> None:
+        """A connection."""
+        if self.world.held:
+            self.step("close")
+            self.world.drop(pick(self.world.held, held))
+
+
+def main(steps: int) -> None:
+    """Walk; a failure is hypothesis's, with the steps that lead to it."""
+    Walk.world = World()
+    how = settings(
+        max_examples=max(1, steps // STEPS),
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    happened = Walk.world.happened
+    try:
+        while happened["steps"] < steps:
+            run_state_machine_as_test(Walk, settings=how)
+        Walk.world.close()
+    except BaseException:
+        sys.stderr.write(Walk.world.service.log.read_text())
+        raise
+    print(json.dumps(happened))  # noqa: T201 - this is what whoever has started it reads
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,548 @@
+"""What the isolation proof is about: real processes in real namespaces, the real service, and what both must come to.
+
+Runs in a PID namespace of its own, together with the service, so that it can say which PID comes next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from guestapi.callers.namespaces import examine, start_time
+from guestapi.dialects import DIALECTS, Dialect
+from guestapi.model import Instance
+from tests.harness.containers import BASE
+from tests.harness.service import Service
+
+#: Nothing is to end of itself while it is held open.
+LIMITS = """[limits]
+connections_per_instance = 65536
+streams_per_instance = 65536
+head_seconds = 3600
+idle_seconds = 3600
+writes_per_second = 1000000
+writes_burst = 1000000
+"""
+#: What every secret looks like: nothing else that is answered does.
+SECRET = re.compile(rb"tok[0-9a-f]{32}")
+#: proc_pid_stat(5): a process's start time is in ticks of which there are so many a second.
+TICKS = os.sysconf("SC_CLK_TCK")
+#: Seconds to wait for what must come.
+PATIENCE = 20
+#: How many IDs a container has, as /etc/subuid usually gives them.
+IDS = 65536
+
+EVENTS = "/1.0/events"
+TOKEN = "/1.0/config/user.token"
+PATHS = ["/", "/1.0", "/1.0/config", TOKEN, "/1.0/devices", "/1.0/meta-data"]
+
+
+def secret() -> str:
+    """What nobody can guess, and nobody has by chance."""
+    return f"tok{secrets.token_hex(16)}"
+
+
+@dataclass(eq=False)
+class Node:
+    """A process that does as it is told: the host's, a container's init, or another one inside a container.
+
+    Attributes:
+        control: where it is told.
+        pid, started: as the service sees it; `started` in ticks since boot.
+        container: the init of the container that it is in, or is; None: the host's.
+        around: the init of the container that its container is in; None: that is the host itself.
+        root, count: the host's UID of root in its user namespace, and how many IDs that has.
+        uid: its own, as the host sees it.
+    """
+
+    control: socket.socket
+    pid: int
+    started: int
+    container: Node | None
+    around: Node | None
+    root: int
+    count: int
+    uid: int
+    alive: bool = True
+
+    @property
+    def is_init(self) -> bool:
+        """Whether it is PID 1 of its namespace."""
+        return self.container is self
+
+    def command(self, what: str, given: int | None = None, **arguments: Any) -> tuple[dict[str, Any], list[int]]:
+        """Have it do something (see node.py): what it says, and what it hands over."""
+        message = json.dumps({"do": what, **arguments}).encode()
+        socket.send_fds(self.control, [message], [] if given is None else [given])
+        said, found, _flags, _address = socket.recv_fds(self.control, 65536, 1)
+        assert said, f"process {self.pid} has ended"
+        answer: dict[str, Any] = json.loads(said)
+        assert "error" not in answer, answer["error"]
+        return answer, found
+
+    def inside(self, container: Node) -> bool:
+        """Whether it ends with that container."""
+        at = self.container
+        while at is not None and at is not container:
+            at = at.around
+        return at is not None
+
+
+@dataclass(eq=False)
+class Row:
+    """An instance that the store knows, from when it is added until it is removed."""
+
+    stored: Instance
+    init: Node | None = None
+    ready: bool = False
+    secrets: set[bytes] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """An instance in one of its runs."""
+
+    row: Row
+    run: int
+    init: Node
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a request may come to, if its connection was recognised as this. `body` None: whatever."""
+
+    identity: Identity | None
+    status: int
+    body: bytes | None
+
+
+@dataclass(eq=False)
+class Held:
+    """A connection that is held open.
+
+    Attributes:
+        node: the process that called connect.
+        identities: as what it may have been recognised: one if nothing has happened between connect and first answer.
+        answered: it has had an answer, so was recognised.
+        asked: what was asked last and is not answered yet.
+        outcomes: what that may come to.
+        may_end: it is a stream, and there was a reason to end it: an instance that is switched on again had one.
+    """
+
+    socket: socket.socket
+    node: Node
+    dialect: Dialect
+    identities: set[Identity | None]
+    answered: bool = False
+    asked: str | None = None
+    outcomes: set[Outcome] = field(default_factory=set)
+    may_end: bool = False
+
+
+class World:
+    """The host, its instances, and the service."""
+
+    def __init__(self) -> None:
+        self.happened: Counter[str] = Counter()
+        self.service = Service(toml=LIMITS)
+        self.service.start()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = subprocess.Popen(
+            ["/usr/bin/python3", "-I", "-S", Path(__file__).with_name("node.py"), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        self.host = Node(ours, self._process.pid, 0, None, None, 0, 1 << 32, 0)
+        self.names = [secret() for _name in range(5)]
+        self.nodes: list[Node] = []
+        self.rows: dict[str, Row] = {}
+        self.held: list[Held] = []
+        self.streams: list[Held] = []
+        #: PIDs that had an owner, and the inode numbers of PID namespaces.
+        self.pids: list[int] = []
+        self._namespaces: set[int] = set()
+
+    def close(self) -> None:
+        """All must be as it should have been; then away with it."""
+        self.clear()
+        self.host.control.close()
+        self._process.wait(PATIENCE)
+        log = self.service.log.read_text()
+        self.service.__exit__(None, None, None)
+        assert "Traceback" not in log, log
+        assert "unexpected" not in log, log
+
+    def clear(self) -> None:
+        """No instances, no processes, no connections; the streams are ended by the service."""
+        for held in self.held:
+            held.socket.close()
+        self.held.clear()
+        self.listen()
+        for node in [node for node in self.nodes if node.is_init and node.around is None]:
+            self.end(node)
+        for name in list(self.rows):
+            self.remove(name)
+        for stream in self.streams:
+            stream.socket.settimeout(PATIENCE)
+            self._must_end(stream)
+        self.streams.clear()
+
+    # Processes.
+
+    def make(
+        self, parent: Node, *, container: bool, shifted: bool = False, uid: int = 0, pid: int | None = None
+    ) -> Node:
+        """A process, made by another one.
+
+        Args:
+            parent: by which.
+            container: as the init of a new container.
+            shifted: the container's root is not the user who is root around it.
+            uid: as which user of its namespace.
+            pid: with this PID, which is free.
+        """
+        if parent is self.host:
+            root, count = (BASE + IDS if shifted else BASE), IDS
+            base = root
+        elif container:
+            base, count = (parent.count // 2, parent.count // 2) if shifted else (0, parent.count)
+            root = parent.root + base
+        else:
+            base, root, count = 0, parent.root, parent.count
+        if pid is not None:
+            # proc_sys_kernel(5): what was given out last, in this process's PID namespace.
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        answer, (control,) = parent.command("make", container=container, base=base, count=count, uid=uid)
+        own: int = answer["pid"]
+        node = Node(
+            socket.socket(fileno=control),
+            own,
+            start_time(own),
+            parent.container,
+            parent.container,
+            root,
+            count,
+            root + uid,
+        )
+        if container:
+            node.container = node
+            number = os.stat(f"/proc/{own}/ns/pid").st_ino
+            self.happened["namespaces"] += 1
+            self.happened["namespace numbers used again"] += number in self._namespaces
+            self._namespaces.add(number)
+        elif parent.container is not None:
+            node.around = parent.container.around
+        self.happened["processes"] += 1
+        self.happened["pids used again"] += own in self.pids
+        self.happened["pids used again on purpose"] += own == pid
+        if own not in self.pids:
+            self.pids.append(own)
+        self.nodes.append(node)
+        return node
+
+    def end(self, node: Node) -> None:
+        """Kill a process, and so all that is in its container if it is an init. Nobody is told."""
+        # Two processes that start within one tick and have one PID would be one and the same to whoever asks /proc.
+        while time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS < node.started + 1:
+            time.sleep(0.001)
+        ended = [one for one in self.nodes if one is node or (node.is_init and one.inside(node))]
+        os.kill(node.pid, signal.SIGKILL)
+        for one in ended:
+            # Nothing tells when a PID is free again, but that nobody has it.
+            while Path(f"/proc/{one.pid}").exists():
+                time.sleep(0.0002)
+            one.alive = False
+            one.control.close()
+            self.nodes.remove(one)
+        self._changed()
+
+    @property
+    def free_pids(self) -> list[int]:
+        """PIDs that had an owner and have none."""
+        taken = {node.pid for node in self.nodes}
+        return [pid for pid in self.pids if pid not in taken]
+
+    # Instances.
+
+    def add(self, name: str) -> None:
+        """Have an instance of that name."""
+        with self.service.writer.change() as change:
+            row = Row(change.add("default", name))
+        row.secrets.add(name.encode())
+        self.rows[name] = row
+        self.configure(name)
+
+    def configure(self, name: str) -> None:
+        """Give it other secrets."""
+        row = self.rows[name]
+        with self.service.writer.change() as change:
+            row.stored = self._renew(change, row)
+        self._changed()
+
+    def _renew(self, change: Any, row: Row) -> Instance:
+        value, key, device = secret(), secret(), secret()
+        row.secrets |= {text.encode() for text in (value, key, device)}
+        old = {key: "" for key in row.stored.config if key.startswith("user.")}
+        stored = change.configure(row.stored, {**old, "user.token": value, f"user.{key}": "x"})
+        nic = {"type": "nic", "nictype": "ipvlan", "token": value}
+        renewed: Instance = change.replace_devices(stored, {device: nic})
+        return renewed
+
+    def switch(self, name: str, key: str) -> None:
+        """Switch it off, or on again."""
+        row = self.rows[name]
+        value = "" if row.stored.config.get(key) else "false"
+        with self.service.writer.change() as change:
+            row.stored = change.configure(row.stored, {key: value})
+        self._changed()
+
+    def start(self, name: str, init: Node) -> None:
+        """Say that it runs, and has this init; it has other secrets in each run."""
+        row = self.rows[name]
+        with self.service.writer.change() as change:
+            row.stored = change.start(self._renew(change, row), examine(init.pid))
+        row.init, row.ready = init, False
+        self._changed()
+
+    def stop(self, name: str) -> None:
+        """Say that it runs no more."""
+        row = self.rows[name]
+        with self.service.writer.change() as change:
+            row.stored = change.stop(row.stored)
+        row.init, row.ready = None, False
+        self._changed()
+
+    def remove(self, name: str) -> None:
+        """Take it away."""
+        row = self.rows.pop(name)
+        with self.service.writer.change() as change:
+            change.remove(row.stored)
+        row.init = None
+        self._changed()
+
+    # Connections.
+
+    def connect(self, node: Node, dialect: str) -> Held:
+        """Have a process connect."""
+        _answer, (number,) = node.command("connect", path=str(self.service.sockets[dialect]))
+        connection = socket.socket(fileno=number)
+        connection.settimeout(PATIENCE)
+        held = Held(connection, node, DIALECTS[dialect], {self.recognised(node)})
+        self.held.append(held)
+        self.happened["connections"] += 1
+        return held
+
+    def send(self, held: Held, path: str) -> None:
+        """Ask, and do not wait for the answer."""
+        self._ask(held, path)
+        held.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+
+    def receive(self, held: Held) -> None:
+        """Take the answer; it must be one of those that are right."""
+        self._judge(held, self._response(held))
+
+    def ask(self, held: Held, path: str) -> None:
+        """Ask, and take the answer."""
+        self.send(held, path)
+        self.receive(held)
+
+    def ask_from(self, node: Node, held: Held, path: str) -> None:
+        """Hand the connection to another process, whose question it is then."""
+        self._ask(held, path)
+        question = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"
+        answer, _none = node.command("ask", held.socket.fileno(), question=question)
+        self.happened["asked by another instance"] += not node.inside(held.node.container or node)
+        self._judge(held, answer["answer"].encode("latin-1"))
+
+    def say_ready(self, held: Held) -> None:
+        """PATCH the state, on a connection of which it is known where it comes from."""
+        (identity,) = held.identities
+        self._ask(held, "PATCH")
+        body = b'{"state":"Ready"}'
+        held.socket.sendall(b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        if self._judge(held, self._response(held)) == 200:
+            assert identity is not None
+            identity.row.ready = True
+
+    def listen_on(self, held: Held, websocket: bool) -> None:
+        """Make a stream of events of a connection."""
+        self._ask(held, EVENTS)
+        upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        key = f"Sec-WebSocket-Key: {'A' * 22}==\r\n"
+        fields = upgrade + key if websocket else ""
+        held.socket.sendall(f"GET {EVENTS} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode())
+        if self._judge(held, self._response(held)) in (101, 200):
+            self.held.remove(held)
+            self.streams.append(held)
+            self.happened["streams"] += 1
+
+    def drop(self, held: Held) -> None:
+        """Close a connection."""
+        held.socket.close()
+        self.held.remove(held)
+
+    def listen(self) -> None:
+        """Take what the streams have; one that has ended must have had a reason."""
+        for stream in list(self.streams):
+            stream.socket.setblocking(False)
+            try:
+                while data := stream.socket.recv(1 << 20):
+                    self._check_secrets(stream, data)
+                    self.happened["bytes of events"] += len(data)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                pass
+            assert stream.may_end, "a stream has ended, and its instance runs and was never switched off"
+            stream.socket.close()
+            self.streams.remove(stream)
+            self.happened["streams ended"] += 1
+
+    def _must_end(self, stream: Held) -> None:
+        until = time.monotonic() + PATIENCE
+        try:
+            while data := stream.socket.recv(1 << 20):
+                self._check_secrets(stream, data)
+                # There may be pings all the while.
+                stream.socket.settimeout(max(0.001, until - time.monotonic()))
+        except ConnectionResetError:
+            pass
+        stream.socket.close()
+        self.happened["streams ended"] += 1
+
+    def _response(self, held: Held) -> bytes:
+        held.socket.settimeout(PATIENCE)
+        data = b""
+        while b"\r\n\r\n" not in data:
+            more = held.socket.recv(65536)
+            assert more, f"closed after {data!r}"
+            data += more
+        head, _end, body = data.partition(b"\r\n\r\n")
+        found = re.search(rb"(?i)content-length: (\d+)", head)
+        while found and len(body) < int(found[1]):
+            more = held.socket.recv(65536)
+            assert more, "an answer is cut short"
+            body += more
+            data += more
+        return data
+
+    # What must be.
+
+    def recognised(self, node: Node) -> Identity | None:
+        """As what a process is to be recognised that connects now: the innermost instance that it is in."""
+        if not node.alive:
+            return None
+        at = node.container
+        while at is not None:
+            for row in self.rows.values():
+                if row.init is at and at.alive:
+                    return Identity(row, row.stored.run, at)
+            at = at.around
+        return None
+
+    def _changed(self) -> None:
+        """Whatever the service has not said yet, it may say of the world as it is now, too."""
+        for held in self.held:
+            if not held.answered:
+                held.identities.add(self.recognised(held.node))
+            if held.asked is not None:
+                self._expect(held, held.asked)
+        for stream in self.streams:
+            statuses = {self._outcome(stream, identity, EVENTS).status for identity in stream.identities}
+            stream.may_end = stream.may_end or statuses != {200}
+
+    def _ask(self, held: Held, path: str) -> None:
+        if not held.answered and not held.node.alive:
+            # At the first request the process must be there; otherwise nobody knows who holds its socket.
+            held.identities = {None}
+        held.asked = path
+        held.outcomes.clear()
+        self._expect(held, path)
+        self.happened["requests"] += 1
+        for identity in held.identities:
+            if not self.lasts(identity):
+                self.happened["asked without an instance"] += 1
+        others = {node.pid for node in self.nodes}
+        old = {held.node.pid} if not held.node.alive else set()
+        old |= {one.init.pid for one in held.identities if one is not None and not one.init.alive}
+        self.happened["asked after the pid was used again"] += bool(old & others)
+
+    def _expect(self, held: Held, path: str) -> None:
+        held.outcomes |= {self._outcome(held, identity, path) for identity in held.identities}
+
+    def lasts(self, identity: Identity | None) -> bool:
+        """Whether what was recognised once is so still."""
+        if identity is None:
+            return False
+        row = identity.row
+        known = self.rows.get(row.stored.name) is row
+        return known and row.stored.run == identity.run and row.init is identity.init and identity.init.alive
+
+    def _outcome(self, held: Held, identity: Identity | None, path: str) -> Outcome:
+        if identity is None or not self.lasts(identity):
+            return Outcome(identity, 500, b"pid not in container?\n")
+        if held.node.uid != identity.init.root:
+            return Outcome(identity, 401, b"Access denied for non-root user\n")
+        row, dialect = identity.row, held.dialect
+        method = "PATCH" if path == "PATCH" else "GET"
+        if row.stored.config.get(dialect.switch) and (method, path) not in dialect.open_when_off:
+            return Outcome(identity, 403, b"not authorized\n")
+        return Outcome(identity, 200, None if path == EVENTS else _body(row, dialect, path))
+
+    def _judge(self, held: Held, response: bytes) -> int:
+        """Whether an answer is right: only those identities are left that explain it."""
+        self._check_secrets(held, response)
+        head, end, body = response.partition(b"\r\n\r\n")
+        assert end, f"no whole response: {response!r}"
+        status = int(head.split(b" ")[1])
+        said = 200 if status == 101 else status
+        right = [one for one in held.outcomes if one.status == said and one.body in (None, body)]
+        assert right, f"answered {response!r}, and right would be one of {held.outcomes}"
+        held.identities = {one.identity for one in right}
+        held.answered, held.asked = True, None
+        self.happened[f"answered {status}"] += 1
+        return status
+
+    def _check_secrets(self, held: Held, data: bytes) -> None:
+        known = {one for identity in held.identities if identity is not None for one in identity.row.secrets}
+        for found in SECRET.findall(data):
+            self.happened["secrets"] += 1
+            assert found in known, f"another instance's secret in {data!r}"
+
+
+def _body(row: Row, dialect: Dialect, path: str) -> bytes:
+    """What an instance must be answered."""
+    instance = row.stored
+    match path:
+        case "PATCH":
+            return b""
+        case "/":
+            found: object = ["/1.0"]
+        case "/1.0" if not dialect.describes_instance:
+            found = {"api_version": "1.0"}
+        case "/1.0":
+            state = "Ready" if row.ready else "Started"
+            found = {"state": state, "api_version": "1.0", "instance_type": "container", "location": platform.node()}
+        case "/1.0/config":
+            found = [f"/1.0/config/{key}" for key in sorted(instance.config) if dialect.reads(key)]
+        case "/1.0/devices" if dialect.listed_nic_types is not None:
+            found = [f"/1.0/device/{name}" for name in instance.devices]
+        case "/1.0/devices":
+            found = {name: dict(sorted(device.items())) for name, device in instance.devices.items()}
+        case "/1.0/meta-data":
+            identity = instance.name if dialect.name_is_instance_id else instance.cloud_init_id
+            return f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.name}\n".encode()
+        case _:
+            return instance.config["user.token"].encode()
+    return json.dumps(found, separators=(",", ":")).encode() + b"\n"
