@@ -1,7 +1,7 @@
 """One connection, from accept to close: read a head, call the application, send the answer, and again.
 
-Fair: before every read but its first a connection waits for its turn (`server/turns.py`), even if it knows that there is
-more to read, so nobody is served twice while others are not served once. Bounded: every wait has a deadline.
+Fair: before every read but its first a connection waits for its turn (`server/turns.py`), even if it knows that there
+is more to read, so nobody is served twice while others are not served once. Bounded: every wait has a deadline.
 """
 
 from __future__ import annotations
