@@ -26,9 +26,9 @@ from guestapi.settings import Settings
 from guestapi.store import mirroring
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.mirroring import Mirrored
-from guestapi.store.reading import view
-from guestapi.store.schema import StoreError, database_file
-from guestapi.store.writing import ConflictError, Writer
+from guestapi.store.schema import ConflictError, StoreError, database_file
+from guestapi.store.view import view
+from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
 

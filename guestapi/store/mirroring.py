@@ -12,9 +12,10 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from guestapi.model import Device, Init, Instance, InstanceType, Mirror
-from guestapi.store.reading import View, load
-from guestapi.store.schema import instances, mirrors
-from guestapi.store.writing import Change, ConflictError
+from guestapi.store.rows import load
+from guestapi.store.schema import ConflictError, instances, mirrors
+from guestapi.store.view import View
+from guestapi.store.writing import Change
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,20 +17,18 @@ from sqlalchemy import BindParameter, Connection, Delete, Table, bindparam, dele
 from sqlalchemy.exc import DBAPIError
 
 from guestapi import names
-from guestapi.model import Device, Image, Init, Instance, InstanceType
+from guestapi.model import Device, Init, Instance, InstanceType
 from guestapi.settings import Settings
 from guestapi.store import changes
 from guestapi.store.doorbell import ring
-from guestapi.store.reading import View, load, load_image
+from guestapi.store.image_steps import ImageSteps
+from guestapi.store.rows import load
 from guestapi.store.schema import (
-    StoreError,
+    ConflictError,
     config,
     database_file,
     devices,
     explain,
-    image_aliases,
-    image_files,
-    images,
     instances,
     notifications,
     open_writer,
@@ -38,10 +36,6 @@ from guestapi.store.schema import (
 
 #: Where the key or name of a row that is to go stands in a statement.
 _GONE: BindParameter[str] = bindparam("gone")
-
-
-class ConflictError(StoreError):
-    """The change does not fit what the store holds; the text says why."""
 
 
 class Writer:
@@ -96,7 +90,7 @@ class Writer:
             return change.set_ready(instance_id, run, ready, init)
 
 
-class Change(View):
+class Change(ImageSteps):
     """The steps of one transaction. Made by `Writer.change`."""
 
     def __init__(self, connection: Connection) -> None:
@@ -252,58 +246,6 @@ class Change(View):
             self._tell(instance, [changes.lifecycle("instance-ready", instance.project, instance.name)])
         return True
 
-    def add_image(self, image: Image) -> None:
-        """Make an image known whose files are in place.
-
-        Raises:
-            InvalidNameError: an alias cannot be taken.
-            ConflictError: it is known already, or another image has the alias.
-        """
-        if load_image(self.connection, image.fingerprint) is not None:
-            raise ConflictError(f"image {image.fingerprint} is there already; 'guestapi image set' changes it")
-        values = {
-            name: getattr(image, name) for name in ("fingerprint", "type", "public", "cached", "created", "source")
-        }
-        self.connection.execute(insert(images).values(values))
-        self._write_files(image)
-        for alias in dict.fromkeys(image.aliases):
-            self._add_alias(image.fingerprint, alias)
-
-    def set_image(
-        self,
-        image: Image,
-        *,
-        public: bool | None = None,
-        cached: bool | None = None,
-        add_aliases: Iterable[str] = (),
-        remove_aliases: Iterable[str] = (),
-    ) -> None:
-        """Change what is said of an image; None leaves as it is.
-
-        Raises:
-            InvalidNameError: an alias cannot be taken.
-            ConflictError: another image has the alias, or this one has not the alias that it shall lose.
-        """
-        values = {"public": image.public if public is None else public}
-        values["cached"] = image.cached if cached is None else cached
-        self.connection.execute(update(images).where(images.c.fingerprint == image.fingerprint).values(values))
-        for alias in dict.fromkeys(remove_aliases):
-            if alias not in image.aliases:
-                raise ConflictError(f"image {image.fingerprint[:12]} has no alias {alias!r}")
-            self.connection.execute(delete(image_aliases).where(image_aliases.c.alias == alias))
-        for alias in dict.fromkeys(add_aliases):
-            if alias not in image.aliases:
-                self._add_alias(image.fingerprint, alias)
-
-    def note_files(self, image: Image) -> None:
-        """Its files were found to be right, though they look different: this is how they look now."""
-        self.connection.execute(delete(image_files).where(image_files.c.fingerprint == image.fingerprint))
-        self._write_files(image)
-
-    def remove_image(self, image: Image) -> None:
-        """Forget an image; its files are left."""
-        self.connection.execute(delete(images).where(images.c.fingerprint == image.fingerprint))
-
     def trim(self, keep_entries: int, keep_seconds: int) -> None:
         """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`."""
         log, now = notifications.c, time.time()
@@ -324,18 +266,6 @@ class Change(View):
         names.check_instance(name)
         if self.find(project, name) is not None:
             raise ConflictError(f"instance {name!r} exists already in project {project!r}")
-
-    def _write_files(self, image: Image) -> None:
-        for number, file in enumerate(image.files):
-            values = {"extension": file.extension, "size": file.size, "mtime_ns": file.mtime_ns}
-            self.connection.execute(insert(image_files).values(fingerprint=image.fingerprint, number=number, **values))
-
-    def _add_alias(self, fingerprint: str, alias: str) -> None:
-        names.check_alias(alias)
-        query = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == alias)
-        if (other := self.connection.execute(query).scalar()) is not None:
-            raise ConflictError(f"alias {alias!r} is one of image {other[:12]} already")
-        self.connection.execute(insert(image_aliases).values(alias=alias, fingerprint=fingerprint))
 
     def _run(self, instance: Instance, init: Init | None, action: str) -> Instance:
         columns: dict[str, object] = {"init_pid": None, "init_start_time": None, "init_boot_id": None}

@@ -31,7 +31,7 @@ from guestapi.server.answer import Answer
 from guestapi.server.connection import Connection
 from guestapi.server.service import Service
 from guestapi.settings import Limits
-from guestapi.store.reading import Entries
+from guestapi.store.rows import Entries
 from tests.api.fakes import MemoryStore, caller, instance
 
 #: Between two pieces that do not come at once. Neither HTTP nor what a test sends of WebSockets has it by chance.

@@ -22,7 +22,7 @@ import pytest
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Instance
-from guestapi.store.reading import view
+from guestapi.store.view import view
 from tests.harness.containers import Response
 from tests.harness.daemon import Daemon
 from tests.harness.mirroring import MirrorProcess
