@@ -283,6 +283,7 @@ def changes(host: Host, name: str) -> Iterator[None]:
     client("profile", "device", "add", "default", "d", "disk", "source=/usr/share", "path=/mnt/d")
     yield
     client("profile", "device", "remove", "default", "d")
+    yield
     client("profile", "unset", "default", "user.p")
     yield
 
