@@ -30,8 +30,8 @@ TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps strace python3-requests python3-yam
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
 
-# Most tests wait for other processes, so two run at a time; tests/conftest.py says which never do. Without, one does.
-TWO_AT_ONCE ?= --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Tests mostly wait for other processes, so two modules of them run at a time; 'make test AT_ONCE=' runs one.
+AT_ONCE ?= --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help bench demo test fuzz lint format install uninstall clean
 
@@ -51,7 +51,11 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
-	$(VENV)/bin/pytest $(TWO_AT_ONCE)
+	@for kind in incus lxd; do \
+		[ -d $(VENV)/$$kind ] || tests/harness/unpack-daemon.sh $$kind $(abspath $(VENV))/$$kind || \
+			echo "$$kind cannot be had here; its tests will say so" >&2; \
+	done
+	$(VENV)/bin/pytest $(AT_ONCE)
 
 fuzz: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test,fuzz]'

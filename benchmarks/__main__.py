@@ -86,6 +86,7 @@ def _requests(options: argparse.Namespace) -> list[requests.Cell]:
         ):
             print(report.table(load), flush=True)
             cells += load
+    print(f"\n{report.summary(cells)}")
     return cells
 
 

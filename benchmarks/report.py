@@ -29,6 +29,24 @@ def _row(fields: Sequence[str]) -> str:
     return "| " + " | ".join(fields) + " |"
 
 
+def summary(cells: Sequence[Cell]) -> str:
+    """All loads, a line each: what (a) to (d) answer in a second, and the processor time that it takes (a) and (c)."""
+    head = ("load", "(a)", "(b)", "(c)", "(d)", "(c) of (a)", "(c) p50, p99 µs", "CPU µs (a), (c)", "errors")
+    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    loads = dict.fromkeys((cell.manner, cell.path, cell.connections) for cell in cells)
+    for load in loads:
+        manner, path, connections = load
+        those = {cell.contender[:3]: cell for cell in cells if (cell.manner, cell.path, cell.connections) == load}
+        floor, ours = those["(a)"], those["(c)"]
+        rates = [f"{those[letter].rate:,.0f}" for letter in ("(a)", "(b)", "(c)", "(d)")]
+        times = f"{ours.p50:,.0f}, {ours.p99:,.0f}"
+        costs = f"{floor.cost:.1f}, {ours.cost:.1f}"
+        errors = str(sum(cell.errors for cell in those.values()))
+        name = f"{MANNERS[manner]}, {path}, {connections}"
+        lines.append(_row((name, *rates, f"{ours.rate / floor.rate:.2f}", times, costs, errors)))
+    return "\n".join(lines)
+
+
 def figure(one: Figure) -> str:
     """One figure, in a line."""
     limit = "" if one.most is None else f" (at most {one.most:g})"

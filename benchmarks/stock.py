@@ -15,7 +15,7 @@ from guestapi.callers import namespaces
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
 from guestapi.server.offload import OffloadedStore
-from guestapi.store.reading import view
+from guestapi.store.view import view
 
 _SETTINGS = settings.load(settings.find(None))
 _STORE = OffloadedStore(_SETTINGS)

@@ -1,13 +1,14 @@
-"""Fixtures; who may skip: without root some tests cannot run, and say so; in CI that is a failure; and who runs alone.
+"""Fixtures, and who may skip: without root some tests cannot run, and say so; in CI that is a failure.
 
-Two tests may run at a time, each in a process that has a service of its own (pytest-xdist). Those of one module never
-do, nor those of modules with the same `xdist_group`: what they share on the host is theirs alone then.
+Two modules may run at a time, each in a process that has a `service` of its own (pytest-xdist), but never two tests of
+one module: names on the host need only be a module's own. Modules that share the `machine` count as one.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,37 @@ from tests.harness.service import Service
 
 CI = os.environ.get("CI") == "true"
 
+#: Modules that share the one `machine`; they take longest together, so they begin first.
+_MACHINES = ("test_systemd.py", "test_restart.py", "test_sandbox.py", "test_unit.py", "test_units.py", "test_nspawn.py")
+#: What takes a minute by itself, begins next.
+_LONG = ("test_daemons.py", "test_replay.py")
 
-@pytest.hookimpl(tryfirst=True)
+
+def _group(nodeid: str) -> str:
+    """What a test is in: tests of one group run one after another, in one process."""
+    file = nodeid.partition("::")[0]
+    if file.endswith(_MACHINES):
+        return "machines"
+    # Each daemon is started once.
+    return f"{file} lxd" if file.endswith("test_daemons.py") and "[lxd" in nodeid else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """pytest-xdist's own scheduler, with our groups."""
+    # Not needed, nor there perhaps, where one test runs at a time.
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no types
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]  # nor does this
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep modules together, groups of them first, for these take longest; skip what needs root where there is none."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    """Begin with who takes long; skip what needs root where there is none, except in CI."""
+    items.sort(key=lambda item: (not item.path.name.endswith(_MACHINES), not item.path.name.endswith(_LONG)))
     if os.geteuid() == 0 or CI:
         return
     for item in items:

@@ -19,8 +19,8 @@ from guestapi.callers.namespaces import NotAnInitError, is_alive
 from guestapi.model import Device, Instance
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings, SettingsError
-from guestapi.store.reading import View, view
 from guestapi.store.schema import StoreError
+from guestapi.store.view import View, view
 from guestapi.store.writing import Writer
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -51,7 +51,7 @@ class State(Struct):
 
 
 class Instance(Struct):
-    """An instance, as ``GET /1.0/instances?recursion=1`` has it; with 2, its state too. What is empty may be null."""
+    """An instance, as ``GET /1.0/instances?recursion=1`` has it. What is empty may be null."""
 
     name: str
     type: str
@@ -62,7 +62,6 @@ class Instance(Struct):
     config: dict[str, str] | None = None
     expanded_config: dict[str, str] | None = None
     expanded_devices: dict[str, dict[str, str]] | None = None
-    state: State | None = None
 
 
 class Environment(Struct):
@@ -156,16 +155,13 @@ class Daemon:
             raise DaemonError(f"{self.socket}: the daemon does not trust us; is the mirror's user in its group?")
         return server
 
-    def instances(self, *, state: bool) -> list[Instance]:
-        """All instances of all projects.
-
-        Args:
-            state: with their state, for which the daemon looks into each: 25 to 40 ms an instance, 0.5 ms without.
+    def instances(self) -> list[Instance]:
+        """All instances of all projects, without their state: half a millisecond for each.
 
         Raises:
             DaemonError: it does not answer.
         """
-        return self._get(f"/1.0/instances?recursion={2 if state else 1}&all-projects=true", list[Instance])
+        return self._get("/1.0/instances?recursion=1&all-projects=true", list[Instance])
 
     def instance(self, project: str, name: str) -> Instance:
         """One instance, without its state.
@@ -177,7 +173,7 @@ class Daemon:
         return self._get(_url(project, name), Instance)
 
     def state(self, project: str, name: str) -> State:
-        """The state of one instance.
+        """The state of one instance, for which the daemon looks into it: 25 to 45 ms (also with ``recursion=2``).
 
         Raises:
             GoneError: there is none.

@@ -25,8 +25,8 @@ from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Image
 from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.images import ImageFileError, Part
-from guestapi.store.reading import view
 from guestapi.store.schema import StoreError
+from guestapi.store.view import view
 from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Thread
 
@@ -25,9 +26,9 @@ from guestapi.settings import Settings
 from guestapi.store import mirroring
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.mirroring import Mirrored
-from guestapi.store.reading import view
-from guestapi.store.schema import StoreError, database_file
-from guestapi.store.writing import ConflictError, Writer
+from guestapi.store.schema import ConflictError, StoreError, database_file
+from guestapi.store.view import view
+from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 _AGAIN_SECONDS, _AGAIN_TIMES = 0.1, 50
 #: Above so many instances to look at, one question for all is less work for the daemon than one for each.
 _SINGLE_LOOKS = 16
+#: How many instances' states the daemon is asked for at a time; it needs 25 to 45 ms for one.
+_AT_ONCE = 8
 
 Key = tuple[str, str]
 
@@ -75,7 +78,6 @@ class Mirror:
         self._contact = known[0].contact if known else 0.0
         self._lag = 0.0
         self._noted: model.Mirror | None = None
-        self._status = ""
 
     def run(self) -> None:
         """Mirror until the process ends; a daemon that is not there is waited for."""
@@ -126,23 +128,22 @@ class Mirror:
 
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
-        wanted = {_key(one): one for one in self._daemon.instances(state=False) if translate.is_here(one, self._server)}
+        wanted = {_key(one): one for one in self._daemon.instances() if translate.is_here(one, self._server)}
         with view(self._url) as store:
             known = {_key(one): one for one in store.instances() if one.source == self._name}
-        if sum(_has_started(one, known.get(key)) for key, one in wanted.items()) > _SINGLE_LOOKS:
-            wanted = {
-                _key(one): one for one in self._daemon.instances(state=True) if translate.is_here(one, self._server)
-            }
         self._faults.clear()
         again, self._again = self._again, {}
-        for key, instance in wanted.items():
-            try:
-                translated = translate.mirrored(instance, self._server, self._init_of(instance, known.get(key)))
-            except RefusedError as error:
-                self._try_again(key, again.get(key, 0), error)
-                continue
-            if key not in known or not mirroring.is_same(known[key], translated):
-                self._write(translated)
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            inits = [threads.submit(self._init_of, instance, known.get(key)) for key, instance in wanted.items()]
+            for number, (key, instance) in enumerate(wanted.items()):
+                try:
+                    translated = translate.mirrored(instance, self._server, inits[number].result())
+                except RefusedError as error:
+                    self._try_again(key, again.get(key, 0), error)
+                    continue
+                if key not in known or not mirroring.is_same(known[key], translated):
+                    self._write(translated)
+                    self._tell(f"compares everything: {number + 1} of {len(wanted)} instances")
         # Last: one that has another name by now was found again above.
         for key in known.keys() - wanted.keys():
             self._forget(*key)
@@ -181,7 +182,7 @@ class Mirror:
         if not _has_started(instance, known):
             # One that is alive is the one that it has, whatever the daemon is about to do with it.
             return known.init if known is not None and _is_alive(known) else None
-        state = instance.state or self._daemon.state(*_key(instance))
+        state = self._daemon.state(*_key(instance))
         if state.pid <= 0:
             return None
         try:
@@ -242,7 +243,7 @@ class Mirror:
             log.error("%s", error)
 
     def _note(self, lost: str) -> None:
-        """Write down how things are, if that has changed or was long ago; `lost`: why the daemon is not there."""
+        """Tell how things are, and write it down if it has changed or was long ago; `lost`: why the daemon is away."""
         faults = [lost] if lost else [*self._faults.values(), *self._images.faults]
         fault = faults[0] if faults else ""
         if len(faults) > 1:
@@ -250,20 +251,18 @@ class Mirror:
         now = model.Mirror(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
         last = self._noted
         same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)
-        if last is not None and same and now.contact < last.contact + CONTACT_SECONDS / 2:
-            self._tell(self._status)
-            return
-        with self._writer.change() as change:
-            mirroring.note_mirror(change, now)
-            running = [one.init is not None for one in change.instances() if one.source == self._name]
-        self._noted = now
-        counts = f"{len(running)} instances, {sum(running)} running"
+        if last is None or not same or now.contact > last.contact + CONTACT_SECONDS / 2:
+            with self._writer.change() as change:
+                mirroring.note_mirror(change, now)
+            self._noted = now
+        with view(self._url) as store:
+            total, running = mirroring.count(store, self._name)
+        counts = f"{total} instances, {running} running"
         if lost:
-            self._status = f"{self._name} is lost, {counts} as last known: {lost}"
+            self._tell(f"{self._name} is lost, {counts} as last known: {lost}")
         else:
             version = f"{self._server.environment.server} {self._server.environment.server_version}".strip()
-            self._status = f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}"
-        self._tell(self._status)
+            self._tell(f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}")
 
 
 def _key(instance: Instance | model.Instance) -> Key:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from guestapi.model import Notification
 from guestapi.notifications.events import Event, gap
-from guestapi.store.reading import Entries
+from guestapi.store.rows import Entries
 
 #: Entries that are read at a time.
 BATCH = 256

@@ -36,7 +36,6 @@ class Channel:
         "_greenlet",
         "_hub",
         "_joined",
-        "_queueing",
         "_reading",
         "_send_seconds",
         "_socket",
@@ -63,7 +62,7 @@ class Channel:
         self._greenlet: greenlet = getcurrent()
         self._buffer = b""
         self._deadline = 0.0
-        self._waiting = self._reading = self._queueing = False
+        self._waiting = self._reading = False
         self._wakeable = False
 
     def attach(self, turns: Turns) -> None:
@@ -124,7 +123,7 @@ class Channel:
         if self._wakeable:
             # Once: whoever calls next finds it awake.
             self._wakeable = False
-            self._hub.loop.run_callback(self._greenlet.switch)
+            self._hub.loop.run_callback(self._come)
 
     def read_available(self, size: int) -> bytes | None:
         """What the client has sent, at most `size` bytes; b"" at its end, None if there is nothing."""
@@ -141,12 +140,8 @@ class Channel:
     def give_way(self, size: int = 0) -> None:
         """Let others have their turn before so many bytes are looked at; no deadline counts meanwhile."""
         assert self._turns is not None
-        self._turns.again(self._requeue, size)
-        self._queueing = True
-        try:
-            self._hub.switch()
-        finally:
-            self._queueing = False
+        self._turns.again(self._greenlet.switch, size)
+        self._hub.switch()
 
     def receive_within(self, seconds: float, size: int) -> bytes:
         """What the client sends next, at most `size` bytes, b"" at its end; raises LateError if it does not in time."""
@@ -243,11 +238,10 @@ class Channel:
         self._joined = False
         return False
 
-    def _requeue(self) -> bool:
-        if self._queueing:
+    def _come(self) -> None:
+        # Otherwise it has come by itself meanwhile; or it is closed, and its greenlet serves another connection.
+        if self._reading:
             self._greenlet.switch()
-            return True
-        return False
 
     def _wait(self, watcher: Any) -> None:
         """Give way to the event loop until `watcher` fires; raises LateError when the deadline passes first."""

@@ -1,7 +1,7 @@
 """One connection, from accept to close: read a head, call the application, send the answer, and again.
 
-Fair: before every read a connection waits its turn in the event loop, even if it knows that there is more to read, so
-nobody is served twice while others are not served once. Bounded: every wait has a deadline.
+Fair: before every read but its first a connection waits for its turn (`server/turns.py`), even if it knows that there
+is more to read, so nobody is served twice while others are not served once. Bounded: every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import logging
 import socket
 import time
 from typing import Any
-
-import gevent
 
 from guestapi.api.content import ChangedFileError, Content
 from guestapi.api.handover import HANDOVER, Handover
@@ -81,7 +79,7 @@ class Connection(Channel):
     def start(self) -> None:
         """Serve the connection in a greenlet of its own."""
         self._service.connections.add(self)
-        gevent.spawn_raw(self._run)
+        self._service.crew.run(self._run)
 
     def finish(self, *, after_last_requests: bool) -> None:
         """The worker stops: a stream ends at once.

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from gevent.hub import get_hub
 
-from guestapi.model import Image, Init, Instance
+from guestapi.model import Image, Init
 from guestapi.notifications.broker import Broker
 from guestapi.settings import Settings
 from guestapi.store import images
@@ -52,11 +52,9 @@ class OffloadedStore:
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer: Writer | None = None
+        #: As `Reader.instance`; asked several times at each request.
+        self.instance = self._reader.instance
         self._images = images.directory(settings)
-
-    def instance(self, instance_id: int) -> Instance | None:
-        """As `Reader.instance`."""
-        return self._reader.instance(instance_id)
 
     def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
         """As `Reader.running_in`."""

@@ -14,6 +14,7 @@ from guestapi.callers.credentials import credentials, is_closed
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
+from guestapi.server.crew import Crew
 from guestapi.server.door import Door
 from guestapi.server.http import ProtocolError, error_response
 from guestapi.server.repeats import Repeats
@@ -75,6 +76,7 @@ class Service:
         self.repeats = Repeats(look)
         self.patience = patience
         self.places = Places()
+        self.crew = Crew()
         self.pings = Pings()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False

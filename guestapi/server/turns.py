@@ -9,7 +9,7 @@ it has reported to the end of a set's list, so connections of the same instance 
 from __future__ import annotations
 
 import select
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +20,8 @@ from gevent.hub import get_hub
 EACH_TURN = 4
 #: Bytes from which on a piece of a request is all of an instance's turn: it may be made to take milliseconds.
 LARGE = 4096
-#: How many instances without connections keep their place in the loop, for the next one.
-_IDLE_PLACES = 64
+#: How many that nobody uses are kept, for instances that come next: each has a descriptor.
+_SPARE = 4
 #: Event type of a gevent loop's io watcher.
 _READABLE = 1
 
@@ -38,7 +38,7 @@ class Turns:
         self.users = 0
         self._set = select.epoll()
         self._resume: dict[int, Callable[[], bool]] = {}
-        self._again: deque[tuple[Callable[[], bool], int]] = deque()
+        self._again: deque[tuple[Callable[[], object], int]] = deque()
         self._readable: Any = loop.io(self._set.fileno(), _READABLE)
         self._readable.start(self._run)
         self._next: Any = loop.timer(0.0)
@@ -55,7 +55,7 @@ class Turns:
         """The socket is about to be closed, which takes it out of the set by itself (epoll(7), question 6)."""
         self._resume.pop(descriptor, None)
 
-    def again(self, resume: Callable[[], bool], size: int = 0) -> None:
+    def again(self, resume: Callable[[], object], size: int = 0) -> None:
         """Have `resume` called once when it is the turn of whoever need not wait for his client.
 
         Args:
@@ -97,15 +97,13 @@ class Places:
 
     def __init__(self) -> None:
         self._turns: dict[int | None, Turns] = {}
-        self._idle: OrderedDict[int | None, None] = OrderedDict()
+        self._spare: list[Turns] = []
 
     def enter(self, instance_id: int | None) -> Turns:
         """The turns of an instance, for one more connection."""
         turns = self._turns.get(instance_id)
         if turns is None:
-            turns = self._turns[instance_id] = Turns()
-        elif not turns.users:
-            del self._idle[instance_id]
+            turns = self._turns[instance_id] = self._spare.pop() if self._spare else Turns()
         turns.users += 1
         return turns
 
@@ -114,7 +112,8 @@ class Places:
         turns = self._turns[instance_id]
         turns.users -= 1
         if not turns.users:
-            self._idle[instance_id] = None
-            if len(self._idle) > _IDLE_PLACES:
-                oldest, _none = self._idle.popitem(last=False)
-                self._turns.pop(oldest).close()
+            del self._turns[instance_id]
+            if len(self._spare) < _SPARE:
+                self._spare.append(turns)
+            else:
+                turns.close()

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from guestapi.model import Device, Init, Instance, InstanceType, Mirror
-from guestapi.store.reading import View, load
-from guestapi.store.schema import instances, mirrors
-from guestapi.store.writing import Change, ConflictError
+from guestapi.store.rows import load
+from guestapi.store.schema import ConflictError, instances, mirrors
+from guestapi.store.view import View
+from guestapi.store.writing import Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,13 @@ def note_said(change: Change, said: Instance) -> None:
     change.connection.execute(
         update(instances).where(instances.c.id == said.id, instances.c.run == said.run).values(told_ready=said.ready)
     )
+
+
+def count(view: View, source: str) -> tuple[int, int]:
+    """How many instances a mirror has brought, and how many of them run as far as is known."""
+    query = select(func.count(), func.count(instances.c.init_pid)).where(instances.c.source == source)
+    total, running = view.connection.execute(query).one()
+    return total, running
 
 
 def note_mirror(change: Change, mirror: Mirror) -> None:

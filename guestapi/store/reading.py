@@ -12,82 +12,26 @@ import os
 import sqlite3
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from mmap import mmap
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
-from guestapi.model import Image, ImageFile, Init, Instance, Mirror, Notification
-from guestapi.names import is_text
+from guestapi.model import Image, Init, Instance
 from guestapi.store.files import Held, Identity, identity
-from guestapi.store.schema import (
-    StoreError,
-    UnknownImageError,
-    UnknownInstanceError,
-    config,
-    database_file,
-    devices,
-    explain,
-    image_aliases,
-    image_files,
-    images,
-    instances,
-    mirrors,
-    missing,
-    notifications,
-    open_reader,
-)
+from guestapi.store.rows import Entries, entries, init_of, latest, load, load_image
+from guestapi.store.schema import StoreError, database_file, explain, instances, mirrors, missing, open_reader
 from guestapi.store.walindex import header, map_index
 
 #: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
 KEPT_INSTANCES = 1024
 KEPT_BYTES = 32 * 1024 * 1024
-#: Bytes of the change log's entries after which no more are read at a time: one may have 4 MiB.
-ENTRIES_BYTES = 256 * 1024
 
-_ONE = select(instances).where(instances.c.id == bindparam("id"))
 _REVISION = select(instances.c.revision).where(instances.c.id == bindparam("id"))
-_CONFIG = select(config.c.key, config.c.value).where(config.c.instance_id == bindparam("id")).order_by(config.c.key)
-_DEVICES = (
-    select(devices.c.name, devices.c.definition)
-    .where(devices.c.instance_id == bindparam("id"))
-    .order_by(devices.c.name)
-)
 _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam("namespace"))
-
-_IMAGE = select(images).where(images.c.fingerprint == bindparam("fingerprint"))
-_IMAGE_FILES = (
-    select(image_files.c.extension, image_files.c.size, image_files.c.mtime_ns)
-    .where(image_files.c.fingerprint == bindparam("fingerprint"))
-    .order_by(image_files.c.number)
-)
-_ALIASES = (
-    select(image_aliases.c.alias)
-    .where(image_aliases.c.fingerprint == bindparam("fingerprint"))
-    .order_by(image_aliases.c.alias)
-)
-
-_MIRROR = [mirrors.c[name] for name in ("name", "socket", "connected", "contact", "lag", "fault")]
-
 _MIRRORS = select(func.count()).select_from(mirrors)
-
-_log = notifications.c
-_LATEST = select(func.max(_log.id))
-_OLDEST = select(func.min(_log.id))
-_ENTRIES = select(
-    _log.id,
-    _log.instance_id,
-    _log.project,
-    _log.instance,
-    _log.type,
-    _log.timestamp,
-    _log.metadata,
-    _log.for_guest,
-).order_by(_log.id)
 
 T = TypeVar("T")
 
@@ -277,222 +221,7 @@ class Reader:
         return instance
 
 
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """Some entries of the change log.
-
-    Attributes:
-        found: in order.
-        more: there are others behind these.
-        oldest: the id of the oldest entry that the log still holds; 0 if it never had one.
-    """
-
-    found: list[Notification]
-    more: bool
-    oldest: int
-
-
-def latest(connection: Connection) -> int:
-    """The id of the change log's last entry, 0 if there was none yet."""
-    return connection.execute(_LATEST).scalar() or 0
-
-
-def entries(
-    connection: Connection, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None
-) -> Entries:
-    """Entries of the change log, and where the log begins, as they were at one moment.
-
-    Args:
-        connection: to the store.
-        after: the id after which to begin.
-        limit: how many at the most; fewer if they are large, but one at least.
-        instance_id: those that this instance may hear of; None: all of all instances.
-        until: the last id; None: no end.
-    """
-    query = _ENTRIES.where(_log.id > after)
-    if instance_id is not None:
-        query = query.where(_log.instance_id == instance_id, _log.for_guest)
-    if until is not None:
-        query = query.where(_log.id <= until)
-    with _snapshot(connection):
-        found: list[Notification] = []
-        size = 0
-        rows = connection.execute(query.limit(limit + 1))
-        for row in rows:
-            if len(found) == limit or size > ENTRIES_BYTES:
-                break
-            found.append(Notification(*row))
-            size += len(found[-1].metadata)
-        else:
-            row = None
-        rows.close()
-        return Entries(found, row is not None, connection.execute(_OLDEST).scalar() or 0)
-
-
 def _size(instance: Instance) -> int:
     """About how many bytes of memory an instance takes: its strings, as Python keeps them."""
     mappings = (instance.config, *instance.devices.values(), dict.fromkeys(instance.devices, ""))
     return sum(sys.getsizeof(text) for mapping in mappings for pair in mapping.items() for text in pair)
-
-
-class View:
-    """The store at one moment, for the operator's command.
-
-    Attributes:
-        connection: for the modules of this room alone.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def fault(self) -> str | None:
-        """What is wrong with the database's pages, if anything is; all of them are read."""
-        found = str(self.connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
-        return None if found == "ok" else " ".join(found.split())
-
-    def latest(self) -> int:
-        """As the function `latest`."""
-        return latest(self.connection)
-
-    def entries(self, after: int, limit: int) -> Entries:
-        """As the function `entries`, of all instances."""
-        return entries(self.connection, after, limit)
-
-    def instances(self, project: str | None = None) -> list[Instance]:
-        """All instances, of one project or of all, by project and name."""
-        if project is not None and not is_text(project):
-            return []
-        query = select(instances.c.id).order_by(instances.c.project, instances.c.name)
-        if project is not None:
-            query = query.where(instances.c.project == project)
-        found = (load(self.connection, number) for number in self.connection.execute(query).scalars().all())
-        return [instance for instance in found if instance is not None]
-
-    def find(self, project: str, name: str) -> Instance | None:
-        """The instance of that name, or None."""
-        if not (is_text(project) and is_text(name)):
-            return None
-        query = select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
-        number = self.connection.execute(query).scalar()
-        return None if number is None else load(self.connection, number)
-
-    def instance(self, project: str, name: str) -> Instance:
-        """The instance of that name.
-
-        Raises:
-            UnknownInstanceError: there is none.
-        """
-        found = self.find(project, name)
-        if found is None:
-            where = "" if project == "default" else f" in project {project!r}"
-            raise UnknownInstanceError(f"no instance {name!r}{where}; 'guestapi instance list' shows all")
-        return found
-
-    def mirrors(self) -> list[Mirror]:
-        """How the mirrors of daemons are, by name."""
-        query = select(*_MIRROR).order_by(mirrors.c.name)
-        return [Mirror(*row) for row in self.connection.execute(query)]
-
-    def images(self) -> list[Image]:
-        """All images, by fingerprint."""
-        found = self.connection.execute(select(images.c.fingerprint).order_by(images.c.fingerprint)).scalars().all()
-        return [image for one in found if (image := load_image(self.connection, one)) is not None]
-
-    def image(self, name: str) -> Image:
-        """The image that an operator means: by alias, fingerprint, or the beginning of one fingerprint alone.
-
-        Raises:
-            UnknownImageError: there is none, or more than one.
-        """
-        known = is_text(name)
-        alias = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == name)
-        found = list(self.connection.execute(alias).scalars()) if known else []
-        if not found and name and known:
-            begins = func.substr(images.c.fingerprint, 1, len(name)) == name.lower()
-            found = list(self.connection.execute(select(images.c.fingerprint).where(begins).limit(2)).scalars())
-        if len(found) > 1:
-            raise UnknownImageError(f"{name!r} is the beginning of more than one fingerprint; give more of it")
-        image = load_image(self.connection, found[0]) if found else None
-        if image is None:
-            raise UnknownImageError(f"no image {name!r}; 'guestapi image list' shows all")
-        return image
-
-
-@contextmanager
-def view(url: str) -> Iterator[View]:
-    """Look at the store at the SQLAlchemy URL `url`, as it is now and stays until the end of the block.
-
-    Raises:
-        StoreError: it is missing or cannot be used.
-    """
-    try:
-        with open_reader(url).connect() as connection, _snapshot(connection):
-            yield View(connection)
-    except DBAPIError as error:
-        raise explain(error, database_file(url)) from None
-
-
-def load(connection: Connection, instance_id: int) -> Instance | None:
-    """Read one instance whole, as it was at one moment, through any connection to the store."""
-    # Three statements, one snapshot. Inside a writer's transaction there is one already.
-    with _snapshot(connection):
-        row = connection.execute(_ONE, {"id": instance_id}).mappings().first()
-        if row is None:
-            return None
-        return Instance(
-            id=row["id"],
-            revision=row["revision"],
-            run=row["run"],
-            project=row["project"],
-            name=row["name"],
-            type=row["type"],
-            uuid=row["uuid"],
-            cloud_init_id=row["cloud_init_id"],
-            location=row["location"],
-            ready=row["ready"],
-            init=init_of(row),
-            config={row.key: row.value for row in connection.execute(_CONFIG, {"id": instance_id})},
-            devices={row.name: row.definition for row in connection.execute(_DEVICES, {"id": instance_id})},
-            source=row["source"],
-        )
-
-
-def load_image(connection: Connection, fingerprint: str) -> Image | None:
-    """Read one image whole, as it was at one moment, through any connection to the store."""
-    with _snapshot(connection):
-        row = connection.execute(_IMAGE, {"fingerprint": fingerprint}).mappings().first()
-        if row is None:
-            return None
-        return Image(
-            fingerprint=row["fingerprint"],
-            type=row["type"],
-            public=row["public"],
-            cached=row["cached"],
-            created=row["created"],
-            files=tuple(ImageFile(*file) for file in connection.execute(_IMAGE_FILES, {"fingerprint": fingerprint})),
-            aliases=tuple(connection.execute(_ALIASES, {"fingerprint": fingerprint}).scalars()),
-            source=row["source"],
-        )
-
-
-def init_of(row: RowMapping) -> Init | None:
-    """The init that a row of ``instances`` names."""
-    if row["init_pid"] is None:
-        return None
-    return Init(row["init_pid"], row["init_start_time"], row["init_boot_id"], row["init_namespace"])
-
-
-@contextmanager
-def _snapshot(connection: Connection) -> Iterator[None]:
-    """Several statements that see the same moment; a writer's transaction is that already."""
-    # Optional to SQLAlchemy, for a connection that was given back; this one is in use.
-    if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
-        yield
-        return
-    connection.exec_driver_sql("BEGIN")
-    try:
-        yield
-    finally:
-        # SQLite may have ended it by itself, after an error that matters more than this.
-        if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr] # as above
-            connection.exec_driver_sql("ROLLBACK")

@@ -56,6 +56,10 @@ class StoreBusyError(StoreError):
     """Another writer held the store for longer than ``store.lock_seconds``; trying again is right."""
 
 
+class ConflictError(StoreError):
+    """The change does not fit what the store holds; the text says why."""
+
+
 class UnknownInstanceError(StoreError):
     """There is no such instance."""
 

@@ -14,7 +14,7 @@ from guestapi.callers.identify import Caller, LiveInit
 from guestapi.model import Device, Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.store.images import open_files
-from guestapi.store.reading import Entries
+from guestapi.store.rows import Entries
 
 #: Which host UID is root in the instance.
 ROOT = 100_000

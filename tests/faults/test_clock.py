@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from guestapi.store.reading import view
+from guestapi.store.view import view
 from tests.harness.service import COMMAND, Service
 from tests.server.test_events import Follower, latest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -31,6 +32,7 @@ _VARIABLES = ("LXC_NAME=", "LXC_PID=", "LXC_HOOK_TYPE=", "LXC_CONFIG_FILE=", "MA
 def _place() -> Path:
     """A directory with a configuration, a store of one instance beside it, and a copy of that."""
     directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     state = directory / "state"
     state.mkdir()
     url = f"sqlite:///{state}/store.db"

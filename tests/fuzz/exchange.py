@@ -4,10 +4,12 @@ on who is calling and without a database.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import json
 import logging
 import re
+import shutil
 import socket
 import sys
 import tempfile
@@ -30,7 +32,7 @@ from guestapi.server.connection import Connection
 from guestapi.server.service import Service
 from guestapi.server.shares import Shares
 from guestapi.settings import Limits
-from guestapi.store.reading import Entries
+from guestapi.store.rows import Entries
 from tests.api.fakes import MemoryStore, caller, instance
 
 #: Between two pieces that do not come at once. Neither HTTP nor what a test sends of WebSockets has it by chance.
@@ -98,6 +100,7 @@ class Worker:
 
     def __init__(self) -> None:
         directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
         file = directory / FINGERPRINT
         file.write_bytes(b"image" * 100)
         files = (ImageFile(".tar.gz", 500, file.stat().st_mtime_ns),)

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.harness import rootfs
 from tests.harness.containers import Response, parse
@@ -54,6 +55,14 @@ exec sleep infinity'
 _JOIN = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
 
 
+def packages(kind: str) -> Path:
+    """Where the packages of a daemon are unpacked; without them, the test is skipped."""
+    found = PACKAGES / kind
+    if not found.is_dir():
+        pytest.skip(f"the package of {kind} could not be had: 'make test' unpacks it to {found}")
+    return found
+
+
 class Daemon:
     """A running daemon with one image, ``busybox``, which has curl, and one profile with its root disk."""
 
@@ -62,8 +71,7 @@ class Daemon:
         kind: ``incus`` or ``lxd``.
         """
         self.kind = kind
-        self._packages = PACKAGES / kind
-        assert self._packages.is_dir(), f"{kind} is not unpacked; 'make test' does that"
+        self._packages = packages(kind)
         self._program = {"incus": "usr/libexec/incus/incusd", "lxd": "usr/bin/lxd"}[kind]
         self._client = {"incus": "usr/bin/incus", "lxd": "usr/bin/lxc"}[kind]
 
@@ -209,6 +217,13 @@ class Daemon:
                 member.size = len(metadata)
                 tar.addfile(member, io.BytesIO(metadata))
                 tar.add(Path(place) / "rootfs", "rootfs")
-        # As seen from within: this directory is another there.
-        shutil.move(image, self.root / "var/cache/image.tar")
-        self.client("image", "import", "/var/cache/image.tar", "--alias", "busybox")
+        self.import_image("busybox", image)
+
+    def import_image(self, alias: str, *files: Path) -> str:
+        """Import an image of one file, or of metadata and root file system; its fingerprint."""
+        for file in files:
+            # As seen from within, this machine's temporary directories are others.
+            shutil.move(file, self.root / "var/cache" / file.name)
+        self.client("image", "import", *(f"/var/cache/{file.name}" for file in files), "--alias", alias)
+        fingerprint: str = self.query(f"/1.0/images/aliases/{alias}")["target"]
+        return fingerprint

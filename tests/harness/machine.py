@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -51,9 +52,21 @@ exec env -i container=guestapi-test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/syst
 
 
 class Machine:
-    """A booted systemd; everything that is done in it is gone with it."""
+    """A booted systemd; everything that is done in it is gone with it.
+
+    There is one at a time, another process waits: `make install` builds in the checkout, and two would share a cgroup.
+    """
 
     def __enter__(self) -> Machine:
+        self._alone = (CHECKOUT / "Makefile").open("r+")
+        fcntl.lockf(self._alone, fcntl.LOCK_EX)
+        try:
+            return self._boot()
+        except BaseException:
+            self._alone.close()
+            raise
+
+    def _boot(self) -> Machine:
         self._directory = tempfile.mkdtemp(prefix="guestapi-machine-", dir="/var/tmp")
         unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
         self._process = subprocess.Popen(
@@ -79,6 +92,7 @@ class Machine:
         os.kill(self.pid, signal.SIGKILL)
         self._process.wait(20)
         shutil.rmtree(self._directory, ignore_errors=True)
+        self._alone.close()
 
     def run(self, *argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Run a program on the machine."""

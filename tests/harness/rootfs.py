@@ -23,9 +23,10 @@ _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
     "etc/resolv.conf": "",
 }
-#: SIGRTMIN+3, which is 37, is how systemd-nspawn tells an init to halt (systemd(1)); busybox's own does not know it.
+#: SIGRTMIN+3, which is 37, is how systemd-nspawn tells an init to halt (systemd(1)), and SIGPWR, which is 30, how LXC
+#: does (lxc.container.conf(5)); busybox's own knows neither.
 _INIT = """#!/bin/sh
-trap 'exit 0' 37
+trap 'exit 0' 30 37
 while :; do
     sleep 1000 &
     wait

@@ -21,7 +21,7 @@ from guestapi import settings
 from guestapi.callers.namespaces import examine
 from guestapi.dialects import DIALECTS
 from guestapi.model import Device, Instance
-from guestapi.store.reading import view
+from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.containers import BASE, Container
 

@@ -124,8 +124,8 @@ class Arena:
             report.victim = victim.ended()
         assert service.workers == workers, service.log.read_text()[-4000:]
         report.grown = max(memory(pid, "VmHWM") - before[pid][0] for pid in workers)
-        # What is kept for longer: a pidfd for each instance's init, and whom the last look at the worker has met.
-        until(lambda: all(descriptors(pid) <= before[pid][1] + 4 for pid in workers), "descriptors are let go of")
+        # What is kept for longer: a pidfd for each instance's init, and a few epoll sets to spare.
+        until(lambda: all(descriptors(pid) <= before[pid][1] + 8 for pid in workers), "descriptors are let go of")
         report.left = max(memory(pid) - before[pid][0] for pid in workers)
         report.log = service.log.read_bytes()[logged:].decode(errors="replace")
         return report

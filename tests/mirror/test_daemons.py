@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -19,7 +22,7 @@ import pytest
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Instance
-from guestapi.store.reading import view
+from guestapi.store.view import view
 from tests.harness.containers import Response
 from tests.harness.daemon import Daemon
 from tests.harness.mirroring import MirrorProcess
@@ -280,6 +283,7 @@ def changes(host: Host, name: str) -> Iterator[None]:
     client("profile", "device", "add", "default", "d", "disk", "source=/usr/share", "path=/mnt/d")
     yield
     client("profile", "device", "remove", "default", "d")
+    yield
     client("profile", "unset", "default", "user.p")
     yield
 
@@ -405,6 +409,46 @@ def test_ready_said_to_the_daemon_is_known(host: Host) -> None:
     with host.launched("told"):
         host.ask_daemon("told", "/1.0", method="PATCH", body='{"state": "Ready"}')
         host.wait(lambda: json.loads(host.ask("told", "/1.0").text)["state"] == "Ready")
+
+
+def test_images_are_the_daemons(host: Host, c1: str, tmp_path: Path) -> None:
+    """An instance that may export images gets the daemon's public ones from us, byte for byte, and no others."""
+    for name, content in (("metadata.tar", b"metadata.yaml"), ("rootfs.tar", b"rootfs/etc/hostname")):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            member = tarfile.TarInfo(content.decode())
+            text = b'{"architecture": "x86_64", "creation_date": 1}'
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    split = host.daemon.import_image("split", tmp_path / "metadata.tar", tmp_path / "rootfs.tar")
+    unified = host.daemon.query("/1.0/images/aliases/busybox")["target"]
+    get = (
+        "curl -s --max-time 20 -D - -o /tmp/image --unix-socket {} http://x/1.0/images/{}/export; sha256sum /tmp/image"
+    )
+
+    def exported(socket: str, fingerprint: str) -> list[str]:
+        """Status, kind and hash of an answer."""
+        lines = host.daemon.run(c1, "/bin/busybox", "sh", "-c", get.format(socket, fingerprint)).splitlines()
+        return [lines[0].split()[1], *(line for line in lines if line.startswith("Content-Disposition")), lines[-1]]
+
+    def is_exported(fingerprint: str) -> bool:
+        """Whether we give it out."""
+        return exported(OURS, fingerprint)[0] == "200"
+
+    assert exported(OURS, unified)[0] == "403"
+    host.daemon.client("config", "set", c1, f"{DIALECTS[host.daemon.kind].images_switch}=true")
+    host.wait(lambda: exported(OURS, unified)[0] == "404")
+    for fingerprint in (unified, split):
+        host.daemon.query(f"/1.0/images/{fingerprint}", "PATCH", {"public": True})
+        host.wait(partial(is_exported, fingerprint))
+    assert exported(OURS, unified) == exported(host.theirs, unified)
+    assert exported(OURS, unified)[-1].startswith(unified)
+    with view(host.service.settings.store.url) as store:
+        known = {image.fingerprint: [file.extension for file in image.files] for image in store.images()}
+    assert known == {unified: [".tar"], split: [".tar", ".tar"]}
+    host.daemon.query(f"/1.0/images/{unified}", "PATCH", {"public": False})
+    host.wait(lambda: exported(OURS, unified)[0] == "404")
+    host.daemon.client("image", "delete", "split")
+    host.wait(lambda: exported(OURS, split)[0] == "404")
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])

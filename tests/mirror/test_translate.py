@@ -74,7 +74,7 @@ def test_ready_is_held_by_daemons_that_can(value: str, extensions: list[str], re
 
 def test_null_is_empty() -> None:
     """What the daemon writes as null is nothing."""
-    found = mirrored(instance(config=None, expanded_config=None, expanded_devices=None, state=None), ALONE, None)
+    found = mirrored(instance(config=None, expanded_config=None, expanded_devices=None), ALONE, None)
     assert (found.config, found.devices, found.init) == ({}, {}, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ import gevent.socket
 import h11
 import pytest
 
-from guestapi.callers.identify import Identifier
+from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init
 from guestapi.server import connection, service
 from guestapi.server.shares import Shares
@@ -396,3 +397,51 @@ def test_one_send_for_an_answer(size: int) -> None:
     with gevent.Timeout(10):
         while shared.connections:
             gevent.sleep(0.001)
+
+
+class Counting(Identifier):
+    """Notes how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(Nobody())
+        self.asked: list[str] = []
+
+    def identify(self, connection: socket.socket) -> Caller:
+        """As Identifier."""
+        self.asked.append("identify")
+        return super().identify(connection)
+
+    def confirm(self, connection: socket.socket, caller: Caller) -> Caller:
+        """As Identifier."""
+        self.asked.append("confirm")
+        return super().confirm(connection, caller)
+
+
+def test_one_identification_for_a_connection() -> None:
+    """However many requests come, the kernel is asked once who has connected, and once more if that is still there."""
+
+    def application(_environ: object, start_response: object) -> Iterable[bytes]:
+        assert callable(start_response)
+        start_response("200 OK", [("Content-Length", "0")])
+        return [b""]
+
+    identifier = Counting()
+    shared = service.Service(
+        application,
+        identifier,
+        Limits(),
+        lambda _number: None,
+        lambda _answer: None,
+        lambda *_what: None,
+        Shares(each=2, most=2, ended=lambda _instance_id: None),
+        descriptors=20_000,
+        multiprocess=False,
+    )
+    ours, theirs = socket.socketpair()
+    assert shared.door.come(os.getpid())
+    connection.Connection(shared, ours, "incus", os.getpid()).start()
+    with gevent.Timeout(10), gevent.socket.socket(fileno=theirs.detach()) as client:
+        for _time in range(5):
+            client.sendall(request("/"))
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
+    assert identifier.asked == ["identify", "confirm"]

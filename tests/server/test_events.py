@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from guestapi.store.reading import view
+from guestapi.store.view import view
 from tests.harness.containers import Container, Exchanged, Listening, receive, send
 from tests.harness.service import COMMAND, Service
 

@@ -24,7 +24,7 @@ OPERATOR = """
 import json, select, sys
 from guestapi import settings
 from guestapi.callers.namespaces import examine
-from guestapi.store.reading import view
+from guestapi.store.view import view
 from guestapi.store.writing import Writer
 
 loaded = settings.load(settings.find(None))

@@ -13,8 +13,7 @@ import pytest
 from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT, Installed
 
-# One after another: `make install` builds in the checkout.
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400), pytest.mark.xdist_group("machines")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
 INCUS, LXD = "/var/lib/incus/guestapi", "/var/lib/lxd/devlxd"
 

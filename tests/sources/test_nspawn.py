@@ -12,8 +12,7 @@ import pytest
 
 from tests.harness.machine import CHECKOUT, Machine
 
-# One after another: `make install` builds in the checkout.
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400), pytest.mark.xdist_group("machines")]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
 DROP_IN = "/etc/systemd/system/systemd-nspawn@.service.d/guestapi.conf"
 #: The name is also that of a network interface, and the machine shares this one's network.

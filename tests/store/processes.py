@@ -10,14 +10,16 @@ from pathlib import Path
 
 from guestapi.model import Init, Instance
 from guestapi.settings import Settings
-from guestapi.store.reading import Reader, view
+from guestapi.store.reading import Reader
 from guestapi.store.schema import database_file
+from guestapi.store.view import view
 from guestapi.store.writing import Writer
 
 _PROLOGUE = """
 import sys
 from guestapi.settings import Settings, Store
-from guestapi.store.reading import Reader, view
+from guestapi.store.reading import Reader
+from guestapi.store.view import view
 from guestapi.store.schema import StoreError
 from guestapi.store.writing import Writer
 

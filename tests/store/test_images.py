@@ -16,9 +16,10 @@ from guestapi.names import InvalidNameError
 from guestapi.settings import Images, Settings, Store
 from guestapi.store import images
 from guestapi.store.images import ImageFileError, directory, import_image, open_files, remove_image, verify_image
-from guestapi.store.reading import Reader, view
-from guestapi.store.schema import UnknownImageError
-from guestapi.store.writing import ConflictError, Writer
+from guestapi.store.reading import Reader
+from guestapi.store.schema import ConflictError, UnknownImageError
+from guestapi.store.view import view
+from guestapi.store.writing import Writer
 from tests.harness.service import USER
 from tests.store.processes import Other, other_process
 

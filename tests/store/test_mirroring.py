@@ -14,8 +14,9 @@ from guestapi.model import Init, Instance, Mirror
 from guestapi.settings import Settings
 from guestapi.store import mirroring
 from guestapi.store.mirroring import Mirrored
-from guestapi.store.reading import view
-from guestapi.store.writing import ConflictError, Writer
+from guestapi.store.schema import ConflictError
+from guestapi.store.view import view
+from guestapi.store.writing import Writer
 from tests.store.processes import add, init, known, told
 
 FIRST, SECOND = "11111111-2222-3333-4444-555555555555", "66666666-2222-3333-4444-555555555555"

@@ -14,8 +14,9 @@ from sqlalchemy import Engine, event
 from guestapi.model import Device
 from guestapi.settings import Settings
 from guestapi.store import reading, schema
-from guestapi.store.reading import Reader, view
+from guestapi.store.reading import Reader
 from guestapi.store.schema import StoreError, UnknownInstanceError
+from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.store.processes import add, database, init, known, other_process, start
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from guestapi.settings import Settings, Store
-from guestapi.store.reading import Reader, view
+from guestapi.store.reading import Reader
 from guestapi.store.schema import StoreError, database_file
+from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
 from tests.store.processes import add, config_of, database, known, other_process

@@ -13,8 +13,8 @@ from guestapi.model import Device, Instance
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
 from guestapi.store.reading import Reader
-from guestapi.store.schema import StoreError, UnknownInstanceError
-from guestapi.store.writing import Change, ConflictError, Writer
+from guestapi.store.schema import ConflictError, StoreError, UnknownInstanceError
+from guestapi.store.writing import Change, Writer
 from tests.store.processes import add, config_of, database, init, known, start, told
 
 #: Bytes, one more than a value may have.

@@ -1,0 +1,175 @@
+"""How rows become nouns: instances, images, and entries of the change log, through any connection to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, RowMapping, bindparam, func, select
+
+from guestapi.model import Image, ImageFile, Init, Instance, Notification
+from guestapi.store.schema import (
+    config,
+    devices,
+    image_aliases,
+    image_files,
+    images,
+    instances,
+    notifications,
+)
+
+#: Bytes of the change log's entries after which no more are read at a time: one may have 4 MiB.
+ENTRIES_BYTES = 256 * 1024
+
+_ONE = select(instances).where(instances.c.id == bindparam("id"))
+_CONFIG = select(config.c.key, config.c.value).where(config.c.instance_id == bindparam("id")).order_by(config.c.key)
+_DEVICES = (
+    select(devices.c.name, devices.c.definition)
+    .where(devices.c.instance_id == bindparam("id"))
+    .order_by(devices.c.name)
+)
+
+_IMAGE = select(images).where(images.c.fingerprint == bindparam("fingerprint"))
+_IMAGE_FILES = (
+    select(image_files.c.extension, image_files.c.size, image_files.c.mtime_ns)
+    .where(image_files.c.fingerprint == bindparam("fingerprint"))
+    .order_by(image_files.c.number)
+)
+_ALIASES = (
+    select(image_aliases.c.alias)
+    .where(image_aliases.c.fingerprint == bindparam("fingerprint"))
+    .order_by(image_aliases.c.alias)
+)
+
+_log = notifications.c
+_LATEST = select(func.max(_log.id))
+_OLDEST = select(func.min(_log.id))
+_ENTRIES = select(
+    _log.id,
+    _log.instance_id,
+    _log.project,
+    _log.instance,
+    _log.type,
+    _log.timestamp,
+    _log.metadata,
+    _log.for_guest,
+).order_by(_log.id)
+
+
+def load(connection: Connection, instance_id: int) -> Instance | None:
+    """Read one instance whole, as it was at one moment, through any connection to the store."""
+    # Three statements, one snapshot. Inside a writer's transaction there is one already.
+    with snapshot(connection):
+        row = connection.execute(_ONE, {"id": instance_id}).mappings().first()
+        if row is None:
+            return None
+        return Instance(
+            id=row["id"],
+            revision=row["revision"],
+            run=row["run"],
+            project=row["project"],
+            name=row["name"],
+            type=row["type"],
+            uuid=row["uuid"],
+            cloud_init_id=row["cloud_init_id"],
+            location=row["location"],
+            ready=row["ready"],
+            init=init_of(row),
+            config={row.key: row.value for row in connection.execute(_CONFIG, {"id": instance_id})},
+            devices={row.name: row.definition for row in connection.execute(_DEVICES, {"id": instance_id})},
+            source=row["source"],
+        )
+
+
+def load_image(connection: Connection, fingerprint: str) -> Image | None:
+    """Read one image whole, as it was at one moment, through any connection to the store."""
+    with snapshot(connection):
+        row = connection.execute(_IMAGE, {"fingerprint": fingerprint}).mappings().first()
+        if row is None:
+            return None
+        return Image(
+            fingerprint=row["fingerprint"],
+            type=row["type"],
+            public=row["public"],
+            cached=row["cached"],
+            created=row["created"],
+            files=tuple(ImageFile(*file) for file in connection.execute(_IMAGE_FILES, {"fingerprint": fingerprint})),
+            aliases=tuple(connection.execute(_ALIASES, {"fingerprint": fingerprint}).scalars()),
+            source=row["source"],
+        )
+
+
+def init_of(row: RowMapping) -> Init | None:
+    """The init that a row of ``instances`` names."""
+    if row["init_pid"] is None:
+        return None
+    return Init(row["init_pid"], row["init_start_time"], row["init_boot_id"], row["init_namespace"])
+
+
+@contextmanager
+def snapshot(connection: Connection) -> Iterator[None]:
+    """Several statements that see the same moment; a writer's transaction is that already."""
+    # Optional to SQLAlchemy, for a connection that was given back; this one is in use.
+    if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+        yield
+        return
+    connection.exec_driver_sql("BEGIN")
+    try:
+        yield
+    finally:
+        # SQLite may have ended it by itself, after an error that matters more than this.
+        if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr] # as above
+            connection.exec_driver_sql("ROLLBACK")
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """Some entries of the change log.
+
+    Attributes:
+        found: in order.
+        more: there are others behind these.
+        oldest: the id of the oldest entry that the log still holds; 0 if it never had one.
+    """
+
+    found: list[Notification]
+    more: bool
+    oldest: int
+
+
+def latest(connection: Connection) -> int:
+    """The id of the change log's last entry, 0 if there was none yet."""
+    return connection.execute(_LATEST).scalar() or 0
+
+
+def entries(
+    connection: Connection, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None
+) -> Entries:
+    """Entries of the change log, and where the log begins, as they were at one moment.
+
+    Args:
+        connection: to the store.
+        after: the id after which to begin.
+        limit: how many at the most; fewer if they are large, but one at least.
+        instance_id: those that this instance may hear of; None: all of all instances.
+        until: the last id; None: no end.
+    """
+    query = _ENTRIES.where(_log.id > after)
+    if instance_id is not None:
+        query = query.where(_log.instance_id == instance_id, _log.for_guest)
+    if until is not None:
+        query = query.where(_log.id <= until)
+    with snapshot(connection):
+        found: list[Notification] = []
+        size = 0
+        rows = connection.execute(query.limit(limit + 1))
+        for row in rows:
+            if len(found) == limit or size > ENTRIES_BYTES:
+                break
+            found.append(Notification(*row))
+            size += len(found[-1].metadata)
+        else:
+            row = None
+        rows.close()
+        return Entries(found, row is not None, connection.execute(_OLDEST).scalar() or 0)

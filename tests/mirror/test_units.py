@@ -1,0 +1,141 @@
+"""Two ways to stand beside a daemon: with Debian's own units of it and ours, on a real systemd, by docs/incus.md."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from guestapi.dialects import DIALECTS
+from tests.harness.daemon_units import CLIENTS, install_daemon
+from tests.harness.machine import Installed
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+#: Seconds until what must happen is given up.
+PATIENCE = 30.0
+#: Of each daemon: our socket's unit, and the mirror's.
+UNITS = {
+    "incus": ("guestapi.socket", "guestapi-mirror.service"),
+    "lxd": ("guestapi-lxd.socket", "guestapi-mirror-lxd.service"),
+}
+
+
+class Beside:
+    """A machine with a daemon and one container of it."""
+
+    def __init__(self, machine: Installed, kind: str) -> None:
+        self.machine = machine
+        self.kind = kind
+        #: Other daemons of this host may have containers too: liblxc has one name space for all.
+        self.name = f"unit-{kind}"
+
+    def client(self, *words: str) -> str:
+        """Run the daemon's own command."""
+        return self.machine.run(CLIENTS[self.kind], *words).stdout
+
+    def systemctl(self, *words: str) -> None:
+        """Run systemctl."""
+        self.machine.run("systemctl", *words)
+
+    def inside(self, *words: str) -> str:
+        """Run a program in the container, without the daemon."""
+        inside = ["nsenter", "-t", self.pid, "-a", "--setuid", "0", "--setgid", "0", "--"]
+        return self.machine.run(*inside, *words, check=False).stdout
+
+    def answers(self) -> bool:
+        """Whether it is us who answer in the container: only we refuse to POST."""
+        path = f"{DIALECTS[self.kind].directory}/sock"
+        ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", path]
+        return (
+            self.inside(*ask, "-X", "POST", "http://x/1.0/config/user.foo") == "405"
+            and self.inside(*ask, "http://x/1.0/config/user.foo") == "200"
+        )
+
+    def finding(self, check: str) -> dict[str, object]:
+        """What `guestapi check` says of one thing."""
+        found = json.loads(self.machine.run("guestapi", "check", "--format", "json", check=False).stdout)
+        (one,) = (one for one in found if one["check"] == f"{check} {self.kind}")
+        assert isinstance(one, dict)
+        return one
+
+    def launch(self) -> None:
+        """Start the container."""
+        self.client("launch", "busybox", self.name, "-c", "user.foo=bar")
+        self.pid = str(json.loads(self.client("query", f"/1.0/instances/{self.name}/state"))["pid"])
+
+    @contextmanager
+    def way(self, way: str) -> Iterator[None]:
+        """Our socket is set up for this way, for a while."""
+        unit, mirror = UNITS[self.kind]
+        self.systemctl("stop", "guestapi.socket", "guestapi-lxd.socket", "guestapi.service")
+        directory = f"/etc/systemd/system/{unit}.d"
+        source = f"/etc/guestapi/{self.kind}-{way}.conf"
+        self.machine.run("install", "-D", "-m", "0644", source, f"{directory}/daemon.conf")
+        self.systemctl("daemon-reload")
+        try:
+            self.systemctl("enable", "--now", unit, mirror)
+            yield
+        finally:
+            self.systemctl("disable", "--now", mirror)
+            self.machine.run("guestapi", "mirror", self.kind, "--forget")
+            self.systemctl("stop", "guestapi.socket", "guestapi-lxd.socket", "guestapi.service")
+            self.machine.run("rm", "-r", directory)
+            self.systemctl("daemon-reload")
+            self.client("delete", "--force", self.name)
+            self.systemctl("start", "guestapi.socket", "guestapi-lxd.socket")
+
+
+def wait(what: Callable[[], object]) -> None:
+    """Wait until that is so."""
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(params=["incus", "lxd"])
+def beside(request: pytest.FixtureRequest, machine: Installed) -> Beside:
+    """A daemon on the machine."""
+    install_daemon(machine, request.param)
+    return Beside(machine, request.param)
+
+
+def test_ways(beside: Beside) -> None:
+    """Taken over, or by a device: the container reaches us, also when the daemon restarts, stops or is killed."""
+    takeover = f"guestapi-takeover@{beside.kind}.service"
+    with beside.way("takeover"):
+        beside.launch()
+        assert not beside.answers()
+        wait(lambda: "the daemon" in str(beside.finding("way")["text"]))
+        beside.systemctl("enable", "--now", takeover)
+        wait(beside.answers)
+        assert beside.finding("way")["ok"]
+        assert beside.finding("mirror")["ok"]
+        status = beside.machine.run("systemctl", "show", "-P", "StatusText", UNITS[beside.kind][1]).stdout
+        assert "1 instances, 1 running" in status
+        listening = beside.machine.property_of("MainPID")
+        for words in (("restart",), ("stop",), ("start",), ("kill", "--signal=KILL", "--kill-whom=main"), ("start",)):
+            beside.systemctl(*words, f"{beside.kind}.service")
+            wait(beside.answers)
+        # All of that has not touched our service.
+        assert beside.machine.property_of("MainPID") == listening
+        wait(lambda: beside.finding("mirror")["ok"])
+        beside.client("config", "set", beside.name, "user.foo=changed")
+        beside.systemctl("disable", "--now", takeover)
+    with beside.way("device"):
+        unit = "/etc/guestapi/guestapi.toml"
+        beside.machine.run(
+            "sed", "-i.before", f"s#{DIALECTS[beside.kind].socket}#/run/guestapi/{beside.kind}/sock#", unit
+        )
+        device = ["disk", f"source=/run/guestapi/{beside.kind}", f"path={DIALECTS[beside.kind].directory}"]
+        beside.client("profile", "device", "add", "default", "guestapi", *device)
+        beside.launch()
+        wait(beside.answers)
+        assert "1 of 1" in str(beside.finding("way")["text"])
+        beside.systemctl("restart", f"{beside.kind}.service")
+        assert beside.answers()
+        beside.machine.run("mv", f"{unit}.before", unit)

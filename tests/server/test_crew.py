@@ -1,0 +1,67 @@
+"""Greenlets that serve one connection after another: as good as new each time."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import gevent
+import pytest
+from greenlet import getcurrent
+
+from guestapi.server import crew
+from guestapi.server.crew import Crew
+
+
+class Work:
+    """Something to do, that takes a while."""
+
+    def __init__(self, done: list[int]) -> None:
+        self._done = done
+
+    def do(self) -> None:
+        """Note which greenlet does it."""
+        gevent.sleep(0)
+        self._done.append(id(getcurrent()))
+
+
+def test_one_after_another() -> None:
+    """What comes when something else is done is done by the same greenlet."""
+    crew, done = Crew(), list[int]()
+    with gevent.Timeout(10):
+        for number in range(1, 6):
+            crew.run(Work(done).do)
+            while len(done) < number:
+                gevent.sleep(0.001)
+    assert len(set(done)) == 1
+
+
+def test_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes at once is done at once, however much it is; of the greenlets, few stay."""
+    monkeypatch.setattr(crew, "_MOST", 3)
+    team, done = Crew(), list[int]()
+    with gevent.Timeout(10):
+        for _one in range(20):
+            team.run(Work(done).do)
+        while len(done) < 20:
+            gevent.sleep(0.001)
+        assert len(set(done)) == 20
+        for _one in range(20):
+            team.run(Work(done).do)
+        while len(done) < 40:
+            gevent.sleep(0.001)
+    assert len(set(done[20:]) & set(done[:20])) <= 3
+
+
+def test_nothing_is_kept() -> None:
+    """What was done is not kept by the greenlet that waits for more."""
+    crew, done = Crew(), list[int]()
+    work = Work(done)
+    gone = weakref.ref(work)
+    crew.run(work.do)
+    del work
+    with gevent.Timeout(10):
+        while not done:
+            gevent.sleep(0.001)
+    gc.collect()
+    assert gone() is None
