@@ -55,8 +55,9 @@ def test_requests_per_second(strict: Service) -> None:
         with talk(often) as guest:
             for _time in range(27):
                 statuses.append(guest.ask("/1.0/config/user.foo").status)
-            guest.send(asking("/1.0/config/user.foo") * 3)
-            refused = guest.last()
+            # The very same again, which the worker need not think about; a token may have come meanwhile.
+            again = (guest.ask("/1.0/config/user.foo") for _time in range(100))
+            refused = next(response for response in again if response.status != 200)
         assert statuses == [404] * 3 + [200] * 27
         assert (refused.status, refused.text) == (429, "too many requests of this instance\n")
         assert refused.headers["retry-after"] == "1"
@@ -73,6 +74,8 @@ def test_unread_answers(strict: Service) -> None:
         strict.container("eager", {"user.large": "x" * LARGE}) as eager,
         talks(lazy, 5) as guests,
     ):
+        # An answer that the worker has ready from then on.
+        assert guests[3].ask("/1.0/config/user.foo").text == "bar"
         for guest in guests[:3]:
             guest.send(asking("/1.0/config/user.large"))
             # It is under way: its first bytes have come.

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 
+import gevent
 import pytest
+from gevent.event import Event
 
-from guestapi.model import Mirror
+from guestapi.callers.identify import Caller, Identifier
+from guestapi.model import Init, Mirror
+from guestapi.server import service
+from guestapi.server.connection import Connection
+from guestapi.server.shares import Shares
+from guestapi.server.waiting import Patience
+from guestapi.settings import Callers, Limits
 from guestapi.store.mirroring import forget_mirror, note_mirror
 from tests.harness.containers import Container, Ran, from_host, receive, request, send
 from tests.harness.service import Service
@@ -81,3 +90,57 @@ def test_without_a_mirror_nobody_waits(patient: Service) -> None:
         exchanged = container.exchange(send(request("/1.0")), receive())
     assert exchanged.responses[0].status == 500
     assert exchanged.seconds < WAIT
+
+
+class Nobody:
+    """Registrations of no instance."""
+
+    def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
+        """None."""
+        return []
+
+
+class Endless(Patience):
+    """Waits for as long as it is let."""
+
+    def __init__(self, identifier: Identifier) -> None:
+        super().__init__(identifier, lambda: True, Callers())
+        self.waiting, self.over = Event(), Event()
+
+    def wait(self, _connection: socket.socket, caller: Caller) -> Caller:
+        """As Patience."""
+        self.waiting.set()
+        self.over.wait()
+        return caller
+
+
+def test_who_waits_is_through_the_door() -> None:
+    """A process of which so many connections as may come at a time wait to be known can make another one."""
+    identifier = Identifier(Nobody())
+    patience = Endless(identifier)
+    shared = service.Service(
+        lambda _environ, _start_response: [b""],
+        identifier,
+        Limits(connections_per_instance=1),
+        lambda _number: None,
+        lambda _answer: None,
+        lambda *_what: None,
+        Shares(each=1, most=2, ended=lambda _instance_id: None),
+        descriptors=20_000,
+        multiprocess=False,
+        patience=patience,
+    )
+    pairs = [socket.socketpair() for _number in range(3)]
+    with gevent.Timeout(10):
+        pid = shared.let_in(pairs[0][0], "incus", flood=False)
+        assert pid is not None
+        assert shared.let_in(pairs[1][0], "incus", flood=False) is None
+        Connection(shared, pairs[0][0], "incus", pid).start()
+        patience.waiting.wait()
+        assert shared.let_in(pairs[2][0], "incus", flood=False) == pid
+        for _ours, theirs in pairs:
+            theirs.close()
+        patience.over.set()
+        while shared.connections:
+            gevent.sleep(0.001)
+        pairs[2][0].close()
