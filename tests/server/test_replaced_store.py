@@ -18,7 +18,8 @@ pytestmark = pytest.mark.root
 @pytest.fixture
 def own() -> Iterator[Service]:
     """A service whose store is about to be replaced."""
-    with Service(workers=1, dialects=["incus"]) as running:
+    toml = "[limits]\nwrites_per_second = 0.1\n"
+    with Service(workers=1, toml=toml, dialects=["incus"]) as running:
         yield running
 
 

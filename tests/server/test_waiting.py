@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from guestapi.settings import Callers, Limits
 from guestapi.store.mirroring import forget_mirror, note_mirror
 from tests.harness.containers import Container, Ran, from_host, receive, request, send
 from tests.harness.service import Service
+from tests.server.inside import asking, talk
 
 #: Seconds; long enough to see who waits, and for whom it was not necessary.
 WAIT = 1.5
@@ -37,14 +39,13 @@ def patient() -> Iterator[Service]:
 
 def test_first_call_waits_to_be_known(patient: Service) -> None:
     """A container that calls before anybody has told of it gets its answer as soon as somebody has."""
-    with Container(patient.binds) as container:
-        late = threading.Timer(0.4, patient.add, ["late", container, {"user.foo": "bar"}])
-        late.start()
-        exchanged = container.exchange(send(request("/1.0/config/user.foo")), receive())
-        late.join()
-    (response,) = exchanged.responses
+    with Container(patient.binds) as container, talk(container) as guest:
+        guest.send(asking("/1.0/config/user.foo"))
+        # It is not told anything yet.
+        assert not select.select([guest.socket], [], [], 0.3)[0]
+        patient.add("late", container, {"user.foo": "bar"})
+        (response,) = guest.receive()
     assert (response.status, response.text) == (200, "bar")
-    assert 0.3 < exchanged.seconds < WAIT
 
 
 def test_unknown_caller_is_told_in_the_end(patient: Service) -> None:
