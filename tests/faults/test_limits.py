@@ -24,11 +24,12 @@ def limit_descriptors(pid: int, soft: int) -> None:
 
 
 def test_no_descriptor_left() -> None:
-    """Whoever is connected is served; others wait or are cut, but the worker is not lost; then all goes on."""
+    """Whoever has most connections loses some, the others are served, and the worker is not lost; then all goes on."""
     with (
         Service(workers=1, dialects=["incus"]) as service,
         service.container("c1", {"user.foo": "bar"}) as c1,
-        talk(c1) as guest,
+        service.container("c2", {"user.foo": "bar"}) as c2,
+        talk(c2) as guest,
     ):
         assert guest.ask("/1.0/config/user.foo").text == "bar"
         before = service.workers
