@@ -7,7 +7,7 @@ import weakref
 
 import gevent
 import pytest
-from greenlet import getcurrent
+from greenlet import getcurrent, greenlet
 
 from guestapi.server import crew
 from guestapi.server.crew import Crew
@@ -16,18 +16,19 @@ from guestapi.server.crew import Crew
 class Work:
     """Something to do, that takes a while."""
 
-    def __init__(self, done: list[int]) -> None:
+    def __init__(self, done: list[greenlet]) -> None:
         self._done = done
 
     def do(self) -> None:
         """Note which greenlet does it."""
         gevent.sleep(0)
-        self._done.append(id(getcurrent()))
+        # Itself, not its number, which another can have when it is gone.
+        self._done.append(getcurrent())
 
 
 def test_one_after_another() -> None:
     """What comes when something else is done is done by the same greenlet."""
-    crew, done = Crew(), list[int]()
+    crew, done = Crew(), list[greenlet]()
     with gevent.Timeout(10):
         for number in range(1, 6):
             crew.run(Work(done).do)
@@ -39,7 +40,7 @@ def test_one_after_another() -> None:
 def test_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes at once is done at once, however much it is; of the greenlets, few stay."""
     monkeypatch.setattr(crew, "_MOST", 3)
-    team, done = Crew(), list[int]()
+    team, done = Crew(), list[greenlet]()
     with gevent.Timeout(10):
         for _one in range(20):
             team.run(Work(done).do)
@@ -55,7 +56,7 @@ def test_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_kept() -> None:
     """What was done is not kept by the greenlet that waits for more."""
-    crew, done = Crew(), list[int]()
+    crew, done = Crew(), list[greenlet]()
     work = Work(done)
     gone = weakref.ref(work)
     crew.run(work.do)
