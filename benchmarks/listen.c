@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BUFFER = 4096, EVENTS = 1 << 16, PING = 0x9, TEXT = 0x1 };
+enum { BUFFER = 4096, EVENTS = 1 << 16, AT_ONCE = 128, PING = 0x9, TEXT = 0x1 };
 
 static const char REQUEST[] =
 	"GET /1.0/events HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -128,7 +128,7 @@ int main(int count, char **words)
 	struct epoll_event event = { .events = EPOLLIN };
 	struct rlimit limit;
 	struct stream *all;
-	int poller = epoll_create1(0);
+	int poller = epoll_create1(0), asked = 0;
 
 	if (count != 3 || strlen(words[1]) >= sizeof address.sun_path)
 		return 2;
@@ -141,20 +141,23 @@ int main(int count, char **words)
 	all = calloc(streams, sizeof *all);
 	if (epoll_ctl(poller, EPOLL_CTL_ADD, 0, &event) < 0)
 		die("epoll_ctl");
-	for (int one = 0; one < streams; one++) {
-		struct stream *stream = &all[one];
-
-		stream->socket = socket(AF_UNIX, SOCK_STREAM, 0);
-		if (stream->socket < 0 || connect(stream->socket, (void *) &address, sizeof address) < 0)
-			die("connect");
-		event.data.ptr = stream;
-		if (epoll_ctl(poller, EPOLL_CTL_ADD, stream->socket, &event) < 0)
-			die("epoll_ctl");
-		if (send(stream->socket, REQUEST, sizeof REQUEST - 1, MSG_NOSIGNAL) < 0)
-			die("send");
-	}
 	for (;;) {
-		int number = epoll_wait(poller, ready, 1024, -1);
+		int number;
+
+		/* More at once would be refused: a process may have so many waiting to be recognised. */
+		for (; asked < streams && asked - opened < AT_ONCE; asked++) {
+			struct stream *stream = &all[asked];
+
+			stream->socket = socket(AF_UNIX, SOCK_STREAM, 0);
+			if (stream->socket < 0 || connect(stream->socket, (void *) &address, sizeof address) < 0)
+				die("connect");
+			event.data.ptr = stream;
+			if (epoll_ctl(poller, EPOLL_CTL_ADD, stream->socket, &event) < 0)
+				die("epoll_ctl");
+			if (send(stream->socket, REQUEST, sizeof REQUEST - 1, MSG_NOSIGNAL) < 0)
+				die("send");
+		}
+		number = epoll_wait(poller, ready, 1024, -1);
 
 		for (int one = 0; one < number; one++) {
 			struct stream *stream = ready[one].data.ptr;
