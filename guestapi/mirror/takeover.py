@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds without a socket after which the daemon is down, not just about to bind what it has just unlinked (it does
 #: one right after the other): a socket that comes in between would be in its way.
-_PATIENCE_SECONDS = 0.1
+_PATIENCE_SECONDS = 0.5
 #: Seconds after which the path is looked at though nothing was heard: its directory may be a new one.
 _LOOK_SECONDS = 5.0
 

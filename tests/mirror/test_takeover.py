@@ -31,9 +31,16 @@ def place() -> Iterator[Path]:
 
 def bind(path: Path) -> socket.socket:
     """A socket that listens at `path`, bound as the daemons do it: what is there is taken away first."""
-    path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(path))
+    end = time.monotonic() + PATIENCE
+    while True:
+        path.unlink(missing_ok=True)
+        try:
+            listening.bind(str(path))
+            break
+        except OSError:
+            # Ours came in between: this machine was so busy that we were taken for a daemon that has stopped.
+            assert time.monotonic() < end
     listening.listen()
     return listening
 
