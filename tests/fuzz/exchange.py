@@ -116,7 +116,7 @@ class Worker:
         self.service = Service(
             create(store, broker, limits),
             # Duck-typed: the real one asks the kernel.
-            Known(),  # type: ignore[arg-type]
+            Known(),  # type: ignore[arg-type]  # as much of one as is asked for
             limits,
             store.instance,
             self._answered,
