@@ -11,9 +11,10 @@ worker_connections = 10000
 # Seconds without a sign of life after which a worker is killed and replaced. Default: 10.
 timeout = 10
 
-# Seconds that a stopping worker gives to requests under way. Clients notice nothing of a stop: their next request is
-# answered with 'Connection: close'. Must be well below WatchdogSec= and TimeoutStopSec= of the unit. Default: 2.
-graceful_timeout = 2
+# Seconds after which a stopping worker is killed. It gives requests under way half of that. Clients notice nothing of a
+# stop: their next request is answered with 'Connection: close'. Must be well below WatchdogSec= and TimeoutStopSec= of
+# the unit. Default: 4.
+graceful_timeout = 4
 
 # Requests after which a worker is replaced, and by how much to vary that; 0 is never. Default: 0.
 max_requests = 0

@@ -25,8 +25,8 @@ from guestapi.store.writing import Writer
 _DEFAULTS = {
     # Seconds: a worker that gives no sign of life for so long is killed.
     "timeout": 10,
-    # Seconds from SIGTERM until a worker that still has requests under way gives them up.
-    "graceful_timeout": 2,
+    # Seconds from SIGTERM until a worker is killed that has not ended. It gives requests under way half of that.
+    "graceful_timeout": 4,
     # How many connections a worker holds at the most, of all instances together.
     "worker_connections": 10000,
     # So that sockets that we bind ourselves are 0666: every user of every instance may connect, and is told who it is.

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 #: How long a stopping worker lets clients send their next request on a connection that they have open. It answers
 #: that one with ``Connection: close``, so a client that is at work notices nothing.
 _LAST_REQUESTS_SECONDS = 1.0
+#: How often a stopping worker looks at the connections that are left.
+_ROUND_SECONDS = 0.02
 #: Seconds between two signs of life.
 _HEARTBEAT_SECONDS = 1.0
 #: How long a worker waits for its own answer before it takes itself for dead.
@@ -117,15 +119,19 @@ class GuestWorker(GeventWorker):
     def _finish(self) -> None:
         """Let each connection end after its next answer; those that are idle, a little later, at once."""
         self._service.stopping = True
-        idle_until = time.monotonic() + min(_LAST_REQUESTS_SECONDS, self.cfg.graceful_timeout)
-        # The master kills what is left when the whole of it is over.
-        until = time.monotonic() + max(self.cfg.graceful_timeout - _LAST_REQUESTS_SECONDS / 2, _HEARTBEAT_SECONDS / 2)
-        while self._service.connections and time.monotonic() < until:
+        # The master kills the worker when the whole of it is over.
+        patience = self.cfg.graceful_timeout / 2
+        # Seconds in which this process could serve clients: while a busy machine lets it wait, they wait too.
+        worked, before = 0.0, time.monotonic()
+        while self._service.connections and worked < patience:
             self.notify()
-            over = time.monotonic() >= idle_until
+            over = worked >= min(_LAST_REQUESTS_SECONDS, patience / 2)
             for connection in list(self._service.connections):
                 connection.finish(after_last_requests=over)
-            gevent.sleep(0.02)
+            gevent.sleep(_ROUND_SECONDS)
+            now = time.monotonic()
+            worked += min(now - before, 2 * _ROUND_SECONDS)
+            before = now
         for connection in list(self._service.connections):
             connection.abort()
         gevent.sleep(0)

@@ -114,7 +114,7 @@ def test_nothing_is_lost(machine: Installed, verb: str) -> None:
         told = operator.end()
         for name, client in zip(names, clients, strict=True):
             seen = client.say()
-            assert [loop["failed"] for loop in seen["loops"]] == [[]] * CLIENTS
+            assert [loop for loop in seen["loops"] if loop["failed"]] == []
             assert all(loop["good"] > 10 for loop in seen["loops"])
             for listener in seen["listeners"]:
                 assert listener["lost"] == []

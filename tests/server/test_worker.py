@@ -17,7 +17,7 @@ from typing import Any
 from guestapi.settings import load
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND, UNPRIVILEGED, USER, Service
-from tests.server.inside import talk, talks
+from tests.server.inside import asking, talk, talks
 
 LOOPING = (Path(__file__).parents[1] / "harness" / "looping.py").read_text()
 READY = b'{"state":"Ready"}'
@@ -210,7 +210,7 @@ def test_stop_is_quick() -> None:
 def test_guests_cannot_hold_up_a_stop() -> None:
     """Requests that do not come to their end are given up when the graceful time is over."""
     patient = "[limits]\nhead_seconds = 60.0\nbody_seconds = 60.0\nsend_seconds = 60.0\n"
-    stubborn = Service(gunicorn="graceful_timeout = 2\n", toml=patient, dialects=["incus"])
+    stubborn = Service(gunicorn="graceful_timeout = 4\n", toml=patient, dialects=["incus"])
     large = {"user.large": "x" * (2 << 20)}
     with stubborn as service, service.container("c1", large) as c1, talks(c1, 6) as guests:
         for number, guest in enumerate(guests):
@@ -233,6 +233,28 @@ def test_idle_connection_has_one_more_request() -> None:
             answer = guest.ask("/")
             assert answer.status == 200
             assert guest.end() == b""
+            assert stopped.result() < SOON
+
+
+def test_stop_counts_the_time_in_which_it_works() -> None:
+    """A worker that a busy machine lets wait while it stops gives its clients as long as it would have otherwise."""
+    patient = Service(workers=1, gunicorn=PATIENT, dialects=["incus"])
+    with patient as service, service.container("c1") as c1, talks(c1, 3) as (first, during, after):
+        for guest in (first, during, after):
+            assert guest.ask("/").status == 200
+        (worker,) = service.workers
+        with ThreadPoolExecutor() as pool:
+            stopped = pool.submit(service.stop)
+            until(lambda: "Handling signal: term" in service.log.read_text(), "the master's reaction")
+            until(lambda: first.ask("/").headers.get("connection") == "close", "the worker's reaction")
+            os.kill(worker, signal.SIGSTOP)
+            during.send(asking("/"))
+            time.sleep(1.5)
+            os.kill(worker, signal.SIGCONT)
+            time.sleep(0.2)
+            after.send(asking("/"))
+            for guest in (during, after):
+                assert guest.last().headers["connection"] == "close"
             assert stopped.result() < SOON
 
 
