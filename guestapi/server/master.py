@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import time
@@ -170,6 +171,18 @@ class Master(Arbiter):
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         super().reload()
         systemd.notify("READY=1")
+
+    def spawn_worker(self) -> int:
+        """As gunicorn's; but a signal to a worker that has no handlers of its own yet waits until it has.
+
+        With those that it inherits, it would take a SIGTERM for the master's own and go on, until it was killed.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+        try:
+            pid: int = super().spawn_worker()
+            return pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
 
     def murder_workers(self) -> None:
         """Called every second: kill workers that hang, and tell systemd if the others answer."""

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import resource
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -78,6 +79,8 @@ class GuestWorker(GeventWorker):
         super().init_signals()
         self._wake_watcher = get_hub().loop.io(self.PIPE[0], 1)
         self._wake_watcher.start(self._on_signal)
+        # Those that the master has held back (`master.Master.spawn_worker`).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
 
     def run(self) -> None:
         """Serve until `alive` is False, then let requests that are under way end."""

@@ -145,6 +145,15 @@ def test_one_worker_more_and_less() -> None:
         assert len(service.workers) == 1
 
 
+def test_worker_that_starts_hears_that_it_is_to_stop() -> None:
+    """A signal that comes before a worker has handlers of its own is not lost: the stop does not wait for it."""
+    slow = PATIENT + "import time\ndef post_fork(server, worker):\n    time.sleep(1.5)\n"
+    with Service(workers=1, gunicorn=slow, dialects=["incus"]) as service:
+        os.kill(service.pid, signal.SIGTTIN)
+        until(lambda: len(service.workers) == 2, "two workers")
+        assert service.stop() < SOON
+
+
 def test_killed_worker_is_replaced() -> None:
     """kill -9 of a worker costs at most its own connections: there is another, and later a third in its place."""
     with Service(dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
