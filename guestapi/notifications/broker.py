@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from guestapi.model import Notification
 from guestapi.notifications.events import Event, gap
-from guestapi.store.rows import Entries
+from guestapi.store.rows import LAST_ID, Entries
 
 #: Entries that are read at a time.
 BATCH = 256
@@ -34,7 +34,7 @@ class Log(Protocol):
         """As `Reader.latest`."""
         ...
 
-    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
+    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int = LAST_ID) -> Entries:
         """As `Reader.entries`."""
         ...
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from guestapi.model import Image, Init, Instance
 from guestapi.store.files import Held, Identity, identity
-from guestapi.store.rows import Entries, entries, init_of, latest, load, load_image
+from guestapi.store.rows import LAST_ID, Entries, entries, init_of, latest, load, load_image
 from guestapi.store.schema import StoreError, database_file, explain, instances, mirrors, missing, open_reader
 from guestapi.store.walindex import header, map_index
 
@@ -140,7 +140,7 @@ class Reader:
         """
         return self._read(latest)
 
-    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
+    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int = LAST_ID) -> Entries:
         """Entries of the change log in order. As the function `entries`.
 
         Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, func, select
 
@@ -17,8 +18,11 @@ from guestapi.store.schema import (
     images,
     instances,
     notifications,
+    plain,
 )
 
+#: The largest that SQLite has (sqlite.org/autoinc.html).
+LAST_ID = (1 << 63) - 1
 #: Bytes of the change log's entries after which no more are read at a time: one may have 4 MiB.
 ENTRIES_BYTES = 256 * 1024
 
@@ -44,17 +48,23 @@ _ALIASES = (
 
 _log = notifications.c
 _LATEST = select(func.max(_log.id))
-_OLDEST = select(func.min(_log.id))
-_ENTRIES = select(
-    _log.id,
-    _log.instance_id,
-    _log.project,
-    _log.instance,
-    _log.type,
-    _log.timestamp,
-    _log.metadata,
-    _log.for_guest,
-).order_by(_log.id)
+_ENTRIES = (
+    select(
+        _log.id,
+        _log.instance_id,
+        _log.project,
+        _log.instance,
+        _log.type,
+        _log.timestamp,
+        _log.metadata,
+        _log.for_guest,
+    )
+    .where(_log.id > bindparam("after"), _log.id <= bindparam("until"))
+    .order_by(_log.id)
+)
+_OWN_ENTRIES = _ENTRIES.where(_log.instance_id == bindparam("instance_id"), _log.for_guest)
+# PERF: asked of the driver itself, which every event waits for.
+_ENTRIES_SQL, _OWN_ENTRIES_SQL, _OLDEST_SQL = map(plain, (_ENTRIES, _OWN_ENTRIES, select(func.min(_log.id))))
 
 
 def load(connection: Connection, instance_id: int) -> Instance | None:
@@ -144,7 +154,7 @@ def latest(connection: Connection) -> int:
 
 
 def entries(
-    connection: Connection, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None
+    connection: Connection, after: int, limit: int, *, instance_id: int | None = None, until: int = LAST_ID
 ) -> Entries:
     """Entries of the change log, and where the log begins, as they were at one moment.
 
@@ -153,23 +163,32 @@ def entries(
         after: the id after which to begin.
         limit: how many at the most; fewer if they are large, but one at least.
         instance_id: those that this instance may hear of; None: all of all instances.
-        until: the last id; None: no end.
+        until: the last id.
+
+    Raises:
+        sqlite3.Error: they cannot be read.
     """
-    query = _ENTRIES.where(_log.id > after)
+    parameters = {"after": after, "until": until}
     if instance_id is not None:
-        query = query.where(_log.instance_id == instance_id, _log.for_guest)
-    if until is not None:
-        query = query.where(_log.id <= until)
+        parameters["instance_id"] = instance_id
     with snapshot(connection):
+        driver: Any = connection.connection.driver_connection
         found: list[Notification] = []
         size = 0
-        rows = connection.execute(query.limit(limit + 1))
-        for row in rows:
-            if len(found) == limit or size > ENTRIES_BYTES:
-                break
-            found.append(Notification(*row))
-            size += len(found[-1].metadata)
-        else:
-            row = None
-        rows.close()
-        return Entries(found, row is not None, connection.execute(_OLDEST).scalar() or 0)
+        # Closed: rows that nobody fetches would keep the moment at which they were asked for.
+        with closing(driver.execute(_ENTRIES_SQL if instance_id is None else _OWN_ENTRIES_SQL, parameters)) as rows:
+            for row in rows:
+                if len(found) == limit or size > ENTRIES_BYTES:
+                    break
+                found.append(_entry(*row))
+                size += len(found[-1].metadata)
+            else:
+                row = None
+        (oldest,) = driver.execute(_OLDEST_SQL).fetchone()
+        return Entries(found, row is not None, oldest or 0)
+
+
+def _entry(
+    number: int, instance_id: int, project: str, name: str, kind: str, at: str, told: str, for_guest: int
+) -> Notification:
+    return Notification(number, instance_id, project, name, kind, at, told, bool(for_guest))

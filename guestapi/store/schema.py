@@ -24,6 +24,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     Table,
     Text,
     UniqueConstraint,
@@ -175,8 +176,9 @@ notifications = Table(
 Index("notifications_by_instance", notifications.c.instance_id, notifications.c.id)
 
 
-def _sql(statement: CreateTable | CreateIndex) -> str:
-    return str(statement.compile(dialect=sqlite.dialect()))
+def plain(statement: CreateTable | CreateIndex | Select[Any]) -> str:
+    """A statement as the driver takes it, with named parameters."""
+    return str(statement.compile(dialect=sqlite.dialect(paramstyle="named")))
 
 
 #: What makes a database of one version into one of the next. A row of the version before fits the tables after.
@@ -185,7 +187,7 @@ _UPGRADES = {
         "ALTER TABLE instances ADD COLUMN source TEXT",
         "ALTER TABLE instances ADD COLUMN told_ready BOOLEAN",
         "ALTER TABLE images ADD COLUMN source TEXT",
-        _sql(CreateTable(mirrors)),
+        plain(CreateTable(mirrors)),
     ),
 }
 
@@ -321,9 +323,9 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     # Another process may have been quicker.
     if connection.execute("PRAGMA user_version").fetchone() == (0,):
         for table in metadata.sorted_tables:
-            connection.execute(_sql(CreateTable(table)))
+            connection.execute(plain(CreateTable(table)))
             for index in table.indexes:
-                connection.execute(_sql(CreateIndex(index)))
+                connection.execute(plain(CreateIndex(index)))
         connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -119,5 +120,5 @@ def view(url: str) -> Iterator[View]:
     try:
         with open_reader(url).connect() as connection, snapshot(connection):
             yield View(connection)
-    except DBAPIError as error:
+    except (DBAPIError, sqlite3.Error) as error:
         raise explain(error, database_file(url)) from None
