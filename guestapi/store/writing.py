@@ -65,15 +65,17 @@ class Writer:
             StoreError: it cannot be written.
         """
         try:
-            with self._engine.begin() as connection:
-                step = Change(connection)
-                yield step
-                if step.told:
-                    step.trim(self._keep.keep_entries, self._keep.keep_seconds)
+            with self._engine.connect() as connection:
+                with connection.begin():
+                    step = Change(connection)
+                    yield step
+                    if step.told:
+                        step.trim(self._keep.keep_entries, self._keep.keep_seconds)
+                # Before the connection is closed: whoever listens waits for this.
+                if step.told or step.rings:
+                    ring(self._file)
         except DBAPIError as error:
             raise explain(error, self._file) from None
-        if step.told or step.rings:
-            ring(self._file)
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Note what the workload says of itself.
