@@ -26,19 +26,19 @@ class Credentials(NamedTuple):
     gid: int
 
 
-def credentials(connection: socket.socket) -> Credentials:
+def credentials(connection: socket.SocketType) -> Credentials:
     """Process, user and group at the time of connect(2): unix(7), SO_PEERCRED."""
     return Credentials(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
-def is_closed(connection: socket.socket) -> bool:
+def is_closed(connection: socket.SocketType) -> bool:
     """Whether the other end is closed, not only shut for writing (poll(2), POLLHUP)."""
     poll = select.poll()
     poll.register(connection, 0)
     return bool(poll.poll(0))
 
 
-def peer_pidfd(connection: socket.socket) -> int | None:
+def peer_pidfd(connection: socket.SocketType) -> int | None:
     """A pidfd of the process that connected, to be closed by the caller; None if this kernel gives none.
 
     Unlike its PID it can never come to mean another process.

@@ -15,7 +15,7 @@ import socket
 from typing import NamedTuple, Protocol
 
 from guestapi.callers import namespaces
-from guestapi.callers.credentials import Credentials, credentials, peer_pidfd
+from guestapi.callers.credentials import Credentials, peer_pidfd
 from guestapi.model import Init
 
 log = logging.getLogger(__name__)
@@ -91,13 +91,16 @@ class Identifier:
         self._inits: dict[tuple[int, int], LiveInit] = {}
         self._sweep_at = 64
 
-    def identify(self, connection: socket.socket) -> Caller:
+    def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
         """Who connected. Call it once, right after accept.
+
+        Args:
+            connection: as accepted.
+            who: its `credentials`.
 
         Raises:
             StoreError: the instances cannot be looked up now.
         """
-        who = credentials(connection)
         try:
             pidfd = peer_pidfd(connection) if self._pidfd else None
             try:
@@ -111,7 +114,7 @@ class Identifier:
             log.error("process %d cannot be looked at: the service needs CAP_SYS_PTRACE", who.pid)
             return Caller(who)
 
-    def confirm(self, connection: socket.socket, caller: Caller) -> Caller:
+    def confirm(self, connection: socket.SocketType, caller: Caller) -> Caller:
         """The same caller, if the process that connected is still there; unknown if not. For the first request.
 
         Whoever holds the socket of a process that has ended could be anybody, so Incus gives no answer, nor do we.

@@ -46,7 +46,7 @@ class Channel:
         "_writable",
     )
 
-    def __init__(self, sock: socket.socket, send_seconds: float) -> None:
+    def __init__(self, sock: socket.SocketType, send_seconds: float) -> None:
         """Args:
         sock: as accepted; belongs to this object from now on.
         send_seconds: until the client must have taken what is sent to it, unless something else is said.

@@ -14,6 +14,7 @@ from typing import Any
 
 from guestapi.api.content import ChangedFileError, Content
 from guestapi.api.handover import HANDOVER, Handover
+from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller
 from guestapi.notifications.events import Form
 from guestapi.server.answer import Answer
@@ -51,18 +52,18 @@ _OWN = 0
 class Connection(Channel):
     """A connected socket and the greenlet that serves it."""
 
-    __slots__ = ("_caller", "_dialect", "_in_head", "_pid", "_place", "_service", "_shelf", "_stream")
+    __slots__ = ("_caller", "_dialect", "_in_head", "_place", "_service", "_shelf", "_stream", "_who")
 
-    def __init__(self, service: Service, sock: socket.socket, dialect: str, pid: int | None) -> None:
+    def __init__(self, service: Service, sock: socket.SocketType, dialect: str, who: Credentials | None) -> None:
         """Args:
         service: the worker's.
         sock: as accepted; belongs to this object from now on.
         dialect: of the listening socket.
-        pid: as `Service.let_in` says; None if the worker itself is at the other end, to see whether it answers: no
+        who: as `Service.let_in` says; None if the worker itself is at the other end, to see whether it answers: no
             guest's limit is its own.
         """
         super().__init__(sock, service.limits.send_seconds)
-        self._pid = pid
+        self._who = who
         self._service = service
         self._dialect = dialect
         self._in_head = False
@@ -100,8 +101,8 @@ class Connection(Channel):
             self._caller = caller = self._recognise()
             if caller is None:
                 return
-            self._enter(_OWN if self._pid is None else caller.instance_id)
-            excess = service.enter(caller.instance_id, self) if self._pid is not None else None
+            self._enter(_OWN if self._who is None else caller.instance_id)
+            excess = service.enter(caller.instance_id, self) if self._who is not None else None
             if excess is None:
                 try:
                     self._serve(caller)
@@ -128,20 +129,20 @@ class Connection(Channel):
 
     def _recognise(self) -> Caller | None:
         """Who has connected, as soon as it is the turn of that process; None if it asks nothing and is gone."""
-        service, pid = self._service, self._pid
-        if pid is None:
-            return service.identifier.identify(self._socket)
+        service, who = self._service, self._who
+        if who is None:
+            return service.identifier.identify(self._socket, credentials(self._socket))
         caller: Caller | None = None
         try:
-            service.newcomers.take(pid)
+            service.newcomers.take(who.pid)
             # Whoever asks at once is answered at once: no other turn is to be waited for, this is it.
             early = self.read_available(READ)
             if early == b"":
                 return None
             self._buffer = early or b""
-            caller = service.identifier.identify(self._socket)
+            caller = service.identifier.identify(self._socket, who)
         finally:
-            service.door.go(pid, caller)
+            service.door.go(who.pid, caller)
         # Whoever waits to be known has gone through the door, and keeps nobody out of it.
         return service.patience.wait(self._socket, caller) if service.patience else caller
 
@@ -161,7 +162,7 @@ class Connection(Channel):
             self._take_turn()
         while True:
             try:
-                if self._buffer and (service.requests is not None or service.unsent) and self._pid is not None:
+                if self._buffer and (service.requests is not None or service.unsent) and self._who is not None:
                     service.ask_limits(caller.instance_id)
                 if self._repeat(caller, confirmed or just_seen):
                     confirmed = True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gevent.threadpool import ThreadPool
 
 from guestapi.api.buckets import Buckets
-from guestapi.callers.credentials import credentials, is_closed
+from guestapi.callers.credentials import Credentials, credentials, is_closed
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
@@ -114,8 +114,8 @@ class Service:
         else:
             self.unsent.pop(instance_id, None)
 
-    def let_in(self, accepted: socket.socket, dialect: str, *, flood: bool) -> int | None:
-        """The PID of the process that has connected, which waits to be recognised; None if it was turned away.
+    def let_in(self, accepted: socket.SocketType, dialect: str, *, flood: bool) -> Credentials | None:
+        """Of the process that has connected, which waits to be recognised; None if it was turned away.
 
         Args:
             accepted: what it has connected.
@@ -127,15 +127,16 @@ class Service:
             return None
         who = credentials(accepted)
         if self.door.come(who.pid):
-            return who.pid
+            return who
         instance_id, excess = self.door.why_not(who.pid)
         self.refused(Caller(who, instance_id), dialect, excess.status, excess.text, excess.limit)
-        with accepted:
-            try:
-                accepted.setblocking(False)
-                accepted.send(error_response(excess.status, excess.text, retry_after=excess.status == 429))
-            except OSError:
-                pass  # It does not wait for the answer.
+        try:
+            accepted.setblocking(False)
+            accepted.send(error_response(excess.status, excess.text, retry_after=excess.status == 429))
+        except OSError:
+            pass  # It does not wait for the answer.
+        finally:
+            accepted.close()
         return None
 
     def ask_limits(self, instance_id: int | None) -> None:

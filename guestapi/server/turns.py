@@ -18,6 +18,8 @@ from gevent.hub import get_hub
 #: How many requests of an instance are served in a turn: few enough that others do not wait for long, enough that the
 #: loop's own work (about 3 µs) is shared by some.
 EACH_TURN = 4
+#: As many times more are served in a turn while there is no other instance to wait for it.
+ALONE = 4
 #: Bytes from which on a piece of a request is all of an instance's turn: it may be made to take milliseconds.
 LARGE = 4096
 #: How many that nobody uses are kept, for instances that come next: each has a descriptor.
@@ -33,9 +35,13 @@ class Turns:
         users: how many connections there are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: Callable[[], bool]) -> None:
+        """Args:
+        alone: whether nobody else waits for a turn.
+        """
         loop = get_hub().loop
         self.users = 0
+        self._alone = alone
         self._set = select.epoll()
         self._resume: dict[int, Callable[[], bool]] = {}
         self._again: deque[tuple[Callable[[], object], int]] = deque()
@@ -73,7 +79,7 @@ class Turns:
         self._set.close()
 
     def _run(self) -> None:
-        for descriptor, _event in self._set.poll(0, EACH_TURN):
+        for descriptor, _event in self._set.poll(0, self._most()):
             # One that was served in this very turn may have closed others.
             resume = self._resume.get(descriptor)
             if resume is not None and not resume():
@@ -81,7 +87,7 @@ class Turns:
                 del self._resume[descriptor]
 
     def _run_again(self) -> None:
-        for _one in range(min(EACH_TURN, len(self._again))):
+        for _one in range(min(self._most(), len(self._again))):
             resume, size = self._again.popleft()
             resume()
             if size >= LARGE:
@@ -90,6 +96,9 @@ class Turns:
         if self._again:
             # A timer, not a callback: those are run in a row, without a look at who else has something to read.
             self._next.start(self._run_again)
+
+    def _most(self) -> int:
+        return EACH_TURN * ALONE if self._alone() else EACH_TURN
 
 
 class Places:
@@ -103,7 +112,7 @@ class Places:
         """The turns of an instance, for one more connection."""
         turns = self._turns.get(instance_id)
         if turns is None:
-            turns = self._turns[instance_id] = self._spare.pop() if self._spare else Turns()
+            turns = self._turns[instance_id] = self._spare.pop() if self._spare else Turns(self._of_one)
         turns.users += 1
         return turns
 
@@ -117,3 +126,7 @@ class Places:
                 self._spare.append(turns)
             else:
                 turns.close()
+
+    def _of_one(self) -> bool:
+        """Whether all connections are of one instance."""
+        return len(self._turns) < 2

@@ -34,7 +34,7 @@ class Patience:
         self._most = settings.waiting
         self._waiting = 0
 
-    def wait(self, connection: socket.socket, caller: Caller) -> Caller:
+    def wait(self, connection: socket.SocketType, caller: Caller) -> Caller:
         """Who has connected, known if that is only a matter of time; blocks the calling greenlet alone.
 
         Args:
@@ -50,7 +50,7 @@ class Patience:
                 until = time.monotonic() + self._seconds
                 while caller.instance_id is None and caller.contained and time.monotonic() < until:
                     gevent.sleep(_AGAIN_SECONDS)
-                    caller = self._identifier.identify(connection)
+                    caller = self._identifier.identify(connection, caller.credentials)
             finally:
                 self._waiting -= 1
         return caller

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from guestapi.callers import namespaces
+from guestapi.callers.credentials import credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init
 from tests.harness.agent import CLONE_NEWPID, unshare
@@ -63,7 +64,7 @@ class Door:
             if confirm:
                 # The first bytes of a request are there, so whatever was to happen before them has happened.
                 connection.recv(1)
-            caller = self.identifier.identify(connection)
+            caller = self.identifier.identify(connection, credentials(connection))
             yield self.identifier.confirm(connection, caller) if confirm else caller
             if not confirm:
                 connection.recv(1)

@@ -23,6 +23,7 @@ import gevent.socket
 from gevent.hub import get_hub
 
 from guestapi.api.app import create
+from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller
 from guestapi.dialects import DIALECTS
 from guestapi.model import Image, ImageFile, Notification
@@ -58,7 +59,7 @@ class ShortLog:
         """The last one's id."""
         return 3
 
-    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
+    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int = 3) -> Entries:
         """Two for the guest, one for the operator."""
         metadata = '{"key":"user.foo","old_value":"","value":"<bar>"}'
         entries = [
@@ -66,7 +67,7 @@ class ShortLog:
             for number in (1, 2, 3)
         ]
         found = [
-            one for one in entries if one.id > after and one.id <= (until or 3) and (one.for_guest or not instance_id)
+            one for one in entries if one.id > after and one.id <= until and (one.for_guest or not instance_id)
         ]
         return Entries(found[:limit], len(found) > limit, 1)
 
@@ -74,11 +75,11 @@ class ShortLog:
 class Known:
     """Everybody is known (`callers.identify.Identifier`)."""
 
-    def identify(self, _connection: socket.socket) -> Caller:
+    def identify(self, _connection: socket.SocketType, _who: Credentials) -> Caller:
         """Root of instance 7."""
         return caller()
 
-    def confirm(self, _connection: socket.socket, known: Caller) -> Caller:
+    def confirm(self, _connection: socket.SocketType, known: Caller) -> Caller:
         """Still."""
         return known
 
@@ -142,7 +143,7 @@ class Worker:
         self.complaints.heard.clear()
         ours, theirs = socket.socketpair()
         assert self.service.door.come(_PID)
-        Connection(self.service, ours, dialect, _PID).start()
+        Connection(self.service, ours, dialect, Credentials(_PID, 0, 0)).start()
         with gevent.Timeout(PATIENCE), gevent.socket.socket(fileno=theirs.detach()) as client:
             receiving = gevent.spawn(_receive, client)
             try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ import gevent.socket
 import h11
 import pytest
 
+from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init
 from guestapi.server import connection, service
@@ -406,12 +406,12 @@ class Counting(Identifier):
         super().__init__(Nobody())
         self.asked: list[str] = []
 
-    def identify(self, connection: socket.socket) -> Caller:
+    def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
         """As Identifier."""
         self.asked.append("identify")
-        return super().identify(connection)
+        return super().identify(connection, who)
 
-    def confirm(self, connection: socket.socket, caller: Caller) -> Caller:
+    def confirm(self, connection: socket.SocketType, caller: Caller) -> Caller:
         """As Identifier."""
         self.asked.append("confirm")
         return super().confirm(connection, caller)
@@ -438,8 +438,8 @@ def test_one_identification_for_a_connection() -> None:
         multiprocess=False,
     )
     ours, theirs = socket.socketpair()
-    assert shared.door.come(os.getpid())
-    connection.Connection(shared, ours, "incus", os.getpid()).start()
+    who = shared.let_in(ours, "incus", flood=False)
+    connection.Connection(shared, ours, "incus", who).start()
     with gevent.Timeout(10), gevent.socket.socket(fileno=theirs.detach()) as client:
         for _time in range(5):
             client.sendall(request("/"))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import gevent
 import pytest
+from gevent.hub import get_hub
 
-from guestapi.server.turns import EACH_TURN, LARGE, Places, Turns
+from guestapi.server.turns import ALONE, EACH_TURN, LARGE, Places, Turns
 
 
 class Connections:
@@ -22,7 +23,7 @@ class Connections:
 
     def turns(self) -> Turns:
         """Those of one more instance."""
-        self._turns.append(Turns())
+        self._turns.append(Turns(lambda: False))
         return self._turns[-1]
 
     def ready(self, turns: Turns, name: str, *, waited: Callable[[], bool] = lambda: True) -> int:
@@ -69,6 +70,29 @@ def test_instances_take_turns(connections: Connections) -> None:
     connections.until(lambda: connections.order.count("quiet") > 10)
     gaps = "".join(name[0] for name in connections.order).split("q")
     assert {len(gap) for gap in gaps[1:-1]} == {EACH_TURN}
+
+
+def test_who_is_alone_has_more(connections: Connections) -> None:
+    """As long as only one instance has connections, more of them are served at a time; nobody waits for it."""
+    places, order = Places(), connections.order
+    turns = places.enter(1)
+    for _one in range(100):
+        connections.ready(turns, "x")
+    ours, theirs = socket.socketpair()
+    theirs.send(b"x")
+    each_round = get_hub().loop.io(ours.fileno(), 1)
+    each_round.start(order.append, "|")
+    found = []
+    for change in (lambda: None, lambda: places.enter(2), lambda: places.leave(2)):
+        change()
+        order.clear()
+        connections.until(lambda: order.count("|") > 20)
+        found.append({len(gap) for gap in "".join(order).split("|")[1:-1]})
+    assert found == [{EACH_TURN * ALONE}, {EACH_TURN}, {EACH_TURN * ALONE}]
+    each_round.close()
+    turns.close()
+    ours.close()
+    theirs.close()
 
 
 def test_connections_take_turns(connections: Connections) -> None:

@@ -108,7 +108,7 @@ class Endless(Patience):
         super().__init__(identifier, lambda: True, Callers())
         self.waiting, self.over = Event(), Event()
 
-    def wait(self, _connection: socket.socket, caller: Caller) -> Caller:
+    def wait(self, _connection: socket.SocketType, caller: Caller) -> Caller:
         """As Patience."""
         self.waiting.set()
         self.over.wait()
@@ -133,12 +133,12 @@ def test_who_waits_is_through_the_door() -> None:
     )
     pairs = [socket.socketpair() for _number in range(3)]
     with gevent.Timeout(10):
-        pid = shared.let_in(pairs[0][0], "incus", flood=False)
-        assert pid is not None
+        who = shared.let_in(pairs[0][0], "incus", flood=False)
+        assert who is not None
         assert shared.let_in(pairs[1][0], "incus", flood=False) is None
-        Connection(shared, pairs[0][0], "incus", pid).start()
+        Connection(shared, pairs[0][0], "incus", who).start()
         patience.waiting.wait()
-        assert shared.let_in(pairs[2][0], "incus", flood=False) == pid
+        assert shared.let_in(pairs[2][0], "incus", flood=False) == who
         for _ours, theirs in pairs:
             theirs.close()
         patience.over.set()
