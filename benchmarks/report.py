@@ -17,8 +17,7 @@ def table(cells: Sequence[Cell]) -> str:
     lines.append(_row(_HEAD))
     lines.append(_row(["---", *["---:"] * (len(_HEAD) - 1)]))
     for cell in cells:
-        ratio = cell.rate / first.rate if first.rate else 0.0
-        figures = [f"{cell.rate:,.0f}", f"{ratio:.2f}", f"{cell.p50:,.0f}", f"{cell.p99:,.0f}"]
+        figures = [f"{cell.rate:,.0f}", f"{cell.share:.2f}", f"{cell.p50:,.0f}", f"{cell.p99:,.0f}"]
         lines.append(
             _row([cell.contender, *figures, f"{cell.longest / 1000:.1f}", f"{cell.cost:.1f}", str(cell.errors)])
         )
@@ -43,7 +42,7 @@ def summary(cells: Sequence[Cell]) -> str:
         costs = f"{floor.cost:.1f}, {ours.cost:.1f}"
         errors = str(sum(cell.errors for cell in those.values()))
         name = f"{MANNERS[manner]}, {path}, {connections}"
-        lines.append(_row((name, *rates, f"{ours.rate / floor.rate:.2f}", times, costs, errors)))
+        lines.append(_row((name, *rates, f"{ours.share:.2f}", times, costs, errors)))
     return "\n".join(lines)
 
 

@@ -29,6 +29,8 @@ class Cell:
 
     Attributes:
         rate: requests answered in a second.
+        share: of what the first contender answers, the median of what it is in each round: a machine that is now fast
+            and now slow makes less of a difference to it than to a quotient of medians.
         p50, p99, longest: microseconds from the request to the last byte of its answer.
         cost: microseconds of processor time for each request.
         errors: answers other than 200, or none, in all rounds.
@@ -39,6 +41,7 @@ class Cell:
     connections: int
     contender: str
     rate: float
+    share: float
     p50: float
     p99: float
     longest: float
@@ -69,20 +72,22 @@ def measure(
                         share = result["seconds"] / (result["seconds"] + _WARM_UP)
                         result["cost"] = used * share * 1e6 / max(1, result["requests"])
                         found[contender.name].append(result)
-                yield [_cell(manner, path, number, name, results) for name, results in found.items()]
+                floor = [result["requests"] for result in found[contenders[0].name]]
+                yield [_cell(manner, path, number, name, results, floor) for name, results in found.items()]
 
 
 #: load.c, WARM_UP.
 _WARM_UP = 0.1
 
 
-def _cell(manner: str, path: str, connections: int, name: str, results: list[dict[str, Any]]) -> Cell:
+def _cell(manner: str, path: str, connections: int, name: str, results: list[dict[str, Any]], floor: list[int]) -> Cell:
     return Cell(
         manner,
         path,
         connections,
         name,
         rate=median(result["requests"] / result["seconds"] for result in results),
+        share=median(result["requests"] / max(1, most) for result, most in zip(results, floor, strict=True)),
         p50=median(result["p50"] for result in results),
         p99=median(result["p99"] for result in results),
         longest=max(result["max"] for result in results),
@@ -94,23 +99,14 @@ def _cell(manner: str, path: str, connections: int, name: str, results: list[dic
 def targets(cells: Sequence[Cell]) -> Iterator[Figure]:
     """What is to be reached, as far as it was measured."""
 
-    def rate(manner: str, number: int, letter: str) -> float | None:
-        wanted = (manner, "config/KEY", number)
-        for cell in cells:
-            if (cell.manner, cell.path, cell.connections) == wanted and cell.contender.startswith(letter):
-                return cell.rate
-        return None
-
-    for manner, least in (("keep", 0.70), ("new", 0.60)):
-        ours, floor, stock = (rate(manner, 16, letter) for letter in ("(c)", "(a)", "(b)"))
-        if ours and floor and stock:
-            yield Figure(f"{MANNERS[manner]}, 16 connections: (c) of (a)", ours / floor, "", least=least)
-            if manner == "keep":
-                yield Figure(f"{MANNERS[manner]}, 16 connections: (c) of (b)", ours / stock, "", least=3)
-    for cell in cells:
-        if (cell.manner, cell.path, cell.connections) == ("keep", "config/KEY", 64) and cell.contender.startswith(
-            "(c)"
-        ):
-            yield Figure("keep-alive, 64 connections: p99 of p50", cell.p99 / cell.p50, "", most=4)
+    found = {(cell.manner, cell.connections, cell.contender[:3]): cell for cell in cells if cell.path == "config/KEY"}
+    for manner, number, least in (("keep", 16, 0.70), ("new", 16, 0.60), ("new", 64, 0.60)):
+        if ours := found.get((manner, number, "(c)")):
+            yield Figure(f"{MANNERS[manner]}, {number} connections: (c) of (a)", ours.share, "", least=least)
+    if ours := found.get(("keep", 16, "(c)")):
+        stock = found["keep", 16, "(b)"]
+        yield Figure("keep-alive, 16 connections: (c) of (b)", ours.rate / max(1, stock.rate), "", least=3)
+    if ours := found.get(("keep", 64, "(c)")):
+        yield Figure("keep-alive, 64 connections: p99 of p50", ours.p99 / ours.p50, "", most=4)
     if cells:
         yield Figure("errors, of all", sum(cell.errors for cell in cells), "", most=0)

@@ -66,9 +66,7 @@ class ShortLog:
             Notification(number, 7, "default", "c1", "config", "2026-01-02T03:04:05Z", metadata, number != 2)
             for number in (1, 2, 3)
         ]
-        found = [
-            one for one in entries if one.id > after and one.id <= until and (one.for_guest or not instance_id)
-        ]
+        found = [one for one in entries if one.id > after and one.id <= until and (one.for_guest or not instance_id)]
         return Entries(found[:limit], len(found) > limit, 1)
 
 
