@@ -71,7 +71,11 @@ class Excesses:
 
 
 class RequestLog:
-    """Logs requests, at most so many a second: a guest can make as many as it likes."""
+    """Logs requests, at most so many a second: a guest can make as many as it likes.
+
+    Attributes:
+        tells_from: the smallest status of those that are logged.
+    """
 
     def __init__(self, settings: Log, look: Callable[[int], Instance | None]) -> None:
         """Args:
@@ -80,7 +84,7 @@ class RequestLog:
         """
         self._look = look
         self.excesses = Excesses(look)
-        self._from = _LOGGED_FROM[settings.requests]
+        self.tells_from = _LOGGED_FROM[settings.requests]
         self._each_second = settings.requests_per_second
         self._second = 0
         self._lines = 0
@@ -90,7 +94,7 @@ class RequestLog:
         status = answer.code
         if LIMIT in answer.environ:
             self.excesses.count(answer.caller.instance_id if answer.caller else None, answer.environ[LIMIT])
-        elif status >= self._from and self._may_log():
+        elif status >= self.tells_from and self._may_log():
             environ = answer.environ
             fields = _fields(answer.caller, answer.dialect, status, answer.instance)
             who = _who(answer.caller, answer.instance)
@@ -102,7 +106,7 @@ class RequestLog:
         """Log what the server itself refused; or count it, if the instance has exceeded a limit."""
         if limit is not None:
             self.excesses.count(caller.instance_id if caller else None, limit)
-        elif status >= self._from and self._may_log():
+        elif status >= self.tells_from and self._may_log():
             instance = _find(self._look, caller.instance_id) if caller else None
             fields = _fields(caller, dialect, status, instance)
             requests.info("%s: %d, %s", _who(caller, instance), status, text, extra={"fields": fields})

@@ -53,6 +53,7 @@ class Service:
         descriptors: int,
         multiprocess: bool,
         patience: Patience | None = None,
+        account_from: int = 0,
     ) -> None:
         """Args:
         application: the WSGI application.
@@ -66,6 +67,7 @@ class Service:
         descriptors: how many the process may have.
         multiprocess: there are other workers (``wsgi.multiprocess``).
         patience: for callers whose instance may be known in a moment.
+        account_from: of answers that are given again, those with a smaller status need not be told to `answered`.
         """
         self.application = application
         self.identifier = identifier
@@ -75,6 +77,7 @@ class Service:
         self.connections: set[Connection] = set()
         self.repeats = Repeats(look)
         self.patience = patience
+        self.account_from = account_from
         self.places = Places()
         self.crew = Crew()
         self.pings = Pings()

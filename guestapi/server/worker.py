@@ -102,6 +102,7 @@ class GuestWorker(GeventWorker):
             descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             multiprocess=self.cfg.workers > 1,
             patience=Patience(identifier, store.mirrored, application.settings.callers),
+            account_from=0 if self._hooks.wanted or self.cfg.max_requests else requests.tells_from,
         )
         listeners = [
             _Listener(listener.sock, dialect, self._service, alone=self.cfg.workers == 1)
