@@ -15,6 +15,7 @@ import pytest
 from tests.harness.containers import Container
 from tests.harness.machine import Installed
 from tests.harness.service import Service
+from tests.hostile.table import pytest_terminal_summary as pytest_terminal_summary
 
 CI = os.environ.get("CI") == "true"
 

@@ -1,4 +1,4 @@
-"""Fixtures of the attacks, and the table of what others noticed of them."""
+"""Fixtures of the attacks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import pytest
 
 from tests.harness.containers import Container
 from tests.harness.service import Service
-from tests.hostile.arena import Arena, Report, inside
-
-#: Of a test's report.
-_PROPERTY = "attack"
+from tests.hostile.arena import Arena, inside
+from tests.hostile.table import PROPERTY
 
 
 @pytest.fixture(scope="package")
@@ -46,21 +44,4 @@ def noticed(arena: Arena, record_property: Callable[[str, object], None]) -> Ite
     before = len(arena.reports)
     yield
     for report in arena.reports[before:]:
-        record_property(_PROPERTY, {**asdict(report), "log": ""})
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What another instance noticed, attack by attack: figures to look at, on which no test depends."""
-    ended = [one for ones in terminalreporter.stats.values() for one in ones if getattr(one, "when", "") == "teardown"]
-    lines = [Report(**value) for one in ended for name, value in one.user_properties if name == _PROPERTY]
-    if not lines:
-        return
-    terminalreporter.section("what another instance noticed of attacks: ms; how often it found the queue full; MiB")
-    columns = ["answered", "p50", "p99", "max", "full", "grown", "left"]
-    terminalreporter.write_line(f"{'attack':16}{''.join(f'{name:>9}' for name in columns)}  what the attacker saw")
-    for one in lines:
-        if one.victim:
-            times = "".join(f"{one.victim[name] * 1000:9.1f}" for name in ("p50", "p99", "max"))
-            memory = f"{one.grown / (1 << 20):9.1f}{one.left / (1 << 20):9.1f}"
-            counts = f"{one.name:16}{one.victim['answered']:9}{times}{one.victim['full']:9}"
-            terminalreporter.write_line(f"{counts}{memory}  {one.attacker}")
+        record_property(PROPERTY, {**asdict(report), "log": ""})
