@@ -90,25 +90,25 @@ class Service:
         self.config.write_text(f'{listeners}[store]\nurl = "sqlite:///{self.state}/store.db"\n{toml}')
 
     def start(self) -> Service:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it answers and all of its workers are there."""
         self._process = self.launch("--workers", str(self._workers))
         until = time.monotonic() + 20
         for path in self.sockets.values():
-            while not _answers(path):
+            while not _answers(path) or len(self.workers) < self._workers:
                 assert self._process.poll() is None, self.log.read_text()
                 assert time.monotonic() < until, self.log.read_text()
                 time.sleep(0.02)
         return self
 
     def launch(self, *words: str) -> subprocess.Popen[bytes]:
-        """`guestapi serve` with these words, in a process group of its own."""
+        """`guestapi serve` with these words, in a session of its own: who signals us does not mean it."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [*UNPRIVILEGED, *self._environment, COMMAND, "--config", self.config, "serve", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                process_group=0,
+                start_new_session=True,
             )
 
     @property

@@ -44,6 +44,9 @@ def inside(container: Container, program: str, *arguments: str) -> Iterator[Insi
         [*enter, "/usr/bin/python3", "-I", "-S", "-c", source, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        # The scheduler shares the processors between sessions (sched(7), autogroup) as it does between the control
+        # groups that containers have on a host; otherwise a hundred processes would be a hundred against one of ours.
+        start_new_session=True,
     )
     try:
         yield Inside(process)
