@@ -67,7 +67,7 @@ class Service:
         descriptors: how many the process may have.
         multiprocess: there are other workers (``wsgi.multiprocess``).
         patience: for callers whose instance may be known in a moment.
-        account_from: of answers that are given again, those with a smaller status need not be told to `answered`.
+        account_from: of answers that are given again, those with a smaller status are not told to `answered`.
         """
         self.application = application
         self.identifier = identifier
@@ -75,9 +75,8 @@ class Service:
         self.answered = answered
         self.refused = refused
         self.connections: set[Connection] = set()
-        self.repeats = Repeats(look)
+        self.repeats = Repeats(look, account_from)
         self.patience = patience
-        self.account_from = account_from
         self.places = Places()
         self.crew = Crew()
         self.pings = Pings()

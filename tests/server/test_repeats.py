@@ -146,6 +146,22 @@ def test_memory_of_one_place(host: Host) -> None:
     assert found(host, guest) is None
 
 
+def test_answers_of_which_nobody_wants_to_know(host: Host) -> None:
+    """What is not accounted for takes less memory, and is the same."""
+    guest = caller()
+    quiet = Host()
+    quiet.says = host.says
+    quiet.repeats = Repeats(quiet.look, account_from=400)
+    for one in (host, quiet):
+        one.answer(guest)
+        one.answer(guest, raw=request("/1.0/config/none"), code=404)
+    assert found(quiet, guest) == found(host, guest)
+    assert guest.init is not None
+    ours = [quiet.shelf(guest).find(raw, guest.init) for raw in (REQUEST, request("/1.0/config/none"))]
+    assert [one is not None and one.answer is not None for one in ours] == [False, True]
+    assert quiet.shelf(guest).size < host.shelf(guest).size * 2 / 3
+
+
 def test_memory_of_all_places(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept of all together is bounded; what was kept first goes first."""
     monkeypatch.setattr(repeats, "KEPT_BYTES", 100_000)
