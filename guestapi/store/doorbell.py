@@ -18,6 +18,10 @@ from guestapi.store.files import create
 log = logging.getLogger(__name__)
 
 
+#: Bytes of events that are read at a time; one has 16 and its name (inotify(7)).
+_READ = 65536
+
+
 def bell(database: Path) -> Path:
     """The bell of a database."""
     return database.with_name(database.name + "-bell")
@@ -62,7 +66,11 @@ class Doorbell:
 
     def heard(self) -> bool:
         """Whether it has rung since the last call; does not wait."""
-        return self._read(0)
+        try:
+            # PERF: whether the name stands there is all that is asked; to take events apart would take 70 µs.
+            return os.fsencode(self._name) in os.read(self.fileno(), _READ)
+        except BlockingIOError:
+            return False
 
     def wait(self, seconds: float) -> bool:
         """Wait for a ring, at most so long; whether there was one."""

@@ -119,18 +119,23 @@ def init_of(row: RowMapping) -> Init | None:
 
 @contextmanager
 def snapshot(connection: Connection) -> Iterator[None]:
-    """Several statements that see the same moment; a writer's transaction is that already."""
-    # Optional to SQLAlchemy, for a connection that was given back; this one is in use.
-    if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]
+    """Several statements that see the same moment; a writer's transaction is that already.
+
+    Raises:
+        sqlite3.Error: the store cannot be read.
+    """
+    driver: Any = connection.connection.driver_connection
+    if driver.in_transaction:
         yield
         return
-    connection.exec_driver_sql("BEGIN")
+    # PERF: said to the driver itself, as all that an event waits for.
+    driver.execute("BEGIN")
     try:
         yield
     finally:
         # SQLite may have ended it by itself, after an error that matters more than this.
-        if connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr] # as above
-            connection.exec_driver_sql("ROLLBACK")
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
 
 
 @dataclass(frozen=True, slots=True)
