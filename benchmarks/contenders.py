@@ -17,7 +17,7 @@ from tests.harness.service import Service
 
 CHECKOUT = Path(__file__).parents[1]
 INSTANCE = "c1"
-CONFIG = {"user.foo": "bar", "user.meta-data": "role: web\n", **{f"user.key{number}": "bar" for number in range(512)}}
+CONFIG = {"user.foo": "bar", "user.meta-data": "role: web\n"}
 DEVICES = {
     f"eth{number}": {"type": "nic", "nictype": "bridged", "parent": "br0", "hwaddr": f"00:16:3e:00:00:{number:02x}"}
     for number in range(20)

@@ -18,7 +18,7 @@ PATHS = {
     "/1.0": ["/1.0"],
     "meta-data": ["/1.0/meta-data"],
     "devices": ["/1.0/devices"],
-    "512 different keys": [f"/1.0/config/user.key{number}" for number in range(512)],
+    "512 different": [f"/1.0/config/user.foo?{number}" for number in range(512)],
 }
 MANNERS = {"keep": "keep-alive", "new": "new connection"}
 

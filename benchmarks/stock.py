@@ -40,5 +40,5 @@ def application(environ: app.Environ, start_response: app.StartResponse) -> Iter
     """WSGI."""
     environ["guestapi.caller"] = _CALLER
     environ["guestapi.dialect"] = "incus"
-    environ["RAW_PATH"] = environ["RAW_URI"]
+    environ["RAW_PATH"] = environ["RAW_URI"].partition("?")[0]
     return _APPLICATION(environ, start_response)

@@ -86,8 +86,8 @@ def load(connection: Connection, instance_id: int) -> Instance | None:
             location=row["location"],
             ready=row["ready"],
             init=init_of(row),
-            config={row.key: row.value for row in connection.execute(_CONFIG, {"id": instance_id})},
-            devices={row.name: row.definition for row in connection.execute(_DEVICES, {"id": instance_id})},
+            config=dict(connection.execute(_CONFIG, {"id": instance_id}).all()),
+            devices=dict(connection.execute(_DEVICES, {"id": instance_id}).all()),
             source=row["source"],
         )
 
