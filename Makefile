@@ -25,7 +25,7 @@ BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
 # What the demo and the tests do, they do with the real thing.
 DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
 # Its load generator is C.
-BENCH_PACKAGES = $(DEMO_PACKAGES) libc6-dev
+BENCH_PACKAGES = $(DEMO_PACKAGES) libc6-dev lxc busybox-static uidmap
 TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps strace python3-requests python3-yaml python3-configobj python3-jinja2 \
 	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
 	systemd-container uidmap
@@ -51,10 +51,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	@$(call need,$(TEST_PACKAGES))
 	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
-	@for kind in incus lxd; do \
-		[ -d $(VENV)/$$kind ] || tests/harness/unpack-daemon.sh $$kind $(abspath $(VENV))/$$kind || \
-			echo "$$kind cannot be had here; its tests will say so" >&2; \
-	done
+	@$(unpack_daemons)
 	$(VENV)/bin/pytest $(AT_ONCE)
 
 fuzz: $(VENV)/ready
@@ -63,6 +60,7 @@ fuzz: $(VENV)/ready
 
 bench: $(VENV)/ready
 	@$(call need,$(BENCH_PACKAGES))
+	@$(unpack_daemons)
 	@$(VENV)/bin/python -m benchmarks
 
 lint: $(VENV)/ready
@@ -96,6 +94,14 @@ define unpack_cloud_init
 	apt-get -qq -o APT::Sandbox::User=root download cloud-init 2>/dev/null || { apt-get -qq update; \
 	apt-get -qq -o APT::Sandbox::User=root download cloud-init; }; dpkg-deb -x cloud-init_*.deb unpacked; \
 	mv unpacked $(abspath $(VENV))/cloud-init)
+endef
+
+# So are the daemons, beside which tests and benchmarks stand.
+define unpack_daemons
+for kind in incus lxd; do \
+	[ -d $(VENV)/$$kind ] || tests/harness/unpack-daemon.sh $$kind $(abspath $(VENV))/$$kind || \
+		echo "$$kind cannot be had here; what needs it will say so" >&2; \
+done
 endef
 
 $(VENV)/ready: setup.py Makefile

@@ -1,6 +1,7 @@
 """`python -m benchmarks [PART]...`: measures, prints tables in Markdown, and writes all figures as JSON.
 
-Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained) and fairness; by default all.
+Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), fairness, and beside (a real
+Incus and a real LXD); by default all.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contenders, fairness, processes, report, requests, scale
+from benchmarks import beside, contenders, fairness, processes, report, requests, scale
 from benchmarks.figures import Figure
 
 
@@ -38,10 +39,12 @@ def main() -> int:
         "fairness": lambda: fairness.measure(options.rounds, options.seconds),
     }
     groups = {"scale": [name for name in figures if name != "fairness"]}
-    parts = options.parts or ["requests", *figures]
+    parts = options.parts or ["requests", *figures, "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]
-    if unknown := set(parts) - {"requests", *figures}:
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are requests, scale, {', '.join(figures)}")
+    if unknown := set(parts) - {"requests", *figures, "beside"}:
+        parser.error(
+            f"no such part: {', '.join(sorted(unknown))}; there are requests, scale, beside, {', '.join(figures)}"
+        )
     if os.geteuid() != 0:
         print("benchmarks need root: they run real containers", file=sys.stderr)
         return 2
@@ -55,17 +58,20 @@ def main() -> int:
     }
     targets: list[Figure] = []
     if "requests" in parts:
-        cells = _requests(options)
+        with contenders.all_of_them() as all_of_them:
+            numbers = [int(number) for number in options.connections.split(",")]
+            loads = dict.fromkeys(options.manners.split(","), numbers)
+            cells = _requests(options, all_of_them, options.paths.split(","), loads)
+        print(f"\n{report.summary(cells)}")
         results["requests"] = [asdict(cell) for cell in cells]
         targets += requests.targets(cells)
     for name, measure in figures.items():
         if name in parts:
-            found = []
-            for figure in measure():
-                print(report.figure(figure), flush=True)
-                found.append(figure)
+            found = _figures(measure())
             results[name] = [asdict(figure) for figure in found]
             targets += [figure for figure in found if figure.limited]
+    if "beside" in parts:
+        results["beside"] = {kind: _beside(options, kind) for kind in beside.kinds()}
     print(report.targets(targets))
     results["targets"] = [asdict(figure) | {"reached": figure.reached} for figure in targets]
     options.json.write_text(json.dumps(results, indent=1) + "\n")
@@ -73,21 +79,32 @@ def main() -> int:
     return 0 if all(figure.reached for figure in targets) else 1
 
 
-def _requests(options: argparse.Namespace) -> list[requests.Cell]:
+def _requests(
+    options: argparse.Namespace,
+    those: Sequence[contenders.Contender],
+    paths: Sequence[str],
+    loads: Mapping[str, Sequence[int]],
+) -> list[requests.Cell]:
     cells: list[requests.Cell] = []
-    with contenders.all_of_them() as all_of_them:
-        for load in requests.measure(
-            all_of_them,
-            rounds=options.rounds,
-            seconds=options.seconds,
-            connections=[int(number) for number in options.connections.split(",")],
-            paths=options.paths.split(","),
-            manners=options.manners.split(","),
-        ):
-            print(report.table(load), flush=True)
-            cells += load
-    print(f"\n{report.summary(cells)}")
+    for load in requests.measure(those, rounds=options.rounds, seconds=options.seconds, paths=paths, loads=loads):
+        print(report.table(load), flush=True)
+        cells += load
     return cells
+
+
+def _figures(measured: Iterator[Figure]) -> list[Figure]:
+    found = []
+    for figure in measured:
+        print(report.figure(figure), flush=True)
+        found.append(figure)
+    return found
+
+
+def _beside(options: argparse.Namespace, kind: str) -> dict[str, Any]:
+    with beside.pair(kind) as pair:
+        figures = _figures(pair.events())
+        cells = _requests(options, pair.contenders, ["config/KEY"], beside.LOADS)
+    return {"requests": [asdict(cell) for cell in cells], "figures": [asdict(figure) for figure in figures]}
 
 
 if __name__ == "__main__":

@@ -73,13 +73,13 @@ def all_of_them() -> Iterator[list[Contender]]:
         fair = stack.enter_context(_floor(directory, "fair"))
         greedy = stack.enter_context(_floor(directory, "greedy"))
         stock = stack.enter_context(_stock(directory, one.config))
-        inside = Inside(container, LOAD_CORE)
+        inside = Inside(container.pid, LOAD_CORE)
         yield [
             Contender("(a) gevent loop, fair", "/dev/incus/fair", (fair,), inside),
             Contender("    gevent loop, greedy", "/dev/incus/greedy", (greedy,), inside),
             Contender("(b) stock gunicorn gevent", "/dev/incus/stock", (stock,), inside),
             Contender("(c) guestapi, 1 worker", "/dev/incus/sock", tuple(one.workers), inside),
-            Contender("(d) guestapi, 2 workers", "/dev/incus/sock", tuple(two.workers), Inside(second, None)),
+            Contender("(d) guestapi, 2 workers", "/dev/incus/sock", tuple(two.workers), Inside(second.pid, None)),
         ]
 
 

@@ -49,13 +49,13 @@ def measure(rounds: int, seconds: float) -> Iterator[Figure]:
 
 def _time(container: Container, seconds: float) -> float:
     """The median time of an answer to a single sequential client, in microseconds."""
-    result = Inside(container).load(SOCKET, "keep", 1, seconds, _PATH)
+    result = Inside(container.pid).load(SOCKET, "keep", 1, seconds, _PATH)
     return float(result["p50"])
 
 
 @contextmanager
 def _load(container: Container, connections: int, seconds: float) -> Iterator[None]:
-    process = Inside(container).start("load", SOCKET, "keep", connections, seconds + 0.5, *_PATH)
+    process = Inside(container.pid).start("load", SOCKET, "keep", connections, seconds + 0.5, *_PATH)
     try:
         yield
     finally:
@@ -97,7 +97,7 @@ def _burst(running: Service, container: Container) -> Iterator[None]:
                     number += 1
                     step.configure(step.instance("default", "c1"), {"user.number": str(number)})
 
-    with listening(container, 20):
+    with listening(Inside(container.pid), 20):
         thread = threading.Thread(target=change)
         thread.start()
         try:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.harness.containers import Container
-
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
 
@@ -75,15 +73,15 @@ def resident_kb(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """A way to run programs inside a container, on a core."""
+    """A way to run programs inside the container with this init, on a core."""
 
-    container: Container
+    pid: int
     core: int | None = LOAD_CORE
 
     def words(self, program: str, *words: object) -> list[str]:
         """The command that runs one of our C programs as the container's root."""
         pinned = ["taskset", "-c", str(self.core)] if self.core is not None and cores() > 1 else []
-        enter = ["nsenter", "-t", str(self.container.pid), "-a", "--setuid", "0", "--setgid", "0"]
+        enter = ["nsenter", "-t", str(self.pid), "-a", "--setuid", "0", "--setgid", "0"]
         return [*enter, *pinned, str(BUILD / program), *map(str, words)]
 
     def start(self, program: str, *words: object) -> subprocess.Popen[str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.figures import Figure
 from benchmarks.requests import MANNERS, Cell
 
-_HEAD = ("contender", "requests/s", "of (a)", "p50 µs", "p99 µs", "max ms", "CPU µs", "errors")
+_HEAD = ("contender", "requests/s", "of the first", "p50 µs", "p99 µs", "max ms", "CPU µs", "errors")
 
 
 def table(cells: Sequence[Cell]) -> str:

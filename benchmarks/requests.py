@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -54,12 +54,18 @@ def measure(
     *,
     rounds: int,
     seconds: float,
-    connections: Sequence[int],
     paths: Sequence[str],
-    manners: Sequence[str],
+    loads: Mapping[str, Sequence[int]],
 ) -> Iterator[list[Cell]]:
-    """Put each load on all contenders, taking turns in short rounds; yields their cells load by load."""
-    for manner in manners:
+    """Put each load on all contenders, taking turns in short rounds; yields their cells load by load.
+
+    Args:
+        contenders: the first is what the others are measured by.
+        rounds, seconds: how many, and how long each is.
+        paths: of `PATHS`.
+        loads: by manner (of `MANNERS`), how many connections at a time.
+    """
+    for manner, connections in loads.items():
         for path in paths:
             for number in connections:
                 found: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}

@@ -16,12 +16,11 @@ from unittest.mock import patch
 
 from benchmarks.contenders import INSTANCE, service
 from benchmarks.figures import Figure
-from benchmarks.processes import LOAD_CORE, SERVER_CORE, Inside, pin, resident_kb
+from benchmarks.processes import SERVER_CORE, Inside, pin, resident_kb
 from benchmarks.requests import PATHS
 from guestapi.callers import namespaces
 from guestapi.model import Init
 from guestapi.store import doorbell
-from tests.harness.containers import Container
 from tests.harness.service import Service
 
 INSTANCES = 10_000
@@ -49,7 +48,7 @@ def instances(rounds: int, seconds: float) -> Iterator[Figure]:
         for one in (few, many):
             pin([one.pid, *one.workers], SERVER_CORE)
         for _round in range(rounds):
-            for name, inside in (("few", Inside(container)), ("many", Inside(other))):
+            for name, inside in (("few", Inside(container.pid)), ("many", Inside(other.pid))):
                 found[name].append(inside.load(SOCKET, "keep", 16, seconds, _PATHS)["p50"])
         ratio = median(found["many"]) / median(found["few"])
         yield Figure(f"p50 with {INSTANCES:,} instances, of that with one", ratio, "", 1.1)
@@ -61,10 +60,10 @@ def streams() -> Iterator[Figure]:
     """Idle event streams."""
     with service() as (running, container):
         worker = running.workers[0]
-        with listening(container, 16):
+        with listening(Inside(container.pid), 16):
             pass
         before = resident_kb(worker)
-        with listening(container, STREAMS):
+        with listening(Inside(container.pid), STREAMS):
             yield Figure(
                 f"memory of each of {STREAMS:,} idle streams", (resident_kb(worker) - before) / STREAMS, "kB", 16
             )
@@ -74,7 +73,7 @@ def fan_out(times: int = 20) -> Iterator[Figure]:
     """One event for many listeners of one instance."""
     with service() as (running, container):
         pin([running.pid, *running.workers], SERVER_CORE)
-        with listening(container, LISTENERS) as heard:
+        with listening(Inside(container.pid), LISTENERS) as heard:
             taken = [heard.last(_change(running, number)) for number in range(1, times + 1)]
         yield Figure(f"one event to {LISTENERS:,} listeners, median of {times}", median(taken) * 1000, "ms", 60)
         yield Figure("  and the slowest", max(taken) * 1000, "ms")
@@ -82,7 +81,7 @@ def fan_out(times: int = 20) -> Iterator[Figure]:
 
 def latency(times: int = 200) -> Iterator[Figure]:
     """From a commit to its receipt, with one listener and nothing else to do."""
-    with service() as (running, container), listening(container, 1) as heard:
+    with service() as (running, container), listening(Inside(container.pid), 1) as heard:
         taken = []
         for number in range(1, times + 1):
             taken.append(heard.last(_change(running, number)))
@@ -94,7 +93,7 @@ def latency(times: int = 200) -> Iterator[Figure]:
 
 def sustained(rate: int = 1000, seconds: int = 10, each: int = 10) -> Iterator[Figure]:
     """Many keys changed a second, `each` (at most ten) in one transaction; all are told, in order, and in time."""
-    with service() as (running, container), listening(container, 1) as heard:
+    with service() as (running, container), listening(Inside(container.pid), 1) as heard:
         commits: dict[int, float] = {}
         number = 0
         received: list[dict[str, Any]] = []
@@ -143,9 +142,9 @@ class Heard:
 
 
 @contextmanager
-def listening(container: Container, number: int) -> Iterator[Heard]:
+def listening(inside: Inside, number: int, socket: str = SOCKET) -> Iterator[Heard]:
     """So many streams, opened."""
-    process = Inside(container, LOAD_CORE).start("listen", SOCKET, number)
+    process = inside.start("listen", socket, number)
     try:
         heard = Heard(process)
         heard.next()

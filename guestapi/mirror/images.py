@@ -26,7 +26,7 @@ from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.images import ImageFileError, Part
 from guestapi.store.schema import StoreError
-from guestapi.store.view import view
+from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
@@ -40,16 +40,17 @@ _ENDLESS = 1 << 62
 class ImageMirror:
     """Copies one daemon's images."""
 
-    def __init__(self, settings: Settings, writer: Writer, name: str, daemon: Daemon) -> None:
+    def __init__(self, settings: Settings, writer: Writer, store: Views, name: str, daemon: Daemon) -> None:
         """Args:
-        settings: where the store and its images are.
+        settings: where the images are.
         writer: of the store.
+        store: where to look at it.
         name: of the mirror.
         daemon: whose images.
         """
-        self._url = settings.store.url
         self._where = images.directory(settings)
         self._writer = writer
+        self._store = store
         self._name = name
         self._daemon = daemon
         self._news = Event()
@@ -81,7 +82,7 @@ class ImageMirror:
             DaemonError: the daemon is lost.
             StoreError: the store cannot be used.
         """
-        with view(self._url) as store:
+        with self._store.view() as store:
             known = {one.fingerprint: one for one in store.images()}
             wanted = self._exported() if _may_export(store.instances(), self._name) else {}
         faults = []

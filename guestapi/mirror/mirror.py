@@ -27,7 +27,7 @@ from guestapi.store import mirroring
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.mirroring import Mirrored
 from guestapi.store.schema import ConflictError, StoreError, database_file
-from guestapi.store.view import view
+from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
@@ -63,16 +63,17 @@ class Mirror:
         """
         self._url = settings.store.url
         self._writer = Writer(settings, create=True)
+        self._store = Views(self._url)
         self._name = name
         self._daemon = Daemon(socket)
-        self._images = ImageMirror(settings, self._writer, name, Daemon(socket))
+        self._images = ImageMirror(settings, self._writer, self._store, name, Daemon(socket))
         self._tell = tell
         self._news = News()
         self._server = Server()
         self._compared = -_COMPARE_SECONDS
         self._faults: dict[Key, str] = {}
         self._again: dict[Key, int] = {}
-        with view(self._url) as store:
+        with self._store.view() as store:
             # What an earlier run has learned is as old as it is.
             known = [one for one in store.mirrors() if one.name == name]
         self._contact = known[0].contact if known else 0.0
@@ -106,20 +107,23 @@ class Mirror:
                 work = news.take(_AGAIN_SECONDS if self._again else CONTACT_SECONDS)
                 work.instances |= self._again.keys()
                 if work.anything or time.time() > self._contact + CONTACT_SECONDS / 2:
-                    self._server = self._daemon.server()
-                    self._contact = time.time()
                     self._do(work)
+                    self._contact = time.time()
                 self._pass_on()
                 self._note("")
 
     def _do(self, work: Work) -> None:
         late = time.monotonic() > self._compared + _COMPARE_SECONDS
         if work.everything or late or len(work.instances) > _SINGLE_LOOKS:
+            self._server = self._daemon.server()
             self._compare()
             self._compared = time.monotonic()
-        else:
+        elif work.instances:
             for key in sorted(work.instances):
                 self._look(*key)
+        else:
+            # Does it answer at all?
+            self._server = self._daemon.server()
         if work.anything:
             # Images, or whether there is anybody who may have them.
             self._images.look()
@@ -129,7 +133,7 @@ class Mirror:
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
         wanted = {_key(one): one for one in self._daemon.instances() if translate.is_here(one, self._server)}
-        with view(self._url) as store:
+        with self._store.view() as store:
             known = {_key(one): one for one in store.instances() if one.source == self._name}
         self._faults.clear()
         again, self._again = self._again, {}
@@ -141,8 +145,7 @@ class Mirror:
                 except RefusedError as error:
                     self._try_again(key, again.get(key, 0), error)
                     continue
-                if key not in known or not mirroring.is_same(known[key], translated):
-                    self._write(translated)
+                if self._write(known.get(key), translated):
                     self._tell(f"compares everything: {number + 1} of {len(wanted)} instances")
         # Last: one that has another name by now was found again above.
         for key in known.keys() - wanted.keys():
@@ -152,12 +155,12 @@ class Mirror:
         """Make one instance in the store as the daemon has it."""
         self._faults.pop((project, name), None)
         tries = self._again.pop((project, name), 0)
-        with view(self._url) as store:
+        with self._store.view() as store:
             known = store.find(project, name)
         try:
             instance = self._daemon.instance(project, name)
             if translate.is_here(instance, self._server):
-                self._write(translate.mirrored(instance, self._server, self._init_of(instance, known)))
+                self._write(known, translate.mirrored(instance, self._server, self._init_of(instance, known)))
             else:
                 self._forget(project, name)
         except GoneError:
@@ -192,7 +195,10 @@ class Mirror:
             log.warning("%s in project %s: %s", instance.name, instance.project, error)
             return None
 
-    def _write(self, wanted: Mirrored) -> None:
+    def _write(self, known: model.Instance | None, wanted: Mirrored) -> bool:
+        """Make an instance so, unless it is; whether anything was tried."""
+        if known is not None and known.source == self._name and mirroring.is_same(known, wanted):
+            return False
         try:
             with self._writer.change() as change:
                 mirroring.mirror(change, self._name, wanted)
@@ -200,6 +206,7 @@ class Mirror:
             # Of this one nothing was written; the others are no worse for it.
             self._faults[wanted.project, wanted.name] = str(error)
             log.error("%s in project %s is not mirrored: %s", wanted.name, wanted.project, error)
+        return True
 
     def _forget(self, project: str, name: str) -> None:
         with self._writer.change() as change:
@@ -209,7 +216,7 @@ class Mirror:
 
     def _pass_on(self) -> None:
         """Tell the daemon what instances have said of their readiness."""
-        with view(self._url) as store:
+        with self._store.view() as store:
             unsaid = mirroring.unsaid(store, self._name)
         for instance in unsaid:
             try:
@@ -255,7 +262,7 @@ class Mirror:
             with self._writer.change() as change:
                 mirroring.note_mirror(change, now)
             self._noted = now
-        with view(self._url) as store:
+        with self._store.view() as store:
             total, running = mirroring.count(store, self._name)
         counts = f"{total} instances, {running} running"
         if lost:

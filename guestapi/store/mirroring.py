@@ -37,7 +37,7 @@ class Mirrored:
     init: Init | None
 
 
-def mirror(change: Change, source: str, wanted: Mirrored) -> Instance:
+def mirror(change: Change, source: str, wanted: Mirrored) -> None:
     """Make an instance as `wanted`; what is so already is left alone.
 
     Args:
@@ -75,7 +75,6 @@ def mirror(change: Change, source: str, wanted: Mirrored) -> Instance:
         instance = change.start(instance, wanted.init)
         if wanted.ready is not None:
             _merge_ready(change, instance, wanted.ready)
-    return change.instance(wanted.project, wanted.name)
 
 
 def is_same(instance: Instance, wanted: Mirrored) -> bool:

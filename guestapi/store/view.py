@@ -110,15 +110,39 @@ class View:
         return image
 
 
+class Views:
+    """Looks at the store again and again: it is opened, and each statement compiled, once."""
+
+    def __init__(self, url: str) -> None:
+        """Args:
+        url: ``store.url``.
+
+        Raises:
+            StoreError: the store is missing or cannot be used.
+        """
+        self._file = database_file(url)
+        self._engine = open_reader(url)
+
+    @contextmanager
+    def view(self) -> Iterator[View]:
+        """Look at the store as it is now, and stays until the end of the block.
+
+        Raises:
+            StoreError: it cannot be used any more.
+        """
+        try:
+            with self._engine.connect() as connection, snapshot(connection):
+                yield View(connection)
+        except (DBAPIError, sqlite3.Error) as error:
+            raise explain(error, self._file) from None
+
+
 @contextmanager
 def view(url: str) -> Iterator[View]:
-    """Look at the store at the SQLAlchemy URL `url`, as it is now and stays until the end of the block.
+    """Look once at the store at the SQLAlchemy URL `url`; as `Views` does.
 
     Raises:
         StoreError: it is missing or cannot be used.
     """
-    try:
-        with open_reader(url).connect() as connection, snapshot(connection):
-            yield View(connection)
-    except (DBAPIError, sqlite3.Error) as error:
-        raise explain(error, database_file(url)) from None
+    with Views(url).view() as store:
+        yield store

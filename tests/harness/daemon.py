@@ -133,6 +133,11 @@ class Daemon:
             assert time.monotonic() < until, self._log.read_text()
             time.sleep(0.05)
 
+    @property
+    def pid(self) -> int:
+        """The daemon's own PID."""
+        return self._process.pid
+
     def kill(self, signal: int) -> None:
         """End the daemon alone; its containers stay."""
         self._process.send_signal(signal)

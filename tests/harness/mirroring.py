@@ -7,10 +7,16 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from tests.harness.daemon import Daemon
 from tests.harness.service import COMMAND, USER, Service
+
+#: Where our socket is in each container, by a device of the default profile; the daemon's own is at its usual place.
+OURS = "/dev/guestapi/sock"
 
 #: A user that nobody is, in the store's group.
 MIRROR_USER = USER + 1
@@ -78,3 +84,19 @@ class MirrorProcess:
             if wanted in status:
                 return status
         raise AssertionError(f"it did not say {wanted!r}: {self._service.log.read_text()}")
+
+
+@contextmanager
+def beside(kind: str, toml: str = "") -> Iterator[tuple[Daemon, Service, MirrorProcess]]:
+    """A daemon, a service that its containers reach at `OURS`, and the mirror between them.
+
+    Args:
+        kind: ``incus`` or ``lxd``.
+        toml: more of guestapi.toml.
+    """
+    with ExitStack() as stack:
+        service = stack.enter_context(Service(workers=2, dialects=[kind], toml=toml))
+        daemon = stack.enter_context(Daemon(kind))
+        device = [f"source={service.sockets[kind].parent}", f"path={Path(OURS).parent}"]
+        daemon.client("profile", "device", "add", "default", "guestapi", "disk", *device)
+        yield daemon, service, stack.enter_context(MirrorProcess(service, kind, daemon.socket))

@@ -11,7 +11,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,11 @@ from guestapi.model import Instance
 from guestapi.store.view import view
 from tests.harness.containers import Response
 from tests.harness.daemon import Daemon
-from tests.harness.mirroring import MirrorProcess
+from tests.harness.mirroring import OURS, MirrorProcess, beside
 from tests.harness.service import Service
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-#: Where our socket is in each container, by a device of the default profile; the daemon's own is at its usual place.
-OURS = "/dev/guestapi/sock"
 #: Seconds until what must happen is given up.
 PATIENCE = 20.0
 
@@ -111,15 +109,8 @@ class Host:
 @pytest.fixture(scope="module", params=["incus", "lxd"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """One of each kind for all tests."""
-    kind = request.param
-    with ExitStack() as stack:
-        service = stack.enter_context(Service(workers=2, dialects=[kind]))
-        daemon = stack.enter_context(Daemon(kind))
-        source = service.sockets[kind].parent
-        daemon.client(
-            "profile", "device", "add", "default", "guestapi", "disk", f"source={source}", "path=/dev/guestapi"
-        )
-        yield Host(daemon, service, stack.enter_context(MirrorProcess(service, kind, daemon.socket)))
+    with beside(request.param) as (daemon, service, mirror):
+        yield Host(daemon, service, mirror)
 
 
 @pytest.fixture(scope="module")
@@ -402,10 +393,9 @@ def test_ready_reaches_the_daemon(host: Host) -> None:
         assert host.status("ready") == "Running"
 
 
+@pytest.mark.parametrize("host", ["incus"], indirect=True)
 def test_ready_said_to_the_daemon_is_known(host: Host) -> None:
-    """Who still asks the daemon itself, and says there that it is ready, is ready here too."""
-    if host.daemon.kind == "lxd":
-        return  # Its guests cannot say so.
+    """Who still asks Incus itself, and says there that it is ready, is ready here too; LXD's guests cannot say so."""
     with host.launched("told"):
         host.ask_daemon("told", "/1.0", method="PATCH", body='{"state": "Ready"}')
         host.wait(lambda: json.loads(host.ask("told", "/1.0").text)["state"] == "Ready")

@@ -50,7 +50,8 @@ def write(writer: Writer) -> Write:
 
     def write(instance: Mirrored) -> Instance:
         with writer.change() as change:
-            return mirroring.mirror(change, "incus", instance)
+            mirroring.mirror(change, "incus", instance)
+            return change.instance(instance.project, instance.name)
 
     return write
 

@@ -1,0 +1,87 @@
+"""Beside a real Incus or LXD: the same containers, asked by the daemon's own guest socket and by ours, in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.contenders import TOML, Contender
+from benchmarks.figures import Figure
+from benchmarks.processes import BUILD, Inside
+from benchmarks.scale import listening
+from guestapi.dialects import DIALECTS
+from tests.harness.daemon import PACKAGES, Daemon
+from tests.harness.mirroring import OURS, beside
+from tests.harness.service import Service
+
+#: What both are asked: manner, and how many connections at a time. The last is the most that the daemons mostly live
+#: through: when many connections come and go, Incus 6.0.4 and LXD 5.0.2 end with "concurrent map read and map write".
+LOADS = {"new": [1], "keep": [1, 16]}
+_NAME = "c1"
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A daemon and us, who answer the same container; nobody is bound to a core, as on a host."""
+
+    daemon: Daemon
+    service: Service
+    inside: Inside
+
+    @property
+    def theirs(self) -> str:
+        """The daemon's socket in the container."""
+        return f"{DIALECTS[self.daemon.kind].directory}/sock"
+
+    @property
+    def contenders(self) -> list[Contender]:
+        """Who is compared; the daemon is the measure."""
+        version = self.daemon.query("/1.0")["environment"]["server_version"]
+        return [
+            Contender(f"{self.daemon.kind} {version}", self.theirs, (self.daemon.pid,), self.inside),
+            Contender("guestapi, 2 workers", OURS, tuple(self.service.workers), self.inside),
+        ]
+
+    def events(self, times: int = 50) -> Iterator[Figure]:
+        """From the beginning of a change, by the daemon's API, until a listener has its event."""
+        with listening(self.inside, 1, self.theirs) as theirs, listening(self.inside, 1, OURS) as ours:
+            taken: dict[str, list[float]] = {self.daemon.kind: [], "guestapi, by its mirror": []}
+            done = []
+            for number in range(1, times + 1):
+                began = time.monotonic()
+                self.daemon.query(f"/1.0/instances/{_NAME}", "PATCH", {"config": {"user.number": str(number)}})
+                done.append(time.monotonic() - began)
+                for listener, found in zip((theirs, ours), taken.values(), strict=True):
+                    found.append(listener.last(began))
+        yield Figure(f"{self.daemon.kind}: a change by its API takes, median of {times}", median(done) * 1000, "ms")
+        for name, found in taken.items():
+            yield Figure(f"  from its beginning to the receipt of its event, {name}", median(found) * 1000, "ms")
+
+
+@contextmanager
+def pair(kind: str) -> Iterator[Pair]:
+    """A daemon with one container, and us beside it.
+
+    Args:
+        kind: ``incus`` or ``lxd``.
+    """
+    with ExitStack() as stack:
+        daemon, service, _mirror = stack.enter_context(beside(kind, TOML))
+        programs = ["disk", f"source={BUILD}", f"path={BUILD}"]
+        daemon.client("profile", "device", "add", "default", "programs", *programs)
+        daemon.client("launch", "busybox", _NAME, "-c", "user.foo=bar")
+        # Until the mirror has it.
+        assert daemon.ask(_NAME, "/1.0/config/user.foo", OURS).text == "bar"
+        yield Pair(daemon, service, Inside(daemon.init(_NAME), None))
+
+
+def kinds() -> Iterator[str]:
+    """The daemons whose packages are here."""
+    for kind in ("incus", "lxd"):
+        if (PACKAGES / kind).is_dir():
+            yield kind
+        else:
+            print(f"{kind} is left out: 'make bench' could not unpack its packages to {PACKAGES / kind}")
