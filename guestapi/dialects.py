@@ -19,6 +19,7 @@ class Dialect:
 
     Attributes:
         name: what a socket unit's ``FileDescriptorName=`` and ``--socket NAME=PATH`` call it.
+        unit: the systemd unit of its socket.
         socket: where the host's socket lies when nothing else is configured.
         directory: where an instance finds it, as ``sock``.
         switch: configuration key that turns the API off for an instance (default on).
@@ -34,6 +35,7 @@ class Dialect:
     """
 
     name: str
+    unit: str
     socket: str
     directory: str
     switch: str
@@ -64,6 +66,7 @@ DIALECTS: dict[str, Dialect] = {
     for dialect in (
         Dialect(
             name="incus",
+            unit="guestapi.socket",
             socket="/var/lib/incus/guestapi/sock",
             directory="/dev/incus",
             switch="security.guestapi",
@@ -72,6 +75,7 @@ DIALECTS: dict[str, Dialect] = {
         ),
         Dialect(
             name="lxd",
+            unit="guestapi-lxd.socket",
             socket="/var/lib/lxd/devlxd/sock",
             directory="/dev/lxd",
             switch="security.devlxd",
@@ -80,6 +84,7 @@ DIALECTS: dict[str, Dialect] = {
         ),
         Dialect(
             name="lxd-legacy",
+            unit="guestapi-lxd.socket",
             socket="/var/lib/lxd/devlxd/sock",
             directory="/dev/lxd",
             switch="security.devlxd",

@@ -19,6 +19,7 @@ from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Instance, Mirror
 from guestapi.server import gunicorn_conf
+from guestapi.server.systemd import is_off
 from guestapi.settings import Listener
 from guestapi.store import images
 from guestapi.store.schema import StoreError, database_file
@@ -77,8 +78,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
         yield _attempt("instances", lambda: _instances(operator))
         yield _attempt("images", lambda: _images(operator))
         yield from _mirrors(operator)
-    for listener in operator.settings.listener:
-        yield _socket(listener)
+    yield from _sockets(operator.settings.listener)
 
 
 def _attempt(check_name: str, look: Callable[[], tuple[object, str]]) -> Finding:
@@ -178,7 +178,8 @@ def _mirror(mirror: Mirror, brought: int, running: int) -> Finding:
     name = f"mirror {mirror.name}"
     age = time.time() - mirror.contact
     counts = f"{brought} instances, {running} running"
-    if not mirror.connected or age > _STALE_SECONDS:
+    # Of a time to come, it was written before the clock was set back, so by nobody who is there now.
+    if not mirror.connected or not -_STALE_SECONDS < age < _STALE_SECONDS:
         since = datetime.fromtimestamp(mirror.contact).astimezone().isoformat(" ", "seconds") if mirror.contact else ""
         contact = f"last contact {since}, {age:.0f} s ago" if since else "no contact yet"
         stale = f"{counts} as last known; {contact}; {mirror.fault or 'the mirror itself does not run'}"
@@ -186,6 +187,17 @@ def _mirror(mirror: Mirror, brought: int, running: int) -> Finding:
         return Finding(name, False, f"{stale}; 'systemctl status {mirror.name} {unit}' may say more")
     text = f"follows {mirror.socket}, {counts}; last contact {age:.0f} s ago, lag {mirror.lag:.3f} s"
     return Finding(name, not mirror.fault, f"{text}; {mirror.fault}" if mirror.fault else text)
+
+
+def _sockets(listeners: tuple[Listener, ...]) -> Iterator[Finding]:
+    found = [_socket(listener) for listener in listeners]
+    anywhere = any(one.ok for one in found)
+    for listener, finding in zip(listeners, found, strict=True):
+        unit = DIALECTS[listener.dialect].unit
+        if anywhere and not finding.ok and is_off(unit):
+            yield Finding(finding.check, True, f"{listener.path}: {unit} is switched off")
+        else:
+            yield finding
 
 
 def _way(dialect: Dialect, running: list[Instance], listeners: tuple[Listener, ...]) -> Finding:
@@ -198,7 +210,11 @@ def _way(dialect: Dialect, running: list[Instance], listeners: tuple[Listener, .
         taking = f"; {path} is the daemon's although {ours} is there: is guestapi-takeover@{dialect.name} running?"
     except OSError:
         taking = ""
-    directories = {str(Path(listener.path).parent) for listener in listeners}
+    directories = {
+        str(Path(listener.path).parent)
+        for listener in listeners
+        if DIALECTS[listener.dialect].directory == dialect.directory and listener.path != dialect.socket
+    }
     having = sum(
         any(
             device.get("path") == dialect.directory and device.get("source") in directories
@@ -206,17 +222,17 @@ def _way(dialect: Dialect, running: list[Instance], listeners: tuple[Listener, .
         )
         for one in running
     )
-    if having or not (running or taking):
+    if having or (directories and not running):
         text = f"device: {having} of {len(running)} running instances have our socket at {dialect.directory}"
-        return Finding(f"way {dialect.name}", not taking, text + taking)
+        return Finding(f"way {dialect.name}", True, text)
     text = f"none: the daemon itself answers its instances; docs/incus.md says how to change that{taking}"
     return Finding(f"way {dialect.name}", False, text)
 
 
 def _socket(listener: Listener) -> Finding:
     name = f"socket {listener.dialect}"
-    unit = "guestapi.socket" if listener.dialect == "incus" else f"guestapi-{listener.dialect}.socket"
-    hint = f"'systemctl stop guestapi.service; systemctl start {unit}', or take it out of the configuration"
+    unit = DIALECTS[listener.dialect].unit
+    hint = f"'systemctl restart {unit} guestapi.service', or take it out of the configuration"
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_PATIENCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ import click
 from guestapi import journal
 from guestapi.cli.common import Operator
 from guestapi.dialects import DIALECTS
-from guestapi.server.systemd import notify
+from guestapi.server.systemd import notify, reopen
 
 #: What our socket is called beside the daemon's own, which is called ``sock``.
 OURS = "guestapi.sock"
@@ -24,5 +25,6 @@ def takeover(operator: Operator, daemon: str) -> None:
 
     journal.set_up(operator.settings.log.level)
     path = Path(DIALECTS[daemon].socket)
+    ours = path.with_name(OURS)
     notify("READY=1")
-    Takeover(path.with_name(OURS), path).run()
+    Takeover(ours, path, partial(reopen, DIALECTS[daemon].unit, ours)).run()

@@ -20,6 +20,9 @@ from websockets.sync.client import ClientConnection, unix_connect
 
 #: Seconds that the daemon has for an answer: it looks at every instance for some of them.
 _ANSWER_SECONDS = 60.0
+#: Seconds that it has for what concerns one instance alone, which takes it milliseconds: it looks at the instance's
+#: storage too, and that may hang while all others are well.
+_ONE_SECONDS = 5.0
 #: Seconds that it has for taking a connection, and between a ping and its pong.
 _SIGN_OF_LIFE_SECONDS = 10.0
 #: Bytes of one event; a lifecycle event has some hundred.
@@ -40,8 +43,16 @@ class GoneError(RefusedError):
     """The daemon knows no such thing (any more)."""
 
 
+class SlowError(RefusedError):
+    """The daemon has not said in time how one instance is."""
+
+
 class _ChangedError(RefusedError):
     """It is not any more as it was when it was looked at."""
+
+
+class _TimeError(DaemonError):
+    """An answer did not come in time."""
 
 
 class State(Struct):
@@ -111,10 +122,19 @@ class Happened(Struct):
     @property
     def target(self) -> tuple[str, str, str]:
         """What it happened to: kind like ``instances``, project, and name."""
-        url = urlsplit(self.source)
-        parts = [unquote(part) for part in url.path.split("/") if part]
-        project = parse_qs(url.query).get("project", [self.project or "default"])[0]
-        return (parts[1] if len(parts) > 1 else ""), project, (parts[2] if len(parts) > 2 else "")
+        return _target(self.source, self.project)
+
+
+class Operation(Struct):
+    """Something that the daemon is at.
+
+    Attributes:
+        class_: ``websocket`` for somebody's session, ``task`` for its own work.
+        resources: URLs of what it is about, by kind; may be null.
+    """
+
+    class_: str = field(name="class")
+    resources: dict[str, list[str]] | None = None
 
 
 class Event(Struct):
@@ -177,10 +197,29 @@ class Daemon:
 
         Raises:
             GoneError: there is none.
+            SlowError: it is not told in time: something of the instance hangs.
             RefusedError: it cannot be told now: it is about to start, or to end.
             DaemonError: it does not answer.
         """
-        return self._get(_url(project, name, "/state"), State)
+        try:
+            return self._get(_url(project, name, "/state"), State, _ONE_SECONDS)
+        except _TimeError as error:
+            raise SlowError(str(error)) from None
+
+    def tasks(self) -> set[tuple[str, str]]:
+        """Project and name of the instances that the daemon is doing something with, like restarting them.
+
+        Raises:
+            DaemonError: it does not answer.
+        """
+        found = self._get("/1.0/operations?recursion=1&all-projects=true", dict[str, list[Operation]])
+        urls = (
+            url
+            for operation in found.get("running", [])
+            if operation.class_ == "task"
+            for url in (operation.resources or {}).get("instances", [])
+        )
+        return {_target(url)[1:] for url in urls}
 
     def configure(self, project: str, name: str, config: Mapping[str, str], *, while_: Callable[[], bool]) -> bool:
         """Set keys of an instance, unless it has changed meanwhile.
@@ -196,16 +235,20 @@ class Daemon:
 
         Raises:
             GoneError: there is no such instance.
-            DaemonError: it cannot be done.
+            RefusedError: the daemon does not do it.
+            DaemonError: it does not answer.
         """
         path = _url(project, name)
         look = self._ask("GET", path)
         if not while_():
             return False
+        headers = {"If-Match": look.headers.get("etag", "*")}
         try:
-            self._ask("PATCH", path, json.dumps({"config": dict(config)}), {"If-Match": look.headers.get("etag", "*")})
+            self._ask("PATCH", path, json.dumps({"config": dict(config)}), headers, _ONE_SECONDS)
         except _ChangedError:
             return False
+        except _TimeError as error:
+            raise SlowError(str(error)) from None
         return True
 
     def projects(self) -> list[str]:
@@ -277,14 +320,23 @@ class Daemon:
         """Let go of the connections."""
         self._http.close()
 
-    def _get(self, path: str, kind: type[T]) -> T:
-        return self._decode(bytes(self._decode(self._ask("GET", path).content, _Answer).metadata), kind)
+    def _get(self, path: str, kind: type[T], seconds: float = _ANSWER_SECONDS) -> T:
+        answer = self._ask("GET", path, seconds=seconds)
+        return self._decode(bytes(self._decode(answer.content, _Answer).metadata), kind)
 
     def _ask(
-        self, method: str, path: str, body: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = _ANSWER_SECONDS,
     ) -> httpx.Response:
+        timeout = httpx.Timeout(seconds, connect=_SIGN_OF_LIFE_SECONDS)
         try:
-            response = self._http.request(method, path, content=body, headers=headers)
+            response = self._http.request(method, path, content=body, headers=headers, timeout=timeout)
+        except httpx.ReadTimeout:
+            raise _TimeError(f"{self.socket}: {method} {path}: no answer in {seconds:g} s") from None
         except httpx.HTTPError as error:
             raise self._explain(error) from None
         if response.status_code != httpx.codes.OK:
@@ -320,6 +372,13 @@ def happened(event: Event) -> Happened | None:
         return msgspec.json.decode(event.metadata, type=Happened)
     except msgspec.DecodeError:
         return None
+
+
+def _target(source: str, project: str = "") -> tuple[str, str, str]:
+    url = urlsplit(source)
+    parts = [unquote(part) for part in url.path.split("/") if part]
+    named = parse_qs(url.query).get("project", [project or "default"])[0]
+    return (parts[1] if len(parts) > 1 else ""), named, (parts[2] if len(parts) > 2 else "")
 
 
 def _url(project: str, name: str, below: str = "") -> str:

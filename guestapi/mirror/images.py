@@ -21,11 +21,11 @@ from falcon.util.reader import BufferedReader
 
 from guestapi import model, names
 from guestapi.dialects import DIALECTS
-from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Image
+from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Image, RefusedError
 from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.images import ImageFileError, Part
-from guestapi.store.schema import StoreError
+from guestapi.store.schema import ConflictError, StoreError
 from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
@@ -99,8 +99,9 @@ class ImageMirror:
                         change.set_image(there, public=image.public, cached=image.cached)
             except GoneError:
                 continue  # Deleted meanwhile; there is news of it.
-            except ImageFileError as error:
-                faults.append(str(error))
+            except (RefusedError, ImageFileError, ConflictError) as error:
+                # The others are no worse for it.
+                faults.append(f"image {fingerprint[:12]}: {error}")
         return faults
 
     def _exported(self) -> dict[str, tuple[str, Image]]:

@@ -7,19 +7,20 @@ late, twice or in any order, and two changes that follow each other quickly may 
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from threading import Thread
 
 from guestapi import model
 from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
 from guestapi.mirror import translate
-from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Instance, RefusedError, Server
+from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Instance, RefusedError, Server, SlowError
 from guestapi.mirror.images import ImageMirror
 from guestapi.mirror.news import News, Work
+from guestapi.mirror.readiness import Readiness
 from guestapi.model import Init
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
@@ -34,12 +35,14 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks whether the daemon still answers; each is written down.
 CONTACT_SECONDS = 10.0
-#: Seconds after which everything is compared though no event has asked for it.
-_COMPARE_SECONDS = 600.0
+#: Seconds after which everything is compared though no event has asked for it; and if something is not as it should be.
+_COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
 #: Seconds until the first new try after the daemon was lost, and at the most; they double in between.
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 #: Seconds until an instance is looked at again of which the daemon could not tell how it is, and how often.
 _AGAIN_SECONDS, _AGAIN_TIMES = 0.1, 50
+#: Seconds until the daemon is asked again whether it is done with an instance that has said something.
+_BUSY_SECONDS = 1.0
 #: Above so many instances to look at, one question for all is less work for the daemon than one for each.
 _SINGLE_LOOKS = 16
 #: How many instances' states the daemon is asked for at a time; it needs 25 to 45 ms for one.
@@ -67,11 +70,14 @@ class Mirror:
         self._name = name
         self._daemon = Daemon(socket)
         self._images = ImageMirror(settings, self._writer, self._store, name, Daemon(socket))
+        self._readiness = Readiness(self._writer, self._store, name, self._daemon)
         self._tell = tell
         self._news = News()
         self._server = Server()
-        self._compared = -_COMPARE_SECONDS
+        self._compared = self._asked = -_COMPARE_SECONDS
         self._faults: dict[Key, str] = {}
+        #: What the journal has been told of an instance.
+        self._logged: dict[Key, str] = {}
         self._again: dict[Key, int] = {}
         with self._store.view() as store:
             # What an earlier run has learned is as old as it is.
@@ -82,8 +88,8 @@ class Mirror:
 
     def run(self) -> None:
         """Mirror until the process ends; a daemon that is not there is waited for."""
-        Thread(target=self._listen, args=(Doorbell(database_file(self._url)),), daemon=True).start()
-        Thread(target=self._images.run, daemon=True).start()
+        _start(self._listen, Doorbell(database_file(self._url)))
+        _start(self._images.run)
         retry = _FIRST_RETRY
         while True:
             began = time.monotonic()
@@ -102,29 +108,32 @@ class Mirror:
         with self._daemon.events() as events:
             # First listen, then look: what happens in between is looked at once more.
             self._news = news = News()
-            Thread(target=news.read, args=(events,), daemon=True).start()
+            _start(news.read, events)
+            seconds = CONTACT_SECONDS
             while True:
-                work = news.take(_AGAIN_SECONDS if self._again else CONTACT_SECONDS)
+                work = news.take(_AGAIN_SECONDS if self._again else seconds)
                 work.instances |= self._again.keys()
-                if work.anything or time.time() > self._contact + CONTACT_SECONDS / 2:
+                if work.anything or time.monotonic() > self._asked + CONTACT_SECONDS / 2:
                     self._do(work)
-                    self._contact = time.time()
-                self._pass_on()
+                    self._asked, self._contact = time.monotonic(), time.time()
+                seconds = _BUSY_SECONDS if self._readiness.pass_on() else CONTACT_SECONDS
                 self._note("")
 
     def _do(self, work: Work) -> None:
-        late = time.monotonic() > self._compared + _COMPARE_SECONDS
+        late = time.monotonic() > self._compared + (_REPAIR_SECONDS if self._faults else _COMPARE_SECONDS)
         if work.everything or late or len(work.instances) > _SINGLE_LOOKS:
             self._server = self._daemon.server()
             self._compare()
             self._compared = time.monotonic()
         elif work.instances:
-            for key in sorted(work.instances):
-                self._look(*key)
+            gone = [key for key in sorted(work.instances) if not self._look(*key)]
+            # Last: one that has another name by now was found again above.
+            for key in gone:
+                self._forget(*key)
         else:
             # Does it answer at all?
             self._server = self._daemon.server()
-        if work.anything:
+        if work.anything or late:
             # Images, or whether there is anybody who may have them.
             self._images.look()
         if work.since:
@@ -136,55 +145,81 @@ class Mirror:
         with self._store.view() as store:
             known = {_key(one): one for one in store.instances() if one.source == self._name}
         self._faults.clear()
+        self._readiness.refused.clear()
         again, self._again = self._again, {}
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            inits = [threads.submit(self._init_of, instance, known.get(key)) for key, instance in wanted.items()]
-            for number, (key, instance) in enumerate(wanted.items()):
+        threads = ThreadPoolExecutor(_AT_ONCE)
+        try:
+            looks = [threads.submit(self._see, instance, known.get(key)) for key, instance in wanted.items()]
+            for number, key in enumerate(wanted, 1):
                 try:
-                    translated = translate.mirrored(instance, self._server, inits[number].result())
+                    self._write(known.get(key), looks[number - 1].result(), wanted.__contains__)
                 except RefusedError as error:
                     self._try_again(key, again.get(key, 0), error)
-                    continue
-                if self._write(known.get(key), translated):
-                    self._tell(f"compares everything: {number + 1} of {len(wanted)} instances")
+                self._tell(f"compares everything: {number} of {len(wanted)} instances")
+        finally:
+            threads.shutdown(cancel_futures=True)
         # Last: one that has another name by now was found again above.
         for key in known.keys() - wanted.keys():
             self._forget(*key)
 
-    def _look(self, project: str, name: str) -> None:
-        """Make one instance in the store as the daemon has it."""
+    def _look(self, project: str, name: str) -> bool:
+        """Make one instance in the store as the daemon has it; False if the daemon has none, or not here."""
         self._faults.pop((project, name), None)
+        self._readiness.refused.discard((project, name))
         tries = self._again.pop((project, name), 0)
         with self._store.view() as store:
             known = store.find(project, name)
         try:
             instance = self._daemon.instance(project, name)
-            if translate.is_here(instance, self._server):
-                self._write(known, translate.mirrored(instance, self._server, self._init_of(instance, known)))
-            else:
-                self._forget(project, name)
+            if not translate.is_here(instance, self._server):
+                return False
+            self._write(known, self._see(instance, known), self._is_there)
         except GoneError:
-            self._forget(project, name)
+            return False
         except RefusedError as error:
             self._try_again((project, name), tries, error)
+        return True
+
+    def _is_there(self, key: Key) -> bool:
+        try:
+            self._daemon.instance(*key)
+        except GoneError:
+            return False
+        return True
 
     def _try_again(self, key: Key, tries: int, error: RefusedError) -> None:
         """Look again in a moment; an instance that is about to start or to end has no state at times."""
-        if tries < _AGAIN_TIMES:
+        if tries < _AGAIN_TIMES and not isinstance(error, SlowError):
             self._again[key] = tries + 1
         else:
-            self._faults[key] = str(error)
-            log.error("%s", error)
+            self._fail(key, error)
 
-    def _init_of(self, instance: Instance, known: model.Instance | None) -> Init | None:
-        """The init of an instance as it is now.
+    def _fail(self, key: Key, error: Exception) -> None:
+        self._faults[key] = f"{key[1]} in project {key[0]} is not mirrored: {error}"
+        if self._logged.get(key) != self._faults[key]:
+            self._logged[key] = self._faults[key]
+            log.error("%s", self._logged[key])
+
+    def _see(self, instance: Instance, known: model.Instance | None) -> Mirrored:
+        """An instance as it is now.
+
+        Args:
+            instance: as it was a moment ago.
+            known: as the store has it.
 
         Raises:
+            GoneError: it was deleted meanwhile.
             RefusedError: the daemon cannot tell now.
         """
         if not _has_started(instance, known):
             # One that is alive is the one that it has, whatever the daemon is about to do with it.
-            return known.init if known is not None and _is_alive(known) else None
+            init = known.init if known is not None and _is_alive(known) else None
+        elif (init := self._init_of(instance)) is not None:
+            # What was seen before may be of an earlier run, or of another instance of that name.
+            instance = self._daemon.instance(*_key(instance))
+        return translate.mirrored(instance, self._server, init)
+
+    def _init_of(self, instance: Instance) -> Init | None:
         state = self._daemon.state(*_key(instance))
         if state.pid <= 0:
             return None
@@ -195,45 +230,26 @@ class Mirror:
             log.warning("%s in project %s: %s", instance.name, instance.project, error)
             return None
 
-    def _write(self, known: model.Instance | None, wanted: Mirrored) -> bool:
-        """Make an instance so, unless it is; whether anything was tried."""
-        if known is not None and known.source == self._name and mirroring.is_same(known, wanted):
-            return False
+    def _write(self, known: model.Instance | None, wanted: Mirrored, is_there: Callable[[Key], bool]) -> None:
+        """Make an instance so, unless it is; `is_there`: whether the daemon has one of that project and name."""
         try:
+            if known is None or known.uuid != wanted.uuid:
+                with self._store.view() as store:
+                    wanted = mirroring.with_own_uuid(store, self._name, wanted, is_there)
+            if known is not None and known.source == self._name and mirroring.is_same(known, wanted):
+                return
             with self._writer.change() as change:
                 mirroring.mirror(change, self._name, wanted)
         except (ConflictError, InvalidNameError) as error:
             # Of this one nothing was written; the others are no worse for it.
-            self._faults[wanted.project, wanted.name] = str(error)
-            log.error("%s in project %s is not mirrored: %s", wanted.name, wanted.project, error)
-        return True
+            self._fail((wanted.project, wanted.name), error)
 
     def _forget(self, project: str, name: str) -> None:
+        self._logged.pop((project, name), None)
         with self._writer.change() as change:
             instance = change.find(project, name)
             if instance is not None and instance.source == self._name:
                 change.remove(instance)
-
-    def _pass_on(self) -> None:
-        """Tell the daemon what instances have said of their readiness."""
-        with self._store.view() as store:
-            unsaid = mirroring.unsaid(store, self._name)
-        for instance in unsaid:
-            try:
-                done = self._daemon.configure(
-                    instance.project,
-                    instance.name,
-                    {translate.READY: "true" if instance.ready else "false"},
-                    # The daemon would take it for a stopped instance too, and keep it for the next run.
-                    while_=partial(_is_alive, instance),
-                )
-            except RefusedError as error:
-                # It may be about to end; what it has said ends with it, or is tried again with the next news.
-                log.info("%s", error)
-                continue
-            if done:
-                with self._writer.change() as change:
-                    mirroring.note_said(change, instance)
 
     def _listen(self, doorbell: Doorbell) -> None:
         """Hear when somebody has written to the store: an instance may have said that it is ready."""
@@ -258,7 +274,8 @@ class Mirror:
         now = model.Mirror(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
         last = self._noted
         same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)
-        if last is None or not same or now.contact > last.contact + CONTACT_SECONDS / 2:
+        # As far from now as that in either direction: the clock may have been set.
+        if last is None or not same or abs(now.contact - last.contact) > CONTACT_SECONDS / 2:
             with self._writer.change() as change:
                 mirroring.note_mirror(change, now)
             self._noted = now
@@ -270,6 +287,20 @@ class Mirror:
         else:
             version = f"{self._server.environment.server} {self._server.environment.server_version}".strip()
             self._tell(f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}")
+
+
+def _start(task: Callable[..., None], *arguments: object) -> None:
+    """Run something in a thread, without which the process is of no use: if it fails, the process ends."""
+
+    def run() -> None:
+        try:
+            task(*arguments)
+        except BaseException:
+            log.critical("cannot go on", exc_info=True)
+            # Whoever looks after the process starts it again, and then everything is compared.
+            os._exit(1)
+
+    Thread(target=run, daemon=True).start()
 
 
 def _key(instance: Instance | model.Instance) -> Key:

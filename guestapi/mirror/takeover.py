@@ -3,7 +3,10 @@
 The daemon unlinks whatever is at the path and binds anew when it starts, and unlinks it when it stops (Incus 6.0, LXD
 5.0); instances have the directory mounted, so they see whatever lies there. A hard link to a listening socket is that
 socket (unix(7) finds it by its inode), and rename(2) replaces without a gap. So our listening socket, in the same
-directory under another name, is never closed, whatever the daemon does.
+directory under another name, stays open whatever the daemon does.
+
+But for one case: a daemon that stops while none of its instances runs takes its directory's file system away, and makes
+an empty one when it starts. Then our socket has no name any more, and has to be opened anew.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from inotify_simple import INotify, flags
@@ -22,18 +26,23 @@ log = logging.getLogger(__name__)
 _PATIENCE_SECONDS = 0.5
 #: Seconds after which the path is looked at though nothing was heard: its directory may be a new one.
 _LOOK_SECONDS = 5.0
+#: Seconds between two times that our socket is opened anew: if once has not helped, doing it all the time will not.
+_REOPEN_SECONDS = 60.0
 
 
 class Takeover:
     """Keeps a path being our socket."""
 
-    def __init__(self, ours: Path, path: Path) -> None:
+    def __init__(self, ours: Path, path: Path, reopen: Callable[[], bool]) -> None:
         """Args:
         ours: our listening socket, in the directory of `path`.
         path: the daemon's guest socket.
+        reopen: opens our socket anew at its path, if somebody has opened it there before; whether that was tried.
         """
         self._ours = ours
         self._path = path
+        self._reopen = reopen
+        self._reopen_after = 0.0
         self._said = ""
 
     def run(self) -> None:
@@ -59,7 +68,11 @@ class Takeover:
         try:
             ours = self._ours.stat()
         except FileNotFoundError:
-            self._say(f"{self._ours} is not there: is guestapi.socket started, and after the daemon?")
+            self._say(f"{self._ours} is not there: is its socket unit started?")
+            # Not before the daemon has its own socket: its directory may be about to be covered by another.
+            if self._path.exists() and time.monotonic() > self._reopen_after:
+                tried = self._reopen()
+                self._reopen_after = time.monotonic() + (_REOPEN_SECONDS if tried else _LOOK_SECONDS)
             return False
         try:
             there = self._path.lstat()

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+from pathlib import Path
 
 import systemd.daemon
 
 from guestapi.dialects import DIALECTS
 from guestapi.settings import Listener, SettingsError
 
+log = logging.getLogger(__name__)
+
+#: Seconds that systemctl has: more than a service has to stop (systemd-system.conf(5), DefaultTimeoutStopSec=).
+_PATIENCE = 120.0
 #: sd_listen_fds(3): the first descriptor that is handed over.
 _FIRST = 3
 
@@ -50,6 +57,45 @@ def dialects_of(count: int, paths: list[str], listeners: tuple[Listener, ...]) -
 def descriptors(count: int) -> range:
     """The descriptors that were handed over."""
     return range(_FIRST, _FIRST + count)
+
+
+def is_off(unit: str) -> bool:
+    """Whether systemd knows the unit, and neither runs it nor would at the next start of this host."""
+    return _systemctl("is-enabled", unit).stdout.strip() == "disabled" and not _is_active(unit)
+
+
+def reopen(unit: str, path: Path) -> bool:
+    """Have systemd open a socket again of which the name is lost; what was connected to the service ends with that.
+
+    Args:
+        unit: of the socket, used by ``guestapi.service``.
+        path: what it shall be opened at.
+
+    Returns:
+        Whether it was tried: the unit is active, and that is its path.
+    """
+    # systemctl(1): "/run/x (Stream)", a line each.
+    listens = _systemctl("show", "--value", "--property=Listen", unit).stdout.splitlines()
+    if not _is_active(unit) or f"{path} (Stream)" not in listens:
+        return False
+    log.warning("%s was lost with its directory; %s opens it anew", path, unit)
+    # In one transaction: a socket unit cannot be started while its service runs.
+    done = _systemctl("restart", unit, "guestapi.service")
+    if done.returncode:
+        log.error("systemctl restart %s guestapi.service: %s", unit, done.stderr.strip())
+    return True
+
+
+def _is_active(unit: str) -> bool:
+    return _systemctl("is-active", unit).stdout.strip() == "active"
+
+
+def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run systemctl; where there is none, it fails."""
+    try:
+        return subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False, timeout=_PATIENCE)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, 1, "", str(error))
 
 
 def watchdog_seconds() -> float | None:

@@ -5,8 +5,9 @@ Steps of a `Change`, as those in `writing`. A mirror touches what it has brought
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from uuid import UUID, uuid5
 
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -75,6 +76,31 @@ def mirror(change: Change, source: str, wanted: Mirrored) -> None:
         instance = change.start(instance, wanted.init)
         if wanted.ready is not None:
             _merge_ready(change, instance, wanted.ready)
+
+
+def with_own_uuid(view: View, source: str, wanted: Mirrored, is_there: Callable[[tuple[str, str]], bool]) -> Mirrored:
+    """An instance with a UUID that no other one has.
+
+    Two of a daemon's may have one: a backup that is imported beside its original keeps it.
+
+    Args:
+        view: the store.
+        source: name of the mirror.
+        wanted: the instance, with the daemon's UUID.
+        is_there: whether the daemon has an instance of that project and name.
+    """
+    name = f"{wanted.project}/{wanted.name}"
+    own = replace(wanted, uuid=str(uuid5(UUID(wanted.uuid), name)))
+    query = select(instances.c.project, instances.c.name, instances.c.uuid, instances.c.source)
+    found = view.connection.execute(query.where(instances.c.uuid.in_([wanted.uuid, own.uuid]))).all()
+    if any(row.uuid == own.uuid for row in found):
+        # Once it has that, it keeps it, even if the other one is gone.
+        return own
+    for row in found:
+        key = row.project, row.name
+        if key != (wanted.project, wanted.name) and (row.source != source or is_there(key)):
+            return own
+    return wanted
 
 
 def is_same(instance: Instance, wanted: Mirrored) -> bool:

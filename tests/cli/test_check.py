@@ -108,7 +108,7 @@ def test_nothing_there_yet(guestapi: Guestapi, tmp_path: Path) -> None:
     assert not found["store"]["ok"]
     assert "guestapi instance add" in found["store"]["text"]
     assert not found["socket incus"]["ok"]
-    assert "systemctl start guestapi.socket" in found["socket incus"]["text"]
+    assert "systemctl restart guestapi.socket guestapi.service" in found["socket incus"]["text"]
     assert not database(guestapi.settings).exists()
 
 

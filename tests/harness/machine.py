@@ -36,6 +36,8 @@ mount --bind "$2" ".$2"
 mkdir -p .old
 pivot_root . .old
 umount -l /.old
+# As systemd does it on a host, though not in what it takes for a container (mount-setup.c): units see later mounts.
+mount --make-rshared /
 hostname machine
 # What the host's own units would do is not wanted here: no udev, no network, no consoles.
 for unit in systemd-udevd.service systemd-udev-trigger.service systemd-modules-load.service dev-hugepages.mount \\

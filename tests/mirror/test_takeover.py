@@ -67,12 +67,17 @@ def until(path: Path, listening: socket.socket) -> None:
         assert time.monotonic() < end, "our socket did not come back"
 
 
+def start(ours: Path, path: Path) -> None:
+    """Start a takeover; here nobody opens sockets anew."""
+    threading.Thread(target=Takeover(ours, path, lambda: False).run, daemon=True).start()
+
+
 @pytest.fixture
 def ours(place: Path) -> Iterator[socket.socket]:
     """Our listening socket, which a running takeover keeps at the daemon's place."""
     path = place.with_name("guestapi.sock")
     with bind(path) as listening:
-        threading.Thread(target=Takeover(path, place).run, daemon=True).start()
+        start(path, place)
         yield listening
 
 
@@ -94,7 +99,7 @@ def test_ours_waits_for_its_socket(place: Path) -> None:
     """Started before our socket is there, it leaves the daemon's alone, and puts ours in place when that comes."""
     path = place.with_name("guestapi.sock")
     with bind(place) as daemons:
-        threading.Thread(target=Takeover(path, place).run, daemon=True).start()
+        start(path, place)
         assert reaches(place, daemons)
         with bind(path) as ours:
             until(place, ours)
@@ -106,3 +111,30 @@ def test_nothing_of_it_is_left_behind(place: Path, ours: socket.socket) -> None:
         bind(place).close()
         until(place, ours)
     assert sorted(path.name for path in place.parent.iterdir()) == ["guestapi.sock", "sock"]
+
+
+def test_ours_is_opened_anew_once_its_directory_is_another(place: Path) -> None:
+    """Ours is lost with the directory's file system: it is opened anew, when the daemon has its own there, and once."""
+    path = place.with_name("guestapi.sock")
+    opened: list[socket.socket] = []
+
+    def reopen() -> bool:
+        assert place.exists(), "before the daemon"
+        opened.append(bind(path))
+        return True
+
+    takeover = Takeover(path, place, reopen)
+    assert not takeover.put()
+    assert opened == []
+    with bind(place):
+        assert not takeover.put()
+        (ours,) = opened
+        assert takeover.put()
+        assert reaches(place, ours)
+    with ours:
+        for lost in (path, place):
+            lost.unlink()
+    with bind(place):
+        # It has helped a moment ago; to do it all the time would end everybody's connections all the time.
+        assert not takeover.put()
+    assert len(opened) == 1

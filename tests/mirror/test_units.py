@@ -57,21 +57,33 @@ class Beside:
 
     def finding(self, check: str) -> dict[str, object]:
         """What `guestapi check` says of one thing."""
-        found = json.loads(self.machine.run("guestapi", "check", "--format", "json", check=False).stdout)
-        (one,) = (one for one in found if one["check"] == f"{check} {self.kind}")
-        assert isinstance(one, dict)
+        (one,) = (one for one in self.findings() if one["check"] == f"{check} {self.kind}")
         return one
 
+    def findings(self) -> list[dict[str, object]]:
+        """All that it says."""
+        found = json.loads(self.machine.run("guestapi", "check", "--format", "json", check=False).stdout)
+        assert isinstance(found, list)
+        return found
+
+    def wrong(self) -> list[object]:
+        """What it finds wrong."""
+        return [one["text"] for one in self.findings() if not one["ok"]]
+
     def launch(self) -> None:
-        """Start the container."""
+        """Have the container."""
         self.client("launch", "busybox", self.name, "-c", "user.foo=bar")
+        self.find()
+
+    def find(self) -> None:
+        """Find the running container's init."""
         self.pid = str(json.loads(self.client("query", f"/1.0/instances/{self.name}/state"))["pid"])
 
     @contextmanager
     def way(self, way: str) -> Iterator[None]:
         """Our socket is set up for this way, for a while."""
         unit, mirror = UNITS[self.kind]
-        self.systemctl("stop", "guestapi.socket", "guestapi-lxd.socket", "guestapi.service")
+        self.systemctl("disable", "--now", "guestapi.socket", "guestapi-lxd.socket", "guestapi.service")
         directory = f"/etc/systemd/system/{unit}.d"
         source = f"/etc/guestapi/{self.kind}-{way}.conf"
         self.machine.run("install", "-D", "-m", "0644", source, f"{directory}/daemon.conf")
@@ -82,11 +94,11 @@ class Beside:
         finally:
             self.systemctl("disable", "--now", mirror)
             self.machine.run("guestapi", "mirror", self.kind, "--forget")
-            self.systemctl("stop", "guestapi.socket", "guestapi-lxd.socket", "guestapi.service")
+            self.systemctl("disable", "--now", unit, "guestapi.service")
             self.machine.run("rm", "-r", directory)
             self.systemctl("daemon-reload")
             self.client("delete", "--force", self.name)
-            self.systemctl("start", "guestapi.socket", "guestapi-lxd.socket")
+            self.systemctl("enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
 
 
 def wait(what: Callable[[], object]) -> None:
@@ -94,6 +106,14 @@ def wait(what: Callable[[], object]) -> None:
     end = time.monotonic() + PATIENCE
     while not what():
         assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def wait_until_none(what: Callable[[], list[object]]) -> None:
+    """Wait until there is no more of that."""
+    end = time.monotonic() + PATIENCE
+    while found := what():
+        assert time.monotonic() < end, found
         time.sleep(0.05)
 
 
@@ -123,8 +143,23 @@ def test_ways(beside: Beside) -> None:
             wait(beside.answers)
         # All of that has not touched our service.
         assert beside.machine.property_of("MainPID") == listening
-        wait(lambda: beside.finding("mirror")["ok"])
-        beside.client("config", "set", beside.name, "user.foo=changed")
+        wait_until_none(beside.wrong)
+        # With no instance running, the daemon takes the directory's file system away when it stops.
+        beside.client("stop", "--force", beside.name)
+        beside.systemctl("restart", f"{beside.kind}.service")
+        wait(lambda: beside.finding("way")["ok"])
+        beside.client("start", beside.name)
+        beside.find()
+        wait(beside.answers)
+        # As when the host starts: none of all that is there, and everything is started at once.
+        beside.client("stop", "--force", beside.name)
+        units = [*UNITS[beside.kind], takeover]
+        beside.systemctl("stop", *units, "guestapi.service", f"{beside.kind}.service", f"{beside.kind}.socket")
+        beside.systemctl("start", *units)
+        beside.client("start", beside.name)
+        beside.find()
+        wait(beside.answers)
+        wait_until_none(beside.wrong)
         beside.systemctl("disable", "--now", takeover)
     with beside.way("device"):
         unit = "/etc/guestapi/guestapi.toml"
@@ -136,6 +171,7 @@ def test_ways(beside: Beside) -> None:
         beside.launch()
         wait(beside.answers)
         assert "1 of 1" in str(beside.finding("way")["text"])
+        wait_until_none(beside.wrong)
         beside.systemctl("restart", f"{beside.kind}.service")
         assert beside.answers()
         beside.machine.run("mv", f"{unit}.before", unit)

@@ -1,0 +1,82 @@
+"""Tells the daemon what instances have said of their readiness."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from guestapi.callers.namespaces import is_alive
+from guestapi.mirror import translate
+from guestapi.mirror.daemon import Daemon, RefusedError
+from guestapi.model import Instance
+from guestapi.store import mirroring
+from guestapi.store.view import Views
+from guestapi.store.writing import Writer
+
+log = logging.getLogger(__name__)
+
+
+class Readiness:
+    """What one daemon's instances have said, until the daemon knows it."""
+
+    def __init__(self, writer: Writer, store: Views, name: str, daemon: Daemon) -> None:
+        """Args:
+        writer: of the store.
+        store: where to look at it.
+        name: of the mirror.
+        daemon: whose instances.
+        """
+        self._writer = writer
+        self._store = store
+        self._name = name
+        self._daemon = daemon
+        #: Project and name of instances of which the daemon did not take it; they are left alone while they are here.
+        self.refused: set[tuple[str, str]] = set()
+        self._logged: dict[tuple[str, str], str] = {}
+
+    def pass_on(self) -> bool:
+        """Tell the daemon what there is to tell; whether some of it waits until the daemon is done with an instance.
+
+        Raises:
+            DaemonError: it does not answer.
+            StoreError: the store cannot be used.
+        """
+        with self._store.view() as store:
+            unsaid = [one for one in mirroring.unsaid(store, self._name) if _key(one) not in self.refused]
+        if not unsaid:
+            return False
+        # A restart that the daemon is at would take any change of the instance for its end, and fail (Incus 6.0). Of
+        # what an instance says while it shuts down, nothing is left to say then.
+        busy = self._daemon.tasks()
+        for instance in unsaid:
+            if _key(instance) not in busy:
+                self._tell(instance)
+        return any(_key(instance) in busy for instance in unsaid)
+
+    def _tell(self, instance: Instance) -> None:
+        try:
+            done = self._daemon.configure(
+                instance.project,
+                instance.name,
+                {translate.READY: "true" if instance.ready else "false"},
+                # The daemon would take it for a stopped instance too, and keep it for the next run.
+                while_=partial(_is_alive, instance),
+            )
+        except RefusedError as error:
+            # It may be forbidden for good: by a restricted project, for one.
+            self.refused.add(_key(instance))
+            if self._logged.get(_key(instance)) != str(error):
+                self._logged[_key(instance)] = str(error)
+                log.warning("%s in project %s: its readiness is not taken: %s", instance.name, instance.project, error)
+            return
+        if done:
+            with self._writer.change() as change:
+                mirroring.note_said(change, instance)
+
+
+def _key(instance: Instance) -> tuple[str, str]:
+    return instance.project, instance.name
+
+
+def _is_alive(instance: Instance) -> bool:
+    return instance.init is not None and is_alive(instance.init)
