@@ -10,7 +10,8 @@ from guestapi.model import Device
 
 #: RFC 1123, section 2.1: letters, digits and inner hyphens, at most 63 of them (RFC 1035, section 2.3.4).
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
-_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+#: What Incus and LXD take, but for one that begins like an option; they set no limit.
+_PROJECT = re.compile(r"""(?!-|\.\.?\Z)[^\s/'"*\x00-\x1f\x7f-\x9f]{1,255}""")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 #: C0, DEL and C1, what Unicode calls Cc.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -32,8 +33,8 @@ def check_instance(name: str) -> str:
 
 def check_project(name: str) -> str:
     """Return `name` if it can name a project."""
-    if not _PROJECT.fullmatch(name):
-        raise InvalidNameError(f"project {name!r}: 1 to 63 letters, digits, '.', '_' or '-' are needed")
+    if not (_PROJECT.fullmatch(name) and is_text(name)):
+        raise InvalidNameError(f"project {name!r}: 1 to 255 characters are needed, no blanks, quotes, '/' or '*'")
     return name
 
 

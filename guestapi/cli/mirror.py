@@ -7,7 +7,7 @@ import click
 from guestapi import journal
 from guestapi.cli.common import Operator
 from guestapi.server.systemd import notify
-from guestapi.store import mirroring
+from guestapi.store import images, mirroring
 
 #: Where the REST API of each daemon listens.
 SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.socket"}
@@ -23,7 +23,10 @@ def mirror(operator: Operator, daemon: str, socket: str | None, forget: bool) ->
     if forget:
         with operator.writer.change() as change:
             count = mirroring.forget_mirror(change, daemon)
-        click.echo(f"forgotten: the mirror {daemon} and its {count} instances")
+            brought = [image.fingerprint for image in change.images() if image.source == daemon]
+        for fingerprint in brought:
+            images.remove_image(operator.writer, images.directory(operator.settings), fingerprint)
+        click.echo(f"forgotten: the mirror {daemon}, its {count} instances and {len(brought)} images")
         return
     # An HTTP client and all that: for this command alone.
     from guestapi.mirror.mirror import Mirror

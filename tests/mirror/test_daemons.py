@@ -314,16 +314,24 @@ def test_restart_is_noticed(host: Host) -> None:
 
 def test_rename_and_delete_are_noticed(host: Host) -> None:
     """An instance keeps its identity with another name, and is forgotten when it is deleted."""
-    host.daemon.client("init", "busybox", "old", "-c", "user.a=1")
-    host.wait(lambda: host.instance("old") is not None)
-    first = host.instance("old")
-    host.daemon.client("rename", "old", "new")
-    host.wait(lambda: host.instance("new") is not None)
-    assert host.instance("old") is None
-    second = host.instance("new")
+    names = ["old", "new", "other"]
+    host.daemon.client("init", "busybox", names[0], "-c", "user.a=1")
+    host.wait(lambda: host.instance(names[0]) is not None)
+    first = host.instance(names[0])
     assert first is not None
-    assert second is not None
-    assert (second.id, second.uuid) == (first.id, first.uuid)
+
+    def is_gone(name: str) -> bool:
+        """Whether the store has no such instance."""
+        return host.instance(name) is None
+
+    # To a name that comes before, and to one that comes after.
+    for before, after in (names[:2], names[1:], [names[2], names[1]]):
+        host.daemon.client("rename", before, after)
+        host.wait(partial(host.instance, after))
+        host.wait(partial(is_gone, before))
+        renamed = host.instance(after)
+        assert renamed is not None
+        assert (renamed.id, renamed.uuid) == (first.id, first.uuid)
     host.daemon.client("start", "new")
     assert "local-hostname: new\n" in host.ask("new", "/1.0/meta-data").text
     host.daemon.client("delete", "--force", "new")
@@ -332,26 +340,26 @@ def test_rename_and_delete_are_noticed(host: Host) -> None:
 
 def test_instances_of_other_projects_are_their_own(host: Host, c1: str) -> None:
     """Of two instances of one name in two projects, each is told what is its own, its project's profiles included."""
-    client = host.daemon.client
-    client("project", "create", "other", "-c", "features.images=false", "-c", "features.profiles=true")
+    client, other = host.daemon.client, "other+1@x"
+    client("project", "create", other, "-c", "features.images=false", "-c", "features.profiles=true")
     try:
-        client("--project", "other", "profile", "device", "add", "default", "root", "disk", "path=/", "pool=default")
-        client("--project", "other", "profile", "set", "default", "raw.lxc", "lxc.cgroup.relative=1")
+        client("--project", other, "profile", "device", "add", "default", "root", "disk", "path=/", "pool=default")
+        client("--project", other, "profile", "set", "default", "raw.lxc", "lxc.cgroup.relative=1")
         source = host.service.sockets[host.daemon.kind].parent
         device = ("guestapi", "disk", f"source={source}", "path=/dev/guestapi")
-        client("--project", "other", "profile", "device", "add", "default", *device)
-        client("--project", "other", "profile", "set", "default", "user.profile=other")
-        with host.launched(c1, "-c", "user.foo=other", project="other"):
-            assert host.ask(c1, "/1.0/config/user.foo", project="other").text == "other"
-            assert host.ask(c1, "/1.0/config/user.profile", project="other").text == "other"
+        client("--project", other, "profile", "device", "add", "default", *device)
+        client("--project", other, "profile", "set", "default", "user.profile=other")
+        with host.launched(c1, "-c", "user.foo=other", project=other):
+            assert host.ask(c1, "/1.0/config/user.foo", project=other).text == "other"
+            assert host.ask(c1, "/1.0/config/user.profile", project=other).text == "other"
             assert host.ask(c1, "/1.0/config/user.foo").text == "bar"
             assert host.ask(c1, "/1.0/config/user.profile").status == 404
-            client("--project", "other", "profile", "set", "default", "user.profile=changed")
-            host.until(c1, "/1.0/config/user.profile", "changed", project="other")
-        host.wait(lambda: host.instance(c1, "other") is None)
+            client("--project", other, "profile", "set", "default", "user.profile=changed")
+            host.until(c1, "/1.0/config/user.profile", "changed", project=other)
+        host.wait(lambda: host.instance(c1, other) is None)
         assert host.instance(c1) is not None
     finally:
-        client("project", "delete", "other", check=False)
+        client("project", "delete", other, check=False)
 
 
 def test_nested_container_is_its_instance(host: Host, c1: str) -> None:
@@ -393,12 +401,88 @@ def test_ready_reaches_the_daemon(host: Host) -> None:
         assert host.status("ready") == "Running"
 
 
+#: An init that says by our socket that it is not ready any more, and then takes its time to end.
+LEAVING = f"""#!/bin/sh
+leave() {{
+    curl -s --unix-socket {OURS} -X PATCH -d '{{"state": "Started"}}' http://x/1.0
+    sleep 3
+    exit 0
+}}
+trap leave USR1
+while :; do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("host", ["incus"], indirect=True)
+def test_restart_of_an_instance_that_says_that_it_leaves(host: Host) -> None:
+    """What it says while the daemon restarts it does not reach into the daemon's restart."""
+    host.daemon.client("init", "busybox", "leaving")
+    try:
+        host.daemon.client("file", "push", "--mode", "0755", "-", "leaving/first", stdin=LEAVING)
+        raw = "lxc.cgroup.relative=1\nlxc.init.cmd=/first\nlxc.signal.halt=SIGUSR1"
+        host.daemon.client("config", "set", "leaving", f"raw.lxc={raw}")
+        host.daemon.client("start", "leaving")
+        host.ask("leaving", "/1.0", method="PATCH", body='{"state": "Ready"}')
+        host.wait(partial(host.shows, "leaving", "Ready"))
+        host.daemon.client("restart", "leaving")
+        assert host.status("leaving") == "Running"
+        assert json.loads(host.ask("leaving", "/1.0").text)["state"] == "Started"
+    finally:
+        host.daemon.client("delete", "--force", "leaving")
+
+
+@pytest.mark.parametrize("host", ["incus"], indirect=True)
+def test_ready_where_the_daemon_forbids_it(host: Host, c1: str) -> None:
+    """In a restricted project the daemon takes no readiness from anybody: we have it all the same, others too."""
+    client = host.daemon.client
+    client("project", "create", "strict", "-c", "features.images=false", "-c", "restricted=true")
+    try:
+        client("project", "set", "strict", "restricted.devices.disk=allow")
+        client("--project", "strict", "profile", "device", "add", "default", "root", "disk", "path=/", "pool=default")
+        source = host.service.sockets["incus"].parent
+        device = ("guestapi", "disk", f"source={source}", "path=/dev/guestapi")
+        client("--project", "strict", "profile", "device", "add", "default", *device)
+        # What our cgroup needs, only a project that is not restricted may have.
+        client("project", "set", "strict", "restricted=false")
+        client("--project", "strict", "profile", "set", "default", "raw.lxc", "lxc.cgroup.relative=1")
+        with host.launched("strict", project="strict"):
+            client("--project", "strict", "profile", "unset", "default", "raw.lxc")
+            client("project", "set", "strict", "restricted=true")
+            assert host.ask("strict", "/1.0", method="PATCH", body='{"state": "Ready"}', project="strict").status == 200
+            host.wait(lambda: "strict in project strict: its readiness is not taken" in host.service.log.read_text())
+            assert json.loads(host.ask("strict", "/1.0", project="strict").text)["state"] == "Ready"
+            for state, shown in (("Started", "Running"), ("Ready", "Ready")):
+                host.ask(c1, "/1.0", method="PATCH", body=json.dumps({"state": state}))
+                host.wait(partial(host.shows, c1, shown))
+            assert host.service.log.read_text().count("its readiness is not taken") == 1
+    finally:
+        client("project", "delete", "strict", check=False)
+
+
 @pytest.mark.parametrize("host", ["incus"], indirect=True)
 def test_ready_said_to_the_daemon_is_known(host: Host) -> None:
     """Who still asks Incus itself, and says there that it is ready, is ready here too; LXD's guests cannot say so."""
     with host.launched("told"):
         host.ask_daemon("told", "/1.0", method="PATCH", body='{"state": "Ready"}')
         host.wait(lambda: json.loads(host.ask("told", "/1.0").text)["state"] == "Ready")
+
+
+def test_backup_beside_its_original(host: Host) -> None:
+    """An instance that was exported and imported under another name has the same UUID; both get what is theirs."""
+    with host.launched("origin", "-c", "user.me=origin"):
+        backup = "/var/cache/origin.tar"
+        host.daemon.client("export", "origin", backup, "--instance-only", "--compression", "none")
+        host.daemon.client("import", backup, "again")
+        try:
+            host.daemon.client("config", "set", "again", "user.me=again")
+            host.daemon.client("start", "again")
+            both = [host.daemon.query(f"/1.0/instances/{name}")["config"] for name in ("origin", "again")]
+            assert both[0]["volatile.uuid"] == both[1]["volatile.uuid"]
+            for name in ("origin", "again"):
+                host.until(name, "/1.0/config/user.me", name)
+        finally:
+            host.daemon.client("delete", "--force", "again")
+        assert host.ask("origin", "/1.0/config/user.me").text == "origin"
 
 
 def test_images_are_the_daemons(host: Host, c1: str, tmp_path: Path) -> None:
