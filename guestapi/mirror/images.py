@@ -99,9 +99,11 @@ class ImageMirror:
                         change.set_image(there, public=image.public, cached=image.cached)
             except GoneError:
                 continue  # Deleted meanwhile; there is news of it.
-            except (RefusedError, ImageFileError, ConflictError) as error:
-                # The others are no worse for it.
+            # Of one that cannot be had the others are no worse.
+            except RefusedError as error:
                 faults.append(f"image {fingerprint[:12]}: {error}")
+            except (ImageFileError, ConflictError) as error:
+                faults.append(str(error))
         return faults
 
     def _exported(self) -> dict[str, tuple[str, Image]]:
