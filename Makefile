@@ -39,7 +39,7 @@ help:
 	@echo 'make demo        see it work: service, container, every endpoint'
 	@echo 'make test        the whole test suite (as root)'
 	@echo 'make fuzz        coverage-guided fuzzing for SECONDS (600) in all'
-	@echo 'make bench       measure it beside what it can be compared with (as root, eight minutes)'
+	@echo 'make bench       measure it beside what it can be compared with (as root, nine minutes)'
 	@echo 'make lint        ruff and mypy --strict'
 	@echo 'make install     put it into $(PREFIX), with units, conf, user and state directory (DESTDIR respected)'
 	@echo 'make uninstall   take it away again, but for its state'

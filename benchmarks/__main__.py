@@ -103,7 +103,10 @@ def _figures(measured: Iterator[Figure]) -> list[Figure]:
 def _beside(options: argparse.Namespace, kind: str) -> dict[str, Any]:
     with beside.pair(kind) as pair:
         figures = _figures(pair.events())
-        cells = _requests(options, pair.contenders, ["config/KEY"], beside.LOADS)
+        cells = []
+        for manner, number in beside.LOADS:
+            pair.revive()
+            cells += _requests(options, pair.contenders, ["config/KEY"], {manner: [number]})
     return {"requests": [asdict(cell) for cell in cells], "figures": [asdict(figure) for figure in figures]}
 
 

@@ -17,9 +17,9 @@ from tests.harness.daemon import PACKAGES, Daemon
 from tests.harness.mirroring import OURS, beside
 from tests.harness.service import Service
 
-#: What both are asked: manner, and how many connections at a time. The last is the most that the daemons mostly live
-#: through: when many connections come and go, Incus 6.0.4 and LXD 5.0.2 end with "concurrent map read and map write".
-LOADS = {"new": [1], "keep": [1, 16]}
+#: What both are asked: manner, and how many connections at a time. More the daemons do not live through: when many
+#: connections come and go, Incus 6.0.4 and LXD 5.0.2 end with "concurrent map read and map write"; at times with these.
+LOADS = [("keep", 1), ("keep", 16), ("new", 1)]
 _NAME = "c1"
 
 
@@ -44,6 +44,11 @@ class Pair:
             Contender(f"{self.daemon.kind} {version}", self.theirs, (self.daemon.pid,), self.inside),
             Contender("guestapi, 2 workers", OURS, tuple(self.service.workers), self.inside),
         ]
+
+    def revive(self) -> None:
+        """Start the daemon again if it has ended."""
+        if not self.daemon.running:
+            self.daemon.start()
 
     def events(self, times: int = 50) -> Iterator[Figure]:
         """From the beginning of a change, by the daemon's API, until a listener has its event."""

@@ -138,6 +138,11 @@ class Daemon:
         """The daemon's own PID."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def kill(self, signal: int) -> None:
         """End the daemon alone; its containers stay."""
         self._process.send_signal(signal)
