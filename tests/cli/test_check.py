@@ -7,6 +7,7 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from guestapi.model import Mirror
+from guestapi.store.mirroring import note_mirror
+from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.containers import Container
 from tests.harness.service import Service
@@ -172,3 +176,38 @@ def test_who_answers_at_the_socket(guestapi: Guestapi, tmp_path: Path, answer: b
         found = findings(guestapi)["socket incus"]
     assert found["ok"] is ok
     assert str(tmp_path / "sock") in found["text"]
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "connected", "fault", "ok", "says"),
+    [
+        (3, True, "", True, "last contact 3 s ago"),
+        (3, False, "/s: gone", False, "as last known"),
+        (3, True, "c1 is not mirrored", False, "c1 is not mirrored"),
+        (31, True, "", False, "the mirror itself does not run"),
+        # Written before the clock was set back.
+        (-3600, True, "", False, "the mirror itself does not run"),
+    ],
+)
+def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, says: str) -> None:
+    """A mirror that has lost its daemon, that has a fault, or that says nothing any more is a failure, which says why."""
+    with Writer(guestapi.settings, create=True).change() as change:
+        note_mirror(change, Mirror("incus", "/s", connected, time.time() - seconds_ago, 0.01, fault))
+    found = findings(guestapi)["mirror incus"]
+    assert found["ok"] is ok
+    assert says in found["text"]
+
+
+@pytest.mark.parametrize(
+    ("path", "ok", "says"),
+    [(None, False, "none: the daemon itself"), ("/run/guestapi/incus/sock", True, "device: 0 of 0")],
+)
+def test_way_before_the_first_instance_runs(guestapi: Guestapi, path: str | None, ok: bool, says: str) -> None:
+    """That no instance will reach us is a failure already; with a socket for a profile's device, nobody can tell yet."""
+    if path is not None:
+        listening(guestapi, Path(path))
+    with Writer(guestapi.settings, create=True).change() as change:
+        note_mirror(change, Mirror("incus", "/s", True, time.time(), 0.01, ""))
+    found = findings(guestapi)["way incus"]
+    assert found["ok"] is ok
+    assert says in found["text"]
