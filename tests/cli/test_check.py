@@ -190,7 +190,7 @@ def test_who_answers_at_the_socket(guestapi: Guestapi, tmp_path: Path, answer: b
     ],
 )
 def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, says: str) -> None:
-    """A mirror that has lost its daemon, that has a fault, or that says nothing any more is a failure, which says why."""
+    """A mirror that has lost its daemon, has a fault, or says nothing any more is a failure, which says why."""
     with Writer(guestapi.settings, create=True).change() as change:
         note_mirror(change, Mirror("incus", "/s", connected, time.time() - seconds_ago, 0.01, fault))
     found = findings(guestapi)["mirror incus"]
@@ -203,7 +203,7 @@ def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault:
     [(None, False, "none: the daemon itself"), ("/run/guestapi/incus/sock", True, "device: 0 of 0")],
 )
 def test_way_before_the_first_instance_runs(guestapi: Guestapi, path: str | None, ok: bool, says: str) -> None:
-    """That no instance will reach us is a failure already; with a socket for a profile's device, nobody can tell yet."""
+    """That no instance will reach us is a failure already; with a socket for devices, nobody can tell yet."""
     if path is not None:
         listening(guestapi, Path(path))
     with Writer(guestapi.settings, create=True).change() as change:
