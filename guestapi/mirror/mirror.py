@@ -41,8 +41,6 @@ _COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 #: Seconds until an instance is looked at again of which the daemon could not tell how it is, and how often.
 _AGAIN_SECONDS, _AGAIN_TIMES = 0.1, 50
-#: Seconds until the daemon is asked again whether it is done with an instance that has said something.
-_BUSY_SECONDS = 1.0
 #: Above so many instances to look at, one question for all is less work for the daemon than one for each.
 _SINGLE_LOOKS = 16
 #: How many instances' states the daemon is asked for at a time; it needs 25 to 45 ms for one.
@@ -116,7 +114,7 @@ class Mirror:
                 if work.anything or time.monotonic() > self._asked + CONTACT_SECONDS / 2:
                     self._do(work)
                     self._asked, self._contact = time.monotonic(), time.time()
-                seconds = _BUSY_SECONDS if self._readiness.pass_on() else CONTACT_SECONDS
+                seconds = min(self._readiness.pass_on(), CONTACT_SECONDS)
                 self._note("")
 
     def _do(self, work: Work) -> None:

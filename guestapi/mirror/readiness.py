@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from functools import partial
 
 from guestapi.callers.namespaces import is_alive
@@ -14,6 +16,12 @@ from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
+
+#: Seconds until the daemon is asked again whether it is done with an instance that has said something.
+_BUSY_SECONDS = 1.0
+#: Seconds for telling before the mirror looks again what has happened; the daemon needs 50 ms for each instance, and a
+#: container that starts meanwhile has two seconds (`settings.Callers.wait_seconds`).
+_AT_ONCE_SECONDS = 0.5
 
 
 class Readiness:
@@ -34,8 +42,11 @@ class Readiness:
         self.refused: set[tuple[str, str]] = set()
         self._logged: dict[tuple[str, str], str] = {}
 
-    def pass_on(self) -> bool:
-        """Tell the daemon what there is to tell; whether some of it waits until the daemon is done with an instance.
+    def pass_on(self) -> float:
+        """Tell the daemon what there is to tell.
+
+        Returns:
+            Seconds after which there is more to tell; infinite if all was told.
 
         Raises:
             DaemonError: it does not answer.
@@ -44,14 +55,17 @@ class Readiness:
         with self._store.view() as store:
             unsaid = [one for one in mirroring.unsaid(store, self._name) if _key(one) not in self.refused]
         if not unsaid:
-            return False
+            return math.inf
         # A restart that the daemon is at would take any change of the instance for its end, and fail (Incus 6.0). Of
         # what an instance says while it shuts down, nothing is left to say then.
         busy = self._daemon.tasks()
+        until = time.monotonic() + _AT_ONCE_SECONDS
         for instance in unsaid:
             if _key(instance) not in busy:
                 self._tell(instance)
-        return any(_key(instance) in busy for instance in unsaid)
+                if time.monotonic() > until:
+                    return 0.0
+        return _BUSY_SECONDS if any(_key(instance) in busy for instance in unsaid) else math.inf
 
     def _tell(self, instance: Instance) -> None:
         try:
