@@ -1,0 +1,154 @@
+"""A daemon, the mirror of it and a service, as tests see them, and programs in a container that talk to both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from queue import SimpleQueue
+from typing import Any
+
+from guestapi.dialects import DIALECTS
+from guestapi.model import Instance
+from guestapi.store.view import view
+from tests.harness.containers import Response
+from tests.harness.daemon import Daemon
+from tests.harness.mirroring import OURS, MirrorProcess
+from tests.harness.service import Service
+
+#: Seconds until what must happen is given up.
+PATIENCE = 20.0
+
+
+class Host:
+    """A daemon, the mirror of it, and a service."""
+
+    def __init__(self, daemon: Daemon, service: Service, mirror: MirrorProcess) -> None:
+        self.daemon = daemon
+        self.service = service
+        self.mirror = mirror
+        self.theirs = f"{DIALECTS[daemon.kind].directory}/sock"
+
+    def ask(self, name: str, path: str, **options: str) -> Response:
+        """A request to us."""
+        return self.daemon.ask(name, path, OURS, **options)
+
+    def ask_daemon(self, name: str, path: str, **options: str) -> Response:
+        """The same to the daemon."""
+        return self.daemon.ask(name, path, self.theirs, **options)
+
+    def instance(self, name: str, project: str = "default") -> Instance | None:
+        """What the store holds."""
+        with view(self.service.settings.store.url) as store:
+            return store.find(project, name)
+
+    def until(self, name: str, path: str, text: str, project: str = "default") -> None:
+        """Wait until we answer that."""
+        end = time.monotonic() + PATIENCE
+        while (answer := self.ask(name, path, project=project)).text != text:
+            assert time.monotonic() < end, answer
+
+    def wait(self, what: Callable[[], object]) -> None:
+        """Wait until that is so."""
+        end = time.monotonic() + PATIENCE
+        while not what():
+            assert time.monotonic() < end, self.service.log.read_text()[-4000:]
+            time.sleep(0.02)
+
+    def settle(self, name: str) -> None:
+        """Wait until the store has what the daemon has."""
+
+        def same() -> bool:
+            wanted, known = self.daemon.query(f"/1.0/instances/{name}"), self.instance(name)
+            assert known is not None
+            keys = {key: value for key, value in wanted["expanded_config"].items() if key.startswith("user.")}
+            return wanted["expanded_devices"] == known.devices and keys == {
+                key: value for key, value in known.config.items() if key.startswith("user.")
+            }
+
+        self.wait(same)
+
+    def shows(self, name: str, status: str) -> bool:
+        """Whether the daemon says so of an instance."""
+        return self.status(name) == status
+
+    def status(self, name: str) -> str:
+        """What the daemon calls an instance's state."""
+        status: str = self.daemon.query(f"/1.0/instances/{name}")["status"]
+        return status
+
+    def findings(self) -> list[dict[str, Any]]:
+        """What `guestapi check` says."""
+        found: list[dict[str, Any]] = json.loads(self.service.command("check", "--format", "json", check=False).stdout)
+        return found
+
+    @contextmanager
+    def launched(self, name: str, *words: str, project: str = "default") -> Iterator[None]:
+        """A running container, for a while."""
+        self.daemon.client("--project", project, "launch", "busybox", name, *words)
+        try:
+            yield
+        finally:
+            self.daemon.client("--project", project, "delete", "--force", name, check=False)
+
+
+class Inside:
+    """A shell in a container, for when the daemon cannot run anything there."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        enter = ["nsenter", "-t", str(host.daemon.init(name)), "-a", "--setuid", "0", "--setgid", "0", "--"]
+        self._process = subprocess.Popen(
+            [*enter, "/bin/sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def __enter__(self) -> Inside:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.communicate()
+
+    def ask(self, path: str) -> str:
+        """The body of our answer, a line."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"curl -s --max-time 20 --unix-socket {OURS} http://x{path}; echo\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip()
+
+
+class Heard:
+    """What a program in a container hears of the events, from one socket."""
+
+    def __init__(self, host: Host, name: str, socket: str) -> None:
+        self._process = host.daemon.listen(name, socket)
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> Heard:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+
+    def next(self, patience: float = PATIENCE) -> dict[str, Any]:
+        """The next event; raises queue.Empty if there is none."""
+        event: dict[str, Any] = json.loads(self._lines.get(timeout=patience))
+        return event
+
+    def until(self, key: str, value: str) -> list[tuple[str, Any]]:
+        """Type and metadata of the events up to the one that says that a key has this value now, in order of time."""
+        heard = [self.next()]
+        while (heard[-1]["metadata"].get("key"), heard[-1]["metadata"].get("value")) != (key, value):
+            heard.append(self.next())
+        heard.sort(key=lambda event: (datetime.fromisoformat(event["timestamp"]), event["timestamp"]))
+        return [(event["type"], event["metadata"]) for event in heard]
