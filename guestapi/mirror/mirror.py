@@ -20,7 +20,7 @@ from guestapi.mirror import translate
 from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Instance, RefusedError, Server, SlowError
 from guestapi.mirror.images import ImageMirror
 from guestapi.mirror.news import News, Work
-from guestapi.mirror.readiness import Readiness
+from guestapi.mirror.readiness import Key, Readiness
 from guestapi.model import Init
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
@@ -45,8 +45,6 @@ _AGAIN_SECONDS, _AGAIN_TIMES = 0.1, 50
 _SINGLE_LOOKS = 16
 #: How many instances' states the daemon is asked for at a time; it needs 25 to 45 ms for one.
 _AT_ONCE = 8
-
-Key = tuple[str, str]
 
 
 class Mirror:
@@ -244,6 +242,7 @@ class Mirror:
 
     def _forget(self, project: str, name: str) -> None:
         self._logged.pop((project, name), None)
+        self._readiness.forget((project, name))
         with self._writer.change() as change:
             instance = change.find(project, name)
             if instance is not None and instance.source == self._name:

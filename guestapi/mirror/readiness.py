@@ -9,7 +9,7 @@ from functools import partial
 
 from guestapi.callers.namespaces import is_alive
 from guestapi.mirror import translate
-from guestapi.mirror.daemon import Daemon, RefusedError
+from guestapi.mirror.daemon import Daemon, GoneError, RefusedError
 from guestapi.model import Instance
 from guestapi.store import mirroring
 from guestapi.store.view import Views
@@ -17,11 +17,16 @@ from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
 
-#: Seconds until the daemon is asked again whether it is done with an instance that has said something.
-_BUSY_SECONDS = 1.0
+#: Seconds until the daemon is asked again whether it is done with an instance that has said something, and between two
+#: times that it is told of one: an instance that changes its mind all the time must not keep the daemon busy.
+_PACE_SECONDS = 1.0
 #: Seconds for telling before the mirror looks again what has happened; the daemon needs 50 ms for each instance, and a
 #: container that starts meanwhile has two seconds (`settings.Callers.wait_seconds`).
 _AT_ONCE_SECONDS = 0.5
+
+
+#: Project and name.
+Key = tuple[str, str]
 
 
 class Readiness:
@@ -39,8 +44,11 @@ class Readiness:
         self._name = name
         self._daemon = daemon
         #: Project and name of instances of which the daemon did not take it; they are left alone while they are here.
-        self.refused: set[tuple[str, str]] = set()
-        self._logged: dict[tuple[str, str], str] = {}
+        self.refused: set[Key] = set()
+        #: What the journal has been told of an instance.
+        self._logged: dict[Key, str] = {}
+        #: When the daemon was told of an instance, for a while.
+        self._told: dict[Key, float] = {}
 
     def pass_on(self) -> float:
         """Tell the daemon what there is to tell.
@@ -58,14 +66,21 @@ class Readiness:
             return math.inf
         # A restart that the daemon is at would take any change of the instance for its end, and fail (Incus 6.0). Of
         # what an instance says while it shuts down, nothing is left to say then.
-        busy = self._daemon.tasks()
-        until = time.monotonic() + _AT_ONCE_SECONDS
+        began = time.monotonic()
+        self._told = {key: at for key, at in self._told.items() if at > began - _PACE_SECONDS}
+        later = self._told.keys() | self._daemon.tasks()
         for instance in unsaid:
-            if _key(instance) not in busy:
+            if _key(instance) not in later:
                 self._tell(instance)
-                if time.monotonic() > until:
+                self._told[_key(instance)] = time.monotonic()
+                if time.monotonic() > began + _AT_ONCE_SECONDS:
                     return 0.0
-        return _BUSY_SECONDS if any(_key(instance) in busy for instance in unsaid) else math.inf
+        return _PACE_SECONDS if any(_key(instance) in later for instance in unsaid) else math.inf
+
+    def forget(self, key: Key) -> None:
+        """There is no such instance any more."""
+        self.refused.discard(key)
+        self._logged.pop(key, None)
 
     def _tell(self, instance: Instance) -> None:
         try:
@@ -76,6 +91,8 @@ class Readiness:
                 # The daemon would take it for a stopped instance too, and keep it for the next run.
                 while_=partial(_is_alive, instance),
             )
+        except GoneError:
+            return  # There is news of it.
         except RefusedError as error:
             # It may be forbidden for good: by a restricted project, for one.
             self.refused.add(_key(instance))
@@ -88,7 +105,7 @@ class Readiness:
                 mirroring.note_said(change, instance)
 
 
-def _key(instance: Instance) -> tuple[str, str]:
+def _key(instance: Instance) -> Key:
     return instance.project, instance.name
 
 
