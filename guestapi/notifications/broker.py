@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from guestapi.model import Notification
 from guestapi.notifications.events import Event, gap
 from guestapi.store.rows import LAST_ID, Entries
+from guestapi.store.schema import StoreError
 
 #: Entries that are read at a time.
 BATCH = 256
@@ -54,10 +55,13 @@ class Listener:
 
     __slots__ = (
         "_after",
+        "_alive",
         "_broker",
+        "_doubtful",
         "_may",
         "_queue",
         "_queued_bytes",
+        "_replaced",
         "_since",
         "_types",
         "closing",
@@ -74,13 +78,18 @@ class Listener:
         since: int | None,
         after: int,
         may: Callable[[], int | None],
+        alive: Callable[[], bool],
     ) -> None:
         self._broker = broker
+        self._replaced = broker.log.replaced
         self.instance_id = instance_id
         self._types = types
         self._since = since
         self._after = after
         self._may = may
+        self._alive = alive
+        #: Whether it has to be asked again: the last time, nobody could tell.
+        self._doubtful = False
         self._queue: deque[Event] = deque()
         self._queued_bytes = 0
         self.wake: Callable[[], None] = _nobody
@@ -95,6 +104,9 @@ class Listener:
     def missed(self) -> Iterator[list[Event]]:
         """What a resuming client has missed, in batches read one at a time; a gap first if the log is too short.
 
+        It ends early, and the stream is to be ended, if the log is another one by now: in that, the instance's number
+        is somebody else's.
+
         Raises:
             StoreError: the log cannot be read.
         """
@@ -104,10 +116,14 @@ class Listener:
         if position > self._after:
             # The log has not come to that id: it is from another store, and says nothing about this one.
             oldest = log.entries(0, 1).oldest
+            if self._is_another():
+                return
             yield [gap(position, oldest)]
             position = max(oldest - 1, 0)
         while position < self._after:
             entries = log.entries(position, BATCH, instance_id=self.instance_id, until=self._after)
+            if self._is_another():
+                return
             # The log's ids have no holes, so what lies between was there and is not any more.
             if entries.oldest > position + 1:
                 yield [gap(position, entries.oldest)]
@@ -149,9 +165,27 @@ class Listener:
 
     def ask(self) -> None:
         """Whether the client may still listen; if not, have the stream ended."""
-        code = self._may()
+        try:
+            code = self._may()
+        except StoreError:
+            # It cannot be told now.
+            self._doubtful = True
+            return
+        self._doubtful = False
         if code is not None:
             self.close(code)
+
+    def check(self) -> None:
+        """As `ask`, if there is a reason though the log has none: its init has ended, or nobody could tell before."""
+        # PERF: of every listener, each second; whoever listens changes through the log, or ends.
+        if self._doubtful or not self._alive():
+            self.ask()
+
+    def _is_another(self) -> bool:
+        if self._broker.log.replaced == self._replaced:
+            return False
+        self.close(_TRY_AGAIN_LATER)
+        return True
 
     def _wants(self, event: Event) -> bool:
         return self._types is None or event.type in self._types
@@ -173,10 +207,16 @@ class Broker:
         self._position = 0
         self._replaced = 0
         #: Those that some listener still has to send, so that they are encoded once for all who do.
-        self._events: WeakValueDictionary[int, Event] = WeakValueDictionary()
+        #: By which log it is, and id.
+        self._events: WeakValueDictionary[tuple[int, int], Event] = WeakValueDictionary()
 
     def subscribe(
-        self, instance_id: int, types: frozenset[str] | None, since: int | None, may: Callable[[], int | None]
+        self,
+        instance_id: int,
+        types: frozenset[str] | None,
+        since: int | None,
+        may: Callable[[], int | None],
+        alive: Callable[[], bool] = lambda: True,
     ) -> Listener:
         """Register a listener: from now on it hears everything.
 
@@ -184,7 +224,9 @@ class Broker:
             instance_id: whose events.
             types: which types; None: all.
             since: the id after which the client wants to resume; None: it begins now.
-            may: asked after each change that could end it: None, or the close code with which to end.
+            may: asked after each change that could end it: None, or the close code with which to end; StoreError if
+                that cannot be told now.
+            alive: asked each second: whether the init is there through which it may listen.
 
         Raises:
             TooManyListenersError: the instance has as many as it may.
@@ -198,7 +240,7 @@ class Broker:
             # Nobody has listened, so nobody has missed what was not read.
             self._position = after
             self._replaced = self.log.replaced
-        listener = Listener(self, instance_id, types, since, after, may)
+        listener = Listener(self, instance_id, types, since, after, may, alive)
         self._listeners.setdefault(instance_id, others).add(listener)
         return listener
 
@@ -223,7 +265,6 @@ class Broker:
             # Another store lies there, or this one begins anew: its ids mean nothing to anybody who listens.
             self._replaced = self.log.replaced
             self._position = self.log.latest()
-            self._events.clear()
             self.end_all(_TRY_AGAIN_LATER)
             return False
         if entries.oldest > self._position + 1 and self._position:
@@ -240,16 +281,17 @@ class Broker:
 
     def event(self, entry: Notification) -> Event:
         """The event of an entry of the log; the same one for all who have it to send at the same time."""
-        event = self._events.get(entry.id)
+        key = (self.log.replaced, entry.id)
+        event = self._events.get(key)
         if event is None:
-            self._events[entry.id] = event = Event(entry)
+            self._events[key] = event = Event(entry)
         return event
 
-    def ask_all(self) -> None:
-        """Have every listener asked whether it may still listen: an init may have ended without an entry in the log."""
+    def check_all(self) -> None:
+        """Have every listener end that may not listen any more, though there was no entry in the log."""
         for listeners in tuple(self._listeners.values()):
             for listener in tuple(listeners):
-                listener.ask()
+                listener.check()
 
     def end_all(self, code: int) -> None:
         """Have all streams ended."""

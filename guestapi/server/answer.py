@@ -44,7 +44,8 @@ class Answer:
         del self.environ["guestapi.caller"]
         self.instance = self.caller = None
 
-    def again(self, caller: Caller, seconds: float) -> None:
+    def again(self, caller: Caller, instance: Instance | None, seconds: float) -> None:
         """It was given once more."""
         self.caller = self.environ["guestapi.caller"] = caller
+        self.instance = instance
         self.seconds = seconds

@@ -218,10 +218,12 @@ class Connection(Channel):
             return False
         self._buffer = b""
         self._in_head = False
-        self._send(repeat.whole(), b"")
         answer = repeat.answer
+        # Others may be given the same answer while this client takes its time.
+        instance = None if answer is None else shelf.instance
+        self._send(repeat.whole(), b"")
         if answer is not None:
-            answer.again(caller, time.monotonic() - began)
+            answer.again(caller, instance, time.monotonic() - began)
             self._service.answered(answer)
             answer.forget()
         return True

@@ -13,7 +13,7 @@ from guestapi.notifications.broker import Broker
 from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.doorbell import Doorbell
-from guestapi.store.reading import Reader
+from guestapi.store.reading import Reader, Version
 from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
@@ -59,6 +59,10 @@ class OffloadedStore:
     def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
         """As `Reader.running_in`."""
         return self._reader.running_in(namespace)
+
+    def version(self) -> Version:
+        """As `Reader.version`."""
+        return self._reader.version()
 
     def mirrored(self) -> bool:
         """As `Reader.mirrored`."""

@@ -104,9 +104,12 @@ class Shelf:
         except StoreError:
             # Whoever answers in earnest will say so.
             return None
-        if repeat.answer is not None:
-            repeat.answer.instance = instance
         return repeat
+
+    @property
+    def instance(self) -> Instance | None:
+        """Of whom the answers are made, as long as somebody else keeps it."""
+        return self._instance()
 
     def put(self, request: bytes, instance: Instance, repeat: Repeat) -> None:
         """Keep an answer that was made of `instance`."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from guestapi.api.handover import Handover
 from guestapi.notifications.events import PING, Event, Form, frame
 from guestapi.server.http import stream_head
+from guestapi.server.turns import LARGE
 from guestapi.server.websocket import LONGEST_FRAME, ClientFrames, closing
 from guestapi.store.schema import StoreError
 
@@ -66,8 +67,8 @@ class Peer(Protocol):
         """Give what is being sent so long, and no longer."""
         ...
 
-    def give_way(self) -> None:
-        """Let others have their turn."""
+    def give_way(self, size: int = 0) -> None:
+        """Let others have their turn before so many bytes are looked at."""
         ...
 
     def abort(self) -> None:
@@ -104,8 +105,10 @@ class Stream:
                 self._send_events(events)
                 if not self._listen():
                     return
-                # However much was missed, others have their turn.
-                self._peer.give_way()
+                if self._listener.overrun or self._listener.closing is not None:
+                    break
+                # However much was missed, others have their turn; a batch takes milliseconds to read.
+                self._peer.give_way(LARGE)
             self._follow()
         except StoreError as error:
             log.error("an event stream ends: %s", error)

@@ -22,14 +22,18 @@ _AGAIN_SECONDS = 0.05
 class Patience:
     """Waits for the mirror if a caller may be of an instance that has just started."""
 
-    def __init__(self, identifier: Identifier, mirrored: Callable[[], bool], settings: Callers) -> None:
+    def __init__(
+        self, identifier: Identifier, mirrored: Callable[[], bool], version: Callable[[], object], settings: Callers
+    ) -> None:
         """Args:
         identifier: who is at the other end of a socket now.
         mirrored: whether there is a mirror to wait for.
+        version: of the store: the same as long as nobody has committed.
         settings: for how long, and how many may wait at a time.
         """
         self._identifier = identifier
         self._mirrored = mirrored
+        self._version = version
         self._seconds = settings.wait_seconds
         self._most = settings.waiting
         self._waiting = 0
@@ -48,9 +52,13 @@ class Patience:
             self._waiting += 1
             try:
                 until = time.monotonic() + self._seconds
+                seen: object = None
                 while caller.instance_id is None and caller.contained and time.monotonic() < until:
                     gevent.sleep(_AGAIN_SECONDS)
-                    caller = self._identifier.identify(connection, caller.credentials)
+                    # A look costs the more the deeper a guest nests its namespaces.
+                    if (version := self._version()) != seen:
+                        seen = version
+                        caller = self._identifier.identify(connection, caller.credentials)
             finally:
                 self._waiting -= 1
         return caller

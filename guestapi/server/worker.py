@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 #: How long a stopping worker lets clients send their next request on a connection that they have open. It answers
 #: that one with ``Connection: close``, so a client that is at work notices nothing.
 _LAST_REQUESTS_SECONDS = 1.0
+#: After so many halves of ``graceful_timeout``, by the clock, a stopping worker ends whatever is still there: after two
+#: the master kills it.
+_LATEST = 1.7
 #: How often a stopping worker looks at the connections that are left.
 _ROUND_SECONDS = 0.02
 #: Seconds between two signs of life.
@@ -101,7 +104,7 @@ class GuestWorker(GeventWorker):
             Shares(limits.connections_per_instance, self.cfg.worker_connections, self._made_room),
             descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             multiprocess=self.cfg.workers > 1,
-            patience=Patience(identifier, store.mirrored, application.settings.callers),
+            patience=Patience(identifier, store.mirrored, store.version, application.settings.callers),
             account_from=0 if self._hooks.wanted or self.cfg.max_requests else requests.tells_from,
         )
         listeners = [
@@ -125,11 +128,13 @@ class GuestWorker(GeventWorker):
         self._service.stopping = True
         # The master kills the worker when the whole of it is over.
         patience = self.cfg.graceful_timeout / 2
-        # Seconds in which this process could serve clients: while a busy machine lets it wait, they wait too.
-        worked, before = 0.0, time.monotonic()
-        while self._service.connections and worked < patience:
+        # Seconds in which this process could serve clients: while a busy machine lets it wait, they wait too. But not
+        # until the master kills it, which goes by the clock.
+        worked, began = 0.0, time.monotonic()
+        before = began
+        while self._service.connections and worked < patience and before < began + _LATEST * patience:
             self.notify()
-            over = worked >= min(_LAST_REQUESTS_SECONDS, patience / 2)
+            over = worked >= min(_LAST_REQUESTS_SECONDS, patience / 2) or before > began + patience
             for connection in list(self._service.connections):
                 connection.finish(after_last_requests=over)
             gevent.sleep(_ROUND_SECONDS)
@@ -185,17 +190,21 @@ def _follow_log(store: OffloadedStore) -> None:
     """Have events delivered as soon as the doorbell rings, and look once a second in case a ring was missed."""
     rung = Event()
     watcher = get_hub().loop.io(store.doorbell.fileno(), 1)
-    watcher.start(rung.set)
+
+    def ring() -> None:
+        # At once, whatever the greenlet is at: the loop would call this again and again.
+        store.doorbell.heard()
+        rung.set()
+
+    watcher.start(ring)
     ask_at = 0.0
     while True:
         rung.wait(_LOOK_SECONDS)
-        if rung.is_set():
-            rung.clear()
-            store.doorbell.heard()
+        rung.clear()
         try:
             if time.monotonic() >= ask_at:
                 ask_at = time.monotonic() + _LOOK_SECONDS
-                store.broker.ask_all()
+                store.broker.check_all()
             while store.broker.look():
                 gevent.sleep(0)
         except StoreError as error:

@@ -28,6 +28,8 @@ from guestapi.store.walindex import header, map_index
 #: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
 KEPT_INSTANCES = 1024
 KEPT_BYTES = 32 * 1024 * 1024
+#: Of how many PID namespaces it is kept who was registered there, mostly nobody: a guest can come with any number.
+KEPT_NAMESPACES = 4096
 
 _REVISION = select(instances.c.revision).where(instances.c.id == bindparam("id"))
 _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam("namespace"))
@@ -66,6 +68,18 @@ class Reader:
         self._kept_bytes = 0
         self._namespaces: dict[int, list[tuple[int, int, Init]]] = {}
         self._namespaces_version: Version = -1
+
+    def version(self) -> Version:
+        """What is the same as long as nobody has committed.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        try:
+            return self._look()[1]
+        except (DBAPIError, sqlite3.Error) as error:
+            self.close()
+            raise explain(error, self._file) from None
 
     def instance(self, instance_id: int) -> Instance | None:
         """What the host says now of the instance with this id, or None if it was removed.
@@ -108,9 +122,9 @@ class Reader:
             if found is None:
                 rows = connection.execute(_IN_NAMESPACE, {"namespace": namespace}).mappings()
                 found = [(row["id"], row["run"], init) for row in rows if (init := init_of(row))]
-                # Only those that are found: whatever number a guest comes with, it cannot make this grow.
-                if found:
-                    self._namespaces[namespace] = found
+                if len(self._namespaces) >= KEPT_NAMESPACES:
+                    self._namespaces.clear()
+                self._namespaces[namespace] = found
             return found
         except (DBAPIError, sqlite3.Error) as error:
             self.close()

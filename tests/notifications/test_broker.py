@@ -6,6 +6,7 @@ import json
 import sqlite3
 import tempfile
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from guestapi import settings
 from guestapi.callers.namespaces import boot_id
 from guestapi.model import Init
-from guestapi.notifications.broker import Broker, Listener, TooManyListenersError
+from guestapi.notifications.broker import BATCH, Broker, Listener, TooManyListenersError
 from guestapi.notifications.events import Form
 from guestapi.settings import Settings
 from guestapi.store.reading import Reader
-from guestapi.store.schema import database_file
+from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
 
@@ -325,3 +326,74 @@ def test_gap_of_a_foreign_id(store: Settings) -> None:
     assert [event["type"] for event in events] == ["gap", "config"]
     assert events[0]["metadata"] == {"since": 10**9, "oldest": 1}
     assert events[0]["id"] == 0
+
+
+def put_another(store: Settings, value: str) -> None:
+    """Put a database in the place of the store, in which instance 1 is another one, with entries for several batches."""
+    file = database_file(store.store.url)
+    other = Settings(store=settings.Store(url=f"sqlite:///{file.with_name('other.db')}"))
+    with Writer(other, create=True).change() as change:
+        change.start(change.add("default", "other"), Init(1001, 2, boot_id(), 2))
+    for number in range(2 * BATCH):
+        with Writer(other).change() as change:
+            change.configure(change.instance("default", "other"), {"user.key": f"{value}{number}"})
+    with closing(sqlite3.connect(file.with_name("other.db"))) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for suffix in ("-wal", "-shm"):
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
+    file.with_name("other.db").rename(file)
+
+
+def test_what_was_missed_ends_with_its_store(store: Settings) -> None:
+    """A client that still reads what it has missed, when another store is put there, hears nothing of that one."""
+    for number in range(2 * BATCH):
+        set_key(store, str(number))
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    listener = broker.subscribe(1, None, 0, lambda: None)
+    batches = listener.missed()
+    assert len(next(batches)) > 0
+    put_another(store, "foreign")
+    assert [event for batch in batches for event in batch] == []
+    assert listener.closing == 1013
+
+
+def test_events_of_two_stores_are_not_taken_for_each_other(store: Settings) -> None:
+    """An event that a slow client still has to send is not given to others for that of the same id in another store."""
+    set_key(store, "first")
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    held = [event for batch in broker.subscribe(1, None, 0, lambda: None).missed() for event in batch]
+    put_another(store, "foreign")
+    again = [event for batch in broker.subscribe(1, None, 0, lambda: None).missed() for event in batch]
+    assert {event.id for event in held} & {event.id for event in again}
+    texts = [event.written(Form.LINES, numbered=True) for event in again]
+    assert len(texts) == 2 * BATCH
+    assert all(b"foreign" in text for text in texts)
+
+
+def test_who_may_not_listen_any_more_without_an_entry(store: Settings) -> None:
+    """Each second those are asked whose init has ended, or of whom nobody could tell; no others."""
+    asked: list[str] = []
+    living = {"a": True, "b": True}
+    faulty = [False]
+
+    def may(name: str) -> int | None:
+        asked.append(name)
+        if faulty[0]:
+            raise StoreError("cannot be read")
+        return None if living[name] else 1001
+
+    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    one, two = (broker.subscribe(1, None, None, partial(may, name), partial(living.__getitem__, name)) for name in "ab")
+    broker.check_all()
+    assert asked == []
+    living["a"] = False
+    broker.check_all()
+    assert (asked, one.closing, two.closing) == (["a"], 1001, None)
+    one.leave()
+    faulty[0] = True
+    two.ask()
+    broker.check_all()
+    faulty[0] = False
+    broker.check_all()
+    broker.check_all()
+    assert asked == ["a", "b", "b", "b"]

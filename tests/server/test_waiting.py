@@ -105,7 +105,7 @@ class Endless(Patience):
     """Waits for as long as it is let."""
 
     def __init__(self, identifier: Identifier) -> None:
-        super().__init__(identifier, lambda: True, Callers())
+        super().__init__(identifier, lambda: True, lambda: 0, Callers())
         self.waiting, self.over = Event(), Event()
 
     def wait(self, _connection: socket.SocketType, caller: Caller) -> Caller:

@@ -14,7 +14,6 @@ from guestapi.api.handshake import accept, form_of, since_of, types_of
 from guestapi.callers.identify import Caller
 from guestapi.notifications.broker import Broker, TooManyListenersError
 from guestapi.notifications.events import Form
-from guestapi.store.schema import StoreError
 
 #: RFC 6455, section 7.4.1: policy violation, for an instance that is switched off; going away, for one that stopped.
 SWITCHED_OFF, GONE = 1008, 1001
@@ -50,16 +49,21 @@ class Events:
             if form is Form.SERVER_SENT:
                 headers.append(("Cache-Control", "no-store"))
         try:
+            caller: Caller = req.env["guestapi.caller"]
+            assert caller.init is not None, "admitted by the gate"
             listener = self._broker.subscribe(
-                req.context.instance.id, types_of(req.query_string), since_of(req.env, form), self._may(req)
+                req.context.instance.id,
+                types_of(req.query_string),
+                since_of(req.env, form),
+                self._may(caller),
+                caller.init.alive,
             )
         except TooManyListenersError:
             raise TooManyStreams(_RETRY_SECONDS) from None
         req.env[HANDOVER] = Handover(status, tuple(headers), form, listener)
 
-    def _may(self, req: falcon.Request) -> Callable[[], int | None]:
+    def _may(self, caller: Caller) -> Callable[[], int | None]:
         # Bound to what the gate wants to know, not to the request, which is let go of after the hand-over.
-        caller: Caller = req.env["guestapi.caller"]
         gate = self._gate
 
         def may() -> int | None:
@@ -69,8 +73,6 @@ class Events:
                 return SWITCHED_OFF
             except Refusal:
                 return GONE
-            except StoreError:
-                return None  # It cannot be told now; the next change, or the next second, will tell.
             return None
 
         return may
