@@ -329,14 +329,14 @@ def test_gap_of_a_foreign_id(store: Settings) -> None:
 
 
 def put_another(store: Settings, value: str) -> None:
-    """Put a database in the place of the store, in which instance 1 is another one, with entries for several batches."""
+    """Put a database in the place of the store, in which instance 1 is another one, with entries for some batches."""
     file = database_file(store.store.url)
     other = Settings(store=settings.Store(url=f"sqlite:///{file.with_name('other.db')}"))
     with Writer(other, create=True).change() as change:
         change.start(change.add("default", "other"), Init(1001, 2, boot_id(), 2))
-    for number in range(2 * BATCH):
-        with Writer(other).change() as change:
-            change.configure(change.instance("default", "other"), {"user.key": f"{value}{number}"})
+    with Writer(other).change() as change:
+        keys = {f"user.{value}{number}": "1" for number in range(2 * BATCH)}
+        change.configure(change.instance("default", "other"), keys)
     with closing(sqlite3.connect(file.with_name("other.db"))) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     for suffix in ("-wal", "-shm"):
@@ -346,8 +346,8 @@ def put_another(store: Settings, value: str) -> None:
 
 def test_what_was_missed_ends_with_its_store(store: Settings) -> None:
     """A client that still reads what it has missed, when another store is put there, hears nothing of that one."""
-    for number in range(2 * BATCH):
-        set_key(store, str(number))
+    with Writer(store).change() as change:
+        change.configure(change.instance("default", "a"), {f"user.{number}": "1" for number in range(2 * BATCH)})
     broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
     listener = broker.subscribe(1, None, 0, lambda: None)
     batches = listener.missed()
