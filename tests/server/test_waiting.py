@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import threading
@@ -11,6 +12,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init, Mirror
 from guestapi.server import service
@@ -145,3 +147,28 @@ def test_who_waits_is_through_the_door() -> None:
         while shared.connections:
             gevent.sleep(0.001)
         pairs[2][0].close()
+
+
+class Counting(Identifier):
+    """Counts how often it looks at a caller, who is in a container that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__(Nobody())
+        self.looks = 0
+
+    def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
+        """As Identifier."""
+        self.looks += 1
+        return Caller(who, contained=True)
+
+
+@pytest.mark.parametrize(("commits", "looks"), [(False, range(1, 2)), (True, range(4, 20))])
+def test_who_waits_is_looked_at_when_there_is_news(commits: bool, looks: range) -> None:
+    """A look is dear for a caller deep in namespaces, so there is another one only when somebody has committed."""
+    versions = itertools.count() if commits else itertools.repeat(0)
+    identifier = Counting()
+    patience = Patience(identifier, lambda: True, lambda: next(versions), Callers(wait_seconds=0.5))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        patience.wait(ours, Caller(Credentials(1, 0, 0), contained=True))
+    assert identifier.looks in looks
