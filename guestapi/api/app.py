@@ -12,7 +12,7 @@ from urllib.parse import quote
 import falcon
 from falcon.routing import CompiledRouter
 
-from guestapi.api import errors, paths
+from guestapi.api import errors
 from guestapi.api.buckets import Buckets
 from guestapi.api.gate import Gate
 from guestapi.api.resources.config import Key, Keys
@@ -24,6 +24,7 @@ from guestapi.api.resources.root import Root
 from guestapi.api.resources.state import State, Version
 from guestapi.api.routing import Router
 from guestapi.dialects import DIALECTS, Dialect
+from guestapi.http import target
 from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.settings import Limits
@@ -66,8 +67,8 @@ class Application:
         ``RAW_PATH``, the path as it was sent. On return ``guestapi.instance`` is there if the caller was admitted.
         """
         path = environ["RAW_PATH"]
-        if not paths.is_clean(path) and environ["REQUEST_METHOD"] != "CONNECT":
-            return _redirect(environ, start_response, paths.clean(path))
+        if not target.is_clean(path) and environ["REQUEST_METHOD"] != "CONNECT":
+            return _redirect(environ, start_response, target.clean(path))
         return self.apps[environ["guestapi.dialect"]](environ, start_response)
 
 

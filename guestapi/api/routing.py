@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import falcon
 
 from guestapi.api.errors import MethodNotAllowed
-from guestapi.api.paths import decode_segment
+from guestapi.http.target import decode_segment
 
 Responder = Callable[..., None]
 Found = tuple[object, "Methods", dict[str, str], str]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+from guestapi.http.websocket import CloseCode
 from guestapi.model import Notification
 from guestapi.notifications.events import Event, gap
 from guestapi.store.rows import LAST_ID, Entries
@@ -184,7 +185,7 @@ class Listener:
     def _is_another(self) -> bool:
         if self._broker.log.replaced == self._replaced:
             return False
-        self.close(_TRY_AGAIN_LATER)
+        self.close(CloseCode.TRY_AGAIN_LATER)
         return True
 
     def _wants(self, event: Event) -> bool:
@@ -265,11 +266,11 @@ class Broker:
             # Another store lies there, or this one begins anew: its ids mean nothing to anybody who listens.
             self._replaced = self.log.replaced
             self._position = self.log.latest()
-            self.end_all(_TRY_AGAIN_LATER)
+            self.end_all(CloseCode.TRY_AGAIN_LATER)
             return False
         if entries.oldest > self._position + 1 and self._position:
             # The log was trimmed faster than this worker has read it: nobody may believe to have heard everything.
-            self.end_all(_TRY_AGAIN_LATER)
+            self.end_all(CloseCode.TRY_AGAIN_LATER)
         for entry in entries.found:
             listeners = self._listeners.get(entry.instance_id)
             if listeners:
@@ -301,10 +302,6 @@ class Broker:
 
     def __len__(self) -> int:
         return sum(map(len, self._listeners.values()))
-
-
-#: www.iana.org/assignments/websocket: "Try Again Later".
-_TRY_AGAIN_LATER = 1013
 
 
 def _nobody() -> None:

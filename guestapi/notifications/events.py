@@ -9,13 +9,9 @@ from __future__ import annotations
 from enum import Enum
 from functools import cached_property
 
-from geventwebsocket.websocket import Header
-
+from guestapi.http.websocket import Opcode, frame
 from guestapi.model import Notification
 from guestapi.store.changes import encode, timestamp
-
-#: RFC 6455, section 5.2.
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
 
 class Form(Enum):
@@ -24,11 +20,6 @@ class Form(Enum):
     WEBSOCKET = "websocket"
     LINES = "lines"
     SERVER_SENT = "server-sent"
-
-
-def frame(opcode: int, payload: bytes) -> bytes:
-    """A whole WebSocket frame of a server (RFC 6455, section 5.2)."""
-    return bytes(Header.encode_header(True, opcode, b"", len(payload), 0)) + payload
 
 
 class Event:
@@ -62,11 +53,11 @@ class Event:
 
     @cached_property
     def _frame(self) -> bytes:
-        return frame(TEXT, self._line)
+        return frame(Opcode.TEXT, self._line)
 
     @cached_property
     def _numbered_frame(self) -> bytes:
-        return frame(TEXT, self._numbered_line)
+        return frame(Opcode.TEXT, self._numbered_line)
 
     @cached_property
     def _server_sent(self) -> bytes:

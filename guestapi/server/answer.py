@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from guestapi.callers.identify import Caller
+from guestapi.http.request import Environ
 from guestapi.model import Instance
-from guestapi.server.http import Environ
 
 
 class Answer:

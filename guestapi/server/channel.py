@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gevent.hub import get_hub
 from greenlet import getcurrent
 
-from guestapi.server.http import ProtocolError
+from guestapi.http.errors import ProtocolError
 from guestapi.server.stream import LateError
 from guestapi.server.turns import LARGE, Turns
 
@@ -165,7 +165,7 @@ class Channel:
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
 
-    def say(self, response: bytes) -> None:
+    def send_interim(self, response: bytes) -> None:
         """Send an interim response, within the time that the body has."""
         self._send(response, b"", max(0.001, self._deadline - time.monotonic()))
 

@@ -16,25 +16,17 @@ from guestapi.api.content import ChangedFileError, Content
 from guestapi.api.handover import HANDOVER, Handover
 from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller
+from guestapi.http.body import Body
+from guestapi.http.errors import ProtocolError
+from guestapi.http.request import Environ, Head, ends_head, is_too_large, parse_head
+from guestapi.http.response import date_line, error_response, response_end, response_fields
+from guestapi.http.websocket import CloseCode
 from guestapi.notifications.events import Form
 from guestapi.server.answer import Answer
-from guestapi.server.body import Body
 from guestapi.server.channel import READ, Channel
-from guestapi.server.http import (
-    Environ,
-    Head,
-    ProtocolError,
-    date_line,
-    ends_head,
-    error_response,
-    is_too_large,
-    parse_head,
-    response_end,
-    response_fields,
-)
 from guestapi.server.repeats import Shelf
 from guestapi.server.service import Service
-from guestapi.server.stream import GOING_AWAY, LateError, Stream
+from guestapi.server.stream import LateError, Stream
 from guestapi.server.transfer import send_content
 from guestapi.server.turns import LARGE
 from guestapi.store.schema import StoreError
@@ -90,7 +82,7 @@ class Connection(Channel):
         not even read.
         """
         if self._stream is not None:
-            self._stream.close(GOING_AWAY)
+            self._stream.close(CloseCode.GOING_AWAY)
         elif self._in_head and after_last_requests:
             self.shut_down(socket.SHUT_RD)
 

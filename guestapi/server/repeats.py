@@ -19,9 +19,9 @@ from weakref import ref
 
 from guestapi.api.gate import LASTING
 from guestapi.callers.identify import Caller, LiveInit
+from guestapi.http.response import date_line
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
-from guestapi.server.http import date_line
 from guestapi.store.schema import StoreError
 
 #: Bytes that are kept at the most, of the worker and of one shelf, so that no instance can push all others out.

@@ -12,11 +12,12 @@ from gevent.threadpool import ThreadPool
 from guestapi.api.buckets import Buckets
 from guestapi.callers.credentials import Credentials, credentials, is_closed
 from guestapi.callers.identify import Caller, Identifier
+from guestapi.http.errors import ProtocolError
+from guestapi.http.response import error_response
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
 from guestapi.server.crew import Crew
 from guestapi.server.door import Door
-from guestapi.server.http import ProtocolError, error_response
 from guestapi.server.repeats import Repeats
 from guestapi.server.rounds import Rounds
 from guestapi.server.shares import Excess, Shares

@@ -8,22 +8,18 @@ from collections import OrderedDict
 from typing import Protocol
 
 from guestapi.api.handover import Handover
-from guestapi.notifications.events import PING, Event, Form, frame
-from guestapi.server.http import stream_head
+from guestapi.http.response import stream_head
+from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, CloseCode, Opcode, close_frame, frame
+from guestapi.notifications.events import Event, Form
 from guestapi.server.turns import LARGE
-from guestapi.server.websocket import LONGEST_FRAME, ClientFrames, closing
 from guestapi.store.schema import StoreError
 
 log = logging.getLogger(__name__)
 
-#: RFC 6455, section 7.4.1: the server goes down, or the instance does.
-GOING_AWAY = 1001
-_INTERNAL_ERROR = 1011
-
 #: Seconds between two pings, and how many may stay unanswered: as Incus.
 PING_SECONDS = 10.0
 _UNANSWERED = 3
-_PING = frame(PING, b"keepalive")
+_PING = frame(Opcode.PING, b"keepalive")
 #: A comment, which clients skip (html.spec.whatwg.org, "Parsing an event stream").
 _COMMENT = b":\n\n"
 
@@ -32,8 +28,6 @@ _BATCH = 65536
 #: Seconds that a client has to take what is left when its stream is ended, and then to say goodbye itself.
 _LAST_SECONDS = 0.08
 _GOODBYE_SECONDS = 0.5
-
-_REASONS = {1001: "going away", 1008: "not authorized", 1013: "try again later"}
 
 
 class LateError(Exception):
@@ -113,7 +107,7 @@ class Stream:
         except StoreError as error:
             log.error("an event stream ends: %s", error)
             if self._frames is not None:
-                self._send(closing(_INTERNAL_ERROR, "internal error"))
+                self._send(close_frame(CloseCode.INTERNAL_ERROR))
         except LateError:
             pass  # It does not take what it has asked for.
         finally:
@@ -180,7 +174,7 @@ class Stream:
             return True
         if not data or self._frames is None:
             return False
-        heard = self._frames.hear(data)
+        heard = self._frames.feed(data)
         if heard.pong:
             self._unanswered = 0
         if heard.reply:
@@ -193,12 +187,12 @@ class Stream:
         self._send_events(self._listener.pop())
         if self._frames is None:
             return
-        self._send(closing(code, _REASONS.get(code, "")))
+        self._send(close_frame(code))
         # RFC 6455, section 7.1.1: the client answers with a close frame of its own, and would find nobody there.
         until = time.monotonic() + _GOODBYE_SECONDS
         while (left := until - time.monotonic()) > 0:
             data = self._peer.receive_within(left, LONGEST_FRAME)
-            if not data or self._frames.hear(data).ended:
+            if not data or self._frames.feed(data).ended:
                 return
 
     def _on_news(self) -> None:

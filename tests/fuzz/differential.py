@@ -9,8 +9,9 @@ import re
 
 import h11
 
-from guestapi.server.body import Body
-from guestapi.server.http import Head, ProtocolError, parse_head
+from guestapi.http.body import Body
+from guestapi.http.errors import ProtocolError
+from guestapi.http.request import Head, parse_head
 from guestapi.settings import Limits
 
 LIMITS = Limits()
@@ -136,5 +137,5 @@ class _Received:
         taken, self.left = self.left[:size], self.left[size:]
         return taken
 
-    def say(self, _response: bytes) -> None:
+    def send_interim(self, _response: bytes) -> None:
         """Nobody hears it."""

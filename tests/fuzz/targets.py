@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from guestapi.notifications.events import frame
-from guestapi.server.websocket import LONGEST_FRAME, ClientFrames
+from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, frame
 from tests.fuzz.commands import check_command, check_settings
 from tests.fuzz.differential import check_requests
 from tests.fuzz.exchange import FINGERPRINT, PAUSE, check_exchange
@@ -20,11 +19,11 @@ def check_frames(data: bytes) -> None:
     Raises:
         AssertionError: it does not.
     """
-    whole = ClientFrames().hear(data)
+    whole = ClientFrames().feed(data)
     frames = ClientFrames()
     reply, pong, ended = b"", False, False
     for start in range(len(data)):
-        heard = frames.hear(data[start : start + 1])
+        heard = frames.feed(data[start : start + 1])
         reply, pong, ended = reply + heard.reply, pong or heard.pong, heard.ended
         assert len(frames._buffer) <= LONGEST_FRAME
         if ended:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS
-from tests.server.test_http_differential import REQUESTS, mutated
+from tests.http.test_request_differential import REQUESTS, mutated
 
 #: How many inputs each target has in the suite: seconds, together.
 EXAMPLES = {"requests": 1000, "exchange": 400, "frames": 500, "settings": 500, "command": 150}

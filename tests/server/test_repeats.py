@@ -10,8 +10,9 @@ import pytest
 
 from guestapi.api.gate import LASTING
 from guestapi.callers.identify import Caller
+from guestapi.http import response
 from guestapi.model import Instance
-from guestapi.server import http, repeats
+from guestapi.server import repeats
 from guestapi.server.answer import Answer
 from guestapi.server.repeats import Repeats, Shelf
 from guestapi.store.schema import StoreError
@@ -69,7 +70,7 @@ def test_same_bytes_again(host: Host) -> None:
     """The same request of the same caller is answered with the same bytes and a Date; any other one is not."""
     guest = caller()
     host.answer(guest)
-    assert found(host, guest) == b"HTTP/1.1 200 OK\r\n" + http.date_line() + b"\r\nbar"
+    assert found(host, guest) == b"HTTP/1.1 200 OK\r\n" + response.date_line() + b"\r\nbar"
     assert found(host, guest) == found(host, guest)
     for other in (REQUEST[:-1], REQUEST + b" ", REQUEST.lower(), REQUEST * 2, b""):
         assert found(host, guest, other) is None
@@ -81,7 +82,7 @@ def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.answer(guest)
     dates = set()
     for second in (1_000_000_000, 1_000_000_000.9, 1_000_000_001):
-        monkeypatch.setattr("guestapi.server.http.time.time", lambda at=second: at)
+        monkeypatch.setattr("guestapi.http.response.time.time", lambda at=second: at)
         whole = found(host, guest)
         assert whole is not None
         dates.add(whole)

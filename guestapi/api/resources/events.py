@@ -12,11 +12,10 @@ from guestapi.api.gate import Gate
 from guestapi.api.handover import HANDOVER, Handover
 from guestapi.api.handshake import accept, form_of, since_of, types_of
 from guestapi.callers.identify import Caller
+from guestapi.http.websocket import CloseCode
 from guestapi.notifications.broker import Broker, TooManyListenersError
 from guestapi.notifications.events import Form
 
-#: RFC 6455, section 7.4.1: policy violation, for an instance that is switched off; going away, for one that stopped.
-SWITCHED_OFF, GONE = 1008, 1001
 #: When to come back who has too many: streams last, and so does their being too many.
 _RETRY_SECONDS = 10
 
@@ -70,9 +69,9 @@ class Events:
             try:
                 gate.admit(caller, "GET", "/1.0/events")
             except NotAuthorized:
-                return SWITCHED_OFF
+                return CloseCode.POLICY_VIOLATION
             except Refusal:
-                return GONE
+                return CloseCode.GOING_AWAY
             return None
 
         return may

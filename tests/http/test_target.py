@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.api.paths import clean, decode_segment, is_clean, split_target
+from guestapi.http.target import clean, decode_segment, is_clean, split_target
 
 #: Paths made of the pieces that matter, and of anything else a raw target can hold.
 PATHS = st.lists(

@@ -1,4 +1,4 @@
-"""The body of a request, read only when it is asked for: by the application, or to get to the next request."""
+"""The body of a request. It is read when the application asks for it, or to reach the next request."""
 
 from __future__ import annotations
 
@@ -6,50 +6,63 @@ import io
 import re
 from typing import Protocol
 
-from guestapi.server.http import CONTINUE, ProtocolError
+from guestapi.http.errors import ProtocolError
+from guestapi.http.response import CONTINUE
 
-#: RFC 9112, section 7.1: the size in hexadecimal, then perhaps extensions, which nobody uses; as for Go and h11, there
-#: is no white space before them.
+#: RFC 9112, section 7.1: the size in hexadecimal, then optional extensions, which are ignored. As with Go and h11, no
+#: white space may stand before them.
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;[^\r\n]*)?\r\n")
-#: RFC 9110, section 5: a name of tchar, and printable text or bytes from 0x80 on. What frames a message comes too late
-#: there (section 6.5.1).
+#: RFC 9110, section 5: a name of tchar; printable text or bytes from 0x80 on. Fields that frame a message are forbidden
+#: in a trailer section (section 6.5.1).
 _TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n")
-#: How long a chunk's first line, or the whole trailer section, may be.
+#: The longest first line of a chunk, and the longest trailer section, in bytes.
 _LINE = 4096
-#: How many chunks and trailer fields a body may have. Each costs time, during which nobody else is served; and in a
-#: body of 64 KiB a client that means well has few.
+#: The most chunks and trailer fields of a body together. Each takes time in which no other client is served, and an
+#: honest client sends few in a body of 64 KiB.
 _LINES = 256
 
 
 class Source(Protocol):
-    """Where a body's bytes come from: `connection.Connection`."""
+    """Where a body's bytes come from. The server's transport implements it."""
 
     def peek_line(self, limit: int) -> bytes:
-        """The next line up to and with its LF, left in place; raises ProtocolError if it is longer than `limit`."""
+        """Return the next line with its LF, and leave it in place.
+
+        Raises:
+            ProtocolError: it is longer than `limit` bytes, or does not come in time.
+        """
         ...
 
     def take(self, size: int) -> bytes:
-        """The next bytes, at least one and at most `size`; raises ProtocolError if they do not come in time."""
+        """Remove and return the next bytes, at least one and at most `size`.
+
+        Raises:
+            ProtocolError: they do not come in time.
+        """
         ...
 
-    def say(self, response: bytes) -> None:
-        """Send to the client."""
+    def send_interim(self, response: bytes) -> None:
+        """Send an interim response to the client."""
         ...
 
 
 class Body(io.RawIOBase):
-    """``wsgi.input`` of a request that has a body.
+    """The ``wsgi.input`` of a request that has a body.
 
-    Reading raises `ProtocolError` if the body is too large, malformed, cut or late; ``failure`` keeps it, since the
-    application may not have let it through.
+    Reading raises `ProtocolError` if the body is too large, malformed, cut short or late.
+
+    Attributes:
+        failure: the error that reading raised, since the application may have caught it.
     """
 
     def __init__(self, source: Source, length: int | None, limit: int, expects: bool) -> None:
-        """Args:
-        source: the connection.
-        length: of the body in bytes; None if it comes in chunks.
-        limit: how many bytes are taken at most.
-        expects: the client wants to hear ``100 Continue`` first.
+        """Prepare to read; nothing is read yet.
+
+        Args:
+            source: where the bytes come from.
+            length: bytes of the body; None if it comes in chunks.
+            limit: the most bytes that are accepted.
+            expects: whether the client waits for ``100 Continue``.
         """
         self._source = source
         self._chunked = length is None
@@ -62,26 +75,26 @@ class Body(io.RawIOBase):
 
     @property
     def untouched(self) -> bool:
-        """The client still waits for ``100 Continue``: it may send the body or not, so nothing can follow."""
+        """Whether the client still waits for ``100 Continue``. It may omit the body, so no request can follow."""
         return self._expects and not self._ended
 
     def readable(self) -> bool:
-        """Always: what io.RawIOBase asks for."""
+        """Return True, as io.RawIOBase requires."""
         return True
 
-    # typeshed wants any buffer; io hands these two.
+    # typeshed requires any buffer; io passes these two.
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """As io.RawIOBase: at least one byte, or 0 at the end."""
+        """Fill `buffer` as io.RawIOBase requires: with at least one byte, or none at the end."""
         data = self._next(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def readall(self) -> bytes:
-        """The rest."""
+        """Read the rest of the body."""
         return b"".join(iter(lambda: self._next(65536), b""))
 
     def drain(self) -> None:
-        """Read the rest and forget it."""
+        """Read the rest of the body and discard it."""
         while self._next(65536):
             pass
 
@@ -91,7 +104,7 @@ class Body(io.RawIOBase):
         try:
             if self._expects:
                 self._expects = False
-                self._source.say(CONTINUE)
+                self._source.send_interim(CONTINUE)
             if self._chunked and self._left == 0 and not self._ended:
                 self._next_chunk()
             if self._ended:

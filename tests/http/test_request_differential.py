@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guestapi.server.http import ProtocolError, parse_head
+from guestapi.http.errors import ProtocolError
+from guestapi.http.request import parse_head
 from tests.fuzz.differential import LIMITS, check_head
 
 START = b"GET / HTTP/1.1\r\nHost: x\r\n"

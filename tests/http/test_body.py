@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestapi.server.body import Body
-from guestapi.server.http import CONTINUE, ProtocolError
+from guestapi.http.body import Body
+from guestapi.http.errors import ProtocolError
+from guestapi.http.response import CONTINUE
 
 
 class Pieces:
@@ -38,7 +39,7 @@ class Pieces:
         taken, self.left = self.left[:size], self.left[size:]
         return taken
 
-    def say(self, response: bytes) -> None:
+    def send_interim(self, response: bytes) -> None:
         """Note it."""
         self.said.append(response)
 

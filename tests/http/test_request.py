@@ -7,15 +7,9 @@ from email.utils import parsedate_to_datetime
 import h11
 import pytest
 
-from guestapi.server.http import (
-    Head,
-    ProtocolError,
-    date_line,
-    error_response,
-    parse_head,
-    response_end,
-    response_fields,
-)
+from guestapi.http.errors import ProtocolError
+from guestapi.http.request import Head, parse_head
+from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.settings import Limits
 from tests.harness.containers import parse
 

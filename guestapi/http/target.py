@@ -1,7 +1,8 @@
-"""Request targets (RFC 9112, section 3.2) and paths, as Go's net/http takes them, whose clients are ours.
+"""Request targets (RFC 9112, section 3.2) and paths.
 
-Pure functions over the raw, still percent-encoded target. A ``%2F`` inside a segment is part of the segment: paths
-are split first and decoded after.
+They are parsed as by Go's net/http, because existing clients were written for a server in Go. All functions take the
+raw target, still percent-encoded. ``%2F`` in a segment belongs to the segment, so paths are split before they are
+decoded.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def split_target(target: str) -> tuple[str, str] | None:
-    """Path and query of a request target in origin form or absolute form; None if it is neither.
+    """Split a request target in origin form or absolute form.
 
     Args:
-        target: one character for each byte (ISO 8859-1), as WSGI has strings.
+        target: one character for each byte (ISO 8859-1), as WSGI represents bytes.
 
     Returns:
-        The path, still percent-encoded and possibly empty, and the query without its question mark.
+        The path, still percent-encoded and possibly empty, and the query without its question mark. None if the target
+        has neither form.
     """
     if not target.startswith("/"):
         found = _ABSOLUTE.match(target)
@@ -39,21 +41,21 @@ def split_target(target: str) -> tuple[str, str] | None:
 
 
 def clean(path: str) -> str:
-    """The canonical form of a path: no empty, ``.`` or ``..`` segments; a trailing slash stays. Nothing is decoded."""
-    # normpath keeps two leading slashes, which POSIX lets mean something else; here they do not.
+    """Remove empty, ``.`` and ``..`` segments from a path. A trailing slash stays; nothing is decoded."""
+    # normpath keeps two leading slashes, which POSIX gives a special meaning. They have none here.
     cleaned = normpath("/" + path.lstrip("/"))
     return cleaned + "/" if path.endswith("/") and cleaned != "/" else cleaned
 
 
 def is_clean(path: str) -> bool:
-    """Whether `clean` would leave the path as it is. Most are, and this is quicker than to clean them."""
+    """Tell whether `clean` would return the path unchanged. This is quicker than `clean`."""
     if path[:1] != "/" or "//" in path:
         return False
     return "/." not in path or clean(path) == path
 
 
 def decode_segment(segment: str) -> str:
-    """A percent-decoded segment. Bytes that are no UTF-8 become U+FFFD, which no key holds."""
+    """Percent-decode a segment. Bytes that are not UTF-8 become U+FFFD, which no key contains."""
     if "%" not in segment and segment.isascii():
         return segment
     return unquote_to_bytes(segment.encode("latin-1")).decode("utf-8", "replace")
