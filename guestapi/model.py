@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 InstanceType = Literal["container", "virtual-machine"]
@@ -16,20 +16,24 @@ Device = dict[str, str]
 class Init:
     """The identity of a running instance: the one process that is PID 1 inside.
 
-    A PID is handed out again, and so is the inode number of a PID namespace, as soon as its owner is gone. All
-    fields together name one process of one boot for ever.
+    A PID is handed out again, and so is the inode number of a PID namespace, as soon as its owner is gone. The first
+    four fields together name one process of one boot for ever; two of these are equal if those are.
 
     Attributes:
         pid: as seen in the PID namespace of the service.
         start_time: clock ticks since boot (proc_pid_stat(5), field 22).
         boot_id: /proc/sys/kernel/random/boot_id when it was registered.
         namespace: inode number of its PID namespace (namespaces(7)).
+        root_uid: which of our users was root inside when it was registered; None: not recorded.
+        user_namespace: inode number of the user namespace that owns the PID namespace; None: not recorded.
     """
 
     pid: int
     start_time: int
     boot_id: str
     namespace: int
+    root_uid: int | None = field(default=None, compare=False)
+    user_namespace: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
