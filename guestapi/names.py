@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import Mapping
 
+from guestapi.errors import OperatorError
 from guestapi.model import Device
 
 #: RFC 1123, section 2.1: letters, digits and inner hyphens, at most 63 of them (RFC 1035, section 2.3.4).
@@ -20,7 +21,7 @@ KEY_BYTES = 255
 VALUE_BYTES = 2 * 1024 * 1024
 
 
-class InvalidNameError(ValueError):
+class InvalidNameError(OperatorError):
     """A name or value cannot be taken; the text is one sentence that says what would be right."""
 
 

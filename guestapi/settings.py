@@ -15,13 +15,14 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guestapi.dialects import DIALECTS
+from guestapi.errors import OperatorError
 
 DEFAULT_FILE = Path("/etc/guestapi/guestapi.toml")
 
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 
-class SettingsError(Exception):
+class SettingsError(OperatorError):
     """The configuration cannot be used; the text is one sentence for the operator."""
 
 

@@ -28,7 +28,7 @@ from guestapi.http import target
 from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.settings import Limits
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]

@@ -10,6 +10,7 @@ import os
 import select
 from functools import cache
 
+from guestapi.errors import OperatorError
 from guestapi.model import Init
 
 #: include/uapi/linux/pidfd.h, since Linux 6.11: a descriptor of the PID namespace of a pidfd's process.
@@ -21,7 +22,7 @@ _NS_GET_PARENT = 0xB702
 _STATE, _START_TIME = 3 - 3, 22 - 3
 
 
-class NotAnInitError(Exception):
+class NotAnInitError(OperatorError):
     """A process cannot be an instance's identity; the text is one sentence that says what would be right."""
 
 

@@ -14,15 +14,17 @@ import click
 
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
-from guestapi.cli.common import EXPECTED, Operator, has_format, print_json, printable
+from guestapi.cli.common import Operator, has_format, print_json, printable
 from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
+from guestapi.errors import GuestapiError
 from guestapi.model import Instance, Mirror
 from guestapi.server import gunicorn_conf
 from guestapi.server.systemd import is_off
 from guestapi.settings import Listener
 from guestapi.store import images
-from guestapi.store.schema import StoreError, database_file
+from guestapi.store.engine import database_file
+from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
 
 #: Bytes that a change may need on the disk: a value of 2 MiB and what is told of it, in the write-ahead log and then in
@@ -84,7 +86,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
 def _attempt(check_name: str, look: Callable[[], tuple[object, str]]) -> Finding:
     try:
         return Finding(check_name, True, look()[1])
-    except EXPECTED as error:
+    except GuestapiError as error:
         return Finding(check_name, False, str(error))
 
 

@@ -15,11 +15,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from guestapi import settings as settings_module
-from guestapi.callers.namespaces import NotAnInitError, is_alive
+from guestapi.callers.namespaces import is_alive
+from guestapi.errors import GuestapiError
 from guestapi.model import Device, Instance
-from guestapi.names import InvalidNameError
-from guestapi.settings import Settings, SettingsError
-from guestapi.store.schema import StoreError
+from guestapi.settings import Settings
 from guestapi.store.view import View, view
 from guestapi.store.writing import Writer
 
@@ -27,9 +26,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Control characters that JSON leaves as they are, and halves of surrogate pairs, which no terminal can be sent.
 _UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
-
-#: What an operator may cause; the text of each is one sentence.
-EXPECTED = (InvalidNameError, NotAnInitError, SettingsError, StoreError)
 
 
 class Operator:
@@ -60,7 +56,7 @@ class OneSentence(click.Group):
         """As click.Group."""
         try:
             return super().invoke(ctx)
-        except EXPECTED as error:
+        except GuestapiError as error:
             fail(str(error))
 
 
@@ -74,7 +70,7 @@ def _complete_instance(ctx: click.Context, _parameter: click.Parameter, incomple
         operator = Operator(ctx.find_root().params.get("config"))
         with operator.view() as store:
             known = store.instances(ctx.params.get("project"))
-    except EXPECTED:
+    except GuestapiError:
         return []
     return [CompletionItem(instance.name) for instance in known if instance.name.startswith(incomplete)]
 

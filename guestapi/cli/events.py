@@ -10,7 +10,8 @@ import click
 from guestapi.cli.common import Operator, printable
 from guestapi.model import Notification
 from guestapi.store.doorbell import Doorbell
-from guestapi.store.schema import StoreError, database_file
+from guestapi.store.engine import database_file
+from guestapi.store.errors import StoreError
 
 _TYPES = frozenset({"config", "device", "lifecycle"})
 

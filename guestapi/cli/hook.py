@@ -12,10 +12,11 @@ from typing import NoReturn
 import click
 import systemd.journal
 
-from guestapi.cli.common import EXPECTED, Operator
+from guestapi.cli.common import Operator
+from guestapi.errors import GuestapiError
 from guestapi.settings import SettingsError
 from guestapi.sources import lxc, nspawn, oci
-from guestapi.sources.register import Report, ReportError, register
+from guestapi.sources.register import Report, register
 
 #: Seconds until the runtime, and the container, go on in any case.
 _LIMIT_SECONDS = 2.0
@@ -62,7 +63,7 @@ def _run(operator: Operator, runtime: str, look: Callable[[], Report]) -> None:
         register(operator.settings, look())
     except _TooLateError:
         _failed(operator, runtime, f"not done within {_LIMIT_SECONDS:.0f} s")
-    except (*EXPECTED, ReportError) as error:
+    except GuestapiError as error:
         _failed(operator, runtime, str(error))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

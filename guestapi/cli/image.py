@@ -12,7 +12,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from guestapi.cli.common import EXPECTED, F, Operator, has_format, print_json, print_table, printable
+from guestapi.cli.common import F, Operator, has_format, print_json, print_table, printable
+from guestapi.errors import GuestapiError
 from guestapi.model import Image
 from guestapi.store import images
 from guestapi.store.writing import Writer
@@ -28,7 +29,7 @@ def _complete_image(ctx: click.Context, _parameter: click.Parameter, incomplete:
         operator = Operator(ctx.find_root().params.get("config"))
         with operator.view() as store:
             known = [name for one in store.images() for name in (*one.aliases, one.fingerprint)]
-    except EXPECTED:
+    except GuestapiError:
         return []
     return [CompletionItem(name) for name in known if name.startswith(incomplete)]
 

@@ -18,6 +18,8 @@ from msgspec import Struct, field
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, unix_connect
 
+from guestapi.errors import SourceError
+
 #: Seconds that the daemon has for an answer: it looks at every instance for some of them.
 _ANSWER_SECONDS = 60.0
 #: Seconds that it has for what concerns one instance alone, which takes it milliseconds: it looks at the instance's
@@ -31,7 +33,7 @@ _EVENT_BYTES = 1 << 20
 T = TypeVar("T")
 
 
-class DaemonError(Exception):
+class DaemonError(SourceError):
     """The daemon cannot be asked; the text is one sentence for the operator."""
 
 

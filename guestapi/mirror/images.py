@@ -24,8 +24,8 @@ from guestapi.dialects import DIALECTS
 from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Image, RefusedError
 from guestapi.settings import Settings
 from guestapi.store import images
+from guestapi.store.errors import ConflictError, StoreError
 from guestapi.store.images import ImageFileError, Part
-from guestapi.store.schema import ConflictError, StoreError
 from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 

@@ -26,8 +26,9 @@ from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
 from guestapi.store import mirroring
 from guestapi.store.doorbell import Doorbell
+from guestapi.store.engine import database_file
+from guestapi.store.errors import ConflictError, StoreError
 from guestapi.store.mirroring import Mirrored
-from guestapi.store.schema import ConflictError, StoreError, database_file
 from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 

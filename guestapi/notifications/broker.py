@@ -15,8 +15,8 @@ from weakref import WeakValueDictionary
 from guestapi.http.websocket import CloseCode
 from guestapi.model import Notification
 from guestapi.notifications.events import Event, gap
+from guestapi.store.errors import StoreError
 from guestapi.store.rows import LAST_ID, Entries
-from guestapi.store.schema import StoreError
 
 #: Entries that are read at a time.
 BATCH = 256

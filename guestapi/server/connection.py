@@ -29,7 +29,7 @@ from guestapi.server.service import Service
 from guestapi.server.stream import LateError, Stream
 from guestapi.server.transfer import send_content
 from guestapi.server.turns import LARGE
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 

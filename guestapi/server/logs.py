@@ -15,7 +15,7 @@ from guestapi.callers.identify import Caller
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
 from guestapi.settings import Log
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 
 requests = logging.getLogger("guestapi.requests")
 

@@ -19,7 +19,7 @@ from guestapi.server.logs import GunicornLogger
 from guestapi.server.offload import OffloadedStore
 from guestapi.server.worker import GuestWorker
 from guestapi.settings import Listener, Settings, SettingsError
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
 
 #: gunicorn's settings that are ours to choose. gunicorn.conf.py may change all but the worker class and the sockets.

@@ -13,8 +13,9 @@ from guestapi.notifications.broker import Broker
 from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.doorbell import Doorbell
+from guestapi.store.engine import database_file
+from guestapi.store.errors import StoreError
 from guestapi.store.reading import Reader, Version
-from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from guestapi.callers.identify import Caller, LiveInit
 from guestapi.http.response import date_line
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 
 #: Bytes that are kept at the most, of the worker and of one shelf, so that no instance can push all others out.
 KEPT_BYTES, SHELF_BYTES = 8 * 1024 * 1024, 128 * 1024

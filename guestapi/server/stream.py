@@ -12,7 +12,7 @@ from guestapi.http.response import stream_head
 from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, CloseCode, Opcode, close_frame, frame
 from guestapi.notifications.events import Event, Form
 from guestapi.server.turns import LARGE
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from guestapi.server.offload import OffloadedStore
 from guestapi.server.service import Service
 from guestapi.server.shares import Shares
 from guestapi.server.waiting import Patience
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 
 log = logging.getLogger(__name__)
 

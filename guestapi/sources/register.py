@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from guestapi.callers.namespaces import examine, is_alive
+from guestapi.errors import SourceError
 from guestapi.model import Device
 from guestapi.settings import Settings, Store
-from guestapi.store.schema import StoreBusyError
+from guestapi.store.errors import StoreBusyError
 from guestapi.store.writing import Writer
 
 #: Seconds that a hook waits for another writer, each of the two times that it tries. A runtime waits for its hooks.
@@ -21,7 +22,7 @@ _LOCK_SECONDS = 0.7
 _PID_DIGITS = 7
 
 
-class ReportError(Exception):
+class ReportError(SourceError):
     """What the runtime says cannot be understood; the text is one sentence for the operator."""
 
 

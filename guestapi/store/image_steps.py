@@ -8,8 +8,9 @@ from sqlalchemy import delete, insert, select, update
 
 from guestapi import names
 from guestapi.model import Image
+from guestapi.store.errors import ConflictError
 from guestapi.store.rows import load_image
-from guestapi.store.schema import ConflictError, image_aliases, image_files, images
+from guestapi.store.tables import image_aliases, image_files, images
 from guestapi.store.view import View
 
 

@@ -22,8 +22,9 @@ from secrets import token_hex
 
 from guestapi.model import Image, ImageFile, InstanceType
 from guestapi.settings import Settings
+from guestapi.store.engine import database_file
+from guestapi.store.errors import StoreError
 from guestapi.store.files import give
-from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
 #: Bytes that are read at a time.

@@ -13,8 +13,9 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from guestapi.model import Device, Init, Instance, InstanceType, Mirror
+from guestapi.store.errors import ConflictError
 from guestapi.store.rows import load
-from guestapi.store.schema import ConflictError, instances, mirrors
+from guestapi.store.tables import instances, mirrors
 from guestapi.store.view import View
 from guestapi.store.writing import Change
 

@@ -13,16 +13,19 @@ import sqlite3
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import wraps
 from mmap import mmap
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
 from guestapi.model import Image, Init, Instance
+from guestapi.store.engine import database_file, open_reader
+from guestapi.store.errors import StoreError, explain, missing
 from guestapi.store.files import Held, Identity, identity
 from guestapi.store.rows import LAST_ID, Entries, entries, init_of, latest, load, load_image
-from guestapi.store.schema import StoreError, database_file, explain, instances, mirrors, missing, open_reader
+from guestapi.store.tables import instances, mirrors
 from guestapi.store.walindex import header, map_index
 
 #: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
@@ -36,9 +39,25 @@ _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam(
 _MIRRORS = select(func.count()).select_from(mirrors)
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 #: The state of the database, as far as it can be told whether it is still the same.
 Version = bytes | int
+
+
+def _explained(read: Callable[Concatenate[Reader, P], T]) -> Callable[Concatenate[Reader, P], T]:
+    """Let a method of `Reader` raise the driver's errors as `StoreError`, and open the store anew at the next look."""
+
+    # PERF: a context manager takes ten times as long, and some of these are called at every request.
+    @wraps(read)
+    def explained(reader: Reader, /, *arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return read(reader, *arguments, **named)
+        except (DBAPIError, sqlite3.Error) as error:
+            reader.close()
+            raise explain(error, reader.file) from None
+
+    return explained
 
 
 class Reader:
@@ -51,10 +70,10 @@ class Reader:
             StoreError: the URL is none of a store.
         """
         self._url = url
-        self._file = database_file(url)
+        self.file = database_file(url)
         # PERF: os.stat of a Path takes three times as long, and it is asked at every request.
-        self._path = str(self._file)
-        self._log_file = self._file.with_name(self._file.name + "-wal")
+        self._path = str(self.file)
+        self._log_file = self.file.with_name(self.file.name + "-wal")
         self._connection: Connection | None = None
         self._driver: Any = None
         self._index: mmap | None = None
@@ -69,39 +88,34 @@ class Reader:
         self._namespaces: dict[int, list[tuple[int, int, Init]]] = {}
         self._namespaces_version: Version = -1
 
+    @_explained
     def version(self) -> Version:
         """What is the same as long as nobody has committed.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        try:
-            return self._look()[1]
-        except (DBAPIError, sqlite3.Error) as error:
-            self.close()
-            raise explain(error, self._file) from None
+        return self._look()[1]
 
+    @_explained
     def instance(self, instance_id: int) -> Instance | None:
         """What the host says now of the instance with this id, or None if it was removed.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        try:
-            connection, version = self._look()
-            kept = self._kept.get(instance_id)
-            if kept is not None:
-                if kept[0] == version:
-                    return kept[1]
-                if connection.execute(_REVISION, {"id": instance_id}).scalar() == kept[1].revision:
-                    self._kept[instance_id] = (version, kept[1], kept[2])
-                    self._kept.move_to_end(instance_id)
-                    return kept[1]
-            return self._load(connection, instance_id, version)
-        except (DBAPIError, sqlite3.Error) as error:
-            self.close()
-            raise explain(error, self._file) from None
+        connection, version = self._look()
+        kept = self._kept.get(instance_id)
+        if kept is not None:
+            if kept[0] == version:
+                return kept[1]
+            if connection.execute(_REVISION, {"id": instance_id}).scalar() == kept[1].revision:
+                self._kept[instance_id] = (version, kept[1], kept[2])
+                self._kept.move_to_end(instance_id)
+                return kept[1]
+        return self._load(connection, instance_id, version)
 
+    @_explained
     def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
         """Which instances were registered as running in the PID namespace with this inode number.
 
@@ -113,22 +127,18 @@ class Reader:
         Raises:
             StoreError: the store cannot be read.
         """
-        try:
-            connection, version = self._look()
-            if version != self._namespaces_version:
+        connection, version = self._look()
+        if version != self._namespaces_version:
+            self._namespaces.clear()
+            self._namespaces_version = version
+        found = self._namespaces.get(namespace)
+        if found is None:
+            rows = connection.execute(_IN_NAMESPACE, {"namespace": namespace}).mappings()
+            found = [(row["id"], row["run"], init) for row in rows if (init := init_of(row))]
+            if len(self._namespaces) >= KEPT_NAMESPACES:
                 self._namespaces.clear()
-                self._namespaces_version = version
-            found = self._namespaces.get(namespace)
-            if found is None:
-                rows = connection.execute(_IN_NAMESPACE, {"namespace": namespace}).mappings()
-                found = [(row["id"], row["run"], init) for row in rows if (init := init_of(row))]
-                if len(self._namespaces) >= KEPT_NAMESPACES:
-                    self._namespaces.clear()
-                self._namespaces[namespace] = found
-            return found
-        except (DBAPIError, sqlite3.Error) as error:
-            self.close()
-            raise explain(error, self._file) from None
+            self._namespaces[namespace] = found
+        return found
 
     def image(self, fingerprint: str) -> Image | None:
         """What the host says now of the image with exactly this fingerprint, or None if there is none.
@@ -162,12 +172,9 @@ class Reader:
         """
         return self._read(lambda connection: entries(connection, after, limit, instance_id=instance_id, until=until))
 
+    @_explained
     def _read(self, read: Callable[[Connection], T]) -> T:
-        try:
-            return read(self._look()[0])
-        except (DBAPIError, sqlite3.Error) as error:
-            self.close()
-            raise explain(error, self._file) from None
+        return read(self._look()[0])
 
     def close(self) -> None:
         """Let go of the connection; the next look opens another."""
@@ -186,16 +193,16 @@ class Reader:
             status = os.stat(self._path)
         except FileNotFoundError:
             self.close()
-            raise missing(self._file) from None
+            raise missing(self.file) from None
         except OSError as error:
             self.close()
-            raise StoreError(f"{self._file}: {error.strerror}") from None
+            raise StoreError(f"{self.file}: {error.strerror}") from None
         inode = (status.st_dev, status.st_ino)
         if inode != self._inode:
             # Another database lies there now, put back from a copy perhaps: nothing that was read is of it.
             self._refuse_old_log()
             self.close()
-            self._held = Held(self._file)
+            self._held = Held(self.file)
             self._inode = inode
             self.replaced += 1
         connection = self._connection or self._open()
@@ -209,7 +216,7 @@ class Reader:
         self._driver = connection.connection.driver_connection
         # From the first look at its content on, SQLite has log and index open, and shares the lock that keeps them.
         self._driver.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        self._index = map_index(self._file)
+        self._index = map_index(self.file)
         self._log_inode, _size = identity(self._log_file)
         return connection
 
@@ -220,7 +227,7 @@ class Reader:
         """
         inode, size = identity(self._log_file)
         if inode is not None and inode == self._log_inode and size:
-            raise StoreError(f"{self._file}: another database was put here, but its -wal file is the old one's")
+            raise StoreError(f"{self.file}: another database was put here, but its -wal file is the old one's")
 
     def _load(self, connection: Connection, instance_id: int, version: Version) -> Instance | None:
         instance = load(connection, instance_id)

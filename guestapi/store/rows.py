@@ -10,16 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, bindparam, func, select
 
 from guestapi.model import Image, ImageFile, Init, Instance, Notification
-from guestapi.store.schema import (
-    config,
-    devices,
-    image_aliases,
-    image_files,
-    images,
-    instances,
-    notifications,
-    plain,
-)
+from guestapi.store.tables import config, devices, image_aliases, image_files, images, instances, notifications, plain
 
 #: The largest that SQLite has (sqlite.org/autoinc.html).
 LAST_ID = (1 << 63) - 1

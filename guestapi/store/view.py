@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import DBAPIError
 
 from guestapi.model import Image, Instance, Mirror
 from guestapi.names import is_text
+from guestapi.store.engine import database_file, open_reader
+from guestapi.store.errors import UnknownImageError, UnknownInstanceError, explained
 from guestapi.store.rows import Entries, entries, latest, load, load_image, snapshot
-from guestapi.store.schema import (
-    UnknownImageError,
-    UnknownInstanceError,
-    database_file,
-    explain,
-    image_aliases,
-    images,
-    instances,
-    mirrors,
-    open_reader,
-)
+from guestapi.store.tables import image_aliases, images, instances, mirrors
 
 _MIRROR = [mirrors.c[name] for name in ("name", "socket", "connected", "contact", "lag", "fault")]
 
@@ -130,11 +120,8 @@ class Views:
         Raises:
             StoreError: it cannot be used any more.
         """
-        try:
-            with self._engine.connect() as connection, snapshot(connection):
-                yield View(connection)
-        except (DBAPIError, sqlite3.Error) as error:
-            raise explain(error, self._file) from None
+        with explained(self._file), self._engine.connect() as connection, snapshot(connection):
+            yield View(connection)
 
 
 @contextmanager

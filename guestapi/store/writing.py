@@ -14,25 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Delete, Table, bindparam, delete, insert, select, update
-from sqlalchemy.exc import DBAPIError
 
 from guestapi import names
 from guestapi.model import Device, Init, Instance, InstanceType
 from guestapi.settings import Settings
 from guestapi.store import changes
 from guestapi.store.doorbell import ring
+from guestapi.store.engine import database_file, open_writer
+from guestapi.store.errors import ConflictError, explained
 from guestapi.store.image_steps import ImageSteps
 from guestapi.store.rows import load
-from guestapi.store.schema import (
-    ConflictError,
-    config,
-    database_file,
-    devices,
-    explain,
-    instances,
-    notifications,
-    open_writer,
-)
+from guestapi.store.tables import config, devices, instances, notifications
 
 #: Where the key or name of a row that is to go stands in a statement.
 _GONE: BindParameter[str] = bindparam("gone")
@@ -74,18 +66,15 @@ class Writer:
             StoreBusyError: another writer held the store for too long.
             StoreError: it cannot be written.
         """
-        try:
-            with self._engine.connect() as connection:
-                with connection.begin():
-                    step = Change(connection)
-                    yield step
-                    if step.told:
-                        step.trim(self._keep.keep_entries, self._keep.keep_seconds)
-                # Before the connection is closed: whoever listens waits for this.
-                if step.told or step.rings:
-                    ring(self._file)
-        except DBAPIError as error:
-            raise explain(error, self._file) from None
+        with explained(self._file), self._engine.connect() as connection:
+            with connection.begin():
+                step = Change(connection)
+                yield step
+                if step.told:
+                    step.trim(self._keep.keep_entries, self._keep.keep_seconds)
+            # Before the connection is closed: whoever listens waits for this.
+            if step.told or step.rings:
+                ring(self._file)
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Note what the workload says of itself.

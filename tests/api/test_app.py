@@ -7,7 +7,7 @@ import platform
 
 import pytest
 
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 from tests.api.fakes import CLOUD_INIT_ID, Answered, Client, MemoryStore, caller, instance
 
 CONFIG = {

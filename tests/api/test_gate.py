@@ -11,7 +11,7 @@ from guestapi.api.gate import admit
 from guestapi.callers.identify import Caller
 from guestapi.dialects import DIALECTS
 from guestapi.model import Instance
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 from tests.api.fakes import ROOT, caller, instance
 
 INCUS = DIALECTS["incus"]

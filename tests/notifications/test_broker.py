@@ -20,8 +20,9 @@ from guestapi.model import Init
 from guestapi.notifications.broker import BATCH, Broker, Listener, TooManyListenersError
 from guestapi.notifications.events import Form
 from guestapi.settings import Settings
+from guestapi.store.engine import database_file
+from guestapi.store.errors import StoreError
 from guestapi.store.reading import Reader
-from guestapi.store.schema import StoreError, database_file
 from guestapi.store.writing import Writer
 
 

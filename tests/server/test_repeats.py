@@ -15,7 +15,7 @@ from guestapi.model import Instance
 from guestapi.server import repeats
 from guestapi.server.answer import Answer
 from guestapi.server.repeats import Repeats, Shelf
-from guestapi.store.schema import StoreError
+from guestapi.store.errors import StoreError
 from tests.api.fakes import StandIn, caller, instance
 from tests.harness.containers import Container, request
 from tests.harness.service import Service

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from guestapi.model import Init, Instance
 from guestapi.settings import Settings
+from guestapi.store.engine import database_file
 from guestapi.store.reading import Reader
-from guestapi.store.schema import database_file
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 
@@ -20,7 +20,7 @@ import sys
 from guestapi.settings import Settings, Store
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
-from guestapi.store.schema import StoreError
+from guestapi.errors import GuestapiError
 from guestapi.store.writing import Writer
 
 settings = Settings(store=Store(url=sys.argv[1], lock_seconds=20.0))

@@ -15,9 +15,9 @@ from guestapi.model import Image
 from guestapi.names import InvalidNameError
 from guestapi.settings import Images, Settings, Store
 from guestapi.store import images
+from guestapi.store.errors import ConflictError, UnknownImageError
 from guestapi.store.images import ImageFileError, directory, import_image, open_files, remove_image, verify_image
 from guestapi.store.reading import Reader
-from guestapi.store.schema import ConflictError, UnknownImageError
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
@@ -333,7 +333,7 @@ heard()
 try:
     import_image(writer, directory(settings), [source])
     say("imported")
-except StoreError as error:
+except GuestapiError as error:
     say(error)
 """
     with other_process(settings, code) as first, other_process(settings, code) as second:

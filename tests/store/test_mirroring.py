@@ -13,8 +13,8 @@ import pytest
 from guestapi.model import Init, Instance, Mirror
 from guestapi.settings import Settings
 from guestapi.store import mirroring
+from guestapi.store.errors import ConflictError
 from guestapi.store.mirroring import Mirrored
-from guestapi.store.schema import ConflictError
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.store.processes import add, init, known, told

@@ -13,9 +13,9 @@ from sqlalchemy import Engine, event
 
 from guestapi.model import Device
 from guestapi.settings import Settings
-from guestapi.store import reading, schema
+from guestapi.store import engine, reading
+from guestapi.store.errors import StoreError, UnknownInstanceError
 from guestapi.store.reading import Reader
-from guestapi.store.schema import StoreError, UnknownInstanceError
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.store.processes import add, database, init, known, other_process, start
@@ -139,7 +139,7 @@ def test_reader_comes_while_the_last_writer_goes(
     settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is the last to have the database open puts its log away, under a lock: a reader that comes then waits."""
-    monkeypatch.setattr(schema, "_TIDYING_SECONDS", 30)
+    monkeypatch.setattr(engine, "_TIDYING_SECONDS", 30)
     over = threading.Event()
 
     def write() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from guestapi.settings import Settings, Store
+from guestapi.store.engine import database_file
+from guestapi.store.errors import StoreError
 from guestapi.store.reading import Reader
-from guestapi.store.schema import StoreError, database_file
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.service import USER

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import Engine, event
 
 from guestapi.settings import Settings
+from guestapi.store.engine import database_file
 from guestapi.store.reading import Reader
-from guestapi.store.schema import database_file
 from guestapi.store.walindex import header, map_index
 from guestapi.store.writing import Writer
 from tests.store.processes import add, other_process

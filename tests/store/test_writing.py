@@ -12,8 +12,8 @@ import pytest
 from guestapi.model import Device, Instance
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
+from guestapi.store.errors import ConflictError, StoreError, UnknownInstanceError
 from guestapi.store.reading import Reader
-from guestapi.store.schema import ConflictError, StoreError, UnknownInstanceError
 from guestapi.store.writing import Change, Writer
 from tests.store.processes import add, config_of, database, init, known, start, told
 

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from guestapi.settings import Settings, Store
-from guestapi.store.schema import StoreBusyError
+from guestapi.store.errors import StoreBusyError
 from guestapi.store.writing import Writer
 from tests.store.processes import add, config_of, database, other_process, told
 

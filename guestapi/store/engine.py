@@ -1,0 +1,132 @@
+"""How the database is opened. What is particular to SQLite stands here and in `walindex`.
+
+The database belongs to the service's user; the operator writes to it as root. SQLite gives the ``-wal`` and ``-shm``
+files that it makes to the database's owner when root makes them (os_unix.c, robustFchown), so it is enough that the
+database itself is given to the owner of its directory when it is created.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
+
+from guestapi.store.errors import StoreBusyError, StoreError, explain
+from guestapi.store.files import create as create_file
+from guestapi.store.migrations import check_version
+
+#: Seconds until what was busy is tried again.
+_AGAIN_SECONDS = 0.01
+#: How long a reader waits at most for whoever was the last to have the database open, and now puts its log away: the
+#: one time that a reader can find it locked (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
+_TIDYING_SECONDS = 0.1
+
+
+def database_file(url: str) -> Path:
+    """The file that a ``store.url`` names.
+
+    Raises:
+        StoreError: it is no SQLAlchemy URL, not of SQLite, or not of a file.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # ValueError: its port is no number.
+        raise StoreError(f"store.url: {url!r} is no SQLAlchemy URL like sqlite:////var/lib/guestapi/store.db") from None
+    if parsed.get_backend_name() != "sqlite":
+        raise StoreError(f"store.url: only sqlite:// is supported, not {parsed.get_backend_name()}://")
+    if not parsed.database or not parsed.database.startswith("/") or "\0" in parsed.database:
+        raise StoreError("store.url: an absolute path is needed: sqlite:/// and then /var/lib/guestapi/store.db")
+    return Path(parsed.database)
+
+
+def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Engine:
+    """Open the database for transactions that change it; each takes the one write lock when it begins.
+
+    Args:
+        url: ``store.url``.
+        lock_seconds: how long to wait for another writer's transaction.
+        create: make database and tables if they are missing, and give them to the owner of the directory.
+
+    Raises:
+        StoreError: it is missing, unreadable, no database, or of a newer version.
+    """
+    file = database_file(url)
+    if create:
+        _create_file(file)
+    _check_tables(file, lock_seconds=lock_seconds, create=create)
+    engine = _engine(file, lock_seconds)
+    event.listen(engine, "begin", _take_write_lock)
+    return engine
+
+
+def open_reader(url: str) -> Engine:
+    """Open the database for reading: each statement sees what was committed last, and none waits for writers.
+
+    Raises:
+        StoreError: as `open_writer` does.
+    """
+    file = database_file(url)
+    _check_tables(file, lock_seconds=_TIDYING_SECONDS, create=False)
+    return _engine(file, _TIDYING_SECONDS)
+
+
+def _engine(file: Path, lock_seconds: float) -> Engine:
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: _connect(file, lock_seconds),
+        # A connection for each use: the worker keeps its one reader open itself, writers are rare and short.
+        poolclass=NullPool,
+    )
+    event.listen(engine, "connect", _on_connect)
+    return engine
+
+
+def _connect(file: Path, lock_seconds: float) -> sqlite3.Connection:
+    # mode=rw: SQLite would make an empty database where there is none.
+    return sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=lock_seconds, check_same_thread=False)
+
+
+def _create_file(file: Path) -> None:
+    try:
+        create_file(file)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be created: {error.strerror}") from None
+
+
+def _check_tables(file: Path, *, lock_seconds: float, create: bool) -> None:
+    until = time.monotonic() + lock_seconds
+    while True:
+        try:
+            with closing(_connect(file, lock_seconds)) as connection:
+                connection.isolation_level = None
+                check_version(connection, file, create=create)
+            return
+        except sqlite3.Error as error:
+            explained = explain(error, file)
+            # A change of the journal mode does not wait for locks by itself.
+            if not isinstance(explained, StoreBusyError) or time.monotonic() > until:
+                raise explained from None
+            time.sleep(_AGAIN_SECONDS)
+
+
+def _on_connect(connection: Any, _record: object) -> None:
+    # Transactions are begun below, not by the driver's guess (docs.sqlalchemy.org, "pysqlite transactions").
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys = ON")
+    # A change is told to guests and operator once it is durable: sync at each commit, not only at checkpoints.
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _take_write_lock(connection: Connection) -> None:
+    # At once: a writer must not find out at its first write that what it has read is stale.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,67 @@
+"""What can go wrong with the store, and the one place that turns the driver's errors into sentences."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from guestapi.errors import GuestapiError, OperatorError
+
+
+class StoreError(GuestapiError):
+    """The store cannot be used."""
+
+
+class StoreBusyError(StoreError):
+    """Another writer held the store for longer than ``store.lock_seconds``. A later attempt may succeed."""
+
+
+class ConflictError(OperatorError):
+    """The change does not fit what the store holds."""
+
+
+class UnknownInstanceError(OperatorError):
+    """There is no such instance."""
+
+
+class UnknownImageError(OperatorError):
+    """There is no such image, or more than one."""
+
+
+@contextmanager
+def explained(file: Path, cleanup: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Raise the driver's errors within the block as a `StoreError`.
+
+    Args:
+        file: the database.
+        cleanup: called before the error is raised.
+
+    Raises:
+        StoreError: the driver raised an error.
+    """
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        cleanup()
+        raise explain(error, file) from None
+
+
+def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
+    """Turn what the driver says into a sentence for the operator."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    # The primary result code is the low byte (sqlite.org/rescode.html).
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreBusyError(f"{file}: another writer holds the store; try again")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return missing(file)
+    return StoreError(f"{file}: {cause}")
+
+
+def missing(file: Path) -> StoreError:
+    """What to say of a database that is not there."""
+    return StoreError(f"{file}: missing or not readable; 'guestapi instance add' as root makes it")
