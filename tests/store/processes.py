@@ -21,6 +21,7 @@ from guestapi.settings import Settings, Store
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
 from guestapi.errors import GuestapiError
+from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
 
 settings = Settings(store=Store(url=sys.argv[1], lock_seconds=20.0))
