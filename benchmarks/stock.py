@@ -27,7 +27,7 @@ def _caller() -> Caller:
         instance = store.instance("default", os.environ["BENCHMARK_INSTANCE"])
     init = instance.init
     assert init is not None
-    root = namespaces.root_uid(init.pid)
+    root = namespaces.examine(init.pid).root_uid
     assert root is not None
     live = LiveInit(init, os.pidfd_open(init.pid), init.namespace, root)
     return Caller(Credentials(init.pid, root, root), instance.id, instance.run, live)

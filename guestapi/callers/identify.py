@@ -4,6 +4,9 @@ A PID and the inode number of a namespace are both given to somebody else once t
 holds is only a hint. An instance is recognised when its init, the very process that was registered (PID, start time,
 boot), is alive *now* in the very PID namespace of the caller or in one around it. The namespace is held open
 meanwhile, so its number cannot change hands between two looks.
+
+Root inside is the user that was recorded when the init was registered, with the user namespace that owns the init's PID
+namespace. The init's own ID map tells nothing: a hostile init enters another user namespace and brings another map.
 """
 
 from __future__ import annotations
@@ -148,7 +151,7 @@ class Identifier:
                     break
                 contained = True
                 for instance_id, run, init in self._registrations.running_in(number):
-                    if live := self._live(init, number):
+                    if live := self._live(init, number, who.pid):
                         return Caller(who, instance_id, run, live, started, contained)
                 around = namespaces.open_parent(namespace)
                 if around is None:
@@ -159,13 +162,13 @@ class Identifier:
             os.close(namespace)
         return Caller(who, contained=contained)
 
-    def _live(self, init: Init, number: int) -> LiveInit | None:
-        """The registered init, if it is alive in the namespace `number`, which the caller holds open."""
+    def _live(self, init: Init, number: int, caller: int) -> LiveInit | None:
+        """The registered init, if it is alive in namespace `number`, which process `caller` is in or below."""
         key = (init.pid, init.start_time)
         known = self._inits.get(key)
         if known is None or not known.alive():
             self._inits.pop(key, None)
-            known = self._look(init)
+            known = self._look(init, caller)
             if known is None:
                 return None
             # A user ID map is written once, but perhaps only after the first call: do not keep that there is none.
@@ -173,7 +176,7 @@ class Identifier:
                 self._keep(key, known)
         return known if known.namespace == number else None
 
-    def _look(self, init: Init) -> LiveInit | None:
+    def _look(self, init: Init, caller: int) -> LiveInit | None:
         if init.boot_id != namespaces.boot_id():
             return None
         try:
@@ -183,9 +186,10 @@ class Identifier:
         try:
             started = namespaces.start_time(init.pid)
             namespace = namespaces.open_namespace(init.pid, pidfd, by_ioctl=self._pidfd)
-            number = namespaces.inode(namespace)
-            os.close(namespace)
-            live = LiveInit(init, pidfd, number, namespaces.root_uid(init.pid))
+            try:
+                live = LiveInit(init, pidfd, namespaces.inode(namespace), _root_uid(init, namespace, caller))
+            finally:
+                os.close(namespace)
         except BaseException as error:
             os.close(pidfd)
             if isinstance(error, ProcessLookupError):
@@ -200,3 +204,18 @@ class Identifier:
             self._inits = {key: known for key, known in self._inits.items() if known.alive()}
             self._sweep_at = max(64, 2 * len(self._inits))
         self._inits[key] = live
+
+
+def _root_uid(init: Init, namespace: int, caller: int) -> int | None:
+    """Which user is root in the container of `init`, whose PID namespace is open as `namespace`; None: nobody is."""
+    if init.root_uid is not None:
+        owner = namespaces.open_owner(namespace)
+        if owner is not None:
+            try:
+                if namespaces.inode(owner) == init.user_namespace:
+                    return init.root_uid
+            finally:
+                os.close(owner)
+    # Not recorded, by an earlier version or by who could not tell. We may not enter the owner of the PID namespace, but
+    # init is in it as a rule, and so is a caller that is root there.
+    return namespaces.find_root(namespace, (init.pid, caller))[0]

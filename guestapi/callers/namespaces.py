@@ -1,5 +1,11 @@
-"""Looking at processes: PID namespaces, start times, user ID maps. Every answer is about the process that was asked
-about, or is ProcessLookupError; never about another that got its PID meanwhile.
+"""Looking at processes: PID namespaces, start times, user ID maps.
+
+Rules:
+- Every answer is about the process that was asked about, or is ProcessLookupError; never about another process that
+  got its PID meanwhile.
+- Nothing that a container's init does to itself later changes an answer. It may create a PID namespace for its
+  children, and it may enter another user namespace; neither moves it out of its own PID namespace, and the user
+  namespace that owns that PID namespace stays the same for as long as the PID namespace exists.
 """
 
 from __future__ import annotations
@@ -8,15 +14,28 @@ import errno
 import fcntl
 import os
 import select
+import subprocess
+import sys
+from collections.abc import Iterable
 from functools import cache
 
 from guestapi.errors import OperatorError
 from guestapi.model import Init
 
-#: include/uapi/linux/pidfd.h, since Linux 6.11: a descriptor of the PID namespace of a pidfd's process.
-_PIDFD_GET_PID_NAMESPACE = 0xFF06
-#: include/uapi/linux/nsfs.h, since Linux 4.9: a descriptor of the namespace around one (ioctl_ns(2)).
+#: include/uapi/linux/pidfd.h, since Linux 6.11: a descriptor of the PID namespace of a pidfd's process. The next
+#: number, 0xFF06, is the namespace that its *children* will be in, which a process changes by unshare(2).
+_PIDFD_GET_PID_NAMESPACE = 0xFF05
+#: include/uapi/linux/nsfs.h, since Linux 4.9 (ioctl_ns(2)): a descriptor of the user namespace that owns a namespace,
+#: and one of the namespace around a PID namespace.
+_NS_GET_USERNS = 0xB701
 _NS_GET_PARENT = 0xB702
+
+#: Enters the user namespace of the descriptor that it is given, says so, and stays until its standard input ends.
+_ENTER = (
+    "import ctypes, sys; print(ctypes.CDLL(None).setns(int(sys.argv[1]), 0x10000000), flush=True); sys.stdin.read()"
+)
+#: Seconds until a process that should have entered a user namespace is given up.
+_ENTER_SECONDS = 5.0
 
 #: proc_pid_stat(5): after the command's closing parenthesis the fields start with 3, "state"; "starttime" is 22.
 _STATE, _START_TIME = 3 - 3, 22 - 3
@@ -52,13 +71,37 @@ def start_time(pid: int) -> int:
     return int(fields[_START_TIME])
 
 
-def root_uid(pid: int) -> int | None:
-    """Which user of ours is root in the user namespace of `pid` (user_namespaces(7)); None if nobody is (yet).
+def root_uid(pid: int, user_namespace: int) -> int | None:
+    """Which user of ours is root in a user namespace (user_namespaces(7)), as a process that is in it shows.
+
+    Args:
+        pid: the process. Which one it is does not matter: the ID map belongs to the namespace.
+        user_namespace: inode number of the user namespace, which the caller holds open.
+
+    Returns:
+        The user; None if no user is root there (yet), or if the process is in another user namespace.
 
     Raises:
         ProcessLookupError: there is no such process.
+        PermissionError: CAP_SYS_PTRACE is missing.
     """
-    for line in _read(pid, "uid_map").splitlines():
+    try:
+        # What is opened through this descriptor is of one process, even if its PID is handed out again.
+        process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    try:
+        with open(os.open("uid_map", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process), "rb", buffering=0) as file:
+            lines = file.read().splitlines()
+        # A process that has left a user namespace cannot come back: setns(2) needs CAP_SYS_ADMIN there. So one that is
+        # in it now was in it when its map was opened.
+        if os.stat("ns/user", dir_fd=process).st_ino != user_namespace:
+            return None
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    finally:
+        os.close(process)
+    for line in lines:
         inside, outside, _count = map(int, line.split())
         if inside == 0:
             return outside
@@ -113,13 +156,76 @@ def open_parent(namespace: int) -> int | None:
         return None
 
 
+def open_owner(namespace: int) -> int | None:
+    """A descriptor of the user namespace that owns `namespace`; None if that lies around our own."""
+    try:
+        return fcntl.ioctl(namespace, _NS_GET_USERNS, 0)
+    except PermissionError:
+        return None
+
+
+def find_root(namespace: int, pids: Iterable[int], *, enter: bool = False) -> tuple[int | None, int | None]:
+    """Which user of ours is root in the user namespace that owns a PID namespace.
+
+    Args:
+        namespace: a descriptor of the PID namespace.
+        pids: processes that may be in that user namespace; the first one that is shows its ID map.
+        enter: if none of them is, start a process that enters it. That needs CAP_SYS_ADMIN.
+
+    Returns:
+        The user, None if that cannot be told; and the inode number of the user namespace, None if it cannot be seen.
+
+    Raises:
+        PermissionError: CAP_SYS_PTRACE is missing.
+    """
+    owner = open_owner(namespace)
+    if owner is None:
+        return None, None
+    try:
+        number = inode(owner)
+        for pid in (*pids, os.getpid()):
+            try:
+                if (uid := root_uid(pid, number)) is not None:
+                    return uid, number
+            except ProcessLookupError:
+                continue
+        return (_root_by_entering(owner, number) if enter else None), number
+    finally:
+        os.close(owner)
+
+
+def _root_by_entering(user_namespace: int, number: int) -> int | None:
+    command = [sys.executable, "-I", "-S", "-c", _ENTER, str(user_namespace)]
+    # A process of its own, not a fork of this one, which may have threads. It runs nothing of the container's, and the
+    # container cannot see it: it enters no PID namespace.
+    with subprocess.Popen(
+        command, pass_fds=[user_namespace], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            if select.select([child.stdout], [], [], _ENTER_SECONDS)[0] and child.stdout.readline() == b"0\n":
+                return root_uid(child.pid, number)
+            return None
+        finally:
+            child.kill()
+
+
 def inode(namespace: int) -> int:
     """The inode number of an open namespace, its name for as long as it exists."""
     return os.fstat(namespace).st_ino
 
 
-def examine(pid: int) -> Init:
-    """What identifies the process `pid` as an instance's init.
+def examine(pid: int, *, stated_root_uid: int | None = None) -> Init:
+    """What identifies the process `pid` as an instance's init, and which user of ours is root there.
+
+    Root is told by the ID map of the user namespace that owns the init's PID namespace, not by the init's own, which
+    may have entered another one. Then we have to enter the owner ourselves to see its map, which needs CAP_SYS_ADMIN.
+
+    Args:
+        pid: the process, as seen from here.
+        stated_root_uid: which user is root inside according to whoever made the container; it counts only where the
+            kernel does not tell us.
 
     Raises:
         NotAnInitError: there is no such process, it is in our own PID namespace, or it is not PID 1 of its own.
@@ -133,6 +239,7 @@ def examine(pid: int) -> Init:
         namespace = open_namespace(pid, pidfd)
         try:
             number = inode(namespace)
+            root, owner = find_root(namespace, [pid], enter=True)
         finally:
             os.close(namespace)
         # proc_pid_status(5), NSpid: the PID in each namespace, the innermost last.
@@ -150,7 +257,7 @@ def examine(pid: int) -> Init:
     if inside != b"1":
         reason = f"process {pid} is number {inside.decode()} in its PID namespace"
         raise NotAnInitError(f"{reason}; give the container's init, which is number 1 there")
-    return Init(pid, started, boot_id(), number)
+    return Init(pid, started, boot_id(), number, stated_root_uid if root is None else root, owner)
 
 
 def is_alive(init: Init) -> bool:

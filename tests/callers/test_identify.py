@@ -20,7 +20,7 @@ from guestapi.callers import namespaces
 from guestapi.callers.credentials import credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init
-from tests.harness.agent import CLONE_NEWPID, unshare
+from tests.harness.bare_init import BareInit
 from tests.harness.containers import BASE, Container, from_host, receive, send
 
 pytestmark = pytest.mark.root
@@ -128,6 +128,78 @@ def test_user_in_a_container(door: Door, inside: Container) -> None:
 def test_root_of_a_user_namespace_inside(door: Door, inside: Container) -> None:
     """Root of a user namespace that an ordinary user made is not the instance's root."""
     with door.caller(knocks(inside, become=["uid:1000", "userns"])) as caller:
+        assert caller.instance_id == 1
+        assert not caller.is_root
+
+
+def who_is_root(door: Door, container: Container) -> dict[str, bool]:
+    """Whether root, another user, and root of a user namespace of that user's are taken for instance 1's root."""
+    found = {}
+    for name, become in (("stranger", ["uid:1000", "userns"]), ("user", ["uid:1000"]), ("root", [])):
+        with door.caller(knocks(container, become=become)) as caller:
+            assert caller.instance_id == 1
+            found[name] = caller.is_root
+    return found
+
+
+ROOT_ALONE = {"root": True, "user": False, "stranger": False}
+
+changes = pytest.mark.parametrize(
+    "change",
+    [["userns"], ["uid:1000", "userns"], ["pidns"], ["pidns", "uid:1000", "userns"]],
+    ids=lambda steps: " ".join(steps),
+)
+bases = pytest.mark.parametrize("base", [BASE, None], ids=["unprivileged", "privileged"])
+
+
+@bases
+@changes
+@pytest.mark.parametrize("when", ["before it is registered", "after it is registered", "after it was recognised"])
+def test_init_that_changes_itself(door: Door, base: int | None, change: list[str], when: str) -> None:
+    """PID 1 that enters other user or PID namespaces changes nothing for anybody in its container."""
+    with Container([(door.directory, "/dev/incus")], base=base) as container:
+        if when == "before it is registered":
+            container.change_init(*change)
+        register(door, namespaces.examine(container.pid))
+        if when == "after it was recognised":
+            assert who_is_root(door, container) == ROOT_ALONE
+        if when != "before it is registered":
+            container.change_init(*change)
+        assert who_is_root(door, container) == ROOT_ALONE
+
+
+@bases
+@changes
+def test_init_without_a_recorded_root(door: Door, base: int | None, change: list[str]) -> None:
+    """Of an init whose root was not recorded, only who is root in the owner of its PID namespace is taken for root.
+
+    That is what the store has of an instance that an earlier version registered.
+    """
+    with Container([(door.directory, "/dev/incus")], base=base) as container:
+        old = replace(namespaces.examine(container.pid), root_uid=None, user_namespace=None)
+        register(door, old)
+        assert who_is_root(door, container) == ROOT_ALONE
+        container.change_init(*change)
+        register(door, old)
+        assert who_is_root(door, container) == ROOT_ALONE
+
+
+def test_recorded_root_of_another_user_namespace(door: Door, inside: Container) -> None:
+    """A recorded root counts for the user namespace that it was recorded of, and for no other."""
+    init = namespaces.examine(inside.pid)
+    assert init.user_namespace is not None
+    register(door, replace(init, root_uid=BASE + 1000))
+    with door.caller(knocks(inside, become=["uid:1000"])) as caller:
+        assert caller.is_root, "as recorded"
+    register(door, replace(init, root_uid=BASE + 1000, user_namespace=init.user_namespace + 1))
+    assert who_is_root(door, inside) == ROOT_ALONE
+
+
+def test_user_of_the_host_who_enters_a_container(door: Door, inside: Container) -> None:
+    """Root of the host that is in the container's PID namespace alone is not root of the container's."""
+    code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(door.path)!r}); s.send(b'x'); s.recv(100)"
+    command = ["nsenter", "-t", str(inside.pid), "-p", "/usr/bin/python3", "-I", "-S", "-c", code]
+    with door.caller(lambda: subprocess.run(command, check=True)) as caller:
         assert caller.instance_id == 1
         assert not caller.is_root
 
@@ -253,55 +325,6 @@ def test_init_in_another_namespace(door: Door, inside: Container) -> None:
         register(door, forged)
         with door.caller(knocks(inside)) as caller:
             assert caller.instance_id is None
-
-
-class BareInit:
-    """PID 1 of a PID namespace and nothing else: it connects where it is told to when it gets a byte."""
-
-    def __init__(self, path: Path, pid: int | None = None) -> None:
-        """Args:
-        path: where to connect.
-        pid: which PID it is to have on the host, by /proc/sys/kernel/ns_last_pid; None: any.
-        """
-        self._ours, theirs = socket.socketpair()
-        self._parent = os.fork()
-        if self._parent == 0:
-            self._ours.close()
-            try:
-                self._become(path, theirs, pid)
-            finally:
-                os._exit(1)
-        theirs.close()
-        self.pid = int(self._ours.recv(20))
-
-    def _become(self, path: Path, control: socket.socket, pid: int | None) -> None:
-        unshare(CLONE_NEWPID)
-        if pid is not None:
-            Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        child = os.fork()
-        if child:
-            control.send(str(child).encode())
-            os.waitpid(child, 0)
-            os._exit(0)
-        if control.recv(1):
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect(str(path))
-            connection.send(b"x")
-            connection.recv(100)
-        os._exit(0)
-
-    def knock(self) -> None:
-        """Connect."""
-        self._ours.send(b"x")
-
-    def end(self) -> None:
-        """Be gone, reaped by its parent."""
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # It has knocked, and is done.
-        os.waitpid(self._parent, 0)
-        self._ours.close()
 
 
 def test_reused_pid_and_namespace(door: Door) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import select
+import signal
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from guestapi.callers import namespaces
 from guestapi.callers.namespaces import NotAnInitError
+from tests.harness.bare_init import BareInit
 from tests.harness.containers import BASE, Container
 
 
@@ -64,14 +71,234 @@ def test_all_ways_find_the_same_namespace(by_ioctl: bool, with_pidfd: bool) -> N
             os.close(pidfd)
 
 
+def user_namespace(pid: int | str) -> int:
+    """The inode number of the user namespace that a process is in."""
+    return os.stat(f"/proc/{pid}/ns/user").st_ino
+
+
 @pytest.mark.root
 def test_root_uid() -> None:
-    """Which user is root inside comes from the ID map; on the host it is root."""
-    assert namespaces.root_uid(os.getpid()) == 0
+    """Which user is root in a user namespace comes from the ID map of a process that is in it; on the host it is root.
+
+    A process that is in another user namespace tells nothing.
+    """
+    host = user_namespace("self")
+    assert namespaces.root_uid(os.getpid(), host) == 0
+    with pytest.raises(ProcessLookupError):
+        namespaces.root_uid(ended(), host)
     with Container() as container:
-        assert namespaces.root_uid(container.pid) == BASE
-    with Container(base=None) as container:
-        assert namespaces.root_uid(container.pid) == 0
+        assert namespaces.root_uid(container.pid, user_namespace(container.pid)) == BASE
+        assert namespaces.root_uid(container.pid, host) is None
+
+
+@pytest.mark.root
+def test_root_uid_before_the_map_is_written() -> None:
+    """In a user namespace without a root user, nobody is root."""
+    code = (
+        "import sys; from tests.harness.agent import unshare; unshare(0x10000000); print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        inside = user_namespace(process.pid)
+        assert inside != user_namespace("self")
+        assert namespaces.root_uid(process.pid, inside) is None
+        with open(f"/proc/{process.pid}/uid_map", "w") as file:
+            file.write("5 7 10")
+        assert namespaces.root_uid(process.pid, inside) is None
+        process.communicate()
+
+
+#: What PID 1 may do to itself, as often as it likes.
+CHANGES = {
+    "nothing": [],
+    "userns": ["userns"],
+    "userns of uid 1000": ["uid:1000", "userns"],
+    "pidns": ["pidns"],
+    "pidns and userns of uid 1000": ["pidns", "uid:1000", "userns"],
+}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("base", [BASE, None], ids=["unprivileged", "privileged"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_init_that_changed_itself_is_examined_as_before(base: int | None, change: str) -> None:
+    """User and PID namespaces that PID 1 has entered before its registration change nothing that is recorded."""
+    with Container(base=base) as container:
+        before = namespaces.examine(container.pid)
+        owner = user_namespace(container.pid)
+        assert before.namespace == os.stat(f"/proc/{container.pid}/ns/pid").st_ino
+        assert (before.root_uid, before.user_namespace) == (base or 0, owner)
+        container.change_init(*CHANGES[change])
+        if "userns" in change:
+            assert user_namespace(container.pid) != owner
+        if "pidns" in change:
+            assert os.stat(f"/proc/{container.pid}/ns/pid_for_children").st_ino != before.namespace
+        after = namespaces.examine(container.pid, stated_root_uid=4711)
+        assert after == before
+        assert (after.root_uid, after.user_namespace) == (base or 0, owner)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("stated", [None, 4711])
+def test_root_is_as_stated_where_it_cannot_be_told(stated: int | None) -> None:
+    """Without CAP_SYS_ADMIN nobody enters another user namespace: then whoever made the container says who is root."""
+    code = f"""if True:
+        import sys
+        from guestapi.callers.namespaces import examine
+        init = examine(int(sys.argv[1]), stated_root_uid={stated})
+        print(init.root_uid, init.user_namespace)
+        """
+    privileges = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all,+sys_ptrace"]
+    privileges += ["--inh-caps=+sys_ptrace", "--ambient-caps=+sys_ptrace"]
+    with Container() as container:
+        owner = user_namespace(container.pid)
+        command = [*privileges, sys.executable, "-c", code, str(container.pid)]
+        told = subprocess.run(command, capture_output=True, check=True, text=True)
+        assert told.stdout.split() == [str(BASE), str(owner)], "init itself shows the map"
+        container.change_init("uid:1000", "userns")
+        told = subprocess.run(command, capture_output=True, check=True, text=True)
+        assert told.stdout.split() == [str(stated), str(owner)]
+
+
+@pytest.mark.root
+def test_owner_around_our_own_user_namespace() -> None:
+    """From inside a user namespace, the one around it cannot be seen, so neither who is root there."""
+    code = """if True:
+        import os
+        from guestapi.callers import namespaces
+        from tests.harness.agent import CLONE_NEWUSER, unshare
+        namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        print(namespaces.find_root(namespace, [os.getpid()], enter=True)[0])
+        unshare(CLONE_NEWUSER)
+        print(namespaces.find_root(namespace, [os.getpid()], enter=True))
+        """
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert told.stdout.splitlines() == ["0", "(None, None)"]
+
+
+@pytest.mark.root
+def test_kernels_without_the_ioctl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a pidfd tells no namespace (before Linux 6.11), /proc is asked; another failure is not hidden."""
+    with Container() as container:
+        pidfd = os.pidfd_open(container.pid)
+        refusal = errno.ENOTTY
+
+        def refuse(*_arguments: object) -> int:
+            raise OSError(refusal, os.strerror(refusal))
+
+        monkeypatch.setattr(fcntl, "ioctl", refuse)
+        for number in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP):
+            refusal = number
+            found = namespaces.open_namespace(container.pid, pidfd)
+            assert namespaces.inode(found) == os.stat(f"/proc/{container.pid}/ns/pid").st_ino
+            os.close(found)
+        refusal = errno.EMFILE
+        with pytest.raises(OSError, match="Too many open files"):
+            namespaces.open_namespace(container.pid, pidfd)
+        os.close(pidfd)
+
+
+@pytest.mark.root
+def test_pidfd_is_asked_where_it_can_be() -> None:
+    """Where a pidfd tells the namespace, nothing is asked by PID: that could mean another process by now."""
+    kernel = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+    with Container() as container:
+        pidfd = os.pidfd_open(container.pid)
+        found = namespaces.open_namespace(os.getpid(), pidfd)
+        asked = container.pid if kernel >= (6, 11) else os.getpid()
+        assert namespaces.inode(found) == os.stat(f"/proc/{asked}/ns/pid").st_ino
+        os.close(found)
+        os.close(pidfd)
+
+
+def test_pid_that_was_given_to_another_process() -> None:
+    """The process of the pidfd has ended, and somebody else has its PID by now: no namespace, and nothing left open."""
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL)
+    pidfd = os.pidfd_open(process.pid)
+    process.wait()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ProcessLookupError):
+        namespaces.open_namespace(os.getpid(), pidfd, by_ioctl=False)
+    assert os.listdir("/proc/self/fd") == before
+    os.close(pidfd)
+
+
+def test_pid_that_is_given_to_another_process_during_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By /proc alone, another start time after the look than before it says that it was at two processes."""
+    times = iter([1, 2])
+    monkeypatch.setattr(namespaces, "start_time", lambda _pid: next(times))
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ProcessLookupError):
+        namespaces.open_namespace(os.getpid(), None)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_namespace_without_pidfd_and_ioctl_of_a_living_process() -> None:
+    """A pidfd without the ioctl, and no pidfd: a living process has its namespace told by /proc."""
+    pidfd = os.pidfd_open(os.getpid())
+    for descriptor in (pidfd, None):
+        found = namespaces.open_namespace(os.getpid(), descriptor, by_ioctl=False)
+        assert namespaces.inode(found) == namespaces.own_namespace()
+        assert not os.get_inheritable(found)
+        os.close(found)
+    os.close(pidfd)
+
+
+def test_process_without_proc_entry() -> None:
+    """A PID that nobody has is said to be nobody's, not to lack a file."""
+    with pytest.raises(ProcessLookupError):
+        namespaces.open_namespace(ended(), os.pidfd_open(os.getpid()), by_ioctl=False)
+
+
+def test_no_namespace_around_the_topmost() -> None:
+    """At the top of what can be seen there is nothing around."""
+    namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    if namespaces.inode(namespace) == 0xEFFFFFFC:  # include/linux/proc_ns.h, PROC_PID_INIT_INO
+        assert namespaces.open_parent(namespace) is None
+    os.close(namespace)
+
+
+@pytest.mark.root
+def test_init_that_ends_during_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read may be of a process that got the PID of an init that ended: nothing is said of either."""
+    with Container() as container:
+        find_root = namespaces.find_root
+
+        def end(namespace: int, pids: list[int], *, enter: bool) -> tuple[int | None, int | None]:
+            found = find_root(namespace, pids, enter=enter)
+            os.kill(container.pid, signal.SIGKILL)
+            # Not reaped by its parent, so that all that is read of it afterwards is still there.
+            poll = select.poll()
+            poll.register(os.pidfd_open(container.pid), select.POLLIN)
+            poll.poll()
+            return found
+
+        monkeypatch.setattr(namespaces, "find_root", end)
+        monkeypatch.setattr(
+            namespaces, "_read", lambda pid, file: b"NSpid:\t7\t1\n" if file == "status" else read(pid, file)
+        )
+        with pytest.raises(NotAnInitError, match="has just ended"):
+            namespaces.examine(container.pid)
+
+
+read = namespaces._read
+
+
+@pytest.mark.root
+def test_init_with_a_long_pid() -> None:
+    """PIDs have up to seven digits (PID_MAX_LIMIT, 2²²)."""
+    highest = int(Path("/proc/sys/kernel/pid_max").read_text()) - 100
+    for pid in range(highest, highest - 50, -1):
+        init = BareInit(Path("/nowhere"), pid)
+        try:
+            found = namespaces.examine(init.pid)
+        finally:
+            init.end()
+        if init.pid == pid:
+            break
+    assert found.pid == pid
+    assert not namespaces.is_alive(found)
 
 
 @pytest.mark.root
@@ -82,6 +309,8 @@ def test_init_of_a_container_is_examined() -> None:
         assert (init.pid, init.boot_id) == (container.pid, namespaces.boot_id())
         assert init.namespace == os.stat(f"/proc/{container.pid}/ns/pid").st_ino
         assert namespaces.is_alive(init)
+        assert not namespaces.is_alive(replace(init, boot_id="0" * 36)), "of another boot"
+        assert not namespaces.is_alive(replace(init, start_time=init.start_time + 1)), "another process of that PID"
         container.kill()
         assert not namespaces.is_alive(init)
 

@@ -195,12 +195,44 @@ def in_child(command: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def change_init(steps: list[str]) -> None:
+    """Turn PID 1 into something else, by the steps of `become`. A child goes on serving, as PID 1 was before."""
+    reading, writing = os.pipe()
+    steward = os.fork()
+    if steward == 0:
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            failed = pipe.read() != b"done"
+        sys.stdout.buffer.write(json.dumps({"error": "PID 1 could not change"} if failed else {}).encode() + b"\n")
+        sys.stdout.buffer.flush()
+        return
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        for step in steps:
+            if step == "pidns":
+                # Who unshares a PID namespace stays where it is; its children are in the new one.
+                unshare(CLONE_NEWPID)
+                if os.fork() == 0:
+                    pipe.close()
+                    signal.pause()
+            else:
+                become([step])
+        pipe.write(b"done")
+    os.waitpid(steward, 0)
+    os._exit(0)
+
+
 def main() -> None:
     """Serve commands until standard input ends."""
     # Orphans of test commands are nobody's business.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(json.dumps(in_child(json.loads(line))).encode() + b"\n")
+    # Not by iterating: a line that was read ahead would be PID 1's and its steward's.
+    while line := sys.stdin.buffer.readline():
+        command = json.loads(line)
+        if command["do"] == "change init":
+            change_init(command["become"])
+            continue
+        sys.stdout.buffer.write(json.dumps(in_child(command)).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 

@@ -136,7 +136,10 @@ class Container:
         """End it, as by a power cut: nobody is told."""
         if self._launcher.poll() is None:
             if not self._enter:
-                os.kill(self.pid, signal.SIGKILL)
+                try:
+                    os.kill(self.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass  # It has ended by itself, and its launcher is about to.
             # Its init ends with its standard input, at the latest.
             for pipe in (self._launcher.stdin, self._launcher.stdout):
                 assert pipe is not None
@@ -152,6 +155,10 @@ class Container:
         answer: dict[str, Any] = json.loads(self._launcher.stdout.readline())
         assert "error" not in answer, answer["error"]
         return answer
+
+    def change_init(self, *become: str) -> None:
+        """Have PID 1 itself become something else: ``uid:1000``, ``userns``, ``pidns``. Commands work as before."""
+        self.command(do="change init", become=list(become))
 
     def exchange(
         self, *steps: list[Any], socket: str = "/dev/incus/sock", become: Sequence[str] = (), how: str = "self"
