@@ -20,20 +20,10 @@ STARTED = $(filter-out %@.service,$(UNITS)) guestapi-takeover@incus.service gues
 RUNTIME_FILES = conf/lxc-guestapi.conf conf/oci-guestapi.json systemd/nspawn-guestapi.conf systemd/incus-takeover.conf \
 	systemd/incus-device.conf systemd/lxd-takeover.conf systemd/lxd-device.conf
 
-# To build systemd-python, and to run.
-BUILD_PACKAGES = python3-venv python3-dev gcc pkg-config libsystemd-dev
-# What the demo and the tests do, they do with the real thing.
-DEMO_PACKAGES = $(BUILD_PACKAGES) curl systemd util-linux
-# Its load generator is C.
-BENCH_PACKAGES = $(DEMO_PACKAGES) libc6-dev lxc busybox-static uidmap
-TEST_PACKAGES = $(DEMO_PACKAGES) dbus procps strace python3-requests python3-yaml python3-configobj python3-jinja2 \
-	python3-oauthlib python3-jsonpatch python3-jsonschema lxc busybox-static podman crun \
-	systemd-container uidmap
-
 # Tests mostly wait for other processes, so two modules of them run at a time; 'make test AT_ONCE=' runs one.
 AT_ONCE ?= --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help bench demo test fuzz lint format install uninstall clean
+.PHONY: help bench demo test fuzz lint format daemons update install uninstall clean
 
 help:
 	@echo 'make demo        see it work: service, container, every endpoint'
@@ -41,26 +31,25 @@ help:
 	@echo 'make fuzz        coverage-guided fuzzing for SECONDS (600) in all'
 	@echo 'make bench       measure it beside what it can be compared with (as root, nine minutes)'
 	@echo 'make lint        ruff and mypy --strict'
+	@echo 'make update      lock the newest versions that pyproject.toml allows into requirements/'
 	@echo 'make install     put it into $(PREFIX), with units, conf, user and state directory (DESTDIR respected)'
 	@echo 'make uninstall   take it away again, but for its state'
 
 demo: $(VENV)/ready
-	@$(call need,$(DEMO_PACKAGES))
+	@tools/packages install demo
 	@$(VENV)/bin/python -m tests.demo
 
-test: $(VENV)/ready
-	@$(call need,$(TEST_PACKAGES))
-	@[ -d $(VENV)/cloud-init ] || $(call unpack_cloud_init)
-	@$(unpack_daemons)
+test: $(VENV)/ready daemons
+	@tools/packages install test
+	@[ -d $(VENV)/cloud-init ] || tools/unpack-cloud-init $(VENV)/cloud-init
 	$(VENV)/bin/pytest $(AT_ONCE)
 
 fuzz: $(VENV)/ready
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test,fuzz]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	$(VENV)/bin/python -m tests.fuzz $(SECONDS)
 
-bench: $(VENV)/ready
-	@$(call need,$(BENCH_PACKAGES))
-	@$(unpack_daemons)
+bench: $(VENV)/ready daemons
+	@tools/packages install bench
 	@$(VENV)/bin/python -m benchmarks
 
 lint: $(VENV)/ready
@@ -72,50 +61,26 @@ format: $(VENV)/ready
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# Installs those of the given packages that are missing. Without root it says what to install.
-define need
-missing=; for package in $(1); do \
-	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
-done; \
-if [ -n "$$missing" ]; then \
-	if [ "$$(id -u)" = 0 ]; then \
-		echo "installing$$missing"; \
-		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-			$$missing >/dev/null) || exit 1; \
-	else \
-		echo "please install as root: apt-get install$$missing" >&2; exit 1; \
-	fi; \
-fi
-endef
-
-# Debian's cloud-init as it is, but unpacked beside the tests, not installed: it would configure this machine.
-define unpack_cloud_init
-(set -e; unpack=$$(mktemp -d); trap 'rm -rf "$$unpack"' EXIT; cd "$$unpack"; \
-	apt-get -qq -o APT::Sandbox::User=root download cloud-init 2>/dev/null || { apt-get -qq update; \
-	apt-get -qq -o APT::Sandbox::User=root download cloud-init; }; dpkg-deb -x cloud-init_*.deb unpacked; \
-	mv unpacked $(abspath $(VENV))/cloud-init)
-endef
-
-# So are the daemons, beside which tests and benchmarks stand.
-define unpack_daemons
-for kind in incus lxd; do \
-	[ -d $(VENV)/$$kind ] || tests/harness/unpack-daemon.sh $$kind $(abspath $(VENV))/$$kind || \
-		echo "$$kind cannot be had here; what needs it will say so" >&2; \
-done
-endef
-
-$(VENV)/ready: setup.py Makefile
-	@$(call need,$(BUILD_PACKAGES))
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+# What tests and lint need together: mypy reads the tests.
+$(VENV)/ready: pyproject.toml tools/venv tools/packages $(addprefix requirements/,build.txt run.txt test.txt lint.txt)
+	@tools/packages install build
+	PYTHON=$(PYTHON) tools/venv $(VENV) run test lint
 	@touch $@
 
+# Beside which tests and benchmarks stand.
+daemons: $(VENV)/ready
+	@for kind in incus lxd; do \
+		[ -d $(VENV)/$$kind ] || tools/unpack-daemon $$kind $(VENV)/$$kind || \
+			echo "$$kind cannot be had here; what needs it will say so" >&2; \
+	done
+
+update: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
+	VENV=$(VENV) tools/lock --upgrade
+
 install:
-	@if [ -z "$(DESTDIR)" ]; then $(call need,$(BUILD_PACKAGES)); fi
-	@# setuptools would install what an earlier build has left there.
-	rm -rf build
-	$(PYTHON) -m venv $(DESTDIR)$(PREFIX)
-	$(DESTDIR)$(PREFIX)/bin/pip install --quiet --disable-pip-version-check .
+	@if [ -z "$(DESTDIR)" ]; then tools/packages install install; fi
+	PYTHON=$(PYTHON) tools/venv $(DESTDIR)$(PREFIX) run
 	@if [ -n "$(DESTDIR)" ]; then \
 		grep -rlIF '$(abspath $(DESTDIR))$(PREFIX)' $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/pyvenv.cfg \
 			| xargs -r sed -i 's#$(abspath $(DESTDIR))$(PREFIX)#$(PREFIX)#g'; \

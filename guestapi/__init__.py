@@ -11,4 +11,4 @@ The way of one request, one direction, no way back::
 operator's choices, ``cli`` the operator's command. docs/design.md says why.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

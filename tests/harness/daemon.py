@@ -26,7 +26,7 @@ import pytest
 from tests.harness import rootfs
 from tests.harness.containers import Response, parse
 
-#: Where tests/harness/unpack-daemon.sh has put them.
+#: Where tools/unpack-daemon has put them.
 PACKAGES = Path(sys.executable).parent.parent
 
 #: Run by /bin/sh in mount and network namespaces of its own (liblxc has sockets that belong to the latter). What it
