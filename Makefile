@@ -69,7 +69,7 @@ $(VENV)/ready: pyproject.toml tools/venv tools/packages $(addprefix requirements
 
 # Beside which tests and benchmarks stand.
 daemons: $(VENV)/ready
-	@for kind in incus lxd; do \
+	@for kind in incus lxd docker; do \
 		[ -d $(VENV)/$$kind ] || tools/unpack-daemon $$kind $(VENV)/$$kind || \
 			echo "$$kind cannot be had here; what needs it will say so" >&2; \
 	done

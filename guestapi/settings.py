@@ -113,6 +113,42 @@ class Images(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     directory: str | None = None
 
 
+class PodmanSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How containers of podman are found.
+
+    ``socket``: where the Docker-compatible API listens. ``annotations``: whether annotations and labels named
+    ``guestapi.config.KEY`` become configuration. The engine does not tell those of the image from the operator's, so
+    who makes an image then chooses what its containers are told. ``security.*`` is never taken from them.
+    """
+
+    socket: str = "/run/podman/podman.sock"
+    annotations: bool = False
+
+
+class DockerSettings(PodmanSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How containers of Docker are found, by the same keys."""
+
+    socket: str = "/run/docker.sock"
+
+
+class OciSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How containers of crun and runc are found, where these are used alone.
+
+    ``roots``: the runtimes' state directories (their option ``--root``). ``annotations``: as of `PodmanSettings`.
+    """
+
+    roots: tuple[str, ...] = ("/run/crun", "/run/runc")
+    annotations: bool = False
+
+
+class SourcesSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where each follower of a runtime looks for containers."""
+
+    podman: PodmanSettings = PodmanSettings()
+    docker: DockerSettings = DockerSettings()
+    oci: OciSettings = OciSettings()
+
+
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``gunicorn``: gunicorn's own configuration file, relative to guestapi.toml; need not exist."""
 
@@ -137,6 +173,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     images: Images = Images()
     log: Log = Log()
     server: Server = Server()
+    sources: SourcesSettings = SourcesSettings()
     file: Path | None = None
 
     @property
@@ -196,6 +233,11 @@ def load(file: Path | None) -> Settings:
             raise SettingsError(f"{file}: listener.path: {listener.path!r} is not an absolute path")
     if settings.images.directory is not None and not settings.images.directory.startswith("/"):
         raise SettingsError(f"{file}: images.directory: {settings.images.directory!r} is not an absolute path")
+    sources = settings.sources
+    places = [("podman.socket", sources.podman.socket), ("docker.socket", sources.docker.socket)]
+    for key, place in (*places, *(("oci.roots", root) for root in sources.oci.roots)):
+        if not place.startswith("/"):
+            raise SettingsError(f"{file}: sources.{key}: {place!r} is not an absolute path")
     return msgspec.structs.replace(settings, file=file)
 
 

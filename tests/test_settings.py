@@ -49,6 +49,7 @@ def test_shipped_file_says_every_key() -> None:
     default = Settings()
     tables = (
         *(default.store, default.limits, default.events, default.callers, default.hooks, default.log, default.server),
+        *(default.sources.podman, default.sources.docker, default.sources.oci),
     )
     fields = {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
     # The template is a table of its own, and empty.

@@ -1,0 +1,419 @@
+"""A client of the Docker-compatible API on a Unix socket, as Docker's engine and podman offer it.
+
+It asks four things: list, inspect, one volume, events. Facts about fields: docs.docker.com/reference/api/engine.
+
+Rules: the other side is not believed. Each answer has a deadline and a size in all, so an engine that hangs,
+trickles or answers gigabytes costs a bounded time and memory, and is one sentence. Paths have no version: each engine
+then speaks its newest, and the fields used here are the same since 1.24.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+from urllib.parse import quote, urlencode
+
+import h11
+import msgspec
+from msgspec import Struct, field
+
+from guestapi.errors import SourceError
+
+#: Seconds until an answer must be there as a whole: for the list, and for one container. podman's list was seen to take
+#: 1.3 s while twenty containers start, and a container that is just being made blocks it.
+_LIST_SECONDS, _ONE_SECONDS = 15.0, 5.0
+#: Bytes of an answer. A list has about 2 KiB for a container, one container 8 KiB, and both as many labels as images
+#: have: a few MiB of each image at the most (podman takes no configuration above 4 MiB).
+_LIST_BYTES, _ONE_BYTES = 64 << 20, 16 << 20
+#: Bytes of an event; it has the labels of the container's image too.
+_EVENT_BYTES = 16 << 20
+_CHUNK = 1 << 16
+#: An identity: what is shorter could be the beginning of another.
+_ID = re.compile("[0-9a-f]{64}")
+#: What says that a container is to be looked at anew. Engines name two of these differently, and ignore unknown ones.
+_EVENTS = ("create", "start", "die", "died", "rename", "remove", "destroy")
+
+T = TypeVar("T")
+
+
+class EngineError(SourceError):
+    """The engine cannot be asked, or its answer cannot be understood."""
+
+
+class GoneError(EngineError):
+    """The engine knows no such container or volume (any more)."""
+
+
+class TooLargeError(EngineError):
+    """An answer has more bytes than are taken."""
+
+
+class Mount(Struct, frozen=True, rename="pascal"):
+    """A mount of a container.
+
+    Attributes:
+        type: ``bind``: of a path of the host, which only the operator can give; ``volume``, ``tmpfs`` and others.
+        name: of the volume.
+        source: path on the host.
+        destination: path inside.
+        rw: whether it can be written to.
+    """
+
+    type: str = ""
+    name: str = ""
+    source: str = ""
+    destination: str = ""
+    rw: bool = field(default=True, name="RW")
+
+
+class Listed(Struct, frozen=True, rename="pascal"):
+    """A container, as the list has it. ``mounts`` None: this engine's list does not say."""
+
+    id: str
+    names: list[str] | None = None
+    mounts: list[Mount] | None = None
+
+
+class State(Struct, frozen=True, rename="pascal"):
+    """How a container is now.
+
+    Attributes:
+        pid: of its init; 0: it does not run.
+        started_at: when it was last started, RFC 3339.
+    """
+
+    pid: int = 0
+    started_at: str = ""
+
+
+class HostConfig(Struct, frozen=True, rename="pascal"):
+    """What the operator set; modes are empty, ``private``, ``host``, or ``container:ID``."""
+
+    pid_mode: str = ""
+    uts_mode: str = field(default="", name="UTSMode")
+
+
+class Config(Struct, frozen=True, rename="pascal"):
+    """Host name inside, and labels: those of the image and the operator's are merged here."""
+
+    hostname: str = ""
+    labels: dict[str, str] | None = None
+
+
+class Network(Struct, frozen=True, rename="pascal"):
+    """A network that a container is in."""
+
+    mac_address: str = ""
+
+
+class NetworkSettings(Struct, frozen=True, rename="pascal"):
+    """Networks by name."""
+
+    networks: dict[str, Network | None] | None = None
+
+
+class Container(Struct, frozen=True, rename="pascal"):
+    """A container, as inspecting it has it. ``image``: of what it is made; ``sha256:`` alone if of none."""
+
+    id: str
+    name: str
+    image: str = ""
+    state: State = State()
+    host_config: HostConfig = HostConfig()
+    config: Config = Config()
+    mounts: list[Mount] | None = None
+    network_settings: NetworkSettings = NetworkSettings()
+
+
+class Annotated(Struct, frozen=True, rename="pascal"):
+    """Annotations of a container or an image, as podman's own API has them."""
+
+    annotations: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+
+
+class _LibpodContainer(Struct, frozen=True, rename="pascal"):
+    config: Annotated = Annotated()
+
+
+class Volume(Struct, frozen=True, rename="pascal"):
+    """A volume. ``options``: of the local driver those of mount(8): ``type``, ``device``, ``o``."""
+
+    options: dict[str, str] | None = None
+
+
+class _Actor(Struct, frozen=True, rename="pascal"):
+    id: str = field(default="", name="ID")
+
+
+class _Event(Struct, frozen=True):
+    actor: _Actor = field(default=_Actor(), name="Actor")
+
+
+class _Refusal(Struct, frozen=True):
+    message: str = ""
+
+
+class Engine:
+    """One engine; every question is a connection of its own, so threads may share it."""
+
+    def __init__(self, path: str) -> None:
+        """Args:
+        path: of the engine's socket.
+        """
+        self.path = path
+
+    def containers(self) -> list[Listed]:
+        """All containers, running or not.
+
+        Raises:
+            EngineError: it cannot be asked, or answers something else.
+        """
+        found = self._get("/containers/json?all=1", list[Listed], _LIST_SECONDS, _LIST_BYTES)
+        for one in found:
+            self._check_id(one.id)
+        return found
+
+    def container(self, key: str) -> Container:
+        """One container.
+
+        Args:
+            key: its full id.
+
+        Raises:
+            GoneError: there is none.
+            EngineError: it cannot be asked, or answers something else.
+        """
+        found = self._get(f"/containers/{quote(key, safe='')}/json", Container)
+        if found.id != key:
+            raise EngineError(f"{self.path}: the engine was asked for container {key[:12]} and answered with another")
+        return found
+
+    def volume(self, name: str) -> Volume:
+        """One volume.
+
+        Raises:
+            GoneError: there is none.
+            EngineError: it cannot be asked, or answers something else.
+        """
+        return self._get(f"/volumes/{quote(name, safe='')}", Volume)
+
+    def annotations(self, key: str) -> Mapping[str, str]:
+        """Annotations of a container, of its image and the operator's merged. podman's own API alone has them.
+
+        Raises:
+            EngineError: it cannot be asked, or answers something else.
+        """
+        found = self._get(f"/v4.0.0/libpod/containers/{quote(key, safe='')}/json", _LibpodContainer)
+        return found.config.annotations or {}
+
+    def image_annotations(self, image: str) -> Mapping[str, str]:
+        """Annotations that an image brings into each container that is made of it. podman's own API alone has them.
+
+        Raises:
+            EngineError: it cannot be asked, or answers something else.
+        """
+        found = self._get(f"/v4.0.0/libpod/images/{quote(image, safe='')}/json", Annotated)
+        return found.annotations or {}
+
+    def events(self) -> Events:
+        """Follow what happens to containers, from now on.
+
+        Raises:
+            EngineError: it cannot be asked.
+        """
+        filters = json.dumps({"type": ["container"], "event": list(_EVENTS)})
+        until = time.monotonic() + _ONE_SECONDS
+        connection = self._connect(until)
+        try:
+            _send(connection, f"/events?{urlencode({'filters': filters})}", until)
+        except OSError as error:
+            connection.close()
+            raise self._explain(error) from None
+        return Events(self.path, connection)
+
+    def _get(self, target: str, kind: type[T], seconds: float = _ONE_SECONDS, limit: int = _ONE_BYTES) -> T:
+        until = time.monotonic() + seconds
+        try:
+            with self._connect(until) as connection:
+                _send(connection, target, until)
+                status, body = _receive(connection, until, limit)
+        except TimeoutError:
+            raise EngineError(f"{self.path}: GET {target}: no whole answer in {seconds:g} s") from None
+        except _TooMuchError:
+            raise TooLargeError(f"{self.path}: GET {target}: the answer has more than {limit >> 20} MiB") from None
+        except (OSError, h11.ProtocolError) as error:
+            raise self._explain(error) from None
+        if status != 200:
+            said = _decoded(body, _Refusal)
+            kind_of_error = GoneError if status == 404 else EngineError
+            text = f"{self.path}: GET {target}: {status} {said.message[:200] if said else ''}".rstrip()
+            raise kind_of_error(_printable(text))
+        found = _decoded(body, kind)
+        if found is None:
+            raise EngineError(f"{self.path}: GET {target}: the answer is not what the API's documentation says")
+        return found
+
+    def _connect(self, until: float) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            _allow(connection, until)
+            connection.connect(self.path)
+        except OSError as error:
+            connection.close()
+            raise self._explain(error) from None
+        return connection
+
+    def _check_id(self, key: str) -> None:
+        if not _ID.fullmatch(key):
+            raise EngineError(f"{self.path}: {key[:80]!r} in the list of containers is not the id of one")
+
+    def _explain(self, error: Exception) -> EngineError:
+        if isinstance(error, EngineError):
+            return error
+        return EngineError(
+            _printable(f"{self.path}: {getattr(error, 'strerror', None) or error or type(error).__name__}")
+        )
+
+
+class Events:
+    """An engine's event stream. `read` never blocks."""
+
+    def __init__(self, path: str, connection: socket.socket) -> None:
+        """Args:
+        path: of the engine's socket, for errors.
+        connection: on which the question was sent; closed with this.
+        """
+        self._path, self._connection = path, connection
+        self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_CHUNK)
+        self._parser.send(h11.Request(method="GET", target="/", headers=[("Host", "engine")]))
+        self._parser.send(h11.EndOfMessage())
+        self._line = bytearray()
+        self._skipping = False
+        connection.setblocking(False)
+
+    def fileno(self) -> int:
+        """The socket's, for poll(2): readable when there is something to `read`."""
+        return self._connection.fileno()
+
+    def read(self) -> frozenset[str] | None:
+        """What has happened since the last time.
+
+        Returns:
+            Ids of containers to look at; None: look at all of them, since something could not be understood.
+
+        Raises:
+            EngineError: the stream has ended, or is none.
+        """
+        found: set[str] = set()
+        everything = False
+        try:
+            data = self._connection.recv(_CHUNK)
+            self._parser.receive_data(data)
+            while True:
+                event = self._parser.next_event()
+                if event is h11.NEED_DATA:
+                    break
+                # ConnectionClosed, PAUSED: the engine has said all that it will.
+                if isinstance(event, h11.Response) and event.status_code != 200:
+                    raise EngineError(f"{self._path}: GET /events: the engine answers {event.status_code}")
+                if isinstance(event, h11.Data):
+                    everything |= not self._take(bytes(event.data), found)
+                elif isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)) or event is h11.PAUSED:
+                    raise EngineError(f"{self._path}: the engine has ended its event stream")
+        except BlockingIOError:
+            pass
+        except (OSError, h11.ProtocolError) as error:
+            raise EngineError(_printable(f"{self._path}: the event stream has ended: {error}")) from None
+        return None if everything else frozenset(found)
+
+    def close(self) -> None:
+        """End it."""
+        self._connection.close()
+
+    def _take(self, data: bytes, found: set[str]) -> bool:
+        """Add the ids of whole lines to `found`; whether all could be understood."""
+        understood = True
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            whole, self._line = bytes(self._line) + line, bytearray()
+            if self._skipping:
+                self._skipping = False
+            elif whole.strip():
+                event = _decoded(whole, _Event)
+                if event is not None and _ID.fullmatch(event.actor.id):
+                    found.add(event.actor.id)
+                else:
+                    understood = False
+        if not self._skipping:
+            self._line += rest
+            if len(self._line) > _EVENT_BYTES:
+                self._line, self._skipping, understood = bytearray(), True, False
+        return understood
+
+
+class _TooMuchError(Exception):
+    """An answer is larger than is taken."""
+
+
+def _send(connection: socket.socket, target: str, until: float) -> None:
+    _allow(connection, until)
+    connection.sendall(f"GET {target} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
+
+
+def _receive(connection: socket.socket, until: float, limit: int) -> tuple[int, bytes]:
+    """Status and body of one answer."""
+    parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_CHUNK)
+    parser.send(h11.Request(method="GET", target="/", headers=[("Host", "engine"), ("Connection", "close")]))
+    parser.send(h11.EndOfMessage())
+    status, body = 0, bytearray()
+    while True:
+        event = parser.next_event()
+        if event is h11.NEED_DATA:
+            _allow(connection, until)
+            parser.receive_data(connection.recv(_CHUNK))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += event.data
+            if len(body) > limit:
+                raise _TooMuchError
+        elif isinstance(event, h11.EndOfMessage):
+            return status, bytes(body)
+        elif isinstance(event, h11.ConnectionClosed):
+            raise ConnectionResetError("the engine has ended the connection")
+
+
+def _allow(connection: socket.socket, until: float) -> None:
+    """Let the next call take what is left of the time."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)
+
+
+def _decoded(content: bytes, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def operators(names: Sequence[Mount]) -> list[Mount]:
+    """Those mounts that only the operator can have given: binds and volumes with a name, not what an image declares.
+
+    A volume that an image declares has no name; engines give it one of 64 hexadecimal digits.
+    """
+    return [
+        one
+        for one in names
+        if one.type == "bind" or (one.type == "volume" and one.name and not _ID.fullmatch(one.name))
+    ]
