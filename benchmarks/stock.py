@@ -16,6 +16,7 @@ from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
 from guestapi.server.offload import OffloadedStore
 from guestapi.store.view import view
+from guestapi.wsgi import CALLER, DIALECT, RAW_PATH, RAW_URI, Environ, StartResponse
 
 _SETTINGS = settings.load(settings.find(None))
 _STORE = OffloadedStore(_SETTINGS)
@@ -36,9 +37,9 @@ def _caller() -> Caller:
 _CALLER = _caller()
 
 
-def application(environ: app.Environ, start_response: app.StartResponse) -> Iterable[bytes]:
+def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
     """WSGI."""
-    environ["guestapi.caller"] = _CALLER
-    environ["guestapi.dialect"] = "incus"
-    environ["RAW_PATH"] = environ["RAW_URI"].partition("?")[0]
+    environ[CALLER] = _CALLER
+    environ[DIALECT] = "incus"
+    environ[RAW_PATH] = environ[RAW_URI].partition("?")[0]
     return _APPLICATION(environ, start_response)

@@ -1,7 +1,7 @@
-"""What differs between the protocols that are spoken, as data.
+"""What differs between the protocols, as data.
 
-Rules: adding a dialect is adding a row to `DIALECTS`; nothing else in the project asks for a dialect's name.
-A listening socket speaks one dialect, whoever connects to it.
+Rules: a new dialect is a new row of `DIALECTS`. Nothing else in the project depends on a dialect's name. A listening
+socket has one dialect, whoever connects to it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ class Dialect:
     """One protocol of the family.
 
     Attributes:
-        name: what a socket unit's ``FileDescriptorName=`` and ``--socket NAME=PATH`` call it.
-        unit: the systemd unit of its socket.
-        socket: where the host's socket lies when nothing else is configured.
-        directory: where an instance finds it, as ``sock``.
-        switch: configuration key that turns the API off for an instance (default on).
-        images_switch: configuration key that allows image export (default off).
-        image_header: header field, name and value, that every exported image carries.
+        name: as in ``FileDescriptorName=`` of a socket unit and in ``--socket NAME=PATH``.
+        unit: systemd unit of its socket.
+        socket: path of the socket on the host, unless configured otherwise.
+        directory: directory in an instance where the socket is ``sock``.
+        switch: configuration key that switches the API off for an instance (default: on).
+        images_switch: configuration key that allows an instance to export images (default: off).
+        image_header: name and value of the header field that every exported image has; None for none.
         readable: prefixes of the configuration keys that a guest may read.
-        describes_instance: ``GET /1.0`` tells state, type and location, not the version alone.
-        accepts_state: ``PATCH /1.0`` exists.
-        listed_nic_types: None: ``/1.0/devices`` is one object with all devices. Otherwise it lists the URLs of the
-            NICs of these ``nictype``s, and each has a resource of its own, ``/1.0/device/NAME``.
-        name_is_instance_id: the meta-data's instance-id is the instance's name, not its cloud-init UUID.
-        open_when_off: endpoints, by method and path, that answer although the instance is switched off.
+        describes_instance: ``GET /1.0`` has state, type and location besides the version, and ``PATCH /1.0`` exists.
+        listed_nic_types: None if ``/1.0/devices`` is one object with all devices. Otherwise it lists the URLs of the
+            NICs of these ``nictype``s, and each has a resource ``/1.0/device/NAME``.
+        name_is_instance_id: whether the meta-data's instance-id is the instance's name, not its cloud-init UUID.
+        open_when_off: endpoints, by method and path, that answer although the API is switched off for the instance.
     """
 
     name: str
@@ -43,21 +42,20 @@ class Dialect:
     image_header: tuple[str, str] | None = None
     readable: tuple[str, ...] = ("cloud-init.", "user.")
     describes_instance: bool = True
-    accepts_state: bool = True
     listed_nic_types: frozenset[str] | None = None
     name_is_instance_id: bool = False
     open_when_off: frozenset[tuple[str, str]] = frozenset({("GET", "/"), ("GET", "/1.0")})
 
-    def reads(self, key: str) -> bool:
-        """Whether a guest may read the configuration key `key`, set or not."""
+    def is_readable(self, key: str) -> bool:
+        """Tell whether a guest may read the configuration key `key`, be it set or not."""
         return key.startswith(self.readable)
 
     def switched_on(self, config: Mapping[str, str]) -> bool:
-        """Whether the API is on for an instance with this configuration: unless its switch says false."""
+        """Tell whether the API is on for an instance with this configuration. Only a false value switches it off."""
         return config.get(self.switch, "").lower() not in _FALSE
 
     def images_allowed(self, config: Mapping[str, str]) -> bool:
-        """Whether an instance with this configuration may export images: only if its switch says true."""
+        """Tell whether an instance with this configuration may export images. Only a true value allows it."""
         return config.get(self.images_switch, "").lower() in _TRUE
 
 
@@ -91,7 +89,6 @@ DIALECTS: dict[str, Dialect] = {
             images_switch="security.devlxd.images",
             readable=("user.",),
             describes_instance=False,
-            accepts_state=False,
             listed_nic_types=frozenset({"ipvlan"}),
             name_is_instance_id=True,
         ),

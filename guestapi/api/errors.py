@@ -1,6 +1,6 @@
-"""Every refusal, as an exception, and the one place where refusals become bytes: one line, and LF.
+"""Every refusal as an exception, and the one place that renders refusals: one line of text and LF.
 
-No text here carries anything of the host. What went wrong inside goes to the log.
+No text here discloses anything of the host. What went wrong inside is logged.
 """
 
 from __future__ import annotations
@@ -10,33 +10,43 @@ from collections.abc import Sequence
 
 import falcon
 
-from guestapi.api.encoding import JSON, encode, quote
+from guestapi.encoding import JSON, json_line, quote
+from guestapi.wsgi import EXCEEDED_LIMIT
 
 log = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
-#: Where in the environ it says which limit a request has exceeded.
-LIMIT = "guestapi.limit"
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 
 class Refusal(falcon.HTTPError):
-    """A request is refused: `text`, one line for the guest, is all that it is told."""
+    """A request is refused.
+
+    Attributes:
+        status_code: of the response.
+        text: one line for the guest, which learns nothing else.
+    """
 
     status_code = 500
     text = "internal error"
 
     def __init__(self, text: str | None = None, *, headers: dict[str, str] | None = None) -> None:
+        """Refuse a request.
+
+        Args:
+            text: one line for the guest; None for the text of the class.
+            headers: additional header fields.
+        """
         self.text = text or self.text
         super().__init__(self.status_code, title=self.text, headers={**NOSNIFF, **(headers or {})})
 
     def body(self) -> tuple[str, bytes]:
-        """What the guest is told: Content-Type and bytes."""
+        """Return Content-Type and bytes of the response's body."""
         return TEXT, f"{self.text}\n".encode()
 
 
 class UnknownCaller(Refusal):
-    """The caller is in no known instance, or it can no longer be told in which. 500: cloud-init tries again."""
+    """The caller is in no registered instance, or not any more. On status 500, cloud-init tries again."""
 
     text = "pid not in container?"
 
@@ -49,21 +59,21 @@ class NotRoot(Refusal):
 
 
 class NotAuthorized(Refusal):
-    """The instance is switched off, or this may not be read."""
+    """The API is switched off for the instance, or the guest may not read this."""
 
     status_code = 403
     text = "not authorized"
 
 
 class NotFound(Refusal):
-    """The endpoint is there, what was asked of it is not."""
+    """The endpoint exists, what was asked of it does not."""
 
     status_code = 404
     text = "not found"
 
 
 class ImageNotFound(Refusal):
-    """There is no image for the caller under this name, whatever the reason; told as the main API tells it."""
+    """The caller can have no image of this name, whatever the reason. The response is that of Incus's main API."""
 
     status_code = 404
 
@@ -71,19 +81,19 @@ class ImageNotFound(Refusal):
         super().__init__(f"Image {quote(name)} not found")
 
     def body(self) -> tuple[str, bytes]:
-        """A JSON object, as `api.Response` of Incus has its fields."""
+        """Return a JSON object with the fields of Incus's ``api.Response``."""
         document = {"type": "error", "status": "", "status_code": 0, "operation": "", "error_code": self.status_code}
-        return JSON, encode({**document, "error": self.text, "metadata": None}, html=True)
+        return JSON, json_line({**document, "error": self.text, "metadata": None}, html=True)
 
 
 class RangeNotSatisfiable(Refusal):
-    """None of the bytes that were asked for is there (RFC 9110, section 15.5.17)."""
+    """The image has none of the requested bytes (RFC 9110, section 15.5.17)."""
 
     status_code = 416
 
 
 class PreconditionFailed(Refusal):
-    """It is not what the client takes it for (RFC 9110, section 15.5.13)."""
+    """A condition of the request is not met (RFC 9110, section 15.5.13)."""
 
     status_code = 412
     text = "precondition failed"
@@ -97,7 +107,7 @@ class NoSuchPath(Refusal):
 
 
 class MethodNotAllowed(Refusal):
-    """The endpoint does not offer this method; ``Allow`` says which it does (RFC 9110, section 15.5.6)."""
+    """The endpoint does not have this method; ``Allow`` lists those it has (RFC 9110, section 15.5.6)."""
 
     status_code = 405
 
@@ -106,30 +116,24 @@ class MethodNotAllowed(Refusal):
 
 
 class BadRequest(Refusal):
-    """The request cannot be understood; the text says what would be right."""
+    """The request is malformed. The text says what would be right."""
 
     status_code = 400
     text = "bad request"
 
 
-class TooLarge(Refusal):
-    """The body is larger than the server takes."""
-
-    status_code = 413
-    text = "body too large"
-
-
 class OverLimit(Refusal):
-    """The instance has or does more than it may (RFC 6585, section 4).
+    """The instance exceeds a limit (RFC 6585, section 4).
 
     Attributes:
-        limit: which setting says so; noted in the environ, under `LIMIT`, for the log.
+        limit: name of the setting in ``[limits]``. It is noted in the environ (`EXCEEDED_LIMIT`) for the log.
     """
 
     status_code = 429
     limit: str
 
     def __init__(self, retry_after: int) -> None:
+        """Refuse a request for `retry_after` seconds."""
         super().__init__(headers={"Retry-After": str(retry_after)})
 
 
@@ -141,30 +145,30 @@ class TooManyChanges(OverLimit):
 
 
 class TooManyStreams(OverLimit):
-    """The instance has as many streams open as it may."""
+    """The instance has as many event streams as it may have."""
 
     text = "too many event streams of this instance"
     limit = "streams_per_instance"
 
 
-class PassingFault(Refusal):
-    """Something on the host is wrong just now. 500, never 503: cloud-init tries again on 500 alone."""
+class TemporarilyUnavailable(Refusal):
+    """The host has a temporary fault. The status is 500, not 503, because cloud-init tries again only on 500."""
 
     text = "temporarily unavailable, try again"
 
 
 def render(request: falcon.Request, response: falcon.Response, error: falcon.HTTPError) -> None:
-    """The body of every refusal (a Falcon error serializer)."""
+    """Render a refusal (a Falcon error serializer)."""
     if isinstance(error, OverLimit):
-        request.env[LIMIT] = error.limit
+        request.env[EXCEEDED_LIMIT] = error.limit
     if isinstance(error, Refusal):
         response.content_type, response.data = error.body()
     else:
         response.content_type, response.data = TEXT, f"{error.title}\n".encode()
 
 
-def unexpected(request: falcon.Request, response: falcon.Response, error: Exception, _params: object) -> None:
-    """A mistake of ours: the traceback is for the log, the guest learns nothing of it (a Falcon error handler)."""
+def handle_unexpected(request: falcon.Request, response: falcon.Response, error: Exception, _params: object) -> None:
+    """Log an error that nobody expected, and tell the guest nothing of it (a Falcon error handler)."""
     log.error("unexpected error", exc_info=error)
     refusal = Refusal()
     response.status = refusal.status

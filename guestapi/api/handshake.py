@@ -1,4 +1,4 @@
-"""What a client wants of ``/1.0/events``, from its header fields and query: pure functions."""
+"""What a client asks of ``/1.0/events``, read from header fields and query by pure functions."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from collections.abc import Mapping
 from urllib.parse import parse_qs, urlsplit
 
 from guestapi.api.errors import BadRequest, Refusal
-from guestapi.notifications.events import Form
+from guestapi.notifications.events import EventFormat
 
 #: RFC 6455, section 1.3.
 _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-#: An id of the change log fits into 63 bits, as SQLite has them: 19 digits would be too many for some numbers.
+#: An id of the change log fits into SQLite's 63 bits. Not every number of 19 digits does.
 _ID_DIGITS = 18
 
 
 class ForeignOrigin(Refusal):
-    """A browser's page from elsewhere wants to listen (RFC 6455, section 10.2)."""
+    """A page of another origin opens the WebSocket in a browser (RFC 6455, section 10.2)."""
 
     status_code = 403
     text = "the Origin is not this Host"
 
 
-def form_of(environ: Mapping[str, str]) -> Form:
-    """Which form of stream the client asks for: a WebSocket only by ``Upgrade: websocket``, spelled so."""
+def event_format_of(environ: Mapping[str, str]) -> EventFormat:
+    """Return the format that the client asks for. Only ``Upgrade: websocket`` in lower case asks for a WebSocket."""
     if environ.get("HTTP_UPGRADE") == "websocket":
-        return Form.WEBSOCKET
+        return EventFormat.WEBSOCKET
     if "text/event-stream" in _tokens(environ.get("HTTP_ACCEPT", "")):
-        return Form.SERVER_SENT
-    return Form.LINES
+        return EventFormat.SERVER_SENT
+    return EventFormat.LINES
 
 
 def accept(environ: Mapping[str, str]) -> str:
-    """The Sec-WebSocket-Accept of an upgrade (RFC 6455, section 4.2).
+    """Compute the Sec-WebSocket-Accept of an upgrade (RFC 6455, section 4.2).
 
     Raises:
-        BadRequest: Connection, version or key are not as they should be.
-        ForeignOrigin: an Origin was sent, and it is not the Host.
+        BadRequest: Connection, version or key is missing or malformed.
+        ForeignOrigin: the client sent an Origin that differs from the Host.
     """
     version = {"Sec-WebSocket-Version": "13"}
     if "upgrade" not in _tokens(environ.get("HTTP_CONNECTION", "")):
@@ -59,21 +59,20 @@ def accept(environ: Mapping[str, str]) -> str:
 
 
 def types_of(query: str) -> frozenset[str] | None:
-    """The types of the first ``type=``, split at commas and nothing else; None, all, if it is absent or empty."""
+    """Return the event types of the first ``type=``, split at commas only; None for all if it is absent or empty."""
     wanted = _first(query, "type") or ""
     return frozenset(wanted.split(",")) if wanted else None
 
 
-def since_of(environ: Mapping[str, str], form: Form) -> int | None:
-    """The id after which the client wants to resume, from ``?since=`` or Last-Event-ID; None if it begins now.
+def since_of(environ: Mapping[str, str]) -> int | None:
+    """Return the id after which the client resumes, from ``?since=`` or Last-Event-ID; None if it begins now.
 
     Raises:
-        BadRequest: it is no id.
+        BadRequest: it is not an id.
     """
-    # The header first: a browser repeats the URL that it was given, ``?since=`` and all, when it reconnects.
+    # The header field wins: when a browser reconnects, it repeats the original URL with its ``?since=``.
     given = environ.get("HTTP_LAST_EVENT_ID") or _first(environ.get("QUERY_STRING", ""), "since")
     if given is None:
-        # Server-sent events always have ids, to be resumed after.
         return None
     if not (given.isascii() and given.isdigit() and len(given) <= _ID_DIGITS):
         raise BadRequest("since is not the id of an event; send the last one's, or 0 for all that are kept")
@@ -81,7 +80,7 @@ def since_of(environ: Mapping[str, str], form: Form) -> int | None:
 
 
 def _first(query: str, name: str) -> str | None:
-    """The first value of a query's parameter; None if it is absent. As Go, a pair with a semicolon is no pair."""
+    """The first value of a query's parameter; None if it is absent. Like Go, it ignores a pair with a semicolon."""
     pairs = "&".join(pair for pair in query.split("&") if ";" not in pair)
     return parse_qs(pairs, keep_blank_values=True).get(name, [None])[0]
 

@@ -1,6 +1,6 @@
-"""Which part of a representation a client wants, and whether it wants it at all (RFC 9110, sections 13 and 14).
+"""Conditional and range requests (RFC 9110, sections 13 and 14), as pure functions.
 
-Pure functions. Where the RFC leaves a choice, as Go's http.ServeContent, whose clients are ours.
+Where the RFC leaves a choice, they decide as Go's http.ServeContent, for which existing clients were written.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from guestapi.api.errors import RangeNotSatisfiable
 #: Offset of the first byte, and number of bytes.
 Range = tuple[int, int]
 
-#: More ranges than this in one request are no download: the whole is sent (RFC 9110, section 14.2, allows it).
-MOST = 32
+#: The most ranges of one request. If there are more, the whole is sent, as RFC 9110, section 14.2, allows.
+MOST_RANGES = 32
 
-#: 18 digits are an exabyte; more is no number of bytes.
+#: 18 digits are an exabyte. No file has more bytes.
 _SPEC = re.compile(r"[ \t]*(\d{0,18})[ \t]*-[ \t]*(\d{0,18})[ \t]*", re.ASCII)
 _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
 class Verdict(Enum):
-    """What the conditions of a request come to."""
+    """The result of a request's conditions."""
 
     SEND = "send"
     NOT_MODIFIED = "not modified"
@@ -36,8 +36,8 @@ def judge(environ: Mapping[str, str], etag: str, modified: int) -> Verdict:
     """Evaluate If-Match, If-Unmodified-Since, If-None-Match and If-Modified-Since of a GET or HEAD, in that order.
 
     Args:
-        environ: the request's header fields, as WSGI has them.
-        etag: the representation's, strong, in its quotes.
+        environ: the request's header fields, named as in WSGI.
+        etag: strong ETag of the representation, in its quotes.
         modified: when it was last modified, in whole seconds of Unix time.
     """
     if (wanted := environ.get("HTTP_IF_MATCH")) is not None:
@@ -52,14 +52,16 @@ def judge(environ: Mapping[str, str], etag: str, modified: int) -> Verdict:
 
 
 def wanted_ranges(environ: Mapping[str, str], etag: str, modified: int, size: int) -> list[Range]:
-    """The ranges that are to be sent; none: the whole.
+    """Return the ranges to send; an empty list for the whole.
 
     Args:
-        environ, etag, modified: as for `judge`.
+        environ: as for `judge`.
+        etag: as for `judge`.
+        modified: as for `judge`.
         size: bytes of the representation.
 
     Raises:
-        RangeNotSatisfiable: none of them is there, or it is no range.
+        RangeNotSatisfiable: the field is malformed, or the representation has none of the ranges.
     """
     field = environ.get("HTTP_RANGE")
     if field is None or not field.startswith("bytes="):
@@ -71,15 +73,15 @@ def wanted_ranges(environ: Mapping[str, str], etag: str, modified: int, size: in
         found = parse(field.removeprefix("bytes="), size)
     except ValueError as error:
         raise RangeNotSatisfiable(f"invalid range{error}", headers={"Content-Range": f"bytes */{size}"}) from None
-    # Overlapping ranges that come to more than the whole are an attack or a mistake.
-    return [] if len(found) > MOST or sum(length for _offset, length in found) > size else found
+    # Overlapping ranges with more bytes than the whole are an attack or a mistake.
+    return [] if len(found) > MOST_RANGES or sum(length for _offset, length in found) > size else found
 
 
 def parse(specs: str, size: int) -> list[Range]:
-    """The ranges of a representation of `size` bytes that a Range field names after ``bytes=``.
+    """Parse what follows ``bytes=`` in a Range field, for a representation of `size` bytes.
 
     Raises:
-        ValueError: it is no list of ranges, or all of them lie behind the end; the text is empty, or says so.
+        ValueError: it is not a list of ranges, or all ranges lie behind the end. Only in the latter case it has a text.
     """
     found = []
     beyond = False
@@ -115,7 +117,7 @@ def _lists(field: str, etag: str, *, weakly: bool) -> bool:
 
 
 def _date(field: str | None) -> int | None:
-    """An HTTP date in seconds of Unix time; None if there is none, or it is not one."""
+    """Read an HTTP date as seconds of Unix time; None if it is absent or malformed."""
     if field is None:
         return None
     try:
@@ -125,6 +127,6 @@ def _date(field: str | None) -> int | None:
         return None
 
 
-def written(seconds: float) -> str:
-    """An HTTP date (RFC 9110, section 5.6.7)."""
+def http_date(seconds: float) -> str:
+    """Write an HTTP date (RFC 9110, section 5.6.7) from seconds of Unix time."""
     return datetime.fromtimestamp(int(seconds), UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")

@@ -1,8 +1,8 @@
 """Which resource answers a path.
 
-Falcon's own router sees a path that is decoded already, so ``user.a%2Fb`` would be two segments to it, and it answers
-methods that it has not heard of with 400. This one matches segment by segment, decoding each by itself, and knows for
-every route which methods it offers. It is a plain Falcon custom router (falcon.readthedocs.io, "Custom Routers").
+Falcon's own router gets a path that is already decoded, so it takes ``user.a%2Fb`` for two segments, and it answers
+unknown methods with 400. This router decodes and compares one segment at a time, and knows for each route which methods
+it has. It is a Falcon custom router (falcon.readthedocs.io, "Custom Routers").
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import falcon
 
 from guestapi.api.errors import MethodNotAllowed
 from guestapi.http.target import decode_segment
+from guestapi.wsgi import RAW_PATH
 
 Responder = Callable[..., None]
-Found = tuple[object, "Methods", dict[str, str], str]
+#: Resource, responders, parameters of the path, and template.
+Route = tuple[object, "Methods", dict[str, str], str]
 
 
 class Methods(dict[str, Responder]):
-    """Method to responder for one route. Any other method is answered with 405, by name."""
+    """The responders of one route by method. Any other method is answered with 405."""
 
     def __init__(self, resource: object) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class Methods(dict[str, Responder]):
             if responder := getattr(resource, f"on_{method.lower()}", None):
                 self[method] = responder
         if "GET" in self:
-            # RFC 9110, section 9.3.2: the same answer without its body, which Falcon leaves out.
+            # RFC 9110, section 9.3.2: the same answer without its body, which Falcon omits.
             self["HEAD"] = self["GET"]
         self.allowed = sorted(self)
 
@@ -40,28 +42,28 @@ class Methods(dict[str, Responder]):
 
 
 class Router:
-    """Routes by the segments of the raw path in ``environ["RAW_PATH"]``; a segment like ``{key}`` takes any."""
+    """Routes by the segments of the raw path (`RAW_PATH`). A segment like ``{key}`` matches any segment."""
 
     def __init__(self) -> None:
-        self._fixed: dict[str, Found] = {}
+        self._fixed: dict[str, Route] = {}
         self._templates: list[tuple[list[str], object, Methods, str]] = []
 
     def add_route(self, uri_template: str, resource: object, **_options: Any) -> None:
-        """Answer paths like `uri_template` with `resource`."""
+        """Answer paths that match `uri_template` with `resource`."""
         methods = Methods(resource)
         if "{" in uri_template:
             self._templates.append((uri_template.split("/"), resource, methods, uri_template))
         else:
             self._fixed[uri_template] = (resource, methods, {}, uri_template)
 
-    def find(self, uri: str, req: falcon.Request | None = None) -> Found | None:
-        """The route for the request's raw path; None if there is none. `uri`, decoded whole, is not looked at."""
-        path: str = req.env["RAW_PATH"] if req is not None else uri
+    def find(self, uri: str, req: falcon.Request | None = None) -> Route | None:
+        """Find the route for the request's raw path. `uri`, which is decoded as a whole, is ignored."""
+        path: str = req.env[RAW_PATH] if req is not None else uri
         return self._fixed.get(path) or self._find_decoded(path)
 
-    def _find_decoded(self, path: str) -> Found | None:
+    def _find_decoded(self, path: str) -> Route | None:
         segments = [decode_segment(segment) for segment in path.split("/")]
-        # An encoded slash is no separator, so decoded segments are joined for comparison only where there is none.
+        # An encoded slash is not a separator, so decoded segments are joined for comparison only if they have none.
         if "%" in path and not any("/" in segment for segment in segments):
             found = self._fixed.get("/".join(segments))
             if found is not None:
@@ -78,7 +80,7 @@ def _match(template: list[str], segments: list[str]) -> dict[str, str] | None:
     params: dict[str, str] = {}
     for wanted, segment in zip(template, segments, strict=True):
         if wanted.startswith("{"):
-            # An empty segment is a trailing slash, and Go's ServeMux takes an encoded slash alone for one too.
+            # An empty segment is a trailing slash. Go's ServeMux treats a lone encoded slash in the same way.
             if segment in ("", "/"):
                 return None
             params[wanted[1:-1]] = segment

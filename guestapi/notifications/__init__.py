@@ -1,5 +1,5 @@
-"""The change log -> the listeners of this worker: each event once, in the order of commits.
+"""The change log -> the subscriptions of this worker: each event once, in the order of commits.
 
-Rules: pure of sockets, greenlets and HTTP. `events` says how an event is written, once for all its listeners.
-`broker` reads the log and hands events to listeners; whoever serves a listener is woken by a callback.
+Rules: no sockets, no greenlets, no HTTP. `events` writes an event, once for all subscriptions. `broker` reads the
+change log and delivers events to subscriptions. A callback wakes whoever serves a subscription.
 """

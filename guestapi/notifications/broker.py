@@ -1,8 +1,8 @@
-"""Reads the change log and hands each event to the listeners that it is for.
+"""Reads the change log and delivers each event to the subscriptions that it is for.
 
-A listener is registered with the id of the log's last entry at that moment, and hears whatever is committed after it:
-it is registered before its client is answered, so nothing in between is lost. What a resuming client has missed before
-is read from the log, up to that same id, so nothing is told twice at the seam.
+A subscription notes the id of the log's last entry when it is made, and receives every entry committed after it. It is
+made before its client is answered, so the client misses nothing in between. What a resuming client missed earlier is
+read from the log up to that same id, so nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from weakref import WeakValueDictionary
 
 from guestapi.http.websocket import CloseCode
 from guestapi.model import Notification
-from guestapi.notifications.events import Event, gap
+from guestapi.notifications.events import EncodedEvent, gap_event
 from guestapi.store.errors import StoreError
 from guestapi.store.rows import LAST_ID, Entries
 
-#: Entries that are read at a time.
+#: How many entries are read at a time.
 BATCH = 256
-#: Bytes of events that may wait for one listener: four of the largest, which have an old and a new value of 2 MiB.
+#: The most bytes of events that may wait for one client: four events of the largest size, of which each has an old and
+#: a new value of 2 MiB.
 QUEUE_BYTES = 16 * 1024 * 1024
 
 
-class Log(Protocol):
-    """The change log: `store.reading.Reader`."""
+class ChangeLog(Protocol):
+    """The change log. `store.reading.Reader` implements it."""
 
     @property
     def replaced(self) -> int:
-        """Grows whenever the log is another one."""
+        """A number that grows whenever another log takes the place of this one."""
         ...
 
     def latest(self) -> int:
@@ -41,30 +42,31 @@ class Log(Protocol):
         ...
 
 
-class TooManyListenersError(Exception):
-    """The instance has as many listeners as it may."""
+class TooManySubscriptionsError(Exception):
+    """The instance has as many subscriptions as it may have."""
 
 
-class Listener:
-    """One client that listens to the events of one instance.
+class Subscription:
+    """One client that receives the events of one instance.
 
     Attributes:
-        wake: called when there is something new in `pop` or in `closing`; set by whoever serves the listener.
-        closing: why the stream is to be ended, as a WebSocket close code (RFC 6455, section 7.4.1); None: it goes on.
-        overrun: it fell too far behind: end it, without a word.
+        instance_id: of that instance.
+        wake: called when `pop` has something new or `closing` is set. Whoever serves the client sets it.
+        closing: the `CloseCode` with which the stream must end; None while it may continue.
+        overrun: whether the client fell too far behind. Its stream must end at once, without a close frame.
     """
 
     __slots__ = (
         "_after",
-        "_alive",
+        "_authorize",
         "_broker",
-        "_doubtful",
-        "_may",
+        "_is_alive",
+        "_log_number",
         "_queue",
         "_queued_bytes",
-        "_replaced",
         "_since",
         "_types",
+        "_unauthorized",
         "closing",
         "instance_id",
         "overrun",
@@ -78,35 +80,38 @@ class Listener:
         types: frozenset[str] | None,
         since: int | None,
         after: int,
-        may: Callable[[], int | None],
-        alive: Callable[[], bool],
+        authorize: Callable[[], int | None],
+        is_alive: Callable[[], bool],
     ) -> None:
         self._broker = broker
-        self._replaced = broker.log.replaced
+        self._log_number = broker.log.replaced
         self.instance_id = instance_id
         self._types = types
         self._since = since
         self._after = after
-        self._may = may
-        self._alive = alive
-        #: Whether it has to be asked again: the last time, nobody could tell.
-        self._doubtful = False
-        self._queue: deque[Event] = deque()
+        self._authorize = authorize
+        self._is_alive = is_alive
+        #: The last authorization failed because the store could not be read, so it has to be repeated.
+        self._unauthorized = False
+        self._queue: deque[EncodedEvent] = deque()
         self._queued_bytes = 0
-        self.wake: Callable[[], None] = _nobody
+        self.wake: Callable[[], None] = _wake_nobody
         self.closing: int | None = None
         self.overrun = False
 
     @property
-    def numbered(self) -> bool:
-        """Whether the client can resume, so wants ids."""
+    def with_id(self) -> bool:
+        """Whether the client reads ids, because it resumes."""
         return self._since is not None
 
-    def missed(self) -> Iterator[list[Event]]:
-        """What a resuming client has missed, in batches read one at a time; a gap first if the log is too short.
+    def missed(self) -> Iterator[list[EncodedEvent]]:
+        """Read what a resuming client missed, one batch at a time.
 
-        It ends early, and the stream is to be ended, if the log is another one by now: in that, the instance's number
-        is somebody else's.
+        The first event is a gap if the log no longer has all of it. If another log takes the place of this one
+        meanwhile, the iteration ends early and `closing` is set, because there the id means another instance.
+
+        Yields:
+            Events in order.
 
         Raises:
             StoreError: the log cannot be read.
@@ -115,43 +120,43 @@ class Listener:
             return
         position, log = self._since, self._broker.log
         if position > self._after:
-            # The log has not come to that id: it is from another store, and says nothing about this one.
+            # The log has not reached that id, so the id is from another store and means nothing here.
             oldest = log.entries(0, 1).oldest
-            if self._is_another():
+            if self._is_other_log():
                 return
-            yield [gap(position, oldest)]
+            yield [gap_event(position, oldest)]
             position = max(oldest - 1, 0)
         while position < self._after:
             entries = log.entries(position, BATCH, instance_id=self.instance_id, until=self._after)
-            if self._is_another():
+            if self._is_other_log():
                 return
-            # The log's ids have no holes, so what lies between was there and is not any more.
+            # The ids of the log have no holes, so the entries in between existed and were trimmed.
             if entries.oldest > position + 1:
-                yield [gap(position, entries.oldest)]
-            yield [event for event in map(self._broker.event, entries.found) if self._wants(event)]
+                yield [gap_event(position, entries.oldest)]
+            yield [event for event in map(self._broker.encoded, entries.found) if self._wants(event)]
             if not entries.more:
                 return
             position = entries.found[-1].id
 
-    def pop(self) -> list[Event]:
-        """What has come in since the last call, in order."""
+    def pop(self) -> list[EncodedEvent]:
+        """Remove and return the events that came since the last call, in order."""
         events = list(self._queue)
         self._queue.clear()
         self._queued_bytes = 0
         return events
 
     def close(self, code: int) -> None:
-        """Have the stream ended, with this WebSocket close code."""
+        """Ask for the stream to end with this `CloseCode`. The first code counts."""
         if self.closing is None:
             self.closing = code
             self.wake()
 
-    def leave(self) -> None:
-        """Listen no more."""
-        self._broker.forget(self)
+    def cancel(self) -> None:
+        """Receive no more events."""
+        self._broker.unsubscribe(self)
 
-    def hear(self, event: Event) -> None:
-        """An entry of the log about the listener's instance has been committed."""
+    def deliver(self, event: EncodedEvent) -> None:
+        """Take an entry about the instance that was committed."""
         if event.id <= self._after:
             return
         if event.for_guest:
@@ -162,147 +167,154 @@ class Listener:
                     self.overrun = True
                 self.wake()
         else:
-            self.ask()
+            # A switch was changed, or the instance started or stopped.
+            self.authorize()
 
-    def ask(self) -> None:
-        """Whether the client may still listen; if not, have the stream ended."""
+    def authorize(self) -> None:
+        """Decide again whether the client may receive events; close the stream if not."""
         try:
-            code = self._may()
+            code = self._authorize()
         except StoreError:
-            # It cannot be told now.
-            self._doubtful = True
+            self._unauthorized = True
             return
-        self._doubtful = False
+        self._unauthorized = False
         if code is not None:
             self.close(code)
 
     def check(self) -> None:
-        """As `ask`, if there is a reason though the log has none: its init has ended, or nobody could tell before."""
-        # PERF: of every listener, each second; whoever listens changes through the log, or ends.
-        if self._doubtful or not self._alive():
-            self.ask()
+        """Authorize again if the init ended or the last authorization failed. The log has no entry about either."""
+        # PERF: called for every subscription each second. Whatever else changes has an entry in the log.
+        if self._unauthorized or not self._is_alive():
+            self.authorize()
 
-    def _is_another(self) -> bool:
-        if self._broker.log.replaced == self._replaced:
+    def _is_other_log(self) -> bool:
+        if self._broker.log.replaced == self._log_number:
             return False
         self.close(CloseCode.TRY_AGAIN_LATER)
         return True
 
-    def _wants(self, event: Event) -> bool:
+    def _wants(self, event: EncodedEvent) -> bool:
         return self._types is None or event.type in self._types
 
 
 class Broker:
-    """All listeners of a worker."""
+    """All subscriptions of a worker."""
 
-    def __init__(self, log: Log, *, queue_limit: int, listeners_per_instance: int) -> None:
-        """Args:
-        log: the change log.
-        queue_limit: how many events may wait for one listener.
-        listeners_per_instance: how many listeners an instance may have.
+    def __init__(self, log: ChangeLog, *, queue_limit: int, subscriptions_per_instance: int) -> None:
+        """Make a broker without subscriptions.
+
+        Args:
+            log: the change log.
+            queue_limit: the most events that may wait for one client.
+            subscriptions_per_instance: the most subscriptions of an instance.
         """
         self.log = log
         self.queue_limit = queue_limit
-        self._limit = listeners_per_instance
-        self._listeners: dict[int, set[Listener]] = {}
+        self._limit = subscriptions_per_instance
+        self._subscriptions: dict[int, set[Subscription]] = {}
         self._position = 0
-        self._replaced = 0
-        #: Those that some listener still has to send, so that they are encoded once for all who do.
-        #: By which log it is, and id.
-        self._events: WeakValueDictionary[tuple[int, int], Event] = WeakValueDictionary()
+        self._log_number = 0
+        #: Events that some subscription still has to send, so that each is encoded once for all of them. The key is the
+        #: number of the log and the id of the entry.
+        self._events: WeakValueDictionary[tuple[int, int], EncodedEvent] = WeakValueDictionary()
 
     def subscribe(
         self,
         instance_id: int,
         types: frozenset[str] | None,
         since: int | None,
-        may: Callable[[], int | None],
-        alive: Callable[[], bool] = lambda: True,
-    ) -> Listener:
-        """Register a listener: from now on it hears everything.
+        authorize: Callable[[], int | None],
+        is_alive: Callable[[], bool] = lambda: True,
+    ) -> Subscription:
+        """Make a subscription. It receives every event from now on.
 
         Args:
             instance_id: whose events.
-            types: which types; None: all.
-            since: the id after which the client wants to resume; None: it begins now.
-            may: asked after each change that could end it: None, or the close code with which to end; StoreError if
-                that cannot be told now.
-            alive: asked each second: whether the init is there through which it may listen.
+            types: which types; None for all.
+            since: the id after which the client resumes; None to begin now.
+            authorize: called after each change that could end the subscription. It returns None, or the `CloseCode`
+                with which to end; it raises StoreError if the store cannot be read.
+            is_alive: called each second: whether the instance's init still runs.
 
         Raises:
-            TooManyListenersError: the instance has as many as it may.
+            TooManySubscriptionsError: the instance has as many as it may have.
             StoreError: the log cannot be read.
         """
-        others = self._listeners.get(instance_id, set())
+        others = self._subscriptions.get(instance_id, set())
         if len(others) >= self._limit:
-            raise TooManyListenersError
+            raise TooManySubscriptionsError
         after = self.log.latest()
-        if not self._listeners:
-            # Nobody has listened, so nobody has missed what was not read.
+        if not self._subscriptions:
+            # There was no subscription, so nobody missed what was not read.
             self._position = after
-            self._replaced = self.log.replaced
-        listener = Listener(self, instance_id, types, since, after, may, alive)
-        self._listeners.setdefault(instance_id, others).add(listener)
-        return listener
+            self._log_number = self.log.replaced
+        subscription = Subscription(self, instance_id, types, since, after, authorize, is_alive)
+        self._subscriptions.setdefault(instance_id, others).add(subscription)
+        return subscription
 
-    def forget(self, listener: Listener) -> None:
-        """Take a listener away; once more does no harm."""
-        others = self._listeners.get(listener.instance_id)
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Remove a subscription. Doing so twice is harmless."""
+        others = self._subscriptions.get(subscription.instance_id)
         if others is not None:
-            others.discard(listener)
+            others.discard(subscription)
             if not others:
-                del self._listeners[listener.instance_id]
+                del self._subscriptions[subscription.instance_id]
 
-    def look(self) -> bool:
-        """Read one batch of what was committed since the last look, and hand it on; whether there may be more.
+    def poll(self) -> bool:
+        """Read one batch of entries committed since the last call, and deliver them.
+
+        Returns:
+            Whether there may be more.
 
         Raises:
-            StoreError: the log cannot be read; nothing was handed on, and the next look begins at the same place.
+            StoreError: the log cannot be read. Nothing was delivered, and the next call reads the same entries.
         """
-        if not self._listeners:
+        if not self._subscriptions:
             return False
         entries = self.log.entries(self._position, BATCH)
-        if self.log.replaced != self._replaced or (not entries.found and self.log.latest() < self._position):
-            # Another store lies there, or this one begins anew: its ids mean nothing to anybody who listens.
-            self._replaced = self.log.replaced
+        if self.log.replaced != self._log_number or (not entries.found and self.log.latest() < self._position):
+            # Another store took the place of this one, or this one began anew: its ids mean other entries.
+            self._log_number = self.log.replaced
             self._position = self.log.latest()
-            self.end_all(CloseCode.TRY_AGAIN_LATER)
+            self.close_all(CloseCode.TRY_AGAIN_LATER)
             return False
         if entries.oldest > self._position + 1 and self._position:
-            # The log was trimmed faster than this worker has read it: nobody may believe to have heard everything.
-            self.end_all(CloseCode.TRY_AGAIN_LATER)
+            # The log was trimmed faster than this worker read it, so every client may have missed something.
+            self.close_all(CloseCode.TRY_AGAIN_LATER)
         for entry in entries.found:
-            listeners = self._listeners.get(entry.instance_id)
-            if listeners:
-                event = self.event(entry)
-                for listener in tuple(listeners):
-                    listener.hear(event)
+            subscriptions = self._subscriptions.get(entry.instance_id)
+            if subscriptions:
+                event = self.encoded(entry)
+                for subscription in tuple(subscriptions):
+                    subscription.deliver(event)
             self._position = entry.id
         return entries.more
 
-    def event(self, entry: Notification) -> Event:
-        """The event of an entry of the log; the same one for all who have it to send at the same time."""
+    def encoded(self, entry: Notification) -> EncodedEvent:
+        """Return the event of an entry: the same object for all subscriptions that have to send it now."""
         key = (self.log.replaced, entry.id)
         event = self._events.get(key)
         if event is None:
-            self._events[key] = event = Event(entry)
+            self._events[key] = event = EncodedEvent(entry)
         return event
 
     def check_all(self) -> None:
-        """Have every listener end that may not listen any more, though there was no entry in the log."""
-        for listeners in tuple(self._listeners.values()):
-            for listener in tuple(listeners):
-                listener.check()
+        """Close the streams of clients that may no longer receive events, though the log has no entry about it."""
+        for subscription in self._all():
+            subscription.check()
 
-    def end_all(self, code: int) -> None:
-        """Have all streams ended."""
-        for listeners in tuple(self._listeners.values()):
-            for listener in tuple(listeners):
-                listener.close(code)
+    def close_all(self, code: int) -> None:
+        """Close all streams with this `CloseCode`."""
+        for subscription in self._all():
+            subscription.close(code)
 
     def __len__(self) -> int:
-        return sum(map(len, self._listeners.values()))
+        """The number of subscriptions."""
+        return sum(map(len, self._subscriptions.values()))
+
+    def _all(self) -> list[Subscription]:
+        return [subscription for subscriptions in self._subscriptions.values() for subscription in subscriptions]
 
 
-def _nobody() -> None:
-    """Wakes nobody: the listener is not served yet."""
+def _wake_nobody() -> None:
+    """Stand in for `Subscription.wake` until somebody serves the subscription."""

@@ -1,7 +1,7 @@
-"""How an event is written. Encoded once for a worker, whatever the number of listeners.
+"""How an event is written. It is encoded once for a worker, whatever the number of subscriptions.
 
-Plain clients see exactly ``{"type":...,"timestamp":...,"metadata":...}`` and LF; those that can resume get an ``id``
-besides, to resume after.
+Plain clients read exactly ``{"type":...,"timestamp":...,"metadata":...}`` and LF. Clients that resume also read an
+``id``, after which they can resume again.
 """
 
 from __future__ import annotations
@@ -9,21 +9,30 @@ from __future__ import annotations
 from enum import Enum
 from functools import cached_property
 
+from guestapi.encoding import to_json
 from guestapi.http.websocket import Opcode, frame
 from guestapi.model import Notification
-from guestapi.store.changes import encode, timestamp
+from guestapi.store.changes import timestamp
 
 
-class Form(Enum):
-    """What a listener reads: how events are framed."""
+class EventFormat(Enum):
+    """How the events of a stream are framed."""
 
     WEBSOCKET = "websocket"
     LINES = "lines"
     SERVER_SENT = "server-sent"
 
 
-class Event:
-    """An entry of the change log in all its forms, each made when it is wanted first."""
+class EncodedEvent:
+    """An entry of the change log in all formats, each encoded when it is first used.
+
+    Attributes:
+        id: of the entry.
+        instance_id: of the instance that the entry is about.
+        type: of the event, like ``config``.
+        for_guest: whether the instance itself receives it.
+        size: about how many bytes it has.
+    """
 
     def __init__(self, notification: Notification) -> None:
         self.id = notification.id
@@ -35,20 +44,20 @@ class Event:
             f'{{"type":"{notification.type}","timestamp":"{notification.timestamp}","metadata":{notification.metadata}'
         )
 
-    def written(self, form: Form, numbered: bool) -> bytes:
-        """The event's bytes for a listener of that form; `numbered`: with its id."""
-        if form is Form.SERVER_SENT:
+    def encode(self, event_format: EventFormat, *, with_id: bool) -> bytes:
+        """Return the event's bytes in a format. Server-sent events always have an id."""
+        if event_format is EventFormat.SERVER_SENT:
             return self._server_sent
-        if form is Form.LINES:
-            return self._numbered_line if numbered else self._line
-        return self._numbered_frame if numbered else self._frame
+        if event_format is EventFormat.LINES:
+            return self._line_with_id if with_id else self._line
+        return self._frame_with_id if with_id else self._frame
 
     @cached_property
     def _line(self) -> bytes:
         return f"{self._start}}}\n".encode()
 
     @cached_property
-    def _numbered_line(self) -> bytes:
+    def _line_with_id(self) -> bytes:
         return f'{self._start},"id":{self.id}}}\n'.encode()
 
     @cached_property
@@ -56,22 +65,22 @@ class Event:
         return frame(Opcode.TEXT, self._line)
 
     @cached_property
-    def _numbered_frame(self) -> bytes:
-        return frame(Opcode.TEXT, self._numbered_line)
+    def _frame_with_id(self) -> bytes:
+        return frame(Opcode.TEXT, self._line_with_id)
 
     @cached_property
     def _server_sent(self) -> bytes:
-        # html.spec.whatwg.org, "Parsing an event stream". JSON has no line breaks of its own.
-        return f"id: {self.id}\ndata: {self._numbered_line.decode()}\n".encode()
+        # html.spec.whatwg.org, "Parsing an event stream". JSON contains no line breaks.
+        return f"id: {self.id}\ndata: {self._line_with_id.decode()}\n".encode()
 
 
-def gap(since: int, oldest: int) -> Event:
-    """What tells a listener that the log does not reach back to where it wants to resume.
+def gap_event(since: int, oldest: int) -> EncodedEvent:
+    """Make the event that tells a client that the log no longer has all that it missed.
 
     Args:
-        since: the id after which it wanted to resume.
-        oldest: the id of the oldest entry that the log still holds, from which on it will hear everything.
+        since: the id after which the client wanted to resume.
+        oldest: the id of the oldest entry in the log. The client receives everything from there on.
     """
-    metadata = encode({"since": since, "oldest": oldest})
-    # Whoever resumes after the gap's own id hears the oldest entry first.
-    return Event(Notification(oldest - 1, 0, "", "", "gap", timestamp(), metadata, for_guest=True))
+    metadata = to_json({"since": since, "oldest": oldest}, html=True).decode()
+    # A client that resumes after the gap's own id receives the oldest entry first.
+    return EncodedEvent(Notification(oldest - 1, 0, "", "", "gap", timestamp(), metadata, for_guest=True))

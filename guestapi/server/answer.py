@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from guestapi.callers.identify import Caller
-from guestapi.http.request import Environ
 from guestapi.model import Instance
+from guestapi.wsgi import CALLER, INSTANCE, Environ, Headers
 
 
 class Answer:
@@ -25,7 +25,7 @@ class Answer:
         caller: Caller,
         dialect: str,
         status: str,
-        headers: list[tuple[str, str]],
+        headers: Headers,
         sent: int,
         seconds: float,
     ) -> None:
@@ -37,15 +37,15 @@ class Answer:
         self.headers = headers
         self.sent = sent
         self.seconds = seconds
-        self.instance: Instance | None = environ.pop("guestapi.instance", None)
+        self.instance: Instance | None = environ.pop(INSTANCE, None)
 
     def forget(self) -> None:
         """Keep of the caller and of the instance nothing alive: the answer is kept, to be given again."""
-        del self.environ["guestapi.caller"]
+        del self.environ[CALLER]
         self.instance = self.caller = None
 
     def again(self, caller: Caller, instance: Instance | None, seconds: float) -> None:
         """It was given once more."""
-        self.caller = self.environ["guestapi.caller"] = caller
+        self.caller = self.environ[CALLER] = caller
         self.instance = instance
         self.seconds = seconds

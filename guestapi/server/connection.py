@@ -10,18 +10,16 @@ import io
 import logging
 import socket
 import time
-from typing import Any
+from typing import Any, cast
 
-from guestapi.api.content import ChangedFileError, Content
-from guestapi.api.handover import HANDOVER, Handover
 from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller
 from guestapi.http.body import Body
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Environ, Head, ends_head, is_too_large, parse_head
+from guestapi.http.request import Head, ends_head, is_too_large, parse_head
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.http.websocket import CloseCode
-from guestapi.notifications.events import Form
+from guestapi.notifications.events import EventFormat
 from guestapi.server.answer import Answer
 from guestapi.server.channel import READ, Channel
 from guestapi.server.repeats import Shelf
@@ -30,6 +28,16 @@ from guestapi.server.stream import LateError, Stream
 from guestapi.server.transfer import send_content
 from guestapi.server.turns import LARGE
 from guestapi.store.errors import StoreError
+from guestapi.wsgi import (
+    CALLER,
+    DIALECT,
+    HANDOVER,
+    RAW_PATH,
+    ChangedFileError,
+    Content,
+    Environ,
+    Handover,
+)
 
 log = logging.getLogger(__name__)
 
@@ -250,20 +258,20 @@ class Connection(Channel):
         early, self._buffer = self._buffer, b""
         self._stream = Stream(self, handover, self._service.pings, self._service.limits.stream_send_seconds)
         try:
-            if not (early and handover.form is Form.WEBSOCKET):
+            if not (early and handover.event_format is EventFormat.WEBSOCKET):
                 self._stream.run()
             # RFC 6455, section 4.1: a client sends no frame before it has the answer. As Incus, end without a word.
         finally:
-            handover.listener.leave()
+            handover.subscription.cancel()
 
     def _respond(self, head: Head, caller: Caller) -> bool | Handover:
         """Answer one request; whether another may follow. Or what the connection is handed over to."""
         service = self._service
         began = time.monotonic()
-        environ = head.environ
+        environ = cast("Environ", head.environ)
         environ.update(service.environ)
-        environ["guestapi.caller"] = caller
-        environ["guestapi.dialect"] = self._dialect
+        environ[CALLER] = caller
+        environ[DIALECT] = self._dialect
         body: Body | None = None
         if head.length == 0:
             environ["wsgi.input"] = _NOTHING
@@ -274,7 +282,7 @@ class Connection(Channel):
             environ["wsgi.input"] = body = Body(self, head.length, service.limits.body, head.expects)
         status, headers = "200 OK", [("Content-Length", "0")]
         content: bytes | Content = b""
-        if environ["RAW_PATH"] != "*":
+        if environ[RAW_PATH] != "*":
             status, headers, content = self._call(environ)
         try:
             return self._answer(head, caller, body, status, headers, content, began)
@@ -293,7 +301,7 @@ class Connection(Channel):
         began: float,
     ) -> bool | Handover:
         """Send what the application said, once the request's body is done with; returns as `_respond`."""
-        service, environ = self._service, head.environ
+        service, environ = self._service, cast("Environ", head.environ)
         handover: Handover | None = environ.pop(HANDOVER, None)
         if handover is not None:
             answer = Answer(environ, caller, self._dialect, handover.status, [], 0, time.monotonic() - began)

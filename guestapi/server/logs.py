@@ -10,12 +10,12 @@ from typing import Any
 import gunicorn.glogging
 
 from guestapi import journal
-from guestapi.api.errors import LIMIT
 from guestapi.callers.identify import Caller
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
 from guestapi.settings import Log
 from guestapi.store.errors import StoreError
+from guestapi.wsgi import EXCEEDED_LIMIT
 
 requests = logging.getLogger("guestapi.requests")
 
@@ -92,8 +92,8 @@ class RequestLog:
     def answered(self, answer: Answer) -> None:
         """Log a response of the application, if it is of those that are logged."""
         status = answer.code
-        if LIMIT in answer.environ:
-            self.excesses.count(answer.caller.instance_id if answer.caller else None, answer.environ[LIMIT])
+        if EXCEEDED_LIMIT in answer.environ:
+            self.excesses.count(answer.caller.instance_id if answer.caller else None, answer.environ[EXCEEDED_LIMIT])
         elif status >= self.tells_from and self._may_log():
             environ = answer.environ
             fields = _fields(answer.caller, answer.dialect, status, answer.instance)

@@ -125,7 +125,7 @@ class Application(GunicornApplication):
 
     _store: OffloadedStore | None = None
 
-    def load(self) -> app.Application:
+    def load(self) -> app.GuestApplication:
         """The WSGI application of one worker."""
         store = self.open_store()
         return app.create(store, store.broker, self.settings.limits)

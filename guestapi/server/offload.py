@@ -49,7 +49,7 @@ class OffloadedStore:
         self.broker = Broker(
             self._reader,
             queue_limit=settings.limits.stream_queue,
-            listeners_per_instance=settings.limits.streams_per_instance,
+            subscriptions_per_instance=settings.limits.streams_per_instance,
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer: Writer | None = None

@@ -3,8 +3,8 @@
 Most requests have been made before: a workload asks for the same key again and again. To parse, route and encode once
 more would come to the very same bytes, so the bytes are kept. Why none of them can be stale:
 
-- Kept are only answers that the application marks as `LASTING`: they depend on the request and on one `Instance` alone,
-  which is frozen. On what else the server lets them depend, the date, is written anew.
+- Kept are only answers that the application marks as `CACHEABLE`: they depend on the request and on one `Instance`
+  alone, which is frozen. On what else the server lets them depend, the date, is written anew.
 - The request is compared as it was received, every byte of it.
 - Everything that the gate asks is asked again or cannot have changed: what the store says of the instance now must be
   the very same object, so of the same revision and run (`store.reading` proves that to be current at each look); its
@@ -17,12 +17,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from weakref import ref
 
-from guestapi.api.gate import LASTING
 from guestapi.callers.identify import Caller, LiveInit
 from guestapi.http.response import date_line
 from guestapi.model import Instance
 from guestapi.server.answer import Answer
 from guestapi.store.errors import StoreError
+from guestapi.wsgi import CACHEABLE
 
 #: Bytes that are kept at the most, of the worker and of one shelf, so that no instance can push all others out.
 KEPT_BYTES, SHELF_BYTES = 8 * 1024 * 1024, 128 * 1024
@@ -151,7 +151,7 @@ class Repeats:
 
     def keep(self, shelf: Shelf, request: bytes, answer: Answer, before: bytes, after: bytes) -> None:
         """Note an answer that was just given, if it will last; arguments as of `Repeat`."""
-        if not answer.environ.get(LASTING) or answer.instance is None or answer.code >= 500:
+        if not answer.environ.get(CACHEABLE) or answer.instance is None or answer.code >= 500:
             return
         other = self._shelves.pop(shelf.place, None)
         if other is not None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gevent.threadpool import ThreadPool
 
-from guestapi.api.buckets import Buckets
 from guestapi.callers.credentials import Credentials, credentials, is_closed
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.http.errors import ProtocolError
 from guestapi.http.response import error_response
 from guestapi.model import Instance
+from guestapi.rate_limit import RateLimit
 from guestapi.server.answer import Answer
 from guestapi.server.crew import Crew
 from guestapi.server.door import Door
@@ -26,6 +26,7 @@ from guestapi.server.transfer import DISK_THREADS
 from guestapi.server.turns import Places
 from guestapi.server.waiting import Patience
 from guestapi.settings import Limits
+from guestapi.wsgi import Application, Environ
 
 if TYPE_CHECKING:
     from guestapi.server.connection import Connection
@@ -43,7 +44,7 @@ class Service:
 
     def __init__(
         self,
-        application: Callable[..., Iterable[bytes]],
+        application: Application,
         identifier: Identifier,
         limits: Limits,
         look: Callable[[int], Instance | None],
@@ -88,11 +89,11 @@ class Service:
         self.newcomers = Rounds(_NEW_EACH, self.door.of_one)
         each_second = limits.requests_per_second
         #: How often each instance may ask; None if any number of times.
-        self.requests = Buckets(each_second, limits.requests_burst) if each_second else None
+        self.requests = RateLimit(each_second, limits.requests_burst) if each_second else None
         #: Bytes of answers that the clients of an instance have not taken yet, for those instances that have any.
         self.unsent: dict[int | None, int] = {}
         self._spare_from = descriptors - _SPARE
-        self.environ = {
+        self.environ: Environ = {
             "wsgi.version": (1, 0),
             "wsgi.multithread": True,
             "wsgi.multiprocess": multiprocess,

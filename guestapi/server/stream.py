@@ -7,12 +7,12 @@ import time
 from collections import OrderedDict
 from typing import Protocol
 
-from guestapi.api.handover import Handover
 from guestapi.http.response import stream_head
 from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, CloseCode, Opcode, close_frame, frame
-from guestapi.notifications.events import Event, Form
+from guestapi.notifications.events import EncodedEvent, EventFormat
 from guestapi.server.turns import LARGE
 from guestapi.store.errors import StoreError
+from guestapi.wsgi import Handover
 
 log = logging.getLogger(__name__)
 
@@ -75,31 +75,31 @@ class Stream:
 
     def __init__(self, peer: Peer, handover: Handover, pings: Pings, send_seconds: float) -> None:
         self._peer = peer
-        self._listener = handover.listener
-        self._form = handover.form
+        self._subscription = handover.subscription
+        self._format = handover.event_format
         self._pings = pings
         self._seconds = send_seconds
         self._head = stream_head(handover.status, handover.headers)
-        self._frames = ClientFrames() if handover.form is Form.WEBSOCKET else None
+        self._frames = ClientFrames() if handover.event_format is EventFormat.WEBSOCKET else None
         self._unanswered = 0
         self._ping_due = False
         self._sending = False
 
     def run(self) -> None:
         """Send what there is until the stream ends."""
-        self._listener.wake = self._on_news
+        self._subscription.wake = self._on_news
         # The first ping leaves with the head.
         self._send(self._head + (_PING if self._frames else b""))
         self._head = b""
-        if self._form is not Form.LINES:
+        if self._format is not EventFormat.LINES:
             self._unanswered = 1
             self._pings.add(self)
         try:
-            for events in self._listener.missed():
+            for events in self._subscription.missed():
                 self._send_events(events)
                 if not self._listen():
                     return
-                if self._listener.overrun or self._listener.closing is not None:
+                if self._subscription.overrun or self._subscription.closing is not None:
                     break
                 # However much was missed, others have their turn; a batch takes milliseconds to read.
                 self._peer.give_way(LARGE)
@@ -115,7 +115,7 @@ class Stream:
 
     def close(self, code: int) -> None:
         """End the stream, with this close code if it is a WebSocket."""
-        self._listener.close(code)
+        self._subscription.close(code)
 
     def ping(self) -> None:
         """It is time for a ping."""
@@ -124,27 +124,27 @@ class Stream:
 
     def _follow(self) -> None:
         while True:
-            if self._listener.overrun:
+            if self._subscription.overrun:
                 return
-            if self._listener.closing is not None:
-                self._say_goodbye(self._listener.closing)
+            if self._subscription.closing is not None:
+                self._say_goodbye(self._subscription.closing)
                 return
             if self._ping_due and not self._send_ping():
                 return
-            events = self._listener.pop()
+            events = self._subscription.pop()
             if events:
                 self._send_events(events)
-            elif self._listener.closing is None:
+            elif self._subscription.closing is None:
                 self._peer.wait_readable()
             if not self._listen():
                 return
 
-    def _send_events(self, events: list[Event]) -> None:
-        numbered = self._listener.numbered
+    def _send_events(self, events: list[EncodedEvent]) -> None:
+        with_id = self._subscription.with_id
         batch: list[bytes] = []
         size = 0
         for event in events:
-            batch.append(event.written(self._form, numbered))
+            batch.append(event.encode(self._format, with_id=with_id))
             size += len(batch[-1])
             if size > _BATCH:
                 self._send(b"".join(batch))
@@ -184,7 +184,7 @@ class Stream:
     def _say_goodbye(self, code: int) -> None:
         # What came before the end is told, as far as the client takes it at once.
         self._seconds = _LAST_SECONDS
-        self._send_events(self._listener.pop())
+        self._send_events(self._subscription.pop())
         if self._frames is None:
             return
         self._send(close_frame(code))
@@ -197,10 +197,10 @@ class Stream:
 
     def _on_news(self) -> None:
         """The listener has something, or is to be ended."""
-        if self._sending and self._listener.overrun:
+        if self._sending and self._subscription.overrun:
             # It is stuck, and will not get to it.
             self._peer.abort()
-        elif self._sending and self._listener.closing is not None:
+        elif self._sending and self._subscription.closing is not None:
             # It may be stuck. What is under way is finished, if that is quick, so that the close code can follow.
             self._peer.hurry(_LAST_SECONDS)
         else:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from guestapi.api.content import Content, FilePart
+from guestapi.wsgi import Content, FilePart
 
 #: Bytes that one sendfile call may send before others have their turn. A socket takes no more than its buffer at a
 #: time anyway (net.core.wmem_default, 208 KiB).
@@ -78,7 +78,7 @@ def _send_part(peer: Peer, part: FilePart, seconds: float, in_thread: Callable[.
                 try:
                     in_thread(_read, (part.descriptor, offset, there - offset))
                 except OSError as error:
-                    raise part.fault(str(error.strerror)) from None
+                    raise part.error(str(error.strerror)) from None
             # Time runs for the client, not for the disk.
             peer.set_deadline(seconds)
         peer.wait_writable()
@@ -92,9 +92,9 @@ def _send_part(peer: Peer, part: FilePart, seconds: float, in_thread: Callable[.
         except ConnectionError:
             raise
         except OSError as error:
-            raise part.fault(str(error.strerror)) from None
+            raise part.error(str(error.strerror)) from None
         if not sent:
-            raise part.fault("was cut short")
+            raise part.error("was cut short")
         offset += sent
         peer.set_deadline(seconds)
 

@@ -205,7 +205,7 @@ def _follow_log(store: OffloadedStore) -> None:
             if time.monotonic() >= ask_at:
                 ask_at = time.monotonic() + _LOOK_SECONDS
                 store.broker.check_all()
-            while store.broker.look():
+            while store.broker.poll():
                 gevent.sleep(0)
         except StoreError as error:
             log.error("events are delayed: %s", error)

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
 from guestapi.model import Device
 
 #: What makes cloud-init run again in the guest: a change of one of these, or of the set of NICs.
@@ -97,16 +95,6 @@ def timestamp(now_ns: int | None = None) -> str:
     moment, zone = local[:19], local[19:]
     digits = f".{fraction:09d}".rstrip("0").rstrip(".")
     return f"{moment}{digits}{'Z' if zone == '+00:00' else zone}"
-
-
-def encode(metadata: dict[str, Any]) -> str:
-    """Compact JSON in the order given, escaped as Go's encoding/json escapes by default."""
-    text = msgspec.json.encode(metadata).decode()
-    # Outside strings none of these can stand, so plain replacement is exact.
-    for character in "<>&\u2028\u2029":
-        if character in text:
-            text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def _device(action: str, name: str, definition: Device) -> Event:

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, Delete, Table, bindparam, delete, insert, select, update
 
 from guestapi import names
+from guestapi.encoding import to_json
 from guestapi.model import Device, Init, Instance, InstanceType
 from guestapi.settings import Settings
 from guestapi.store import changes
@@ -337,7 +338,7 @@ class Change(ImageSteps):
                 "type": event.type,
                 "timestamp": changes.timestamp(now),
                 "written": now / 1e9,
-                "metadata": changes.encode(event.metadata),
+                "metadata": to_json(event.metadata, html=True).decode(),
                 # Nobody listens in an instance that does not run, and who starts later reads the new state.
                 "for_guest": event.guest and instance.running,
             }

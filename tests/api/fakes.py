@@ -6,15 +6,16 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from guestapi.api.app import Application, create
+from guestapi.api.app import GuestApplication, create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
 from guestapi.model import Device, Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.store.images import open_files
 from guestapi.store.rows import Entries
+from guestapi.wsgi import CALLER, DIALECT, Environ
 
 #: Which host UID is root in the instance.
 ROOT = 100_000
@@ -133,7 +134,9 @@ class Client:
     """Calls the WSGI application as a worker does."""
 
     def __init__(self, store: MemoryStore, dialect: str = "incus", who: Caller | None = None) -> None:
-        self.application: Application = create(store, Broker(EmptyLog(), queue_limit=10, listeners_per_instance=1))
+        self.application: GuestApplication = create(
+            store, Broker(EmptyLog(), queue_limit=10, subscriptions_per_instance=1)
+        )
         self.dialect = dialect
         self.who = caller() if who is None else who
 
@@ -161,15 +164,15 @@ class Client:
             "wsgi.input": io.BytesIO(body),
             "wsgi.errors": io.StringIO(),
             **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in (fields or {}).items()},
-            "guestapi.caller": self.who,
-            "guestapi.dialect": self.dialect,
+            CALLER: self.who,
+            DIALECT: self.dialect,
         }
         said: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> None:
             said[:] = status, headers
 
-        chunks = self.application(environ, start_response)
+        chunks = self.application(cast("Environ", environ), start_response)
         try:
             content = b"".join(chunks)
         finally:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from guestapi.api.content import ChangedFileError, Content, FilePart
 from guestapi.model import Image, ImageFile
+from guestapi.wsgi import ChangedFileError, Content, FilePart
 from tests.api.fakes import Answered, Client, MemoryStore, caller, instance
 
 FP, SPLIT, PRIVATE = "a" * 64, "b" * 64, "c" * 64

@@ -7,7 +7,7 @@ import falcon.testing
 import pytest
 
 from guestapi.api.errors import MethodNotAllowed
-from guestapi.api.routing import Found, Router
+from guestapi.api.routing import Route, Router
 
 
 class Reading:
@@ -46,7 +46,7 @@ def router() -> Router:
     return made
 
 
-def found(router: Router, path: str) -> Found:
+def found(router: Router, path: str) -> Route:
     """What is found there, and it must be."""
     result = router.find(path)
     assert result is not None

@@ -109,7 +109,7 @@ class Worker:
         devices = {"eth0": {"type": "nic", "nictype": "ipvlan"}, "root": {"type": "disk", "path": "/"}}
         store = MemoryStore(instance(config, devices), images={FINGERPRINT: image}, where=directory)
         limits = Limits(writes_per_second=1e6, writes_burst=10**6)
-        broker = Broker(ShortLog(), queue_limit=10, listeners_per_instance=2)
+        broker = Broker(ShortLog(), queue_limit=10, subscriptions_per_instance=2)
         #: Method and status of each answer, in order; None for what the server itself refused.
         self.said: list[tuple[str | None, int]] = []
         self.service = Service(

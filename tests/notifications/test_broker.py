@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from guestapi import settings
 from guestapi.callers.namespaces import boot_id
 from guestapi.model import Init
-from guestapi.notifications.broker import BATCH, Broker, Listener, TooManyListenersError
-from guestapi.notifications.events import Form
+from guestapi.notifications.broker import BATCH, Broker, Subscription, TooManySubscriptionsError
+from guestapi.notifications.events import EventFormat
 from guestapi.settings import Settings
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
@@ -34,7 +34,7 @@ class Client:
         self.last = first
         self.heard: list[int] = []
         self.gaps: list[tuple[int, int]] = []
-        self.listener: Listener | None = None
+        self.subscription: Subscription | None = None
         self.broker: Broker | None = None
 
     def hear(self, data: bytes) -> None:
@@ -109,7 +109,7 @@ class Queue(RuleBasedStateMachine):
     @rule()
     def worker_starts(self) -> None:
         """A worker comes."""
-        self.brokers.append(Broker(Reader(self.settings.store.url), queue_limit=1000, listeners_per_instance=8))
+        self.brokers.append(Broker(Reader(self.settings.store.url), queue_limit=1000, subscriptions_per_instance=8))
 
     @precondition(lambda self: self.brokers)
     @rule(which=st.integers(0, 2))
@@ -118,7 +118,7 @@ class Queue(RuleBasedStateMachine):
         broker = self.brokers.pop(which % len(self.brokers))
         for client in self.clients:
             if client.broker is broker:
-                client.listener = client.broker = None
+                client.subscription = client.broker = None
 
     @precondition(lambda self: self.brokers)
     @rule(which=st.integers(0, 2), back=st.integers(0, 30))
@@ -134,33 +134,33 @@ class Queue(RuleBasedStateMachine):
     def client_reconnects(self, which: int, who: int) -> None:
         """A client that has lost its worker resumes with another."""
         client = self.clients[who % len(self.clients)]
-        if client.listener is None:
+        if client.subscription is None:
             self.connect(client, self.brokers[which % len(self.brokers)])
 
     def connect(self, client: Client, broker: Broker) -> None:
         """Subscribe, then send what was missed, as a stream does."""
         try:
-            client.listener = broker.subscribe(self.ids[0], None, client.last, lambda: None)
-        except TooManyListenersError:
+            client.subscription = broker.subscribe(self.ids[0], None, client.last, lambda: None)
+        except TooManySubscriptionsError:
             return
         client.broker = broker
-        for events in client.listener.missed():
-            client.hear(b"".join(event.written(Form.LINES, numbered=True) for event in events))
+        for events in client.subscription.missed():
+            client.hear(b"".join(event.encode(EventFormat.LINES, with_id=True) for event in events))
 
     @precondition(lambda self: self.brokers)
     @rule(which=st.integers(0, 2))
     def worker_looks(self, which: int) -> None:
         """The doorbell rings for one worker."""
         broker = self.brokers[which % len(self.brokers)]
-        while broker.look():
+        while broker.poll():
             pass
         for client in self.clients:
-            if client.broker is broker and client.listener is not None:
-                events = client.listener.pop()
-                client.hear(b"".join(event.written(Form.LINES, numbered=True) for event in events))
-                if client.listener.closing is not None:
-                    client.listener.leave()
-                    client.listener = client.broker = None
+            if client.broker is broker and client.subscription is not None:
+                events = client.subscription.pop()
+                client.hear(b"".join(event.encode(EventFormat.LINES, with_id=True) for event in events))
+                if client.subscription.closing is not None:
+                    client.subscription.cancel()
+                    client.subscription = client.broker = None
 
     @invariant()
     def each_event_once_in_order_or_a_gap(self) -> None:
@@ -193,35 +193,35 @@ def set_key(store: Settings, value: str) -> None:
         change.configure(change.instance("default", "a"), {"user.k": value})
 
 
-def values(listener: Listener) -> list[str]:
-    """What the listener heard since the last time."""
-    lines = [event.written(Form.LINES, listener.numbered) for event in listener.pop()]
+def values(subscription: Subscription) -> list[str]:
+    """What the subscription heard since the last time."""
+    lines = [event.encode(EventFormat.LINES, with_id=subscription.with_id) for event in subscription.pop()]
     return [json.loads(line)["metadata"]["value"] for line in lines]
 
 
 def test_registered_before_answered(store: Settings) -> None:
     """What is committed after `subscribe` is heard, what was before is not, looked at or not."""
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     set_key(store, "before any")
     first = broker.subscribe(1, None, None, lambda: None)
     set_key(store, "between")
     second = broker.subscribe(1, None, None, lambda: None)
     set_key(store, "after")
-    broker.look()
+    broker.poll()
     assert values(first) == ["between", "after"]
     assert values(second) == ["after"]
 
 
 def test_types_are_filtered(store: Settings) -> None:
-    """A listener hears the types that it asked for; an unknown one matches nothing."""
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=9)
+    """A subscription hears the types that it asked for; an unknown one matches nothing."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=9)
     wanted = [frozenset({"device"}), frozenset({"x"}), None]
     listeners = [broker.subscribe(1, types, None, lambda: None) for types in wanted]
     with Writer(store).change() as change:
         instance = change.configure(change.instance("default", "a"), {"user.k": "1"})
         change.replace_devices(instance, {"d": {"type": "none"}})
-    broker.look()
-    assert [[event.type for event in listener.pop()] for listener in listeners] == [
+    broker.poll()
+    assert [[event.type for event in subscription.pop()] for subscription in listeners] == [
         ["device"],
         [],
         ["config", "device"],
@@ -230,35 +230,35 @@ def test_types_are_filtered(store: Settings) -> None:
 
 def test_event_is_encoded_once(store: Settings) -> None:
     """Two listeners of the same form are given the very same bytes."""
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     one, two = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
     set_key(store, "x")
-    broker.look()
+    broker.poll()
     (first,), (second,) = one.pop(), two.pop()
-    assert first.written(Form.WEBSOCKET, numbered=False) is second.written(Form.WEBSOCKET, numbered=False)
+    assert first.encode(EventFormat.WEBSOCKET, with_id=False) is second.encode(EventFormat.WEBSOCKET, with_id=False)
 
 
 def test_missed_event_is_encoded_once(store: Settings) -> None:
     """Listeners that catch up side by side, and one that hears it live, are given the very same bytes."""
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=3)
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=3)
     live = broker.subscribe(1, None, 0, lambda: None)
     set_key(store, "x")
-    broker.look()
+    broker.poll()
     (heard,) = live.pop()
-    written = heard.written(Form.WEBSOCKET, numbered=True)
+    written = heard.encode(EventFormat.WEBSOCKET, with_id=True)
     for _number in range(2):
         late = broker.subscribe(1, None, heard.id - 1, lambda: None)
         ((missed,),) = late.missed()
-        assert missed.written(Form.WEBSOCKET, numbered=True) is written
+        assert missed.encode(EventFormat.WEBSOCKET, with_id=True) is written
 
 
 def test_listener_that_falls_behind(store: Settings) -> None:
-    """More events than may wait mark the listener, not the others."""
-    broker = Broker(Reader(store.store.url), queue_limit=3, listeners_per_instance=2)
+    """More events than may wait mark the subscription, not the others."""
+    broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=2)
     slow, quick = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
     for number in range(4):
         set_key(store, str(number))
-        broker.look()
+        broker.poll()
         quick.pop()
     assert slow.overrun
     assert not quick.overrun
@@ -266,64 +266,64 @@ def test_listener_that_falls_behind(store: Settings) -> None:
 
 def test_limit_of_listeners(store: Settings) -> None:
     """One more than an instance may have is refused, until one leaves; another instance's count for themselves."""
-    broker = Broker(Reader(store.store.url), queue_limit=3, listeners_per_instance=2)
+    broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=2)
     first = broker.subscribe(1, None, None, lambda: None)
     broker.subscribe(1, None, None, lambda: None)
-    with pytest.raises(TooManyListenersError):
+    with pytest.raises(TooManySubscriptionsError):
         broker.subscribe(1, None, None, lambda: None)
     broker.subscribe(2, None, None, lambda: None)
-    first.leave()
-    first.leave()
+    first.cancel()
+    first.cancel()
     broker.subscribe(1, None, None, lambda: None)
     assert len(broker) == 3
 
 
 def test_end_is_asked_for_at_every_other_change(store: Settings) -> None:
-    """An entry that is not for the guest makes the listener ask if it may go on; what came before is still told."""
+    """An entry that is not for the guest makes the subscription ask if it may go on; what came before is still told."""
     answers: list[int | None] = [None]
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
-    listener = broker.subscribe(1, None, None, lambda: answers[0])
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    subscription = broker.subscribe(1, None, None, lambda: answers[0])
     set_key(store, "before")
     with Writer(store).change() as change:
         change.configure(change.instance("default", "a"), {"security.guestapi": "false"})
     set_key(store, "after")
     answers[0] = 1008
-    broker.look()
-    assert listener.closing == 1008
-    assert values(listener) == ["before"]
+    broker.poll()
+    assert subscription.closing == 1008
+    assert values(subscription) == ["before"]
 
 
 def test_worker_that_was_left_behind(store: Settings) -> None:
     """A log that was trimmed beyond what a worker has read ends its streams: they would miss something unknowingly."""
     short = Settings(store=store.store, events=settings.Events(keep_entries=5))
-    broker = Broker(Reader(store.store.url), queue_limit=100, listeners_per_instance=2)
-    listener = broker.subscribe(1, None, None, lambda: None)
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
+    subscription = broker.subscribe(1, None, None, lambda: None)
     for number in range(20):
         with Writer(short).change() as change:
             change.configure(change.instance("default", "a"), {"user.k": str(number)})
-    broker.look()
-    assert listener.closing == 1013
+    broker.poll()
+    assert subscription.closing == 1013
 
 
 def test_log_that_begins_anew(store: Settings) -> None:
     """A log that is shorter than it was, in the very same file, ends the streams: their ids mean nothing in it."""
-    broker = Broker(Reader(store.store.url), queue_limit=100, listeners_per_instance=2)
-    listener = broker.subscribe(1, None, None, lambda: None)
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
+    subscription = broker.subscribe(1, None, None, lambda: None)
     set_key(store, "before")
-    broker.look()
+    broker.poll()
     with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
         connection.execute("DELETE FROM notifications")
         connection.execute("DELETE FROM sqlite_sequence")
-    broker.look()
-    assert listener.closing == 1013
+    broker.poll()
+    assert subscription.closing == 1013
 
 
 def test_gap_of_a_foreign_id(store: Settings) -> None:
     """An id that the log has not come to is answered by a gap, then by all that is kept."""
     set_key(store, "kept")
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
-    listener = broker.subscribe(1, None, 10**9, lambda: None)
-    events = [json.loads(e.written(Form.LINES, numbered=True)) for batch in listener.missed() for e in batch]
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    subscription = broker.subscribe(1, None, 10**9, lambda: None)
+    events = [json.loads(e.encode(EventFormat.LINES, with_id=True)) for batch in subscription.missed() for e in batch]
     assert [event["type"] for event in events] == ["gap", "config"]
     assert events[0]["metadata"] == {"since": 10**9, "oldest": 1}
     assert events[0]["id"] == 0
@@ -349,24 +349,24 @@ def test_what_was_missed_ends_with_its_store(store: Settings) -> None:
     """A client that still reads what it has missed, when another store is put there, hears nothing of that one."""
     with Writer(store).change() as change:
         change.configure(change.instance("default", "a"), {f"user.{number}": "1" for number in range(2 * BATCH)})
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
-    listener = broker.subscribe(1, None, 0, lambda: None)
-    batches = listener.missed()
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    subscription = broker.subscribe(1, None, 0, lambda: None)
+    batches = subscription.missed()
     assert len(next(batches)) > 0
     put_another(store, "foreign")
     assert [event for batch in batches for event in batch] == []
-    assert listener.closing == 1013
+    assert subscription.closing == 1013
 
 
 def test_events_of_two_stores_are_not_taken_for_each_other(store: Settings) -> None:
     """An event that a slow client still has to send is not given to others for that of the same id in another store."""
     set_key(store, "first")
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     held = [event for batch in broker.subscribe(1, None, 0, lambda: None).missed() for event in batch]
     put_another(store, "foreign")
     again = [event for batch in broker.subscribe(1, None, 0, lambda: None).missed() for event in batch]
     assert {event.id for event in held} & {event.id for event in again}
-    texts = [event.written(Form.LINES, numbered=True) for event in again]
+    texts = [event.encode(EventFormat.LINES, with_id=True) for event in again]
     assert len(texts) == 2 * BATCH
     assert all(b"foreign" in text for text in texts)
 
@@ -383,16 +383,16 @@ def test_who_may_not_listen_any_more_without_an_entry(store: Settings) -> None:
             raise StoreError("cannot be read")
         return None if living[name] else 1001
 
-    broker = Broker(Reader(store.store.url), queue_limit=10, listeners_per_instance=2)
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     one, two = (broker.subscribe(1, None, None, partial(may, name), partial(living.__getitem__, name)) for name in "ab")
     broker.check_all()
     assert asked == []
     living["a"] = False
     broker.check_all()
     assert (asked, one.closing, two.closing) == (["a"], 1001, None)
-    one.leave()
+    one.cancel()
     faulty[0] = True
-    two.ask()
+    two.authorize()
     broker.check_all()
     faulty[0] = False
     broker.check_all()

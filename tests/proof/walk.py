@@ -249,7 +249,10 @@ class Walk(RuleBasedStateMachine):
         certain = [
             one
             for one in self.idle()
-            if one.answered and len(one.identities) == 1 and None not in one.identities and one.dialect.accepts_state
+            if one.answered
+            and len(one.identities) == 1
+            and None not in one.identities
+            and one.dialect.describes_instance
         ]
         if certain:
             self.step("say ready")

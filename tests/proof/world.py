@@ -535,7 +535,7 @@ def _body(row: Row, dialect: Dialect, path: str) -> bytes:
             state = "Ready" if row.ready else "Started"
             found = {"state": state, "api_version": "1.0", "instance_type": "container", "location": platform.node()}
         case "/1.0/config":
-            found = [f"/1.0/config/{key}" for key in sorted(instance.config) if dialect.reads(key)]
+            found = [f"/1.0/config/{key}" for key in sorted(instance.config) if dialect.is_readable(key)]
         case "/1.0/devices" if dialect.listed_nic_types is not None:
             found = [f"/1.0/device/{name}" for name in instance.devices]
         case "/1.0/devices":

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from guestapi.api.gate import LASTING
 from guestapi.callers.identify import Caller
 from guestapi.http import response
 from guestapi.model import Instance
@@ -16,6 +15,7 @@ from guestapi.server import repeats
 from guestapi.server.answer import Answer
 from guestapi.server.repeats import Repeats, Shelf
 from guestapi.store.errors import StoreError
+from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, Environ
 from tests.api.fakes import StandIn, caller, instance
 from tests.harness.containers import Container, request
 from tests.harness.service import Service
@@ -48,7 +48,7 @@ class Host:
         self, who: Caller, *, raw: bytes = REQUEST, body: bytes = b"bar", code: int = 200, lasting: bool = True
     ) -> None:
         """An answer was given to the caller."""
-        environ = {LASTING: lasting, "guestapi.instance": self.says, "guestapi.caller": who}
+        environ: Environ = {CACHEABLE: lasting, INSTANCE: self.says, CALLER: who}
         answer = Answer(environ, who, "incus", f"{code} Any", [], len(body), 0.1)
         self.repeats.keep(self.shelf(who), raw, answer, b"HTTP/1.1 200 OK\r\n", b"\r\n" + body)
 

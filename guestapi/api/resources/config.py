@@ -1,39 +1,45 @@
-"""``/1.0/config``: what the operator set, as far as the guest may read it."""
+"""``/1.0/config``: the configuration keys that a guest may read."""
 
 from __future__ import annotations
 
 import falcon
 
-from guestapi.api.encoding import JSON, encode
 from guestapi.api.errors import NotAuthorized, NotFound
 from guestapi.dialects import Dialect
+from guestapi.encoding import JSON, json_line
 
 
-class Keys:
+class ConfigKeys:
     """``GET /1.0/config``: the URLs of the readable keys that are set, sorted, not encoded."""
 
-    lasting = True
+    cacheable = True
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """A JSON list."""
+        """Answer with a JSON list."""
         resp.content_type = JSON
-        resp.data = encode([f"/1.0/config/{key}" for key in req.context.instance.config if self._dialect.reads(key)])
+        config = req.context.instance.config
+        resp.data = json_line([f"/1.0/config/{key}" for key in config if self._dialect.is_readable(key)])
 
 
-class Key:
+class ConfigKey:
     """``GET /1.0/config/{key}``: the value, byte for byte."""
 
-    lasting = True
+    cacheable = True
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
-        """The value; 403 outside the readable prefixes, set or not; 404 if it is not set."""
-        if not self._dialect.reads(key):
+        """Answer with the value.
+
+        Raises:
+            NotAuthorized: the key has no readable prefix, be it set or not.
+            NotFound: it is not set.
+        """
+        if not self._dialect.is_readable(key):
             raise NotAuthorized
         value = req.context.instance.config.get(key)
         if value is None:

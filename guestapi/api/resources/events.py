@@ -1,22 +1,23 @@
-"""``/1.0/events``: what changes, as it changes."""
+"""``/1.0/events``: the changes of an instance, as they happen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import falcon
 
-from guestapi.api.encoding import JSON
 from guestapi.api.errors import NOSNIFF, NotAuthorized, Refusal, TooManyStreams
 from guestapi.api.gate import Gate
-from guestapi.api.handover import HANDOVER, Handover
-from guestapi.api.handshake import accept, form_of, since_of, types_of
+from guestapi.api.handshake import accept, event_format_of, since_of, types_of
 from guestapi.callers.identify import Caller
+from guestapi.encoding import JSON
 from guestapi.http.websocket import CloseCode
-from guestapi.notifications.broker import Broker, TooManyListenersError
-from guestapi.notifications.events import Form
+from guestapi.notifications.broker import Broker, TooManySubscriptionsError
+from guestapi.notifications.events import EventFormat
+from guestapi.wsgi import CALLER, HANDOVER, Environ, Handover
 
-#: When to come back who has too many: streams last, and so does their being too many.
+#: Seconds after which a client with too many streams may try again. Streams last, so this is long.
 _RETRY_SECONDS = 10
 
 
@@ -24,48 +25,57 @@ class Events:
     """``GET /1.0/events``: a WebSocket, server-sent events, or one JSON document a line."""
 
     def __init__(self, broker: Broker, gate: Gate) -> None:
-        """Args:
-        broker: where to listen.
-        gate: the gate that let the request through; it is asked again while the stream lasts.
+        """Serve streams.
+
+        Args:
+            broker: where clients are subscribed.
+            gate: the gate that let the request through. It decides again while the stream lasts.
         """
         self._broker = broker
         self._gate = gate
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Register a listener, and hand the connection over."""
-        form = form_of(req.env)
+        """Subscribe the client and hand the connection over to the server.
+
+        Raises:
+            BadRequest: the handshake or the id to resume after is malformed.
+            ForeignOrigin: a page of another origin opens the WebSocket.
+            TooManyStreams: the instance has as many streams as it may have.
+        """
+        environ = cast("Environ", req.env)
+        event_format = event_format_of(req.env)
         if req.method == "HEAD":
             resp.content_type = JSON
             resp.set_headers(NOSNIFF)
             return
-        if form is Form.WEBSOCKET:
+        if event_format is EventFormat.WEBSOCKET:
             status = "101 Switching Protocols"
             headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept(req.env))]
         else:
             status = "200 OK"
-            kind = JSON if form is Form.LINES else "text/event-stream"
-            headers = [("Connection", "close"), ("Content-Type", kind), *NOSNIFF.items()]
-            if form is Form.SERVER_SENT:
+            content_type = JSON if event_format is EventFormat.LINES else "text/event-stream"
+            headers = [("Connection", "close"), ("Content-Type", content_type), *NOSNIFF.items()]
+            if event_format is EventFormat.SERVER_SENT:
                 headers.append(("Cache-Control", "no-store"))
+        caller = environ[CALLER]
+        assert caller.init is not None, "admitted by the gate"
         try:
-            caller: Caller = req.env["guestapi.caller"]
-            assert caller.init is not None, "admitted by the gate"
-            listener = self._broker.subscribe(
+            subscription = self._broker.subscribe(
                 req.context.instance.id,
                 types_of(req.query_string),
-                since_of(req.env, form),
-                self._may(caller),
+                since_of(req.env),
+                self._authorizer(caller),
                 caller.init.alive,
             )
-        except TooManyListenersError:
+        except TooManySubscriptionsError:
             raise TooManyStreams(_RETRY_SECONDS) from None
-        req.env[HANDOVER] = Handover(status, tuple(headers), form, listener)
+        environ[HANDOVER] = Handover(status, tuple(headers), event_format, subscription)
 
-    def _may(self, caller: Caller) -> Callable[[], int | None]:
-        # Bound to what the gate wants to know, not to the request, which is let go of after the hand-over.
+    def _authorizer(self, caller: Caller) -> Callable[[], int | None]:
+        # It refers to what the gate needs, not to the request, which is freed after the handover.
         gate = self._gate
 
-        def may() -> int | None:
+        def authorize() -> int | None:
             try:
                 gate.admit(caller, "GET", "/1.0/events")
             except NotAuthorized:
@@ -74,4 +84,4 @@ class Events:
                 return CloseCode.GOING_AWAY
             return None
 
-        return may
+        return authorize

@@ -1,4 +1,4 @@
-"""``/1.0/images/{fingerprint}/export``: an image of the host, for those who may have it."""
+"""``/1.0/images/{fingerprint}/export``: an image of the host, for instances that may export images."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Protocol
 import falcon
 
 from guestapi.api import errors
-from guestapi.api.content import Content, FilePart
-from guestapi.api.ranges import Range, Verdict, judge, wanted_ranges, written
+from guestapi.api.ranges import Range, Verdict, http_date, judge, wanted_ranges
 from guestapi.dialects import Dialect
 from guestapi.model import Image, Instance
 from guestapi.names import is_fingerprint
 from guestapi.store.images import ImageFileError
+from guestapi.wsgi import Content, FilePart
 
 _BYTES = "application/octet-stream"
-#: Digits of the fingerprint that separate parts: as many as Go's multipart.Writer has. No image holds its own hash, and
-#: with the same separator each time, the same image is the same body each time, as a strong ETag promises.
-_BOUNDARY = 60
+#: How many digits of the fingerprint are the boundary of parts: as many as Go's multipart.Writer has. No image contains
+#: its own hash. With the same boundary each time, the same image has the same body, as a strong ETag promises.
+_BOUNDARY_DIGITS = 60
 
 
-class Images(Protocol):
-    """Where images are: `api.app.Store`."""
+class ImageStore(Protocol):
+    """Where images are. `api.app.Store` implements it."""
 
     def image(self, fingerprint: str) -> Image | None:
         """As `store.reading.Reader.image`."""
@@ -34,15 +34,20 @@ class Images(Protocol):
         ...
 
 
-class Export:
+class ImageExport:
     """``GET /1.0/images/{fingerprint}/export``: the image, whole or in parts."""
 
-    def __init__(self, images: Images, dialect: Dialect) -> None:
+    def __init__(self, images: ImageStore, dialect: Dialect) -> None:
         self._images = images
         self._dialect = dialect
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, fingerprint: str) -> None:
-        """The image; 403 if the instance may have none; one and the same 404 for whatever it cannot have."""
+        """Answer with the image.
+
+        Raises:
+            NotAuthorized: the instance may not export images.
+            ImageNotFound: it cannot have this image, whatever the reason.
+        """
         instance: Instance = req.context.instance
         if not self._dialect.images_allowed(instance.config):
             raise errors.NotAuthorized
@@ -52,7 +57,7 @@ class Export:
         try:
             descriptors = self._images.open_image(image)
         except ImageFileError as error:
-            # To the guest it is as good as gone, and to be told so at once lets it look elsewhere.
+            # The guest cannot have the image. If it learns so at once, it can look elsewhere.
             errors.log.error("%s", error)
             raise errors.ImageNotFound(fingerprint) from None
         try:
@@ -68,14 +73,14 @@ class Export:
     def _answer(
         self, req: falcon.Request, resp: falcon.Response, image: Image, descriptors: Sequence[int]
     ) -> Content | None:
-        """Head and body; None if no body belongs to it."""
+        """Set the header fields; return the body, or None if the response has none."""
         etag = f'"{image.fingerprint}"'
         modified = max(file.mtime_ns for file in image.files) // 10**9
         verdict = judge(req.env, etag, modified)
         if verdict is Verdict.FAILED:
             raise errors.PreconditionFailed
         unified = len(image.files) == 1
-        fields = {"ETag": etag, "Last-Modified": written(modified)}
+        fields = {"ETag": etag, "Last-Modified": http_date(modified)}
         if unified:
             fields["Content-Disposition"] = f"inline;filename={image.fingerprint}{image.files[0].extension}"
         if self._dialect.image_header is not None:
@@ -123,13 +128,13 @@ def _unified(resp: falcon.Response, image: Image, descriptor: int, ranges: Seque
 
 
 def _split(resp: falcon.Response, image: Image, descriptors: Sequence[int]) -> Content:
-    """As Incus sends it: a form of two files."""
+    """The body that Incus sends for a split image: a form of two files."""
     names = ["metadata", "rootfs.img" if image.type == "virtual-machine" else "rootfs"]
     resp.content_type = f"multipart/form-data; boundary={_boundary(image)}"
     parts = []
     for number, (name, file) in enumerate(zip(names, image.files, strict=True)):
-        called = f"{'' if number else 'meta-'}{image.fingerprint}{file.extension}"
-        disposition = f'Content-Disposition: form-data; name="{name}"; filename="{called}"\r\n'
+        file_name = f"{'' if number else 'meta-'}{image.fingerprint}{file.extension}"
+        disposition = f'Content-Disposition: form-data; name="{name}"; filename="{file_name}"\r\n'
         parts.append((f"{disposition}Content-Type: {_BYTES}\r\n", _part(image, number, descriptors[number])))
     return Content(_multipart(_boundary(image), parts), descriptors)
 
@@ -149,7 +154,7 @@ def _multipart(boundary: str, parts: Sequence[tuple[str, FilePart]]) -> list[byt
 
 
 def _boundary(image: Image) -> str:
-    return image.fingerprint[:_BOUNDARY]
+    return image.fingerprint[:_BOUNDARY_DIGITS]
 
 
 def _content_range(offset: int, length: int, size: int) -> str:

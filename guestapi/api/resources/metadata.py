@@ -1,4 +1,4 @@
-"""``/1.0/meta-data``: what cloud-init calls by that name."""
+"""``/1.0/meta-data``: cloud-init's meta-data."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from guestapi.model import Instance
 
 
 class MetaData:
-    """``GET /1.0/meta-data``: YAML made of two lines, then whatever ``user.meta-data`` holds, as it is."""
+    """``GET /1.0/meta-data``: YAML of two lines, then the value of ``user.meta-data`` as it is."""
 
-    lasting = True
+    cacheable = True
 
     def __init__(self, dialect: Dialect) -> None:
         self._name_is_id = dialect.name_is_instance_id
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Text, though the type that is sent does not say so."""
+        """Answer with YAML. As with Incus, the Content-Type does not say so."""
         instance: Instance = req.context.instance
         identity = instance.name if self._name_is_id else instance.cloud_init_id
         head = f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.name}\n"

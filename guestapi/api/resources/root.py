@@ -1,18 +1,18 @@
-"""``/``: which APIs there are."""
+"""``/``: the versions of the API."""
 
 from __future__ import annotations
 
 import falcon
 
-from guestapi.api.encoding import JSON, encode
+from guestapi.encoding import JSON, json_line
 
 
 class Root:
-    """``GET /``: the URLs of the APIs."""
+    """``GET /``: the URLs of the API's versions."""
 
-    lasting = True
+    cacheable = True
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """A JSON list."""
+        """Answer with a JSON list."""
         resp.content_type = JSON
-        resp.data = encode(["/1.0"])
+        resp.data = json_line(["/1.0"])

@@ -1,4 +1,4 @@
-"""``/1.0``: the instance itself, and how it tells its host that it is ready."""
+"""``/1.0``: the instance itself, and how it reports to its host that it is ready."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NoReturn, Protocol
 
 import falcon
 
-from guestapi.api.buckets import Buckets
-from guestapi.api.encoding import JSON, encode, quote
 from guestapi.api.errors import BadRequest, TooManyChanges, UnknownCaller
+from guestapi.encoding import JSON, json_line, quote
 from guestapi.model import Init, Instance
+from guestapi.rate_limit import RateLimit
 
 
-class Notes(Protocol):
-    """Where the state is noted: `api.app.Store`."""
+class StateStore(Protocol):
+    """Where the state is recorded. `api.app.Store` implements it."""
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `store.writing.Writer.set_ready`."""
@@ -23,36 +23,38 @@ class Notes(Protocol):
 
 
 class Version:
-    """``GET /1.0`` of old: no more than the version."""
+    """``GET /1.0`` of ``lxd-legacy``: the version alone."""
 
-    lasting = True
+    cacheable = True
 
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """A JSON object."""
+        """Answer with a JSON object."""
         resp.content_type = JSON
-        resp.data = encode({"api_version": "1.0"})
+        resp.data = json_line({"api_version": "1.0"})
 
 
 class State:
     """``GET /1.0`` and ``PATCH /1.0``."""
 
-    lasting = True
+    cacheable = True
 
-    def __init__(self, notes: Notes, host: str, buckets: Buckets) -> None:
-        """Args:
-        notes: where a state is noted.
-        host: this host's name, the location of every instance that has no other.
-        buckets: how often an instance may say something: each change is written, and told to the operator.
+    def __init__(self, store: StateStore, host: str, rate_limit: RateLimit) -> None:
+        """Serve the state.
+
+        Args:
+            store: where a state is recorded.
+            host: name of this host, the location of every instance that has no other.
+            rate_limit: how often an instance may change its state. Each change is written and logged.
         """
-        self._notes = notes
-        self._buckets = buckets
+        self._store = store
+        self._rate_limit = rate_limit
         self._host = host
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """A JSON object, its keys in this order."""
+        """Answer with a JSON object, its keys in this order."""
         instance: Instance = req.context.instance
         resp.content_type = JSON
-        resp.data = encode(
+        resp.data = json_line(
             {
                 "state": "Ready" if instance.ready else "Started",
                 "api_version": "1.0",
@@ -62,28 +64,34 @@ class State:
         )
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """``{"state": "Ready"}`` or ``Started``; what the Content-Type says does not matter (curl says "form")."""
+        """Record ``{"state": "Ready"}`` or ``{"state": "Started"}``. The Content-Type is ignored (curl sends "form").
+
+        Raises:
+            BadRequest: the body is not such a document.
+            TooManyChanges: the instance changes its state too often.
+            UnknownCaller: the instance has stopped meanwhile.
+        """
         instance: Instance = req.context.instance
         state = read_state(req.env["wsgi.input"].read())
         if state not in ("Ready", "Started"):
             raise BadRequest(f"Invalid state {quote(state)}")
-        if not self._buckets.take(instance.id):
-            raise TooManyChanges(self._buckets.retry_after)
-        if not self._notes.set_ready(instance.id, instance.run, state == "Ready", instance.init):
+        if not self._rate_limit.take(instance.id):
+            raise TooManyChanges(self._rate_limit.retry_after)
+        if not self._store.set_ready(instance.id, instance.run, state == "Ready", instance.init):
             raise UnknownCaller
         resp.data = b""
 
 
 def read_state(body: bytes) -> str:
-    """The field ``state`` of the JSON object at the start of `body`; "" if it is absent or null.
+    """Read the field ``state`` of the JSON object at the start of `body`; "" if it is absent or null.
 
-    As Go's decoder does, it matches the name without case, lets the last one of several win, skips other fields, and
-    does not look at what follows the object.
+    Like Go's decoder, it ignores the case of the name, lets the last of several fields win, and ignores other fields
+    and what follows the object.
 
     Raises:
-        BadRequest: there is no JSON object, or its state is no string.
+        BadRequest: there is no JSON object, or its state is not a string.
     """
-    # Bytes that are no UTF-8 become lone surrogates here, which are no part of JSON's grammar either.
+    # Bytes that are not UTF-8 become lone surrogates, which are not in JSON's grammar either.
     text = body.decode("utf-8", "surrogateescape").lstrip(" \t\r\n")
     if not text:
         raise BadRequest('the body is empty; send {"state": "Ready"}')
@@ -103,24 +111,24 @@ def read_state(body: bytes) -> str:
             if not isinstance(value, str):
                 raise BadRequest('state is not a string; send {"state": "Ready"}')
             state = value
-    if len(state) > _LONGEST:
+    if len(state) > _LONGEST_STATE:
         raise BadRequest("the state is too long")
-    # As Go: each byte that is no UTF-8, and each surrogate without its other half, becomes one U+FFFD.
+    # As with Go, each byte that is not UTF-8 and each lone surrogate becomes one U+FFFD.
     return _SURROGATE.sub("\ufffd", state)
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-#: Characters of a state that is said to be invalid in so many words; to quote 64 KiB of hostile ones takes 50 ms.
-_LONGEST = 1024
+#: The longest state, in characters, that an error text quotes. Quoting 64 KiB of hostile ones takes 50 ms.
+_LONGEST_STATE = 1024
 
 
 class _Object(list[tuple[str, object]]):
-    """A JSON object with its fields in order, doubles included."""
+    """A JSON object: its fields in order, repeated ones included."""
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-# No number is ever looked at, and an int of thousands of digits would be refused.
+# Numbers are ignored. Python refuses to parse an int of thousands of digits.
 _DECODER = json.JSONDecoder(object_pairs_hook=_Object, parse_int=float, parse_constant=_refuse_constant)

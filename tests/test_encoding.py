@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.api.encoding import encode, quote
+from guestapi.encoding import json_line, quote
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -59,12 +59,12 @@ def test_quote_is_one_printable_line(text: str) -> None:
 )
 def test_encode(document: object, expected: bytes) -> None:
     """JSON is compact, in the order given, without HTML escaping, ends with LF; U+2028 and U+2029 are escaped."""
-    assert encode(document) == expected
+    assert json_line(document) == expected
 
 
 @given(st.dictionaries(TEXT, st.lists(TEXT, max_size=3), max_size=3))
 def test_encode_round_trip(document: dict[str, list[str]]) -> None:
     """Any text comes back from the JSON as it was, and the document is one line."""
-    encoded = encode(document)
+    encoded = json_line(document)
     assert json.loads(encoded) == document
     assert encoded.count(b"\n") == 1
