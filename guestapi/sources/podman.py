@@ -1,0 +1,265 @@
+"""podman and Docker: their containers that have our socket's directory mounted.
+
+Rules: the operator decides by a mount, because an image cannot bring one from the host. The container's own name names
+the instance, the full id is its key. What an image can bring (annotations, labels, volumes, environment) decides
+nothing; it becomes configuration only if the operator says so for all images (``annotations = true``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from guestapi.callers.namespaces import NotAnInitError, examine
+from guestapi.model import Device, Init
+from guestapi.settings import PodmanSettings, Settings
+from guestapi.sources import bundles
+from guestapi.sources.bundles import CONFIG_PREFIX, configuration
+from guestapi.sources.docker_api import Container, Engine, EngineError, Events, GoneError, Mount, operators
+from guestapi.sources.observed import Observed, Problem, Ring, Unclear
+from guestapi.sources.places import Look, Places
+from guestapi.sources.processes import born, in_cgroup
+
+#: Digits of the id that engines make a host name of, where the operator sets none.
+_SHORT_ID = 12
+#: Seconds by which an init may seem to be younger than its container, since one is told by the clock and the other is
+#: counted from boot: more than a step of the clock takes, less than it takes for a PID to be used again.
+_CLOCK_SECONDS = 60.0
+#: How often a container is looked at anew that changes during the look.
+_TRIES = 3
+#: Bytes of an instance's annotation that a sentence about it shows.
+_SHOWN = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What differs between engines.
+
+    Attributes:
+        name: of the source.
+        unit: that offers the API.
+        has_annotations: there are annotations besides labels, which the engine's own API tells.
+    """
+
+    name: str
+    unit: str
+    has_annotations: bool
+
+
+PODMAN = Runtime("podman", "podman.socket", has_annotations=True)
+DOCKER = Runtime("docker", "docker.socket", has_annotations=False)
+
+
+class EngineSource:
+    """The containers of one engine."""
+
+    def __init__(self, runtime: Runtime, settings: Settings) -> None:
+        """Args:
+        runtime: which engine.
+        settings: where it listens, and where our own sockets are.
+        """
+        self.name = runtime.name
+        self._runtime = runtime
+        chosen: PodmanSettings = getattr(settings.sources, runtime.name)
+        self._annotations = chosen.annotations
+        self._engine = Engine(chosen.socket)
+        self._project = settings.hooks.project
+        self._places = Places.of(settings.listener)
+
+    def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
+        """All containers with our mount, running or not.
+
+        Args:
+            known: the inits that the store has, by key.
+
+        Raises:
+            SourceError: the engine cannot be asked.
+        """
+        look = self._places.look()
+        try:
+            listed = self._engine.containers()
+        except EngineError as error:
+            hint = f"'systemctl enable --now {self._runtime.unit}', or give sources.{self.name}.socket"
+            raise EngineError(error.message, hint) from None
+        for one in listed:
+            if one.mounts is not None and not any(self._is_ours(mount, look) for mount in operators(one.mounts)):
+                continue
+            found = self._observe(one.id, known.get(one.id), look)
+            if found is not None:
+                yield found
+
+    def observe_one(self, key: str, known: Init | None) -> Observed | Unclear | Problem | None:
+        """One container; None: it is gone, or has not our mount.
+
+        Args:
+            key: its full id.
+            known: the init that the store has of it.
+        """
+        return self._observe(key, known, self._places.look())
+
+    def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
+        """A container whose init does not run yet, as its bundle and its conmon say; the API is not asked.
+
+        podman answers no question about a container while its hooks run. What the bundle does not tell reliably,
+        its devices, follows when the API is asked.
+        """
+        bundle = bundles.read_state(ring.state)
+        if bundle is None or not bundle.is_stored or bundle.pid is None:
+            return None
+        if not bundle.has_own_pid_namespace or not any(map(self._places.look().has, bundle.binds)):
+            return None
+        name = bundles.conmon_name(bundle.pid, bundle.id)
+        if name is None:
+            return None
+        try:
+            init = examine(bundle.pid)
+        except NotAnInitError:
+            return None
+        config, problems = configuration(bundle.annotations) if self._annotations else ({}, ())
+        hostname = bundle.hostname if bundle.hostname != bundle.id[:_SHORT_ID] else None
+        return Observed(bundle.id, self._project, name, "container", hostname, init, config, None, problems=problems)
+
+    def changes(self) -> Events:
+        """The engine's event stream.
+
+        Raises:
+            SourceError: it cannot be had.
+        """
+        return self._engine.events()
+
+    def _observe(self, key: str, known: Init | None, look: Look) -> Observed | Unclear | Problem | None:
+        try:
+            for _ in range(_TRIES):
+                container = self._engine.container(key)
+                mounts = operators(container.mounts or [])
+                others = [mount for mount in mounts if not self._is_ours(mount, look)]
+                if len(others) == len(mounts):
+                    return None
+                found = self._describe(container, others, known)
+                if found is not None:
+                    return found
+        except GoneError:
+            return None
+        except EngineError as error:
+            return Unclear(key, str(error))
+        return Unclear(key, f"{self.name} container {key[:_SHORT_ID]} has changed during each of {_TRIES} looks")
+
+    def _describe(self, container: Container, mounts: list[Mount], known: Init | None) -> Observed | Problem | None:
+        """What is known of a container with our mount, and its other `mounts`; None: it has changed during the look."""
+        key, name, problems = container.id, container.name.removeprefix("/"), list[str]()
+        init = None
+        if container.state.pid > 0:
+            try:
+                init = examine(container.state.pid)
+            except NotAnInitError:
+                if self._engine.container(key).state != container.state:
+                    return None
+                return self._no_init(container, name)
+            if init != known and not _belongs(init, container):
+                problems.append(f"{self.name} says that process {init.pid} is its init, which is another's")
+                init = None
+        devices, of_devices = _devices(container, mounts)
+        told = self._told(container)
+        config, of_config = configuration(told) if self._annotations else ({}, self._relies(container, name, told))
+        hostname = container.config.hostname
+        return Observed(
+            key,
+            self._project,
+            name,
+            "container",
+            hostname if hostname and hostname != key[:_SHORT_ID] else None,
+            init,
+            config,
+            devices,
+            problems=(*problems, *of_devices, *of_config),
+        )
+
+    def _no_init(self, container: Container, name: str) -> Problem:
+        mode = container.host_config.pid_mode
+        whose = "the host" if mode == "host" else "another container"
+        reason = f"{self.name} container {name} is not registered: it shares the PID namespace of {whose}"
+        hint = "its processes are answered as those of the container whose namespace it is, on the host not at all"
+        if not mode.startswith(("host", "container:")):
+            reason = f"{self.name} container {name} is not registered: process {container.state.pid} is not its init"
+            hint = "a container needs a PID namespace of its own"
+        return Problem(self.name, container.id, self._project, name, reason, hint, refused=True)
+
+    def _is_ours(self, mount: Mount, look: Look) -> bool:
+        if look.has(mount.source):
+            return True
+        if mount.type != "volume":
+            return False
+        try:
+            options = self._engine.volume(mount.name).options or {}
+        except EngineError:
+            # A volume that has just been removed, or of a driver that does not tell: none that shows our directory.
+            return False
+        return "bind" in options.get("o", "").split(",") and look.has(options.get("device", ""))
+
+    def _told(self, container: Container) -> dict[str, str]:
+        """Annotations and labels, of the image and the operator's merged."""
+        found = dict(container.config.labels or {})
+        if self._runtime.has_annotations:
+            found |= self._engine.annotations(container.id)
+        return found
+
+    def _relies(self, container: Container, name: str, told: Mapping[str, str]) -> tuple[str, ...]:
+        """Sentences about the operator's annotations that guestapi 0.1 obeyed; what the image brings is left out."""
+        wanted = {key: value for key, value in told.items() if key.startswith("guestapi.")}
+        if not wanted or not self._runtime.has_annotations:
+            return ()
+        of_image: Mapping[str, str] = {}
+        digest = container.image.removeprefix("sha256:")
+        if digest:
+            try:
+                of_image = self._engine.image_annotations(digest)
+            except EngineError:
+                # The image is gone, or does not tell: whose annotations these are is then not known.
+                return ()
+        labels = container.config.labels or {}
+        operator = {k: v for k, v in wanted.items() if of_image.get(k) != v and k not in labels}
+        found = []
+        if operator.get("guestapi.name", name) != name:
+            other = operator["guestapi.name"][:_SHOWN]
+            found.append(
+                f"the annotation guestapi.name={other!r} is not used: the container's own name is; "
+                "'podman rename' gives it another"
+            )
+        keys = sorted(key for key in operator if key.startswith(CONFIG_PREFIX))
+        if keys:
+            found.append(
+                f"annotations like {keys[0][:_SHOWN]!r} are not used: 'guestapi config set {name}' sets a key, or "
+                f"sources.{self.name}.annotations = true uses them all"
+            )
+        return tuple(found)
+
+
+def _devices(container: Container, mounts: list[Mount]) -> tuple[dict[str, Device], tuple[str, ...]]:
+    """Mounts that the operator gave, and networks, as the engine tells them: no guest can change these."""
+    disks: list[Device] = []
+    for mount in mounts:
+        disk = {"type": "disk", "source": mount.name or mount.source, "path": mount.destination}
+        disks.append(disk if mount.rw else {**disk, "readonly": "true"})
+    devices, problems = bundles.disk_devices(disks)
+    networks = container.network_settings.networks or {}
+    nics = {name: one for name, one in sorted(networks.items()) if one is not None and one.mac_address}
+    for name, network in nics.items():
+        nic = {"type": "nic", "network": name, "hwaddr": network.mac_address}
+        if len(nics) == 1:
+            devices.setdefault("eth0", {**nic, "name": "eth0"})
+        else:
+            # Which of them is eth0 inside is not told.
+            devices.setdefault(name, nic)
+    return devices, problems
+
+
+def _belongs(init: Init, container: Container) -> bool:
+    """Whether a process is a container's init, and not one that has got the PID of one that has ended unnoticed."""
+    if in_cgroup(init.pid, container.id):
+        return True
+    try:
+        started = datetime.fromisoformat(container.state.started_at).timestamp()
+    except ValueError:
+        return False
+    return born(init) <= started + _CLOCK_SECONDS

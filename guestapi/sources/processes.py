@@ -1,0 +1,49 @@
+"""Whether a process is the one that a runtime means: runtimes tell PIDs, and a PID is handed out again."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from guestapi.model import Init
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+#: Bytes of a process's /proc/PID/cgroup and cmdline that are read.
+_BYTES = 1 << 16
+
+
+def born(init: Init) -> float:
+    """When an init was born, in seconds of Unix time, by the clock as it is set now."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + init.start_time / _TICKS
+
+
+def in_cgroup(pid: int, name: str) -> bool:
+    """Whether a process is in a cgroup whose path has `name` in it, which is long enough to be there for one reason."""
+    return name.encode() in _read(pid, "cgroup")
+
+
+def arguments(pid: int) -> list[str]:
+    """The command line of a process; empty if there is no such process."""
+    return [os.fsdecode(word) for word in _read(pid, "cmdline").split(b"\0")[:-1]]
+
+
+def parent(pid: int) -> int:
+    """The PID of a process's parent; 0 if there is none."""
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if len(fields) > 1 else 0
+
+
+def is_roots(pid: int) -> bool:
+    """Whether a process is one of the host's root."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == 0
+    except FileNotFoundError:
+        return False
+
+
+def _read(pid: int, file: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{file}", "rb", buffering=0) as opened:
+            return opened.read(_BYTES)
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
