@@ -1,9 +1,14 @@
 """The head of a request (RFC 9112): bytes -> WSGI environ.
 
-gunicorn_h1c (gunicorn's C parser) parses the head. It refuses Content-Length together with Transfer-Encoding, repeated
-lengths, white space before a colon, bare CR and control characters. This module refuses what gunicorn_h1c accepts but
-must not be accepted: folded lines, more than one space in the request line, empty lines before it, lengths of more than
-64 bits, a missing or malformed Host, and targets that are neither a path nor an absolute URI.
+One grammar decides what is a request: `_HEAD` below. gunicorn_h1c (gunicorn's C parser) only turns a head that fits the
+grammar, with each line ended by CRLF, into an environ. So what a client sees does not depend on the parser's version:
+versions differ in bare LF, folded lines, empty lines before the request line, repeated spaces and lengths.
+
+1. A line ends with CRLF or, as for Incus, with a bare LF. No bare CR, no NUL and no other control character but a tab
+   in a field's value.
+2. Request line: method, one space, target, one space, version; nothing before it, not even an empty line.
+3. Field line: name, colon, value. White space neither at the beginning of the line (a fold) nor before the colon.
+4. Host, Content-Length and Transfer-Encoding at most once.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import re
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from gunicorn_h1c import IncompleteError, LimitRequestHeaders, LimitRequestLine, ParseError, parse_to_wsgi_environ
+from gunicorn_h1c import ParseError, parse_to_wsgi_environ
 
 from guestapi.http.errors import ProtocolError
 from guestapi.http.target import split_target
@@ -20,11 +25,20 @@ from guestapi.settings import Limits
 
 Environ = dict[str, Any]
 
+#: RFC 9110, section 5.6.2: "token", with possessive quantifiers, so that no input makes the match slow.
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+#: RFC 9112, section 3, and bytes beyond ASCII, which net/http of Go and curl send and accept.
+_REQUEST_LINE = _TOKEN + rb" ([!-~\x80-\xff]++) HTTP/([0-9])\.[0-9]"
+_HEAD = re.compile(_REQUEST_LINE + rb"\r?\n(?:" + _TOKEN + rb":[\t -~\x80-\xff]*+\r?\n)*+\r?\n")
+_LINE = re.compile(_REQUEST_LINE + rb"\r?")
+#: Fields that may stand only once: two of them can be read in two ways (RFC 9112, sections 3.2 and 6.3).
+_SINGLE = re.compile(rb"\n(?i:(host)|(content-length)|(transfer-encoding)):")
 #: The bytes that Go's net/http accepts in Host (httpguts.ValidHostHeader): those of RFC 3986's "host" and "port".
 _HOST = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
-_REQUEST_LINE = re.compile(rb"[!-~]+ (\S+) HTTP/([0-9])\.[0-9]\r?\n")
 #: A number of 15 digits fits into 64 bits.
-_LENGTH_DIGITS = 15
+_LENGTH = re.compile("[0-9]{1,15}")
+#: Fields of a head that gunicorn_h1c parses at most (MAX_HEADERS of its C code).
+_PARSER_FIELDS = 256
 
 
 class Head:
@@ -74,41 +88,101 @@ def parse_head(received: bytes, limits: Limits) -> Head | None:
     Raises:
         ProtocolError: the server does not accept this request.
     """
-    if received[:1] in (b"\r", b"\n"):
-        raise ProtocolError(400, "an empty line stands before the request line")
+    size = _find_end(received)
+    _check_sizes(received, size, limits)
+    if not size:
+        # A request line that is complete and wrong is refused at once, as by Incus.
+        if (line_end := received.find(b"\n")) >= 0 and not _LINE.fullmatch(received, 0, line_end):
+            raise _explain(received)
+        return None
+    head = received[:size]
+    match = _HEAD.fullmatch(head)
+    if match is None:
+        raise _explain(head)
+    if match[2] != b"1":
+        # "PRI * HTTP/2.0" (RFC 9113, section 3.4) and its like are no requests of another version, but no requests.
+        raise ProtocolError(505 if match[1][:1] == b"/" else 400, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    return _check(_parse(head, limits), size)
+
+
+def refuse_cut_line(received: bytes) -> ProtocolError | None:
+    """Judge a head that will not be completed, because the time is over or the client sends no more.
+
+    Incus answers what cannot be a request line with 400, and closes without an answer if only the rest is missing.
+
+    Args:
+        received: what there is of the head, at least one byte.
+
+    Returns:
+        The refusal to answer with; None if the connection ends without an answer.
+    """
+    line = received.partition(b"\n")[0]
+    return None if _LINE.fullmatch(line) else _explain(line + b"\n")
+
+
+def _find_end(received: bytes) -> int:
+    """Return the size of the head with the empty line that ends it; 0 if that is not there yet."""
+    with_cr, without = received.find(b"\n\r\n") + 3, received.find(b"\n\n") + 2
+    if with_cr == 2:
+        return 0 if without == 1 else without
+    return with_cr if without == 1 else min(with_cr, without)
+
+
+def _check_sizes(received: bytes, size: int, limits: Limits) -> None:
+    """Refuse what is too large, whether it is complete or not.
+
+    Args:
+        received: bytes as received.
+        size: of the head if it is complete, otherwise 0.
+        limits: sizes in bytes and numbers of fields.
+    """
+    end = size or len(received)
+    if end > limits.request_line:
+        line_end = received.find(b"\n", 0, end)
+        line = received[: end if line_end < 0 else line_end].removesuffix(b"\r")
+        if len(line) > limits.request_line:
+            raise ProtocolError(414, f"the request line is longer than {limits.request_line} bytes")
+    if end > limits.head:
+        raise ProtocolError(431, f"the head is larger than {limits.head} bytes")
+    if not size:
+        return
+    # Request line and empty line are no fields.
+    if received.count(b"\n", 0, size) - 2 > min(limits.header_fields, _PARSER_FIELDS):
+        raise ProtocolError(431, f"the head has more than {min(limits.header_fields, _PARSER_FIELDS)} header fields")
+    if size > limits.header_field:
+        lines = received[:size].split(b"\n")
+        if any(len(line.removesuffix(b"\r")) > limits.header_field for line in lines[1:]):
+            raise ProtocolError(431, f"a header field is longer than {limits.header_field} bytes")
+
+
+def _parse(head: bytes, limits: Limits) -> Environ:
+    """Parse a head that fits the grammar."""
+    if head.count(b"\r\n") != head.count(b"\n"):
+        head = head.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    if b"_" in head:
+        # In an environ, X_Y cannot be told from X-Y. So fields with an underscore in their name are dropped.
+        first, *lines = head.splitlines(keepends=True)
+        head = first + b"".join(line for line in lines if b"_" not in line.partition(b":")[0])
+    single = _SINGLE.findall(head)
+    if len(single) > 1 and any(sum(map(bool, column)) > 1 for column in zip(*single, strict=True)):
+        raise ProtocolError(400, "Host, Content-Length or Transfer-Encoding stands in the head more than once")
     try:
         environ: Environ = parse_to_wsgi_environ(
-            received,
+            head,
             limit_request_line=limits.request_line,
-            limit_request_fields=limits.header_fields,
+            limit_request_fields=_PARSER_FIELDS,
             limit_request_field_size=limits.header_field,
             permit_unconventional_http_method=True,
             permit_unconventional_http_version=True,
         )
-    except IncompleteError:
-        if len(received) > limits.request_line and b"\n" not in received:
-            raise ProtocolError(414, f"the request line is longer than {limits.request_line} bytes") from None
-        if len(received) > limits.head:
-            raise ProtocolError(431, f"the head is larger than {limits.head} bytes") from None
-        return None
-    except ParseError as error:
-        raise _explain(received, error, limits) from None
-    size: int = environ.pop("_consumed")
-    if size > limits.head:
-        raise ProtocolError(431, f"the head is larger than {limits.head} bytes")
-    # A line that begins with white space continues the line before (RFC 9112, section 5.2). gunicorn_h1c turns it into
-    # a header field without a name.
-    if "HTTP_" in environ:
-        raise ProtocolError(400, "a header field is folded over several lines")
-    head = received[:size]
-    if b"_" in head:
-        environ = _without_underscores(head, environ, limits)
-    return _check(head, environ)
+    except ParseError:
+        # What this parser refuses beyond the grammar: Content-Length and Transfer-Encoding that contradict each other.
+        raise ProtocolError(400, "the length of the body is not clear") from None
+    del environ["_consumed"]
+    return environ
 
 
-def _check(head: bytes, environ: Environ) -> Head:
-    if head.count(b" ", 0, head.index(b"\n")) != 2:
-        raise ProtocolError(400, "the request line is not: method, one space, target, one space, HTTP/1.1")
+def _check(environ: Environ, size: int) -> Head:
     newer = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
     host = environ.get("HTTP_HOST")
     if host is None:
@@ -125,7 +199,7 @@ def _check(head: bytes, environ: Environ) -> Head:
     expect = environ.get("HTTP_EXPECT")
     if expect is not None and expect.lower() != "100-continue":
         raise ProtocolError(417, "only 100-continue can be expected")
-    return Head(environ, len(head), _body_length(environ), expect is not None and newer, keep_alive)
+    return Head(environ, size, _body_length(environ), expect is not None and newer, keep_alive)
 
 
 def _set_path(environ: Environ) -> None:
@@ -149,48 +223,31 @@ def _set_path(environ: Environ) -> None:
 
 
 def _body_length(environ: Environ) -> int | None:
-    """The length of the body (RFC 9112, section 6.3). The parser has refused both lengths at once."""
+    """Return the length of the body in bytes (RFC 9112, section 6.3); None if it comes in chunks."""
     encoding = environ.get("HTTP_TRANSFER_ENCODING")
+    length = environ.get("CONTENT_LENGTH")
     if encoding is not None:
-        if encoding.lower() != "chunked" or "CONTENT_LENGTH" in environ:
+        if length is not None:
+            raise ProtocolError(400, "Content-Length and Transfer-Encoding exclude each other")
+        if environ["SERVER_PROTOCOL"] == "HTTP/1.0":
+            raise ProtocolError(400, "HTTP/1.0 has no Transfer-Encoding")
+        if encoding.lower() != "chunked":
             raise ProtocolError(501, "no transfer encoding but chunked is supported")
         return None
-    length = environ.get("CONTENT_LENGTH")
     if length is None:
         return 0
-    if len(length) > _LENGTH_DIGITS:
-        raise ProtocolError(400, "the Content-Length is not possible")
+    if not _LENGTH.fullmatch(length):
+        raise ProtocolError(400, "the Content-Length is not a number of at most 15 digits")
     return int(length)
 
 
-def _without_underscores(head: bytes, environ: Environ, limits: Limits) -> Environ:
-    """Drop header fields with an underscore in their name: in an environ, X_Y cannot be told from X-Y."""
-    lines = head.splitlines(keepends=True)
-    kept = [lines[0], *(line for line in lines[1:] if b"_" not in line.partition(b":")[0])]
-    if len(kept) == len(lines):
-        return environ
-    environ = parse_to_wsgi_environ(
-        b"".join(kept),
-        limit_request_line=limits.request_line,
-        limit_request_fields=limits.header_fields,
-        limit_request_field_size=limits.header_field,
-        permit_unconventional_http_method=True,
-        permit_unconventional_http_version=True,
-    )
-    del environ["_consumed"]
-    return environ
-
-
-def _explain(received: bytes, error: ParseError, limits: Limits) -> ProtocolError:
-    """Translate the parser's error into the answer for the client."""
-    if isinstance(error, LimitRequestLine):
-        return ProtocolError(414, f"the request line is longer than {limits.request_line} bytes")
-    if isinstance(error, LimitRequestHeaders):
-        text = f"more than {limits.header_fields} header fields, or one longer than {limits.header_field} bytes"
-        return ProtocolError(431, text)
-    line = _REQUEST_LINE.match(received)
-    if line and line[2] != b"1" and line[1].startswith(b"/"):
-        return ProtocolError(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
-    if received.partition(b"\r\n\r\n")[0].count(b"\n") > limits.header_fields:
-        return ProtocolError(431, f"more than {limits.header_fields} header fields")
-    return ProtocolError(400, f"bad request: {error}")
+def _explain(head: bytes) -> ProtocolError:
+    """Say what is wrong with a head, or with a request line, that does not fit the grammar."""
+    line, _, fields = head.partition(b"\n")
+    if line in (b"", b"\r"):
+        return ProtocolError(400, "an empty line stands before the request line")
+    if not _LINE.fullmatch(line):
+        return ProtocolError(400, "the request line is not: method, one space, target, one space, HTTP/1.1")
+    if re.search(rb"(?m)^[\t ]", fields):
+        return ProtocolError(400, "a header field is folded over several lines")
+    return ProtocolError(400, "a header field is not: name, colon, value without control characters")

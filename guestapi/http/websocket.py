@@ -49,6 +49,10 @@ CLOSE_REASONS: dict[int, str] = {
     CloseCode.TRY_AGAIN_LATER: "try again later",
 }
 
+#: The codes that a client's close frame may carry (RFC 6455, sections 7.4.1 and 7.4.2, and the registry of IANA): not
+#: 1004 to 1006, 1014 and 1015, which are reserved or must not be on the wire.
+_RECEIVABLE_CODES = frozenset({*range(1000, 1004), *range(1007, 1014), *range(3000, 5000)})
+
 #: RFC 6455, section 5.5: the longest payload of a control frame, in bytes.
 _LONGEST_PAYLOAD = 125
 #: Header, mask and payload of the longest frame that is accepted, in bytes.
@@ -99,7 +103,7 @@ class ClientFrames:
             try:
                 header = Header.decode_header(stream)
             except WebSocketError:
-                return Reaction(reply + close_frame(CloseCode.PROTOCOL_ERROR, "malformed frame"), pong, ended=True)
+                return Reaction(reply + close_frame(CloseCode.PROTOCOL_ERROR, "bad header"), pong, ended=True)
             payload = bytes(header.unmask_payload(stream.read()))
             self._buffer = self._buffer[size:]
             if header.opcode == Opcode.PING:
@@ -107,10 +111,7 @@ class ClientFrames:
             elif header.opcode == Opcode.PONG:
                 pong = True
             else:
-                # The client's close code, sent back (section 5.5.1).
-                return Reaction(
-                    reply + frame(Opcode.CLOSE, payload[:2] if len(payload) >= 2 else b""), pong, ended=True
-                )
+                return Reaction(reply + _answer_close(payload), pong, ended=True)
         return Reaction(reply, pong)
 
 
@@ -136,20 +137,42 @@ def close_frame(code: int, reason: str | None = None) -> bytes:
     return frame(Opcode.CLOSE, code.to_bytes(2) + reason.encode())
 
 
+def _answer_close(payload: bytes) -> bytes:
+    """The close frame that answers a client's (section 5.5.1): its code, or what is wrong with it."""
+    if len(payload) < 2:
+        return frame(Opcode.CLOSE, b"")
+    code = int.from_bytes(payload[:2])
+    if code not in _RECEIVABLE_CODES:
+        return close_frame(CloseCode.PROTOCOL_ERROR, f"bad close code {code}")
+    try:
+        payload[2:].decode()
+    except UnicodeDecodeError:
+        return close_frame(CloseCode.PROTOCOL_ERROR, "invalid utf8 payload in close frame")
+    return close_frame(code, "")
+
+
 def _refuse(first: int, second: int) -> bytes | None:
-    """The bytes to send before the connection ends because of a frame's first two bytes; None to accept the frame."""
+    """Judge the first two bytes of a frame.
+
+    A protocol error comes first, as with Incus, and its words are those that Incus sends. Then, as with Incus, a message
+    from the client ends the stream without a close frame, since the stream has one direction.
+
+    Returns:
+        The bytes to send before the connection ends; None to accept the frame.
+    """
     opcode = first & 0x0F
-    if first & 0x70:
-        return close_frame(CloseCode.PROTOCOL_ERROR, "reserved bits are set")
-    if opcode in (Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY):
-        # As Incus: the stream has one direction, so a message from the client ends it without a close frame.
-        return b""
-    if opcode not in (Opcode.CLOSE, Opcode.PING, Opcode.PONG):
-        return close_frame(CloseCode.PROTOCOL_ERROR, f"unknown opcode {opcode}")
-    if not first & 0x80:
-        return close_frame(CloseCode.PROTOCOL_ERROR, "a control frame is fragmented")
-    if second & 0x7F > _LONGEST_PAYLOAD:
-        return close_frame(CloseCode.PROTOCOL_ERROR, f"a control frame is longer than {_LONGEST_PAYLOAD} bytes")
+    is_control = opcode in (Opcode.CLOSE, Opcode.PING, Opcode.PONG)
+    faults = [f"RSV{number} set" for number, bit in ((1, 0x40), (2, 0x20), (3, 0x10)) if first & bit]
+    if is_control and second & 0x7F > _LONGEST_PAYLOAD:
+        faults.append(f"len > {_LONGEST_PAYLOAD} for control")
+    if is_control and not first & 0x80:
+        faults.append("FIN not set on control")
+    if opcode == Opcode.CONTINUATION:
+        faults.append("continuation after FIN")
+    elif not is_control and opcode not in (Opcode.TEXT, Opcode.BINARY):
+        faults.append(f"bad opcode {opcode}")
     if not second & 0x80:
-        return close_frame(CloseCode.PROTOCOL_ERROR, "a frame is not masked")
-    return None
+        faults.append("bad MASK")
+    if faults:
+        return close_frame(CloseCode.PROTOCOL_ERROR, ", ".join(faults))
+    return None if is_control else b""
