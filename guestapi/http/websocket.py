@@ -154,8 +154,8 @@ def _answer_close(payload: bytes) -> bytes:
 def _refuse(first: int, second: int) -> bytes | None:
     """Judge the first two bytes of a frame.
 
-    A protocol error comes first, as with Incus, and its words are those that Incus sends. Then, as with Incus, a message
-    from the client ends the stream without a close frame, since the stream has one direction.
+    A protocol error comes first, as with Incus, and is told in the words that Incus sends. Then, as with Incus, a
+    message from the client ends the stream without a close frame, since the stream has one direction.
 
     Returns:
         The bytes to send before the connection ends; None to accept the frame.

@@ -16,7 +16,7 @@ from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller
 from guestapi.http.body import Body
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Head, ends_head, is_too_large, parse_head
+from guestapi.http.request import Head, ends_head, is_too_large, parse_head, refuse_cut_line
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.http.websocket import CloseCode
 from guestapi.notifications.events import EventFormat
@@ -239,9 +239,14 @@ class Connection(Channel):
             self.set_deadline(limits.head_seconds)
             while head is None:
                 seen = len(self._buffer)
-                more = self._receive()
+                try:
+                    more = self._receive()
+                except LateError:
+                    if (refusal := refuse_cut_line(self._buffer)) is not None:
+                        raise refusal from None
+                    raise
                 if not more:
-                    return None
+                    raise refuse_cut_line(self._buffer) or ProtocolError(400, "the head is not complete")
                 self._buffer += more
                 # Look at it again only when it may be complete, or it is read as often as it has bytes.
                 if ends_head(self._buffer, seen) or is_too_large(self._buffer, limits):

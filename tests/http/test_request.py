@@ -8,7 +8,7 @@ import h11
 import pytest
 
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Head, parse_head
+from guestapi.http.request import Head, parse_head, refuse_cut_line
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.settings import Limits
 from tests.harness.containers import parse
@@ -188,6 +188,49 @@ def test_target(target: bytes, raw: str, decoded: str, query: str) -> None:
     """RAW_PATH is as it was sent, PATH_INFO is decoded once and holds bytes as PEP 3333 wants them."""
     environ = taken(head(start=b"OPTIONS " + target + b" HTTP/1.1")).environ
     assert (environ["RAW_PATH"], environ["PATH_INFO"], environ["QUERY_STRING"]) == (raw, decoded, query)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET /1.0 HTTP/1.1\nHost: x\n\n",
+        b"GET /1.0 HTTP/1.1\r\nHost: x\n\r\n",
+        b"GET /1.0 HTTP/1.1\nHost: x\r\n\n",
+        b"GET /1.0 HTTP/1.1\nHost: x\r\nX-Y: 1\nX_Y: 2\n\r\n",
+    ],
+)
+def test_bare_lf(raw: bytes) -> None:
+    """A line may end with a bare LF, with any parser; and the head ends at the first empty line."""
+    body = b"a\n\nb\r\n\r\n"
+    found = taken(raw + body)
+    assert (found.size, found.environ["HTTP_HOST"], found.environ["RAW_PATH"]) == (len(raw), "x", "/1.0")
+    for size in range(1, len(raw)):
+        assert parse_head(raw[:size], LIMITS) is None
+
+
+@pytest.mark.parametrize(
+    ("received", "answered"),
+    [
+        (b"G", True),
+        (b"GET /1.0", True),
+        (b"GET /1.0 HTTP/1", True),
+        (b"GET /1.0 HTTP/1.1", False),
+        (b"GET /1.0 HTTP/1.1\r", False),
+        (b"GET /1.0 HTTP/1.1\r\nHost: x\r\nX-A: ", False),
+        (b"GET /1.0 HTTP/1.1\nX", False),
+    ],
+)
+def test_cut_line(received: bytes, answered: bool) -> None:
+    """When the time is over, half a request line is answered with 400; a whole one without the rest is not answered."""
+    refusal = refuse_cut_line(received)
+    assert (refusal is not None and refusal.status == 400) == answered
+
+
+def test_wrong_line_is_refused_at_once() -> None:
+    """A request line that is complete and wrong is refused though the head goes on."""
+    assert refused(b"GET /1.0\r\nHost: x\r\n") == 400
+    assert refused(b"\r\n") == 400
+    assert parse_head(b"GET /1.0 HTTP/1.1\r\nHost : x", LIMITS) is None
 
 
 def test_limits() -> None:

@@ -32,7 +32,14 @@ def test_pong_is_noted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "reply"), [(b"", b""), (b"\x02", b""), (b"\x03\xe8", b"\x03\xe8"), (b"\x03\xe8bye", b"\x03\xe8")]
+    ("payload", "reply"),
+    [
+        (b"", b""),
+        (b"\x02", b""),
+        (b"\x03\xe8", b"\x03\xe8"),
+        (b"\x03\xe8bye", b"\x03\xe8"),
+        *[(struct.pack("!H", code), struct.pack("!H", code)) for code in (1001, 1003, 1007, 1013, 3000, 4999)],
+    ],
 )
 def test_close_is_answered(payload: bytes, reply: bytes) -> None:
     """With the code that it had, if it had one, and is the end."""
@@ -40,41 +47,57 @@ def test_close_is_answered(payload: bytes, reply: bytes) -> None:
     assert (heard.reply, heard.ended) == (frame(Opcode.CLOSE, reply), True)
 
 
+@pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1014, 1015, 1016, 2999, 5000, 65535])
+def test_bad_close_code(code: int) -> None:
+    """A code that must not be on the wire is never sent back: it is a protocol error."""
+    heard = ClientFrames().feed(client(Opcode.CLOSE, struct.pack("!H", code) + b"bye"))
+    assert (heard.reply, heard.ended) == (close_frame(1002, f"bad close code {code}"), True)
+
+
+def test_bad_close_reason() -> None:
+    """A reason that is not UTF-8 is a protocol error (RFC 6455, section 8.1)."""
+    heard = ClientFrames().feed(client(Opcode.CLOSE, b"\x03\xe8\xff"))
+    assert heard.reply[2:4] == struct.pack("!H", 1002)
+    assert heard.ended
+
+
 @pytest.mark.parametrize(
     "data",
     [
         client(Opcode.TEXT, b"hello"),
         client(0x2, b"\x00"),
-        client(0x0, b"more"),
         bytes([0x81, 0xFF]) + struct.pack("!Q", 2**62),
         bytes([0x01, 0x80]) + MASK,
     ],
-    ids=["text", "binary", "continuation", "2^62", "fragment"],
+    ids=["text", "binary", "2^62", "fragment"],
 )
 def test_data_ends_it(data: bytes) -> None:
-    """Any data frame ends the connection, without a word, on its first two bytes."""
+    """Any data frame ends the connection, without a close frame, on its first two bytes."""
     heard = ClientFrames().feed(data[:2])
     assert (heard.reply, heard.ended) == (b"", True)
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "reason"),
     [
-        bytes([0x80 | Opcode.PING, 0x80 | 126]),
-        bytes([0x80 | Opcode.PING, 0x80 | 127]),
-        bytes([Opcode.PING, 0x80]),
-        bytes([0x80 | Opcode.PING, 0x00]),
-        bytes([0xC0 | Opcode.PING, 0x80]),
-        bytes([0x80 | 0x3, 0x80]),
-        bytes([0x80 | 0xF, 0x80]),
+        (bytes([0x80 | Opcode.PING, 0x80 | 126]), "len > 125 for control"),
+        (bytes([0x80 | Opcode.PING, 0x80 | 127]), "len > 125 for control"),
+        (bytes([Opcode.PING, 0x80]), "FIN not set on control"),
+        (bytes([0x80 | Opcode.PING, 0x00]), "bad MASK"),
+        (bytes([0x80 | Opcode.TEXT, 0x05]), "bad MASK"),
+        (bytes([0x80, 0x81]), "continuation after FIN"),
+        (bytes([0x00, 0x81]), "continuation after FIN"),
+        (bytes([0xC0 | Opcode.PING, 0x80]), "RSV1 set"),
+        (bytes([0x90 | Opcode.TEXT, 0x80]), "RSV3 set"),
+        (bytes([0x80 | 0x3, 0x80]), "bad opcode 3"),
+        (bytes([0x80 | 0xF, 0x80]), "bad opcode 15"),
+        (bytes([0xF0 | Opcode.PING, 0x7E]), "RSV1 set, RSV2 set, RSV3 set, len > 125 for control, bad MASK"),
     ],
-    ids=["126", "127", "fragmented", "unmasked", "rsv", "op3", "op15"],
 )
-def test_violations_end_it_with_1002(data: bytes) -> None:
-    """What RFC 6455 forbids is told as a protocol error, on the first two bytes."""
+def test_violations_end_it_with_1002(data: bytes, reason: str) -> None:
+    """What RFC 6455 forbids is a protocol error, in the words that Incus sends, on the first two bytes."""
     heard = ClientFrames().feed(data)
-    assert heard.ended
-    assert heard.reply[2:4] == struct.pack("!H", 1002)
+    assert (heard.reply, heard.ended) == (close_frame(1002, reason), True)
 
 
 @given(st.lists(st.tuples(st.sampled_from([Opcode.PING, Opcode.PONG]), st.binary(max_size=125)), max_size=8), st.data())

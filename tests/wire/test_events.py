@@ -30,12 +30,6 @@ DIFFERENCES: dict[str, tuple[str, tuple[int, str, bool]]] = {
     "hs-version-8": ("one sentence", (400, "Sec-WebSocket-Version: 13 is needed\n", False)),
     "hs-origin": ("one sentence", (403, "the Origin is not this Host\n", False)),
     "hs-origin-null": ("one sentence", (403, "the Origin is not this Host\n", False)),
-    "cf-reserved-op": ("our own words", (101, "\x89\tkeepalive\x88\x12\x03\xeaunknown opcode 3", True)),
-    "cf-rsv1": ("our own words", (101, "\x89\tkeepalive\x88\x17\x03\xeareserved bits are set", True)),
-    "cf-ping-too-long": (
-        "our own words",
-        (101, "\x89\tkeepalive\x88\x2a\x03\xeaa control frame is longer than 125 bytes", True),
-    ),
 }
 
 DEVICES: dict[str, Device] = {
