@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event
@@ -151,3 +153,21 @@ def test_store_without_a_log(settings: Settings, writer: Writer) -> None:
                 change.configure(change.instance("default", "c1"), {"user.a": str(number)})
             assert value(reader, one.id) == str(number)
             assert value(reader, one.id) == str(number)
+
+
+def test_header_is_what_a_reader_of_the_database_compares() -> None:
+    """All of the 48 bytes count that SQLite itself compares, and no more: what follows changes without a commit."""
+    page = mmap.mmap(-1, mmap.PAGESIZE)
+    for number in range(mmap.PAGESIZE):
+        before = header(page)
+        page[number] ^= 0xFF
+        assert (header(page) != before) == (number < 48)
+
+
+@pytest.mark.parametrize(("size", "mapped"), [(0, False), (mmap.PAGESIZE - 1, False), (mmap.PAGESIZE, True)])
+def test_index_that_is_too_short(tmp_path: Path, size: int, mapped: bool) -> None:
+    """An index that has no whole page yet is not looked at, for its header may not be there; one page is enough."""
+    database = tmp_path / "store.db"
+    with (tmp_path / "store.db-shm").open("wb+") as index:
+        index.truncate(size)
+        assert (map_index(database) is not None) == mapped
