@@ -26,8 +26,8 @@ CONFIG_PREFIX = "guestapi.config."
 _SWITCHES = "security."
 #: Bytes of a file that a runtime writes. A config.json has some 10 KiB; the annotations of an image come on top.
 _FILE_BYTES = 16 << 20
-#: What crun and runc take for an id. It names a directory of theirs.
-_ID = re.compile(r"[A-Za-z0-9_+.@-]{1,255}")
+#: Bytes of an id at the most: it names a directory of the runtime's (limits.h, NAME_MAX).
+_ID_BYTES = 255
 #: How far above an init its conmon can be: crun or runc, and one that these run in.
 _GENERATIONS = 5
 #: Where podman and CRI-O have a container's bundle (containers/storage): DRIVER-containers/ID/userdata.
@@ -151,7 +151,7 @@ def read_config(file: str, key: str, pid: int | None, bundle: str) -> Bundle:
         pid,
         config.hostname,
         tuple(
-            Bind(mount.source, mount.destination, "ro" in (mount.options or []))
+            Bind(_absolute(bundle, mount.source), mount.destination, "ro" in (mount.options or []))
             for mount in config.mounts or []
             if mount.type == "bind" or {"bind", "rbind"} & set(mount.options or [])
         ),
@@ -161,9 +161,14 @@ def read_config(file: str, key: str, pid: int | None, bundle: str) -> Bundle:
     )
 
 
+def _absolute(bundle: str, source: str) -> str:
+    """A mount's source; a relative one is below the bundle (config.md, "mounts")."""
+    return source if os.path.isabs(source) else os.path.normpath(os.path.join(bundle, source))
+
+
 def is_id(text: str) -> bool:
     """Whether `text` can be the id of a container of crun or runc."""
-    return _ID.fullmatch(text) is not None and text not in (".", "..")
+    return text.isprintable() and "/" not in text and text not in ("", ".", "..") and len(text.encode()) <= _ID_BYTES
 
 
 def is_stored(bundle: str) -> bool:

@@ -58,8 +58,12 @@ class Look:
     paths: tuple[str, ...]
 
     def has(self, source: str) -> bool:
-        """Whether `source`, a path on the host, is one of the places."""
-        return bool(source) and _key(source) in self.keys
+        """Whether `source`, a path on the host that an operator gave, is one of the places."""
+        if not source:
+            return False
+        key = _key(source)
+        # A place that is away at the moment, because its socket unit is, is known by its name alone.
+        return key in self.keys if key is not None else os.path.normpath(source) in self.paths
 
     def mounted_in(self, pid: int) -> bool:
         """Whether one of the places is mounted where process `pid` is, by device and path within it.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import time
 
+from guestapi.callers.namespaces import open_namespace, open_owner
 from guestapi.model import Init
 
+#: include/uapi/linux/nsfs.h: the user who made a user namespace (ioctl_ns(2)).
+_NS_GET_OWNER_UID = 0xB704
 _TICKS = os.sysconf("SC_CLK_TCK")
 #: Bytes of a process's /proc/PID/cgroup and cmdline that are read.
 _BYTES = 1 << 16
@@ -39,6 +44,34 @@ def is_roots(pid: int) -> bool:
         return os.stat(f"/proc/{pid}").st_uid == 0
     except FileNotFoundError:
         return False
+
+
+def is_made_by_root(pid: int) -> bool:
+    """Whether a process's PID namespace belongs to the host's root, and not to a user who has made one for himself.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    namespace = open_namespace(pid, None)
+    try:
+        owner = open_owner(namespace)
+    finally:
+        os.close(namespace)
+    if owner is None:
+        return False
+    try:
+        if os.fstat(owner).st_ino == os.stat("/proc/self/ns/user").st_ino:
+            return True
+        uid = array.array("I", [1])
+        fcntl.ioctl(owner, _NS_GET_OWNER_UID, uid)
+        return uid[0] == 0
+    finally:
+        os.close(owner)
+
+
+def children(pid: int) -> list[int]:
+    """The PIDs of a process's children."""
+    return [int(word) for word in _read(pid, f"task/{pid}/children").split()]
 
 
 def _read(pid: int, file: str) -> bytes:

@@ -1,0 +1,303 @@
+"""A bounded client: an engine that lies, hangs, trickles, answers garbage or gigabytes is one sentence, in time."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guestapi.sources import docker_api
+from guestapi.sources.docker_api import Engine, EngineError, GoneError, Mount, TooLargeError, operators
+
+ID = "4c968e2d83da5e58786057a40629ec4ffcb029d43760237a45fb3879b77aacfe"
+
+Answering = Callable[[socket.socket], None]
+
+
+class FakeEngine:
+    """Listens on a Unix socket, and does with each connection what the test wants, in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.asked: list[str] = []
+        self.does: Answering = lambda connection: None
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(self.path)
+        self._socket.listen()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def says(self, content: bytes, status: str = "200 OK") -> None:
+        """Answer each question with this body."""
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        self.does = lambda connection: connection.sendall(head + content)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _address = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    self.asked.append(connection.recv(65536).split(b" ")[1].decode())
+                    self.does(connection)
+                except OSError:
+                    pass  # The client has had enough.
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeEngine]:
+    """An engine that does as the test says."""
+    made = FakeEngine(tmp_path / "sock")
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deadlines and sizes that a test can wait for."""
+    monkeypatch.setattr(docker_api, "_LIST_SECONDS", 0.4)
+    monkeypatch.setattr(docker_api, "_ONE_SECONDS", 0.4)
+    monkeypatch.setattr(docker_api, "_LIST_BYTES", 1 << 20)
+    monkeypatch.setattr(docker_api, "_EVENT_BYTES", 1 << 16)
+
+
+def refused(fake: FakeEngine, seconds: float = 10.0) -> str:
+    """The sentence that listing ends in."""
+    began = time.monotonic()
+    with pytest.raises(EngineError) as caught:
+        Engine(fake.path).containers()
+    assert time.monotonic() - began < seconds
+    sentence = str(caught.value)
+    assert sentence.isprintable()
+    assert fake.path in sentence
+    return sentence
+
+
+def test_list_and_inspect(fake: FakeEngine) -> None:
+    """What an engine says is understood, without labels, which are somebody else's; null is nothing."""
+    fake.says(
+        json.dumps(
+            [
+                {"Id": ID, "Names": ["/web"], "Labels": {"x": "y"}, "Mounts": None},
+                {"Id": ID[::-1], "Names": None, "Mounts": [{"Type": "bind", "Source": "/a", "Destination": "/b"}]},
+            ]
+        ).encode()
+    )
+    first, second = Engine(fake.path).containers()
+    assert (first.id, first.mounts) == (ID, None)
+    assert second.mounts == [Mount("bind", "", "/a", "/b")]
+    fake.says(json.dumps({"Id": ID, "Name": "/web", "State": {"Pid": 7}, "Mounts": [], "Config": {}}).encode())
+    assert Engine(fake.path).container(ID).state.pid == 7
+    assert fake.asked == ["/containers/json?all=1", f"/containers/{ID}/json"]
+
+
+def test_gone(fake: FakeEngine) -> None:
+    """404 is an answer of its own; what the engine says of it is shown, on one line."""
+    fake.says(b'{"message":"no such\\ncontainer"}', "404 Not Found")
+    with pytest.raises(GoneError, match=r"404 no such\?container"):
+        Engine(fake.path).container(ID)
+
+
+def test_another_container(fake: FakeEngine) -> None:
+    """An engine that answers with another container than it was asked for is not believed."""
+    fake.says(json.dumps({"Id": ID[::-1], "Name": "/web"}).encode())
+    with pytest.raises(EngineError, match="answered with another"):
+        Engine(fake.path).container(ID)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"{}",
+        b"[1]",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b'[{"Id":7}]',
+        b'[{"Id":"web"}]',
+        b'[{"Id":"' + ID.encode() + b'","Mounts":7}]',
+        b'[{"Id":"' + ID[:12].encode() + b'"}]',
+        b'[{"Id":"../../' + ID[6:].encode() + b'"}]',
+    ],
+    ids=lambda content: content[:30].decode("latin-1"),
+)
+def test_no_list(fake: FakeEngine, content: bytes) -> None:
+    """What is no list of containers with whole ids is said to be none."""
+    fake.says(content)
+    refused(fake)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000,
+        b"\x00" * 100_000,
+    ],
+    ids=lambda answer: answer[:30].decode("latin-1"),
+)
+def test_no_http(fake: FakeEngine, answer: bytes) -> None:
+    """Garbage, an answer that is cut off, and an endless head are each one sentence."""
+    fake.does = lambda connection: connection.sendall(answer)
+    refused(fake)
+
+
+def test_hangs(fake: FakeEngine) -> None:
+    """An engine that takes the question and says nothing."""
+    fake.does = lambda connection: time.sleep(5)
+    assert "no whole answer in 0.4 s" in refused(fake, 3)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_trickles(fake: FakeEngine, head: bytes) -> None:
+    """The deadline is for the answer as a whole, its head too, not for each byte."""
+
+    def trickle(connection: socket.socket) -> None:
+        connection.sendall(head)
+        for _ in range(100):
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    fake.does = trickle
+    assert "no whole answer in 0.4 s" in refused(fake, 3)
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 2147483648", b"Transfer-Encoding: chunked"])
+def test_gigabytes(fake: FakeEngine, length: bytes) -> None:
+    """Two gigabytes, announced or not, are read up to the limit and no further."""
+    sent = [0]
+
+    def flood(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n")
+        chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
+        while sent[0] < 1 << 31:
+            sent[0] += connection.send(chunk if b"chunked" in length else chunk[7:-2])
+
+    fake.does = flood
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(docker_api, "_LIST_SECONDS", 10.0)
+        with pytest.raises(TooLargeError, match="more than 1 MiB"):
+            Engine(fake.path).containers()
+    assert sent[0] < 16 << 20
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    """No socket, and a socket on which nobody listens."""
+    with pytest.raises(EngineError, match="No such file"):
+        Engine(str(tmp_path / "none")).containers()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "dead"))
+    with pytest.raises(EngineError, match="Connection refused"):
+        Engine(str(tmp_path / "dead")).containers()
+
+
+def event(key: str, more: str = "") -> bytes:
+    """An event as engines write it."""
+    return json.dumps(
+        {"Type": "container", "Action": "start", "Actor": {"ID": key, "Attributes": {"x": more}}}
+    ).encode()
+
+
+def told(fake: FakeEngine, *parts: bytes) -> list[frozenset[str] | None]:
+    """What an event stream of these parts says, part by part; ends with it."""
+    go = threading.Semaphore(0)
+
+    def stream(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for part in parts:
+            go.acquire()
+            connection.sendall(b"%x\r\n%s\r\n" % (len(part), part))
+        go.acquire()
+
+    fake.does = stream
+    events = Engine(fake.path).events()
+    found: list[frozenset[str] | None] = []
+    try:
+        for part in parts:
+            go.release()
+            seen: frozenset[str] | None = frozenset()
+            while seen == frozenset():
+                assert select.select([events], [], [], 5)[0], f"nothing has come of {part[:40]!r}"
+                seen = events.read()
+            found.append(seen)
+    finally:
+        go.release()
+        events.close()
+    return found
+
+
+def test_events(fake: FakeEngine) -> None:
+    """Each whole line names a container; one may come in pieces."""
+    line = event(ID) + b"\n"
+    assert told(fake, line, event(ID[::-1]) + b"\n") == [frozenset({ID}), frozenset({ID[::-1]})]
+    assert "%22rename%22" in fake.asked[0]
+
+
+@pytest.mark.parametrize("line", [b"nonsense", b"{}", b'{"Actor":{"ID":"web"}}', b"\xff", b"[" * 60_000])
+def test_odd_event(fake: FakeEngine, line: bytes) -> None:
+    """An event that cannot be understood means: look at everything. The next is understood again."""
+    assert told(fake, line + b"\n", event(ID) + b"\n") == [None, frozenset({ID})]
+
+
+def test_endless_event(fake: FakeEngine) -> None:
+    """A line that does not end is not kept beyond its limit; what follows it is understood."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(docker_api, "_EVENT_BYTES", 1000)
+        found = told(fake, event(ID, "x" * 5000), b"yyy\n" + event(ID[::-1]) + b"\n")
+    assert found == [None, frozenset({ID[::-1]})]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+        b"garbage\r\n\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_no_event_stream(fake: FakeEngine, answer: bytes) -> None:
+    """A refusal, garbage or an end is an error, so that the follower opens another."""
+    fake.does = lambda connection: connection.sendall(answer)
+    events = Engine(fake.path).events()
+    try:
+        assert select.select([events], [], [], 5)[0]
+        with pytest.raises(EngineError):
+            events.read()
+    finally:
+        events.close()
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=200)
+def test_any_body_is_a_list_or_an_error(content: bytes) -> None:
+    """Whatever comes, there is a list of containers, or none."""
+    found = docker_api._decoded(content, list[docker_api.Listed])
+    assert found is None or isinstance(found, list)
+
+
+def test_operators_mounts() -> None:
+    """Binds, and volumes with a name, are the operator's; a volume that an image declares has 64 digits for a name."""
+    bind, named = Mount("bind", "", "/a", "/b"), Mount("volume", "data", "/v", "/c")
+    image, tmpfs = Mount("volume", ID, "/w", "/dev/incus"), Mount("tmpfs", "", "", "/t")
+    assert operators([bind, image, named, tmpfs, Mount("volume", "", "/x", "/y")]) == [bind, named]
