@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
+import falcon
 import pytest
 
 from guestapi.api.errors import NotAuthorized, NotRoot, Refusal, UnknownCaller
-from guestapi.api.gate import admit
+from guestapi.api.gate import Gate, admit
 from guestapi.callers.identify import Caller
 from guestapi.dialects import DIALECTS
 from guestapi.model import Instance
 from guestapi.store.errors import StoreError
-from tests.api.fakes import ROOT, caller, instance
+from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE
+from tests.api.fakes import INIT, ROOT, caller, instance
 
 INCUS = DIALECTS["incus"]
 OFF = {"security.guestapi": "false", "security.devlxd": "false"}
@@ -43,6 +48,13 @@ def test_unknown_callers() -> None:
     assert refused(caller(run=1), instance(run=2)) is UnknownCaller
     assert refused(caller(run=2), instance(run=1)) is UnknownCaller
     assert refused(caller(living=False), instance()) is UnknownCaller
+
+
+@pytest.mark.parametrize("other", [{"pid": 1}, {"start_time": 2}, {"boot_id": "1"}, {"namespace": 1}])
+def test_number_and_run_of_another_init(other: dict[str, Any]) -> None:
+    """After the store was replaced, an instance of the same number and run may be another: its init is not this one."""
+    assert refused(caller(), replace(instance(), init=replace(INIT, **other))) is UnknownCaller
+    assert refused(caller(), replace(instance(), init=None)) is UnknownCaller
 
 
 def test_the_store_is_not_asked_about_strangers() -> None:
@@ -127,3 +139,56 @@ def test_store_faults_pass() -> None:
 
     with pytest.raises(StoreError):
         admit(caller(), look, INCUS, "GET", "/")
+
+
+class Resource:
+    """Whose answers depend on request and instance alone."""
+
+    cacheable = True
+
+
+def passes(held: Instance | None, who: Caller, method: str = "GET", resource: object = None) -> dict[str, Any]:
+    """The environ after a request has come to the gate; `refused` in it is the refusal."""
+    environ: dict[str, Any] = {CALLER: who, "REQUEST_METHOD": method}
+    request = SimpleNamespace(env=environ, uri_template="/1.0/config", context=SimpleNamespace())
+    try:
+        Gate(holding(held), INCUS).process_resource(
+            cast("falcon.Request", request), cast("falcon.Response", None), resource, {}
+        )
+        assert request.context.instance is environ[INSTANCE]
+    except Refusal as refusal:
+        environ["refused"] = type(refusal)
+    return environ
+
+
+def test_refusals_name_their_instance() -> None:
+    """What is refused is logged with the instance that it was refused to; a stranger has none."""
+    off = instance(OFF)
+    for who, refusal in ((caller(), NotAuthorized), (caller(uid=0), NotRoot), (caller(run=2), UnknownCaller)):
+        environ = passes(off, who)
+        assert environ["refused"] is refusal
+        assert environ[INSTANCE] is off
+        assert CACHEABLE not in environ
+    assert passes(None, caller())[INSTANCE] is None
+    stranger = passes(off, caller(instance_id=None))
+    assert stranger["refused"] is UnknownCaller
+    assert INSTANCE not in stranger
+
+
+@pytest.mark.parametrize(
+    ("method", "resource", "cacheable"),
+    [
+        ("GET", Resource(), True),
+        ("HEAD", Resource(), True),
+        ("PATCH", Resource(), False),
+        ("OPTIONS", Resource(), False),
+        ("GET", object(), False),
+        ("GET", SimpleNamespace(cacheable=False), False),
+    ],
+)
+def test_only_reads_of_resources_that_say_so_are_cacheable(method: str, resource: object, cacheable: bool) -> None:
+    """An answer may be given again if its resource says so and the request changes nothing."""
+    held = instance()
+    environ = passes(held, caller(), method, resource)
+    assert environ[INSTANCE] is held
+    assert environ[CACHEABLE] is cacheable

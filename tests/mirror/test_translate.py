@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from guestapi.mirror.daemon import Environment, Instance, Server
-from guestapi.mirror.translate import is_here, mirrored
+from guestapi.mirror.translate import STOPPED, is_here, mirrored
 
 ALONE = Server(environment=Environment(server="incus", server_name="n1"), api_extensions=["instance_ready_state"])
 CLUSTERED = Server(environment=Environment(server_name="n1", server_clustered=True))
@@ -82,12 +82,30 @@ def test_location_is_the_members() -> None:
     """A guest is told the cluster member that it runs on; alone, what the daemon calls itself."""
     assert mirrored(instance(location="n2"), CLUSTERED, None).location == "n2"
     assert mirrored(instance(location="none"), ALONE, None).location == "n1"
+    assert mirrored(instance(location=""), ALONE, None).location == "n1"
     assert mirrored(instance(location="none"), Server(), None).location is None
+
+
+def test_empty_options_are_none() -> None:
+    """An option that is empty is as if it were not set; a device of which nothing else is said has its type."""
+    devices = {"eth0": {"type": "nic", "hwaddr": "", "parent": "br0"}, "none": {"type": "none"}}
+    found = mirrored(instance(expanded_devices=devices), ALONE, None)
+    assert found.devices == {"eth0": {"type": "nic", "parent": "br0"}, "none": {"type": "none"}}
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped"), [("Error", True), ("Stopped", True), ("Running", False), ("Frozen", False)]
+)
+def test_which_instances_have_no_init(status: str, stopped: bool) -> None:
+    """One that is in error has none, like one that is stopped: its state is not asked for."""
+    assert (status in STOPPED) == stopped
 
 
 def test_only_containers_of_this_host_are_here() -> None:
     """Virtual machines do not call through a socket of the host, instances of other members through another's."""
     assert is_here(instance(), ALONE)
     assert is_here(instance(location="n1"), CLUSTERED)
+    assert is_here(instance(location="n2"), ALONE), "not a cluster: it cannot be elsewhere"
+    assert is_here(instance(location="none"), CLUSTERED)
     assert not is_here(instance(location="n2"), CLUSTERED)
     assert not is_here(instance(type="virtual-machine"), ALONE)

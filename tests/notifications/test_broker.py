@@ -318,6 +318,58 @@ def test_log_that_begins_anew(store: Settings) -> None:
     assert subscription.closing == 1013
 
 
+def heard_after(broker: Broker, store: Settings, name: str) -> list[str]:
+    """What a new listener hears of one change, of an instance of this name; it must not be ended."""
+    late = broker.subscribe(1, None, None, lambda: None)
+    with Writer(store).change() as change:
+        change.configure(change.instance("default", name), {"user.late": "late"})
+    assert not broker.poll()
+    assert late.closing is None
+    return values(late)
+
+
+@pytest.mark.parametrize("length", [1, 3 * BATCH])
+def test_new_listeners_of_a_replaced_log(store: Settings, length: int) -> None:
+    """Whether the old log was shorter or longer: who listens after it was replaced hears the new one from there on."""
+    with Writer(store).change() as change:
+        keys = {f"user.{number}": "1" for number in range(length)}
+        change.configure(change.instance("default", "a"), keys)
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=9)
+    ended = broker.subscribe(1, None, None, lambda: None)
+    put_another(store, "foreign")
+    assert not broker.poll()
+    assert ended.closing == 1013
+    assert heard_after(broker, store, "other") == ["late"]
+    assert ended.pop() == []
+
+
+def test_new_listeners_of_a_log_that_begins_anew(store: Settings) -> None:
+    """Who listens after a log has begun anew in the same file hears it from there on."""
+    set_key(store, "before")
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=9)
+    ended = broker.subscribe(1, None, None, lambda: None)
+    with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
+        connection.execute("DELETE FROM notifications")
+        connection.execute("DELETE FROM sqlite_sequence")
+    broker.poll()
+    assert ended.closing == 1013
+    assert heard_after(broker, store, "a") == ["late"]
+
+
+def test_leaving_twice(store: Settings) -> None:
+    """The only listener of an instance may leave twice, and the place of one that has left twice is one place."""
+    broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=1)
+    only = broker.subscribe(1, None, None, lambda: None)
+    only.cancel()
+    only.cancel()
+    assert len(broker) == 0
+    assert not broker.poll()
+    broker.subscribe(1, None, None, lambda: None)
+    only.cancel()
+    with pytest.raises(TooManySubscriptionsError):
+        broker.subscribe(1, None, None, lambda: None)
+
+
 def test_gap_of_a_foreign_id(store: Settings) -> None:
     """An id that the log has not come to is answered by a gap, then by all that is kept."""
     set_key(store, "kept")

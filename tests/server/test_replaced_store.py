@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from guestapi.callers.namespaces import examine
 from guestapi.store.writing import Writer
 from tests.harness.containers import Container, receive, request, send
 from tests.harness.service import Service
+from tests.server.inside import talk
 
 pytestmark = pytest.mark.root
 
@@ -44,16 +44,21 @@ def test_number_of_another_instance(own: Service) -> None:
 
 
 def test_connection_across_the_change(own: Service) -> None:
-    """A connection that was opened before, and kept, gets nothing of the instance that has its number now."""
+    """A connection that was recognised, kept, and answered, gets nothing of the instance that has its number now."""
     with Container(own.binds) as c1, Container(own.binds) as other:
-        own.add("c1", c1, {"user.secret": "of c1"})
-        with c1.listening("raw", json.dumps([[request("/1.0/config/user.secret").decode(), "never"]])) as client:
-            assert client.say() == "ready"
+        before = own.add("c1", c1, {"user.secret": "of c1"})
+        with talk(c1) as kept:
+            # Twice: the second answer is one that the worker had ready.
+            for _time in range(2):
+                assert kept.ask("/1.0/config/user.secret").text == "of c1"
             replace_store(own)
-            with own.writer.change() as change:
-                change.start(change.add("default", "other", config={"user.secret": "of other"}), examine(other.pid))
-            steps = [send(request("/1.0/config/user.secret")), receive()]
-            assert c1.exchange(*steps).responses[0].status == 500
+            after = own.add("other", other, {"user.secret": "of other"})
+            assert (after.id, after.run) == (before.id, before.run)
+            for _time in range(2):
+                answer = kept.ask("/1.0/config/user.secret")
+                assert (answer.status, answer.text) == (500, "pid not in container?\n")
+            assert kept.ask("/1.0", method="PATCH", body=b'{"state":"Ready"}').status == 500
+            assert not own.instance("other").ready
 
 
 def test_new_values_are_seen(own: Service) -> None:
