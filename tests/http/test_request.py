@@ -8,7 +8,7 @@ import h11
 import pytest
 
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Head, parse_head, refuse_cut_line
+from guestapi.http.request import Head, is_too_large, parse_head, refuse_cut_line
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.settings import Limits
 from tests.harness.containers import parse
@@ -259,6 +259,14 @@ def test_limits_do_not_wait_for_an_end() -> None:
     assert refused(head(b"X: " + b"y" * 2000)[:-4], SMALL) == 431
 
 
+def test_what_is_too_large_whatever_follows() -> None:
+    """A line without an end, and a head, beyond what they may be; with a byte less they may still be completed."""
+    assert not is_too_large(b"G" * 512, SMALL)
+    assert is_too_large(b"G" * 513, SMALL)
+    assert not is_too_large(b"G" * 512 + b"\n" + b"x" * 511, SMALL)
+    assert is_too_large(b"G" * 512 + b"\n" + b"x" * 512, SMALL)
+
+
 def response_head(
     status: str, headers: list[tuple[str, str]], protocol: str = "HTTP/1.1", close: bool = False
 ) -> bytes:
@@ -291,6 +299,7 @@ def test_error_response(status: int) -> None:
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert (response.headers["connection"], response.headers["retry-after"]) == ("close", "1")
+    assert "retry-after" not in parse(error_response(status, "what was wrong"))[0].headers
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     client.receive_data(raw)

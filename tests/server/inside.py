@@ -6,8 +6,11 @@ hands the sockets over (SCM_RIGHTS) and stays until the test is done with them.
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import subprocess
+import termios
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -40,6 +43,13 @@ class Talk:
     def send(self, data: bytes) -> None:
         """Send all of it."""
         self.socket.sendall(data)
+
+    def wait_read(self) -> None:
+        """Wait until the server has read all that was sent (unix(7), SIOCOUTQ)."""
+        until = time.monotonic() + 20
+        while fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)) != bytes(4):
+            assert time.monotonic() < until, "the server reads nothing"
+            time.sleep(0.001)
 
     def receive(self, count: int = 1, method: str = "GET") -> list[Response]:
         """So many responses, whole, and not a byte more."""

@@ -114,6 +114,20 @@ def test_unread_body_is_skipped(c1: Container) -> None:
         assert [response.status for response in guest.receive(3)] == [404, 404, 200]
 
 
+@pytest.mark.parametrize(("line", "most", "status"), [(b"", 16384, 414), (b"GET / HTTP/1.1\r\n", 65536, 431)])
+def test_endless_head_in_pieces(c1: Container, line: bytes, most: int, status: int) -> None:
+    """A line or head without an end is refused once it is larger than it may be, however it comes, and not kept."""
+    endless = line + b"X: y" * most
+    with talk(c1) as guest:
+        for number in range(0, most, 1024):
+            guest.send(endless[number : number + 1024])
+            guest.wait_read()
+        guest.send(endless[most : most + 1])
+        refusal = guest.last()
+        assert refusal.status == status
+        assert "retry-after" not in refusal.headers
+
+
 def test_expect_continue(service: Service, c1: Container) -> None:
     """Who expects 100 Continue hears it before the body is wanted; then all goes on."""
     expect = "Expect: 100-continue"

@@ -13,7 +13,7 @@ from guestapi.settings import Settings, Store
 from guestapi.store.doorbell import Doorbell, bell
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
-from tests.store.processes import add, config_of, database, other_process
+from tests.store.processes import add, config_of, database, init, other_process
 
 
 @pytest.fixture
@@ -47,6 +47,20 @@ def test_only_the_bell_is_waited_for(settings: Settings, writer: Writer, doorbel
     assert not doorbell.wait(0.05)
     add(writer)
     assert doorbell.wait(10)
+
+
+def test_state_rings_whatever_it_is(writer: Writer, doorbell: Doorbell) -> None:
+    """Ready and Started both ring, though Started is no news for any listener: a daemon's mirror tells the daemon."""
+    with writer.change() as change:
+        one = change.start(change.add("default", "c1"), init(100))
+    assert rings(doorbell)
+    for ready in (True, False, True):
+        assert writer.set_ready(one.id, one.run, ready)
+        assert rings(doorbell)
+        assert writer.set_ready(one.id, one.run, ready), "said again"
+        assert not doorbell.wait(0.05)
+    assert not writer.set_ready(one.id, one.run + 1, False), "of another run"
+    assert not doorbell.wait(0.05)
 
 
 def test_nothing_new_does_not_ring(writer: Writer, doorbell: Doorbell) -> None:
