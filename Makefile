@@ -26,40 +26,42 @@ AT_ONCE ?= --numprocesses 2 --dist loadscope --no-loadscope-reorder
 # What 'make mutate' is told: see tools/mutate.py.
 MUTATE ?=
 
-.PHONY: help bench demo test fuzz mutate lint format daemons update install uninstall clean
+
+# The help of a target stands behind it.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help:
-	@echo 'make demo        see it work: service, container, every endpoint'
-	@echo 'make test        the whole test suite (as root)'
-	@echo 'make fuzz        coverage-guided fuzzing for SECONDS (600) in all'
-	@echo 'make mutate      which faults in the core no test notices, of a sample (as root, an hour; MUTATE="--sample 60")'
-	@echo 'make bench       measure it beside what it can be compared with (as root, nine minutes)'
-	@echo 'make lint        ruff and mypy --strict'
-	@echo 'make update      lock the newest versions that pyproject.toml allows into requirements/'
-	@echo 'make install     put it into $(PREFIX), with units, conf, user and state directory (DESTDIR respected)'
-	@echo 'make uninstall   take it away again, but for its state'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target does; do \
+		printf 'make %-12s %s\n' "$$target" "$$does"; done
 
-demo: $(VENV)/ready
+demo: $(VENV)/ready ## see it work: service, container, every endpoint
 	@tools/packages install demo
 	@$(VENV)/bin/python -m tests.demo
 
-test: $(VENV)/ready daemons
+test: $(VENV)/ready $(VENV)/parsers daemons ## the whole test suite (as root)
 	@tools/packages install test
 	@[ -d $(VENV)/cloud-init ] || tools/unpack-cloud-init $(VENV)/cloud-init
 	$(VENV)/bin/pytest $(AT_ONCE)
 
-fuzz: $(VENV)/ready
+test-fast: $(VENV)/ready $(VENV)/parsers ## the tests that need no service, container, daemon or machine, nor root (two minutes)
+	$(VENV)/bin/pytest --fast $(AT_ONCE)
+
+test-newest: $(VENV)/ready $(VENV)/parsers ## the same with the newest of everything that pyproject.toml allows, instead of what is locked
+	PYTHON=$(PYTHON) tools/newest $(VENV)/newest
+	$(VENV)/newest/bin/pytest --fast $(AT_ONCE)
+
+fuzz: $(VENV)/ready ## coverage-guided fuzzing for SECONDS (600) in all
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	$(VENV)/bin/python -m tests.fuzz $(SECONDS)
 
-mutate: $(VENV)/ready
+mutate: $(VENV)/ready ## which faults in the core no test notices, of a sample (as root, an hour; MUTATE="--sample 60")
 	@$(VENV)/bin/python tools/mutate.py $(MUTATE)
 
-bench: $(VENV)/ready daemons
+bench: $(VENV)/ready daemons ## measure it beside what it can be compared with (as root, nine minutes)
 	@tools/packages install bench
 	@$(VENV)/bin/python -m benchmarks
 
-lint: $(VENV)/ready
+lint: $(VENV)/ready ## ruff and mypy --strict
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -74,6 +76,10 @@ $(VENV)/ready: pyproject.toml tools/venv tools/packages $(addprefix requirements
 	PYTHON=$(PYTHON) tools/venv $(VENV) run test lint
 	@touch $@
 
+# A second version of the parser of requests, which tests run with too.
+$(VENV)/parsers: $(VENV)/ready tools/parsers
+	VENV=$(VENV) tools/parsers $@
+
 # Beside which tests and benchmarks stand.
 daemons: $(VENV)/ready
 	@for kind in incus lxd docker; do \
@@ -81,11 +87,11 @@ daemons: $(VENV)/ready
 			echo "$$kind cannot be had here; what needs it will say so" >&2; \
 	done
 
-update: $(VENV)/ready
+update: $(VENV)/ready ## lock the newest versions that pyproject.toml allows into requirements/
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
 	VENV=$(VENV) tools/lock --upgrade
 
-install:
+install: ## put it into PREFIX (/opt/guestapi), with units, conf, user and state directory (DESTDIR respected)
 	@if [ -z "$(DESTDIR)" ]; then tools/packages install install; fi
 	PYTHON=$(PYTHON) tools/venv $(DESTDIR)$(PREFIX) run
 	@if [ -n "$(DESTDIR)" ]; then \
@@ -112,7 +118,7 @@ install:
 		echo "installed; now: systemctl enable --now guestapi.socket"; \
 	fi
 
-uninstall:
+uninstall: ## take it away again, but for its state
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
 		systemctl disable --now $(STARTED) 2>/dev/null || true; \
 	fi

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+import guestapi.http.request
+from tests.harness import fast, parsers
 from tests.harness.containers import Container
 from tests.harness.machine import Installed
 from tests.harness.service import Service
@@ -47,13 +49,31 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     return Groups(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with who takes long; skip what needs root where there is none, except in CI."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--fast`."""
+    parser.addoption(
+        "--fast", action="store_true", help="only tests that need no service, container, daemon or machine"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hold the tests to `--fast`."""
+    if config.getoption("--fast"):
+        fast.enable()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the longest; leave out, or skip without root, what needs the host; in CI nothing is skipped."""
+    if config.getoption("--fast"):
+        slow = [item for item in items if fast.needs_host(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+        return
     items.sort(key=lambda item: (not item.path.name.endswith(_MACHINES), not item.path.name.endswith(_LONG)))
     if os.geteuid() == 0 or CI:
         return
     for item in items:
-        if {"service", "machine"} & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("root"):
+        if fast.needs_host(item):
             item.add_marker(pytest.mark.skip(reason="needs root: containers, and a service of another user"))
 
 
@@ -66,6 +86,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"  # type: ignore[attr-defined]
         report.longrepr = f"skipped in CI: {report.longrepr}"  # type: ignore[attr-defined]
     return report
+
+
+@pytest.fixture(scope="module", params=parsers.find_parsers(), ids=lambda parser: f"gunicorn_h1c-{parser.version}")
+def parser(request: pytest.FixtureRequest) -> Iterator[parsers.Parser]:
+    """Heads of requests are parsed with this version of gunicorn_h1c, in this process."""
+    with parsers.use(request.param, guestapi.http.request):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.harness import agent
+from tests.harness.fast import forbid
 
 HERE = Path(__file__).parent
 
@@ -106,6 +107,7 @@ class Container:
         hostname: its name inside.
         enter: words before the launcher's command, to start it in other namespaces; `pid` is as seen from there.
         """
+        forbid()
         self._enter = list(enter)
         options = {
             "binds": [[str(host), guest] for host, guest in binds],

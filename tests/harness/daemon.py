@@ -25,6 +25,7 @@ import pytest
 
 from tests.harness import rootfs
 from tests.harness.containers import Response, parse
+from tests.harness.fast import forbid
 
 #: Where tools/unpack-daemon has put them.
 PACKAGES = Path(sys.executable).parent.parent
@@ -70,6 +71,7 @@ class Daemon:
         """Args:
         kind: ``incus`` or ``lxd``.
         """
+        forbid()
         self.kind = kind
         self._packages = packages(kind)
         self._program = {"incus": "usr/libexec/incus/incusd", "lxd": "usr/bin/lxd"}[kind]

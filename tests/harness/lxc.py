@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.harness.containers import BASE, Ran
+from tests.harness.fast import forbid
 
 SNIPPET = Path(__file__).parents[2] / "conf" / "lxc-guestapi.conf"
 
@@ -34,6 +35,7 @@ class Lxc:
         socket: the directory of the socket.
         base: which host UID is root inside.
         """
+        forbid()
         self.name = name
         self._path = directory / "lxc"
         root = self._path / name / "rootfs"

@@ -24,6 +24,7 @@ from guestapi.model import Device, Instance
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.containers import BASE, Container
+from tests.harness.fast import forbid
 
 #: A user that nobody is. The service needs no entry in /etc/passwd.
 USER = 64_042
@@ -61,6 +62,7 @@ class Service:
         dialects: which to listen for.
         environment: more of it, for the service alone.
         """
+        forbid()
         # Not below pytest's own directory, which is root's alone.
         self.root = Path(tempfile.mkdtemp(prefix="guestapi-", dir="/run"))
         self.root.chmod(0o755)

@@ -13,6 +13,9 @@ from guestapi.http.response import date_line, error_response, response_end, resp
 from guestapi.settings import Limits
 from tests.harness.containers import parse
 
+#: With each version of the parser.
+pytestmark = pytest.mark.usefixtures("parser")
+
 LIMITS = Limits()
 SMALL = Limits(request_line=512, header_fields=8, header_field=512, head=1024)
 #: All that a request can be refused with before its body is read.

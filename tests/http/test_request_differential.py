@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guestapi.http.errors import ProtocolError
 from guestapi.http.request import parse_head
 from tests.fuzz.differential import LIMITS, check_head
+
+#: With each version of the parser.
+pytestmark = pytest.mark.usefixtures("parser")
 
 START = b"GET / HTTP/1.1\r\nHost: x\r\n"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,8 +21,7 @@ PATIENCE = 10.0
 @pytest.fixture
 def place() -> Iterator[Path]:
     """The path of a daemon's guest socket, in a directory of its own; short enough for a socket's name."""
-    directory = Path(f"/run/guestapi-takeover-{os.getpid()}")
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(prefix="guestapi-takeover-", dir="/tmp"))
     yield directory / "sock"
     for path in directory.iterdir():
         path.unlink()

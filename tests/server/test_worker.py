@@ -14,10 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from guestapi.settings import load
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND, UNPRIVILEGED, USER, Service
 from tests.server.inside import asking, talk, talks
+
+pytestmark = pytest.mark.root
 
 LOOPING = (Path(__file__).parents[1] / "harness" / "looping.py").read_text()
 READY = b'{"state":"Ready"}'

@@ -1,0 +1,23 @@
+"""The harness has two versions of the parser, and tests really run with each."""
+
+from __future__ import annotations
+
+import guestapi.http.request
+from guestapi.http.request import parse_head
+from guestapi.settings import Limits
+from tests.harness import parsers
+
+
+def test_there_are_two() -> None:
+    """Tests run with the locked version, and with another that pyproject.toml allows."""
+    assert len(parsers.find_parsers()) >= 2, "'make test' and 'make test-fast' call tools/parsers; call it yourself"
+
+
+def test_each_is_its_own(parser: parsers.Parser) -> None:
+    """The module that parses heads uses the version that it was given, and parses with it."""
+    given = parsers.load(parser)
+    assert given.__version__ == parser.version
+    assert vars(guestapi.http.request)["ParseError"] is given.ParseError
+    head = parse_head(b"GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n", Limits())
+    assert head is not None
+    assert head.environ["PATH_INFO"] == "/1.0"
