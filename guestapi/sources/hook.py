@@ -1,0 +1,247 @@
+#!/usr/bin/python3 -IS
+"""The hook of every container runtime: rings the doorbell of its follower, and waits until the container is registered.
+
+``guestapi-hook [--config FILE] SOURCE [WORD]...``, installed as a program of its own, and called by
+``guestapi hook SOURCE`` too. It is run for each container that starts, with nothing imported but what is built in:
+``python3 -I -S`` starts in 5 ms of processor time, and all of this takes two more.
+
+A ring is fields, each ended by a NUL: the protocol's version, the source, then any number of fields of which the first
+letter says the kind (``a`` an argument, ``e`` a variable of the environment, ``h`` the host name inside, ``i`` standard
+input), and an empty field at the end, without which it is not whole. The answer is one line: ``ok``, or ``no`` and a
+sentence.
+
+There is one deadline in all. When it is over, or when nobody answers, the container goes on without; or it does not
+start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
+"""
+
+import posix
+import sys
+
+import _signal  # type: ignore[import-not-found]  # typeshed has the module around it alone, which imports enum
+import _socket
+
+#: Seconds until the runtime goes on in any case.
+LIMIT_SECONDS = 2.0
+#: Where followers listen, unless guestapi.toml says otherwise.
+DOORBELLS = b"/run/guestapi/sources"
+_CONFIGURATION = b"/etc/guestapi/guestapi.toml"
+#: Bytes that are read of standard input, and of guestapi.toml, at the most.
+STATE_BYTES, _CONFIGURATION_BYTES = 1 << 20, 1 << 20
+#: Bytes of the longest answer.
+_ANSWER_BYTES = 4096
+#: How the variables begin that a source's follower is told.
+_VARIABLES = {b"lxc": b"LXC_", b"nspawn": b"MAINPID"}
+#: Whose hooks have a state on standard input (runtime-spec, config.md, "POSIX-platform Hooks").
+_WITH_STATE = (b"oci", b"podman")
+#: Whose follower must ask the runtime, which answers nothing while a hook runs: nobody waits.
+_UNATTENDED = (b"podman",)
+#: include/uapi/linux/sched.h.
+_CLONE_NEWUTS = 0x04000000
+
+
+class HookError(Exception):
+    """The container was not registered; the text is one sentence."""
+
+
+class _TooLateError(Exception):
+    """The time is up."""
+
+
+def run(words: list[bytes], environ: dict[bytes, bytes]) -> int:
+    """Ring, and wait for the answer.
+
+    Args:
+        words: the source, and what the runtime says behind it; before it, maybe ``--config FILE``.
+        environ: the environment.
+
+    Returns:
+        The exit status: 1 if the container was not registered and the operator wants it not to start then.
+    """
+    file = environ.get(b"GUESTAPI_CONFIG")
+    while words and words[0].startswith(b"--config"):
+        name, equals, value = words[0].partition(b"=")
+        if name != b"--config" or not (equals or words[1:]):
+            break
+        file, words = (value, words[1:]) if equals else (words[1], words[2:])
+    if not words or words[0].startswith(b"-"):
+        _say("usage: guestapi-hook [--config FILE] SOURCE [WORD]...")
+        return 2
+    source = words[0]
+    if _is_end(source, words[1:], environ):
+        # The follower sees an init's end by itself.
+        return 0
+    try:
+        _ring(source, words[1:], environ, file)
+    except HookError as error:
+        return _failed(f"{source.decode(errors='replace')} hook: {error}", file)
+    return 0
+
+
+def _is_end(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> bool:
+    """Whether a runtime says that a container ends, which configurations of guestapi 0.1 have it say."""
+    if source == b"lxc":
+        # lxc.container.conf(5): with lxc.hook.version = 0, the arguments are name, section and type.
+        return environ.get(b"LXC_HOOK_TYPE", (words + [b""] * 3)[2]) in (b"stop", b"post-stop")
+    return source == b"nspawn" and words[:1] == [b"stop"]
+
+
+def _ring(source: bytes, words: list[bytes], environ: dict[bytes, bytes], file: bytes | None) -> None:
+    _signal.signal(_signal.SIGALRM, _on_alarm)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
+    _signal.setitimer(_signal.ITIMER_REAL, LIMIT_SECONDS)
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    path = b"%s/%s.sock" % (_doorbells(file), source)
+    name = path.decode(errors="replace")
+    try:
+        message = _message(source, words, environ)
+        connection.connect(path)
+        connection.sendall(message)
+        connection.shutdown(_socket.SHUT_WR)
+        answer = b""
+        while source not in _UNATTENDED and not answer.endswith(b"\n") and len(answer) < _ANSWER_BYTES:
+            part = connection.recv(_ANSWER_BYTES)
+            if not part:
+                break
+            answer += part
+    except _TooLateError:
+        raise HookError(f"not registered within {LIMIT_SECONDS:g} s; the follower registers it later") from None
+    except (ConnectionRefusedError, FileNotFoundError):
+        unit = f"guestapi-{source.decode(errors='replace')}.service"
+        raise HookError(f"nobody listens at {name}; 'systemctl start {unit}' registers the container") from None
+    except OSError as error:
+        raise HookError(f"{name}: {error.strerror}") from None
+    finally:
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
+        connection.close()
+    if source in _UNATTENDED or answer == b"ok\n":
+        return
+    if not answer.startswith(b"no "):
+        raise HookError(f"{name}: the follower ended before it had answered; the next one registers the container")
+    raise HookError(answer[3:].decode(errors="replace").rstrip("\n"))
+
+
+def _on_alarm(_number: int, _frame: object) -> None:
+    raise _TooLateError
+
+
+def _message(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> bytes:
+    fields = [b"1", source, *(b"a" + word for word in words)]
+    if source in _VARIABLES:
+        begin = _VARIABLES[source]
+        fields += [b"e%s=%s" % one for one in environ.items() if one[0].startswith(begin)]
+    if source == b"lxc":
+        hostname = _hostname(environ.get(b"LXC_PID", b""))
+        fields += [b"h" + hostname] if hostname else []
+    if source in _WITH_STATE:
+        fields.append(b"i" + _state())
+    return b"\0".join(fields) + b"\0\0"
+
+
+def _state() -> bytes:
+    state = b""
+    while len(state) < STATE_BYTES and (part := posix.read(0, STATE_BYTES - len(state))):
+        state += part
+    return state
+
+
+def _hostname(pid: bytes) -> bytes | None:
+    """The host name that the runtime has set for an init that has not run yet; None: none, or it cannot be told."""
+    if not pid.isdigit():
+        return None
+    before = posix.uname().nodename
+    try:
+        namespace = posix.open(b"/proc/%s/ns/uts" % pid, posix.O_RDONLY | posix.O_CLOEXEC)
+        if hasattr(posix, "setns"):
+            # Since Python 3.12.
+            posix.setns(namespace, _CLONE_NEWUTS)
+        else:
+            import ctypes
+
+            if ctypes.CDLL(None).setns(namespace, _CLONE_NEWUTS) != 0:
+                return None
+        posix.close(namespace)
+    except OSError:
+        # No such process, or no CAP_SYS_ADMIN: the follower asks LXC later.
+        return None
+    after = posix.uname().nodename
+    return after.encode(errors="surrogateescape") if after != before else None
+
+
+def _doorbells(file: bytes | None) -> bytes:
+    """The directory of the doorbells: what guestapi.toml says, if it says anything."""
+    for line in _lines(file):
+        if b"doorbells" in line:
+            key, _equals, value = line.partition(b"=")
+            if key.strip() == b"doorbells" and value.count(b'"') == 2 and b"\\" not in value:
+                return value.split(b'"')[1]
+            found = _setting(file, "sources", "doorbells")
+            return found.encode(errors="surrogateescape") if isinstance(found, str) else DOORBELLS
+    return DOORBELLS
+
+
+def _lines(file: bytes | None) -> list[bytes]:
+    """The lines of guestapi.toml but for comments."""
+    return [line for line in _configuration(file).split(b"\n") if not line.lstrip().startswith(b"#")]
+
+
+def _configuration(file: bytes | None) -> bytes:
+    """What guestapi.toml holds; nothing if it cannot be read."""
+    try:
+        descriptor = posix.open(file or _CONFIGURATION, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        return posix.read(descriptor, _CONFIGURATION_BYTES)
+    except OSError:
+        return b""
+    finally:
+        posix.close(descriptor)
+
+
+def _setting(file: bytes | None, table: str, key: str) -> object:
+    """A value of guestapi.toml; None if it is not there. PERF: takes as long as all else together."""
+    import tomllib
+
+    try:
+        found = tomllib.loads(_configuration(file).decode())[table][key]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found
+
+
+def _failed(sentence: str, file: bytes | None) -> int:
+    """Tell the operator, and do as guestapi.toml says."""
+    refuse = any(b"refuse" in line for line in _lines(file)) and _setting(file, "hooks", "on-failure") == "refuse"
+    sentence += "; the container does not start" if refuse else "; the container goes on without"
+    _say(sentence)
+    _to_journal(sentence)
+    return int(refuse)
+
+
+def _say(sentence: str) -> None:
+    try:
+        posix.write(2, sentence.encode(errors="replace") + b"\n")
+    except OSError:
+        pass  # The runtime has closed it.
+
+
+def _to_journal(sentence: str) -> None:
+    """Send one entry, as systemd.io/JOURNAL_NATIVE_PROTOCOL has it; where there is no journal, nothing is sent."""
+    text = sentence.replace("\n", " ").encode(errors="replace")
+    with_fields = b"MESSAGE=%s\nPRIORITY=3\nSYSLOG_IDENTIFIER=guestapi\n" % text
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+    try:
+        connection.sendto(with_fields, b"/run/systemd/journal/socket")
+    except OSError:
+        pass
+    finally:
+        connection.close()
+
+
+def main() -> int:
+    """Run as a program."""
+    return run([word.encode(errors="surrogateescape") for word in sys.argv[1:]], dict(posix.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
