@@ -113,6 +113,12 @@ class Images(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     directory: str | None = None
 
 
+class LxcSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``paths``: the lxcpaths in which containers are looked for (``lxc.lxcpath`` in lxc.system.conf(5))."""
+
+    paths: tuple[str, ...] = ("/var/lib/lxc",)
+
+
 class PodmanSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How containers of podman are found.
 
@@ -142,8 +148,13 @@ class OciSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class SourcesSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where each follower of a runtime looks for containers."""
+    """Where each follower of a runtime looks for containers.
 
+    ``doorbells``: the directory of the sockets at which hooks ring.
+    """
+
+    doorbells: str = "/run/guestapi/sources"
+    lxc: LxcSettings = LxcSettings()
     podman: PodmanSettings = PodmanSettings()
     docker: DockerSettings = DockerSettings()
     oci: OciSettings = OciSettings()
@@ -235,6 +246,7 @@ def load(file: Path | None) -> Settings:
         raise SettingsError(f"{file}: images.directory: {settings.images.directory!r} is not an absolute path")
     sources = settings.sources
     places = [("podman.socket", sources.podman.socket), ("docker.socket", sources.docker.socket)]
+    places += [("doorbells", sources.doorbells), *(("lxc.paths", path) for path in sources.lxc.paths)]
     for key, place in (*places, *(("oci.roots", root) for root in sources.oci.roots)):
         if not place.startswith("/"):
             raise SettingsError(f"{file}: sources.{key}: {place!r} is not an absolute path")

@@ -14,11 +14,10 @@ There is one deadline in all. When it is over, or when nobody answers, the conta
 start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
 """
 
-import posix
-import sys
-
 import _signal  # type: ignore[import-not-found]  # typeshed has the module around it alone, which imports enum
 import _socket
+import posix
+import sys
 
 #: Seconds until the runtime goes on in any case.
 LIMIT_SECONDS = 2.0
@@ -33,6 +32,8 @@ _ANSWER_BYTES = 4096
 _VARIABLES = {b"lxc": b"LXC_", b"nspawn": b"MAINPID"}
 #: Whose hooks have a state on standard input (runtime-spec, config.md, "POSIX-platform Hooks").
 _WITH_STATE = (b"oci", b"podman")
+#: Whose followers a hook rings for: an OCI hook does not know whether the container is one of podman's.
+_FOLLOWERS = {b"oci": (b"podman", b"oci")}
 #: Whose follower must ask the runtime, which answers nothing while a hook runs: nobody waits.
 _UNATTENDED = (b"podman",)
 #: include/uapi/linux/sched.h.
@@ -86,46 +87,64 @@ def _is_end(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> b
 
 
 def _ring(source: bytes, words: list[bytes], environ: dict[bytes, bytes], file: bytes | None) -> None:
+    """Ring for every follower that may know the container, and wait for those that answer while the hook runs."""
     _signal.signal(_signal.SIGALRM, _on_alarm)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
     _signal.setitimer(_signal.ITIMER_REAL, LIMIT_SECONDS)
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    path = b"%s/%s.sock" % (_doorbells(file), source)
-    name = path.decode(errors="replace")
     try:
-        message = _message(source, words, environ)
+        fields = _fields(source, words, environ)
+        directory = _doorbells(file)
+        followers = _FOLLOWERS.get(source, (source,))
+        rung = [_ring_one(directory, follower, fields) for follower in followers]
+    except _TooLateError:
+        raise HookError(f"not registered within {LIMIT_SECONDS:g} s; the follower registers it later") from None
+    finally:
+        _signal.setitimer(_signal.ITIMER_REAL, 0)
+    if not any(rung):
+        place = " or ".join(
+            f"{directory.decode(errors='replace')}/{one.decode(errors='replace')}.sock" for one in followers
+        )
+        unit = f"guestapi-{followers[0].decode(errors='replace')}.service"
+        raise HookError(f"nobody listens at {place}; 'systemctl start {unit}' registers the container")
+
+
+def _ring_one(directory: bytes, follower: bytes, fields: list[bytes]) -> bool:
+    """Ring at one doorbell; False if nobody listens there."""
+    path = b"%s/%s.sock" % (directory, follower)
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    answer = b""
+    try:
         connection.connect(path)
-        connection.sendall(message)
+        connection.sendall(b"\0".join([b"1", follower, *fields, b"", b""]))
         connection.shutdown(_socket.SHUT_WR)
-        answer = b""
-        while source not in _UNATTENDED and not answer.endswith(b"\n") and len(answer) < _ANSWER_BYTES:
+        if follower in _UNATTENDED:
+            return True
+        while not answer.endswith(b"\n") and len(answer) < _ANSWER_BYTES:
             part = connection.recv(_ANSWER_BYTES)
             if not part:
                 break
             answer += part
-    except _TooLateError:
-        raise HookError(f"not registered within {LIMIT_SECONDS:g} s; the follower registers it later") from None
     except (ConnectionRefusedError, FileNotFoundError):
-        unit = f"guestapi-{source.decode(errors='replace')}.service"
-        raise HookError(f"nobody listens at {name}; 'systemctl start {unit}' registers the container") from None
+        return False
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # It has ended, or answered before it had heard all.
     except OSError as error:
-        raise HookError(f"{name}: {error.strerror}") from None
+        raise HookError(f"{path.decode(errors='replace')}: {error.strerror}") from None
     finally:
-        _signal.setitimer(_signal.ITIMER_REAL, 0)
         connection.close()
-    if source in _UNATTENDED or answer == b"ok\n":
-        return
-    if not answer.startswith(b"no "):
-        raise HookError(f"{name}: the follower ended before it had answered; the next one registers the container")
-    raise HookError(answer[3:].decode(errors="replace").rstrip("\n"))
+    if answer.startswith(b"no "):
+        raise HookError(answer[3:].decode(errors="replace").rstrip("\n"))
+    if answer != b"ok\n":
+        raise HookError("the follower ended before it had answered; the next one registers the container")
+    return True
 
 
 def _on_alarm(_number: int, _frame: object) -> None:
     raise _TooLateError
 
 
-def _message(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> bytes:
-    fields = [b"1", source, *(b"a" + word for word in words)]
+def _fields(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> list[bytes]:
+    fields = [b"a" + word for word in words]
     if source in _VARIABLES:
         begin = _VARIABLES[source]
         fields += [b"e%s=%s" % one for one in environ.items() if one[0].startswith(begin)]
@@ -134,7 +153,7 @@ def _message(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> 
         fields += [b"h" + hostname] if hostname else []
     if source in _WITH_STATE:
         fields.append(b"i" + _state())
-    return b"\0".join(fields) + b"\0\0"
+    return fields
 
 
 def _state() -> bytes:

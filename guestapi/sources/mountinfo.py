@@ -18,6 +18,8 @@ from guestapi.model import Device
 #: Bytes of a mountinfo that are read at the most: a line has 100 to 300, and 64 KiB take up to 0.25 s to be written by
 #: the kernel where tens of thousands of mounts are.
 BYTES = 1 << 18
+#: The same for a process of the host, of whose mounts root is the master: a host may have thousands.
+HOST_BYTES = 4 << 20
 #: proc_pid_mountinfo(5): blank, tab, newline and backslash are written in octal.
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 #: Below these a runtime mounts what every container needs; what is left of them is told.
@@ -165,7 +167,11 @@ def path_of(place: tuple[str, str], mounts: Sequence[Mount]) -> str | None:
     device, root = place
     best: Mount | None = None
     for mount in mounts:
-        if mount.device == device and _is_below(root, mount.root) and (best is None or len(mount.root) > len(best.root)):
+        if (
+            mount.device == device
+            and _is_below(root, mount.root)
+            and (best is None or len(mount.root) > len(best.root))
+        ):
             best = mount
     return None if best is None else _join(best.path, root[len(best.root.rstrip("/")) :])
 

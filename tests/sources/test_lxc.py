@@ -13,7 +13,7 @@ import pytest
 
 from guestapi.callers.namespaces import is_alive
 from guestapi.model import Init
-from guestapi.sources import lxc
+from guestapi.sources.lxc import hooked as lxc
 from guestapi.sources.register import Report, ReportError
 from tests.harness.containers import BASE
 from tests.harness.lxc import Lxc

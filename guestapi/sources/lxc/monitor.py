@@ -206,7 +206,7 @@ def listening() -> list[bytes]:
     """
     with open("/proc/net/unix", "rb") as file:
         lines = file.read().splitlines()[1:]
-    found = {}
+    found: dict[bytes, None] = {}
     for line in lines:
         # proc_net(5): address, reference count, protocol, flags, type, state, inode, path; a blank is as it is.
         fields = line.split(None, 7)

@@ -1,0 +1,391 @@
+"""Follows one container runtime: the loop that every source but a daemon's mirror runs in.
+
+    hook rings ----> at_doorbell ----.
+    runtime changes, slow timer ----> observe (thread) ----> Recorder (thread) ----> store
+    an init ends (pidfd) -----------'
+
+Three threads. The loop never waits for the runtime or for the store, so each container is looked at the moment its
+hook rings, before its init runs. `_Look`s ask the runtime, one at a time. The `Recorder` writes.
+
+Nothing is kept between two runs: at its start a follower looks at everything, so it may be killed at any moment. While
+it runs, it looks at everything again each minute, for what no event has told.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import SimpleQueue
+from selectors import EVENT_READ, DefaultSelector
+from threading import Thread
+
+from guestapi.callers.namespaces import is_alive
+from guestapi.errors import SourceError
+from guestapi.model import Init
+from guestapi.server.systemd import notify, watchdog_seconds
+from guestapi.sources.doorbell import Caller, DoorbellServer, Ring
+from guestapi.sources.observed import Observed, Problem
+from guestapi.sources.recorder import Ledger, Recorder, Status
+from guestapi.sources.source import Changes, Found, Source, Unclear
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at everything, whatever happens.
+LOOK_SECONDS = 60.0
+#: Seconds until a container is looked at whose init has ended: whether it is gone for good, or runs anew.
+_AFTER_END = 0.5
+#: Seconds until everything is looked at after a ring that could not be used: a hook was cut off, so one is missing.
+_AFTER_BAD_RING = 1.0
+#: Seconds until a new try with a runtime that could not be asked, at the first time and at the most.
+_FIRST_RETRY, _LAST_RETRY = 0.2, 30.0
+#: Seconds that the loop sleeps at the most.
+_TICK = 1.0
+#: Seconds after which a thread that has come to nothing is taken for hung. A look is bounded by its source.
+_HUNG = 150.0
+#: Seconds that the last observations have to be written when the follower is stopped.
+_STOP_SECONDS = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A look at the runtime: what is wanted, and then what was found.
+
+    Attributes:
+        keys: which containers; None: all.
+        known: what the follower knew when it asked: key and init.
+        number: of the latest event then.
+        found: by key; None: it is gone.
+        error: why the runtime could not be asked; None: it could.
+    """
+
+    keys: Collection[str] | None
+    known: Mapping[str, Init | None]
+    number: int
+    found: Mapping[str, Found | None] | None = None
+    error: SourceError | None = None
+
+
+class Follower:
+    """The loop. `run` is called once, in the main thread."""
+
+    def __init__(self, source: Source, ledger: Ledger, doorbell: Path, tell: Callable[..., None] = notify) -> None:
+        """Args:
+        source: what is followed.
+        ledger: where observations go.
+        doorbell: path of the socket at which hooks ring.
+        tell: called with fields for systemd, as of sd_notify(3).
+        """
+        self._source = source
+        self._tell = tell
+        self._selector = DefaultSelector()
+        self._path = doorbell
+        self._recorder = Recorder(ledger, lambda known: self._post(lambda: self._start_with(known)))
+        self._looks: SimpleQueue[_Look] = SimpleQueue()
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        #: Key and init, of the store and of what was observed since; the last observation of each key.
+        self._known: dict[str, Init | None] = {}
+        self._latest: dict[str, Observed] = {}
+        #: Number of the latest event, and of the latest of each key: what was looked up before it is out of date.
+        self._number = 0
+        self._numbers: dict[str, int] = {}
+        #: pidfd and init of each that runs.
+        self._watched: dict[str, tuple[int, Init]] = {}
+        self._changes: Changes | None = None
+        self._changes_at, self._changes_retry = 0.0, _FIRST_RETRY
+        #: When to look at everything, and at which keys; whether a look is under way.
+        self._all_at = float("inf")
+        self._due: dict[str, float] = {}
+        self._tries: dict[str, int] = {}
+        self._looking = False
+        self._look_retry = _FIRST_RETRY
+        self._looked_since = time.monotonic()
+        self._contact, self._fault = 0.0, ""
+        self._reported = -_TICK
+        self._stopping = False
+
+    def run(self) -> None:
+        """Follow until SIGTERM.
+
+        Raises:
+            SourceError: another follower of this source runs.
+        """
+        doorbell = DoorbellServer(self._selector, self._path, self._rung)
+        self._selector.register(self._wake, EVENT_READ, self._read_inbox)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        _start(self._recorder.run)
+        _start(self._look_for_ever)
+        # From here on no hook finds the door closed; what is in the store already is not needed for that.
+        self._tell("READY=1")
+        # Less than half of what systemd waits for.
+        tick = min(_TICK, (watchdog_seconds() or 3 * _TICK) / 3)
+        while not self._stopping:
+            for key, _events in self._selector.select(max(0.0, min(tick, self._next() - time.monotonic()))):
+                key.data()
+            doorbell.tidy()
+            self._open_changes()
+            self._ask()
+            self._report()
+        self._tell("STOPPING=1")
+        doorbell.close()
+        self._recorder.stop(_STOP_SECONDS)
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+
+    def _post(self, call: Callable[[], None]) -> None:
+        """Have the loop call something: from another thread."""
+        self._inbox.append(call)
+        os.eventfd_write(self._wake, 1)
+
+    def _read_inbox(self) -> None:
+        os.eventfd_read(self._wake)
+        while self._inbox:
+            self._inbox.popleft()()
+
+    def _start_with(self, known: Mapping[str, Init | None]) -> None:
+        """The store could be read."""
+        self._known = {**known, **self._known}
+        self._all_at = 0.0
+
+    # What is told: by hooks, pidfds and the runtime.
+
+    def _rung(self, ring: Ring, caller: Caller) -> None:
+        try:
+            found = self._source.at_doorbell(ring)
+        except SourceError as error:
+            log.error("%s hook: %s", self._source.name, error)
+            caller.answer(str(error))
+            self._all_at = min(self._all_at, time.monotonic() + _AFTER_BAD_RING)
+            return
+        except Exception:
+            # Nothing that a container is may keep the others from being registered.
+            log.exception("%s hook: a container cannot be registered", self._source.name)
+            caller.answer("it cannot be registered, see the journal")
+            return
+        if found is None:
+            caller.answer()
+            return
+        self._take(found, caller)
+
+    def _take(self, found: Observed | Problem, caller: Caller | None = None) -> None:
+        """Something was seen just now."""
+        key = found.key
+        self._number += 1
+        self._numbers[key] = self._number
+        self._due.pop(key, None)
+        if isinstance(found, Observed):
+            before = self._latest.get(key)
+            if found.devices is None and before is not None and before.init == found.init:
+                hostname = before.hostname if found.hostname is None else found.hostname
+                found = replace(found, hostname=hostname, problems=found.problems or before.problems)
+            self._known[key] = found.init
+            self._latest[key] = found
+        self._recorder.submit(key, found, caller)
+        if isinstance(found, Observed):
+            self._watch(key, found.init)
+
+    def _watch(self, key: str, init: Init | None) -> None:
+        """See when this init ends, and no other of that key any more."""
+        pidfd, watched = self._watched.get(key, (-1, None))
+        if watched is not None:
+            if watched == init:
+                return
+            self._unwatch(key)
+        if init is None:
+            return
+        try:
+            pidfd = os.pidfd_open(init.pid)
+        except ProcessLookupError:
+            self._ended(key, init)
+            return
+        if not is_alive(init):
+            os.close(pidfd)
+            self._ended(key, init)
+            return
+        self._watched[key] = pidfd, init
+        self._selector.register(pidfd, EVENT_READ, lambda: self._ended(key, init))
+
+    def _unwatch(self, key: str) -> None:
+        pidfd, _init = self._watched.pop(key)
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+
+    def _ended(self, key: str, init: Init) -> None:
+        """That init of that container has ended."""
+        if key in self._watched:
+            self._unwatch(key)
+        latest = self._latest.get(key)
+        if latest is not None and latest.init == init:
+            self._take(replace(latest, init=None, devices=None, ready=None))
+        self._look_at(key, _AFTER_END)
+
+    def _open_changes(self) -> None:
+        if self._changes is not None or time.monotonic() < self._changes_at:
+            return
+        try:
+            self._changes = self._source.changes()
+            self._selector.register(self._changes, EVENT_READ, self._read_changes)
+        except SourceError as error:
+            self._retry_changes(error)
+            return
+        self._changes_retry = _FIRST_RETRY
+        # What happened meanwhile was not heard.
+        self._all_at = min(self._all_at, time.monotonic()) if self._all_at != float("inf") else self._all_at
+
+    def _read_changes(self) -> None:
+        assert self._changes is not None
+        try:
+            keys = self._changes.read()
+        except SourceError as error:
+            self._selector.unregister(self._changes)
+            self._changes.close()
+            self._changes = None
+            self._retry_changes(error)
+            return
+        if keys is None:
+            self._all_at = min(self._all_at, time.monotonic())
+        for key in keys or ():
+            self._look_at(key, 0.0)
+
+    def _retry_changes(self, error: SourceError) -> None:
+        self._blame(str(error))
+        self._changes_at = time.monotonic() + self._changes_retry
+        self._changes_retry = min(2 * self._changes_retry, _LAST_RETRY)
+
+    # What is asked.
+
+    def _look_at(self, key: str, seconds: float) -> None:
+        """Look at a container in so many seconds."""
+        at = time.monotonic() + seconds
+        self._due[key] = min(at, self._due.get(key, at))
+
+    def _next(self) -> float:
+        """When there is something to do though nothing happens."""
+        if self._looking:
+            return float("inf")
+        changes = self._changes_at if self._changes is None else float("inf")
+        return min(self._all_at, changes, *self._due.values())
+
+    def _ask(self) -> None:
+        """Have the runtime asked what is to be asked now, unless it is being asked."""
+        now = time.monotonic()
+        if self._looking or self._all_at == float("inf"):
+            return
+        if now >= self._all_at:
+            self._due.clear()
+            self._begin(None)
+        elif keys := [key for key, at in self._due.items() if at <= now]:
+            for key in keys:
+                del self._due[key]
+            self._begin(keys)
+
+    def _begin(self, keys: Collection[str] | None) -> None:
+        self._looking = True
+        self._looked_since = time.monotonic()
+        self._looks.put(_Look(keys, dict(self._known), self._number))
+
+    def _look_for_ever(self) -> None:
+        """The thread that asks the runtime."""
+        while True:
+            look = self._looks.get()
+            try:
+                if look.keys is None:
+                    found: dict[str, Found | None] = {one.key: one for one in self._source.observe(look.known)}
+                else:
+                    found = {key: self._source.observe_one(key, look.known.get(key)) for key in look.keys}
+                done = replace(look, found=found)
+            except SourceError as error:
+                done = replace(look, error=error)
+            except Exception as error:
+                log.exception("%s cannot be looked at", self._source.name)
+                done = replace(look, error=SourceError(f"{self._source.name} cannot be looked at: {error}"))
+            self._post(lambda done=done: self._looked(done))  # type: ignore[misc]  # mypy infers no default's type
+
+    def _looked(self, look: _Look) -> None:
+        """The runtime has answered."""
+        self._looking = False
+        self._looked_since = time.monotonic()
+        now = time.monotonic()
+        if look.error is not None or look.found is None:
+            self._blame(str(look.error))
+            if look.keys is None:
+                self._all_at = now + self._look_retry
+            for key in look.keys or ():
+                self._look_at(key, self._look_retry)
+            self._look_retry = min(2 * self._look_retry, _LAST_RETRY)
+            return
+        self._look_retry = _FIRST_RETRY
+        if self._changes is not None:
+            self._fault = ""
+        self._contact = time.time()
+        wanted = dict(look.found)
+        if look.keys is None:
+            self._all_at = now + LOOK_SECONDS
+            wanted.update(dict.fromkeys(look.known.keys() - look.found.keys()))
+        for key, found in wanted.items():
+            if self._numbers.get(key, 0) > look.number:
+                continue  # Something happened to it since; this is out of date.
+            self._tries.pop(key, None) if not isinstance(found, Unclear) else None
+            if found is None:
+                self._forget(key)
+            elif isinstance(found, Unclear):
+                # As long as a hook runs, for example.
+                times = self._tries[key] = self._tries.get(key, 0) + 1
+                self._look_at(key, min(_FIRST_RETRY * 2**times, _LAST_RETRY))
+            else:
+                self._take(found)
+
+    def _forget(self, key: str) -> None:
+        """A container is gone for good."""
+        if key in self._watched:
+            self._unwatch(key)
+        for known in (self._known, self._latest, self._numbers, self._due):
+            known.pop(key, None)
+        self._recorder.submit(key, None)
+
+    # How it is.
+
+    def _blame(self, fault: str) -> None:
+        if fault != self._fault:
+            log.error("%s", fault)
+        self._fault = fault
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now < self._reported + _TICK / 2:
+            return
+        self._reported = now
+        if not self._fault and self._contact:
+            self._contact = time.time()
+        self._recorder.tell(Status(self._contact, self._fault))
+        running = len(self._watched)
+        status = f"STATUS=follows {self._source.name}: {len(self._known)} containers known, {running} running"
+        if fault := self._fault or self._recorder.outage:
+            status += f"; {fault}"
+        looks = now - self._looked_since if self._looking else 0.0
+        if max(now - self._recorder.beat, looks) < _HUNG:
+            self._tell("WATCHDOG=1", status)
+        else:
+            self._tell(status)
+
+
+def _start(task: Callable[[], None]) -> None:
+    """Run a thread without which the process is of no use: if it fails, the process ends, and is started anew."""
+
+    def run() -> None:
+        try:
+            task()
+        except BaseException:
+            log.critical("cannot go on", exc_info=True)
+            os._exit(1)
+
+    Thread(target=run, daemon=True).start()
