@@ -162,6 +162,7 @@ class DoorbellServer:
         self._selector.unregister(self._socket)
         self.path.unlink(missing_ok=True)
         self._socket.close()
+        os.close(self._lock)
 
     def tidy(self) -> None:
         """Send those away that have not finished in time. To be called once a second or so."""

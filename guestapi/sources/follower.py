@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -72,7 +71,7 @@ class _Look:
 
 
 class Follower:
-    """The loop. `run` is called once, in the main thread."""
+    """The loop. `run` is called once."""
 
     def __init__(self, source: Source, ledger: Ledger, doorbell: Path, tell: Callable[..., None] = notify) -> None:
         """Args:
@@ -86,7 +85,7 @@ class Follower:
         self._selector = DefaultSelector()
         self._path = doorbell
         self._recorder = Recorder(ledger, lambda known: self._post(lambda: self._start_with(known)))
-        self._looks: SimpleQueue[_Look] = SimpleQueue()
+        self._looks: SimpleQueue[_Look | None] = SimpleQueue()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         #: Key and init, of the store and of what was observed since; the last observation of each key.
@@ -111,15 +110,13 @@ class Follower:
         self._stopping = False
 
     def run(self) -> None:
-        """Follow until SIGTERM.
+        """Follow until `stop`.
 
         Raises:
             SourceError: another follower of this source runs.
         """
         doorbell = DoorbellServer(self._selector, self._path, self._rung)
         self._selector.register(self._wake, EVENT_READ, self._read_inbox)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
         _start(self._recorder.run)
         _start(self._look_for_ever)
         # From here on no hook finds the door closed; what is in the store already is not needed for that.
@@ -135,9 +132,11 @@ class Follower:
             self._report()
         self._tell("STOPPING=1")
         doorbell.close()
+        self._looks.put(None)
         self._recorder.stop(_STOP_SECONDS)
 
-    def _on_signal(self, _number: int, _frame: object) -> None:
+    def stop(self) -> None:
+        """Have `run` write what was observed, and return. May be called by a signal's handler, or another thread."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
 
@@ -185,8 +184,10 @@ class Follower:
         if isinstance(found, Observed):
             before = self._latest.get(key)
             if found.devices is None and before is not None and before.init == found.init:
+                # What was seen before it ran.
                 hostname = before.hostname if found.hostname is None else found.hostname
-                found = replace(found, hostname=hostname, problems=found.problems or before.problems)
+                problems = found.problems or before.problems
+                found = replace(found, devices=before.devices, hostname=hostname, problems=problems)
             self._known[key] = found.init
             self._latest[key] = found
         self._recorder.submit(key, found, caller)
@@ -295,8 +296,7 @@ class Follower:
 
     def _look_for_ever(self) -> None:
         """The thread that asks the runtime."""
-        while True:
-            look = self._looks.get()
+        while (look := self._looks.get()) is not None:
             try:
                 if look.keys is None:
                     found: dict[str, Found | None] = {one.key: one for one in self._source.observe(look.known)}

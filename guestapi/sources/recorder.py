@@ -71,26 +71,13 @@ class _Batch:
     since: float = 0.0
 
     def add(self, key: str, what: Observed | Problem | None) -> None:
-        before = self.wanted.get(key)
-        if (
-            isinstance(what, Observed)
-            and what.devices is None
-            and isinstance(before, Observed)
-            and before.init == what.init
-        ):
-            # What was seen of this init before it ran, and is not written yet.
-            hostname = before.hostname if what.hostname is None else what.hostname
-            what = replace(what, devices=before.devices, hostname=hostname, problems=before.problems)
         self.wanted[key] = what
         self.since = self.since or time.monotonic()
 
     def add_before(self, older: _Batch) -> None:
         """Take over what could not be written before."""
-        newer = self.wanted
-        self.wanted = older.wanted
+        self.wanted = {**older.wanted, **self.wanted}
         self.since = older.since or self.since
-        for key, what in newer.items():
-            self.add(key, what)
         for key, callers in older.callers.items():
             self.callers.setdefault(key, []).extend(callers)
 
@@ -146,10 +133,10 @@ class Recorder:
                 self._condition.wait(left)
 
     def run(self) -> None:
-        """Write, until the process ends."""
+        """Write, until `stop`."""
         retry = _FIRST_RETRY
         loaded = False
-        while True:
+        while not self._is_over():
             batch = self._take() if loaded else _Batch()
             try:
                 if not loaded:
@@ -172,13 +159,19 @@ class Recorder:
                 self._pause(retry)
                 retry = min(2 * retry, _LAST_RETRY)
 
+    def _is_over(self) -> bool:
+        with self._condition:
+            if self._stop_at is None:
+                return False
+            return not self._batch.wanted or time.monotonic() > self._stop_at
+
     def _take(self) -> _Batch:
         """What is to be written now; waits for it, or for the next note."""
         with self._condition:
             self._busy = False
             self._condition.notify_all()
             until = self._noted_at + NOTE_SECONDS
-            while not self._batch.wanted and not _is_news(self._status, self._noted):
+            while not self._batch.wanted and not _is_news(self._status, self._noted) and self._stop_at is None:
                 self.beat = time.monotonic()
                 if (left := until - self.beat) <= 0:
                     break

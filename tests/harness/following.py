@@ -1,0 +1,189 @@
+"""A follower of a runtime that a test plays itself, and hooks that ring for real."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+
+from guestapi.callers.namespaces import examine
+from guestapi.errors import SourceError
+from guestapi.model import Init
+from guestapi.sources import hook
+from guestapi.sources.doorbell import Ring
+from guestapi.sources.follower import Follower
+from guestapi.sources.observed import Observed, Problem
+from guestapi.sources.recorder import Ledger
+from guestapi.sources.source import Changes, Found
+
+#: The program that runtimes call, as it is installed: on its own, with nothing imported but what is built in.
+HOOK = ["/usr/bin/python3", "-I", "-S", hook.__file__]
+
+
+def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Wait until that is so."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.005)
+
+
+def processor_milliseconds(command: Sequence[str | Path], environ: Mapping[str, str]) -> float:
+    """Run a command to its end; the processor time that it has taken."""
+    process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)
+    _pid, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return (usage.ru_utime + usage.ru_stime) * 1000
+
+
+class Inits:
+    """PID 1 of PID namespaces, and nothing else: as many as wanted, of which each sleeps."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Inits:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for pid in list(self._processes):
+            self.end(pid)
+
+    def start(self, number: int = 1) -> list[int]:
+        """Start so many; their PIDs."""
+        unshare = ["unshare", "--pid", "--fork", "--kill-child", "sleep", "1000"]
+        started = [subprocess.Popen(unshare) for _ in range(number)]
+        found = []
+        for process in started:
+            pid = _init_below(process.pid)
+            self._processes[pid] = process
+            found.append(pid)
+        return found
+
+    def end(self, pid: int) -> None:
+        """End one, and wait for that."""
+        process = self._processes.pop(pid)
+        os.kill(pid, 9)
+        process.wait()
+
+
+def _init_below(pid: int) -> int:
+    """The init that ``unshare`` with that PID has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    until(children.read_text, "an init")
+    init = int(children.read_text())
+    # Between fork and exec it is still unshare.
+    until(lambda: Path(f"/proc/{init}/comm").read_text() == "sleep\n", "an init")
+    return init
+
+
+class PlayedChanges:
+    """The event stream of a `PlayedSource`: a line is a key, an empty one stands for everything."""
+
+    def __init__(self, readable: socket.socket) -> None:
+        self._readable = readable
+
+    def fileno(self) -> int:
+        """As `Changes.fileno`."""
+        return self._readable.fileno()
+
+    def read(self) -> set[str] | None:
+        """As `Changes.read`."""
+        lines = self._readable.recv(4096).decode().splitlines()
+        if not lines:
+            raise SourceError("the stream of events has ended")
+        return None if "" in lines else set(lines)
+
+    def close(self) -> None:
+        """As `Changes.close`."""
+        self._readable.close()
+
+
+class PlayedSource:
+    """A runtime: a test says what it has. A hook's words are a container's name, and the PID of its init."""
+
+    name = "lxc"
+
+    def __init__(self) -> None:
+        self.there: dict[str, Found | None] = {}
+        self.fault: str | None = None
+        self.looks = 0
+        self._writable: socket.socket | None = None
+
+    def observed(self, name: str, pid: int | None, **more: str) -> Observed:
+        """A container with that init."""
+        init = examine(pid) if pid is not None else None
+        return Observed(key=f"key of {name}", project="default", name=name, init=init, config=more)
+
+    def run(self, name: str, pid: int | None, **more: str) -> None:
+        """There is such a container now."""
+        one = self.observed(name, pid, **more)
+        self.there[one.key] = one
+
+    def say(self, line: str) -> None:
+        """Tell of a change."""
+        until(lambda: self._writable, "somebody who hears of changes")
+        assert self._writable is not None
+        self._writable.send(f"{line}\n".encode())
+
+    def hang_up(self) -> None:
+        """End the stream of changes."""
+        until(lambda: self._writable, "somebody who hears of changes")
+        assert self._writable is not None
+        self._writable.close()
+        self._writable = None
+
+    def observe(self, known: Mapping[str, Init | None]) -> Iterable[Found]:
+        """As `Source.observe`."""
+        self.looks += 1
+        if self.fault is not None:
+            raise SourceError(self.fault)
+        return [one for one in self.there.values() if one is not None]
+
+    def observe_one(self, key: str, known: Init | None) -> Found | None:
+        """As `Source.observe_one`."""
+        if self.fault is not None:
+            raise SourceError(self.fault)
+        return self.there.get(key)
+
+    def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
+        """As `Source.at_doorbell`."""
+        name, pid = ring.arguments
+        if name == "of another":
+            return None
+        if name == "broken":
+            raise RuntimeError(name)
+        if name == "wrong":
+            raise SourceError("this one is wrong", "make it right")
+        self.run(name, int(pid))
+        return self.observed(name, int(pid))
+
+    def changes(self) -> Changes:
+        """As `Source.changes`."""
+        self._writable, readable = socket.socketpair()
+        return PlayedChanges(readable)
+
+
+@contextmanager
+def following(source: PlayedSource, ledger: Ledger, doorbells: Path) -> Iterator[list[str]]:
+    """A follower, for a while; what it tells systemd."""
+    told: list[str] = []
+    follower = Follower(source, ledger, doorbells / "lxc.sock", lambda *fields: told.extend(fields))
+    thread = Thread(target=follower.run)
+    thread.start()
+    try:
+        until(lambda: "READY=1" in told, "the follower")
+        yield told
+    finally:
+        follower.stop()
+        thread.join(20)
+        assert not thread.is_alive()

@@ -1,0 +1,171 @@
+"""The hook's socket: what is cut, garbage or far too much costs one sentence and a bounded time, and nobody else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from selectors import DefaultSelector
+
+import pytest
+
+from guestapi.sources import doorbell
+from guestapi.sources.doorbell import Caller, DoorbellServer, Ring, RingError, parse
+
+
+class Door:
+    """A server in a thread, which notes who rings and answers each with ok."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rings: list[Ring] = []
+        self._selector = DefaultSelector()
+        self.server = DoorbellServer(self._selector, path, self._rung)
+        self._ended = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _rung(self, ring: Ring, caller: Caller) -> None:
+        self.rings.append(ring)
+        caller.answer()
+
+    def _run(self) -> None:
+        while not self._ended:
+            for key, _events in self._selector.select(0.05):
+                key.data()
+            self.server.tidy()
+
+    def close(self) -> None:
+        """No more of it."""
+        self._ended = True
+        self._thread.join()
+        self.server.close()
+
+    def say(self, *parts: bytes, hang_up: bool = True) -> bytes:
+        """Connect and say something; the answer."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(self.path))
+            for part in parts:
+                try:
+                    connection.sendall(part)
+                except BrokenPipeError:
+                    break  # It has heard enough.
+            if hang_up:
+                try:
+                    connection.shutdown(socket.SHUT_WR)
+                except OSError:
+                    pass  # It was quicker.
+            answer = b""
+            try:
+                while part := connection.recv(4096):
+                    answer += part
+            except ConnectionResetError:
+                pass  # It did not read all of it.
+            return answer
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    """A doorbell that somebody looks after."""
+    one = Door(tmp_path / "doorbells" / "lxc.sock")
+    yield one
+    one.close()
+
+
+GOOD = b"1\0lxc\0aweb\0eLXC_PID=5\0eLXC_NAME=web\0hinside.example\0\0"
+
+
+@pytest.mark.root
+def test_ring(door: Door) -> None:
+    """A whole ring in pieces of any size is one ring; only root can reach the socket."""
+    assert door.say(*(GOOD[at : at + 1] for at in range(len(GOOD)))) == b"ok\n"
+    assert door.rings == [Ring("lxc", ("web",), {"LXC_PID": "5", "LXC_NAME": "web"}, b"", "inside.example")]
+    assert door.path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        (b"", "cut off"),
+        (GOOD[:-1], "cut off"),
+        (GOOD[:20], "cut off"),
+        (b"GET / HTTP/1.1\r\n\r\n", "cut off"),
+        (b"\0\0", "version 1"),
+        (b"2\0lxc\0\0", "version 1"),
+        (b"1\0podman\0\0", "'podman' has rung"),
+        (b"1\0lxc\0zwhat\0\0", "no known kind"),
+        (b"\xff" * 100 + b"\0\0", "version 1"),
+    ],
+)
+def test_garbage(door: Door, said: bytes, sentence: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no ring is answered with one sentence, also in the journal; the next ring is heard."""
+    assert sentence.encode() in door.say(said)
+    assert sentence in caplog.text
+    assert door.rings == []
+    assert door.say(GOOD) == b"ok\n"
+
+
+@pytest.mark.root
+def test_far_too_much(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """Of what has no end, a megabyte is read."""
+    answer = door.say(b"1\0lxc\0i", *(b"x" * (1 << 20) for _ in range(64)))
+    assert answer in (b"", b"no a hook has said more than %d bytes\n" % doorbell.RING_BYTES)
+    assert "has said more than" in caplog.text
+    assert door.say(GOOD) == b"ok\n"
+
+
+@pytest.mark.root
+def test_one_that_says_nothing(door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A hook that hangs keeps nobody waiting, and is sent away."""
+    monkeypatch.setattr(doorbell, "RING_SECONDS", 0.3)
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.settimeout(20)
+        hanging.connect(str(door.path))
+        hanging.sendall(GOOD[:10])
+        assert door.say(GOOD) == b"ok\n"
+        assert b"within 0.3 s" in hanging.recv(4096)
+    assert "within 0.3 s" in caplog.text
+
+
+@pytest.mark.root
+def test_more_than_there_is_room_for(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes when all places are taken waits in the kernel's queue, and is heard."""
+    monkeypatch.setattr(doorbell, "CONNECTIONS", 4)
+    waiting = []
+    for _ in range(12):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(20)
+        connection.connect(str(door.path))
+        waiting.append(connection)
+    for connection in waiting:
+        with connection:
+            connection.sendall(GOOD)
+            assert connection.recv(100) == b"ok\n"
+
+
+@pytest.mark.root
+def test_somebody_else(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever is not root is not heard, whatever the socket's mode."""
+    door.path.chmod(0o666)
+    for directory in (door.path.parent, *door.path.parent.parents):
+        if directory.stat().st_mode & 0o001 == 0:
+            directory.chmod(0o711)
+    ring = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(door.path)!r}); print(s.recv(9))"
+    program = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", ring]
+    done = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert done.stdout == "b''\n"
+    assert "user 65534 has rung" in caplog.text
+    assert door.rings == []
+
+
+def test_parse() -> None:
+    """A state may be anything but a NUL; names that are no UTF-8 come back as they were."""
+    assert parse(b"1\0oci\0i{}\0\0") == Ring("oci", state=b"{}")
+    assert os.fsencode(parse(b"1\0lxc\0eLXC_NAME=\xff\0\0").environ["LXC_NAME"]) == b"\xff"
+    with pytest.raises(RingError):
+        parse(b"1\0\0")
