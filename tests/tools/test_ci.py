@@ -1,0 +1,34 @@
+"""What CI runs, here and on a hosted runner, is the same, and exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+SCRIPT = (CHECKOUT / ".ci/run").read_text()
+
+
+def test_hosted_ci_runs_the_script() -> None:
+    """The workflow file runs .ci/run, as CI, and has no list of commands of its own."""
+    workflow = (CHECKOUT / ".github/workflows/ci.yml").read_text()
+    assert "run: bash .ci/run" in workflow
+    assert 'CI: "true"' in workflow
+    assert not re.search(r"^\s*- run: make\b", workflow, re.MULTILINE)
+
+
+def test_commands_exist() -> None:
+    """Every 'make' of the script names a target of the Makefile."""
+    targets = re.findall(r"^(?:[^#\n]*\s)?make ([a-z-]+)", SCRIPT, re.MULTILINE)
+    assert {"lint", "test", "test-fast", "test-newest", "demo"} <= set(targets)
+    for target in targets:
+        done = subprocess.run(["make", "-n", target], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_help_names_each_target() -> None:
+    """'make help' has a line for what a person may call."""
+    told = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    for target in ("demo", "test", "test-fast", "test-newest", "lint", "update", "install", "uninstall"):
+        assert re.search(rf"^make {target} +\w", told, re.MULTILINE), target
