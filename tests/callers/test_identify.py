@@ -56,7 +56,7 @@ class Door:
 
     @contextmanager
     def caller(self, knock: Callable[[], Any], *, confirm: bool = False) -> Iterator[Caller]:
-        """Who `knock` comes as; with `confirm`, as a first request confirms it."""
+        """Who `knock` comes as; with `confirm`, as a first request confirms it, which comes before the look."""
         thread = threading.Thread(target=knock)
         thread.start()
         connection, _address = self._listening.accept()
@@ -68,6 +68,21 @@ class Door:
             yield self.identifier.confirm(connection, caller) if confirm else caller
             if not confirm:
                 connection.recv(1)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        thread.join()
+
+    @contextmanager
+    def leaving(self, knock: Callable[[], Any]) -> Iterator[tuple[Caller, Caller]]:
+        """Who `knock` comes as: while the process that connected is there, and as a request after its end confirms."""
+        thread = threading.Thread(target=knock)
+        thread.start()
+        connection, _address = self._listening.accept()
+        with connection:
+            recognised = self.identifier.identify(connection, credentials(connection))
+            # The process waits for this to end; then the one that has inherited its socket sends something.
+            connection.sendall(b"!")
+            connection.recv(1)
+            yield recognised, self.identifier.confirm(connection, recognised)
             connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         thread.join()
 
@@ -144,15 +159,19 @@ def who_is_root(door: Door, container: Container) -> dict[str, bool]:
 
 ROOT_ALONE = {"root": True, "user": False, "stranger": False}
 
+#: What PID 1 does to itself, and which host UID is root in its container.
 changes = pytest.mark.parametrize(
-    "change",
-    [["userns"], ["uid:1000", "userns"], ["pidns"], ["pidns", "uid:1000", "userns"]],
-    ids=lambda steps: " ".join(steps),
+    ("change", "base"),
+    [
+        (["uid:1000", "userns"], BASE),
+        (["uid:1000", "userns"], None),
+        (["pidns"], BASE),
+        (["pidns", "uid:1000", "userns"], BASE),
+    ],
+    ids=["userns", "userns, privileged", "pidns", "both"],
 )
-bases = pytest.mark.parametrize("base", [BASE, None], ids=["unprivileged", "privileged"])
 
 
-@bases
 @changes
 @pytest.mark.parametrize("when", ["before it is registered", "after it is registered", "after it was recognised"])
 def test_init_that_changes_itself(door: Door, base: int | None, change: list[str], when: str) -> None:
@@ -168,7 +187,6 @@ def test_init_that_changes_itself(door: Door, base: int | None, change: list[str
         assert who_is_root(door, container) == ROOT_ALONE
 
 
-@bases
 @changes
 def test_init_without_a_recorded_root(door: Door, base: int | None, change: list[str]) -> None:
     """Of an init whose root was not recorded, only who is root in the owner of its PID namespace is taken for root.
@@ -290,10 +308,10 @@ def test_caller_that_exits(door: Door, inside: Container) -> None:
 
 
 def test_caller_that_exits_after_being_recognised(door: Door, inside: Container) -> None:
-    """Recognised at accept, gone before the first request: not answered for either."""
-    steps = [["wait", 0.2], *KNOCK]
-    with door.caller(lambda: inside.exchange(*steps, how="exited"), confirm=True) as caller:
-        assert caller.instance_id is None
+    """Recognised at accept, gone before the first request: not answered for either, though it was recognised."""
+    with door.leaving(knocks(inside, how="leaving")) as (recognised, confirmed):
+        assert recognised.instance_id == 1
+        assert confirmed == Caller(recognised.credentials)
 
 
 def test_child_with_an_inherited_socket(door: Door, inside: Container) -> None:

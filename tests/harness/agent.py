@@ -61,15 +61,18 @@ def connect(path: str, how: str = "self") -> socket.socket:
 
     Args:
         path: of the listening socket.
-        how: ``self``; ``exited``: a child connects and is gone before this returns; ``parent``: this process
-            connects, and a child of it, which inherited the socket, goes on.
+        how: ``self``; ``exited``: a child connects and is gone before this returns; ``leaving``: the same, but it goes
+            only when the server has sent a byte; ``parent``: this process connects, and a child of it, which inherited
+            the socket, goes on.
     """
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(10)
-    if how == "exited":
+    if how in ("exited", "leaving"):
         child = os.fork()
         if child == 0:
             connection.connect(path)
+            if how == "leaving":
+                connection.recv(1)
             os._exit(0)
         os.waitpid(child, 0)
         return connection
