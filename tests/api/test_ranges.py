@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestapi.api.errors import RangeNotSatisfiable
@@ -121,10 +121,21 @@ def test_conditions(fields: dict[str, str], verdict: Verdict) -> None:
     assert judge({f"HTTP_{name}": value for name, value in fields.items()}, ETAG, MODIFIED) is verdict
 
 
+@given(st.integers(0, 2**32))
+@example(MODIFIED - 1)
+@example(MODIFIED)
+@example(MODIFIED + 1)
+def test_dates_count_by_their_moment(seconds: int) -> None:
+    """A date is one of before the file was last modified, or it is not."""
+    found = judge({"HTTP_IF_MODIFIED_SINCE": http_date(seconds)}, ETAG, MODIFIED)
+    assert found is (Verdict.SEND if seconds < MODIFIED else Verdict.NOT_MODIFIED)
+
+
 @given(st.text(max_size=40))
 def test_dates_of_any_form(text: str) -> None:
-    """Whatever stands where a date should, it is a date or it is not."""
-    judge({"HTTP_IF_MODIFIED_SINCE": text}, ETAG, MODIFIED)
+    """Whatever stands where a date should, it is a date or it does not count; without a digit it is none."""
+    found = judge({"HTTP_IF_MODIFIED_SINCE": text}, ETAG, MODIFIED)
+    assert found in ({Verdict.SEND, Verdict.NOT_MODIFIED} if any(map(str.isdigit, text)) else {Verdict.SEND})
 
 
 def test_http_date() -> None:
