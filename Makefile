@@ -13,7 +13,7 @@ SYSTEMD_DIR = $(DESTDIR)/etc/systemd/system
 CONF_DIR = $(DESTDIR)/etc/guestapi
 STATE_DIR = $(DESTDIR)/var/lib/guestapi
 UNITS = guestapi.service guestapi.socket guestapi-lxd.socket guestapi-mirror.service guestapi-mirror-lxd.service \
-	guestapi-takeover@.service
+	guestapi-rebind@.service guestapi-takeover@.service
 # What is switched off before it is taken away.
 STARTED = $(filter-out %@.service,$(UNITS)) guestapi-takeover@incus.service guestapi-takeover@lxd.service
 # What container runtimes and hosts with a daemon need; docs/lxc.md, podman.md, nspawn.md and incus.md say where to put it.

@@ -46,6 +46,14 @@ class Finding:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class SocketFinding:
+    """A finding about one listener, and whether the service answers on it."""
+
+    finding: Finding
+    answers: bool
+
+
 @click.command()
 @has_format
 @click.option("--settings", "settings_only", is_flag=True, help="Look at the configuration files alone.")
@@ -74,13 +82,18 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
     if settings_only:
         return
     yield _kernel()
-    store = _attempt("store", lambda: _store(operator))
-    yield store
-    if store.ok:
-        yield _attempt("instances", lambda: _instances(operator))
-        yield _attempt("images", lambda: _images(operator))
-        yield from _mirrors(operator)
-    yield from _sockets(operator.settings.listener)
+    # First of all that follows: a connection starts the service, which makes the store if there is none.
+    sockets = list(_sockets(operator.settings.listener))
+    if _is_missing(operator) and not any(one.answers for one in sockets):
+        yield Finding("store", True, f"{_place(operator)[1]}: not there yet, the service makes it when it starts")
+    else:
+        store = _attempt("store", lambda: _store(operator))
+        yield store
+        if store.ok:
+            yield _attempt("instances", lambda: _instances(operator))
+            yield _attempt("images", lambda: _images(operator))
+            yield from _mirrors(operator)
+    yield from (one.finding for one in sockets)
 
 
 def _attempt(check_name: str, look: Callable[[], tuple[object, str]]) -> Finding:
@@ -191,15 +204,30 @@ def _mirror(mirror: Mirror, brought: int, running: int) -> Finding:
     return Finding(name, not mirror.fault, f"{text}; {mirror.fault}" if mirror.fault else text)
 
 
-def _sockets(listeners: tuple[Listener, ...]) -> Iterator[Finding]:
+def _is_missing(operator: Operator) -> bool:
+    """Whether there is no database file. One that cannot be looked at is another matter."""
+    try:
+        database_file(operator.settings.store.url).stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _sockets(listeners: tuple[Listener, ...]) -> Iterator[SocketFinding]:
+    """Each listener by itself. One whose unit is switched off is in order if there is another that is not."""
     found = [_socket(listener) for listener in listeners]
-    anywhere = any(one.ok for one in found)
-    for listener, finding in zip(listeners, found, strict=True):
-        unit = DIALECTS[listener.dialect].unit
-        if anywhere and not finding.ok and is_off(unit):
-            yield Finding(finding.check, True, f"{listener.path}: {unit} is switched off")
-        else:
-            yield finding
+    off = [not finding.ok and is_off(DIALECTS[one.dialect].unit) for one, finding in zip(listeners, found, strict=True)]
+    for listener, finding, is_switched_off in zip(listeners, found, off, strict=True):
+        answers = finding.ok
+        if is_switched_off:
+            unit = DIALECTS[listener.dialect].unit
+            text = f"{listener.path}: {unit} is switched off"
+            if all(off):
+                text += f"; 'systemctl enable --now {unit}' switches it on"
+            finding = Finding(finding.check, not all(off), text)
+        yield SocketFinding(finding, answers)
 
 
 def _way(dialect: Dialect, running: list[Instance], listeners: tuple[Listener, ...]) -> Finding:
@@ -234,7 +262,7 @@ def _way(dialect: Dialect, running: list[Instance], listeners: tuple[Listener, .
 def _socket(listener: Listener) -> Finding:
     name = f"socket {listener.dialect}"
     unit = DIALECTS[listener.dialect].unit
-    hint = f"'systemctl restart {unit} guestapi.service', or take it out of the configuration"
+    hint = f"'systemctl restart {unit}', or take it out of the configuration"
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_PATIENCE)

@@ -8,8 +8,8 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ def listening(guestapi: Guestapi, path: Path) -> None:
 
 
 @contextmanager
-def answering(path: Path, answer: bytes) -> Iterator[None]:
-    """Somebody who listens and gives that answer to everyone."""
+def answering(path: Path, answer: bytes, first: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """A listener that gives that answer to every connection, and does `first` before each answer."""
 
     def serve() -> None:
         while True:
@@ -54,6 +54,7 @@ def answering(path: Path, answer: bytes) -> Iterator[None]:
                 return
             with connection:
                 connection.recv(4096)
+                first()
                 connection.sendall(answer)
 
     with socket.socket(socket.AF_UNIX) as listener:
@@ -106,14 +107,73 @@ def test_wrong_gunicorn_file(guestapi: Guestapi) -> None:
 
 
 def test_nothing_there_yet(guestapi: Guestapi, tmp_path: Path) -> None:
-    """Without store and service, each is a failure that says what to do, and nothing is made by looking."""
+    """Without a service, the missing socket is the failure, not the store that it will make. Looking makes nothing."""
     listening(guestapi, tmp_path / "sock")
     found = findings(guestapi)
+    assert found["store"]["ok"]
+    assert "the service makes it when it starts" in found["store"]["text"]
+    assert "instances" not in found
+    assert not found["socket incus"]["ok"]
+    assert "systemctl restart guestapi.socket" in found["socket incus"]["text"]
+    assert not database(guestapi.settings).exists()
+
+
+def test_store_lost_while_the_service_runs(guestapi: Guestapi, tmp_path: Path) -> None:
+    """Where a service answers there has been a store, so that it is missing is a failure that says what to do."""
+    listening(guestapi, tmp_path / "sock")
+    with answering(tmp_path / "sock", b"HTTP/1.0 200 OK\r\n\r\n"):
+        found = findings(guestapi)
     assert not found["store"]["ok"]
     assert "guestapi instance add" in found["store"]["text"]
-    assert not found["socket incus"]["ok"]
-    assert "systemctl restart guestapi.socket guestapi.service" in found["socket incus"]["text"]
-    assert not database(guestapi.settings).exists()
+
+
+def test_store_that_is_made_by_the_first_connection(guestapi: Guestapi, tmp_path: Path) -> None:
+    """Right after installation the connection of check starts the service, which makes the store: all is well."""
+    listening(guestapi, tmp_path / "sock")
+
+    def make_store() -> None:
+        Writer(guestapi.settings, create=True)
+
+    with answering(tmp_path / "sock", b"HTTP/1.0 200 OK\r\n\r\n", first=make_store):
+        found = findings(guestapi)
+    assert all(one["ok"] for one in found.values())
+    assert found["instances"]["text"] == "0 known, 0 running"
+
+
+@pytest.mark.parametrize(
+    ("off", "answers", "ok"),
+    [
+        ("guestapi-lxd.socket", ["incus"], {"incus": True, "lxd": True}),
+        ("guestapi-lxd.socket", [], {"incus": False, "lxd": True}),
+        ("guestapi.socket", [], {"incus": True, "lxd": False}),
+        ("guestapi.socket guestapi-lxd.socket", [], {"incus": False, "lxd": False}),
+        ("", ["lxd"], {"incus": False, "lxd": True}),
+    ],
+)
+def test_which_socket_does_not_answer(
+    guestapi: Guestapi,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    off: str,
+    answers: list[str],
+    ok: dict[str, bool],
+) -> None:
+    """The socket that should answer and does not is the failure; one that is switched off beside it is none."""
+    systemctl = tmp_path / "bin" / "systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(f"""#!/bin/sh
+case "$1  {off} " in "is-enabled "*" $2 "*) echo disabled;; "is-enabled "*) echo enabled;; *) echo inactive;; esac
+""")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{systemctl.parent}:{os.environ['PATH']}")
+    with ExitStack() as stack:
+        for dialect in ok:
+            with guestapi.config.open("a") as file:
+                file.write(f'[[listener]]\npath = "{tmp_path / dialect}"\ndialect = "{dialect}"\n')
+            if dialect in answers:
+                stack.enter_context(answering(tmp_path / dialect, b"HTTP/1.0 200 OK\r\n\r\n"))
+        found = findings(guestapi)
+    assert {dialect: found[f"socket {dialect}"]["ok"] for dialect in ok} == ok
 
 
 def test_spoilt_store(c1: Guestapi) -> None:

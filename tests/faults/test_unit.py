@@ -1,11 +1,15 @@
-"""Faults under the real unit: its master killed, its memory at an end."""
+"""The real units: the first minutes after installation, sockets opened and restarted at any time, faults."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -104,3 +108,145 @@ def test_memory_at_an_end(machine: Installed, container: Container) -> None:
     assert "out of memory?" in machine.run("journalctl", "-u", "guestapi", "-n", "50").stdout
     machine.set_workers(2)
     machine.run("systemctl", "reload", "guestapi.service")
+
+
+#: A client that asks at a socket without a pause until its standard input ends. Prints a line when it was answered
+#: first; at the end, how many times it was answered, and its errors by name.
+LOOP = """
+import collections, json, select, socket, sys
+counts = collections.Counter()
+while True:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(sys.argv[1])
+            connection.sendall(b"OPTIONS * HTTP/1.0\\r\\n\\r\\n")
+            counts["good" if connection.recv(100).startswith(b"HTTP/1.0 200") else "cut"] += 1
+    except OSError as error:
+        counts[type(error).__name__] += 1
+    if counts["good"] == 1:
+        print("answered", flush=True)
+    if select.select([sys.stdin], [], [], 0.001)[0]:
+        break
+print(json.dumps(counts))
+"""
+
+INCUS, LXD = "/var/lib/incus/guestapi/sock", "/var/lib/lxd/devlxd/sock"
+
+
+@dataclass
+class Load:
+    """Clients that ask at one socket all the time. `counts` is there when they have ended."""
+
+    counts: dict[str, int]
+
+
+@contextmanager
+def load(machine: Installed, path: str) -> Iterator[Load]:
+    """A client that asks at that socket, and has been answered."""
+    command = [*machine.enter, "python3", "-c", LOOP, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "answered\n"
+        running = Load({})
+        yield running
+        out, _none = process.communicate(timeout=60)
+        running.counts = json.loads(out.splitlines()[-1])
+
+
+def ask(machine: Installed, path: str) -> bool:
+    """Whether the service answers at that socket."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(30)
+            connection.connect(f"/proc/{machine.pid}/root{path}")
+            connection.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
+            return connection.recv(100).startswith(b"HTTP/1.0 200")
+    except ConnectionRefusedError:
+        return False
+
+
+@pytest.fixture
+def both_sockets(machine: Installed) -> Iterator[None]:
+    """Both sockets are on, before and after."""
+    machine.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
+    yield
+    machine.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
+
+
+def test_check_right_after_installation(machine: Installed) -> None:
+    """`systemctl enable --now guestapi.socket; guestapi check` says that all is well, at once: the check starts it."""
+    machine.run("systemctl", "disable", "--now", "guestapi.socket", "guestapi-lxd.socket")
+    machine.run("systemctl", "stop", "guestapi.service")
+    machine.run("sh", "-c", "rm -rf /var/lib/guestapi/*")
+    machine.run("systemctl", "enable", "--now", "guestapi.socket")
+    checked = machine.run("guestapi", "check")
+    assert "FAIL" not in checked.stdout
+    assert "instances: 0 known, 0 running" in checked.stdout
+    assert f"socket lxd: {LXD}: guestapi-lxd.socket is switched off" in checked.stdout
+    machine.run("systemctl", "enable", "--now", "guestapi-lxd.socket")
+    assert f"socket lxd: {LXD} answers" in machine.run("guestapi", "check").stdout
+
+
+@pytest.mark.usefixtures("both_sockets")
+def test_sockets_at_any_time(machine: Installed) -> None:
+    """Sockets can be switched on and restarted in any order while the service runs under load, and all answer then."""
+    commands = [
+        ["restart", "guestapi-lxd.socket", "guestapi.service"],
+        ["restart", "guestapi.socket"],
+        ["restart", "guestapi-lxd.socket"],
+        ["restart", "guestapi.service", "guestapi-lxd.socket", "guestapi.socket"],
+    ]
+    with load(machine, INCUS) as incus, load(machine, LXD) as lxd:
+        for one, another in itertools.pairwise([*commands, *commands]):
+            machine.run("systemctl", *one)
+            machine.run("systemctl", *another)
+            assert ask(machine, INCUS), (one, another)
+            assert ask(machine, LXD), (one, another)
+    assert incus.counts["good"] > 1
+    assert lxd.counts["good"] > 1
+    machine.run("guestapi", "check")
+
+
+@pytest.mark.usefixtures("both_sockets")
+def test_socket_that_is_switched_on_later(machine: Installed) -> None:
+    """`systemctl enable --now` of the other socket, also after `disable --now`: no request to the first one fails."""
+    with load(machine, INCUS) as incus:
+        for _time in range(3):
+            machine.run("systemctl", "disable", "--now", "guestapi-lxd.socket")
+            assert not ask(machine, LXD)
+            machine.run("systemctl", "enable", "--now", "guestapi-lxd.socket")
+            assert ask(machine, LXD)
+    assert set(incus.counts) == {"good"}
+    machine.run("guestapi", "check")
+
+
+@pytest.mark.usefixtures("both_sockets")
+def test_socket_that_is_switched_off(machine: Installed) -> None:
+    """A socket that is stopped stays closed, although the service is started again by the other one."""
+    with load(machine, INCUS) as incus, load(machine, LXD):
+        machine.run("systemctl", "stop", "guestapi-lxd.socket")
+        assert ask(machine, INCUS)
+        assert not ask(machine, LXD)
+        machine.run("systemctl", "restart", "guestapi.service")
+        assert ask(machine, INCUS)
+        assert not ask(machine, LXD)
+    assert set(incus.counts) == {"good"}
+    machine.run("systemctl", "start", "guestapi-lxd.socket")
+    with load(machine, LXD) as lxd:
+        machine.run("systemctl", "stop", "guestapi.socket")
+        assert ask(machine, LXD)
+        assert not ask(machine, INCUS)
+        machine.run("systemctl", "start", "guestapi.socket")
+    assert set(lxd.counts) == {"good"}
+
+
+@pytest.mark.usefixtures("both_sockets")
+def test_socket_that_is_open_already(machine: Installed) -> None:
+    """To start what runs changes nothing: the service is the same process."""
+    machine.ask()
+    before = machine.property_of("MainPID")
+    machine.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
+    machine.run("systemctl", "start", "guestapi.service", "guestapi.socket")
+    machine.ask()
+    assert machine.property_of("MainPID") == before
