@@ -1,8 +1,8 @@
 """The head of a request (RFC 9112): bytes -> WSGI environ.
 
 One grammar decides what is a request: `_HEAD` below. gunicorn_h1c (gunicorn's C parser) only turns a head that fits the
-grammar, with each line ended by CRLF, into an environ. So what a client sees does not depend on the parser's version:
-versions differ in bare LF, folded lines, empty lines before the request line, repeated spaces and lengths.
+grammar, with each line ended by CRLF, into an environ, of which the fields alone are used. So what a client sees does not
+depend on the parser's version: versions differ in bare LF, folds, empty lines, spaces, targets and lengths.
 
 1. A line ends with CRLF or, as for Incus, with a bare LF. No bare CR, no NUL and no other control character but a tab
    in a field's value.
@@ -28,15 +28,17 @@ Environ = dict[str, Any]
 #: RFC 9110, section 5.6.2: "token", with possessive quantifiers, so that no input makes the match slow.
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 #: RFC 9112, section 3, and bytes beyond ASCII, which net/http of Go and curl send and accept.
-_REQUEST_LINE = _TOKEN + rb" ([!-~\x80-\xff]++) HTTP/([0-9])\.[0-9]"
-_HEAD = re.compile(_REQUEST_LINE + rb"\r?\n(?:" + _TOKEN + rb":[\t -~\x80-\xff]*+\r?\n)*+\r?\n")
+_REQUEST_LINE = rb"(" + _TOKEN + rb") ([!-~\x80-\xff]++) (HTTP/([0-9])\.[0-9])"
+_HEAD = re.compile(_REQUEST_LINE + rb"\r?\n((?:" + _TOKEN + rb":[\t -~\x80-\xff]*+\r?\n)*+\r?\n)")
 _LINE = re.compile(_REQUEST_LINE + rb"\r?")
 #: Fields that may stand only once: two of them can be read in two ways (RFC 9112, sections 3.2 and 6.3).
-_SINGLE = re.compile(rb"\n(?i:(host)|(content-length)|(transfer-encoding)):")
+_SINGLE = re.compile(rb"(?m)^(?i:(host)|(content-length)|(transfer-encoding)):")
 #: The bytes that Go's net/http accepts in Host (httpguts.ValidHostHeader): those of RFC 3986's "host" and "port".
 _HOST = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
 #: A number of 15 digits fits into 64 bits.
 _LENGTH = re.compile("[0-9]{1,15}")
+#: The request line that the parser sees: `_HEAD` has parsed the client's.
+_ANY_LINE = b"GET / HTTP/1.1\r\n"
 #: Fields of a head that gunicorn_h1c parses at most (MAX_HEADERS of its C code).
 _PARSER_FIELDS = 256
 
@@ -99,10 +101,17 @@ def parse_head(received: bytes, limits: Limits) -> Head | None:
     match = _HEAD.fullmatch(head)
     if match is None:
         raise _explain(head)
-    if match[2] != b"1":
+    method, target, protocol, major, fields = match.groups()
+    if major != b"1":
         # "PRI * HTTP/2.0" (RFC 9113, section 3.4) and its like are no requests of another version, but no requests.
-        raise ProtocolError(505 if match[1][:1] == b"/" else 400, "only HTTP/1.1 and HTTP/1.0 are spoken here")
-    return _check(_parse(head, limits), size)
+        raise ProtocolError(505 if target[:1] == b"/" else 400, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+    environ = _parse_fields(fields, limits)
+    if target == b"*" and method != b"OPTIONS":
+        raise ProtocolError(400, "only OPTIONS has the target *")
+    environ["REQUEST_METHOD"] = method.decode("ascii")
+    environ["SERVER_PROTOCOL"] = protocol.decode("ascii")
+    _set_target(environ, target.decode("latin-1"))
+    return _check(environ, size)
 
 
 def refuse_cut_line(received: bytes) -> ProtocolError | None:
@@ -155,28 +164,26 @@ def _check_sizes(received: bytes, size: int, limits: Limits) -> None:
             raise ProtocolError(431, f"a header field is longer than {limits.header_field} bytes")
 
 
-def _parse(head: bytes, limits: Limits) -> Environ:
-    """Parse a head that fits the grammar."""
-    if head.count(b"\r\n") != head.count(b"\n"):
-        head = head.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-    if b"_" in head:
+def _parse_fields(fields: bytes, limits: Limits) -> Environ:
+    """Parse the field lines of a head, which fit the grammar, and the empty line."""
+    if fields.count(b"\r\n") != fields.count(b"\n"):
+        fields = fields.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    if b"_" in fields:
         # In an environ, X_Y cannot be told from X-Y. So fields with an underscore in their name are dropped.
-        first, *lines = head.splitlines(keepends=True)
-        head = first + b"".join(line for line in lines if b"_" not in line.partition(b":")[0])
-    single = _SINGLE.findall(head)
+        lines = fields.splitlines(keepends=True)
+        fields = b"".join(line for line in lines if b"_" not in line.partition(b":")[0])
+    single = _SINGLE.findall(fields)
     if len(single) > 1 and any(sum(map(bool, column)) > 1 for column in zip(*single, strict=True)):
         raise ProtocolError(400, "Host, Content-Length or Transfer-Encoding stands in the head more than once")
     try:
         environ: Environ = parse_to_wsgi_environ(
-            head,
-            limit_request_line=limits.request_line,
+            _ANY_LINE + fields,
+            limit_request_line=len(_ANY_LINE),
             limit_request_fields=_PARSER_FIELDS,
             limit_request_field_size=limits.header_field,
-            permit_unconventional_http_method=True,
-            permit_unconventional_http_version=True,
         )
     except ParseError:
-        # What this parser refuses beyond the grammar: Content-Length and Transfer-Encoding that contradict each other.
+        # The grammar allows no more than this parser, but for lengths that contradict each other or are no numbers.
         raise ProtocolError(400, "the length of the body is not clear") from None
     del environ["_consumed"]
     return environ
@@ -190,7 +197,6 @@ def _check(environ: Environ, size: int) -> Head:
             raise ProtocolError(400, "the Host header field is missing")
     elif not _HOST.fullmatch(host):
         raise ProtocolError(400, "the Host header field is malformed")
-    _set_path(environ)
     connection = environ.get("HTTP_CONNECTION")
     keep_alive = newer
     if connection is not None:
@@ -202,24 +208,17 @@ def _check(environ: Environ, size: int) -> Head:
     return Head(environ, size, _body_length(environ), expect is not None and newer, keep_alive)
 
 
-def _set_path(environ: Environ) -> None:
+def _set_target(environ: Environ, target: str) -> None:
     """Set ``RAW_PATH`` and ``RAW_URI`` as they were sent, and decode ``PATH_INFO`` as PEP 3333 requires."""
-    path: str = environ["PATH_INFO"]
-    query: str = environ["QUERY_STRING"]
-    target = f"{path}?{query}" if query else path
-    # The path is empty where the target is only a query.
+    path, _, query = target.partition("?")
+    # A path, by far the most frequent target, needs no more than this.
     if path[:1] != "/" or "%" in path:
-        if target == "*":
-            environ["RAW_PATH"] = environ["RAW_URI"] = "*"
-            return
-        split = split_target(target)
+        split = ("*", "") if target == "*" else split_target(target)
         if split is None:
             raise ProtocolError(400, "the request target is neither a path nor an absolute URI")
         path, query = split
-        environ["PATH_INFO"] = unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
-        environ["QUERY_STRING"] = query
-    environ["RAW_PATH"] = path
-    environ["RAW_URI"] = target
+    environ["RAW_PATH"], environ["RAW_URI"], environ["QUERY_STRING"] = path, target, query
+    environ["PATH_INFO"] = unquote_to_bytes(path.encode("latin-1")).decode("latin-1") if "%" in path else path
 
 
 def _body_length(environ: Environ) -> int | None:
