@@ -1,8 +1,8 @@
 """The head of a request (RFC 9112): bytes -> WSGI environ.
 
 One grammar decides what is a request: `_HEAD` below. gunicorn_h1c (gunicorn's C parser) only turns a head that fits the
-grammar, with each line ended by CRLF, into an environ, of which the fields alone are used. So what a client sees does not
-depend on the parser's version: versions differ in bare LF, folds, empty lines, spaces, targets and lengths.
+grammar, with each line ended by CRLF, into an environ, of which only the fields are used. What a client sees does not
+depend on the version of that parser: versions differ in bare LF, folds, empty lines, spaces, targets and lengths.
 
 1. A line ends with CRLF or, as for Incus, with a bare LF. No bare CR, no NUL and no other control character but a tab
    in a field's value.
