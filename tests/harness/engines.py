@@ -1,0 +1,261 @@
+"""Real podman and Docker, each with a storage and namespaces of its own, offering their API on a socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from guestapi.sources.docker_api import Engine as Api
+from guestapi.sources.docker_api import EngineError
+from tests.harness import rootfs
+from tests.harness.containers import BASE
+from tests.harness.daemon import packages
+from tests.harness.images import Image
+
+#: Run by sh: a mount namespace whose cgroups are of version 2 alone, as both want it, and in which OCI runtimes keep
+#: their states apart from those of other tests.
+_PREPARE = """
+set -e
+mount --make-rprivate /
+umount -R /sys/fs/cgroup 2>/dev/null || true
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+for place in /run/crun /run/runc /run/docker /run/containerd; do mkdir -p "$place"; mount -t tmpfs tmpfs "$place"; done
+echo ready
+exec sleep infinity
+"""
+
+#: Without these podman needs controllers of cgroup2, and limits that it may raise, which a development machine has not.
+MODEST = ("--cgroups=disabled", "--ulimit=nofile=1024:4096", "--ulimit=nproc=1000:1000", "--network=none")
+UNPRIVILEGED = (f"--uidmap=0:{BASE}:65536", f"--gidmap=0:{BASE}:65536")
+CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
+
+
+class Engine:
+    """What podman and Docker have in common. `path` is a directory of its own, `socket` that of its API."""
+
+    #: Options of ``run`` without which it does not run here.
+    modest: Sequence[str] = ()
+
+    def __enter__(self) -> Engine:
+        self.path = Path(tempfile.mkdtemp(prefix="guestapi-engine-", dir="/var/tmp"))
+        self.path.chmod(0o755)
+        self.rootfs = self.path / "rootfs"
+        rootfs.make(self.rootfs)
+        self.socket = self.path / "sock"
+        self.log = self.path / "log"
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "--net", "sh", "-c", _PREPARE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"ready\n"
+        #: Words before a command that is to run where the engine runs.
+        self.enter = ["nsenter", "-t", str(self._holder.pid), "-m", "-n"]
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self._process is not None and self._process.poll() is None:
+                self.remove_all()
+                self.stop()
+        finally:
+            self._holder.kill()
+            self._holder.wait()
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def plain(self) -> Sequence[str]:
+        """What a container is made of that is made of nothing special."""
+        raise NotImplementedError
+
+    def load(self, image: Image, tag: str) -> Sequence[str]:
+        """Take an image; the words that make a container of it."""
+        raise NotImplementedError
+
+    def serve(self) -> list[str]:
+        """The command that offers the API."""
+        raise NotImplementedError
+
+    def command(self, *words: str) -> list[str]:
+        """A command of the engine's client."""
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """The environment of both."""
+        return dict(os.environ)
+
+    def start(self) -> None:
+        """Offer the API, and wait until it answers."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self.enter, *self.serve()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment(),
+                start_new_session=True,
+            )
+        until = time.monotonic() + 40
+        while True:
+            try:
+                Api(str(self.socket)).containers()
+                return
+            except EngineError:
+                assert self._process.poll() is None, self.log.read_text()
+                assert time.monotonic() < until, self.log.read_text()
+                time.sleep(0.05)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End what offers the API."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        self._process.wait(30)
+
+    def __call__(self, *words: str, check: bool = True) -> str:
+        """Run a command of the client; what it prints, with standard error if it may fail."""
+        done = subprocess.run(
+            self.command(*words),
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+            env=self.environment(),
+        )
+        assert not check or done.returncode == 0, done.stderr
+        return (done.stdout if check else done.stdout + done.stderr).strip()
+
+    def remove_all(self) -> None:
+        """Remove all containers."""
+        keys = [one.id for one in Api(str(self.socket)).containers()]
+        if keys:
+            self("rm", "--force", *keys, check=False)
+
+    def run(self, name: str, image: Sequence[str], *options: str, check: bool = True) -> str:
+        """``run --detach``: a container that sleeps; its id.
+
+        Args:
+            name: its name.
+            image: the words that say what it is made of.
+            options: of ``run``.
+        """
+        named = [f"--name={name}"] if name else []
+        words = ["run", "--detach", *named, *self.modest, *options, *image, "sleep", "1000"]
+        return self(*words, check=check)
+
+    def once(self, image: Sequence[str], url: str, *options: str) -> str:
+        """A container whose first program asks for `url`; what it was answered."""
+        return self("run", "--rm", *self.modest, *options, *image, *CURL, url)
+
+    def ask(self, container: str, path: str) -> str:
+        """A request from inside a running container."""
+        return self("exec", container, *CURL, f"http://x{path}")
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """What the client's inspect says."""
+        found: dict[str, Any] = json.loads(self("container", "inspect", container))[0]
+        return found
+
+    def pid(self, container: str) -> int:
+        """The PID of its init."""
+        return int(self.inspect(container)["State"]["Pid"])
+
+
+class Podman(Engine):
+    """podman, as root, with hooks in `hooks`."""
+
+    modest = MODEST
+
+    def __enter__(self) -> Podman:
+        super().__enter__()
+        return self
+
+    def _options(self) -> list[str]:
+        self.hooks = self.path / "hooks"
+        self.hooks.mkdir(exist_ok=True)
+        places = {name: str(self.path / name) for name in ("root", "runroot", "tmpdir")}
+        return [
+            *("podman", "--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=file"),
+            *(f"--hooks-dir={self.hooks}", *(f"--{name}={path}" for name, path in places.items())),
+        ]
+
+    def serve(self) -> list[str]:
+        """As Engine."""
+        return [*self._options(), "system", "service", "--time=0", f"unix://{self.socket}"]
+
+    def command(self, *words: str) -> list[str]:
+        """As Engine."""
+        return [*self.enter, *self._options(), *words]
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """What a container is made of that is made of no image: a directory, which belongs to its root."""
+        if self.rootfs.stat().st_uid != BASE:
+            for path in [self.rootfs, *self.rootfs.rglob("*")]:
+                os.chown(path, BASE, BASE, follow_symlinks=False)
+        return (*UNPRIVILEGED, "--rootfs", str(self.rootfs))
+
+    def load(self, image: Image, tag: str) -> tuple[str, ...]:
+        """Take an image; the words that make a container of it."""
+        place = self.path / f"image-{tag}"
+        image.write_layout(place)
+        self("tag", self("pull", "--quiet", f"oci:{place}").splitlines()[-1], tag)
+        return (f"localhost/{tag}",)
+
+
+class Docker(Engine):
+    """Docker's engine from unpacked packages, without networks."""
+
+    modest = ("--network=none",)
+
+    def __enter__(self) -> Docker:
+        self._packages = packages("docker")
+        super().__enter__()
+        return self
+
+    def environment(self) -> dict[str, str]:
+        """As Engine: with the engine's programs found first."""
+        paths = f"{self._packages}/usr/bin:{self._packages}/usr/sbin:{os.environ['PATH']}"
+        return {**os.environ, "PATH": paths}
+
+    def serve(self) -> list[str]:
+        """As Engine."""
+        return [
+            *("dockerd", "--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"),
+            *(f"--data-root={self.path}/data", "--exec-root=/run/docker", f"--pidfile={self.path}/pid"),
+            f"--host=unix://{self.socket}",
+        ]
+
+    def command(self, *words: str) -> list[str]:
+        """As Engine."""
+        return [str(self._packages / "usr/bin/docker"), f"--host=unix://{self.socket}", *words]
+
+    def load(self, image: Image, tag: str) -> tuple[str, ...]:
+        """Take an image; the words that make a container of it."""
+        place = self.path / f"{tag}.tar"
+        image.write_archive(place, f"{tag}:latest")
+        self("load", "--input", str(place))
+        return (tag,)
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """What a container is made of that is made of an image which says nothing."""
+        if not getattr(self, "_plain", None):
+            self._plain = self.load(Image(self.rootfs), "plain")
+        return self._plain

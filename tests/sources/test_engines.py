@@ -1,0 +1,336 @@
+"""What the sources podman and docker see, with real engines: the operator's will, and nothing that an image brings."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guestapi.callers.namespaces import examine
+from guestapi.settings import DockerSettings, Listener, PodmanSettings, Settings, SourcesSettings
+from guestapi.sources.docker_api import EngineError, Events
+from guestapi.sources.observed import Observed, Problem, Ring
+from guestapi.sources.podman import DOCKER, PODMAN, EngineSource
+from tests.harness.containers import BASE
+from tests.harness.engines import Docker, Engine, Podman
+from tests.harness.images import Image
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+
+class Seen:
+    """An engine, the source that looks at it, and a directory in which our socket is supposed to be."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.place = engine.path / "guestapi"
+        self.place.mkdir()
+        self.mount = f"--volume={self.place}:/dev/incus"
+
+    def source(self, *, annotations: bool = False) -> EngineSource:
+        """The source, as it is configured."""
+        socket = str(self.engine.socket)
+        sources = SourcesSettings(
+            podman=PodmanSettings(socket=socket, annotations=annotations),
+            docker=DockerSettings(socket=socket, annotations=annotations),
+        )
+        listener = (Listener(path=str(self.place / "sock")),)
+        runtime = PODMAN if isinstance(self.engine, Podman) else DOCKER
+        return EngineSource(runtime, Settings(listener=listener, sources=sources))
+
+    def all(self) -> dict[str, Observed | Problem]:
+        """What is seen, by name."""
+        found = {}
+        for one in self.source().observe({}):
+            assert isinstance(one, (Observed, Problem))
+            found[one.name] = one
+        return found
+
+    def one(self, key: str, *, annotations: bool = False) -> Observed:
+        """One container."""
+        found = self.source(annotations=annotations).observe_one(key, None)
+        assert isinstance(found, Observed)
+        return found
+
+    def run(self, name: str, *options: str) -> str:
+        """A container with our mount; its id."""
+        return self.engine.run(name, self.engine.plain, self.mount, *options)
+
+
+@pytest.fixture(scope="module", params=[Podman, Docker])
+def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
+    """Each engine."""
+    with request.param() as engine:
+        yield Seen(engine)
+
+
+@pytest.fixture(autouse=True)
+def clean(seen: Seen) -> Iterator[None]:
+    """Each test has the engine for itself."""
+    yield
+    seen.engine.remove_all()
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, and wait until the process is gone."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([pidfd], [], [], 10)[0]
+    finally:
+        os.close(pidfd)
+
+
+def test_name_is_the_containers_own(seen: Seen) -> None:
+    """A container with our mount is seen by its name, with its whole id as key; one without it is not seen."""
+    key = seen.run("web", "--hostname=inside")
+    seen.engine.run("other", seen.engine.plain)
+    found = seen.all()
+    assert found.keys() == {"web"}
+    web = found["web"]
+    assert isinstance(web, Observed)
+    assert (web.key, web.project, web.hostname, web.config) == (key, "default", "inside", {})
+    assert web.init == examine(seen.engine.pid("web"))
+    assert web.init is not None
+    assert web.init.root_uid == (BASE if isinstance(seen.engine, Podman) else 0)
+    assert web.problems == ()
+
+
+def test_hostname_that_nobody_set(seen: Seen) -> None:
+    """Engines make one of the id, which tells a guest nothing: its name is the better host name."""
+    assert seen.one(seen.run("web")).hostname is None
+
+
+def test_life(seen: Seen) -> None:
+    """Renamed and restarted, a container keeps its key; stopped, it is seen without an init; removed, it is gone."""
+    key = seen.run("web")
+    first = seen.one(key).init
+    seen.engine("rename", "web", "shop")
+    seen.engine("restart", "--time=0", "shop")
+    again = seen.one(key)
+    assert (again.name, again.init == first) == ("shop", False)
+    assert again.init == examine(seen.engine.pid("shop"))
+    seen.engine("stop", "--time=0", "shop")
+    assert seen.one(key).init is None
+    seen.engine("rm", "shop")
+    assert seen.source().observe_one(key, None) is None
+    assert seen.all() == {}
+
+
+def test_ended_unnoticed(seen: Seen) -> None:
+    """An init that was killed does not run, whatever the engine still says."""
+    key = seen.run("web")
+    if isinstance(seen.engine, Podman):
+        # Who would notice.
+        kill(int(seen.engine.inspect("web")["State"]["ConmonPid"]))
+    kill(seen.engine.pid("web"))
+    found = seen.source().observe_one(key, None)
+    assert isinstance(found, Problem) or (isinstance(found, Observed) and found.init is None)
+
+
+def strangers(seen: Seen) -> Image:
+    """An image of somebody who has read our documentation, 0.1's too."""
+    return Image(
+        seen.engine.rootfs,
+        annotations={
+            "guestapi.enable": "true",
+            "guestapi.name": "web",
+            "guestapi.config.user.evil": "1",
+            "guestapi.config.security.guestapi.images": "true",
+            "io.container.manager": "nobody",
+            "io.kubernetes.cri-o.Name": "web",
+        },
+        labels={"guestapi.name": "web", "guestapi.config.user.evil": "1", "guestapi.config.security.guestapi": "false"},
+        environment=["PATH=/usr/bin:/bin", "HOSTNAME=web"],
+        volumes=["/dev/incus", str(seen.place), "/dev/lxd", "/var/lib/incus/guestapi"],
+    )
+
+
+def test_image_brings_nothing(seen: Seen) -> None:
+    """Nothing that an image says makes an instance, nor gives one that the operator makes a name, key or device."""
+    image = seen.engine.load(strangers(seen), "stranger")
+    seen.engine.run("alone", image)
+    key = seen.engine.run("mounted", image, f"--volume={seen.place}:/dev/incus")
+    assert seen.all().keys() == {"mounted"}
+    found = seen.one(key)
+    assert (found.name, found.hostname, found.config, found.devices) == ("mounted", None, {}, {})
+    # Nor is the operator troubled with what a stranger wrote.
+    assert found.problems == ()
+
+
+def test_annotations_where_the_operator_trusts_images(seen: Seen) -> None:
+    """With ``annotations = true`` they are configuration, except what switches the guest API; never the name."""
+    image = seen.engine.load(strangers(seen), "trusted")
+    found = seen.one(seen.engine.run("mine", image, seen.mount, "--label=guestapi.config.user.a=b"), annotations=True)
+    assert (found.name, found.config) == ("mine", {"user.evil": "1", "user.a": "b"})
+    assert ["security." in problem for problem in found.problems] == [True]
+
+
+def test_operators_volume(seen: Seen) -> None:
+    """A volume of the operator's that shows our directory counts, running or not; another volume does not."""
+    options = ("--opt=type=none", "--opt=o=bind", f"--opt=device={seen.place}")
+    seen.engine("volume", "create", *options, "ours")
+    seen.engine("volume", "create", "theirs")
+    try:
+        key = seen.engine.run("web", seen.engine.plain, "--volume=ours:/dev/incus", "--volume=theirs:/srv/data:ro")
+        seen.engine.run("other", seen.engine.plain, "--volume=theirs:/dev/incus")
+        assert seen.all().keys() == {"web"}
+        assert seen.one(key).devices == {
+            "srv-data": {"type": "disk", "source": "theirs", "path": "/srv/data", "readonly": "true"}
+        }
+        seen.engine("stop", "--time=0", "web")
+        assert seen.all().keys() == {"web"}
+    finally:
+        seen.engine.remove_all()
+        seen.engine("volume", "rm", "ours", "theirs")
+
+
+def test_by_inode_not_by_text(seen: Seen) -> None:
+    """A link that leads to our directory is ours; a directory elsewhere, whatever it is called, is not."""
+    link, false = seen.engine.path / "link", seen.engine.path / "false/guestapi"
+    link.symlink_to(seen.place)
+    false.mkdir(parents=True)
+    seen.engine.run("linked", seen.engine.plain, f"--volume={link}:/dev/incus")
+    seen.engine.run("false", seen.engine.plain, f"--volume={false}:/dev/incus")
+    assert seen.all().keys() == {"linked"}
+
+
+def test_mounts_are_disks(seen: Seen) -> None:
+    """What else the operator mounts is told, by where it is; two that would have the same name do not cost the rest."""
+    for name in ("one", "two"):
+        (seen.engine.path / name).mkdir(exist_ok=True)
+    one, two = seen.engine.path / "one", seen.engine.path / "two"
+    key = seen.run("web", f"--volume={one}:/srv/a:ro", f"--volume={two}:/srv-a", f"--volume={two}:/srv/b")
+    found = seen.one(key)
+    assert found.devices is not None
+    assert found.devices["srv-b"] == {"type": "disk", "source": str(two), "path": "/srv/b"}
+    assert found.devices.keys() == {"srv-a", "srv-b"}
+    (problem,) = found.problems
+    assert "/srv" in problem
+
+
+def test_shared_pid_namespace(seen: Seen) -> None:
+    """Who shares another's PID namespace is no instance, and the operator hears of it; the other is unharmed."""
+    key = seen.run("web")
+    init = seen.one(key).init
+    seen.run("sidecar", f"--pid=container:{key}")
+    found = seen.all()
+    sidecar, web = found["sidecar"], found["web"]
+    assert isinstance(sidecar, Problem)
+    assert sidecar.refused
+    assert "shares the PID namespace of another container" in sidecar.reason
+    assert isinstance(web, Observed)
+    assert web.init == init
+
+
+def test_events(seen: Seen) -> None:
+    """Start, rename, end and removal of a container each name it."""
+    events = seen.source().changes()
+    try:
+        key = seen.run("web")
+        assert key in wait(events)
+        for words in (["rename", "web", "shop"], ["kill", "shop"], ["rm", "--force", "shop"]):
+            seen.engine(*words)
+            assert key in wait(events), words
+    finally:
+        events.close()
+
+
+def read_all(events: Events) -> None:
+    """Read until the stream ends."""
+    while select.select([events], [], [], 10)[0]:
+        events.read()
+
+
+def wait(events: Events) -> frozenset[str]:
+    """The next keys that the stream tells."""
+    while True:
+        assert select.select([events], [], [], 20)[0]
+        found = events.read()
+        assert found is not None
+        if found:
+            return found
+
+
+def test_engine_away(seen: Seen) -> None:
+    """An engine that does not run is one sentence, with what to do; its event stream ends."""
+    events = seen.source().changes()
+    seen.engine.stop()
+    try:
+        with pytest.raises(EngineError, match=r"systemctl enable --now (podman|docker)\.socket"):
+            list(seen.source().observe({}))
+        assert select.select([events], [], [], 10)[0]
+        with pytest.raises(EngineError):
+            # The rest of what the engine had said may come first.
+            read_all(events)
+    finally:
+        events.close()
+        seen.engine.start()
+
+
+def test_what_annotations_did(seen: Seen) -> None:
+    """A container that relies on annotations which 0.1 obeyed is named, with what to do instead."""
+    if not isinstance(seen.engine, Podman):
+        pytest.skip("guestapi 0.1 had nothing for Docker")
+    told = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
+    key = seen.run("mine", *told, "--annotation=guestapi.config.user.role=frontend")
+    found = seen.one(key)
+    assert (found.name, found.config) == ("mine", {})
+    assert any("'podman rename'" in problem for problem in found.problems)
+    assert any("guestapi config set mine" in problem for problem in found.problems)
+    assert seen.one(seen.run("web", *told)).problems == ()
+
+
+#: A hook that keeps what the runtime tells it, and lets the container wait until somebody reads the pipe.
+_HOOK = '#!/bin/sh\ncat >"$0.state.new" && mv "$0.state.new" "$0.state"\necho >"$0.pipe"\n'
+
+
+def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
+    """While its hook runs, podman answers nothing; the bundle and conmon say name, init and host name all the same."""
+    if not isinstance(seen.engine, Podman):
+        pytest.skip("Docker has no hooks")
+    hook = seen.engine.path / "hook"
+    hook.write_text(_HOOK)
+    hook.chmod(0o755)
+    os.mkfifo(f"{hook}.pipe")
+    shipped = {"version": "1.0.0", "hook": {"path": str(hook)}, "when": {"hasBindMounts": True}}
+    file = seen.engine.hooks / "test.json"
+    file.write_text(json.dumps({**shipped, "stages": ["createRuntime"]}))
+    done: list[str] = []
+    try:
+        starting = threading.Thread(target=lambda: done.append(seen.run("web", "--hostname=inside")))
+        starting.start()
+        state = Path(f"{hook}.state")
+        with open(f"{hook}.pipe", "rb", buffering=0) as pipe:
+            # Opening it waited for the hook to open it too, when it had written the state.
+            found = seen.source().at_doorbell(Ring("podman", state=state.read_bytes()))
+            pipe.read(1)
+        starting.join(30)
+    finally:
+        file.unlink()
+    assert isinstance(found, Observed)
+    assert (found.key, found.name, found.hostname, found.config) == (done[0], "web", "inside", {})
+    assert found.init == examine(seen.engine.pid("web"))
+    assert found.init is not None
+    assert found.init.root_uid == BASE
+
+
+def test_doorbell_of_what_is_not_ours(seen: Seen) -> None:
+    """The end of a container, and a bundle that is not podman's, register nothing."""
+    source = seen.source()
+    stopped = {"id": "a" * 64, "status": "stopped", "bundle": "/nowhere"}
+    assert source.at_doorbell(Ring("podman", state=json.dumps(stopped).encode())) is None
+
+
+@pytest.mark.parametrize("state", [b"", b"{", b"null", b'{"id":7}', b'{"id":"a/b"}', b'{"id":"a"}', b"[" * 100_000])
+def test_doorbell_garbage(seen: Seen, state: bytes) -> None:
+    """What is no state is one sentence."""
+    with pytest.raises(Exception, match=r"hook|id of a container|config\.json|OCI") as caught:
+        seen.source().at_doorbell(Ring("podman", state=state))
+    assert str(caught.value).isprintable()
