@@ -68,35 +68,3 @@ class Problem:
     reason: str
     hint: str | None = None
     refused: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Unclear:
-    """An instance that is there, but could not be asked about just now. What the store has of it stays.
-
-    Attributes:
-        key: the source's key of the instance.
-        reason: one sentence: why not.
-    """
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """What a runtime's hook said at a follower's doorbell.
-
-    Attributes:
-        source: the name of the source whose doorbell it is.
-        arguments: the hook's words after the source's name.
-        environ: the variables that the hook sends for this source.
-        state: what the runtime gave the hook on standard input; empty where it gives nothing.
-        hostname: the host name in the init's UTS namespace, where the hook looks at it.
-    """
-
-    source: str
-    arguments: tuple[str, ...] = ()
-    environ: Mapping[str, str] = field(default_factory=dict)
-    state: bytes = b""
-    hostname: str | None = None

@@ -17,9 +17,11 @@ from guestapi.settings import PodmanSettings, Settings
 from guestapi.sources import bundles
 from guestapi.sources.bundles import CONFIG_PREFIX, configuration
 from guestapi.sources.docker_api import Container, Engine, EngineError, Events, GoneError, Mount, operators
-from guestapi.sources.observed import Observed, Problem, Ring, Unclear
+from guestapi.sources.doorbell import Ring
+from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.places import Look, Places
 from guestapi.sources.processes import born, in_cgroup
+from guestapi.sources.source import Unclear
 
 #: Digits of the id that engines make a host name of, where the operator sets none.
 _SHORT_ID = 12

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ exec sleep infinity
 """
 
 #: Without these podman needs controllers of cgroup2, and limits that it may raise, which a development machine has not.
-MODEST = ("--cgroups=disabled", "--ulimit=nofile=1024:4096", "--ulimit=nproc=1000:1000", "--network=none")
+MODEST = ("--pids-limit=-1", "--ulimit=nofile=1024:4096", "--ulimit=nproc=1000:1000", "--network=none")
 UNPRIVILEGED = (f"--uidmap=0:{BASE}:65536", f"--gidmap=0:{BASE}:65536")
 CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
 
@@ -44,10 +44,13 @@ class Engine:
 
     #: Options of ``run`` without which it does not run here.
     modest: Sequence[str] = ()
+    #: What removes a container that runs.
+    remove: Sequence[str] = ("rm", "--force")
 
     def __enter__(self) -> Engine:
-        self.path = Path(tempfile.mkdtemp(prefix="guestapi-engine-", dir="/var/tmp"))
-        self.path.chmod(0o755)
+        # podman makes an image's name of its path, so not every path will do.
+        self.path = Path(f"/var/tmp/guestapi-engine-{secrets.token_hex(6)}")
+        self.path.mkdir(mode=0o755)
         self.rootfs = self.path / "rootfs"
         rootfs.make(self.rootfs)
         self.socket = self.path / "sock"
@@ -75,6 +78,9 @@ class Engine:
                 self.remove_all()
                 self.stop()
         finally:
+            # What is left of the containers' cgroups; one that is another test's is in use.
+            clean = "find /sys/fs/cgroup/libpod_parent /sys/fs/cgroup/docker -depth -type d -exec rmdir {} +"
+            subprocess.run([*self.enter, "sh", "-c", clean], check=False, capture_output=True)
             self._holder.kill()
             self._holder.wait()
             shutil.rmtree(self.path, ignore_errors=True)
@@ -142,10 +148,11 @@ class Engine:
         return (done.stdout if check else done.stdout + done.stderr).strip()
 
     def remove_all(self) -> None:
-        """Remove all containers."""
-        keys = [one.id for one in Api(str(self.socket)).containers()]
-        if keys:
-            self("rm", "--force", *keys, check=False)
+        """Remove all containers. podman needs a second try with one whose conmon was killed."""
+        until = time.monotonic() + 30
+        while keys := [one.id for one in Api(str(self.socket)).containers()]:
+            said = self(*self.remove, *keys, check=False)
+            assert time.monotonic() < until, said
 
     def run(self, name: str, image: Sequence[str], *options: str, check: bool = True) -> str:
         """``run --detach``: a container that sleeps; its id.
@@ -181,6 +188,7 @@ class Podman(Engine):
     """podman, as root, with hooks in `hooks`."""
 
     modest = MODEST
+    remove = ("rm", "--force", "--time=0")
 
     def __enter__(self) -> Podman:
         super().__enter__()
@@ -216,7 +224,7 @@ class Podman(Engine):
         place = self.path / f"image-{tag}"
         image.write_layout(place)
         self("tag", self("pull", "--quiet", f"oci:{place}").splitlines()[-1], tag)
-        return (f"localhost/{tag}",)
+        return (*UNPRIVILEGED, f"localhost/{tag}")
 
 
 class Docker(Engine):

@@ -15,7 +15,8 @@ import pytest
 from guestapi.callers.namespaces import examine
 from guestapi.settings import DockerSettings, Listener, PodmanSettings, Settings, SourcesSettings
 from guestapi.sources.docker_api import EngineError, Events
-from guestapi.sources.observed import Observed, Problem, Ring
+from guestapi.sources.doorbell import Ring
+from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.podman import DOCKER, PODMAN, EngineSource
 from tests.harness.containers import BASE
 from tests.harness.engines import Docker, Engine, Podman
@@ -132,6 +133,14 @@ def test_ended_unnoticed(seen: Seen) -> None:
     kill(seen.engine.pid("web"))
     found = seen.source().observe_one(key, None)
     assert isinstance(found, Problem) or (isinstance(found, Observed) and found.init is None)
+
+
+def test_without_cgroups(seen: Seen) -> None:
+    """A container that is in no cgroup of its own is known by when its init was born."""
+    if not isinstance(seen.engine, Podman):
+        pytest.skip("Docker's containers always have one")
+    key = seen.run("web", "--cgroups=disabled")
+    assert seen.one(key).init == examine(seen.engine.pid("web"))
 
 
 def strangers(seen: Seen) -> Image:
