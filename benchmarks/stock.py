@@ -14,7 +14,7 @@ from guestapi.api import app
 from guestapi.callers import namespaces
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
-from guestapi.server.offload import OffloadedStore
+from guestapi.server.store_thread import OffloadedStore
 from guestapi.store.view import view
 from guestapi.wsgi import CALLER, DIALECT, RAW_PATH, RAW_URI, Environ, StartResponse
 

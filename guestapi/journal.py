@@ -1,4 +1,4 @@
-"""Where log lines go: to the journal, with fields of their own, if stderr is the journal; to stderr elsewhere."""
+"""Where log lines go: to the journal, with fields, if stderr is the journal; otherwise to stderr."""
 
 from __future__ import annotations
 
@@ -6,27 +6,75 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Hashable
 
 import systemd.journal
 
-#: Seconds until the same error is told again, and of how many different ones that is remembered.
-_REPEAT_SECONDS, _REMEMBERED = 10.0, 100
+#: Seconds until the same error is logged again.
+_REPEAT_SECONDS = 10.0
 
 
-def to_journal() -> bool:
-    """Whether stderr is connected to the journal (systemd.exec(5), $JOURNAL_STREAM)."""
-    try:
-        status = os.fstat(2)
-    except OSError:
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+class LogThrottle:
+    """Limits how often the same thing is logged, and counts what was left out."""
+
+    def __init__(
+        self,
+        seconds: float = _REPEAT_SECONDS,
+        *,
+        lines: int = 1,
+        keys: int = 100,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Remember nothing yet.
+
+        Args:
+            seconds: length of a period, which begins with its first line.
+            lines: the most lines about one key in a period.
+            keys: how many different keys are remembered. The oldest is forgotten first.
+            clock: returns seconds.
+        """
+        self._seconds = seconds
+        self._lines = lines
+        self._keys = keys
+        self._clock = clock
+        self._periods: dict[Hashable, _Period] = {}
+
+    def admit(self, key: Hashable = None) -> int | None:
+        """Decide whether a line about `key` may be logged now.
+
+        Returns:
+            None if not. Otherwise how many lines about it were left out before; above 0 only at the begin of a period.
+        """
+        now = self._clock()
+        period = self._periods.get(key)
+        if period is not None and now < period.until:
+            if period.lines < self._lines:
+                period.lines += 1
+                return 0
+            period.left_out += 1
+            return None
+        if period is not None:
+            del self._periods[key]
+        elif len(self._periods) >= self._keys:
+            del self._periods[next(iter(self._periods))]
+        self._periods[key] = _Period(now + self._seconds)
+        return 0 if period is None else period.left_out
+
+
+class _Period:
+    __slots__ = ("left_out", "lines", "until")
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+        self.lines = 1
+        self.left_out = 0
 
 
 class JournalHandler(logging.Handler):
-    """Sends a record with the fields in its attribute ``fields``, which `RequestLog` sets."""
+    """Sends a record to the journal, with the fields in its attribute ``fields``, if it has any."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As logging.Handler."""
+        """Send the record, as logging.Handler requires."""
         try:
             systemd.journal.send(
                 self.format(record),
@@ -39,40 +87,48 @@ class JournalHandler(logging.Handler):
             self.handleError(record)
 
 
-class Repeats(logging.Filter):
-    """Lets an error pass that was not told in the last seconds: a guest may bring about as many as it likes."""
+class ErrorThrottle(logging.Filter):
+    """Logs an error at most once in some seconds, because a guest may cause any number of the same one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._told: dict[str, float] = {}
-        self._left_out: dict[str, int] = {}
+        self._throttle = LogThrottle()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """As logging.Filter."""
+        """Tell whether the record is logged, as logging.Filter requires."""
         if record.levelno < logging.ERROR or record.exc_info:
             return True
-        message, now = record.getMessage(), time.monotonic()
-        if now < self._told.get(message, -_REPEAT_SECONDS) + _REPEAT_SECONDS:
-            self._left_out[message] = self._left_out.get(message, 0) + 1
+        message = record.getMessage()
+        left_out = self._throttle.admit(message)
+        if left_out is None:
             return False
-        if len(self._told) >= _REMEMBERED:
-            self._told.clear()
-            self._left_out.clear()
-        self._told[message] = now
-        if times := self._left_out.pop(message, 0):
-            record.msg, record.args = "%s (%d more times before)", (message, times)
+        if left_out:
+            record.msg, record.args = "%s (%d more times before)", (message, left_out)
         return True
 
 
+def to_journal() -> bool:
+    """Tell whether stderr is connected to the journal (systemd.exec(5), $JOURNAL_STREAM)."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
 def set_up(level: str) -> None:
-    """Send this package's log lines, and gunicorn's, to where they belong. May be called again with another level."""
+    """Send the log lines of this package and of gunicorn to the journal or stderr.
+
+    Args:
+        level: the least that is logged, like ``info``. A later call may change it.
+    """
     handler: logging.Handler
     if to_journal():
         handler = JournalHandler()
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s [%(process)d] %(levelname)s %(message)s"))
-    handler.addFilter(Repeats())
+    handler.addFilter(ErrorThrottle())
     for name in ("guestapi", "gunicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

@@ -1,13 +1,13 @@
-"""What is told to the journal, and how often."""
+"""What is logged, and how often."""
 
 from __future__ import annotations
 
 import logging
-import time
 
 import pytest
 
-from guestapi.journal import Repeats
+from guestapi import journal
+from guestapi.journal import ErrorThrottle, LogThrottle
 
 
 def record(level: int, text: str, *args: object) -> logging.LogRecord:
@@ -15,24 +15,36 @@ def record(level: int, text: str, *args: object) -> logging.LogRecord:
     return logging.LogRecord("guestapi", level, __file__, 1, text, args, None)
 
 
-def test_same_error_is_told_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same error is told once in ten seconds, then with how often it came; others, and lesser lines, every time."""
+def test_same_error_is_logged_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same error is logged once in ten seconds, then with its count; other errors and lesser lines each time."""
     now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    repeats = Repeats()
-    assert repeats.filter(record(logging.ERROR, "%s is broken", "store"))
-    assert not any(repeats.filter(record(logging.ERROR, "%s is broken", "store")) for _time in range(500))
-    assert repeats.filter(record(logging.ERROR, "%s is broken", "another"))
-    assert all(repeats.filter(record(logging.INFO, "asked")) for _time in range(5))
+    monkeypatch.setattr(journal, "LogThrottle", lambda: LogThrottle(clock=lambda: now))
+    throttle = ErrorThrottle()
+    assert throttle.filter(record(logging.ERROR, "%s is broken", "store"))
+    assert not any(throttle.filter(record(logging.ERROR, "%s is broken", "store")) for _time in range(500))
+    assert throttle.filter(record(logging.ERROR, "%s is broken", "another"))
+    assert all(throttle.filter(record(logging.INFO, "asked")) for _time in range(5))
     now += 11
     again = record(logging.ERROR, "%s is broken", "store")
-    assert repeats.filter(again)
+    assert throttle.filter(again)
     assert again.getMessage() == "store is broken (500 more times before)"
-    assert not repeats.filter(record(logging.ERROR, "%s is broken", "store"))
+    assert not throttle.filter(record(logging.ERROR, "%s is broken", "store"))
+
+
+def test_throttle_counts_what_it_leaves_out() -> None:
+    """In a period, some lines about a key are admitted; the first of the next period says how many were left out."""
+    now = 0.0
+    throttle = LogThrottle(1.0, lines=2, clock=lambda: now)
+    assert [throttle.admit("a") for _line in range(5)] == [0, 0, None, None, None]
+    assert throttle.admit("b") == 0
+    now = 1.5
+    assert [throttle.admit("a") for _line in range(3)] == [3, 0, None]
+    assert throttle.admit("b") == 0
 
 
 def test_many_different_errors_take_bounded_memory() -> None:
-    """However many different errors there are, only some are remembered; each is told when it is new."""
-    repeats = Repeats()
-    assert all(repeats.filter(record(logging.ERROR, f"error {number}")) for number in range(1000))
-    assert len(repeats._told) <= 100
+    """Each error is logged when it is new. Of many, the oldest are forgotten, so they are logged again."""
+    throttle = LogThrottle(keys=100, clock=lambda: 0.0)
+    assert [throttle.admit(number) for number in range(1000)] == [0] * 1000
+    assert [throttle.admit(number) for number in range(900, 1000)] == [None] * 100
+    assert throttle.admit(0) == 0

@@ -8,9 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from guestapi import settings
+from guestapi import gunicorn_conf, settings
 from guestapi.dialects import DIALECTS
-from guestapi.server import gunicorn_conf
 from guestapi.settings import Settings, SettingsError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from guestapi import gunicorn_conf
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
 from guestapi.cli.common import Operator, has_format, print_json, printable
@@ -19,13 +20,12 @@ from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.errors import GuestapiError
 from guestapi.model import Instance, Mirror
-from guestapi.server import gunicorn_conf
-from guestapi.server.systemd import is_off
 from guestapi.settings import Listener
 from guestapi.store import images
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
+from guestapi.systemd import is_off
 
 #: Bytes that a change may need on the disk: a value of 2 MiB and what is told of it, in the write-ahead log and then in
 #: the database; and some more.

@@ -49,7 +49,7 @@ def main(ctx: click.Context, config: str | None) -> None:
 def serve(operator: Operator, sockets: tuple[str, ...], workers: int | None) -> None:
     """Run the service in the foreground. Sockets handed over by systemd win over --socket and configuration."""
     # gunicorn and gevent are loaded for this command alone.
-    from guestapi.server.master import serve as run
+    from guestapi.server.arbiter import serve as run
 
     run(operator.file, tuple(map(_listener, sockets)), workers)
 

@@ -6,8 +6,8 @@ import click
 
 from guestapi import journal
 from guestapi.cli.common import Operator
-from guestapi.server.systemd import notify
 from guestapi.store import images, mirroring
+from guestapi.systemd import notify
 
 #: Where the REST API of each daemon listens.
 SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.socket"}

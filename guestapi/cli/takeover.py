@@ -10,7 +10,7 @@ import click
 from guestapi import journal
 from guestapi.cli.common import Operator
 from guestapi.dialects import DIALECTS
-from guestapi.server.systemd import notify, reopen
+from guestapi.systemd import notify, reopen
 
 #: What our socket is called beside the daemon's own, which is called ``sock``.
 OURS = "guestapi.sock"

@@ -1,7 +1,7 @@
-"""One connection, from accept to close: read a head, call the application, send the answer, and again.
+"""One connection, from accept to close: identify the caller, read a head, call the application, send the response.
 
-Fair: before every read but its first a connection waits for its turn (`server/turns.py`), even if it knows that there
-is more to read, so nobody is served twice while others are not served once. Bounded: every wait has a deadline.
+Fair: before every read but the first, a connection waits for its turn (`server.scheduler`), even if more input is there
+already. So no connection is served twice while others wait. Bounded: every wait has a deadline.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import io
 import logging
 import socket
 import time
+from enum import Enum
+from functools import partial
 from typing import Any, cast
 
 from guestapi.callers.credentials import Credentials, credentials
@@ -20,13 +22,13 @@ from guestapi.http.request import Head, ends_head, is_too_large, parse_head, ref
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.http.websocket import CloseCode
 from guestapi.notifications.events import EventFormat
-from guestapi.server.answer import Answer
-from guestapi.server.channel import READ, Channel
-from guestapi.server.repeats import Shelf
-from guestapi.server.service import Service
-from guestapi.server.stream import LateError, Stream
-from guestapi.server.transfer import send_content
-from guestapi.server.turns import LARGE
+from guestapi.server.context import WorkerContext
+from guestapi.server.event_stream import EventStream
+from guestapi.server.exchange import Exchange
+from guestapi.server.response_cache import CallerCache
+from guestapi.server.scheduler import LARGE_INPUT
+from guestapi.server.sendfile import send_content
+from guestapi.server.transport import DeadlineError, Transport
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import (
     CALLER,
@@ -37,288 +39,359 @@ from guestapi.wsgi import (
     Content,
     Environ,
     Handover,
+    Headers,
 )
 
 log = logging.getLogger(__name__)
 
-#: How long, and how often, more is read from a client that is being refused (Go's net/http: 500 ms).
-_LINGER_SECONDS, _LINGER_READS = 0.5, 32
+#: Seconds that a refused client's input is read on, as with Go's net/http.
+_LINGER_SECONDS = 0.5
+#: How many times it is read at most.
+_LINGER_READS = 32
 
-_NOTHING = io.BytesIO()
-#: The place among the turns of the worker's own connections: no instance has this id.
-_OWN = 0
+_NO_BODY = io.BytesIO()
+#: The scheduler's id for the worker's own probes. No instance has it.
+_PROBE_ID = 0
 
 
-class Connection(Channel):
-    """A connected socket and the greenlet that serves it."""
+class ConnectionState(Enum):
+    """What a connection does."""
 
-    __slots__ = ("_caller", "_dialect", "_in_head", "_place", "_service", "_shelf", "_stream", "_who")
+    #: Its caller is not known yet.
+    IDENTIFYING = "identifying"
+    #: It waits for the first byte of a request.
+    IDLE = "idle"
+    #: A part of a head was received.
+    READING = "reading"
+    #: A request is being answered.
+    RESPONDING = "responding"
+    #: It is a stream of events.
+    STREAMING = "streaming"
 
-    def __init__(self, service: Service, sock: socket.SocketType, dialect: str, who: Credentials | None) -> None:
-        """Args:
-        service: the worker's.
-        sock: as accepted; belongs to this object from now on.
-        dialect: of the listening socket.
-        who: as `Service.let_in` says; None if the worker itself is at the other end, to see whether it answers: no
-            guest's limit is its own.
+
+class Connection:
+    """A connected socket and its conversation."""
+
+    __slots__ = (
+        "_cache",
+        "_caller",
+        "_context",
+        "_credentials",
+        "_dialect",
+        "_scheduled",
+        "_state",
+        "_stream",
+        "_transport",
+    )
+
+    def __init__(self, context: WorkerContext, sock: socket.SocketType, dialect: str, peer: Credentials | None) -> None:
+        """Take ownership of an accepted socket.
+
+        Args:
+            context: the worker's.
+            sock: as accepted.
+            dialect: name of the listening socket's dialect.
+            peer: the process that connected, counted as pending. None for the worker's own probe, to which no limit
+                applies.
         """
-        super().__init__(sock, service.limits.send_seconds)
-        self._who = who
-        self._service = service
+        self._context = context
+        self._transport = Transport(sock, context.limits.send_seconds)
         self._dialect = dialect
-        self._in_head = False
-        self._place: int | None = None
+        self._credentials = peer
+        self._state = ConnectionState.IDENTIFYING
         self._caller: Caller | None = None
-        self._shelf: Shelf | None = None
-        self._stream: Stream | None = None
+        self._cache: CallerCache | None = None
+        self._stream: EventStream | None = None
+        #: The id under which it has entered the scheduler.
+        self._scheduled: int | None = None
 
     @property
     def idle(self) -> bool:
-        """No part of a request has come that is not answered (`shares.Holder`)."""
-        return self._in_head and not self._buffer
+        """Whether it has no unanswered request, not even a part of one (`admission.EvictableConnection`)."""
+        return self._state is ConnectionState.IDLE
 
     def start(self) -> None:
-        """Serve the connection in a greenlet of its own."""
-        self._service.connections.add(self)
-        self._service.crew.run(self._run)
+        """Serve the connection in a greenlet."""
+        self._context.connections.add(self)
+        self._context.greenlets.run(self._run)
 
     def finish(self, *, after_last_requests: bool) -> None:
-        """The worker stops: a stream ends at once.
+        """End the connection because the worker stops. A stream ends at once, a response is completed.
 
-        A connection on which no whole request has come is left alone as long as clients may send their last one. After
-        that, what may have arrived already is taken, and no more: who sends later gets EPIPE, so knows that it was
-        not even read.
+        Args:
+            after_last_requests: whether clients have had their time to send a last request. Then input that has arrived
+                is still read, but no more: a client that sends later gets EPIPE, so it knows that nobody read it.
         """
         if self._stream is not None:
             self._stream.close(CloseCode.GOING_AWAY)
-        elif self._in_head and after_last_requests:
-            self.shut_down(socket.SHUT_RD)
+        elif after_last_requests and self._state is not ConnectionState.RESPONDING:
+            self._transport.shut_down(socket.SHUT_RD)
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._transport.abort()
 
     def _run(self) -> None:
-        service = self._service
-        self._in_head = True
+        context, transport = self._context, self._transport
         try:
-            self._caller = caller = self._recognise()
+            self._caller = caller = self._identify()
             if caller is None:
                 return
-            self._enter(_OWN if self._who is None else caller.instance_id)
-            excess = service.enter(caller.instance_id, self) if self._who is not None else None
-            if excess is None:
-                try:
-                    self._serve(caller)
-                finally:
-                    service.shares.leave(caller.instance_id, self)
-            else:
-                self._refuse_uncounted(excess.status, excess.text, excess.limit)
-        except LateError:
-            pass  # Nothing to say: a client that is slow in asking is not waiting for an answer.
+            transport.on_backlog = partial(context.admission.add_unsent, caller.instance_id)
+            if self._credentials is None:
+                self._enter_scheduler(_PROBE_ID)
+                self._serve(caller)
+                return
+            self._enter_scheduler(caller.instance_id)
+            rejection = context.admission.add(caller.instance_id, self, transport.fileno())
+            if rejection is not None:
+                self._refuse_uncounted(rejection.status, rejection.text, rejection.limit)
+                return
+            try:
+                self._serve(caller)
+            finally:
+                context.admission.quota.remove(caller.instance_id, self)
+        except DeadlineError:
+            pass  # A client that is slow to send does not wait for an answer.
         except OSError as error:
             log.debug("connection lost: %s", error)
         except StoreError as error:
             log.error("%s", error)
-            if self._turns is None:
-                self._enter(None)
+            if not transport.attached:
+                self._enter_scheduler(None)
             self._refuse_uncounted(500, "temporarily unavailable, try again")
         except Exception:
             log.exception("unexpected error on a connection")
         finally:
-            service.connections.discard(self)
-            self.close()
-            if self._turns is not None:
-                service.places.leave(self._place)
+            context.connections.discard(self)
+            transport.close()
+            if transport.attached:
+                context.scheduler.leave(self._scheduled)
 
-    def _recognise(self) -> Caller | None:
-        """Who has connected, as soon as it is the turn of that process; None if it asks nothing and is gone."""
-        service, who = self._service, self._who
-        if who is None:
-            return service.identifier.identify(self._socket, credentials(self._socket))
+    def _identify(self) -> Caller | None:
+        """Identify the caller when it is its process's turn; None if it has gone without a request."""
+        context, peer, sock = self._context, self._credentials, self._transport.sock
+        if peer is None:
+            return context.identifier.identify(sock, credentials(sock))
         caller: Caller | None = None
         try:
-            service.newcomers.take(who.pid)
-            # Whoever asks at once is answered at once: no other turn is to be waited for, this is it.
-            early = self.read_available(READ)
-            if early == b"":
+            context.newcomers.acquire(peer.pid)
+            # A request that is here already is answered in this very turn.
+            if self._transport.receive_now() == 0:
                 return None
-            self._buffer = early or b""
-            caller = service.identifier.identify(self._socket, who)
+            caller = context.identifier.identify(sock, peer)
         finally:
-            service.door.go(who.pid, caller)
-        # Whoever waits to be known has gone through the door, and keeps nobody out of it.
-        return service.patience.wait(self._socket, caller) if service.patience else caller
+            context.admission.pending.remove(peer.pid, caller)
+        # A caller that waits to be registered is not pending any more, so it keeps no other connection out.
+        return context.retry.wait(sock, caller) if context.retry else caller
 
-    def _enter(self, place: int | None) -> None:
-        self.attach(self._service.places.enter(place))
-        self._place = place
+    def _enter_scheduler(self, instance_id: int | None) -> None:
+        self._transport.attach(self._context.scheduler.enter(instance_id))
+        self._scheduled = instance_id
 
     def _serve(self, caller: Caller) -> None:
-        service = self._service
-        idle_seconds = service.limits.idle_seconds
-        self._shelf = service.repeats.shelf(caller, self._dialect)
-        # Whether the process that connected was seen alive since a whole request had come.
+        context, transport = self._context, self._transport
+        idle_seconds = context.limits.idle_seconds
+        admission = None if self._credentials is None else context.admission
+        self._cache = context.cache.of(caller, self._dialect)
+        # Whether the process that connected was seen alive after a whole request had come.
         confirmed = False
-        just_seen = bool(self._buffer)
-        self.set_deadline(service.limits.head_seconds)
-        if len(self._buffer) >= LARGE or not just_seen:
-            self._take_turn()
+        just_identified = bool(transport.received)
+        transport.set_deadline(context.limits.head_seconds)
+        if just_identified and len(transport.received) < LARGE_INPUT:
+            self._state = ConnectionState.READING
+        else:
+            self._wait_for_request()
         while True:
             try:
-                if self._buffer and (service.requests is not None or service.unsent) and self._who is not None:
-                    service.ask_limits(caller.instance_id)
-                if self._repeat(caller, confirmed or just_seen):
+                if not transport.received:
+                    return
+                if admission is not None:
+                    admission.check_request(caller.instance_id)
+                if self._send_cached(caller, confirmed or just_identified):
                     confirmed = True
-                    self.set_deadline(idle_seconds)
-                    self._take_turn()
+                    transport.set_deadline(idle_seconds)
+                    self._wait_for_request()
                     continue
                 head = self._read_head()
-                if head is None:
-                    return
                 if not confirmed:
                     confirmed = True
-                    self._caller = caller = service.identifier.confirm(self._socket, caller)
+                    self._caller = caller = context.identifier.confirm(transport.sock, caller)
                     if caller.instance_id is None:
-                        self._shelf = None
-                answered = self._respond(head, caller)
+                        self._cache = None
+                outcome = self._respond(head, caller)
             except ProtocolError as error:
                 self._refuse(error.status, str(error), error.limit)
                 return
-            if isinstance(answered, Handover):
-                # Nothing of the request is kept for as long as the stream lasts.
+            if isinstance(outcome, Handover):
+                # Free what belongs to the request: the stream may last for days.
                 del head
-                self._be_stream(answered)
+                self._run_stream(outcome)
                 return
-            if not answered:
+            if not outcome:
                 return
-            self.set_deadline(idle_seconds)
-            self._take_turn()
+            transport.set_deadline(idle_seconds)
+            self._wait_for_request()
 
-    def _take_turn(self) -> None:
-        """Wait for the beginning of the next request, or for the client's end."""
-        self._in_head = True
-        if self._buffer:
-            # A pipelined request waits its turn as if it came only now.
-            self.give_way(len(self._buffer))
-        else:
-            self._buffer = self._receive_fairly()
+    def _wait_for_request(self) -> None:
+        """Wait for the begin of the next request, or for the end of the input."""
+        transport = self._transport
+        if transport.received:
+            # A pipelined request waits for its turn as if it came only now.
+            self._state = ConnectionState.READING
+            transport.give_way(len(transport.received))
+            return
+        self._state = ConnectionState.IDLE
+        size = transport.receive()
+        self._state = ConnectionState.READING
+        if size >= LARGE_INPUT:
+            transport.give_way(size)
 
-    def _repeat(self, caller: Caller, confirmed: bool) -> bool:
-        """Answer the request that was just received as it was answered before, if that still holds.
+    def _send_cached(self, caller: Caller, confirmed: bool) -> bool:
+        """Answer the request in `received` from the cache; return False if that is not possible.
 
         Args:
             caller: who asks.
-            confirmed: the process that connected was there when the request was; otherwise that is still to be seen.
+            confirmed: whether the process that connected was there when the request came. If not, it is confirmed now.
         """
-        shelf = self._shelf
-        if shelf is None or caller.init is None:
+        cache = self._cache
+        if cache is None or caller.init is None:
             return False
         began = time.monotonic()
-        repeat = shelf.find(self._buffer, caller.init)
-        if repeat is None or self._service.stopping:
+        context, transport = self._context, self._transport
+        cached = cache.get(transport.received, caller.init)
+        if cached is None or context.stopping:
             return False
-        if not confirmed and self._service.identifier.confirm(self._socket, caller) is not caller:
+        if not confirmed and context.identifier.confirm(transport.sock, caller) is not caller:
             return False
-        self._buffer = b""
-        self._in_head = False
-        answer = repeat.answer
-        # Others may be given the same answer while this client takes its time.
-        instance = None if answer is None else shelf.instance
-        self._send(repeat.whole(), b"")
-        if answer is not None:
-            answer.again(caller, instance, time.monotonic() - began)
-            self._service.answered(answer)
-            answer.forget()
+        transport.discard()
+        self._state = ConnectionState.RESPONDING
+        exchange = cached.exchange
+        # Another caller may get the same response while this client is slow to accept it.
+        instance = None if exchange is None else cache.instance
+        transport.send(cached.to_bytes())
+        if exchange is not None:
+            exchange.repeat(caller, instance, time.monotonic() - began)
+            context.on_exchange(exchange)
+            exchange.detach()
         return True
 
-    def _read_head(self) -> Head | None:
-        """The next request's head, of which there is a beginning; None if the client has no more."""
-        if not self._buffer:
-            return None
-        limits = self._service.limits
-        head = parse_head(self._buffer, limits)
+    def _read_head(self) -> Head:
+        """Read the next request's head, of which a part was received.
+
+        Raises:
+            ProtocolError: it is not a request, or a part of one that will not be completed.
+            DeadlineError: it is not complete in time.
+        """
+        limits, transport = self._context.limits, self._transport
+        head = parse_head(transport.received, limits)
         if head is None:
-            # The first bytes are there and the rest is not: from here on, time runs for the head.
-            self.set_deadline(limits.head_seconds)
+            # From the first bytes on, the client has a limited time for the rest.
+            transport.set_deadline(limits.head_seconds)
             while head is None:
-                seen = len(self._buffer)
+                seen = len(transport.received)
                 try:
-                    more = self._receive()
-                except LateError:
-                    if (refusal := refuse_cut_line(self._buffer)) is not None:
+                    size = transport.receive()
+                except DeadlineError:
+                    if (refusal := refuse_cut_line(transport.received)) is not None:
                         raise refusal from None
                     raise
-                if not more:
-                    raise refuse_cut_line(self._buffer) or ProtocolError(400, "the head is not complete")
-                self._buffer += more
-                # Look at it again only when it may be complete, or it is read as often as it has bytes.
-                if ends_head(self._buffer, seen) or is_too_large(self._buffer, limits):
-                    if len(self._buffer) >= LARGE:
-                        self.give_way(len(self._buffer))
-                    head = parse_head(self._buffer, limits)
-        # What was received is all of the request, and no more: only so it can be compared with what is received later.
-        head.alone = self._buffer if len(self._buffer) == head.size and head.length == 0 else None
-        self._buffer = self._buffer[head.size :]
-        self._in_head = False
+                if not size:
+                    raise refuse_cut_line(transport.received) or ProtocolError(400, "the head is not complete")
+                received = transport.received
+                # Parse again only when the head may be complete. Otherwise it would be parsed once for each byte.
+                if ends_head(received, seen) or is_too_large(received, limits):
+                    if len(received) >= LARGE_INPUT:
+                        transport.give_way(len(received))
+                    head = parse_head(received, limits)
+        # Only a request that was received alone can be compared with what is received later.
+        head.alone = transport.received if len(transport.received) == head.size and head.length == 0 else None
+        transport.consume(head.size)
+        self._state = ConnectionState.RESPONDING
         return head
 
-    def _be_stream(self, handover: Handover) -> None:
-        early, self._buffer = self._buffer, b""
-        self._stream = Stream(self, handover, self._service.pings, self._service.limits.stream_send_seconds)
+    def _run_stream(self, handover: Handover) -> None:
+        transport = self._transport
+        early = transport.discard()
+        self._stream = EventStream(transport, handover, self._context.pings, self._context.limits.stream_send_seconds)
+        self._state = ConnectionState.STREAMING
         try:
+            # RFC 6455, section 4.1: a client sends no frame before it has the response. As Incus, end without a word.
             if not (early and handover.event_format is EventFormat.WEBSOCKET):
                 self._stream.run()
-            # RFC 6455, section 4.1: a client sends no frame before it has the answer. As Incus, end without a word.
         finally:
             handover.subscription.cancel()
 
     def _respond(self, head: Head, caller: Caller) -> bool | Handover:
-        """Answer one request; whether another may follow. Or what the connection is handed over to."""
-        service = self._service
+        """Answer one request.
+
+        Returns:
+            Whether another request may follow; or the stream that the connection becomes.
+        """
+        context = self._context
         began = time.monotonic()
         environ = cast("Environ", head.environ)
-        environ.update(service.environ)
+        environ.update(context.environ)
         environ[CALLER] = caller
         environ[DIALECT] = self._dialect
         body: Body | None = None
         if head.length == 0:
-            environ["wsgi.input"] = _NOTHING
+            environ["wsgi.input"] = _NO_BODY
         else:
-            if head.length is not None and head.length > service.limits.body:
-                raise ProtocolError(413, f"the body is larger than {service.limits.body} bytes")
-            self.set_deadline(service.limits.body_seconds)
-            environ["wsgi.input"] = body = Body(self, head.length, service.limits.body, head.expects)
-        status, headers = "200 OK", [("Content-Length", "0")]
-        content: bytes | Content = b""
+            most = context.limits.body
+            if head.length is not None and head.length > most:
+                raise ProtocolError(413, f"the body is larger than {most} bytes")
+            self._transport.set_deadline(context.limits.body_seconds)
+            environ["wsgi.input"] = body = Body(self._transport, head.length, most, head.expects)
+        status: str
+        headers: Headers
+        content: bytes | Content
+        status, headers, content = "200 OK", [("Content-Length", "0")], b""
         if environ[RAW_PATH] != "*":
-            status, headers, content = self._call(environ)
+            status, headers, content = self._call_application(environ)
         try:
-            return self._answer(head, caller, body, status, headers, content, began)
+            return self._send_response(head, caller, body, status, headers, content, began)
         finally:
             if isinstance(content, Content):
                 content.close()
 
-    def _answer(
+    def _call_application(self, environ: Environ) -> tuple[str, Headers, bytes | Content]:
+        """Get the whole response, or its length: nothing is sent before the response is known to be complete."""
+        started: list[Any] = []
+
+        def start_response(status: str, headers: Headers, _exc_info: object = None) -> None:
+            started[:] = status, headers
+
+        chunks = self._context.application(environ, start_response)
+        if isinstance(chunks, Content):
+            return started[0], started[1], chunks
+        content = chunks[0] if isinstance(chunks, list) and len(chunks) == 1 else b"".join(chunks)
+        return started[0], started[1], content
+
+    def _send_response(
         self,
         head: Head,
         caller: Caller,
         body: Body | None,
         status: str,
-        headers: list[tuple[str, str]],
+        headers: Headers,
         content: bytes | Content,
         began: float,
     ) -> bool | Handover:
-        """Send what the application said, once the request's body is done with; returns as `_respond`."""
-        service, environ = self._service, cast("Environ", head.environ)
-        handover: Handover | None = environ.pop(HANDOVER, None)
+        """Finish the request's body, then send the application's response. Returns as `_respond`."""
+        context, environ = self._context, cast("Environ", head.environ)
+        handover = environ.pop(HANDOVER, None)
         if handover is not None:
-            answer = Answer(environ, caller, self._dialect, handover.status, [], 0, time.monotonic() - began)
-            service.answered(answer)
+            seconds = time.monotonic() - began
+            context.on_exchange(Exchange(environ, caller, self._dialect, handover.status, [], 0, seconds))
             return handover
-        # CONNECT would make a tunnel of the connection (RFC 9110, section 9.3.6): whatever follows is no request.
-        close = not head.keep_alive or service.stopping or environ["REQUEST_METHOD"] == "CONNECT"
+        # CONNECT would make a tunnel of the connection (RFC 9110, section 9.3.6), so nothing after it is a request.
+        close = not head.keep_alive or context.stopping or environ["REQUEST_METHOD"] == "CONNECT"
         if body is not None:
             if body.failure is not None:
-                # The application has seen only a part of it, so its answer is none.
+                # The application has read only a part of the body, so its response does not count.
                 raise body.failure
-            close = close or not self._pass_over(body)
+            close = close or not _skip_rest(body)
         protocol = environ["SERVER_PROTOCOL"]
         fields = response_fields(status, headers, protocol)
         end = response_end(protocol, close=close)
@@ -327,80 +400,66 @@ class Connection(Channel):
             self._send_content(prefix, content)
             sent = content.length
         else:
-            self._send(prefix, content)
+            self._transport.send(prefix, content)
             sent = len(content)
-        answer = Answer(environ, caller, self._dialect, status, headers, sent, time.monotonic() - began)
-        service.answered(answer)
-        if head.alone is not None and self._shelf is not None and isinstance(content, bytes) and not close:
-            service.repeats.keep(self._shelf, head.alone, answer, fields, end + content)
+        exchange = Exchange(environ, caller, self._dialect, status, headers, sent, time.monotonic() - began)
+        context.on_exchange(exchange)
+        if head.alone is not None and self._cache is not None and isinstance(content, bytes) and not close:
+            context.cache.put(self._cache, head.alone, exchange, fields, end + content)
         return not close
 
-    def _pass_over(self, body: Body) -> bool:
-        """Read what the application has left of a body; whether a request may follow it."""
-        if body.untouched:
-            return False
-        try:
-            body.drain()
-        except ProtocolError:
-            # The answer did not depend on it.
-            return False
-        return True
-
-    def _call(self, environ: Environ) -> tuple[str, list[tuple[str, str]], bytes | Content]:
-        """What the application says, all of it: nothing is sent before it is known to be whole, or its length is."""
-        started: list[Any] = []
-
-        def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> None:
-            started[:] = status, headers
-
-        chunks = self._service.application(environ, start_response)
-        if isinstance(chunks, Content):
-            return started[0], started[1], chunks
-        content = chunks[0] if isinstance(chunks, list) and len(chunks) == 1 else b"".join(chunks)
-        return started[0], started[1], content
-
     def _send_content(self, prefix: bytes, content: Content) -> None:
-        """Send what has files in it; each time that the client takes some of it, it has ``send_seconds`` again."""
-        seconds = self._service.limits.send_seconds
-        self._send(prefix, b"")
+        """Send a response with files. Each time the client accepts some of it, it has ``send_seconds`` again."""
+        self._transport.send(prefix)
         try:
-            send_content(self, content, seconds, self._service.disk.apply)
+            send_content(self._transport, content, self._context.limits.send_seconds, self._context.disk.apply)
         except ChangedFileError as error:
-            # The head is sent. That the end is missing tells the client that it has nothing.
+            # The head was sent. The missing end tells the client that the file is useless.
             log.error("%s", error)
             raise
 
-    def _send_rest(self, head: bytes, content: memoryview, seconds: float) -> None:
-        """As in the class above; what the client does not take at once is held against its instance."""
-        instance_id = self._caller.instance_id if self._caller else None
-        size = len(head) + len(content)
-        self._service.wait_for(instance_id, size)
-        try:
-            super()._send_rest(head, content, seconds)
-        finally:
-            self._service.wait_for(instance_id, -size)
-
     def _refuse_uncounted(self, status: int, text: str, limit: str | None = None) -> None:
-        """As `_refuse`, for a connection that is not counted as one of its instance: only some of those may linger."""
+        """As `_refuse`, for a connection that does not count for its instance: only some of those may linger."""
         instance_id = self._caller.instance_id if self._caller else None
-        lingers = self._service.shares.linger(instance_id)
+        quota = self._context.admission.quota
+        lingers = quota.begin_linger(instance_id)
         try:
             self._refuse(status, text, limit, linger=lingers)
         finally:
             if lingers:
-                self._service.shares.lingered(instance_id)
+                quota.end_linger(instance_id)
 
     def _refuse(self, status: int, text: str, limit: str | None = None, *, linger: bool = True) -> None:
-        """Answer what cannot be served; the connection ends after it."""
-        self._service.refused(self._caller, self._dialect, status, text, limit)
+        """Answer what cannot be served, and end the connection.
+
+        Args:
+            status: of the response.
+            text: one line for the client.
+            limit: name of the exceeded limit; None if there is none.
+            linger: whether to read on, so that a client that still sends can read the response first.
+        """
+        self._context.on_refusal(self._caller, self._dialect, status, text, limit)
+        transport = self._transport
         try:
-            self._send(error_response(status, text, retry_after=status == 429), b"")
-            # The client may be sending still, and must not find the socket closed, or closed with unread bytes in it,
-            # before it has seen the answer: read on to its end, but not for long.
-            self.shut_down(socket.SHUT_WR)
-            self.set_deadline(_LINGER_SECONDS)
+            transport.send(error_response(status, text, retry_after=status == 429))
+            # If the socket were closed with unread input in it, the client's end of it would be reset at once.
+            transport.shut_down(socket.SHUT_WR)
+            transport.set_deadline(_LINGER_SECONDS)
             for _read in range(_LINGER_READS if linger else 0):
-                if not self._receive():
+                transport.discard()
+                if not transport.receive():
                     break
-        except (OSError, LateError):
-            pass  # It does not wait for the answer.
+        except (OSError, DeadlineError):
+            pass  # The client does not wait for the response.
+
+
+def _skip_rest(body: Body) -> bool:
+    """Read what the application left of a body; return whether another request may follow it."""
+    if body.untouched:
+        return False
+    try:
+        body.drain()
+    except ProtocolError:
+        # The response did not depend on it.
+        return False
+    return True

@@ -27,11 +27,11 @@ from threading import Thread
 from guestapi.callers.namespaces import is_alive
 from guestapi.errors import SourceError
 from guestapi.model import Init
-from guestapi.server.systemd import notify, watchdog_seconds
 from guestapi.sources.doorbell import Caller, DoorbellServer, Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.recorder import Ledger, Recorder, Status
 from guestapi.sources.source import Changes, Found, Source, Unclear
+from guestapi.systemd import notify, watchdog_seconds
 
 log = logging.getLogger(__name__)
 

@@ -28,10 +28,10 @@ from guestapi.callers.identify import Caller
 from guestapi.dialects import DIALECTS
 from guestapi.model import Image, ImageFile, Notification
 from guestapi.notifications.broker import Broker
-from guestapi.server.answer import Answer
+from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
-from guestapi.server.service import Service
-from guestapi.server.shares import Shares
+from guestapi.server.context import WorkerContext
+from guestapi.server.exchange import Exchange
 from guestapi.settings import Limits
 from guestapi.store.rows import Entries
 from tests.api.fakes import MemoryStore, caller, instance
@@ -112,7 +112,7 @@ class Worker:
         broker = Broker(ShortLog(), queue_limit=10, subscriptions_per_instance=2)
         #: Method and status of each answer, in order; None for what the server itself refused.
         self.said: list[tuple[str | None, int]] = []
-        self.service = Service(
+        self.context = WorkerContext(
             create(store, broker, limits),
             # Duck-typed: the real one asks the kernel.
             Known(),  # type: ignore[arg-type]  # as much of one as is asked for
@@ -120,8 +120,7 @@ class Worker:
             store.instance,
             self._answered,
             lambda _caller, _dialect, status, _text, _limit: self.said.append((None, status)),
-            Shares(each=2, most=2, ended=lambda _instance_id: None),
-            descriptors=20_000,
+            Admission(limits, ConnectionQuota(2, 2, lambda _instance_id: None), descriptors=20_000),
             multiprocess=True,
         )
         self.complaints = Complaints()
@@ -129,8 +128,8 @@ class Worker:
         # The hub prints what a greenlet dies of, and goes on.
         get_hub().handle_error = self._failed  # type: ignore[method-assign, assignment]
 
-    def _answered(self, answer: Answer) -> None:
-        self.said.append((answer.environ["REQUEST_METHOD"], answer.code))
+    def _answered(self, exchange: Exchange) -> None:
+        self.said.append((exchange.environ["REQUEST_METHOD"], exchange.code))
 
     def _failed(self, context: Any, kind: Any, value: Any, _traceback: Any) -> None:
         self.complaints.heard.append(f"{context}: {kind}: {value}")
@@ -140,8 +139,8 @@ class Worker:
         self.said.clear()
         self.complaints.heard.clear()
         ours, theirs = socket.socketpair()
-        assert self.service.door.come(_PID)
-        Connection(self.service, ours, dialect, Credentials(_PID, 0, 0)).start()
+        assert self.context.admission.pending.add(_PID)
+        Connection(self.context, ours, dialect, Credentials(_PID, 0, 0)).start()
         with gevent.Timeout(PATIENCE), gevent.socket.socket(fileno=theirs.detach()) as client:
             receiving = gevent.spawn(_receive, client)
             try:
@@ -154,7 +153,7 @@ class Worker:
             except OSError:
                 pass  # It has had enough.
             data: bytes = receiving.get()
-        while self.service.connections:
+        while self.context.connections:
             gevent.idle()
         assert not self.complaints.heard, self.complaints.heard
         return data

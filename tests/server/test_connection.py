@@ -14,8 +14,10 @@ import pytest
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init
-from guestapi.server import connection, service
-from guestapi.server.shares import Shares
+from guestapi.server.acceptor import admit
+from guestapi.server.admission import Admission, ConnectionQuota
+from guestapi.server.connection import Connection
+from guestapi.server.context import WorkerContext
 from guestapi.settings import Limits
 from tests.harness.containers import Container, parse, request
 from tests.harness.service import Service
@@ -392,19 +394,18 @@ def test_one_send_for_an_answer(size: int) -> None:
         return [b"x" * size]
 
     refused: list[int] = []
-    shared = service.Service(
+    context = WorkerContext(
         application,
         Identifier(Nobody()),
         Limits(),
         lambda _number: None,
         lambda _answer: None,
         lambda _caller, _dialect, status, _text, _limit: refused.append(status),
-        Shares(each=2, most=2, ended=lambda _instance_id: None),
-        descriptors=20_000,
+        Admission(Limits(), ConnectionQuota(2, 2, lambda _instance_id: None), descriptors=20_000),
         multiprocess=False,
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.Connection(shared, ours, "incus", None).start()
+    Connection(context, ours, "incus", None).start()
     with (
         gevent.Timeout(10),
         gevent.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=theirs.detach()) as client,
@@ -418,7 +419,7 @@ def test_one_send_for_an_answer(size: int) -> None:
         assert client.recv(1) == b""
     assert refused == [400]
     with gevent.Timeout(10):
-        while shared.connections:
+        while context.connections:
             gevent.sleep(0.001)
 
 
@@ -449,20 +450,19 @@ def test_one_identification_for_a_connection() -> None:
         return [b""]
 
     identifier = Counting()
-    shared = service.Service(
+    context = WorkerContext(
         application,
         identifier,
         Limits(),
         lambda _number: None,
         lambda _answer: None,
         lambda *_what: None,
-        Shares(each=2, most=2, ended=lambda _instance_id: None),
-        descriptors=20_000,
+        Admission(Limits(), ConnectionQuota(2, 2, lambda _instance_id: None), descriptors=20_000),
         multiprocess=False,
     )
     ours, theirs = socket.socketpair()
-    who = shared.let_in(ours, "incus", flood=False)
-    connection.Connection(shared, ours, "incus", who).start()
+    who = admit(ours, "incus", context, flood=False)
+    Connection(context, ours, "incus", who).start()
     with gevent.Timeout(10), gevent.socket.socket(fileno=theirs.detach()) as client:
         for _time in range(5):
             client.sendall(request("/"))

@@ -63,7 +63,7 @@ def test_requests_per_second(strict: Service) -> None:
         assert refused.headers["retry-after"] == "1"
         assert often.ask("/").status == 429
         assert seldom.ask("/").status == 200
-        until(lambda: "default/often: over the limit requests_per_second, " in strict.log.read_text(), "a line")
+        until(lambda: "default/often: limit requests_per_second exceeded " in strict.log.read_text(), "a line")
         until(lambda: often.ask("/").status == 200, "a token")
 
 
@@ -109,7 +109,7 @@ def test_full_worker_has_room(full: Service) -> None:
         assert greedy[0].receive()[0].status == 200
         # It is not the greedy one who has more of it.
         assert first.ask("/").status == 500
-        until(lambda: "default/one: over the limit worker_connections, " in full.log.read_text(), "a line")
+        until(lambda: "default/one: limit worker_connections exceeded " in full.log.read_text(), "a line")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What systemd tells the service, and what the service tells systemd. Outside systemd, all of it does nothing."""
+"""Socket activation, watchdog and notifications, and a few commands of systemctl. Without systemd they do nothing."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from guestapi.settings import Listener, SettingsError
 
 log = logging.getLogger(__name__)
 
-#: Seconds that systemctl has: more than a service has to stop (systemd-system.conf(5), DefaultTimeoutStopSec=).
-_PATIENCE = 120.0
-#: sd_listen_fds(3): the first descriptor that is handed over.
-_FIRST = 3
+#: Seconds that systemctl may take: more than a service has to stop (systemd-system.conf(5), DefaultTimeoutStopSec=).
+_SYSTEMCTL_SECONDS = 120.0
+#: The first descriptor that systemd passes (sd_listen_fds(3)).
+_FIRST_DESCRIPTOR = 3
 
 
 def activated() -> int:
-    """How many sockets systemd has handed to this process (sd_listen_fds(3)). The environment stays as it is."""
+    """Return how many sockets systemd passed to this process (sd_listen_fds(3)). The environment is not changed."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return 0
     return int(os.environ.get("LISTEN_FDS", "0"))
 
 
 def dialects_of(count: int, paths: list[str], listeners: tuple[Listener, ...]) -> list[str]:
-    """The dialect of each socket that was handed over, in the order of their descriptors.
+    """Find the dialect of each socket that systemd passed.
 
     Args:
-        count: how many there are.
-        paths: what each is bound to.
-        listeners: of the configuration, for sockets whose name says nothing.
+        count: number of sockets.
+        paths: path of each socket.
+        listeners: sockets of the configuration.
 
     Returns:
-        By ``FileDescriptorName=`` if that is a dialect, else by the configured listener of that path.
+        Names of dialects in the order of descriptors: ``FileDescriptorName=`` if that is a dialect, otherwise that of
+        the configured socket with the same path.
 
     Raises:
-        SettingsError: neither says which dialect a socket speaks.
+        SettingsError: neither names the dialect of a socket.
     """
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     by_path = {listener.path: listener.dialect for listener in listeners}
@@ -55,31 +56,31 @@ def dialects_of(count: int, paths: list[str], listeners: tuple[Listener, ...]) -
 
 
 def descriptors(count: int) -> range:
-    """The descriptors that were handed over."""
-    return range(_FIRST, _FIRST + count)
+    """Return the descriptors that systemd passed."""
+    return range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + count)
 
 
 def is_off(unit: str) -> bool:
-    """Whether systemd knows the unit, and neither runs it nor would at the next start of this host."""
+    """Tell whether systemd knows the unit, does not run it, and would not run it after the next boot."""
     return _systemctl("is-enabled", unit).stdout.strip() == "disabled" and not _is_active(unit)
 
 
 def reopen(unit: str, path: Path) -> bool:
-    """Have systemd open a socket again of which the name is lost; what was connected to the service ends with that.
+    """Restart a socket unit whose socket file was removed. This ends all connections of the service.
 
     Args:
         unit: of the socket, used by ``guestapi.service``.
-        path: what it shall be opened at.
+        path: where it must listen.
 
     Returns:
-        Whether it was tried: the unit is active, and that is its path.
+        Whether that was tried, because the unit is active and has this path.
     """
     # systemctl(1): "/run/x (Stream)", a line each.
     listens = _systemctl("show", "--value", "--property=Listen", unit).stdout.splitlines()
     if not _is_active(unit) or f"{path} (Stream)" not in listens:
         return False
-    log.warning("%s was lost with its directory; %s opens it anew", path, unit)
-    # In one transaction: a socket unit cannot be started while its service runs.
+    log.warning("%s was removed with its directory; restarting %s", path, unit)
+    # In one transaction, because a socket unit cannot be started while its service runs.
     done = _systemctl("restart", unit, "guestapi.service")
     if done.returncode:
         log.error("systemctl restart %s guestapi.service: %s", unit, done.stderr.strip())
@@ -91,15 +92,17 @@ def _is_active(unit: str) -> bool:
 
 
 def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run systemctl; where there is none, it fails."""
+    """Run systemctl. If there is none, it fails."""
     try:
-        return subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False, timeout=_PATIENCE)
+        return subprocess.run(
+            ["systemctl", *words], capture_output=True, text=True, check=False, timeout=_SYSTEMCTL_SECONDS
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(words, 1, "", str(error))
 
 
 def watchdog_seconds() -> float | None:
-    """How often at least systemd wants to hear ``WATCHDOG=1`` (sd_watchdog_enabled(3)); None if it does not."""
+    """Return the interval in seconds within which systemd expects ``WATCHDOG=1`` (sd_watchdog_enabled(3)), or None."""
     microseconds = os.environ.get("WATCHDOG_USEC")
     if not microseconds or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
@@ -107,5 +110,5 @@ def watchdog_seconds() -> float | None:
 
 
 def notify(*fields: str) -> None:
-    """Tell systemd, as sd_notify(3) has it: ``READY=1``, ``STATUS=...`` and so on."""
+    """Send assignments to systemd, like ``READY=1`` or ``STATUS=...`` (sd_notify(3))."""
     systemd.daemon.notify("\n".join(fields))

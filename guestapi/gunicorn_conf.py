@@ -1,4 +1,4 @@
-"""conf/gunicorn.conf.py: gunicorn's own settings. It is Python, and read as gunicorn reads it."""
+"""Reads gunicorn.conf.py, gunicorn's own settings. It is Python, and read as gunicorn reads it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from guestapi.settings import SettingsError
 
 _SOCKETS = "sockets are in guestapi.toml or a socket unit"
 _LIMITS = "limits are in guestapi.toml"
-_OURS = "it is not for an operator to choose"
+_FIXED_BY_US = "guestapi sets it itself"
 
-#: What cannot be set here, and why.
+#: Settings that cannot be set here, and why.
 _FIXED = {
     "bind": _SOCKETS,
     "daemon": "systemd runs the service in the background",
@@ -20,22 +20,28 @@ _FIXED = {
     "limit_request_field_size": _LIMITS,
     "limit_request_fields": _LIMITS,
     "limit_request_line": _LIMITS,
-    "logger_class": _OURS,
-    "preload_app": _OURS,
+    "logger_class": _FIXED_BY_US,
+    "preload_app": _FIXED_BY_US,
     "reload": "'systemctl reload' does it",
     "threads": "workers have an event loop, set workers",
-    "worker_class": _OURS,
+    "worker_class": _FIXED_BY_US,
 }
 
-#: The least that makes sense; gunicorn itself takes less.
+#: The smallest values that make sense. gunicorn itself accepts smaller ones.
 _LEAST = {"workers": 1, "timeout": 2, "graceful_timeout": 1, "worker_connections": 1}
 
 
 def read(file: Path) -> dict[str, Any]:
-    """What `file` sets, by name; nothing if it does not exist.
+    """Read what `file` sets.
+
+    Args:
+        file: gunicorn.conf.py. It need not exist.
+
+    Returns:
+        Values by the name of the setting.
 
     Raises:
-        SettingsError: it is no Python, or sets what gunicorn does not know, does not take, or what is not to be set.
+        SettingsError: the file is not Python, or sets something that gunicorn does not know or that cannot be set here.
     """
     from gunicorn.config import Config
 
@@ -52,8 +58,8 @@ def read(file: Path) -> dict[str, Any]:
         if name in _FIXED:
             raise SettingsError(f"{file}: {name}: cannot be set here; {_FIXED[name]}")
         if name not in config.settings:
-            # A Python file may need more than settings: what it imports, and names of its own with an underscore. A
-            # function without one is a hook, or a misspelt one.
+            # The file may import modules and define names with an underscore. A function without one is a hook, perhaps
+            # a misspelt one.
             imported = isinstance(value, ModuleType) or getattr(value, "__module__", "__config__") != "__config__"
             if name.startswith("_") or imported:
                 continue

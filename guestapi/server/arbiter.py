@@ -1,4 +1,4 @@
-"""The master process: gunicorn's arbiter, configured from guestapi.toml, with sockets and watchdog by systemd."""
+"""The arbiter process: gunicorn's arbiter, configured from guestapi.toml, with sockets and watchdog from systemd."""
 
 from __future__ import annotations
 
@@ -9,70 +9,72 @@ import stat
 import time
 from pathlib import Path
 
-from gunicorn.app.base import Application as GunicornApplication
-from gunicorn.arbiter import Arbiter
+import gunicorn.app.base
+import gunicorn.arbiter
 
+from guestapi import gunicorn_conf, systemd
 from guestapi import settings as settings_module
 from guestapi.api import app
-from guestapi.server import gunicorn_conf, systemd
-from guestapi.server.logs import GunicornLogger
-from guestapi.server.offload import OffloadedStore
+from guestapi.server.access_log import GunicornLogger
+from guestapi.server.store_thread import OffloadedStore
 from guestapi.server.worker import GuestWorker
 from guestapi.settings import Listener, Settings, SettingsError
 from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
 
-#: gunicorn's settings that are ours to choose. gunicorn.conf.py may change all but the worker class and the sockets.
+#: Defaults of gunicorn's settings. gunicorn.conf.py may change all settings but the worker class and the sockets.
 _DEFAULTS = {
-    # Seconds: a worker that gives no sign of life for so long is killed.
+    # Seconds without a heartbeat after which a worker is killed.
     "timeout": 10,
-    # Seconds from SIGTERM until a worker is killed that has not ended. It gives requests under way half of that.
+    # Seconds from SIGTERM until a worker that has not ended is killed. Requests have half of that to finish.
     "graceful_timeout": 4,
-    # How many connections a worker holds at the most, of all instances together.
+    # The most connections of a worker, of all instances together.
     "worker_connections": 10000,
-    # So that sockets that we bind ourselves are 0666: every user of every instance may connect, and is told who it is.
+    # Sockets that are not from systemd are 0666: every user of every instance may connect, and the gate decides.
     "umask": 0o111,
     "workers": 2,
     "proc_name": "guestapi",
-    # gunicorn's own control socket: one more way in, and nobody needs it.
+    # gunicorn's own control socket, which nobody needs, would be one more way to attack the service.
     "control_socket_disable": True,
 }
 
 
-#: A worker gives a sign of life each second if it answers; so it does not, if the last one is older than this.
+#: A worker has a heartbeat each second while it answers. It does not answer if the last one is older than this.
 _FRESH_SECONDS = 5.0
 
 
-class Application(GunicornApplication):
-    """gunicorn's view of us: its settings, and the WSGI application.
+class ServiceApplication(gunicorn.app.base.Application):
+    """What gunicorn runs: its settings and the WSGI application.
 
     Attributes:
-        settings: guestapi.toml's.
-        dialects: of each listening socket, in gunicorn's order.
-        excesses: how often instances have exceeded a limit, with all workers since the service was started.
+        settings: of guestapi.toml.
+        dialects: name of the dialect of each listening socket, in gunicorn's order.
+        excesses: how often instances exceeded a limit, in all workers since the service was started.
     """
 
     settings: Settings
     dialects: list[str]
 
     def __init__(self, file: Path | None, sockets: tuple[Listener, ...], workers: int | None) -> None:
-        """Args:
-        file: guestapi.toml, or None for defaults.
-        sockets: of the command line, in place of the configuration's.
-        workers: of the command line, in place of gunicorn.conf.py's.
+        """Read the configuration.
+
+        Args:
+            file: guestapi.toml; None for the defaults.
+            sockets: from the command line, in place of the configuration's.
+            workers: from the command line, in place of that of gunicorn.conf.py.
 
         Raises:
-            SettingsError: the configuration cannot be used, or the sockets that systemd gave are of no dialect.
-            StoreError: the store can neither be used nor made.
+            SettingsError: the configuration cannot be used, or a socket from systemd has no dialect.
+            StoreError: the store can be neither used nor created.
         """
         self._file = file
         self._sockets = sockets
         self._workers = workers
         self._binds: list[str] = []
-        self.excesses = Tally()
+        self.excesses = SharedCounter()
         self._activated = systemd.activated()
         if self._activated:
-            # Once: gunicorn is about to move these sockets to other descriptors.
+            # Only now: gunicorn moves these sockets to other descriptors.
             paths = [_bound_to(number) for number in systemd.descriptors(self._activated)]
             listeners = settings_module.load(file).listener
             self.dialects = systemd.dialects_of(self._activated, paths, listeners)
@@ -80,33 +82,33 @@ class Application(GunicornApplication):
         super().__init__(prog="guestapi serve")
 
     def check(self) -> None:
-        """Read the configuration anew. If it cannot be used, nothing changes.
+        """Read the configuration again. If it cannot be used, nothing changes.
 
         Raises:
             SettingsError: a file cannot be used, or a socket cannot be bound.
-            StoreError: the store can neither be used nor made.
+            StoreError: the store can be neither used nor created.
         """
         settings = settings_module.load(self._file)
         gunicorn_conf.read(settings.gunicorn_file)
-        # It is there from now on, whoever comes first: a worker, or the operator's command.
+        # Create the store now, so that workers and commands find it.
         Writer(settings, create=True)
         listeners = self._sockets or settings.listener
         binds = [f"unix:{listener.path}" for listener in listeners]
         if not self._activated:
             for bind in binds:
                 if bind not in self._binds:
-                    _make_way(Path(bind.removeprefix("unix:")))
+                    _prepare_bind(Path(bind.removeprefix("unix:")))
             self.dialects = [listener.dialect for listener in listeners]
         self._binds = binds
         self.settings = settings
 
     def do_load_config(self) -> None:
-        """As gunicorn, but an error is raised to whoever asked, not printed before an exit."""
+        """Load settings as gunicorn does, but raise an error instead of printing it and exiting."""
         self.load_default_config()
         self.load_config()
 
     def load_config(self) -> None:
-        """gunicorn's settings: our defaults, then gunicorn.conf.py, then what is fixed or on the command line."""
+        """Set defaults, then what gunicorn.conf.py sets, then what is fixed or given on the command line."""
         chosen = {**_DEFAULTS, "loglevel": self.settings.log.level, **gunicorn_conf.read(self.settings.gunicorn_file)}
         if self._workers is not None:
             chosen["workers"] = self._workers
@@ -118,7 +120,7 @@ class Application(GunicornApplication):
                 self.cfg.set(key, value)
 
     def open_store(self) -> OffloadedStore:
-        """The store, for one worker: opened once, after the fork."""
+        """Return the store of one worker. It is opened once, after the fork."""
         if self._store is None:
             self._store = OffloadedStore(self.settings)
         return self._store
@@ -126,56 +128,57 @@ class Application(GunicornApplication):
     _store: OffloadedStore | None = None
 
     def load(self) -> app.GuestApplication:
-        """The WSGI application of one worker."""
+        """Make the WSGI application of one worker."""
         store = self.open_store()
         return app.create(store, store.broker, self.settings.limits)
 
     def run(self) -> None:
-        """Serve until told to stop; exits."""
-        Master(self).run()
+        """Serve until told to stop, then exit."""
+        Arbiter(self).run()
 
 
-class Tally:
-    """A number that all workers add to, and the master reads (eventfd(2))."""
+class SharedCounter:
+    """A number that all workers add to and the arbiter reads (eventfd(2))."""
 
     def __init__(self) -> None:
         self._descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._total = 0
 
     def add(self, count: int) -> None:
-        """For workers."""
+        """Add `count`. For workers."""
         if count:
             os.eventfd_write(self._descriptor, count)
 
     def total(self) -> int:
-        """For the master alone: who reads it, takes what was added."""
+        """Return the sum. For the arbiter alone, because reading takes what was added out of the descriptor."""
         try:
             self._total += os.eventfd_read(self._descriptor)
         except BlockingIOError:
-            pass  # Nothing was.
+            pass  # Nothing was added.
         return self._total
 
 
-class Master(Arbiter):
-    """gunicorn's arbiter, which also tells systemd how things are."""
+class Arbiter(gunicorn.arbiter.Arbiter):
+    """gunicorn's arbiter, which also reports to systemd."""
 
     _status = ""
 
     def reload(self) -> None:
-        """SIGHUP: new settings, new workers. Settings that cannot be used change nothing."""
+        """Use new settings and start new workers (SIGHUP). Settings that cannot be used change nothing."""
         try:
             self.app.check()
         except (SettingsError, StoreError) as error:
-            self.log.error("not reloaded, all goes on as before: %s", error)
+            self.log.error("not reloaded, the service continues as before: %s", error)
             return
         systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
         super().reload()
         systemd.notify("READY=1")
 
     def spawn_worker(self) -> int:
-        """As gunicorn's; but a signal to a worker that has no handlers of its own yet waits until it has.
+        """Start a worker as gunicorn does, but block signals until it has handlers of its own.
 
-        With those that it inherits, it would take a SIGTERM for the master's own and go on, until it was killed.
+        The handlers that it inherits would take a SIGTERM for the arbiter's own. The worker would continue until it
+        was killed.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
         try:
@@ -185,18 +188,18 @@ class Master(Arbiter):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
 
     def murder_workers(self) -> None:
-        """Called every second: kill workers that hang, and tell systemd if the others answer."""
+        """Kill workers that hang, and report to systemd. gunicorn calls this every second."""
         super().murder_workers()
         now = time.monotonic()
-        # Before its first sign of life a worker's file has the time of day, which lies far ahead of this clock.
+        # Before its first heartbeat a worker's file has the time of day, which is far ahead of this clock.
         ages = [age for worker in self.WORKERS.values() if (age := now - worker.tmp.last_update()) >= 0]
         answering = sum(age < _FRESH_SECONDS for age in ages)
         status = f"STATUS={answering} of {self.num_workers} workers answer on {len(self.LISTENERS)} sockets"
         if excesses := self.app.excesses.total():
-            status += f"; over limits: {excesses} times"
+            status += f"; limits exceeded {excesses} times"
         fields = [status] if status != self._status else []
         self._status = status
-        # A worker that hangs is killed after ``timeout``, well before systemd's patience ends.
+        # A worker that hangs is killed after ``timeout``, well before WatchdogSec= passes.
         if systemd.watchdog_seconds() and answering and answering == len(ages):
             fields.append("WATCHDOG=1")
         if fields:
@@ -204,13 +207,18 @@ class Master(Arbiter):
 
 
 def serve(file: Path | None, sockets: tuple[Listener, ...] = (), workers: int | None = None) -> None:
-    """Run the service in the foreground; never returns.
+    """Run the service in the foreground. Never returns.
+
+    Args:
+        file: guestapi.toml; None for the defaults.
+        sockets: to listen on, in place of the configuration's.
+        workers: number of workers; None for that of gunicorn.conf.py.
 
     Raises:
         SettingsError: the configuration cannot be used.
-        StoreError: the store can neither be used nor made.
+        StoreError: the store can be neither used nor created.
     """
-    Application(file, sockets, workers).run()
+    ServiceApplication(file, sockets, workers).run()
 
 
 def _bound_to(descriptor: int) -> str:
@@ -219,10 +227,10 @@ def _bound_to(descriptor: int) -> str:
     return name if isinstance(name, str) else str(name)
 
 
-def _make_way(path: Path) -> None:
-    """Prepare for binding `path`: its directory exists, and nobody answers there."""
+def _prepare_bind(path: Path) -> None:
+    """Create the directory of `path`, and make sure that no other server answers there."""
     if "GUNICORN_FD" in os.environ:
-        return  # gunicorn's SIGUSR2: the old master hands its sockets over, and answers on them until it is stopped.
+        return  # gunicorn's SIGUSR2: the old arbiter hands its sockets over, and answers on them until it stops.
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not stat.S_ISSOCK(path.lstat().st_mode):

@@ -9,8 +9,8 @@ import gevent
 import pytest
 from greenlet import getcurrent, greenlet
 
-from guestapi.server import crew
-from guestapi.server.crew import Crew
+from guestapi.server import greenlets
+from guestapi.server.greenlets import GreenletPool
 
 
 class Work:
@@ -28,10 +28,10 @@ class Work:
 
 def test_one_after_another() -> None:
     """What comes when something else is done is done by the same greenlet."""
-    crew, done = Crew(), list[greenlet]()
+    pool, done = GreenletPool(), list[greenlet]()
     with gevent.Timeout(10):
         for number in range(1, 6):
-            crew.run(Work(done).do)
+            pool.run(Work(done).do)
             while len(done) < number:
                 gevent.sleep(0.001)
     assert len(set(done)) == 1
@@ -39,16 +39,16 @@ def test_one_after_another() -> None:
 
 def test_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes at once is done at once, however much it is; of the greenlets, few stay."""
-    monkeypatch.setattr(crew, "_MOST", 3)
-    team, done = Crew(), list[greenlet]()
+    monkeypatch.setattr(greenlets, "_MOST_IDLE", 3)
+    pool, done = GreenletPool(), list[greenlet]()
     with gevent.Timeout(10):
         for _one in range(20):
-            team.run(Work(done).do)
+            pool.run(Work(done).do)
         while len(done) < 20:
             gevent.sleep(0.001)
         assert len(set(done)) == 20
         for _one in range(20):
-            team.run(Work(done).do)
+            pool.run(Work(done).do)
         while len(done) < 40:
             gevent.sleep(0.001)
     assert len(set(done[20:]) & set(done[:20])) <= 3
@@ -56,10 +56,10 @@ def test_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_kept() -> None:
     """What was done is not kept by the greenlet that waits for more."""
-    crew, done = Crew(), list[greenlet]()
+    pool, done = GreenletPool(), list[greenlet]()
     work = Work(done)
     gone = weakref.ref(work)
-    crew.run(work.do)
+    pool.run(work.do)
     del work
     with gevent.Timeout(10):
         while not done:

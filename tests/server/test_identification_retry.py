@@ -15,10 +15,11 @@ from gevent.event import Event
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init, Mirror
-from guestapi.server import service
+from guestapi.server.acceptor import admit
+from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
-from guestapi.server.shares import Shares
-from guestapi.server.waiting import Patience
+from guestapi.server.context import WorkerContext
+from guestapi.server.identification_retry import IdentificationRetry
 from guestapi.settings import Callers, Limits
 from guestapi.store.mirroring import forget_mirror, note_mirror
 from tests.harness.containers import Container, Ran, from_host, receive, request, send
@@ -103,7 +104,7 @@ class Nobody:
         return []
 
 
-class Endless(Patience):
+class Endless(IdentificationRetry):
     """Waits for as long as it is let."""
 
     def __init__(self, identifier: Identifier) -> None:
@@ -111,40 +112,40 @@ class Endless(Patience):
         self.waiting, self.over = Event(), Event()
 
     def wait(self, _connection: socket.SocketType, caller: Caller) -> Caller:
-        """As Patience."""
+        """As IdentificationRetry."""
         self.waiting.set()
         self.over.wait()
         return caller
 
 
-def test_who_waits_is_through_the_door() -> None:
+def test_who_waits_is_not_pending() -> None:
     """A process of which so many connections as may come at a time wait to be known can make another one."""
     identifier = Identifier(Nobody())
-    patience = Endless(identifier)
-    shared = service.Service(
+    retry = Endless(identifier)
+    limits = Limits(connections_per_instance=1)
+    context = WorkerContext(
         lambda _environ, _start_response: [b""],
         identifier,
-        Limits(connections_per_instance=1),
+        limits,
         lambda _number: None,
         lambda _answer: None,
         lambda *_what: None,
-        Shares(each=1, most=2, ended=lambda _instance_id: None),
-        descriptors=20_000,
+        Admission(limits, ConnectionQuota(1, 2, lambda _instance_id: None), descriptors=20_000),
         multiprocess=False,
-        patience=patience,
+        retry=retry,
     )
     pairs = [socket.socketpair() for _number in range(3)]
     with gevent.Timeout(10):
-        who = shared.let_in(pairs[0][0], "incus", flood=False)
+        who = admit(pairs[0][0], "incus", context, flood=False)
         assert who is not None
-        assert shared.let_in(pairs[1][0], "incus", flood=False) is None
-        Connection(shared, pairs[0][0], "incus", who).start()
-        patience.waiting.wait()
-        assert shared.let_in(pairs[2][0], "incus", flood=False) == who
+        assert admit(pairs[1][0], "incus", context, flood=False) is None
+        Connection(context, pairs[0][0], "incus", who).start()
+        retry.waiting.wait()
+        assert admit(pairs[2][0], "incus", context, flood=False) == who
         for _ours, theirs in pairs:
             theirs.close()
-        patience.over.set()
-        while shared.connections:
+        retry.over.set()
+        while context.connections:
             gevent.sleep(0.001)
         pairs[2][0].close()
 
@@ -163,12 +164,12 @@ class Counting(Identifier):
 
 
 @pytest.mark.parametrize(("commits", "looks"), [(False, range(1, 2)), (True, range(4, 20))])
-def test_who_waits_is_looked_at_when_there_is_news(commits: bool, looks: range) -> None:
+def test_identified_again_only_after_a_commit(commits: bool, looks: range) -> None:
     """A look is dear for a caller deep in namespaces, so there is another one only when somebody has committed."""
     versions = itertools.count() if commits else itertools.repeat(0)
     identifier = Counting()
-    patience = Patience(identifier, lambda: True, lambda: next(versions), Callers(wait_seconds=0.5))
+    retry = IdentificationRetry(identifier, lambda: True, lambda: next(versions), Callers(wait_seconds=0.5))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        patience.wait(ours, Caller(Credentials(1, 0, 0), contained=True))
+        retry.wait(ours, Caller(Credentials(1, 0, 0), contained=True))
     assert identifier.looks in looks

@@ -1,22 +1,22 @@
-"""`Rounds`: in each round of the event loop, everybody has so many, whoever wants how many."""
+"""`IterationLimiter`: in each iteration of the event loop, each process starts so many, however many it wants."""
 
 from __future__ import annotations
 
 import gevent
 from gevent.hub import get_hub
 
-from guestapi.server.rounds import Rounds
+from guestapi.server.scheduler import IterationLimiter
 
 
 def run(wanted: dict[int, int], each: int, *, alone: bool = False) -> list[tuple[int, int, int]]:
     """Who asked in which round for a turn and had it in which, if so many greenlets ask at the same time."""
-    rounds = Rounds(each, lambda: alone)
+    limiter = IterationLimiter(each, lambda: alone)
     loop = get_hub().loop
     had: list[tuple[int, int, int]] = []
 
     def take(whose: int) -> None:
         asked = loop.iteration
-        rounds.take(whose)
+        limiter.acquire(whose)
         had.append((whose, asked, loop.iteration))
 
     with gevent.Timeout(10):
@@ -41,11 +41,11 @@ def test_alone_nobody_is_waited_for() -> None:
 
 def test_first_come_first_served() -> None:
     """Those that wait go on in the order in which they came, and nobody who comes later overtakes them."""
-    rounds = Rounds(1, lambda: False)
+    limiter = IterationLimiter(1, lambda: False)
     order: list[int] = []
 
     def take(number: int) -> None:
-        rounds.take(1)
+        limiter.acquire(1)
         order.append(number)
         if number < 20:
             # As a busy client does: again, as soon as it has its answer.

@@ -1,7 +1,7 @@
-"""A caller whose instance is not known yet: on a host with a mirror, it may be known in a moment.
+"""Identifies a caller again whose instance is not registered yet.
 
-A container runs before its daemon tells of it, and its first program may call at once. So a caller from a container
-that is in no known instance is looked at again, for a while, before it is told that it is unknown.
+On a host with a mirror, a container runs before its daemon reports it, and its first program may connect at once. So a
+caller from an unregistered container is identified again, up to ``callers.wait_seconds``, before it is refused.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import gevent
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.settings import Callers
 
-#: Seconds between two looks.
-_AGAIN_SECONDS = 0.05
+#: Seconds between two attempts.
+_INTERVAL_SECONDS = 0.05
 
 
-class Patience:
-    """Waits for the mirror if a caller may be of an instance that has just started."""
+class IdentificationRetry:
+    """Waits for the mirror to register the instance of a caller."""
 
     def __init__(
         self, identifier: Identifier, mirrored: Callable[[], bool], version: Callable[[], object], settings: Callers
     ) -> None:
-        """Args:
-        identifier: who is at the other end of a socket now.
-        mirrored: whether there is a mirror to wait for.
-        version: of the store: the same as long as nobody has committed.
-        settings: for how long, and how many may wait at a time.
+        """Wait for nobody yet.
+
+        Args:
+            identifier: identifies callers.
+            mirrored: whether the host has a mirror.
+            version: of the store: equal as long as nobody has committed.
+            settings: how long a caller waits, and how many may wait at a time.
         """
         self._identifier = identifier
         self._mirrored = mirrored
@@ -39,14 +41,17 @@ class Patience:
         self._waiting = 0
 
     def wait(self, connection: socket.SocketType, caller: Caller) -> Caller:
-        """Who has connected, known if that is only a matter of time; blocks the calling greenlet alone.
+        """Wait until the caller's instance is registered, but not for long. Blocks the calling greenlet alone.
 
         Args:
             connection: the caller's.
-            caller: as the identifier has it.
+            caller: as identified.
+
+        Returns:
+            The caller as it was identified last.
 
         Raises:
-            StoreError: the instances cannot be looked up now.
+            StoreError: the store cannot be read.
         """
         if caller.instance_id is None and caller.contained and self._waiting < self._most and self._mirrored():
             self._waiting += 1
@@ -54,8 +59,8 @@ class Patience:
                 until = time.monotonic() + self._seconds
                 seen: object = None
                 while caller.instance_id is None and caller.contained and time.monotonic() < until:
-                    gevent.sleep(_AGAIN_SECONDS)
-                    # A look costs the more the deeper a guest nests its namespaces.
+                    gevent.sleep(_INTERVAL_SECONDS)
+                    # The deeper a guest nests its namespaces, the more an attempt costs.
                     if (version := self._version()) != seen:
                         seen = version
                         caller = self._identifier.identify(connection, caller.credentials)

@@ -1,4 +1,4 @@
-"""The store as the application of a worker sees it: looks are immediate, writes leave the event loop alone."""
+"""The store for a worker's application: reads are immediate, writes run in a thread beside the event loop."""
 
 from __future__ import annotations
 
@@ -25,26 +25,29 @@ T = TypeVar("T")
 
 
 class OffloadedStore:
-    """A `Reader` for the event loop's thread, and a `Writer` for threads beside it (`api.app.Store`).
+    """A `Reader` in the event loop's thread and a `Writer` in threads beside it. It implements `api.app.Store`.
 
     Attributes:
-        broker: who listens to the change log.
-        doorbell: when to look there.
+        broker: the subscriptions to the change log.
+        doorbell: tells when the log has new entries.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """The store, opened now if it can be; if not, whoever needs it tries again.
+        """Open the store if possible. If not, each later call tries again.
+
+        Args:
+            settings: where the store is, and how many streams an instance may have.
 
         Raises:
-            StoreError: ``store.url`` is none of a store.
+            StoreError: ``store.url`` is not the URL of a store.
         """
         self._settings = settings
         self._reader = Reader(settings.store.url)
         try:
-            # Before anybody waits for it.
+            # Before a client waits for it.
             self._reader.latest()
         except StoreError as error:
-            # The other workers may know enough to go on, and one that does not start would stop them all.
+            # Other workers may have read enough to continue. If this one did not start, gunicorn would stop them all.
             log.error("%s", error)
         self.broker = Broker(
             self._reader,
@@ -53,7 +56,7 @@ class OffloadedStore:
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer: Writer | None = None
-        #: As `Reader.instance`; asked several times at each request.
+        #: As `Reader.instance`. PERF: a request calls it several times.
         self.instance = self._reader.instance
         self._images = images.directory(settings)
 
@@ -70,7 +73,7 @@ class OffloadedStore:
         return self._reader.mirrored()
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
-        """As `Writer.set_ready`, in a thread of gevent's pool; only the calling greenlet waits for it."""
+        """As `Writer.set_ready`, in a thread of gevent's pool. Only the calling greenlet waits for it."""
         return _in_thread(self._set_ready, instance_id, run, ready, init)
 
     def _set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None) -> bool:
@@ -83,12 +86,12 @@ class OffloadedStore:
         return self._reader.image(fingerprint)
 
     def open_image(self, image: Image) -> list[int]:
-        """As `store.images.open_files`, in a thread of gevent's pool: a disk that sleeps holds up this caller alone."""
+        """As `store.images.open_files`, in a thread of gevent's pool. Only the calling greenlet waits for the disk."""
         return _in_thread(images.open_files, self._images, image)
 
 
 def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call it in a thread of gevent's pool; what it raises is raised here, and not printed by gevent besides."""
+    """Call `function` in a thread of gevent's pool. Its exception is raised here; gevent would also print it."""
     result: list[T] = []
 
     def call() -> Exception | None:

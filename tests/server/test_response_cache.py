@@ -1,4 +1,4 @@
-"""Answers that are given again: only the same one, to the same caller, and only while it still holds."""
+"""Cached responses: only the same one, to the same caller, and only while it still holds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from guestapi.callers.identify import Caller
 from guestapi.http import response
 from guestapi.model import Instance
-from guestapi.server import repeats
-from guestapi.server.answer import Answer
-from guestapi.server.repeats import Repeats, Shelf
+from guestapi.server import response_cache
+from guestapi.server.exchange import Exchange
+from guestapi.server.response_cache import CallerCache, ResponseCache
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, Environ
 from tests.api.fakes import StandIn, caller, instance
@@ -25,12 +25,12 @@ REQUEST = request("/1.0/config/user.foo")
 
 
 class Host:
-    """What the store says of instance 7, and repeats that go by it."""
+    """What the store says of instance 7, and a cache over it."""
 
     def __init__(self) -> None:
         self.says: Instance | None = instance({"user.foo": "bar"})
         self.fault: StoreError | None = None
-        self.repeats = Repeats(self.look)
+        self.cache = ResponseCache(self.look)
 
     def look(self, _number: int) -> Instance | None:
         """As `store.reading.Reader.instance`."""
@@ -38,19 +38,19 @@ class Host:
             raise self.fault
         return self.says
 
-    def shelf(self, who: Caller, dialect: str = "incus") -> Shelf:
-        """A caller's shelf."""
-        shelf = self.repeats.shelf(who, dialect)
-        assert shelf is not None
-        return shelf
+    def cache_of(self, who: Caller, dialect: str = "incus") -> CallerCache:
+        """A caller's cache."""
+        cache = self.cache.of(who, dialect)
+        assert cache is not None
+        return cache
 
     def answer(
-        self, who: Caller, *, raw: bytes = REQUEST, body: bytes = b"bar", code: int = 200, lasting: bool = True
+        self, who: Caller, *, raw: bytes = REQUEST, body: bytes = b"bar", code: int = 200, cacheable: bool = True
     ) -> None:
         """An answer was given to the caller."""
-        environ: Environ = {CACHEABLE: lasting, INSTANCE: self.says, CALLER: who}
-        answer = Answer(environ, who, "incus", f"{code} Any", [], len(body), 0.1)
-        self.repeats.keep(self.shelf(who), raw, answer, b"HTTP/1.1 200 OK\r\n", b"\r\n" + body)
+        environ: Environ = {CACHEABLE: cacheable, INSTANCE: self.says, CALLER: who}
+        exchange = Exchange(environ, who, "incus", f"{code} Any", [], len(body), 0.1)
+        self.cache.put(self.cache_of(who), raw, exchange, b"HTTP/1.1 200 OK\r\n", b"\r\n" + body)
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def host() -> Host:
 def found(host: Host, who: Caller, raw: bytes = REQUEST, dialect: str = "incus") -> bytes | None:
     """What the caller is answered again, all of it."""
     assert who.init is not None
-    repeat = host.shelf(who, dialect).find(raw, who.init)
-    return None if repeat is None else repeat.whole()
+    cached = host.cache_of(who, dialect).get(raw, who.init)
+    return None if cached is None else cached.to_bytes()
 
 
 def test_same_bytes_again(host: Host) -> None:
@@ -126,46 +126,46 @@ def test_not_to_anybody_else(host: Host, what: str) -> None:
     assert found(host, same) is not None
 
 
-def test_only_what_lasts(host: Host) -> None:
+def test_only_cacheable_responses(host: Host) -> None:
     """Answers that depend on anything but request and instance are not kept, nor are mistakes of ours."""
     guest = caller()
-    host.answer(guest, lasting=False)
+    host.answer(guest, cacheable=False)
     host.answer(guest, code=500)
     assert found(host, guest) is None
     host.answer(guest, code=404)
     assert found(host, guest) is not None
-    assert host.repeats.shelf(caller(instance_id=None), "incus") is None
+    assert host.cache.of(caller(instance_id=None), "incus") is None
 
 
-def test_memory_of_one_place(host: Host) -> None:
+def test_memory_of_one_caller(host: Host) -> None:
     """However many things a guest asks for, what is kept for it is bounded."""
     guest = caller()
     for number in range(1000):
         host.answer(guest, raw=request(f"/1.0/config/user.{number}"), body=b"x" * 1000)
-        assert host.shelf(guest).size <= repeats.SHELF_BYTES
-    host.answer(guest, raw=REQUEST, body=b"x" * repeats.SHELF_BYTES)
+        assert host.cache_of(guest).size <= response_cache.CALLER_BYTES
+    host.answer(guest, raw=REQUEST, body=b"x" * response_cache.CALLER_BYTES)
     assert found(host, guest) is None
 
 
-def test_answers_of_which_nobody_wants_to_know(host: Host) -> None:
+def test_responses_that_are_not_logged(host: Host) -> None:
     """What is not accounted for takes less memory, and is the same."""
     guest = caller()
     quiet = Host()
     quiet.says = host.says
-    quiet.repeats = Repeats(quiet.look, account_from=400)
+    quiet.cache = ResponseCache(quiet.look, logged_from=400)
     for one in (host, quiet):
         one.answer(guest)
         one.answer(guest, raw=request("/1.0/config/none"), code=404)
     assert found(quiet, guest) == found(host, guest)
     assert guest.init is not None
-    ours = [quiet.shelf(guest).find(raw, guest.init) for raw in (REQUEST, request("/1.0/config/none"))]
-    assert [one is not None and one.answer is not None for one in ours] == [False, True]
-    assert quiet.shelf(guest).size < host.shelf(guest).size * 2 / 3
+    ours = [quiet.cache_of(guest).get(raw, guest.init) for raw in (REQUEST, request("/1.0/config/none"))]
+    assert [one is not None and one.exchange is not None for one in ours] == [False, True]
+    assert quiet.cache_of(guest).size < host.cache_of(guest).size * 2 / 3
 
 
-def test_memory_of_all_places(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_all_callers(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept of all together is bounded; what was kept first goes first."""
-    monkeypatch.setattr(repeats, "KEPT_BYTES", 100_000)
+    monkeypatch.setattr(response_cache, "CACHE_BYTES", 100_000)
     guests = [caller(uid=uid) for uid in range(100)]
     for guest in guests:
         host.answer(guest)
@@ -187,7 +187,7 @@ def test_nothing_is_kept_alive(host: Host) -> None:
 
 
 @pytest.mark.root
-def test_repeated_request_sees_every_change(service: Service, c1: Container) -> None:
+def test_cached_request_sees_every_change(service: Service, c1: Container) -> None:
     """On a connection that asks the same again and again, each answer is of what was last committed."""
     try:
         with talk(c1) as guest:
@@ -209,7 +209,7 @@ def test_repeated_request_sees_every_change(service: Service, c1: Container) -> 
 )
 @pytest.mark.parametrize("line", ["Accept: */*", "Connection: close", "X_Any: 1"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_repeated_answer_is_the_same(c1: Container, path: str, line: str, method: str) -> None:
+def test_cached_response_is_the_same(c1: Container, path: str, line: str, method: str) -> None:
     """Asked again, on the same connection or on another one, an endpoint says what it has said, head and body."""
     answers = []
     for _connection in range(2):

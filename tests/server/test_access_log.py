@@ -1,4 +1,4 @@
-"""`Excesses`: what exceeds a limit is told in few lines, whatever the number, and by instance."""
+"""`ExcessLog`: exceeded limits are logged in few lines, whatever their number, for each instance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guestapi.server.logs import Excesses, requests
+from guestapi.server.access_log import ExcessLog, requests
 from tests.api.fakes import instance
 
 
@@ -35,18 +35,18 @@ def records() -> Iterator[Records]:
 def test_a_line_for_each_now_and_then(records: Records) -> None:
     """A thousand excesses are one line; more within ten seconds are another one later; each instance has its own."""
     now = 100.0
-    excesses = Excesses({7: instance()}.get, lambda: now)
+    excesses = ExcessLog({7: instance()}.get, lambda: now)
     for _time in range(1000):
         excesses.count(7, "writes_per_second")
     excesses.count(None, "connections_per_instance")
-    assert excesses.tell() == 1001
+    assert excesses.flush() == 1001
     assert records.seen == [
         (
-            "default/c1: over the limit writes_per_second, 1000 times",
+            "default/c1: limit writes_per_second exceeded 1000 times",
             {"LIMIT": "writes_per_second", "COUNT": "1000", "INSTANCE": "c1", "PROJECT": "default"},
         ),
         (
-            "callers in no known instance: over the limit connections_per_instance, 1 times",
+            "callers in no registered instance: limit connections_per_instance exceeded 1 times",
             {"LIMIT": "connections_per_instance", "COUNT": "1"},
         ),
     ]
@@ -54,11 +54,11 @@ def test_a_line_for_each_now_and_then(records: Records) -> None:
     excesses.count(7, "writes_per_second")
     excesses.count(7, "streams_per_instance")
     now += 5
-    assert excesses.tell() == 1
+    assert excesses.flush() == 1
     assert [fields["LIMIT"] for _line, fields in records.seen] == ["streams_per_instance"]
     now += 5.5
-    assert excesses.tell() == 1
-    assert records.seen[-1][0] == "default/c1: over the limit writes_per_second, 1 times"
+    assert excesses.flush() == 1
+    assert records.seen[-1][0] == "default/c1: limit writes_per_second exceeded 1 times"
     now += 100
-    assert excesses.tell() == 0
+    assert excesses.flush() == 0
     assert len(records.seen) == 2

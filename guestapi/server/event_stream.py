@@ -1,4 +1,4 @@
-"""A connection that was handed over: sends what its listener hears, until either side ends it."""
+"""A connection that was handed over: it sends the events of a subscription until either side ends it."""
 
 from __future__ import annotations
 
@@ -10,39 +10,38 @@ from typing import Protocol
 from guestapi.http.response import stream_head
 from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, CloseCode, Opcode, close_frame, frame
 from guestapi.notifications.events import EncodedEvent, EventFormat
-from guestapi.server.turns import LARGE
+from guestapi.server.scheduler import LARGE_INPUT
+from guestapi.server.transport import DeadlineError
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import Handover
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two pings, and how many may stay unanswered: as Incus.
+#: Seconds between two pings, as with Incus.
 PING_SECONDS = 10.0
-_UNANSWERED = 3
+#: How many pings may stay unanswered, as with Incus.
+_MOST_UNANSWERED = 3
 _PING = frame(Opcode.PING, b"keepalive")
 #: A comment, which clients skip (html.spec.whatwg.org, "Parsing an event stream").
 _COMMENT = b":\n\n"
 
-#: How many bytes of events are sent at a time.
-_BATCH = 65536
-#: Seconds that a client has to take what is left when its stream is ended, and then to say goodbye itself.
+#: About how many bytes of events are sent at a time.
+_BATCH_BYTES = 65536
+#: Seconds that a client has to accept the last events when its stream is closed.
 _LAST_SECONDS = 0.08
-_GOODBYE_SECONDS = 0.5
+#: Seconds that the server waits for the client's close frame.
+_CLOSE_SECONDS = 0.5
 
 
-class LateError(Exception):
-    """A deadline has passed."""
-
-
-class Peer(Protocol):
-    """The connection, as a stream needs it: `connection.Connection`."""
+class StreamPeer(Protocol):
+    """What a stream needs of its connection. `transport.Transport` implements it."""
 
     def send_within(self, seconds: float, data: bytes) -> None:
-        """Send all; raises LateError, or OSError."""
+        """Send all of `data`; raises DeadlineError or OSError."""
         ...
 
     def wait_readable(self) -> None:
-        """Wait until the client has sent something, or `wake` is called."""
+        """Wait for input, or until `wake` is called."""
         ...
 
     def wake(self) -> None:
@@ -50,35 +49,43 @@ class Peer(Protocol):
         ...
 
     def read_available(self, size: int) -> bytes | None:
-        """What the client has sent; b"" at its end, None if there is nothing."""
+        """Read input without waiting; b"" at its end, None if there is none."""
         ...
 
     def receive_within(self, seconds: float, size: int) -> bytes:
-        """What the client sends next; b"" at its end; raises LateError."""
+        """Wait for input; b"" at its end; raises DeadlineError."""
         ...
 
     def hurry(self, seconds: float) -> None:
-        """Give what is being sent so long, and no longer."""
+        """Move the deadline of what is being sent, if it is later."""
         ...
 
     def give_way(self, size: int = 0) -> None:
-        """Let others have their turn before so many bytes are looked at."""
+        """Let other connections proceed before `size` bytes are processed."""
         ...
 
     def abort(self) -> None:
-        """Shut the connection, whatever it is doing."""
+        """Shut the connection down, whatever its greenlet is doing."""
         ...
 
 
-class Stream:
-    """One client's stream of events."""
+class EventStream:
+    """The stream of events of one client."""
 
-    def __init__(self, peer: Peer, handover: Handover, pings: Pings, send_seconds: float) -> None:
+    def __init__(self, peer: StreamPeer, handover: Handover, pings: PingTimer, send_seconds: float) -> None:
+        """Prepare a stream; `run` begins it.
+
+        Args:
+            peer: the connection.
+            handover: what the application handed over.
+            pings: tells the stream when to send a ping.
+            send_seconds: how long the client has to accept what is sent.
+        """
         self._peer = peer
         self._subscription = handover.subscription
         self._format = handover.event_format
         self._pings = pings
-        self._seconds = send_seconds
+        self._send_seconds = send_seconds
         self._head = stream_head(handover.status, handover.headers)
         self._frames = ClientFrames() if handover.event_format is EventFormat.WEBSOCKET else None
         self._unanswered = 0
@@ -86,9 +93,9 @@ class Stream:
         self._sending = False
 
     def run(self) -> None:
-        """Send what there is until the stream ends."""
-        self._subscription.wake = self._on_news
-        # The first ping leaves with the head.
+        """Send events until the stream ends."""
+        self._subscription.wake = self._on_wake
+        # The first ping follows the head.
         self._send(self._head + (_PING if self._frames else b""))
         self._head = b""
         if self._format is not EventFormat.LINES:
@@ -97,28 +104,28 @@ class Stream:
         try:
             for events in self._subscription.missed():
                 self._send_events(events)
-                if not self._listen():
+                if not self._process_input():
                     return
                 if self._subscription.overrun or self._subscription.closing is not None:
                     break
-                # However much was missed, others have their turn; a batch takes milliseconds to read.
-                self._peer.give_way(LARGE)
+                # Reading a batch takes milliseconds, so others proceed in between.
+                self._peer.give_way(LARGE_INPUT)
             self._follow()
         except StoreError as error:
             log.error("an event stream ends: %s", error)
             if self._frames is not None:
                 self._send(close_frame(CloseCode.INTERNAL_ERROR))
-        except LateError:
-            pass  # It does not take what it has asked for.
+        except DeadlineError:
+            pass  # The client does not accept the events that it asked for.
         finally:
             self._pings.remove(self)
 
     def close(self, code: int) -> None:
-        """End the stream, with this close code if it is a WebSocket."""
+        """End the stream; a WebSocket gets this `CloseCode`."""
         self._subscription.close(code)
 
     def ping(self) -> None:
-        """It is time for a ping."""
+        """Send a ping soon."""
         self._ping_due = True
         self._peer.wake()
 
@@ -127,7 +134,7 @@ class Stream:
             if self._subscription.overrun:
                 return
             if self._subscription.closing is not None:
-                self._say_goodbye(self._subscription.closing)
+                self._finish(self._subscription.closing)
                 return
             if self._ping_due and not self._send_ping():
                 return
@@ -136,7 +143,7 @@ class Stream:
                 self._send_events(events)
             elif self._subscription.closing is None:
                 self._peer.wait_readable()
-            if not self._listen():
+            if not self._process_input():
                 return
 
     def _send_events(self, events: list[EncodedEvent]) -> None:
@@ -146,7 +153,7 @@ class Stream:
         for event in events:
             batch.append(event.encode(self._format, with_id=with_id))
             size += len(batch[-1])
-            if size > _BATCH:
+            if size > _BATCH_BYTES:
                 self._send(b"".join(batch))
                 batch, size = [], 0
         if batch:
@@ -155,74 +162,79 @@ class Stream:
     def _send(self, data: bytes) -> None:
         self._sending = True
         try:
-            self._peer.send_within(self._seconds, data)
+            self._peer.send_within(self._send_seconds, data)
         finally:
             self._sending = False
 
     def _send_ping(self) -> bool:
+        """Send a ping; return False if the client left too many unanswered."""
         self._ping_due = False
-        if self._frames is not None and self._unanswered >= _UNANSWERED:
+        if self._frames is not None and self._unanswered >= _MOST_UNANSWERED:
             return False
         self._unanswered += 1
         self._send(_PING if self._frames else _COMMENT)
         return True
 
-    def _listen(self) -> bool:
-        """Take what the client has sent, without waiting; whether the stream goes on."""
+    def _process_input(self) -> bool:
+        """Process what the client has sent, without waiting; return whether the stream continues."""
         data = self._peer.read_available(LONGEST_FRAME)
         if data is None:
             return True
         if not data or self._frames is None:
             return False
-        heard = self._frames.feed(data)
-        if heard.pong:
+        reaction = self._frames.feed(data)
+        if reaction.pong:
             self._unanswered = 0
-        if heard.reply:
-            self._send(heard.reply)
-        return not heard.ended
+        if reaction.reply:
+            self._send(reaction.reply)
+        return not reaction.ended
 
-    def _say_goodbye(self, code: int) -> None:
-        # What came before the end is told, as far as the client takes it at once.
-        self._seconds = _LAST_SECONDS
+    def _finish(self, code: int) -> None:
+        # The client gets the events that came before the end, if it accepts them at once.
+        self._send_seconds = _LAST_SECONDS
         self._send_events(self._subscription.pop())
         if self._frames is None:
             return
         self._send(close_frame(code))
-        # RFC 6455, section 7.1.1: the client answers with a close frame of its own, and would find nobody there.
-        until = time.monotonic() + _GOODBYE_SECONDS
+        # RFC 6455, section 7.1.1: the client answers with a close frame, and must not find the socket closed before.
+        until = time.monotonic() + _CLOSE_SECONDS
         while (left := until - time.monotonic()) > 0:
             data = self._peer.receive_within(left, LONGEST_FRAME)
             if not data or self._frames.feed(data).ended:
                 return
 
-    def _on_news(self) -> None:
-        """The listener has something, or is to be ended."""
+    def _on_wake(self) -> None:
+        """The subscription has events, or has to end."""
         if self._sending and self._subscription.overrun:
-            # It is stuck, and will not get to it.
+            # The client blocks it, so it would not notice.
             self._peer.abort()
         elif self._sending and self._subscription.closing is not None:
-            # It may be stuck. What is under way is finished, if that is quick, so that the close code can follow.
+            # The client may block it. What is being sent gets a little time, so that the close frame can follow.
             self._peer.hurry(_LAST_SECONDS)
         else:
             self._peer.wake()
 
 
-class Pings:
-    """Which stream is to send a ping when. All wait equally long, so they are due in the order in which they came."""
+class PingTimer:
+    """When each stream has to send a ping. The interval is the same for all, so they are due in order of arrival."""
 
     def __init__(self) -> None:
-        self._due: OrderedDict[Stream, float] = OrderedDict()
+        self._due: OrderedDict[EventStream, float] = OrderedDict()
 
-    def add(self, stream: Stream) -> None:
-        """Have the stream send one when it is time, and again and again."""
+    def add(self, stream: EventStream) -> None:
+        """Have the stream send a ping every `PING_SECONDS`."""
         self._due[stream] = time.monotonic() + PING_SECONDS
 
-    def remove(self, stream: Stream) -> None:
-        """No more."""
+    def remove(self, stream: EventStream) -> None:
+        """Have the stream send no more pings."""
         self._due.pop(stream, None)
 
     def run(self) -> float:
-        """Have those send one for which it is time; the seconds until the next."""
+        """Have the streams that are due send a ping.
+
+        Returns:
+            Seconds until the next stream is due.
+        """
         now = time.monotonic()
         while self._due:
             stream, due = next(iter(self._due.items()))

@@ -1,4 +1,4 @@
-"""`Shares` and `Door`: who may have how many connections, and at whose cost room is made. All without a socket."""
+"""Which connections are admitted, and which are evicted for others. All without a socket."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.server.door import Door
-from guestapi.server.shares import TOO_MANY, Shares
+from guestapi.server.admission import TOO_MANY_CONNECTIONS, ConnectionQuota, PendingConnections
 from tests.api.fakes import caller
 
 
@@ -24,44 +23,44 @@ class Holding:
         self.ended = True
 
 
-def shares(each: int = 4, most: int = 10) -> tuple[Shares, list[int | None]]:
-    """Shares, and whose connections were ended for others."""
+def quota(each: int = 4, most: int = 10) -> tuple[ConnectionQuota, list[int | None]]:
+    """A quota, and whose connections were ended for others."""
     ended: list[int | None] = []
-    return Shares(each, most, ended.append), ended
+    return ConnectionQuota(each, most, ended.append), ended
 
 
-def enter(held: Shares, instance_id: int | None, count: int = 1, *, idle: bool = False) -> list[Holding]:
+def enter(held: ConnectionQuota, instance_id: int | None, count: int = 1, *, idle: bool = False) -> list[Holding]:
     """So many connections of an instance that are let in."""
     made = [Holding(idle) for _number in range(count)]
-    assert [held.enter(instance_id, one) for one in made] == [None] * count
+    assert [held.add(instance_id, one) for one in made] == [None] * count
     return made
 
 
 def test_each_has_so_many() -> None:
     """An instance has as many as it may and no more, another one has its own, and one that ends makes place."""
-    held, _ended = shares()
+    held, _ended = quota()
     first, *_others = enter(held, 1, 4)
-    assert held.enter(1, Holding()) == TOO_MANY
-    assert held.excess(1) == TOO_MANY
+    assert held.add(1, Holding()) == TOO_MANY_CONNECTIONS
+    assert held.rejection(1) == TOO_MANY_CONNECTIONS
     enter(held, 2, 4)
-    held.leave(1, first)
-    held.leave(1, first)
+    held.remove(1, first)
+    held.remove(1, first)
     enter(held, 1)
-    assert held.enter(1, Holding()) == TOO_MANY
+    assert held.add(1, Holding()) == TOO_MANY_CONNECTIONS
 
 
 def test_unknown_callers_share() -> None:
     """All callers in no known instance have one share, and over it hear what they would hear in any case: 500."""
-    held, _ended = shares()
+    held, _ended = quota()
     enter(held, None, 4)
-    excess = held.enter(None, Holding())
-    assert excess
-    assert (excess.status, excess.text) == (500, "pid not in container?")
+    rejection = held.add(None, Holding())
+    assert rejection
+    assert (rejection.status, rejection.text) == (500, "pid not in container?")
 
 
-def test_room_is_made_at_the_cost_of_the_greediest() -> None:
+def test_eviction_is_at_the_cost_of_the_greediest() -> None:
     """With no place left, whoever has fewest gets one of whoever has most: an idle one if there is, else the oldest."""
-    held, ended = shares()
+    held, ended = quota()
     greedy = enter(held, 1, 3)
     idle = enter(held, 1, idle=True)
     enter(held, 2, 3)
@@ -73,49 +72,49 @@ def test_room_is_made_at_the_cost_of_the_greediest() -> None:
     enter(held, 4)
     assert len(ended) == 2
     # Nobody has two more than 2, 3 or 4 have: who takes whose would go on for ever.
-    excess = held.enter(4, Holding())
-    assert excess
-    assert (excess.status, excess.limit) == (500, "worker_connections")
+    rejection = held.add(4, Holding())
+    assert rejection
+    assert (rejection.status, rejection.limit) == (500, "worker_connections")
     assert len(ended) == 2
 
 
 def test_full_before_the_most() -> None:
     """When descriptors are short, that is full too, whatever the number."""
-    held, ended = shares(most=1000)
+    held, ended = quota(most=1000)
     enter(held, 1, 3)
-    assert held.enter(2, Holding(), full=True) is None
+    assert held.add(2, Holding(), full=True) is None
     assert ended == [1]
-    excess = held.enter(3, Holding(), full=True)
-    assert excess is None
-    assert held.enter(4, Holding(), full=True) is not None
+    rejection = held.add(3, Holding(), full=True)
+    assert rejection is None
+    assert held.add(4, Holding(), full=True) is not None
 
 
 def test_lingering_is_bounded() -> None:
     """Of an instance's refused connections only some are kept until their clients have seen why."""
-    held, _ended = shares()
+    held, _ended = quota()
     count = 0
-    while held.linger(1):
+    while held.begin_linger(1):
         count += 1
         assert count < 100
-    assert held.linger(2)
-    held.lingered(1)
-    assert held.linger(1)
-    assert not held.linger(1)
+    assert held.begin_linger(2)
+    held.end_linger(1)
+    assert held.begin_linger(1)
+    assert not held.begin_linger(1)
 
 
 @given(st.lists(st.tuples(st.sampled_from([None, 1, 2, 3, 4, 5]), st.booleans(), st.booleans()), max_size=80))
 def test_never_more_than_there_is(steps: list[tuple[int | None, bool, bool]]) -> None:
     """Whoever comes and goes in whatever order: nobody has more than its share, and all together not more than all."""
-    held, _ended = shares(each=4, most=9)
+    held, _ended = quota(each=4, most=9)
     living: list[tuple[int | None, Holding]] = []
     for instance_id, comes, idle in steps:
         if comes:
             one = Holding(idle)
-            if held.enter(instance_id, one) is None:
+            if held.add(instance_id, one) is None:
                 living.append((instance_id, one))
         else:
             for pair in [pair for pair in living if pair[0] == instance_id][:1]:
-                held.leave(*pair)
+                held.remove(*pair)
                 living.remove(pair)
         living = [pair for pair in living if not pair[1].ended]
         assert len(living) <= 9
@@ -126,48 +125,48 @@ def test_never_more_than_there_is(steps: list[tuple[int | None, bool, bool]]) ->
             poor = next((other for other in (1, 2, 3, 4, 5) if counts[(None, 1, 2, 3, 4, 5).index(other)] == 0), None)
             if poor is not None and max(counts) > 1:
                 fresh = Holding()
-                assert held.enter(poor, fresh) is None
-                held.leave(poor, fresh)
+                assert held.add(poor, fresh) is None
+                held.remove(poor, fresh)
                 living = [pair for pair in living if not pair[1].ended]
 
 
-def test_door_keeps_count_by_process() -> None:
+def test_pending_connections_count_by_process() -> None:
     """Of one process no more may wait than an instance may have; another one's are let in."""
-    door = Door(3)
-    assert [door.come(7) for _time in range(4)] == [True, True, True, False]
-    assert door.come(8)
-    assert door.why_not(7) == (None, TOO_MANY)
-    door.go(7, caller(instance_id=42))
-    assert door.come(7)
-    assert not door.come(7)
-    assert door.why_not(7) == (42, TOO_MANY)
+    pending = PendingConnections(3)
+    assert [pending.add(7) for _time in range(4)] == [True, True, True, False]
+    assert pending.add(8)
+    assert pending.rejection(7) == (None, TOO_MANY_CONNECTIONS)
+    pending.remove(7, caller(instance_id=42))
+    assert pending.add(7)
+    assert not pending.add(7)
+    assert pending.rejection(7) == (42, TOO_MANY_CONNECTIONS)
     for _time in range(3):
-        door.go(7, caller(instance_id=42))
-    assert door.of_one()
-    assert [door.come(7) for _time in range(4)] == [True, True, True, False]
+        pending.remove(7, caller(instance_id=42))
+    assert pending.has_one_process()
+    assert [pending.add(7) for _time in range(4)] == [True, True, True, False]
 
 
-def test_door_tells_strangers_what_they_hear_anyway() -> None:
+def test_unknown_process_gets_the_answer_of_unknown_callers() -> None:
     """A process of which is known that it is in no known instance is told so; one that was not looked at is not."""
-    door = Door(2)
+    pending = PendingConnections(2)
     for _time in range(3):
-        door.come(7)
-    door.go(7, None)
-    door.come(7)
-    assert not door.come(7)
-    assert door.why_not(7) == (None, TOO_MANY)
-    door.go(7, caller(instance_id=None))
-    door.come(7)
-    assert not door.come(7)
-    assert door.why_not(7)[1].status == 500
+        pending.add(7)
+    pending.remove(7, None)
+    pending.add(7)
+    assert not pending.add(7)
+    assert pending.rejection(7) == (None, TOO_MANY_CONNECTIONS)
+    pending.remove(7, caller(instance_id=None))
+    pending.add(7)
+    assert not pending.add(7)
+    assert pending.rejection(7)[1].status == 500
 
 
-def test_full_door_is_open_for_who_has_none() -> None:
+def test_process_without_pending_connections_is_always_admitted() -> None:
     """However many wait of however many processes, one of which none waits is let in."""
-    door = Door(300)
+    pending = PendingConnections(300)
     for pid in range(1, 5):
         for _time in range(256):
-            door.come(pid)
-    assert not door.come(1)
-    assert door.come(5)
-    assert not door.come(5)
+            pending.add(pid)
+    assert not pending.add(1)
+    assert pending.add(5)
+    assert not pending.add(5)

@@ -1,0 +1,160 @@
+"""What the service logs of requests, of exceeded limits, and of gunicorn."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gunicorn.glogging
+
+from guestapi import journal
+from guestapi.callers.identify import Caller
+from guestapi.journal import LogThrottle
+from guestapi.model import Instance
+from guestapi.server.exchange import Exchange
+from guestapi.settings import Log
+from guestapi.store.errors import StoreError
+from guestapi.wsgi import EXCEEDED_LIMIT
+
+requests = logging.getLogger("guestapi.requests")
+
+#: The smallest status that is logged, for each value of ``log.requests``.
+_LOGGED_FROM = {"all": 0, "refused": 400, "none": 1000}
+
+#: Of how many pairs of instance and limit it is remembered when they were logged.
+_REMEMBERED = 4096
+
+
+class GunicornLogger(gunicorn.glogging.Logger):
+    """gunicorn's logger. Its errors go where guestapi's go; its access log is as gunicorn's ``accesslog`` says."""
+
+    def setup(self, cfg: Any) -> None:
+        """Set logging up, as gunicorn's Logger. gunicorn calls this again on reload."""
+        super().setup(cfg)
+        journal.set_up(cfg.loglevel)
+
+
+class ExcessLog:
+    """Counts how often limits are exceeded, and logs it from time to time, for each instance and limit."""
+
+    def __init__(
+        self, get_instance: Callable[[int], Instance | None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Count from zero.
+
+        Args:
+            get_instance: returns what the store has under an instance's id.
+            clock: returns seconds.
+        """
+        self._get_instance = get_instance
+        self._throttle = LogThrottle(keys=_REMEMBERED, clock=clock)
+        self._counts: dict[tuple[int | None, str], int] = {}
+
+    def count(self, instance_id: int | None, limit: str) -> None:
+        """Count that an instance, or None for unknown callers, exceeded the limit of this name."""
+        key = instance_id, limit
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def flush(self) -> int:
+        """Log what was counted, except for what was logged a short time ago.
+
+        Returns:
+            How many times limits were exceeded, as far as it was logged now.
+        """
+        total = 0
+        for key in list(self._counts):
+            if self._throttle.admit(key) is None:
+                continue
+            count = self._counts.pop(key)
+            total += count
+            instance_id, limit = key
+            instance = _find(self._get_instance, instance_id)
+            fields = {"LIMIT": limit, "COUNT": str(count), **_instance_fields(instance)}
+            who = f"{instance.project}/{instance.name}" if instance else "callers in no registered instance"
+            requests.warning("%s: limit %s exceeded %d times", who, limit, count, extra={"fields": fields})
+        return total
+
+
+class RequestLog:
+    """Logs requests. It limits the lines of each second, because a guest can send any number of requests.
+
+    Attributes:
+        logged_from: the smallest status that is logged.
+        excesses: exceeded limits.
+    """
+
+    def __init__(self, settings: Log, get_instance: Callable[[int], Instance | None]) -> None:
+        """Log nothing yet.
+
+        Args:
+            settings: what is logged.
+            get_instance: returns what the store has under an instance's id.
+        """
+        self._get_instance = get_instance
+        self.excesses = ExcessLog(get_instance)
+        self.logged_from = _LOGGED_FROM[settings.requests]
+        self._throttle = LogThrottle(1.0, lines=settings.requests_per_second)
+
+    def log_exchange(self, exchange: Exchange) -> None:
+        """Log a response of the application, or count it if its request exceeded a limit."""
+        status = exchange.code
+        environ = exchange.environ
+        if EXCEEDED_LIMIT in environ:
+            self.excesses.count(exchange.caller.instance_id if exchange.caller else None, environ[EXCEEDED_LIMIT])
+        elif status >= self.logged_from and self._admit():
+            fields = _fields(exchange.caller, exchange.dialect, status, exchange.instance)
+            who = _who(exchange.caller, exchange.instance)
+            request = f"{environ['REQUEST_METHOD']} {environ['RAW_URI'][:200]}"
+            milliseconds = exchange.seconds * 1000
+            requests.info("%s: %s -> %d, %.1f ms", who, request, status, milliseconds, extra={"fields": fields})
+
+    def log_refusal(self, caller: Caller | None, dialect: str, status: int, text: str, limit: str | None) -> None:
+        """Log what the server itself refused, or count it if it exceeded a limit.
+
+        Args:
+            caller: who asked; None if it is not known.
+            dialect: name of the socket's dialect.
+            status: of the response.
+            text: of the response.
+            limit: name of the exceeded limit; None if there is none.
+        """
+        if limit is not None:
+            self.excesses.count(caller.instance_id if caller else None, limit)
+        elif status >= self.logged_from and self._admit():
+            instance = _find(self._get_instance, caller.instance_id) if caller else None
+            fields = _fields(caller, dialect, status, instance)
+            requests.info("%s: %d, %s", _who(caller, instance), status, text, extra={"fields": fields})
+
+    def _admit(self) -> bool:
+        left_out = self._throttle.admit()
+        if left_out:
+            requests.warning("%d more requests were not logged", left_out)
+        return left_out is not None
+
+
+def _find(get_instance: Callable[[int], Instance | None], instance_id: int | None) -> Instance | None:
+    if instance_id is None:
+        return None
+    try:
+        return get_instance(instance_id)
+    except StoreError:
+        return None
+
+
+def _who(caller: Caller | None, instance: Instance | None) -> str:
+    if instance is not None:
+        return f"{instance.project}/{instance.name}"
+    return f"pid {caller.credentials.pid}" if caller else "unknown caller"
+
+
+def _instance_fields(instance: Instance | None) -> dict[str, str]:
+    return {} if instance is None else {"INSTANCE": instance.name, "PROJECT": instance.project}
+
+
+def _fields(caller: Caller | None, dialect: str, status: int, instance: Instance | None) -> dict[str, str]:
+    fields = {"DIALECT": dialect, "STATUS": str(status), **_instance_fields(instance)}
+    if caller is not None:
+        fields |= {"CALLER_PID": str(caller.credentials.pid), "CALLER_UID": str(caller.credentials.uid)}
+    return fields

@@ -1,0 +1,277 @@
+"""Which connections and requests a worker admits. No I/O.
+
+A connection is pending from accept until its instance is known; meanwhile it counts for its process. Then it counts for
+its instance. When the worker has all the connections it may have, an instance with few gets one at the expense of the
+instance with most, so that no instance can occupy a worker.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from guestapi.callers.identify import Caller
+from guestapi.http.errors import ProtocolError
+from guestapi.rate_limit import RateLimit
+from guestapi.settings import Limits
+
+#: How many refused connections of an instance may stay open until their clients have read why.
+_MOST_LINGERING = 16
+#: From this many pending connections on, each process may have only one.
+_MOST_PENDING = 1024
+#: Descriptors that admitted connections leave free: for pending and lingering connections, namespaces and processes
+#: that the worker looks at, image files, and the store.
+_RESERVED_DESCRIPTORS = 64
+#: Of these, descriptors that pending connections leave free: identifying a caller takes a few, and fails without.
+_RESERVED_FROM_PENDING = 16
+
+
+class EvictableConnection(Protocol):
+    """A connection that can be ended in favour of another. `connection.Connection` implements it."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no unanswered request, not even a part of one."""
+        ...
+
+    def abort(self) -> None:
+        """End the connection."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a connection is not admitted.
+
+    Attributes:
+        status: HTTP status code of the answer.
+        text: one line for the guest.
+        limit: name of the setting that was exceeded.
+    """
+
+    status: int
+    text: str
+    limit: str
+
+
+TOO_MANY_CONNECTIONS = Rejection(429, "too many connections of this instance", "connections_per_instance")
+#: The answer to any unknown caller. A client whose instance is registered a moment later tries again on 500 alone.
+UNKNOWN_CALLER = Rejection(500, "pid not in container?", "connections_per_instance")
+#: Not the instance's fault, and temporary.
+WORKER_FULL = Rejection(500, "temporarily unavailable, try again", "worker_connections")
+
+
+class _Process:
+    __slots__ = ("identified", "instance_id", "pending")
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self.identified = False
+        self.instance_id: int | None = None
+
+
+class PendingConnections:
+    """Connections that were accepted, of which the instance is not known yet, by process.
+
+    Identifying a caller takes longer than connecting, so a guest can have any number of connections waiting. If they
+    waited in the kernel's queue, no other client could connect (connect(2), EAGAIN). So they are accepted at once and
+    wait here. The kernel names their process at once. A process with more of them than an instance may have is refused
+    without being identified.
+    """
+
+    def __init__(self, per_process: int) -> None:
+        """Begin with none.
+
+        Args:
+            per_process: the most pending connections of a process: as many as its instance may have.
+        """
+        self._per_process = per_process
+        self._processes: dict[int, _Process] = {}
+        self._count = 0
+
+    def add(self, pid: int) -> bool:
+        """Count one more of process `pid`; return False if it may have no more."""
+        process = self._processes.get(pid)
+        if process is None:
+            process = self._processes[pid] = _Process()
+        elif process.pending >= self._per_process or self._count >= _MOST_PENDING:
+            return False
+        process.pending += 1
+        self._count += 1
+        return True
+
+    def remove(self, pid: int, caller: Caller | None) -> None:
+        """Count one less of process `pid`.
+
+        Args:
+            pid: the process.
+            caller: who it is; None if it was not identified.
+        """
+        process = self._processes[pid]
+        if caller is not None:
+            process.instance_id = caller.instance_id
+            process.identified = True
+        process.pending -= 1
+        self._count -= 1
+        if not process.pending:
+            del self._processes[pid]
+
+    def rejection(self, pid: int) -> tuple[int | None, Rejection]:
+        """Return the instance of a process that `add` refused, as far as it is known, and why it was refused."""
+        process = self._processes[pid]
+        unknown = process.identified and process.instance_id is None
+        return process.instance_id, UNKNOWN_CALLER if unknown else TOO_MANY_CONNECTIONS
+
+    def has_one_process(self) -> bool:
+        """Tell whether all pending connections are of one process."""
+        return len(self._processes) < 2
+
+
+class ConnectionQuota:
+    """The connections of a worker by instance. The id None stands for all unknown callers together."""
+
+    def __init__(self, per_instance: int, most: int, on_eviction: Callable[[int | None], None]) -> None:
+        """Begin with no connection.
+
+        Args:
+            per_instance: the most connections of an instance.
+            most: the most connections in all.
+            on_eviction: called with the instance whose connection was ended in favour of another instance's.
+        """
+        self._per_instance = per_instance
+        self._most = most
+        self._on_eviction = on_eviction
+        self._held: dict[int | None, dict[EvictableConnection, None]] = {}
+        self._count = 0
+        self._lingering: Counter[int | None] = Counter()
+
+    def add(self, instance_id: int | None, connection: EvictableConnection, *, full: bool = False) -> Rejection | None:
+        """Count a connection of an instance.
+
+        Args:
+            instance_id: whose.
+            connection: to count.
+            full: whether the worker is full although it may have fewer than ``most`` connections.
+
+        Returns:
+            None, or why it is not admitted.
+        """
+        rejection = self.rejection(instance_id)
+        if rejection is not None:
+            return rejection
+        count = len(self._held.get(instance_id, ()))
+        if (full or self._count >= self._most) and not self.evict(count + 1):
+            return UNKNOWN_CALLER if instance_id is None else WORKER_FULL
+        self._held.setdefault(instance_id, {})[connection] = None
+        self._count += 1
+        return None
+
+    def remove(self, instance_id: int | None, connection: EvictableConnection) -> None:
+        """Stop counting a connection. Doing so twice is harmless."""
+        held = self._held.get(instance_id, {})
+        if connection in held:
+            del held[connection]
+            self._count -= 1
+            if not held:
+                del self._held[instance_id]
+
+    def rejection(self, instance_id: int | None) -> Rejection | None:
+        """Tell why an instance may have no more connections than it has; None if it may."""
+        if len(self._held.get(instance_id, ())) < self._per_instance:
+            return None
+        return UNKNOWN_CALLER if instance_id is None else TOO_MANY_CONNECTIONS
+
+    def evict(self, least: int) -> bool:
+        """End a connection of the instance that has most, if it has more than `least`.
+
+        Returns:
+            Whether there was one.
+        """
+        greediest = max(self._held, key=lambda instance_id: len(self._held[instance_id]), default=None)
+        held = self._held.get(greediest, {})
+        if len(held) <= least:
+            return False
+        # They are in the order in which they came. Clients know that an idle connection may be closed at any time.
+        connection = next((connection for connection in held if connection.idle), None) or next(iter(held))
+        self.remove(greediest, connection)
+        connection.abort()
+        self._on_eviction(greediest)
+        return True
+
+    def begin_linger(self, instance_id: int | None) -> bool:
+        """Tell whether a refused connection may stay open for its client. If so, `end_linger` has to follow."""
+        if self._lingering[instance_id] >= _MOST_LINGERING:
+            return False
+        self._lingering[instance_id] += 1
+        return True
+
+    def end_linger(self, instance_id: int | None) -> None:
+        """Undo `begin_linger`."""
+        self._lingering[instance_id] -= 1
+        if not self._lingering[instance_id]:
+            del self._lingering[instance_id]
+
+
+class Admission:
+    """All that limits what a worker serves.
+
+    Attributes:
+        pending: connections whose instance is not known yet.
+        quota: connections by instance.
+    """
+
+    def __init__(self, limits: Limits, quota: ConnectionQuota, *, descriptors: int) -> None:
+        """Begin with no connection.
+
+        Args:
+            limits: of each instance.
+            quota: connections by instance.
+            descriptors: how many descriptors the process may have (RLIMIT_NOFILE).
+        """
+        self.pending = PendingConnections(limits.connections_per_instance)
+        self.quota = quota
+        self._descriptors = descriptors - _RESERVED_DESCRIPTORS
+        self._pending_descriptors = descriptors - _RESERVED_FROM_PENDING
+        self._requests = (
+            RateLimit(limits.requests_per_second, limits.requests_burst) if limits.requests_per_second else None
+        )
+        self._most_unsent = limits.unsent_per_instance
+        #: Bytes of responses that clients of an instance have not accepted yet, for those instances that have any.
+        self._unsent: dict[int | None, int] = {}
+
+    def add(self, instance_id: int | None, connection: EvictableConnection, descriptor: int) -> Rejection | None:
+        """As `ConnectionQuota.add`. The worker is also full when it is about to run out of descriptors.
+
+        Args:
+            instance_id: whose.
+            connection: to count.
+            descriptor: of its socket. The kernel assigns the lowest free number (open(2)), so that many are in use.
+        """
+        return self.quota.add(instance_id, connection, full=descriptor >= self._descriptors)
+
+    def must_pause(self, descriptor: int) -> bool:
+        """Tell whether accepting must pause after a connection with this descriptor, so that a few stay free."""
+        return descriptor >= self._pending_descriptors
+
+    def check_request(self, instance_id: int | None) -> None:
+        """Count a request of an instance.
+
+        Raises:
+            ProtocolError: it sends too many requests, or leaves too much of earlier responses unread.
+        """
+        # Unknown callers get the same answer in any case.
+        if self._requests is not None and instance_id is not None and not self._requests.take(instance_id):
+            raise ProtocolError(429, "too many requests of this instance", "requests_per_second")
+        # PERF: mostly nobody leaves anything unread.
+        if self._unsent and self._unsent.get(instance_id, 0) >= self._most_unsent:
+            raise ProtocolError(429, "this instance leaves too many answers unread", "unsent_per_instance")
+
+    def add_unsent(self, instance_id: int | None, size: int) -> None:
+        """Count bytes that begin to wait for a client of the instance, or with a negative size no longer wait."""
+        left = self._unsent.get(instance_id, 0) + size
+        if left:
+            self._unsent[instance_id] = left
+        else:
+            self._unsent.pop(instance_id, None)
