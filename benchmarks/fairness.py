@@ -16,6 +16,8 @@ from benchmarks.figures import Figure
 from benchmarks.processes import SERVER_CORE, Inside, pin
 from benchmarks.requests import PATHS
 from benchmarks.scale import SOCKET, listening
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
 from tests.harness.containers import Container
 from tests.harness.service import Service
 
@@ -95,7 +97,7 @@ def _burst(running: Service, container: Container) -> Iterator[None]:
             with running.writer.change() as step:
                 for _one in range(10):
                     number += 1
-                    step.configure(step.instance("default", "c1"), {"user.number": str(number)})
+                    steps.configure(step, get_instance(step, "default", "c1"), {"user.number": str(number)})
 
     with listening(Inside(container.pid), 20):
         thread = threading.Thread(target=change)

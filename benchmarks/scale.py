@@ -20,7 +20,8 @@ from benchmarks.processes import SERVER_CORE, Inside, pin, resident_kb
 from benchmarks.requests import PATHS
 from guestapi.callers import namespaces
 from guestapi.model import Init
-from guestapi.store import doorbell
+from guestapi.store import doorbell, steps
+from guestapi.store.lookup import get_instance
 from tests.harness.service import Service
 
 INSTANCES = 10_000
@@ -103,7 +104,7 @@ def sustained(rate: int = 1000, seconds: int = 10, each: int = 10) -> Iterator[F
         while number < rate * seconds:
             changed = {f"user.number{one}": str(number + one + 1) for one in range(each)}
             with _committed() as at, running.writer.change() as change:
-                change.configure(change.instance("default", INSTANCE), changed)
+                steps.configure(change, get_instance(change, "default", INSTANCE), changed)
             number += each
             commits[number] = at[0]
             time.sleep(max(0.0, start + number / rate - time.monotonic()))
@@ -178,5 +179,5 @@ def _register(running: Service, number: int) -> None:
     device = {"eth0": {"type": "nic", "nictype": "bridged", "parent": "br0"}}
     with running.writer.change() as change:
         for one in range(number):
-            instance = change.add("default", f"other{one}", config={"user.foo": "bar"}, devices=device)
-            change.start(instance, Init(1 << 22, one, namespaces.boot_id(), one + 1))
+            instance = steps.add(change, "default", f"other{one}", config={"user.foo": "bar"}, devices=device)
+            steps.start(change, instance, Init(1 << 22, one, namespaces.boot_id(), one + 1))

@@ -15,6 +15,7 @@ from guestapi.callers import namespaces
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
 from guestapi.server.store_thread import OffloadedStore
+from guestapi.store.lookup import get_instance
 from guestapi.store.view import view
 from guestapi.wsgi import CALLER, DIALECT, RAW_PATH, RAW_URI, Environ, StartResponse
 
@@ -25,7 +26,7 @@ _APPLICATION = app.create(_STORE, _STORE.broker, _SETTINGS.limits)
 
 def _caller() -> Caller:
     with view(_SETTINGS.store.url) as store:
-        instance = store.instance("default", os.environ["BENCHMARK_INSTANCE"])
+        instance = get_instance(store, "default", os.environ["BENCHMARK_INSTANCE"])
     init = instance.init
     assert init is not None
     root = namespaces.examine(init.pid).root_uid

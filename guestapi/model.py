@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 InstanceType = Literal["container", "virtual-machine"]
+
+#: What a host name cannot have (RFC 1123, section 2.1), and how long it may be (RFC 1035, section 2.3.4).
+_NO_HOST_NAME, _HOST_NAME_LENGTH = re.compile("[^A-Za-z0-9-]+"), 63
+
+#: Sources that configure their instances themselves: nothing is set on these by hand.
+DAEMONS = frozenset({"incus", "lxd"})
 
 #: A device's definition: option name to value, with at least ``type``.
 Device = dict[str, str]
@@ -49,7 +56,12 @@ class Instance:
         location: name of the cluster member it runs on; None: of this host.
         ready: the workload said so in this run.
         init: its identity, or None while it does not run.
-        source: name of the `Mirror` that it comes from; None: the operator or a runtime's hook has added it.
+        config: what counts of both layers (`store.layers`).
+        devices: as `config`.
+        source: name of the source that it belongs to; None: it was added by hand.
+        key: the source's own key of it; None: its source has no such container any more, or it has no source.
+        hostname: the host name inside, as the runtime set it; None: it follows from `name`.
+        kept: it stays when its source has it no more, although nothing of it is the operator's.
     """
 
     id: int
@@ -66,11 +78,21 @@ class Instance:
     config: Mapping[str, str]
     devices: Mapping[str, Device]
     source: str | None = None
+    key: str | None = None
+    hostname: str | None = None
+    kept: bool = False
 
     @property
     def running(self) -> bool:
         """Whether the store knows an init of it; the process itself may be gone already."""
         return self.init is not None
+
+    @property
+    def host_name(self) -> str:
+        """The host name inside: as the runtime set it, else made of the name."""
+        return (
+            self.hostname or _NO_HOST_NAME.sub("-", self.name).strip("-")[:_HOST_NAME_LENGTH].rstrip("-") or "instance"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +122,7 @@ class Image:
         created: when it was imported, in seconds of Unix time.
         files: one if it is unified; metadata and root file system if it is split.
         aliases: other names that the operator has for it, sorted.
-        source: name of the `Mirror` that it comes from; None: the operator has imported it.
+        source: name of the daemon that it was copied from; None: the operator has imported it.
     """
 
     fingerprint: str
@@ -124,16 +146,16 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Mirror:
-    """How things are between a running daemon (Incus, LXD) and the store, as its mirror last said.
+class SourceStatus:
+    """How a source of instances is, as its mirror or follower last wrote it.
 
     Attributes:
-        name: of the kind of daemon, like ``incus``.
-        socket: where the daemon listens.
-        connected: the mirror follows the daemon's events.
-        contact: when the daemon last answered, in seconds of Unix time; 0.0: never.
-        lag: seconds from the daemon's latest change to its commit here.
-        fault: what keeps the mirror from knowing everything, in one sentence; empty if nothing does.
+        name: of the source, like ``incus`` or ``lxc``.
+        socket: where the daemon or runtime is asked; empty if nothing listens.
+        connected: the source is followed now.
+        contact: when it last answered, in seconds of Unix time; 0.0: never.
+        lag: seconds from the source's latest change to its commit here.
+        fault: what keeps the store from being as the source, in one sentence; empty if nothing does.
     """
 
     name: str
@@ -142,6 +164,31 @@ class Mirror:
     contact: float
     lag: float
     fault: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something of an instance that could not be taken over from its source.
+
+    Attributes:
+        source: name of the source.
+        key: the source's key of the instance.
+        project: the project that the instance was to be in.
+        name: the name that the instance was to have.
+        reason: one sentence: what is missing, and why.
+        hint: what to do about it; None if nothing needs to be done.
+        refused: the instance is not registered at all; otherwise, something of it is left out.
+        holder: key of the same source's instance that has the name; None: the name is not what is wrong.
+    """
+
+    source: str
+    key: str
+    project: str
+    name: str
+    reason: str
+    hint: str | None = None
+    refused: bool = False
+    holder: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

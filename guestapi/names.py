@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from guestapi.errors import OperatorError
 from guestapi.model import Device
 
-#: RFC 1123, section 2.1: letters, digits and inner hyphens, at most 63 of them (RFC 1035, section 2.3.4).
-_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+#: What runtimes set: labels of RFC 1123, section 2.1, with underscores, which some take; 64 bytes is HOST_NAME_MAX.
+_HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 #: What Incus and LXD take, but for one that begins like an option; they set no limit.
 _PROJECT = re.compile(r"""(?!-|\.\.?\Z)[^\s/'"*\x00-\x1f\x7f-\x9f]{1,255}""")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 #: C0, DEL and C1, what Unicode calls Cc.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
-KEY_BYTES = 255
-VALUE_BYTES = 2 * 1024 * 1024
+#: Bytes of a name that a runtime has chosen: the longest that a directory can have (limits.h, NAME_MAX).
+NAME_BYTES = 255
+#: Bytes of a key, of a device's name and of an option.
+KEY_BYTES = 1024
 
 
 class InvalidNameError(OperatorError):
@@ -26,9 +28,19 @@ class InvalidNameError(OperatorError):
 
 
 def check_instance(name: str) -> str:
-    """Return `name` if it can name an instance, which is also its host name inside."""
-    if not _LABEL.fullmatch(name):
-        raise InvalidNameError(f"instance name {name!r}: 1 to 63 letters, digits or inner hyphens are needed")
+    """Return `name` if it can name an instance: whatever LXC, Incus or podman can call a container."""
+    size = len(name.encode(errors="surrogatepass"))
+    if not 1 <= size <= NAME_BYTES or not name.isprintable() or "/" in name or name in (".", ".."):
+        raise InvalidNameError(
+            f"instance name {name[:80]!r}: 1 to {NAME_BYTES} bytes of printable characters without '/' are needed"
+        )
+    return name
+
+
+def check_hostname(name: str) -> str:
+    """Return `name` if it can be a host name inside."""
+    if not _HOST_NAME.fullmatch(name):
+        raise InvalidNameError(f"host name {name[:80]!r}: 1 to 64 letters, digits, '.', '-' or '_' are needed")
     return name
 
 
@@ -39,41 +51,67 @@ def check_project(name: str) -> str:
     return name
 
 
-def check_key(key: str, what: str = "configuration key") -> str:
-    """Return `key` if it can be a configuration key, a device's name or one of its options."""
+def check_key(key: str, what: str = "configuration key", *, control: bool = False) -> str:
+    """Return `key` if it can be a configuration key, a device's name or one of its options.
+
+    Args:
+        key: the key.
+        what: what it is, for the error.
+        control: control characters may stand in it; daemons take them, nobody types them.
+    """
     if not key:
         raise InvalidNameError(f"{what}: must not be empty")
-    if _CONTROL.search(key):
-        raise InvalidNameError(f"{what} {key!r}: must not have control characters")
+    if not control and _CONTROL.search(key):
+        raise InvalidNameError(f"{what} {key[:40]!r}: must not have control characters")
     _check_bytes(key, KEY_BYTES, f"{what} {key[:40]!r}")
     return key
 
 
 def check_value(value: str, what: str) -> str:
-    """Return `value` if it can be a value; `what` says whose, for the error."""
-    _check_bytes(value, VALUE_BYTES, what)
+    """Return `value` if it can be a value; `what` says whose, for the error. `size_of` bounds what an instance has."""
+    _check_bytes(value, None, what)
     return value
 
 
 def check_config(wanted: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of `wanted` if it can be an instance's configuration."""
-    return {check_key(key): check_value(value, f"value of {key!r}") for key, value in wanted.items()}
+    return {check_key(key): check_value(value, f"value of {key[:40]!r}") for key, value in wanted.items()}
 
 
-def check_devices(wanted: Mapping[str, Device]) -> dict[str, Device]:
-    """Return a copy of `wanted`, without options that are empty, if it can be an instance's devices."""
+def check_devices(wanted: Mapping[str, Device], *, amending: Container[str] = ()) -> dict[str, Device]:
+    """Return a copy of `wanted`, without options that are empty, if it can be an instance's devices.
+
+    Args:
+        wanted: definitions by name.
+        amending: names of devices that may have no type, since they amend another layer's (`store.layers`); an empty
+            option of these takes the other's away.
+    """
     checked: dict[str, Device] = {}
     for name, definition in wanted.items():
         check_key(name, "device name")
-        if not definition.get("type"):
-            raise InvalidNameError(f"device {name!r}: a type is needed, like nic or disk")
-        checked[name] = {
-            check_key(option, f"option of device {name!r}"): check_value(value, f"{name}.{option}")
-            for option, value in definition.items()
-            # As with configuration, empty is absent.
-            if value
-        }
+        amends = not definition.get("type") and name in amending
+        if not definition.get("type") and not amends:
+            raise InvalidNameError(f"device {name[:40]!r}: a type is needed, like nic or disk")
+        checked[name] = check_options(name, definition, keep_empty=amends)
     return checked
+
+
+def check_options(name: str, definition: Device, *, keep_empty: bool = False, control: bool = False) -> Device:
+    """Return a copy of the definition of device `name`, without options that are empty unless `keep_empty`."""
+    return {
+        check_key(option, f"option of device {name[:40]!r}", control=control): check_value(
+            value, f"{name[:40]}.{option[:40]}"
+        )
+        for option, value in definition.items()
+        # As with configuration, empty is absent.
+        if value or keep_empty
+    }
+
+
+def size_of(config: Mapping[str, str], devices: Mapping[str, Device]) -> int:
+    """How many bytes keys and values have in all."""
+    mappings = (config, *devices.values(), dict.fromkeys(devices, ""))
+    return sum(len(text.encode()) for mapping in mappings for pair in mapping.items() for text in pair)
 
 
 def check_location(location: str) -> str:
@@ -111,11 +149,11 @@ def check_uuid(text: str) -> str:
         raise InvalidNameError(f"uuid {text!r}: a UUID like {uuid.UUID(int=0)} is needed") from None
 
 
-def _check_bytes(text: str, limit: int, what: str) -> None:
+def _check_bytes(text: str, limit: int | None, what: str) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
         # What the shell passed was no UTF-8: Python smuggles such bytes as lone surrogates (PEP 383).
         raise InvalidNameError(f"{what}: must be valid UTF-8") from None
-    if size > limit:
+    if limit is not None and size > limit:
         raise InvalidNameError(f"{what}: {size} bytes are too long, at most {limit} are possible")

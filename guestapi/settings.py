@@ -27,10 +27,15 @@ class SettingsError(OperatorError):
 
 
 class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where instances are kept. ``lock_seconds``: how long a writer waits for another one's transaction."""
+    """Where instances are kept.
+
+    ``lock_seconds``: how long a writer waits for another one's transaction. ``configuration_bytes``: how much the
+    configuration and devices of an instance may have in all.
+    """
 
     url: str = "sqlite:////var/lib/guestapi/store.db"
     lock_seconds: Seconds = 5.0
+    configuration_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 28)] = 1 << 24
 
 
 class Listener(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

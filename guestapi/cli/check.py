@@ -19,11 +19,12 @@ from guestapi.cli.common import Operator, has_format, print_json, printable
 from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.errors import GuestapiError
-from guestapi.model import Instance, Mirror
+from guestapi.model import Instance, SourceStatus
 from guestapi.settings import Listener
 from guestapi.store import images
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
+from guestapi.store.lookup import find_corruption, list_images, list_instances, list_sources
 from guestapi.store.writing import Writer
 from guestapi.systemd import is_off
 
@@ -132,7 +133,7 @@ def _store(operator: Operator) -> tuple[object, str]:
     file = database_file(operator.settings.store.url)
     writer = Writer(operator.settings)
     with writer.change() as change:
-        fault = change.fault()
+        fault = find_corruption(change)
     if fault is not None:
         raise StoreError(f"{file}: {fault}; put a copy of it back")
     status, parent = file.stat(), file.parent.stat()
@@ -152,7 +153,7 @@ def _store(operator: Operator) -> tuple[object, str]:
 
 def _instances(operator: Operator) -> tuple[object, str]:
     with operator.view() as store:
-        found = store.instances()
+        found = list_instances(store)
     running = [one for one in found if one.init is not None]
     dead = [one.name for one in running if one.init and not is_alive(one.init)]
     text = f"{len(found)} known, {len(running) - len(dead)} running"
@@ -164,7 +165,7 @@ def _instances(operator: Operator) -> tuple[object, str]:
 def _images(operator: Operator) -> tuple[object, str]:
     where = images.directory(operator.settings)
     with operator.view() as store:
-        known = store.images()
+        known = list_images(store)
     faults = []
     for one in known:
         try:
@@ -180,8 +181,8 @@ def _images(operator: Operator) -> tuple[object, str]:
 
 def _mirrors(operator: Operator) -> Iterator[Finding]:
     with operator.view() as store:
-        mirrors = store.mirrors()
-        known = [one for one in store.instances() if one.source]
+        mirrors = list_sources(store)
+        known = [one for one in list_instances(store) if one.source]
     for mirror in mirrors:
         brought = [one for one in known if one.source == mirror.name]
         running = [one for one in brought if one.init and is_alive(one.init)]
@@ -189,7 +190,7 @@ def _mirrors(operator: Operator) -> Iterator[Finding]:
         yield _way(DIALECTS[mirror.name], running, operator.settings.listener)
 
 
-def _mirror(mirror: Mirror, brought: int, running: int) -> Finding:
+def _mirror(mirror: SourceStatus, brought: int, running: int) -> Finding:
     name = f"mirror {mirror.name}"
     age = time.time() - mirror.contact
     counts = f"{brought} instances, {running} running"

@@ -19,6 +19,7 @@ from guestapi.callers.namespaces import is_alive
 from guestapi.errors import GuestapiError
 from guestapi.model import Device, Instance
 from guestapi.settings import Settings
+from guestapi.store.lookup import list_instances
 from guestapi.store.view import View, view
 from guestapi.store.writing import Writer
 
@@ -69,7 +70,7 @@ def _complete_instance(ctx: click.Context, _parameter: click.Parameter, incomple
     try:
         operator = Operator(ctx.find_root().params.get("config"))
         with operator.view() as store:
-            known = store.instances(ctx.params.get("project"))
+            known = list_instances(store, ctx.params.get("project"))
     except GuestapiError:
         return []
     return [CompletionItem(instance.name) for instance in known if instance.name.startswith(incomplete)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from guestapi.cli.common import Operator, fail, has_format, pairs, print_json, print_pairs, takes_instance
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
 
 
 @click.group()
@@ -20,7 +22,7 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
     """Set keys, all at once. KEY=@FILE takes the value from a file, KEY=@- from standard input."""
     wanted = pairs(setting, files=True)
     with operator.writer.change() as change:
-        change.configure(change.own(project, name), wanted)
+        steps.configure(change, steps.get_editable(change, project, name), wanted)
 
 
 @config.command()
@@ -30,7 +32,7 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
 def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> None:
     """Unset keys, all at once. Unsetting one that is not set changes nothing."""
     with operator.writer.change() as change:
-        change.configure(change.own(project, name), dict.fromkeys(key, ""))
+        steps.configure(change, steps.get_editable(change, project, name), dict.fromkeys(key, ""))
 
 
 @config.command()
@@ -41,7 +43,7 @@ def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> 
 def get(operator: Operator, name: str, project: str, key: str, as_json: bool) -> None:
     """Print a key's value."""
     with operator.view() as store:
-        value = store.instance(project, name).config.get(key)
+        value = get_instance(store, project, name).config.get(key)
     if value is None:
         fail(f"{key} is not set")
     if as_json:
@@ -57,7 +59,7 @@ def get(operator: Operator, name: str, project: str, key: str, as_json: bool) ->
 def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
     """Print all keys and values."""
     with operator.view() as store:
-        found = dict(store.instance(project, name).config)
+        found = dict(get_instance(store, project, name).config)
     if as_json:
         print_json(found)
     else:

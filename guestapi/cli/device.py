@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from guestapi.cli.common import Operator, fail, has_format, pairs, print_devices, print_json, takes_instance
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
 
 
 @click.group()
@@ -24,11 +26,11 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
     if "type" in definition:
         raise click.UsageError("the type is given by itself, before the options")
     with operator.writer.change() as change:
-        instance = change.own(project, name)
+        instance = steps.get_editable(change, project, name)
         if device_name in instance.devices:
             fail(f"{name} has a device {device_name!r} already; 'guestapi device set' changes it")
         given = {key: value for key, value in definition.items() if value}
-        change.replace_devices(instance, {**instance.devices, device_name: {"type": kind, **given}})
+        steps.replace_devices(change, instance, {**instance.devices, device_name: {"type": kind, **given}})
 
 
 @device.command(name="set")
@@ -40,12 +42,12 @@ def set_(operator: Operator, name: str, project: str, device_name: str, option: 
     """Change a device's options, all at once; KEY= takes an option away."""
     wanted = pairs(option)
     with operator.writer.change() as change:
-        instance = change.own(project, name)
+        instance = steps.get_editable(change, project, name)
         if device_name not in instance.devices:
             fail(f"{name} has no device {device_name!r}; 'guestapi instance show {name}' shows all")
         merged = {**instance.devices[device_name], **wanted}
         definition = {key: value for key, value in merged.items() if value}
-        change.replace_devices(instance, {**instance.devices, device_name: definition})
+        steps.replace_devices(change, instance, {**instance.devices, device_name: definition})
 
 
 @device.command()
@@ -55,10 +57,12 @@ def set_(operator: Operator, name: str, project: str, device_name: str, option: 
 def remove(operator: Operator, name: str, project: str, device_name: str) -> None:
     """Take a device away."""
     with operator.writer.change() as change:
-        instance = change.own(project, name)
+        instance = steps.get_editable(change, project, name)
         if device_name not in instance.devices:
             fail(f"{name} has no device {device_name!r}; 'guestapi instance show {name}' shows all")
-        change.replace_devices(instance, {key: one for key, one in instance.devices.items() if key != device_name})
+        steps.replace_devices(
+            change, instance, {key: one for key, one in instance.devices.items() if key != device_name}
+        )
 
 
 @device.command(name="list")
@@ -68,7 +72,7 @@ def remove(operator: Operator, name: str, project: str, device_name: str) -> Non
 def list_(operator: Operator, name: str, project: str, as_json: bool) -> None:
     """Print all devices of an instance."""
     with operator.view() as store:
-        devices = dict(store.instance(project, name).devices)
+        devices = dict(get_instance(store, project, name).devices)
     if as_json:
         print_json(devices)
     else:

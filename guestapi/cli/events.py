@@ -12,6 +12,7 @@ from guestapi.model import Notification
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
+from guestapi.store.lookup import get_latest_entry, read_entries
 
 _TYPES = frozenset({"config", "device", "lifecycle"})
 
@@ -52,7 +53,7 @@ def events(
 def _follow(operator: Operator, since: int | None) -> Iterator[Notification | str]:
     """Entries as they come, and a sentence where some are missing."""
     with operator.view() as store:
-        latest = store.latest()
+        latest = get_latest_entry(store)
     try:
         doorbell = Doorbell(database_file(operator.settings.store.url))
     except OSError as error:
@@ -60,10 +61,10 @@ def _follow(operator: Operator, since: int | None) -> Iterator[Notification | st
     position = latest if since is None else since
     while True:
         with operator.view() as store:
-            if position > store.latest():
-                yield f"the log does not reach up to {position}, only to {store.latest()}"
+            if position > get_latest_entry(store):
+                yield f"the log does not reach up to {position}, only to {get_latest_entry(store)}"
                 position = 0
-            entries = store.entries(position, _BATCH)
+            entries = read_entries(store, position, _BATCH)
         if entries.oldest > position + 1:
             yield f"the log does not reach back to {position + 1}, only to {entries.oldest}"
             position = entries.oldest - 1

@@ -16,6 +16,8 @@ from guestapi.cli.common import F, Operator, has_format, print_json, print_table
 from guestapi.errors import GuestapiError
 from guestapi.model import Image
 from guestapi.store import images
+from guestapi.store.image_steps import set_image
+from guestapi.store.lookup import get_image, list_images
 from guestapi.store.writing import Writer
 
 
@@ -28,7 +30,7 @@ def _complete_image(ctx: click.Context, _parameter: click.Parameter, incomplete:
     try:
         operator = Operator(ctx.find_root().params.get("config"))
         with operator.view() as store:
-            known = [name for one in store.images() for name in (*one.aliases, one.fingerprint)]
+            known = [name for one in list_images(store) for name in (*one.aliases, one.fingerprint)]
     except GuestapiError:
         return []
     return [CompletionItem(name) for name in known if name.startswith(incomplete)]
@@ -60,7 +62,7 @@ def import_(operator: Operator, file: tuple[Path, ...], public: bool, alias: tup
 def list_(operator: Operator, as_json: bool) -> None:
     """All images."""
     with operator.view() as store:
-        found = store.images()
+        found = list_images(store)
     if as_json:
         print_json([_described(one) for one in found])
         return
@@ -86,7 +88,7 @@ def list_(operator: Operator, as_json: bool) -> None:
 def show(operator: Operator, name: str, as_json: bool) -> None:
     """All that is known of an image."""
     with operator.view() as store:
-        found = store.image(name)
+        found = get_image(store, name)
     document = _described(found)
     if as_json:
         print_json(document)
@@ -121,8 +123,8 @@ def set_(
     if public is None and cached is None and not alias and not no_alias:
         raise click.UsageError("nothing to set; see --help")
     with operator.writer.change() as change:
-        found = change.image(name)
-        change.set_image(found, public=public, cached=cached, add_aliases=alias, remove_aliases=no_alias)
+        found = get_image(change, name)
+        set_image(change, found, public=public, cached=cached, add_aliases=alias, remove_aliases=no_alias)
 
 
 @image.command()
@@ -142,8 +144,8 @@ def verify(ctx: click.Context, name: str | None, as_json: bool) -> None:
     operator: Operator = ctx.obj
     where = images.directory(operator.settings)
     with operator.view() as store:
-        known = store.images()
-        wanted = known if name is None else [store.image(name)]
+        known = list_images(store)
+        wanted = known if name is None else [get_image(store, name)]
     writer = Writer(operator.settings)
     with _progress("reading", sum(one.size for one in wanted)) as progress:
         verdicts = [images.verify_image(writer, where, one, progress) for one in wanted]

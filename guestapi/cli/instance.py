@@ -18,6 +18,8 @@ from guestapi.cli.common import (
     takes_instance,
 )
 from guestapi.model import Device, InstanceType
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance, list_instances
 
 
 @click.group()
@@ -47,7 +49,9 @@ def add(
     wanted = pairs(config, files=True)
     devices = _devices(device)
     with operator.writer.change() as change:
-        change.add(project, name, type=kind, instance_uuid=uuid, location=location, config=wanted, devices=devices)
+        steps.add(
+            change, project, name, type=kind, instance_uuid=uuid, location=location, config=wanted, devices=devices
+        )
 
 
 @instance.command()
@@ -58,7 +62,7 @@ def start(operator: Operator, name: str, project: str, pid: int) -> None:
     """The instance runs now; the process PID is its identity."""
     init = examine(pid)
     with operator.writer.change() as change:
-        change.start(change.own(project, name), init)
+        steps.start(change, steps.get_editable(change, project, name), init)
 
 
 @instance.command()
@@ -67,7 +71,7 @@ def start(operator: Operator, name: str, project: str, pid: int) -> None:
 def stop(operator: Operator, name: str, project: str) -> None:
     """The instance runs no more."""
     with operator.writer.change() as change:
-        change.stop(change.instance(project, name))
+        steps.stop(change, get_instance(change, project, name))
 
 
 @instance.command()
@@ -76,7 +80,7 @@ def stop(operator: Operator, name: str, project: str) -> None:
 def remove(operator: Operator, name: str, project: str) -> None:
     """Forget an instance, running or not."""
     with operator.writer.change() as change:
-        change.remove(change.instance(project, name))
+        steps.remove(change, get_instance(change, project, name))
 
 
 @instance.command(name="list")
@@ -86,7 +90,7 @@ def remove(operator: Operator, name: str, project: str) -> None:
 def list_(operator: Operator, project: str | None, as_json: bool) -> None:
     """All instances, and whether they run."""
     with operator.view() as store:
-        found = store.instances(project)
+        found = list_instances(store, project)
     if as_json:
         print_json([described(one) for one in found])
         return
@@ -115,7 +119,7 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
 def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
     """All that is known of an instance."""
     with operator.view() as store:
-        found = store.instance(project, name)
+        found = get_instance(store, project, name)
     document = described(found)
     if as_json:
         print_json(document)

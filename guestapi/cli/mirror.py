@@ -6,7 +6,8 @@ import click
 
 from guestapi import journal
 from guestapi.cli.common import Operator
-from guestapi.store import images, mirroring
+from guestapi.store import images, statuses
+from guestapi.store.lookup import list_images
 from guestapi.systemd import notify
 
 #: Where the REST API of each daemon listens.
@@ -22,8 +23,8 @@ def mirror(operator: Operator, daemon: str, socket: str | None, forget: bool) ->
     """Keep the store as a running Incus or LXD is. Stays in the foreground; a daemon that is away is waited for."""
     if forget:
         with operator.writer.change() as change:
-            count = mirroring.forget_mirror(change, daemon)
-            brought = [image.fingerprint for image in change.images() if image.source == daemon]
+            count = statuses.forget_source(change, daemon)
+            brought = [image.fingerprint for image in list_images(change) if image.source == daemon]
         for fingerprint in brought:
             images.remove_image(operator.writer, images.directory(operator.settings), fingerprint)
         click.echo(f"forgotten: the mirror {daemon}, its {count} instances and {len(brought)} images")

@@ -7,6 +7,7 @@ them. Others are ignored, so a newer daemon may have more.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ _ANSWER_SECONDS = 60.0
 _ONE_SECONDS = 5.0
 #: Seconds that it has for taking a connection, and between a ping and its pong.
 _SIGN_OF_LIFE_SECONDS = 10.0
+#: Bytes of one answer: the configurations of 16 instances that have as much as they may, or of many thousand others.
+_ANSWER_BYTES = 256 << 20
 #: Bytes of one event; a lifecycle event has some hundred.
 _EVENT_BYTES = 1 << 20
 
@@ -57,13 +60,13 @@ class _TimeError(DaemonError):
     """An answer did not come in time."""
 
 
-class State(Struct):
+class InstanceState(Struct):
     """How an instance is now. ``pid``: of its init, as the daemon sees it; 0 or less: it has none."""
 
     pid: int = 0
 
 
-class Instance(Struct):
+class DaemonInstance(Struct):
     """An instance, as ``GET /1.0/instances?recursion=1`` has it. What is empty may be null."""
 
     name: str
@@ -95,7 +98,7 @@ class Server(Struct):
     api_extensions: list[str] = []
 
 
-class Image(Struct):
+class DaemonImage(Struct):
     """An image, as ``GET /1.0/images?recursion=1`` has it."""
 
     fingerprint: str
@@ -106,7 +109,14 @@ class Image(Struct):
     project: str = ""
 
 
-class Happened(Struct):
+class _NamedInstance(Struct):
+    """As much of an instance as says which one it is."""
+
+    name: str
+    project: str = "default"
+
+
+class LifecycleEvent(Struct):
     """A lifecycle event.
 
     Attributes:
@@ -139,7 +149,7 @@ class Operation(Struct):
     resources: dict[str, list[str]] | None = None
 
 
-class Event(Struct):
+class DaemonEvent(Struct):
     """One of the event stream; ``timestamp`` in RFC 3339."""
 
     type: str
@@ -177,24 +187,35 @@ class Daemon:
             raise DaemonError(f"{self.socket}: the daemon does not trust us; is the mirror's user in its group?")
         return server
 
-    def instances(self) -> list[Instance]:
+    def instances(self) -> tuple[list[DaemonInstance], dict[tuple[str, str], str]]:
         """All instances of all projects, without their state: half a millisecond for each.
+
+        Returns:
+            The instances; and of those whose description cannot be read, by project and name, what is wrong with it.
 
         Raises:
             DaemonError: it does not answer.
         """
-        return self._get("/1.0/instances?recursion=1&all-projects=true", list[Instance])
+        found, unreadable = [], {}
+        for raw in self._get("/1.0/instances?recursion=1&all-projects=true", list[msgspec.Raw]):
+            try:
+                found.append(self._decode(bytes(raw), DaemonInstance))
+            except DaemonError as error:
+                # Its name is all that is needed to say so. Without one, the whole answer is of no use.
+                named = self._decode(bytes(raw), _NamedInstance)
+                unreadable[named.project, named.name] = str(error)
+        return found, unreadable
 
-    def instance(self, project: str, name: str) -> Instance:
+    def instance(self, project: str, name: str) -> DaemonInstance:
         """One instance, without its state.
 
         Raises:
             GoneError: there is none.
             DaemonError: it does not answer.
         """
-        return self._get(_url(project, name), Instance)
+        return self._get(_url(project, name), DaemonInstance)
 
-    def state(self, project: str, name: str) -> State:
+    def state(self, project: str, name: str) -> InstanceState:
         """The state of one instance, for which the daemon looks into it: 25 to 45 ms (also with ``recursion=2``).
 
         Raises:
@@ -204,7 +225,7 @@ class Daemon:
             DaemonError: it does not answer.
         """
         try:
-            return self._get(_url(project, name, "/state"), State, _ONE_SECONDS)
+            return self._get(_url(project, name, "/state"), InstanceState, _ONE_SECONDS)
         except _TimeError as error:
             raise SlowError(str(error)) from None
 
@@ -261,13 +282,13 @@ class Daemon:
         """
         return [unquote(urlsplit(url).path.rpartition("/")[2]) for url in self._get("/1.0/projects", list[str])]
 
-    def images(self, project: str) -> list[Image]:
+    def images(self, project: str) -> list[DaemonImage]:
         """The images of a project.
 
         Raises:
             DaemonError: it does not answer.
         """
-        return self._get(f"/1.0/images?recursion=1&project={quote(project, safe='')}", list[Image])
+        return self._get(f"/1.0/images?recursion=1&project={quote(project, safe='')}", list[DaemonImage])
 
     @contextmanager
     def export(self, project: str, fingerprint: str) -> Iterator[httpx.Response]:
@@ -288,7 +309,7 @@ class Daemon:
             raise self._explain(error) from None
 
     @contextmanager
-    def events(self) -> Iterator[Iterator[Event]]:
+    def events(self) -> Iterator[Iterator[DaemonEvent]]:
         """Follow what happens, from now on until the end of the block, or until the daemon ends it.
 
         Raises:
@@ -310,10 +331,10 @@ class Daemon:
         with stream:
             yield self._read(stream)
 
-    def _read(self, stream: ClientConnection) -> Iterator[Event]:
+    def _read(self, stream: ClientConnection) -> Iterator[DaemonEvent]:
         try:
             for message in stream:
-                yield self._decode(message, Event)
+                yield self._decode(message, DaemonEvent)
         except WebSocketException as error:
             raise self._explain(error) from None
         raise DaemonError(f"{self.socket}: the daemon has ended its event stream")
@@ -335,12 +356,23 @@ class Daemon:
         seconds: float = _ANSWER_SECONDS,
     ) -> httpx.Response:
         timeout = httpx.Timeout(seconds, connect=_SIGN_OF_LIFE_SECONDS)
+        until = time.monotonic() + seconds
+        content = bytearray()
         try:
-            response = self._http.request(method, path, content=body, headers=headers, timeout=timeout)
+            with self._http.stream(method, path, content=body, headers=headers, timeout=timeout) as stream:
+                for block in stream.iter_bytes():
+                    content += block
+                    if len(content) > _ANSWER_BYTES:
+                        raise DaemonError(f"{self.socket}: {method} {path}: the answer is larger than 256 MiB")
+                    if time.monotonic() > until:
+                        raise _TimeError(f"{self.socket}: {method} {path}: no whole answer in {seconds:g} s")
         except httpx.ReadTimeout:
             raise _TimeError(f"{self.socket}: {method} {path}: no answer in {seconds:g} s") from None
         except httpx.HTTPError as error:
             raise self._explain(error) from None
+        response = httpx.Response(
+            stream.status_code, headers={"etag": stream.headers.get("etag", "*")}, content=bytes(content)
+        )
         if response.status_code != httpx.codes.OK:
             self._refuse(method, path, response)
         return response
@@ -368,10 +400,10 @@ class Daemon:
         return DaemonError(f"{self.socket}: {error or type(error).__name__}")
 
 
-def happened(event: Event) -> Happened | None:
+def happened(event: DaemonEvent) -> LifecycleEvent | None:
     """What a lifecycle event tells; None if it is of another form."""
     try:
-        return msgspec.json.decode(event.metadata, type=Happened)
+        return msgspec.json.decode(event.metadata, type=LifecycleEvent)
     except msgspec.DecodeError:
         return None
 

@@ -21,11 +21,13 @@ from falcon.util.reader import BufferedReader
 
 from guestapi import model, names
 from guestapi.dialects import DIALECTS
-from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Image, RefusedError
+from guestapi.mirror.daemon import Daemon, DaemonError, DaemonImage, GoneError, RefusedError
 from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.errors import ConflictError, StoreError
+from guestapi.store.image_steps import set_image
 from guestapi.store.images import ImageFileError, Part
+from guestapi.store.lookup import list_images, list_instances
 from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
@@ -83,8 +85,8 @@ class ImageMirror:
             StoreError: the store cannot be used.
         """
         with self._store.view() as store:
-            known = {one.fingerprint: one for one in store.images()}
-            wanted = self._exported() if _may_export(store.instances(), self._name) else {}
+            known = {one.fingerprint: one for one in list_images(store)}
+            wanted = self._exported() if _may_export(list_instances(store), self._name) else {}
         faults = []
         for fingerprint, mirrored in known.items():
             if mirrored.source == self._name and fingerprint not in wanted:
@@ -96,7 +98,7 @@ class ImageMirror:
                     self._fetch(project, image)
                 elif there.source == self._name and (there.public, there.cached) != (image.public, image.cached):
                     with self._writer.change() as change:
-                        change.set_image(there, public=image.public, cached=image.cached)
+                        set_image(change, there, public=image.public, cached=image.cached)
             except GoneError:
                 continue  # Deleted meanwhile; there is news of it.
             # Of one that cannot be had the others are no worse.
@@ -106,7 +108,7 @@ class ImageMirror:
                 faults.append(str(error))
         return faults
 
-    def _exported(self) -> dict[str, tuple[str, Image]]:
+    def _exported(self) -> dict[str, tuple[str, DaemonImage]]:
         """What the daemon lets its instances export: by fingerprint, the project that has it, and the image."""
         return {
             image.fingerprint: (project, image)
@@ -115,7 +117,7 @@ class ImageMirror:
             if (image.public or image.cached) and names.is_fingerprint(image.fingerprint)
         }
 
-    def _fetch(self, project: str, image: Image) -> None:
+    def _fetch(self, project: str, image: DaemonImage) -> None:
         kind: model.InstanceType = "virtual-machine" if image.type == "virtual-machine" else "container"
         draft = model.Image(image.fingerprint, kind, image.public, image.cached, time.time(), (), (), self._name)
         with self._daemon.export(project, image.fingerprint) as response, ExitStack() as stack:
@@ -129,7 +131,7 @@ def _may_export(instances: Iterable[model.Instance], source: str) -> bool:
     )
 
 
-def _parts(response: httpx.Response, image: Image) -> Iterator[Part]:
+def _parts(response: httpx.Response, image: DaemonImage) -> Iterator[Part]:
     """The files in a response: one as it is, or metadata and root file system in a form.
 
     Raises:

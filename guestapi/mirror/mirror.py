@@ -16,19 +16,21 @@ from threading import Thread
 
 from guestapi import model
 from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
-from guestapi.mirror import translate
-from guestapi.mirror.daemon import Daemon, DaemonError, GoneError, Instance, RefusedError, Server, SlowError
+from guestapi.mirror import keys, translate
+from guestapi.mirror.daemon import Daemon, DaemonError, DaemonInstance, GoneError, RefusedError, Server, SlowError
 from guestapi.mirror.images import ImageMirror
-from guestapi.mirror.news import News, Work
-from guestapi.mirror.readiness import Key, Readiness
-from guestapi.model import Init
-from guestapi.names import InvalidNameError
+from guestapi.mirror.keys import Place
+from guestapi.mirror.readiness import Readiness
+from guestapi.mirror.sync_queue import SyncBatch, SyncQueue
+from guestapi.model import Init, Problem
 from guestapi.settings import Settings
-from guestapi.store import mirroring
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import is_current, reconcile
+from guestapi.store import statuses, steps
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file
-from guestapi.store.errors import ConflictError, StoreError
-from guestapi.store.mirroring import Mirrored
+from guestapi.store.errors import StoreError
+from guestapi.store.lookup import find_instance, list_instances, list_sources
 from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
@@ -42,6 +44,8 @@ _COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 #: Seconds until an instance is looked at again of which the daemon could not tell how it is, and how often.
 _AGAIN_SECONDS, _AGAIN_TIMES = 0.1, 50
+#: How many instances are written in one transaction, which takes about a tenth of a second.
+_BATCH = 50
 #: Above so many instances to look at, one question for all is less work for the daemon than one for each.
 _SINGLE_LOOKS = 16
 #: How many instances' states the daemon is asked for at a time; it needs 25 to 45 ms for one.
@@ -69,19 +73,22 @@ class Mirror:
         self._images = ImageMirror(settings, self._writer, self._store, name, Daemon(socket))
         self._readiness = Readiness(self._writer, self._store, name, self._daemon)
         self._tell = tell
-        self._news = News()
+        self._queue = SyncQueue()
         self._server = Server()
         self._compared = self._asked = -_COMPARE_SECONDS
-        self._faults: dict[Key, str] = {}
+        #: Why an instance cannot be looked at, by project and name.
+        self._faults: dict[Place, str] = {}
         #: What the journal has been told of an instance.
-        self._logged: dict[Key, str] = {}
-        self._again: dict[Key, int] = {}
+        self._logged: dict[Place, str] = {}
+        self._again: dict[Place, int] = {}
         with self._store.view() as store:
             # What an earlier run has learned is as old as it is.
-            known = [one for one in store.mirrors() if one.name == name]
+            known = [one for one in list_sources(store) if one.name == name]
+            #: Keys of instances of which something could not be taken over.
+            self._problems = statuses.list_problem_keys(store, name)
         self._contact = known[0].contact if known else 0.0
         self._lag = 0.0
-        self._noted: model.Mirror | None = None
+        self._noted: model.SourceStatus | None = None
 
     def run(self) -> None:
         """Mirror until the process ends; a daemon that is not there is waited for."""
@@ -104,100 +111,130 @@ class Mirror:
         """Be connected: compare, then follow, until the daemon is lost."""
         with self._daemon.events() as events:
             # First listen, then look: what happens in between is looked at once more.
-            self._news = news = News()
-            _start(news.read, events)
+            self._queue = queue = SyncQueue()
+            _start(queue.read, events)
             seconds = CONTACT_SECONDS
             while True:
-                work = news.take(_AGAIN_SECONDS if self._again else seconds)
-                work.instances |= self._again.keys()
-                if work.anything or time.monotonic() > self._asked + CONTACT_SECONDS / 2:
-                    self._do(work)
+                batch = queue.take(_AGAIN_SECONDS if self._again else seconds)
+                batch.instances |= self._again.keys()
+                if batch.anything or time.monotonic() > self._asked + CONTACT_SECONDS / 2:
+                    self._do(batch)
                     self._asked, self._contact = time.monotonic(), time.time()
                 seconds = min(self._readiness.pass_on(), CONTACT_SECONDS)
                 self._note("")
 
-    def _do(self, work: Work) -> None:
-        late = time.monotonic() > self._compared + (_REPAIR_SECONDS if self._faults else _COMPARE_SECONDS)
-        if work.everything or late or len(work.instances) > _SINGLE_LOOKS:
+    def _do(self, batch: SyncBatch) -> None:
+        wrong = bool(self._faults or self._problems)
+        late = time.monotonic() > self._compared + (_REPAIR_SECONDS if wrong else _COMPARE_SECONDS)
+        if batch.everything or late or len(batch.instances) > _SINGLE_LOOKS:
             self._server = self._daemon.server()
             self._compare()
             self._compared = time.monotonic()
-        elif work.instances:
-            gone = [key for key in sorted(work.instances) if not self._look(*key)]
-            # Last: one that has another name by now was found again above.
-            for key in gone:
-                self._forget(*key)
+        elif batch.instances:
+            self._look(sorted(batch.instances))
         else:
             # Does it answer at all?
             self._server = self._daemon.server()
-        if work.anything or late:
+        if batch.anything or late:
             # Images, or whether there is anybody who may have them.
             self._images.look()
-        if work.since:
-            self._lag = max(0.0, time.time() - work.since)
+        if batch.since:
+            self._lag = max(0.0, time.time() - batch.since)
 
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
-        wanted = {_key(one): one for one in self._daemon.instances() if translate.is_here(one, self._server)}
+        listed, unreadable = self._daemon.instances()
+        wanted = {_place(one): one for one in listed if translate.is_here(one, self._server)}
         with self._store.view() as store:
-            known = {_key(one): one for one in store.instances() if one.source == self._name}
+            known = list_instances(store, source=self._name)
+        at = {_place(one): one for one in known}
         self._faults.clear()
         self._readiness.refused.clear()
         again, self._again = self._again, {}
+        observations: dict[Place, Observed] = {}
         threads = ThreadPoolExecutor(_AT_ONCE)
         try:
-            looks = [threads.submit(self._see, instance, known.get(key)) for key, instance in wanted.items()]
-            for number, key in enumerate(wanted, 1):
+            looks = [threads.submit(self._see, instance, at.get(place)) for place, instance in wanted.items()]
+            for number, place in enumerate(wanted, 1):
                 try:
-                    self._write(known.get(key), looks[number - 1].result(), wanted.__contains__)
+                    observations[place] = looks[number - 1].result()
                 except RefusedError as error:
-                    self._try_again(key, again.get(key, 0), error)
+                    self._try_again(place, again.get(place, 0), error)
                 self._tell(f"compares everything: {number} of {len(wanted)} instances")
         finally:
             threads.shutdown(cancel_futures=True)
-        # Last: one that has another name by now was found again above.
-        for key in known.keys() - wanted.keys():
-            self._forget(*key)
+        for place, why in unreadable.items():
+            self._suspend(place, why)
+        identities = {place: translate.identify(one) for place, one in wanted.items()}
+        identities |= {place: observed.key for place, observed in observations.items()}
+        chosen = keys.choose_keys(identities.items(), keys.by_key(known))
+        present = {*chosen.values(), *(one.key for place, one in at.items() if place in unreadable)}
+        gone = {str(one.key): _place(one) for one in known if one.key is not None and one.key not in present}
+        # What was never registered is not there any more either.
+        gone |= dict.fromkeys(self._problems - present - gone.keys(), ("", ""))
+        self._write(
+            [keys.with_key(observed, chosen[place]) for place, observed in observations.items()],
+            gone,
+            {one.key: one for one in known if one.key is not None},
+        )
 
-    def _look(self, project: str, name: str) -> bool:
-        """Make one instance in the store as the daemon has it; False if the daemon has none, or not here."""
-        self._faults.pop((project, name), None)
-        self._readiness.refused.discard((project, name))
-        tries = self._again.pop((project, name), 0)
+    def _look(self, places: list[Place]) -> None:
+        """Make single instances in the store as the daemon has them."""
         with self._store.view() as store:
-            known = store.find(project, name)
+            known = list_instances(store, source=self._name)
+        at, by_key = {_place(one): one for one in known}, keys.by_key(known)
+        observations: list[Observed] = []
+        missing: list[Place] = []
+        for place in places:
+            self._faults.pop(place, None)
+            self._readiness.refused.discard(place)
+            tries = self._again.pop(place, 0)
+            try:
+                instance = self._daemon.instance(*place)
+                if not translate.is_here(instance, self._server):
+                    missing.append(place)
+                    continue
+                observed = self._see(instance, at.get(place))
+                chosen = keys.choose_key(place, observed.key, by_key, self._has)
+                observations.append(keys.with_key(observed, chosen))
+            except GoneError:
+                missing.append(place)
+            except RefusedError as error:
+                self._try_again(place, tries, error)
+        seen = {observed.key for observed in observations}
+        # One that has another name by now is not gone.
+        gone = {str(one.key): place for place in missing if (one := at.get(place)) is not None and one.key not in seen}
+        self._write(observations, gone, {one.key: one for one in known if one.key is not None})
+
+    def _has(self, place: Place, identity: str) -> bool:
+        """Whether the daemon has an instance of that project, name and UUID."""
         try:
-            instance = self._daemon.instance(project, name)
-            if not translate.is_here(instance, self._server):
-                return False
-            self._write(known, self._see(instance, known), self._is_there)
+            return translate.identify(self._daemon.instance(*place)) == identity
         except GoneError:
             return False
-        except RefusedError as error:
-            self._try_again((project, name), tries, error)
-        return True
 
-    def _is_there(self, key: Key) -> bool:
-        try:
-            self._daemon.instance(*key)
-        except GoneError:
-            return False
-        return True
-
-    def _try_again(self, key: Key, tries: int, error: RefusedError) -> None:
+    def _try_again(self, place: Place, tries: int, error: RefusedError) -> None:
         """Look again in a moment; an instance that is about to start or to end has no state at times."""
         if tries < _AGAIN_TIMES and not isinstance(error, SlowError):
-            self._again[key] = tries + 1
+            self._again[place] = tries + 1
         else:
-            self._fail(key, error)
+            self._fail(place, str(error))
 
-    def _fail(self, key: Key, error: Exception) -> None:
-        self._faults[key] = f"{key[1]} in project {key[0]} is not mirrored: {error}"
-        if self._logged.get(key) != self._faults[key]:
-            self._logged[key] = self._faults[key]
-            log.error("%s", self._logged[key])
+    def _fail(self, place: Place, why: str) -> None:
+        self._faults[place] = f"{place[1]} in project {place[0]} is not mirrored: {why}"
+        if self._logged.get(place) != self._faults[place]:
+            self._logged[place] = self._faults[place]
+            log.error("%s", self._logged[place])
 
-    def _see(self, instance: Instance, known: model.Instance | None) -> Mirrored:
+    def _suspend(self, place: Place, why: str) -> None:
+        """Serve nothing of an instance of which the daemon does not tell anything that can be read."""
+        self._fail(place, why)
+        with self._writer.change() as change:
+            instance = find_instance(change, *place)
+            if instance is not None and instance.source == self._name:
+                steps.stop(change, instance)
+
+    def _see(self, instance: DaemonInstance, known: model.Instance | None) -> Observed:
         """An instance as it is now.
 
         Args:
@@ -208,52 +245,63 @@ class Mirror:
             GoneError: it was deleted meanwhile.
             RefusedError: the daemon cannot tell now.
         """
-        if not _has_started(instance, known):
+        if known is not None and known.init is not None and is_alive(known.init):
             # One that is alive is the one that it has, whatever the daemon is about to do with it.
-            init = known.init if known is not None and _is_alive(known) else None
+            init: Init | None = known.init
+            if known.init.root_uid is None and (again := _examine(instance, known.init.pid)) == known.init:
+                init = again
+        elif instance.status in translate.STOPPED:
+            init = None
         elif (init := self._init_of(instance)) is not None:
             # What was seen before may be of an earlier run, or of another instance of that name.
-            instance = self._daemon.instance(*_key(instance))
-        return translate.mirrored(instance, self._server, init)
+            instance = self._daemon.instance(*_place(instance))
+        return translate.observe(instance, self._server, init)
 
-    def _init_of(self, instance: Instance) -> Init | None:
-        state = self._daemon.state(*_key(instance))
-        if state.pid <= 0:
-            return None
-        try:
-            return examine(state.pid)
-        except NotAnInitError as error:
-            # It has just ended, and the daemon will say so; or else the mirror is not where the daemon is.
-            log.warning("%s in project %s: %s", instance.name, instance.project, error)
-            return None
+    def _init_of(self, instance: DaemonInstance) -> Init | None:
+        state = self._daemon.state(*_place(instance))
+        return _examine(instance, state.pid) if state.pid > 0 else None
 
-    def _write(self, known: model.Instance | None, wanted: Mirrored, is_there: Callable[[Key], bool]) -> None:
-        """Make an instance so, unless it is; `is_there`: whether the daemon has one of that project and name."""
-        try:
-            if known is None or known.uuid != wanted.uuid:
-                with self._store.view() as store:
-                    wanted = mirroring.with_own_uuid(store, self._name, wanted, is_there)
-            if known is not None and known.source == self._name and mirroring.is_same(known, wanted):
-                return
+    def _write(self, observations: list[Observed], gone: dict[str, Place], known: dict[str, model.Instance]) -> None:
+        """Make instances in the store so, unless they are.
+
+        Args:
+            observations: what there is now.
+            gone: project and name of what the daemon has no more, by key.
+            known: what the store has, by key.
+        """
+        changed = [
+            observed
+            for observed in observations
+            if observed.key in self._problems
+            or (one := known.get(observed.key)) is None
+            or not is_current(one, self._name, observed)
+        ]
+        # Whoever leaves a name comes before whoever takes it, also across transactions.
+        changed.sort(key=lambda one: one.key not in known or _place(known[one.key]) == _place(one))
+        moved = sum(one.key in known and _place(known[one.key]) != _place(one) for one in changed)
+        while changed or gone:
+            count = max(moved, _BATCH)
+            batch, changed, moved = changed[:count], changed[count:], 0
             with self._writer.change() as change:
-                mirroring.mirror(change, self._name, wanted)
-        except (ConflictError, InvalidNameError) as error:
-            # Of this one nothing was written; the others are no worse for it.
-            self._fail((wanted.project, wanted.name), error)
+                problems = reconcile(change, self._name, batch, gone=gone.keys())
+            for place in gone.values():
+                self._logged.pop(place, None)
+                self._readiness.forget(place)
+            self._problems -= gone.keys() | {observed.key for observed in batch}
+            self._remember(problems)
+            gone = {}
 
-    def _forget(self, project: str, name: str) -> None:
-        self._logged.pop((project, name), None)
-        self._readiness.forget((project, name))
-        with self._writer.change() as change:
-            instance = change.find(project, name)
-            if instance is not None and instance.source == self._name:
-                change.remove(instance)
+    def _remember(self, problems: list[Problem]) -> None:
+        self._problems |= {problem.key for problem in problems}
+        if any(problem.holder is not None for problem in problems):
+            # Something has happened to the other one that has the name: a look at everything tells what.
+            self._compared = -_COMPARE_SECONDS
 
     def _listen(self, doorbell: Doorbell) -> None:
         """Hear when somebody has written to the store: an instance may have said that it is ready."""
         while True:
             if doorbell.wait(_COMPARE_SECONDS):
-                self._news.ring()
+                self._queue.ring()
 
     def _lost(self, why: str) -> None:
         if self._noted is None or self._noted.connected:
@@ -269,16 +317,16 @@ class Mirror:
         fault = faults[0] if faults else ""
         if len(faults) > 1:
             fault += f" (and {len(faults) - 1} more, see the journal)"
-        now = model.Mirror(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
+        now = model.SourceStatus(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
         last = self._noted
         same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)
         # As far from now as that in either direction: the clock may have been set.
         if last is None or not same or abs(now.contact - last.contact) > CONTACT_SECONDS / 2:
             with self._writer.change() as change:
-                mirroring.note_mirror(change, now)
+                statuses.record_status(change, now)
             self._noted = now
         with self._store.view() as store:
-            total, running = mirroring.count(store, self._name)
+            total, running = statuses.count_instances(store, self._name)
         counts = f"{total} instances, {running} running"
         if lost:
             self._tell(f"{self._name} is lost, {counts} as last known: {lost}")
@@ -301,14 +349,15 @@ def _start(task: Callable[..., None], *arguments: object) -> None:
     Thread(target=run, daemon=True).start()
 
 
-def _key(instance: Instance | model.Instance) -> Key:
+def _place(instance: DaemonInstance | model.Instance | Observed) -> Place:
     return instance.project, instance.name
 
 
-def _has_started(instance: Instance, known: model.Instance | None) -> bool:
-    """Whether an instance runs of which no living init is known."""
-    return instance.status not in translate.STOPPED and not (known is not None and _is_alive(known))
-
-
-def _is_alive(known: model.Instance) -> bool:
-    return known.init is not None and is_alive(known.init)
+def _examine(instance: DaemonInstance, pid: int) -> Init | None:
+    """The init of an instance, if that process is one."""
+    try:
+        return examine(pid, stated_root_uid=translate.root_uid(instance))
+    except NotAnInitError as error:
+        # It has just ended, and the daemon will say so; or else the mirror is not where the daemon is.
+        log.warning("%s in project %s: %s", instance.name, instance.project, error)
+        return None

@@ -10,8 +10,9 @@ from functools import partial
 from guestapi.callers.namespaces import is_alive
 from guestapi.mirror import translate
 from guestapi.mirror.daemon import Daemon, GoneError, RefusedError
+from guestapi.mirror.keys import Place
 from guestapi.model import Instance
-from guestapi.store import mirroring
+from guestapi.store import statuses
 from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
@@ -23,10 +24,6 @@ _PACE_SECONDS = 1.0
 #: Seconds for telling before the mirror looks again what has happened; the daemon needs 50 ms for each instance, and a
 #: container that starts meanwhile has two seconds (`settings.Callers.wait_seconds`).
 _AT_ONCE_SECONDS = 0.5
-
-
-#: Project and name.
-Key = tuple[str, str]
 
 
 class Readiness:
@@ -44,11 +41,11 @@ class Readiness:
         self._name = name
         self._daemon = daemon
         #: Project and name of instances of which the daemon did not take it; they are left alone while they are here.
-        self.refused: set[Key] = set()
+        self.refused: set[Place] = set()
         #: What the journal has been told of an instance.
-        self._logged: dict[Key, str] = {}
+        self._logged: dict[Place, str] = {}
         #: When the daemon was told of an instance, for a while.
-        self._told: dict[Key, float] = {}
+        self._told: dict[Place, float] = {}
 
     def pass_on(self) -> float:
         """Tell the daemon what there is to tell.
@@ -61,26 +58,28 @@ class Readiness:
             StoreError: the store cannot be used.
         """
         with self._store.view() as store:
-            unsaid = [one for one in mirroring.unsaid(store, self._name) if _key(one) not in self.refused]
-        if not unsaid:
+            unacknowledged = [
+                one for one in statuses.list_unacknowledged(store, self._name) if _place(one) not in self.refused
+            ]
+        if not unacknowledged:
             return math.inf
         # A restart that the daemon is at would take any change of the instance for its end, and fail (Incus 6.0). Of
         # what an instance says while it shuts down, nothing is left to say then.
         began = time.monotonic()
         self._told = {key: at for key, at in self._told.items() if at > began - _PACE_SECONDS}
         later = self._told.keys() | self._daemon.tasks()
-        for instance in unsaid:
-            if _key(instance) not in later:
+        for instance in unacknowledged:
+            if _place(instance) not in later:
                 self._tell(instance)
-                self._told[_key(instance)] = time.monotonic()
+                self._told[_place(instance)] = time.monotonic()
                 if time.monotonic() > began + _AT_ONCE_SECONDS:
                     return 0.0
-        return _PACE_SECONDS if any(_key(instance) in later for instance in unsaid) else math.inf
+        return _PACE_SECONDS if any(_place(instance) in later for instance in unacknowledged) else math.inf
 
-    def forget(self, key: Key) -> None:
+    def forget(self, place: Place) -> None:
         """There is no such instance any more."""
-        self.refused.discard(key)
-        self._logged.pop(key, None)
+        self.refused.discard(place)
+        self._logged.pop(place, None)
 
     def _tell(self, instance: Instance) -> None:
         try:
@@ -95,17 +94,17 @@ class Readiness:
             return  # There is news of it.
         except RefusedError as error:
             # It may be forbidden for good: by a restricted project, for one.
-            self.refused.add(_key(instance))
-            if self._logged.get(_key(instance)) != str(error):
-                self._logged[_key(instance)] = str(error)
+            self.refused.add(_place(instance))
+            if self._logged.get(_place(instance)) != str(error):
+                self._logged[_place(instance)] = str(error)
                 log.warning("%s in project %s: its readiness is not taken: %s", instance.name, instance.project, error)
             return
         if done:
             with self._writer.change() as change:
-                mirroring.note_said(change, instance)
+                statuses.acknowledge(change, instance)
 
 
-def _key(instance: Instance) -> Key:
+def _place(instance: Instance) -> Place:
     return instance.project, instance.name
 
 

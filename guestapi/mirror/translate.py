@@ -1,4 +1,4 @@
-"""An instance as Incus or LXD describes it -> the same as the store has it. Pure: asks neither daemon nor kernel.
+"""An instance as Incus or LXD describes it -> what the reconciler is told of it. Pure: asks neither daemon nor kernel.
 
 The guest-facing workers hold what they need for their answers and nothing else, so of the configuration only that
 comes over. What a guest may not read it cannot tell from what is not there (403 either way).
@@ -9,11 +9,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
+import msgspec
+from msgspec import Struct, field
+
 from guestapi import names
 from guestapi.dialects import DIALECTS
-from guestapi.mirror.daemon import Instance, Server
+from guestapi.mirror.daemon import DaemonInstance, Server
 from guestapi.model import Init
-from guestapi.store.mirroring import Mirrored
+from guestapi.sources.observed import Observed
+from guestapi.sources.sanitize import SWITCHES
 
 #: What the daemons write for an instance that is on no cluster member.
 _NOWHERE = ("", "none")
@@ -21,13 +25,23 @@ _NOWHERE = ("", "none")
 STOPPED = frozenset({"Error", "Stopped"})
 #: The extension of the API that gives an instance's readiness a place (LXD 5.0 has none).
 _HAS_READY = "instance_ready_state"
-#: Where they keep what the guest said of itself, and the meta-data's instance-id.
+#: Where they keep what the guest said of itself, the meta-data's instance-id, the UUID, and the maps of user IDs: of
+#: the run that is, and of the last one.
 READY = "volatile.last_state.ready"
 _CLOUD_INIT_ID = "volatile.cloud-init.instance-id"
 _UUID = "volatile.uuid"
+_ID_MAPS = ("volatile.idmap.current", "volatile.last_state.idmap")
 
 _READABLE = tuple({prefix for dialect in DIALECTS.values() for prefix in dialect.readable})
-_SWITCHES = frozenset(key for dialect in DIALECTS.values() for key in (dialect.switch, dialect.images_switch))
+
+
+class _Mapping(Struct):
+    """One entry of an instance's ID map: so many IDs from `inside` on are those from `outside` on."""
+
+    users: bool = field(name="Isuid", default=False)
+    outside: int = field(name="Hostid", default=0)
+    inside: int = field(name="Nsid", default=0)
+    count: int = field(name="Maprange", default=0)
 
 
 def has_ready(server: Server) -> bool:
@@ -35,15 +49,15 @@ def has_ready(server: Server) -> bool:
     return _HAS_READY in server.api_extensions
 
 
-def is_here(instance: Instance, server: Server) -> bool:
+def is_here(instance: DaemonInstance, server: Server) -> bool:
     """Whether an instance is one that calls through a socket of this host: a container, not of another member."""
     host = server.environment
     here = not host.server_clustered or instance.location in (*_NOWHERE, host.server_name)
     return here and instance.type == "container"
 
 
-def mirrored(instance: Instance, server: Server, init: Init | None) -> Mirrored:
-    """What the store shall hold of an instance.
+def observe(instance: DaemonInstance, server: Server, init: Init | None) -> Observed:
+    """What the reconciler is told of an instance.
 
     Args:
         instance: as the daemon has it.
@@ -53,33 +67,53 @@ def mirrored(instance: Instance, server: Server, init: Init | None) -> Mirrored:
     host = server.environment
     config = instance.expanded_config or {}
     location = instance.location
-    identity = _uuid(instance, config)
-    return Mirrored(
+    identity = identify(instance)
+    return Observed(
+        key=identity,
         project=instance.project,
         name=instance.name,
-        type="container",
-        uuid=identity,
-        cloud_init_id=config.get(_CLOUD_INIT_ID) or identity,
-        location=location if location not in _NOWHERE else host.server_name or None,
-        ready=config.get(READY) == "true" if has_ready(server) else None,
+        hostname=instance.name,
+        init=init,
         # An empty value is none.
         config={key: value for key, value in config.items() if value and _is_needed(key)},
         devices={
             device: {option: value for option, value in options.items() if value}
             for device, options in (instance.expanded_devices or {}).items()
         },
-        init=init,
+        uuid=identity,
+        cloud_init_id=config.get(_CLOUD_INIT_ID) or identity,
+        location=location if location not in _NOWHERE else host.server_name or None,
+        ready=config.get(READY) == "true" if has_ready(server) else None,
     )
+
+
+def identify(instance: DaemonInstance) -> str:
+    """The UUID by which an instance is known: the daemon's, else one that stays while it is the same instance."""
+    config: Mapping[str, str] = instance.expanded_config or {}
+    try:
+        return names.check_uuid(config.get(_UUID, ""))
+    except names.InvalidNameError:
+        # It has none before its first start.
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{instance.project}/{instance.name}/{instance.created_at}"))
+
+
+def root_uid(instance: DaemonInstance) -> int | None:
+    """Which user of the host is root in a running instance, as the daemon says; None if it does not."""
+    config = instance.expanded_config or {}
+    text = next((config[key] for key in _ID_MAPS if config.get(key)), "")
+    try:
+        entries = msgspec.json.decode(text, type=list[_Mapping])
+    except msgspec.DecodeError:
+        return None
+    if not entries:
+        # A privileged container has no map: its users are the host's.
+        return 0
+    for entry in entries:
+        if entry.users and entry.inside <= 0 < entry.inside + entry.count:
+            return entry.outside - entry.inside
+    return None
 
 
 def _is_needed(key: str) -> bool:
     hardware_address = key.startswith("volatile.") and key.endswith(".hwaddr")
-    return key.startswith(_READABLE) or key in _SWITCHES or hardware_address
-
-
-def _uuid(instance: Instance, config: Mapping[str, str]) -> str:
-    try:
-        return names.check_uuid(config.get(_UUID, ""))
-    except names.InvalidNameError:
-        # It has none before its first start: what is the same for as long as it is the same instance.
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{instance.project}/{instance.name}/{instance.created_at}"))
+    return key.startswith(_READABLE) or key in SWITCHES or hardware_address

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from guestapi.model import Device, Init, InstanceType
+from guestapi.model import Device, Init, InstanceType, Problem
+
+__all__ = ["Observed", "Problem"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +47,3 @@ class Observed:
     location: str | None = None
     ready: bool | None = None
     problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something of an instance that could not be taken over from its source.
-
-    Attributes:
-        source: name of the source.
-        key: the source's key of the instance.
-        project: the project that the instance was to be in.
-        name: the name that the instance was to have.
-        reason: one sentence: what is missing, and why.
-        hint: what to do about it; None if nothing needs to be done.
-        refused: the instance is not registered at all; otherwise, something of it is left out.
-    """
-
-    source: str
-    key: str
-    project: str
-    name: str
-    reason: str
-    hint: str | None = None
-    refused: bool = False

@@ -11,7 +11,9 @@ from guestapi.callers.namespaces import examine, is_alive
 from guestapi.errors import SourceError
 from guestapi.model import Device
 from guestapi.settings import Settings, Store
+from guestapi.store import steps
 from guestapi.store.errors import StoreBusyError
+from guestapi.store.lookup import find_instance
 from guestapi.store.writing import Writer
 
 #: Seconds that a hook waits for another writer, each of the two times that it tries. A runtime waits for its hooks.
@@ -70,23 +72,23 @@ def _write(writer: Writer, settings: Settings, report: Report) -> None:
     project = settings.hooks.project
     init = examine(report.pid) if report.pid is not None else None
     with writer.change() as change:
-        instance = change.find(project, report.name)
+        instance = find_instance(change, project, report.name)
         if instance is not None:
             # A daemon of this host may have one of that name too, which is not this one.
-            instance = change.own(project, report.name)
+            instance = steps.get_editable(change, project, report.name)
         if init is None:
             if instance is None or (instance.init is not None and is_alive(instance.init)):
                 # Not this one has ended: another container of that name has, and says so late.
                 return
             if report.passing:
-                change.remove(instance)
+                steps.remove(change, instance)
             else:
-                change.stop(instance)
+                steps.stop(change, instance)
         elif instance is None:
             config = {**settings.hooks.template, **report.config}
-            change.start(change.add(project, report.name, config=config, devices=report.devices), init)
+            steps.start(change, steps.add(change, project, report.name, config=config, devices=report.devices), init)
         else:
             # What the operator has set stays; what the container brings along is as it is now.
-            instance = change.configure(instance, report.config)
-            instance = change.replace_devices(instance, {**instance.devices, **report.devices})
-            change.start(instance, init)
+            instance = steps.configure(change, instance, report.config)
+            instance = steps.replace_devices(change, instance, {**instance.devices, **report.devices})
+            steps.start(change, instance, init)

@@ -1,6 +1,6 @@
 """From two states of an instance to what is to be told about the difference. Pure: no SQL, no clock but `timestamp`.
 
-Order (protocol.md, "Events"): configuration first, then devices removed, updated, added; by name within each.
+Order (docs/events.md): configuration first, then devices removed, updated, added; by name within each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LIVE_OPTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ChangeEvent:
     """One thing to tell: ``guest`` says whether the instance itself may hear of it."""
 
     type: str
@@ -38,13 +38,13 @@ class Event:
     guest: bool
 
 
-def differences(
+def find_differences(
     old_config: Mapping[str, str],
     new_config: Mapping[str, str],
     old_devices: Mapping[str, Device],
     new_devices: Mapping[str, Device],
     live: Mapping[str, tuple[str, ...]] | None = None,
-) -> Iterator[Event]:
+) -> Iterator[ChangeEvent]:
     """Everything that changed, in the order in which listeners hear of it. An absent value is the empty string.
 
     Args:
@@ -54,7 +54,7 @@ def differences(
     for key in sorted(old_config.keys() | new_config.keys()):
         old, new = old_config.get(key, ""), new_config.get(key, "")
         if old != new:
-            yield Event("config", {"key": key, "old_value": old, "value": new}, guest=key.startswith("user."))
+            yield ChangeEvent("config", {"key": key, "old_value": old, "value": new}, guest=key.startswith("user."))
     removed, updated, added = [], [], []
     for name in sorted(old_devices.keys() | new_devices.keys()):
         before, after = old_devices.get(name), new_devices.get(name)
@@ -70,9 +70,9 @@ def differences(
     yield from (*removed, *updated, *added)
 
 
-def lifecycle(action: str, project: str, name: str) -> Event:
+def lifecycle(action: str, project: str, name: str) -> ChangeEvent:
     """`action` (``instance-started`` and the like) happened to an instance: news for the host's operator."""
-    return Event("lifecycle", {"action": action, "name": name, "project": project}, guest=False)
+    return ChangeEvent("lifecycle", {"action": action, "name": name, "project": project}, guest=False)
 
 
 def cloud_init_starts_over(
@@ -97,8 +97,10 @@ def timestamp(now_ns: int | None = None) -> str:
     return f"{moment}{digits}{'Z' if zone == '+00:00' else zone}"
 
 
-def _device(action: str, name: str, definition: Device) -> Event:
-    return Event("device", {"action": action, "config": dict(sorted(definition.items())), "name": name}, guest=True)
+def _device(action: str, name: str, definition: Device) -> ChangeEvent:
+    return ChangeEvent(
+        "device", {"action": action, "config": dict(sorted(definition.items())), "name": name}, guest=True
+    )
 
 
 def _is_update(before: Device, after: Device, live: Mapping[str, tuple[str, ...]] | None) -> bool:

@@ -22,9 +22,11 @@ from secrets import token_hex
 
 from guestapi.model import Image, ImageFile, InstanceType
 from guestapi.settings import Settings
+from guestapi.store import image_steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.files import give
+from guestapi.store.lookup import get_image, list_images
 from guestapi.store.writing import Writer
 
 #: Bytes that are read at a time.
@@ -152,7 +154,7 @@ def receive_image(
         image = replace(draft, fingerprint=fingerprint, files=tuple(files))
         with writer.change() as change:
             # First the row, which may be refused; it counts only when the block has ended, and the files are there.
-            change.add_image(image)
+            image_steps.add_image(change, image)
             try:
                 for file, path in zip(drafts, paths(where, image), strict=True):
                     os.rename(file.path, path)
@@ -170,11 +172,11 @@ def remove_image(writer: Writer, where: Path, name: str) -> Image:
         ImageFileError: the files cannot be taken away; it is forgotten all the same.
     """
     with writer.change() as change:
-        image = change.image(name)
-        change.remove_image(image)
+        image = get_image(change, name)
+        image_steps.remove_image(change, image)
     with writer.change() as change:
         # Somebody may have imported it anew since.
-        if image.fingerprint not in {one.fingerprint for one in change.images()}:
+        if image.fingerprint not in {one.fingerprint for one in list_images(change)}:
             for path in paths(where, image):
                 try:
                     path.unlink(missing_ok=True)
@@ -240,7 +242,7 @@ def verify_image(writer: Writer, where: Path, image: Image, progress: Progress =
     if tuple(files) == image.files:
         return Verdict(image, None)
     with writer.change() as change:
-        change.note_files(replace(image, files=tuple(files)))
+        image_steps.record_files(change, replace(image, files=tuple(files)))
     return Verdict(image, None, renewed=True)
 
 

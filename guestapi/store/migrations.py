@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from guestapi.model import Device
 from guestapi.store.errors import StoreError
-from guestapi.store.tables import VERSION, metadata, mirrors, plain
+from guestapi.store.layers import OPERATOR, SOURCE
+from guestapi.store.tables import VERSION, config, devices, instances, metadata, plain, source_problems
 
-#: What makes a database of one version into one of the next. A row of the version before fits the tables after.
-_UPGRADES = {
-    1: (
-        "ALTER TABLE instances ADD COLUMN source TEXT",
-        "ALTER TABLE instances ADD COLUMN told_ready BOOLEAN",
-        "ALTER TABLE images ADD COLUMN source TEXT",
-        plain(CreateTable(mirrors)),
-    ),
-}
+#: What version 2 called a container of an OCI runtime that had no other name: the first digits of its id.
+_EPHEMERAL_NAME = re.compile("[0-9a-f]{12}")
+#: What version 2's hook of LXC wrote of a NIC, and of a mount.
+_HOOK_NIC = frozenset({"type", "name", "nictype", "parent", "hwaddr", "mtu"})
+_HOOK_DISK = frozenset({"type", "source", "path", "readonly"})
 
 
 def check_version(connection: sqlite3.Connection, file: Path, *, create: bool) -> None:
+    """Make the tables those of this version, if they can be.
+
+    Args:
+        connection: to the database, in autocommit mode.
+        file: the database, for the error.
+        create: make tables where there are none.
+
+    Raises:
+        StoreError: the tables are missing, another program's, or of a newer version.
+    """
     # Both at one moment: another process may be making the tables.
     connection.execute("BEGIN")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -33,11 +44,25 @@ def check_version(connection: sqlite3.Connection, file: Path, *, create: bool) -
         connection.execute("PRAGMA journal_mode = WAL")
         _create_tables(connection)
     elif version == 0:
-        raise StoreError(f"{file}: has no tables of guestapi; 'guestapi instance add' makes them")
+        raise StoreError(f"{file}: has no tables of guestapi", "'guestapi instance add' makes them")
     elif version > VERSION:
         raise StoreError(f"{file}: has tables of version {version}, this guestapi knows version {VERSION}")
     elif version < VERSION:
         _upgrade(connection)
+
+
+def was_written_by_hook(name: str, definition: Device) -> bool:
+    """Whether a device of version 2 looks exactly like what the hook of LXC wrote.
+
+    Version 2 did not say who wrote a device. What the hook wrote is to be replaced by what the container has.
+    """
+    if definition.get("type") == "nic":
+        return definition.get("name") == name and "nictype" in definition and definition.keys() <= _HOOK_NIC
+    if definition == {"type": "disk", "path": "/"}:
+        return name == "root"
+    path = definition.get("path", "")
+    named = path.startswith("/") and path[1:].replace("/", "-") == name
+    return definition.get("type") == "disk" and named and definition.keys() <= _HOOK_DISK
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
@@ -46,7 +71,7 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     if connection.execute("PRAGMA user_version").fetchone() == (0,):
         for table in metadata.sorted_tables:
             connection.execute(plain(CreateTable(table)))
-            for index in table.indexes:
+            for index in sorted(table.indexes, key=lambda index: str(index.name)):
                 connection.execute(plain(CreateIndex(index)))
         connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
@@ -57,7 +82,70 @@ def _upgrade(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for step in range(version, VERSION):
-        for statement in _UPGRADES[step]:
-            connection.execute(statement)
+        _UPGRADES[step](connection)
     connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
+
+
+def _from_1_to_2(connection: sqlite3.Connection) -> None:
+    """Mirrors: to which one an instance or image belongs, and how each mirror is."""
+    for statement in (
+        "ALTER TABLE instances ADD COLUMN source TEXT",
+        "ALTER TABLE instances ADD COLUMN told_ready BOOLEAN",
+        "ALTER TABLE images ADD COLUMN source TEXT",
+        """CREATE TABLE mirrors (
+            name TEXT NOT NULL PRIMARY KEY, socket TEXT NOT NULL, connected BOOLEAN NOT NULL, contact FLOAT NOT NULL,
+            lag FLOAT NOT NULL, fault TEXT NOT NULL
+        )""",
+    ):
+        connection.execute(statement)
+
+
+def _from_2_to_3(connection: sqlite3.Connection) -> None:
+    """Sources: keys of instances, layers of configuration and devices, and what could not be taken over.
+
+    What a mirror brought is its source's. What was set by hand, or came from an annotation, is the operator's; so are
+    devices, but for those that look as the hook of LXC wrote them.
+    """
+    for statement in (
+        "ALTER TABLE instances RENAME COLUMN told_ready TO acknowledged_ready",
+        "ALTER TABLE instances ADD COLUMN source_key TEXT",
+        "ALTER TABLE instances ADD COLUMN hostname TEXT",
+        "ALTER TABLE instances ADD COLUMN kept BOOLEAN DEFAULT 0 NOT NULL",
+        "ALTER TABLE instances ADD COLUMN init_root_uid INTEGER",
+        "ALTER TABLE instances ADD COLUMN init_user_namespace INTEGER",
+        # A mirror gave each of its instances a UUID of its own, and knew it again by that.
+        "UPDATE instances SET source_key = uuid WHERE source IS NOT NULL",
+        "ALTER TABLE mirrors RENAME TO sources",
+        plain(CreateTable(source_problems)),
+    ):
+        connection.execute(statement)
+    for index in instances.indexes:
+        if index.name == "instances_by_source":
+            connection.execute(plain(CreateIndex(index)))
+    by_hand = connection.execute("SELECT id, name FROM instances WHERE source IS NULL").fetchall()
+    kept = [(number,) for number, name in by_hand if not _EPHEMERAL_NAME.fullmatch(name)]
+    connection.executemany("UPDATE instances SET kept = 1 WHERE id = ?", kept)
+    for table in (config, devices):
+        connection.execute(f"ALTER TABLE {table.name} RENAME TO {table.name}_2")
+        connection.execute(plain(CreateTable(table)))
+    layer = f"CASE WHEN instances.source IS NULL THEN {OPERATOR} ELSE {SOURCE} END"
+    connection.execute(
+        f"INSERT INTO config (instance_id, key, layer, value) SELECT instance_id, key, {layer}, value "
+        "FROM config_2 JOIN instances ON instances.id = instance_id"
+    )
+    connection.execute(
+        f"INSERT INTO devices (instance_id, name, layer, definition) SELECT instance_id, devices_2.name, {layer}, "
+        "definition FROM devices_2 JOIN instances ON instances.id = instance_id"
+    )
+    connection.execute("DROP TABLE config_2")
+    connection.execute("DROP TABLE devices_2")
+    rows = connection.execute("SELECT instance_id, name, definition FROM devices WHERE layer = ?", (OPERATOR,))
+    hooks = [
+        (SOURCE, number, name) for number, name, text in rows.fetchall() if was_written_by_hook(name, json.loads(text))
+    ]
+    connection.executemany("UPDATE devices SET layer = ? WHERE instance_id = ? AND name = ?", hooks)
+
+
+#: What makes a database of one version into one of the next.
+_UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1_to_2, 2: _from_2_to_3}

@@ -25,7 +25,7 @@ from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import StoreError, explain, missing
 from guestapi.store.files import Held, Identity, identity
 from guestapi.store.rows import LAST_ID, Entries, entries, init_of, latest, load, load_image
-from guestapi.store.tables import instances, mirrors
+from guestapi.store.tables import instances, sources
 from guestapi.store.walindex import header, map_index
 
 #: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
@@ -36,7 +36,7 @@ KEPT_NAMESPACES = 4096
 
 _REVISION = select(instances.c.revision).where(instances.c.id == bindparam("id"))
 _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam("namespace"))
-_MIRRORS = select(func.count()).select_from(mirrors)
+_SOURCES = select(func.count()).select_from(sources)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -149,12 +149,12 @@ class Reader:
         return self._read(lambda connection: load_image(connection, fingerprint))
 
     def mirrored(self) -> bool:
-        """Whether a mirror brings instances to this store.
+        """Whether a source registers instances in this store.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return bool(self._read(lambda connection: connection.execute(_MIRRORS).scalar()))
+        return bool(self._read(lambda connection: connection.execute(_SOURCES).scalar()))
 
     def latest(self) -> int:
         """The id of the change log's last entry, 0 if there was none yet.

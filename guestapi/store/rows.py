@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, bindparam, func, select
 
-from guestapi.model import Image, ImageFile, Init, Instance, Notification
+from guestapi.model import Device, Image, ImageFile, Init, Instance, Notification
+from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers, merge_devices
 from guestapi.store.tables import config, devices, image_aliases, image_files, images, instances, notifications, plain
 
 #: The largest that SQLite has (sqlite.org/autoinc.html).
@@ -18,11 +19,20 @@ LAST_ID = (1 << 63) - 1
 ENTRIES_BYTES = 256 * 1024
 
 _ONE = select(instances).where(instances.c.id == bindparam("id"))
-_CONFIG = select(config.c.key, config.c.value).where(config.c.instance_id == bindparam("id")).order_by(config.c.key)
+# Of one key, the layer that wins comes last.
+_CONFIG = (
+    select(config.c.key, config.c.value)
+    .where(config.c.instance_id == bindparam("id"))
+    .order_by(config.c.key, config.c.layer)
+)
 _DEVICES = (
     select(devices.c.name, devices.c.definition)
     .where(devices.c.instance_id == bindparam("id"))
-    .order_by(devices.c.name)
+    .order_by(devices.c.name, devices.c.layer)
+)
+_CONFIG_LAYERS = select(config.c.layer, config.c.key, config.c.value).where(config.c.instance_id == bindparam("id"))
+_DEVICE_LAYERS = select(devices.c.layer, devices.c.name, devices.c.definition).where(
+    devices.c.instance_id == bindparam("id")
 )
 
 _IMAGE = select(images).where(images.c.fingerprint == bindparam("fingerprint"))
@@ -78,9 +88,25 @@ def load(connection: Connection, instance_id: int) -> Instance | None:
             ready=row["ready"],
             init=init_of(row),
             config=dict(connection.execute(_CONFIG, {"id": instance_id}).all()),
-            devices=dict(connection.execute(_DEVICES, {"id": instance_id}).all()),
+            devices=merge_devices(connection.execute(_DEVICES, {"id": instance_id})),
             source=row["source"],
+            key=row["source_key"],
+            hostname=row["hostname"],
+            kept=row["kept"],
         )
+
+
+def load_layers(connection: Connection, instance_id: int) -> Layers:
+    """Read both layers of an instance's configuration and devices, through any connection to the store."""
+    settings: dict[int, dict[str, str]] = {SOURCE: {}, OPERATOR: {}}
+    definitions: dict[int, dict[str, Device]] = {SOURCE: {}, OPERATOR: {}}
+    with snapshot(connection):
+        for layer, key, value in connection.execute(_CONFIG_LAYERS, {"id": instance_id}):
+            settings[layer][key] = value
+        for layer, name, definition in connection.execute(_DEVICE_LAYERS, {"id": instance_id}):
+            definitions[layer][name] = definition
+    source, operator = (Layer(settings[layer], definitions[layer]) for layer in (SOURCE, OPERATOR))
+    return Layers(source, operator)
 
 
 def load_image(connection: Connection, fingerprint: str) -> Image | None:
@@ -105,7 +131,14 @@ def init_of(row: RowMapping) -> Init | None:
     """The init that a row of ``instances`` names."""
     if row["init_pid"] is None:
         return None
-    return Init(row["init_pid"], row["init_start_time"], row["init_boot_id"], row["init_namespace"])
+    return Init(
+        row["init_pid"],
+        row["init_start_time"],
+        row["init_boot_id"],
+        row["init_namespace"],
+        row["init_root_uid"],
+        row["init_user_namespace"],
+    )
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
-VERSION = 2
+VERSION = 3
 
 metadata = MetaData()
 
@@ -39,25 +40,37 @@ instances = Table(
     Column("cloud_init_id", Text, nullable=False),
     Column("location", Text),
     Column("ready", Boolean, nullable=False, default=False),
-    # Which mirror it belongs to, and what that one's daemon holds of its readiness; null: it is the operator's.
+    # Which source it belongs to, and the source's own key of it. No source: it was added by hand. A source without a
+    # key: it was released, since the source has no such container any more.
     Column("source", Text),
-    Column("told_ready", Boolean),
-    # The identity of a running instance: model.Init. All set, or none.
+    Column("source_key", Text),
+    # The host name inside, where it is not the instance's name.
+    Column("hostname", Text),
+    # It stays when its source has it no more, although it has no configuration of the operator's.
+    Column("kept", Boolean, nullable=False, server_default=text("0")),
+    # What its source's daemon is known to hold of its readiness; null: nothing is known.
+    Column("acknowledged_ready", Boolean),
+    # The identity of a running instance: model.Init. The first four are all set, or none; the others may be unknown.
     Column("init_pid", Integer),
     Column("init_start_time", Integer),
     Column("init_boot_id", Text),
     Column("init_namespace", Integer),
+    Column("init_root_uid", Integer),
+    Column("init_user_namespace", Integer),
     UniqueConstraint("project", "name"),
     # An id is never given to another instance: a worker may still hold what it knows of the old one.
     sqlite_autoincrement=True,
 )
 Index("instances_by_namespace", instances.c.init_namespace)
+Index("instances_by_source", instances.c.source, instances.c.source_key, unique=True)
 
+# Both in layers (store.layers): the source's, and the operator's, which wins.
 config = Table(
     "config",
     metadata,
     Column("instance_id", ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
+    Column("layer", Integer, primary_key=True),
     Column("value", Text, nullable=False),
 )
 
@@ -66,6 +79,7 @@ devices = Table(
     metadata,
     Column("instance_id", ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True),
     Column("name", Text, primary_key=True),
+    Column("layer", Integer, primary_key=True),
     Column("definition", JSON, nullable=False),
 )
 
@@ -77,7 +91,7 @@ images = Table(
     Column("public", Boolean, nullable=False),
     Column("cached", Boolean, nullable=False),
     Column("created", Float, nullable=False),
-    # Which mirror it belongs to; null: the operator's.
+    # Which source it belongs to; null: the operator's.
     Column("source", Text),
 )
 
@@ -100,9 +114,9 @@ image_aliases = Table(
 )
 Index("image_aliases_by_image", image_aliases.c.fingerprint)
 
-# How the mirrors of running daemons are: model.Mirror.
-mirrors = Table(
-    "mirrors",
+# How the sources of instances are: model.SourceStatus.
+sources = Table(
+    "sources",
     metadata,
     Column("name", Text, primary_key=True),
     Column("socket", Text, nullable=False),
@@ -110,6 +124,20 @@ mirrors = Table(
     Column("contact", Float, nullable=False),
     Column("lag", Float, nullable=False),
     Column("fault", Text, nullable=False),
+)
+
+# What could not be taken over from a source: model.Problem. Replaced whole for each key.
+source_problems = Table(
+    "source_problems",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("project", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("hint", Text),
+    Column("refused", Boolean, nullable=False),
 )
 
 # The change log: ids are in the order of commits, without holes.

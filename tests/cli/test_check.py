@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from guestapi.model import Mirror
-from guestapi.store.mirroring import note_mirror
+from guestapi.model import SourceStatus
+from guestapi.store.statuses import record_status
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.containers import Container
@@ -254,7 +254,7 @@ def test_who_answers_at_the_socket(guestapi: Guestapi, tmp_path: Path, answer: b
 def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, says: str) -> None:
     """A mirror that has lost its daemon, has a fault, or says nothing any more is a failure, which says why."""
     with Writer(guestapi.settings, create=True).change() as change:
-        note_mirror(change, Mirror("incus", "/s", connected, time.time() - seconds_ago, 0.01, fault))
+        record_status(change, SourceStatus("incus", "/s", connected, time.time() - seconds_ago, 0.01, fault))
     found = findings(guestapi)["mirror incus"]
     assert found["ok"] is ok
     assert says in found["text"]
@@ -269,7 +269,7 @@ def test_way_before_the_first_instance_runs(guestapi: Guestapi, path: str | None
     if path is not None:
         listening(guestapi, Path(path))
     with Writer(guestapi.settings, create=True).change() as change:
-        note_mirror(change, Mirror("incus", "/s", True, time.time(), 0.01, ""))
+        record_status(change, SourceStatus("incus", "/s", True, time.time(), 0.01, ""))
     found = findings(guestapi)["way incus"]
     assert found["ok"] is ok
     assert says in found["text"]

@@ -12,6 +12,7 @@ import unicodedata
 
 import pytest
 
+from guestapi.store import steps
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 
@@ -49,7 +50,7 @@ def on_terminal(guestapi: Guestapi, commands: list[list[str]]) -> str:
 def test_values_do_not_drive_the_terminal(guestapi: Guestapi, form: str) -> None:
     """Whatever control characters a value has, none of them comes out as itself; all else of it does."""
     with Writer(guestapi.settings, create=True).change() as change:
-        change.add("default", "c1", config={"user.evil": EVIL}, devices={"d": {"type": "disk", "path": EVIL}})
+        steps.add(change, "default", "c1", config={"user.evil": EVIL}, devices={"d": {"type": "disk", "path": EVIL}})
     commands = [["config", "show", "c1"], ["device", "list", "c1"], ["instance", "show", "c1"]]
     if form == "json":
         commands += [["config", "get", "c1", "user.evil"]]
@@ -94,7 +95,7 @@ def test_pipe_has_no_width(c1: Guestapi) -> None:
 def test_json_of_any_text(guestapi: Guestapi) -> None:
     """JSON that is printed is the value, whatever is in it."""
     with Writer(guestapi.settings, create=True).change() as change:
-        change.add("default", "c1", config={"user.evil": EVIL + "\0é\U0001f600\u2028"})
+        steps.add(change, "default", "c1", config={"user.evil": EVIL + "\0é\U0001f600\u2028"})
     assert guestapi("config", "get", "c1", "user.evil", "--format", "json").json == EVIL + "\0é\U0001f600\u2028"
 
 

@@ -58,11 +58,11 @@ def test_add_with_defaults(guestapi: Guestapi) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["c_2"], "c_2"),
+        (["c/2"], "c/2"),
         (["c2", "--project", "a b"], "a b"),
         (["c2", "--uuid", "7"], "'7'"),
         (["c2", "--location", ""], "location"),
-        (["c2", "--config", f"{'k' * 256}=x"], "kkk"),
+        (["c2", "--config", f"{'k' * 1025}=x"], "kkk"),
         (["c2", "--config", "user.\n=x"], "user."),
         (["c2", "--config", "user.a=@/nowhere/file"], "/nowhere/file"),
         (["c2", "--config", "user.a=@/"], "/"),

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import guestapi as package
 from guestapi.cli.main import main
+from guestapi.store import steps
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND, USER
@@ -162,7 +163,7 @@ def test_completion_of_instances(guestapi: Guestapi) -> None:
     """Names of instances are completed, those of the project that was given, or of the default one."""
     with Writer(guestapi.settings, create=True).change() as change:
         for project, name in (("default", "c1"), ("default", "c2"), ("default", "web"), ("p", "c3")):
-            change.add(project, name)
+            steps.add(change, project, name)
     assert completed(guestapi, "guestapi config set c") == ["c1", "c2"]
     assert completed(guestapi, "guestapi device add ") == ["c1", "c2", "web"]
     assert completed(guestapi, "guestapi instance show --project p ") == ["c3"]

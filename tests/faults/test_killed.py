@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from guestapi.settings import Settings, Store
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
 from guestapi.store.writing import Writer
 from tests.faults.killing import Commands, killed_before
@@ -38,7 +40,7 @@ def test_operators_command_between_any_two_system_calls(tmp_path: Path, beside_a
     config.write_text(f'[store]\nurl = "sqlite:///{tmp_path}/store.db"\n')
     settings = Settings(store=Store(url=f"sqlite:///{tmp_path}/store.db"))
     with Writer(settings, create=True).change() as change:
-        change.start(change.add("default", "c1"), init(1))
+        steps.start(change, steps.add(change, "default", "c1"), init(1))
     events = len(told(settings))
     with ExitStack() as stack:
         reader = Reader(settings.store.url)
@@ -86,8 +88,8 @@ def test_worker_in_the_middle_of_a_commit(own: Service) -> None:
             assert c1.ask("/1.0/config/user.foo").text == "bar"
             if ready:
                 with own.writer.change() as change:
-                    instance = change.instance("default", "c1")
-                    change.set_ready(instance.id, instance.run, False)
+                    instance = get_instance(change, "default", "c1")
+                    steps.set_ready(change, instance.id, instance.run, False)
                 events += 1
     assert number > 2
 

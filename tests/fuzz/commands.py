@@ -17,6 +17,7 @@ from guestapi.cli.main import main
 from guestapi.model import Device
 from guestapi.settings import Settings, SettingsError, Store, load
 from guestapi.sources import nspawn
+from guestapi.store import steps
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.writing import Writer
 
@@ -41,7 +42,7 @@ def _place() -> Path:
     )
     with Writer(Settings(store=Store(url=url)), create=True).change() as change:
         nic: Device = {"type": "nic", "nictype": "ipvlan"}
-        change.add("default", "c1", config={"user.foo": "bar"}, devices={"eth0": nic})
+        steps.add(change, "default", "c1", config={"user.foo": "bar"}, devices={"eth0": nic})
     shutil.copytree(state, directory / "fresh")
     return directory
 

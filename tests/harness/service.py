@@ -21,6 +21,8 @@ from guestapi import settings
 from guestapi.callers.namespaces import examine
 from guestapi.dialects import DIALECTS
 from guestapi.model import Device, Instance
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.containers import BASE, Container
@@ -169,24 +171,24 @@ class Service:
     ) -> Instance:
         """Register an instance, running if there is a container."""
         with self.writer.change() as change:
-            instance = change.add(project, name, config=config, devices=devices, **options)
-            return change.start(instance, examine(container.pid)) if container else instance
+            instance = steps.add(change, project, name, config=config, devices=devices, **options)
+            return steps.start(change, instance, examine(container.pid)) if container else instance
 
     def remove(self, name: str, project: str = "default") -> None:
         """Remove an instance."""
         with self.writer.change() as change:
-            change.remove(change.instance(project, name))
+            steps.remove(change, get_instance(change, project, name))
 
     def configure(self, name: str, **config: str) -> None:
         """Set keys; ``user_foo`` means ``user.foo``."""
         with self.writer.change() as change:
             named = {key.replace("_", "."): value for key, value in config.items()}
-            change.configure(change.instance("default", name), named)
+            steps.configure(change, get_instance(change, "default", name), named)
 
     def instance(self, name: str, project: str = "default") -> Instance:
         """What the store holds."""
         with view(self.settings.store.url) as store:
-            return store.instance(project, name)
+            return get_instance(store, project, name)
 
     @contextmanager
     def container(

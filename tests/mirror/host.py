@@ -14,6 +14,7 @@ from typing import Any
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Instance
+from guestapi.store.lookup import find_instance
 from guestapi.store.view import view
 from tests.harness.containers import Response
 from tests.harness.daemon import Daemon
@@ -44,7 +45,7 @@ class Host:
     def instance(self, name: str, project: str = "default") -> Instance | None:
         """What the store holds."""
         with view(self.service.settings.store.url) as store:
-            return store.find(project, name)
+            return find_instance(store, project, name)
 
     def until(self, name: str, path: str, text: str, project: str = "default") -> None:
         """Wait until we answer that."""

@@ -15,6 +15,7 @@ import pytest
 
 from guestapi.model import Instance
 from guestapi.store.images import directory
+from guestapi.store.lookup import list_images, list_instances
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
@@ -58,7 +59,7 @@ def mirrored(guestapi: Guestapi, answers: Mapping[str, object]) -> Iterator[Stub
 def known(guestapi: Guestapi) -> dict[str, Instance]:
     """What the store has."""
     with view(guestapi.settings.store.url) as store:
-        return {one.name: one for one in store.instances()}
+        return {one.name: one for one in list_instances(store)}
 
 
 def wait(what: Callable[[], object]) -> None:
@@ -132,7 +133,7 @@ def test_images_that_are_refused_and_forgotten(guestapi: Guestapi) -> None:
 
     def copies() -> list[str]:
         with view(guestapi.settings.store.url) as store:
-            return [image.fingerprint for image in store.images()]
+            return [image.fingerprint for image in list_images(store)]
 
     with mirrored(guestapi, answers):
         wait(lambda: known(guestapi) and copies() == [good])

@@ -14,8 +14,9 @@ from guestapi.mirror.daemon import Daemon, RefusedError
 from guestapi.mirror.readiness import Readiness
 from guestapi.model import Init
 from guestapi.settings import Settings, Store
-from guestapi.store import mirroring
-from guestapi.store.mirroring import Mirrored
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
+from guestapi.store.lookup import get_instance
 from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
@@ -56,8 +57,8 @@ class Guest:
         self.now = 1000.0
         init = Init(os.getpid(), start_time(os.getpid()), boot_id(), 1)
         with self._writer.change() as change:
-            mirroring.mirror(change, "incus", Mirrored(*KEY, "container", UUID, UUID, None, False, {}, {}, init))
-            self._instance = change.instance(*KEY)
+            reconcile(change, "incus", [Observed(UUID, *KEY, init=init, uuid=UUID, ready=False)])
+            self._instance = get_instance(change, *KEY)
 
     def say(self, ready: bool) -> None:
         """As by PATCH /1.0."""

@@ -7,18 +7,18 @@ import uuid
 import msgspec
 import pytest
 
-from guestapi.mirror.daemon import Environment, Instance, Server
-from guestapi.mirror.translate import STOPPED, is_here, mirrored
+from guestapi.mirror.daemon import DaemonInstance, Environment, Server
+from guestapi.mirror.translate import STOPPED, is_here, observe, root_uid
 
 ALONE = Server(environment=Environment(server="incus", server_name="n1"), api_extensions=["instance_ready_state"])
 CLUSTERED = Server(environment=Environment(server_name="n1", server_clustered=True))
 UUID = "11111111-2222-3333-4444-555555555555"
 
 
-def instance(**fields: object) -> Instance:
+def instance(**fields: object) -> DaemonInstance:
     """An instance, as the daemon writes it."""
     usual = {"name": "c1", "type": "container", "status": "Running", "project": "p", "location": "none"}
-    return msgspec.convert({**usual, **fields}, Instance)
+    return msgspec.convert({**usual, **fields}, DaemonInstance)
 
 
 def test_only_what_answers_need_comes_over() -> None:
@@ -39,27 +39,26 @@ def test_only_what_answers_need_comes_over() -> None:
         "volatile.uuid": UUID,
         "security.privileged": "true",
         "limits.cpu": "2",
-        "user.empty": "",
     }
-    found = mirrored(instance(expanded_config={**needed, **others}), ALONE, None)
+    found = observe(instance(expanded_config={**needed, **others}), ALONE, None)
     assert found.config == needed
 
 
 def test_names_and_ids() -> None:
     """Project, name and UUID are the daemon's; the meta-data's instance-id is its cloud-init id, else the UUID."""
     config = {"volatile.uuid": UUID}
-    found = mirrored(instance(expanded_config=config), ALONE, None)
+    found = observe(instance(expanded_config=config), ALONE, None)
     assert (found.project, found.name, found.uuid, found.cloud_init_id) == ("p", "c1", UUID, UUID)
     other = str(uuid.uuid4())
     config["volatile.cloud-init.instance-id"] = other
-    assert mirrored(instance(expanded_config=config), ALONE, None).cloud_init_id == other
+    assert observe(instance(expanded_config=config), ALONE, None).cloud_init_id == other
 
 
 def test_instance_without_uuid_keeps_the_one_it_gets() -> None:
     """Looked at twice it has the same identity; made anew under its name it has another."""
-    first = mirrored(instance(created_at="2026-01-01T00:00:00Z"), ALONE, None)
-    assert mirrored(instance(created_at="2026-01-01T00:00:00Z", status="Stopped"), ALONE, None).uuid == first.uuid
-    assert mirrored(instance(created_at="2026-01-01T00:00:01Z"), ALONE, None).uuid != first.uuid
+    first = observe(instance(created_at="2026-01-01T00:00:00Z"), ALONE, None)
+    assert observe(instance(created_at="2026-01-01T00:00:00Z", status="Stopped"), ALONE, None).uuid == first.uuid
+    assert observe(instance(created_at="2026-01-01T00:00:01Z"), ALONE, None).uuid != first.uuid
 
 
 @pytest.mark.parametrize(
@@ -69,27 +68,27 @@ def test_instance_without_uuid_keeps_the_one_it_gets() -> None:
 def test_ready_is_held_by_daemons_that_can(value: str, extensions: list[str], ready: bool | None) -> None:
     """A daemon without a place for it holds nothing, which is not the same as holding that it is not ready."""
     config = {"volatile.last_state.ready": value}
-    assert mirrored(instance(expanded_config=config), Server(api_extensions=extensions), None).ready is ready
+    assert observe(instance(expanded_config=config), Server(api_extensions=extensions), None).ready is ready
 
 
 def test_null_is_empty() -> None:
     """What the daemon writes as null is nothing."""
-    found = mirrored(instance(config=None, expanded_config=None, expanded_devices=None), ALONE, None)
+    found = observe(instance(config=None, expanded_config=None, expanded_devices=None), ALONE, None)
     assert (found.config, found.devices, found.init) == ({}, {}, None)
 
 
 def test_location_is_the_members() -> None:
     """A guest is told the cluster member that it runs on; alone, what the daemon calls itself."""
-    assert mirrored(instance(location="n2"), CLUSTERED, None).location == "n2"
-    assert mirrored(instance(location="none"), ALONE, None).location == "n1"
-    assert mirrored(instance(location=""), ALONE, None).location == "n1"
-    assert mirrored(instance(location="none"), Server(), None).location is None
+    assert observe(instance(location="n2"), CLUSTERED, None).location == "n2"
+    assert observe(instance(location="none"), ALONE, None).location == "n1"
+    assert observe(instance(location=""), ALONE, None).location == "n1"
+    assert observe(instance(location="none"), Server(), None).location is None
 
 
 def test_empty_options_are_none() -> None:
     """An option that is empty is as if it were not set; a device of which nothing else is said has its type."""
     devices = {"eth0": {"type": "nic", "hwaddr": "", "parent": "br0"}, "none": {"type": "none"}}
-    found = mirrored(instance(expanded_devices=devices), ALONE, None)
+    found = observe(instance(expanded_devices=devices), ALONE, None)
     assert found.devices == {"eth0": {"type": "nic", "parent": "br0"}, "none": {"type": "none"}}
 
 
@@ -109,3 +108,27 @@ def test_only_containers_of_this_host_are_here() -> None:
     assert is_here(instance(location="none"), CLUSTERED)
     assert not is_here(instance(location="n2"), CLUSTERED)
     assert not is_here(instance(type="virtual-machine"), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("config", "root"),
+    [
+        ({}, None),
+        ({"volatile.idmap.current": "[]"}, 0),
+        ({"volatile.last_state.idmap": '[{"Isuid":true,"Hostid":1000000,"Nsid":0,"Maprange":65536}]'}, 1000000),
+        ({"volatile.idmap.current": '[{"Isgid":true,"Hostid":7,"Nsid":0,"Maprange":9}]'}, None),
+        (
+            {
+                "volatile.idmap.current": '[{"Isuid":true,"Hostid":5,"Nsid":5,"Maprange":1},'
+                '{"Isuid":true,"Isgid":true,"Hostid":2000,"Nsid":0,"Maprange":5}]',
+                "volatile.last_state.idmap": '[{"Isuid":true,"Hostid":9,"Nsid":0,"Maprange":1}]',
+            },
+            2000,
+        ),
+        ({"volatile.idmap.current": "no JSON"}, None),
+        ({"volatile.idmap.current": '{"Isuid":true}'}, None),
+    ],
+)
+def test_root_is_whom_the_daemon_names(config: dict[str, str], root: int | None) -> None:
+    """Root inside is told by the ID map of the run that is; a container without a map has the host's users."""
+    assert root_uid(instance(expanded_config=config)) == root

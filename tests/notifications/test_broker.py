@@ -20,8 +20,10 @@ from guestapi.model import Init
 from guestapi.notifications.broker import BATCH, Broker, Subscription, TooManySubscriptionsError
 from guestapi.notifications.events import EventFormat
 from guestapi.settings import Settings
+from guestapi.store import steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
+from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
 from guestapi.store.writing import Writer
 
@@ -75,8 +77,8 @@ class Queue(RuleBasedStateMachine):
         with self.writer.change() as change:
             self.ids = []
             for number, name in enumerate(("a", "b"), 1):
-                instance = change.add("default", name)
-                change.start(instance, Init(number, 1, boot_id(), number))
+                instance = steps.add(change, "default", name)
+                steps.start(change, instance, Init(number, 1, boot_id(), number))
                 self.ids.append(instance.id)
         self.note()
 
@@ -91,8 +93,8 @@ class Queue(RuleBasedStateMachine):
         """The operator sets some keys of an instance, at once."""
         self.value += 1
         with self.writer.change() as change:
-            instance = change.instance("default", "ab"[which])
-            change.configure(instance, {f"user.k{number}": str(self.value) for number in range(keys)})
+            instance = get_instance(change, "default", "ab"[which])
+            steps.configure(change, instance, {f"user.k{number}": str(self.value) for number in range(keys)})
         self.note()
 
     @rule()
@@ -100,7 +102,7 @@ class Queue(RuleBasedStateMachine):
         """The operator's command is killed before it commits."""
         try:
             with self.writer.change() as change:
-                change.configure(change.instance("default", "a"), {"user.never": "x"})
+                steps.configure(change, get_instance(change, "default", "a"), {"user.never": "x"})
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             pass
@@ -183,14 +185,14 @@ def store(tmp_path: Path) -> Settings:
     """A store with one running instance, a, of id 1."""
     made = Settings(store=settings.Store(url=f"sqlite:///{tmp_path}/store.db"))
     with Writer(made, create=True).change() as change:
-        change.start(change.add("default", "a"), Init(1, 1, boot_id(), 1))
+        steps.start(change, steps.add(change, "default", "a"), Init(1, 1, boot_id(), 1))
     return made
 
 
 def set_key(store: Settings, value: str) -> None:
     """One change."""
     with Writer(store).change() as change:
-        change.configure(change.instance("default", "a"), {"user.k": value})
+        steps.configure(change, get_instance(change, "default", "a"), {"user.k": value})
 
 
 def values(subscription: Subscription) -> list[str]:
@@ -218,8 +220,8 @@ def test_types_are_filtered(store: Settings) -> None:
     wanted = [frozenset({"device"}), frozenset({"x"}), None]
     listeners = [broker.subscribe(1, types, None, lambda: None) for types in wanted]
     with Writer(store).change() as change:
-        instance = change.configure(change.instance("default", "a"), {"user.k": "1"})
-        change.replace_devices(instance, {"d": {"type": "none"}})
+        instance = steps.configure(change, get_instance(change, "default", "a"), {"user.k": "1"})
+        steps.replace_devices(change, instance, {"d": {"type": "none"}})
     broker.poll()
     assert [[event.type for event in subscription.pop()] for subscription in listeners] == [
         ["device"],
@@ -285,7 +287,7 @@ def test_end_is_asked_for_at_every_other_change(store: Settings) -> None:
     subscription = broker.subscribe(1, None, None, lambda: answers[0])
     set_key(store, "before")
     with Writer(store).change() as change:
-        change.configure(change.instance("default", "a"), {"security.guestapi": "false"})
+        steps.configure(change, get_instance(change, "default", "a"), {"security.guestapi": "false"})
     set_key(store, "after")
     answers[0] = 1008
     broker.poll()
@@ -300,7 +302,7 @@ def test_worker_that_was_left_behind(store: Settings) -> None:
     subscription = broker.subscribe(1, None, None, lambda: None)
     for number in range(20):
         with Writer(short).change() as change:
-            change.configure(change.instance("default", "a"), {"user.k": str(number)})
+            steps.configure(change, get_instance(change, "default", "a"), {"user.k": str(number)})
     broker.poll()
     assert subscription.closing == 1013
 
@@ -322,7 +324,7 @@ def heard_after(broker: Broker, store: Settings, name: str) -> list[str]:
     """What a new listener hears of one change, of an instance of this name; it must not be ended."""
     late = broker.subscribe(1, None, None, lambda: None)
     with Writer(store).change() as change:
-        change.configure(change.instance("default", name), {"user.late": "late"})
+        steps.configure(change, get_instance(change, "default", name), {"user.late": "late"})
     assert not broker.poll()
     assert late.closing is None
     return values(late)
@@ -333,7 +335,7 @@ def test_new_listeners_of_a_replaced_log(store: Settings, length: int) -> None:
     """Whether the old log was shorter or longer: who listens after it was replaced hears the new one from there on."""
     with Writer(store).change() as change:
         keys = {f"user.{number}": "1" for number in range(length)}
-        change.configure(change.instance("default", "a"), keys)
+        steps.configure(change, get_instance(change, "default", "a"), keys)
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=9)
     ended = broker.subscribe(1, None, None, lambda: None)
     put_another(store, "foreign")
@@ -386,10 +388,10 @@ def put_another(store: Settings, value: str) -> None:
     file = database_file(store.store.url)
     other = Settings(store=settings.Store(url=f"sqlite:///{file.with_name('other.db')}"))
     with Writer(other, create=True).change() as change:
-        change.start(change.add("default", "other"), Init(1001, 2, boot_id(), 2))
+        steps.start(change, steps.add(change, "default", "other"), Init(1001, 2, boot_id(), 2))
     with Writer(other).change() as change:
         keys = {f"user.{value}{number}": "1" for number in range(2 * BATCH)}
-        change.configure(change.instance("default", "other"), keys)
+        steps.configure(change, get_instance(change, "default", "other"), keys)
     with closing(sqlite3.connect(file.with_name("other.db"))) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     for suffix in ("-wal", "-shm"):
@@ -400,7 +402,9 @@ def put_another(store: Settings, value: str) -> None:
 def test_what_was_missed_ends_with_its_store(store: Settings) -> None:
     """A client that still reads what it has missed, when another store is put there, hears nothing of that one."""
     with Writer(store).change() as change:
-        change.configure(change.instance("default", "a"), {f"user.{number}": "1" for number in range(2 * BATCH)})
+        steps.configure(
+            change, get_instance(change, "default", "a"), {f"user.{number}": "1" for number in range(2 * BATCH)}
+        )
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     subscription = broker.subscribe(1, None, 0, lambda: None)
     batches = subscription.missed()

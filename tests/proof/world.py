@@ -22,6 +22,7 @@ from typing import Any
 from guestapi.callers.namespaces import examine, start_time
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Instance
+from guestapi.store import steps
 from tests.harness.containers import BASE
 from tests.harness.service import Service
 
@@ -278,7 +279,7 @@ class World:
     def add(self, name: str) -> None:
         """Have an instance of that name."""
         with self.service.writer.change() as change:
-            row = Row(change.add("default", name))
+            row = Row(steps.add(change, "default", name))
         row.secrets.add(name.encode())
         self.rows[name] = row
         self.configure(name)
@@ -294,9 +295,9 @@ class World:
         value, key, device = secret(), secret(), secret()
         row.secrets |= {text.encode() for text in (value, key, device)}
         old = {key: "" for key in row.stored.config if key.startswith("user.")}
-        stored = change.configure(row.stored, {**old, "user.token": value, f"user.{key}": "x"})
+        stored = steps.configure(change, row.stored, {**old, "user.token": value, f"user.{key}": "x"})
         nic = {"type": "nic", "nictype": "ipvlan", "token": value}
-        renewed: Instance = change.replace_devices(stored, {device: nic})
+        renewed: Instance = steps.replace_devices(change, stored, {device: nic})
         return renewed
 
     def switch(self, name: str, key: str) -> None:
@@ -304,14 +305,14 @@ class World:
         row = self.rows[name]
         value = "" if row.stored.config.get(key) else "false"
         with self.service.writer.change() as change:
-            row.stored = change.configure(row.stored, {key: value})
+            row.stored = steps.configure(change, row.stored, {key: value})
         self._changed()
 
     def start(self, name: str, init: Node) -> None:
         """Say that it runs, and has this init; it has other secrets in each run."""
         row = self.rows[name]
         with self.service.writer.change() as change:
-            row.stored = change.start(self._renew(change, row), examine(init.pid))
+            row.stored = steps.start(change, self._renew(change, row), examine(init.pid))
         row.init, row.ready = init, False
         self._changed()
 
@@ -319,7 +320,7 @@ class World:
         """Say that it runs no more."""
         row = self.rows[name]
         with self.service.writer.change() as change:
-            row.stored = change.stop(row.stored)
+            row.stored = steps.stop(change, row.stored)
         row.init, row.ready = None, False
         self._changed()
 
@@ -327,7 +328,7 @@ class World:
         """Take it away."""
         row = self.rows.pop(name)
         with self.service.writer.change() as change:
-            change.remove(row.stored)
+            steps.remove(change, row.stored)
         row.init = None
         self._changed()
 

@@ -19,6 +19,8 @@ from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
 from guestapi.settings import Limits
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
 from tests.harness.containers import Container, parse, request
 from tests.harness.service import Service
 from tests.server.inside import Talk, asking, talk, talks
@@ -48,8 +50,8 @@ def state(service: Service, name: str) -> bool:
     """Whether the instance is ready, as the operator sees it; and it is not any more."""
     ready = service.instance(name).ready
     with service.writer.change() as change:
-        instance = change.instance("default", name)
-        change.set_ready(instance.id, instance.run, False)
+        instance = get_instance(change, "default", name)
+        steps.set_ready(change, instance.id, instance.run, False)
     return ready
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance, get_latest_entry, read_entries
 from guestapi.store.view import view
 from tests.harness.containers import Container, Exchanged, Listening, receive, send
 from tests.harness.service import COMMAND, Service
@@ -48,13 +50,13 @@ def own() -> Iterator[Service]:
 def latest(service: Service) -> int:
     """The id of the last entry of the change log."""
     with view(service.settings.store.url) as store:
-        return store.latest()
+        return get_latest_entry(store)
 
 
 def own_ids(service: Service, after: int) -> list[int]:
     """The ids of all entries that a guest may hear of."""
     with view(service.settings.store.url) as store:
-        return [entry.id for entry in store.entries(after, 100_000).found if entry.for_guest]
+        return [entry.id for entry in read_entries(store, after, 100_000).found if entry.for_guest]
 
 
 class Follower:
@@ -164,16 +166,16 @@ def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None
             follower.wait_for(latest(service))
             began = time.monotonic()
             with service.writer.change() as change:
-                instance = change.instance("default", name)
+                instance = get_instance(change, "default", name)
                 if how == "switch":
-                    change.configure(instance, {"security.guestapi": "false"})
+                    steps.configure(change, instance, {"security.guestapi": "false"})
                 elif how == "remove":
-                    change.remove(instance)
+                    steps.remove(change, instance)
                 else:
-                    change.stop(instance)
+                    steps.stop(change, instance)
                     if how == "restart":
                         assert instance.init
-                        change.start(change.instance("default", name), instance.init)
+                        steps.start(change, get_instance(change, "default", name), instance.init)
             assert follower.wait_for_code() == (1008 if how == "switch" else 1001)
             # Meant to be 100 ms; that is for a benchmark to say, this only tells it from waiting for the next ping.
             assert time.monotonic() - began < 8
@@ -187,7 +189,7 @@ def test_burst_past_a_stuck_listener(service: Service) -> None:
         assert clients.say() == "ready"
         names = [f"user.k{number:04}" for number in range(1000)]
         with service.writer.change() as change:
-            change.configure(change.instance("default", "burst"), dict.fromkeys(names, "x" * 600))
+            steps.configure(change, get_instance(change, "default", "burst"), dict.fromkeys(names, "x" * 600))
         heard = clients.say()
     assert len(heard) == 49
     assert all(keys == names for keys in heard)

@@ -14,14 +14,14 @@ from gevent.event import Event
 
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
-from guestapi.model import Init, Mirror
+from guestapi.model import Init, SourceStatus
 from guestapi.server.acceptor import admit
 from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
 from guestapi.server.identification_retry import IdentificationRetry
 from guestapi.settings import Callers, Limits
-from guestapi.store.mirroring import forget_mirror, note_mirror
+from guestapi.store.statuses import forget_source, record_status
 from tests.harness.containers import Container, Ran, from_host, receive, request, send
 from tests.harness.service import Service
 from tests.server.inside import asking, talk
@@ -36,7 +36,7 @@ def patient() -> Iterator[Service]:
     toml = f"[callers]\nwait_seconds = {WAIT}\nwaiting = 2\n"
     with Service(workers=1, toml=toml, dialects=["incus"]) as running:
         with running.writer.change() as change:
-            note_mirror(change, Mirror("incus", "/s", True, 0.0, 0.0, ""))
+            record_status(change, SourceStatus("incus", "/s", True, 0.0, 0.0, ""))
         yield running
 
 
@@ -89,7 +89,7 @@ def test_waiting_is_bounded(patient: Service) -> None:
 def test_without_a_mirror_nobody_waits(patient: Service) -> None:
     """Where containers are registered before they start, an unknown one is told at once."""
     with patient.writer.change() as change:
-        forget_mirror(change, "incus")
+        forget_source(change, "incus")
     with Container(patient.binds) as container:
         exchanged = container.exchange(send(request("/1.0")), receive())
     assert exchanged.responses[0].status == 500

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from guestapi.model import Image
+from guestapi.store.image_steps import add_image
 from guestapi.store.images import directory, import_image, paths, remove_image
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND, Service
@@ -290,7 +291,7 @@ def test_removed_under_way(alone: Service, guest: Container, take_in: Callable[.
         assert hashlib.sha256(answer.body).hexdigest() == image.fingerprint
     assert not path_of(alone, image).exists()
     with alone.writer.change() as change:
-        change.add_image(image)  # For the fixture, which takes it away.
+        add_image(change, image)  # For the fixture, which takes it away.
 
 
 def test_operators_command(alone: Service, guest: Container, tmp_path: Path) -> None:

@@ -77,10 +77,10 @@ def test_state_cannot_be_changed_without_end(own: Service) -> None:
         own.add("c1", c1)
         own.add("other", other)
         bodies = [json.dumps({"state": state}).encode() for state in ("Ready", "Started")]
-        steps = []
+        asked = []
         for number in range(40):
-            steps += [send(request("/1.0", "PATCH", bodies[number % 2])), receive()]
-        statuses = [response.status for response in c1.exchange(*steps).responses]
+            asked += [send(request("/1.0", "PATCH", bodies[number % 2])), receive()]
+        statuses = [response.status for response in c1.exchange(*asked).responses]
         assert statuses[:20] == [200] * 20
         assert 429 in statuses[20:]
         assert other.ask("/1.0", "PATCH", bodies[0]).status == 200

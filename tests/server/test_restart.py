@@ -24,6 +24,8 @@ OPERATOR = """
 import json, select, sys
 from guestapi import settings
 from guestapi.callers.namespaces import examine
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance, get_latest_entry, read_entries
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 
@@ -33,15 +35,15 @@ names = [word.partition(":")[0] for word in sys.argv[1:]]
 with writer.change() as change:
     for word in sys.argv[1:]:
         name, _, pid = word.partition(":")
-        change.start(change.add("default", name, config={"user.foo": "bar"}), examine(int(pid)))
+        steps.start(change, steps.add(change, "default", name, config={"user.foo": "bar"}), examine(int(pid)))
 with view(loaded.store.url) as store:
-    begin = store.latest()
+    begin = get_latest_entry(store)
 print(begin, flush=True)
 
 def change_all(key, value):
     for name in names:
         with writer.change() as change:
-            change.configure(change.instance("default", name), {key: value})
+            steps.configure(change, get_instance(change, "default", name), {key: value})
 
 number = 0
 while not select.select([sys.stdin], [], [], 0.05)[0]:
@@ -51,14 +53,14 @@ sys.stdin.readline()
 change_all("user.end", "1")
 told = {name: [] for name in names}
 with view(loaded.store.url) as store:
-    for entry in store.entries(begin, 1_000_000).found:
+    for entry in read_entries(store, begin, 1_000_000).found:
         if entry.for_guest:
             told[entry.instance].append(entry.id)
 print(json.dumps(told), flush=True)
 sys.stdin.readline()
 with writer.change() as change:
     for name in names:
-        change.remove(change.instance("default", name))
+        steps.remove(change, get_instance(change, "default", name))
 """
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from guestapi.model import Init, Instance
 from guestapi.settings import Settings
+from guestapi.store import steps
 from guestapi.store.engine import database_file
+from guestapi.store.lookup import get_instance, list_instances
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
@@ -20,6 +22,8 @@ import sys
 from guestapi.settings import Settings, Store
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
+from guestapi.store import steps
+from guestapi.store.lookup import find_instance, get_instance, list_instances
 from guestapi.errors import GuestapiError
 from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
@@ -48,25 +52,25 @@ def told(settings: Settings) -> list[tuple[str, str, bool]]:
 def config_of(settings: Settings, name: str = "c1", project: str = "default") -> dict[str, str]:
     """An instance's configuration, read from a connection of its own."""
     with view(settings.store.url) as store:
-        return dict(store.instance(project, name).config)
+        return dict(get_instance(store, project, name).config)
 
 
 def add(writer: Writer, name: str = "c1", **options: str) -> Instance:
     """Add an instance, in a transaction of its own."""
     with writer.change() as change:
-        return change.add("default", name, config=options)
+        return steps.add(change, "default", name, config=options)
 
 
 def start(writer: Writer, instance: Instance, pid: int = 100) -> Instance:
     """Start it, in a transaction of its own."""
     with writer.change() as change:
-        return change.start(instance, init(pid))
+        return steps.start(change, instance, init(pid))
 
 
 def known(settings: Settings) -> list[Instance]:
     """All instances that the store holds."""
     with view(settings.store.url) as store:
-        return store.instances()
+        return list_instances(store)
 
 
 class Other:
@@ -90,6 +94,11 @@ class Other:
         """End it at once, whatever it is doing, as by a power cut."""
         self._process.kill()
         self._process.wait(10)
+
+    def end(self) -> int:
+        """Wait for its end, whatever it is; its exit code."""
+        self._process.communicate(timeout=30)
+        return self._process.returncode
 
     def done(self) -> str:
         """Wait for its end, which must be a good one; all that it still says."""

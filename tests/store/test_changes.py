@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from guestapi.encoding import to_json
 from guestapi.model import Device
 from guestapi.store import changes
-from guestapi.store.changes import Event
+from guestapi.store.changes import ChangeEvent
 
 NIC: Device = {"type": "nic", "name": "eth0"}
 DISK: Device = {"type": "disk", "path": "/"}
@@ -28,14 +28,14 @@ DEVICES = st.dictionaries(
 )
 
 
-def config_events(old: Mapping[str, str], new: Mapping[str, str]) -> list[Event]:
+def config_events(old: Mapping[str, str], new: Mapping[str, str]) -> list[ChangeEvent]:
     """Events when the configuration alone changes."""
-    return list(changes.differences(old, new, {}, {}))
+    return list(changes.find_differences(old, new, {}, {}))
 
 
 def device_actions(old: Mapping[str, Device], new: Mapping[str, Device]) -> list[tuple[str, str, Any]]:
     """Action, name and definition of each event when devices alone change."""
-    events = list(changes.differences({}, {}, old, new))
+    events = list(changes.find_differences({}, {}, old, new))
     assert all(event.type == "device" and event.guest for event in events)
     return [(event.metadata["action"], event.metadata["name"], event.metadata["config"]) for event in events]
 
@@ -101,7 +101,7 @@ def test_renamed_device_is_another_device() -> None:
 def test_order() -> None:
     """Configuration comes first, then devices removed, updated, added; by name within each."""
     wider = {**NIC, "mtu": "9000"}
-    events = changes.differences(
+    events = changes.find_differences(
         {"user.z": "1", "user.b": "1"},
         {"user.a": "1", "user.b": "2"},
         {"n2": NIC, "n1": NIC, "gone2": DISK, "gone1": NIC, "turned": NIC},
@@ -131,7 +131,7 @@ def test_events_lead_from_the_old_state_to_the_new(
     """Who applies the events to the old state, in their order, has the new one."""
     config = {key: value for key, value in old.items() if value}
     devices = dict(old_devices)
-    for event in changes.differences(old, new, old_devices, new_devices):
+    for event in changes.find_differences(old, new, old_devices, new_devices):
         told = event.metadata
         if event.type == "config":
             assert config.pop(told["key"], "") == told["old_value"]

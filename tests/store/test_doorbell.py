@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from guestapi.settings import Settings, Store
+from guestapi.store import steps
 from guestapi.store.doorbell import Doorbell, bell
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
@@ -36,7 +37,9 @@ def test_each_commit_is_heard(settings: Settings, writer: Writer, doorbell: Door
     assert not doorbell.heard()
     add(writer, "c2")
     assert rings(doorbell)
-    with other_process(settings, "with Writer(settings).change() as change: change.add('default', 'c3')") as other:
+    with other_process(
+        settings, "with Writer(settings).change() as change: steps.add(change, 'default', 'c3')"
+    ) as other:
         other.done()
     assert rings(doorbell)
 
@@ -52,7 +55,7 @@ def test_only_the_bell_is_waited_for(settings: Settings, writer: Writer, doorbel
 def test_state_rings_whatever_it_is(writer: Writer, doorbell: Doorbell) -> None:
     """Ready and Started both ring, though Started is no news for any listener: a daemon's mirror tells the daemon."""
     with writer.change() as change:
-        one = change.start(change.add("default", "c1"), init(100))
+        one = steps.start(change, steps.add(change, "default", "c1"), init(100))
     assert rings(doorbell)
     for ready in (True, False, True):
         assert writer.set_ready(one.id, one.run, ready)
@@ -68,11 +71,11 @@ def test_nothing_new_does_not_ring(writer: Writer, doorbell: Doorbell) -> None:
     one = add(writer, a="1")
     assert rings(doorbell)
     with writer.change() as change:
-        change.configure(one, {"a": "1"})
+        steps.configure(change, one, {"a": "1"})
 
     def attempt() -> None:
         with writer.change() as change:
-            change.configure(one, {"a": "2"})
+            steps.configure(change, one, {"a": "2"})
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -83,7 +86,7 @@ def test_nothing_new_does_not_ring(writer: Writer, doorbell: Doorbell) -> None:
 def test_ring_comes_after_the_commit(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
     """Within the transaction nothing is heard: who is woken finds what he was woken for."""
     with writer.change() as change:
-        change.add("default", "c1", config={"a": "1"})
+        steps.add(change, "default", "c1", config={"a": "1"})
         assert not doorbell.heard()
     assert rings(doorbell)
     assert config_of(settings) == {"a": "1"}
@@ -107,7 +110,7 @@ def test_bell_that_cannot_be_rung(users_directory: Path) -> None:
     os.chown(bell(database(settings)), 0, 0)
     code = """
 with Writer(settings).change() as change:
-    change.configure(change.instance("default", "c1"), {"a": "1"})
+    steps.configure(change, get_instance(change, "default", "c1"), {"a": "1"})
 say("no error")
 """
     with other_process(settings, code, USER) as other:

@@ -14,9 +14,11 @@ import pytest
 from guestapi.model import Image
 from guestapi.names import InvalidNameError
 from guestapi.settings import Images, Settings, Store
-from guestapi.store import images
+from guestapi.store import image_steps, images
 from guestapi.store.errors import ConflictError, UnknownImageError
+from guestapi.store.image_steps import set_image
 from guestapi.store.images import ImageFileError, directory, import_image, open_files, remove_image, verify_image
+from guestapi.store.lookup import get_image, list_images
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
@@ -41,7 +43,7 @@ def source(tmp_path: Path) -> Path:
 def known(settings: Settings) -> list[Image]:
     """All images of the store."""
     with view(settings.store.url) as store:
-        return store.images()
+        return list_images(store)
 
 
 def opened(where: Path, image: Image) -> bytes:
@@ -147,16 +149,16 @@ def test_names_of_the_operator(settings: Settings, writer: Writer, where: Path, 
         (tmp_path / "f").write_bytes(b"%d" % number)
         made.append(import_image(writer, where, [tmp_path / "f"], aliases=[f"alias-{number}"]))
     with view(settings.store.url) as store:
-        assert store.image("alias-3") == made[3]
-        assert store.image(made[3].fingerprint) == made[3]
-        assert store.image(made[3].fingerprint[:12].upper()) == made[3]
+        assert get_image(store, "alias-3") == made[3]
+        assert get_image(store, made[3].fingerprint) == made[3]
+        assert get_image(store, made[3].fingerprint[:12].upper()) == made[3]
         firsts = [image.fingerprint[0] for image in made]
         common = next(first for first in firsts if firsts.count(first) > 1)
         with pytest.raises(UnknownImageError, match="more than one"):
-            store.image(common)
+            get_image(store, common)
         for wrong in ("", "nope", "%", "_" * 64, made[0].fingerprint + "0"):
             with pytest.raises(UnknownImageError, match="no image"):
-                store.image(wrong)
+                get_image(store, wrong)
     reader = Reader(settings.store.url)
     assert [reader.image(name) for name in (made[0].fingerprint[:12], "alias-0", made[0].fingerprint.upper())] == [
         None
@@ -170,24 +172,24 @@ def test_an_alias_wins(settings: Settings, writer: Writer, where: Path, source: 
     (tmp_path / "f").write_bytes(b"f")
     second = import_image(writer, where, [tmp_path / "f"], aliases=[first.fingerprint[:8]])
     with view(settings.store.url) as store:
-        assert store.image(first.fingerprint[:8]) == second
+        assert get_image(store, first.fingerprint[:8]) == second
 
 
 def test_changes_are_seen_at_once(writer: Writer, reader: Reader, where: Path, source: Path) -> None:
     """A reader that is open sees what was imported, changed and removed with its next look."""
     image = import_image(writer, where, [source])
     with writer.change() as change:
-        change.set_image(image, public=True, cached=True, add_aliases=["x", "y"])
+        set_image(change, image, public=True, cached=True, add_aliases=["x", "y"])
     seen = reader.image(image.fingerprint)
     assert seen is not None
     assert (seen.public, seen.cached, seen.aliases) == (True, True, ("x", "y"))
     with writer.change() as change:
-        change.set_image(seen, public=False, remove_aliases=["x"])
+        set_image(change, seen, public=False, remove_aliases=["x"])
     seen = reader.image(image.fingerprint)
     assert seen is not None
     assert (seen.public, seen.cached, seen.aliases) == (False, True, ("y",))
     with pytest.raises(ConflictError, match="has no alias 'x'"), writer.change() as change:
-        change.set_image(seen, public=True, remove_aliases=["x"])
+        set_image(change, seen, public=True, remove_aliases=["x"])
     assert reader.image(image.fingerprint) == seen
     remove_image(writer, where, "y")
     assert reader.image(image.fingerprint) is None
@@ -272,7 +274,7 @@ def test_stray_files(writer: Writer, where: Path, source: Path) -> None:
     """A file without a row, as a crash may leave it, is found, and no obstacle when its image is imported again."""
     image = import_image(writer, where, [source])
     with writer.change() as change:
-        change.remove_image(image)
+        image_steps.remove_image(change, image)
     assert images.stray_files(where, []) == [image.fingerprint]
     (where / image.fingerprint).write_bytes(b"other content")
     again = import_image(writer, where, [source])

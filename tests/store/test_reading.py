@@ -13,8 +13,9 @@ from sqlalchemy import Engine, event
 
 from guestapi.model import Device
 from guestapi.settings import Settings
-from guestapi.store import engine, reading
+from guestapi.store import engine, reading, steps
 from guestapi.store.errors import StoreError, UnknownInstanceError
+from guestapi.store.lookup import find_instance, get_instance, list_instances
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
@@ -48,7 +49,7 @@ def test_reader_sees_what_another_process_committed(settings: Settings, writer: 
 writer = Writer(settings)
 while value := heard():
     with writer.change() as change:
-        change.configure(change.instance("default", "c1"), {"user.a": value})
+        steps.configure(change, get_instance(change, "default", "c1"), {"user.a": value})
     say("done")
 """
     one = add(writer, **{"user.a": "0"})
@@ -65,10 +66,10 @@ def test_every_change_is_seen(writer: Writer, reader: Reader) -> None:
     one = add(writer)
     assert reader.instance(one.id) == one
     with writer.change() as change:
-        one = change.configure(one, {"user.a": "1"})
+        one = steps.configure(change, one, {"user.a": "1"})
     assert reader.instance(one.id) == one
     with writer.change() as change:
-        one = change.replace_devices(one, {"eth0": NIC})
+        one = steps.replace_devices(change, one, {"eth0": NIC})
     assert reader.instance(one.id) == one
     one = start(writer, one)
     assert reader.instance(one.id) == one
@@ -77,10 +78,10 @@ def test_every_change_is_seen(writer: Writer, reader: Reader) -> None:
     assert found is not None
     assert found.ready
     with writer.change() as change:
-        one = change.stop(found)
+        one = steps.stop(change, found)
     assert reader.instance(one.id) == one
     with writer.change() as change:
-        change.remove(one)
+        steps.remove(change, one)
     assert reader.instance(one.id) is None
 
 
@@ -89,8 +90,8 @@ def test_reader_sees_another_after_a_removal(writer: Writer, reader: Reader) -> 
     one = add(writer, **{"user.a": "old"})
     assert value(reader, one.id) == "old"
     with writer.change() as change:
-        change.remove(one)
-        again = change.add("default", "c1", config={"user.a": "new"})
+        steps.remove(change, one)
+        again = steps.add(change, "default", "c1", config={"user.a": "new"})
     assert reader.instance(one.id) is None
     assert value(reader, again.id) == "new"
 
@@ -101,7 +102,7 @@ def test_undone_change_is_never_seen(writer: Writer, reader: Reader) -> None:
 
     def attempt() -> None:
         with writer.change() as change:
-            change.configure(one, {"user.a": "2"})
+            steps.configure(change, one, {"user.a": "2"})
             assert value(reader, one.id) == "1"
             raise KeyError
 
@@ -114,8 +115,8 @@ def test_reader_is_not_blocked_by_a_writer(settings: Settings, writer: Writer, r
     """While another process is in a transaction, an open reader and a new one answer at once."""
     code = """
 with Writer(settings).change() as change:
-    one = change.instance("default", "c1")
-    change.configure(one, {f"user.{number}": "x" * 1_000_000 for number in range(8)} | {"user.a": "2"})
+    one = get_instance(change, "default", "c1")
+    steps.configure(change, one, {f"user.{number}": "x" * 1_000_000 for number in range(8)} | {"user.a": "2"})
     say("within")
     heard()
 """
@@ -127,7 +128,7 @@ with Writer(settings).change() as change:
         newcomer = Reader(settings.store.url)
         assert value(newcomer, one.id) == "1"
         with view(settings.store.url) as store:
-            assert store.instance("default", "c1") == one
+            assert get_instance(store, "default", "c1") == one
         assert time.monotonic() - began < 4
         other.tell("go on")
         other.done()
@@ -170,8 +171,8 @@ def test_instance_is_read_at_one_moment(writer: Writer, reader: Reader) -> None:
         if not within:
             within, number = True, str(next(numbers))
             with writer.change() as change:
-                changed = change.configure(change.instance("default", "c1"), {"user.a": number})
-                change.replace_devices(changed, {"eth0": {"type": "nic", "number": number}})
+                changed = steps.configure(change, get_instance(change, "default", "c1"), {"user.a": number})
+                steps.replace_devices(change, changed, {"eth0": {"type": "nic", "number": number}})
             within = False
 
     # Before each statement of the reader, whichever it is.
@@ -190,25 +191,25 @@ def test_view_stays_as_it_is(settings: Settings, writer: Writer) -> None:
     """Who looks with a view sees one moment until the end of the block."""
     add(writer)
     with view(settings.store.url) as store:
-        assert [one.name for one in store.instances()] == ["c1"]
+        assert [one.name for one in list_instances(store)] == ["c1"]
         add(writer, "c2")
-        assert [one.name for one in store.instances()] == ["c1"]
-        assert store.find("default", "c2") is None
+        assert [one.name for one in list_instances(store)] == ["c1"]
+        assert find_instance(store, "default", "c2") is None
     with view(settings.store.url) as store:
-        assert [one.name for one in store.instances()] == ["c1", "c2"]
+        assert [one.name for one in list_instances(store)] == ["c1", "c2"]
 
 
 def test_view_finds_by_project(settings: Settings, writer: Writer) -> None:
     """Instances come by project and name, of one project if asked for; a missing one is an error that names it."""
     with writer.change() as change:
         for project, name in (("q", "b"), ("p", "z"), ("q", "a")):
-            change.add(project, name)
+            steps.add(change, project, name)
     with view(settings.store.url) as store:
-        assert [(one.project, one.name) for one in store.instances()] == [("p", "z"), ("q", "a"), ("q", "b")]
-        assert [one.name for one in store.instances("q")] == ["a", "b"]
-        assert store.instances("none") == []
+        assert [(one.project, one.name) for one in list_instances(store)] == [("p", "z"), ("q", "a"), ("q", "b")]
+        assert [one.name for one in list_instances(store, "q")] == ["a", "b"]
+        assert list_instances(store, "none") == []
         with pytest.raises(UnknownInstanceError, match="'z' in project 'q'"):
-            store.instance("q", "z")
+            get_instance(store, "q", "z")
 
 
 def test_who_runs_in_a_namespace(writer: Writer, reader: Reader) -> None:
@@ -220,14 +221,14 @@ def test_who_runs_in_a_namespace(writer: Writer, reader: Reader) -> None:
     assert reader.running_in(init(8).namespace) == []
     # The number was handed out again; nobody said that the first one ended.
     with writer.change() as change:
-        second = change.start(second, init(7, start_time=99))
+        second = steps.start(change, second, init(7, start_time=99))
     assert {(number, run) for number, run, _ in reader.running_in(init(7).namespace)} == {
         (first.id, first.run),
         (second.id, second.run),
     }
     with writer.change() as change:
-        change.stop(first)
-        change.remove(second)
+        steps.stop(change, first)
+        steps.remove(change, second)
     assert reader.running_in(init(7).namespace) == []
 
 
@@ -236,7 +237,7 @@ def test_what_is_current_is_not_read_again(writer: Writer, reader: Reader) -> No
     one, other = add(writer, "c1"), add(writer, "c2")
     first = reader.instance(one.id)
     with writer.change() as change:
-        change.configure(other, {"user.a": "1"})
+        steps.configure(change, other, {"user.a": "1"})
     assert reader.instance(one.id) is first
 
 
@@ -259,7 +260,8 @@ def test_kept_bytes_are_bounded(writer: Writer, reader: Reader, monkeypatch: pyt
     monkeypatch.setattr(reading, "KEPT_BYTES", 100_000)
     with writer.change() as change:
         first, second = (
-            change.add(
+            steps.add(
+                change,
                 "default",
                 name,
                 config={
@@ -296,7 +298,7 @@ def test_changed_instance_counts_once(writer: Writer, reader: Reader, monkeypatc
     first = reader.instance(quiet.id)
     for number in range(20):
         with writer.change() as change:
-            busy = change.configure(busy, {"user.a": str(number) * 1000})
+            busy = steps.configure(change, busy, {"user.a": str(number) * 1000})
         assert reader.instance(busy.id) == busy
     assert reader.instance(quiet.id) is first
 
@@ -308,7 +310,7 @@ def test_closed_reader_opens_again(writer: Writer, reader: Reader) -> None:
     assert reader.running_in(init(7).namespace)
     reader.close()
     with writer.change() as change:
-        change.configure(change.stop(one), {"user.a": "2"})
+        steps.configure(change, steps.stop(change, one), {"user.a": "2"})
     assert value(reader, one.id) == "2"
     assert reader.running_in(init(7).namespace) == []
 

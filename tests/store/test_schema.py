@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
+from guestapi.model import SourceStatus
 from guestapi.settings import Settings, Store
+from guestapi.store import steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
+from guestapi.store.lookup import get_instance, get_layers, list_images, list_instances, list_sources
+from guestapi.store.migrations import was_written_by_hook
 from guestapi.store.reading import Reader
+from guestapi.store.statuses import list_unacknowledged
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
@@ -20,7 +26,7 @@ from tests.store.processes import add, config_of, database, known, other_process
 
 CHANGE = """
 with Writer(settings).change() as change:
-    change.configure(change.instance("default", "c1"), {"user.by": "user"})
+    steps.configure(change, get_instance(change, "default", "c1"), {"user.by": "user"})
 """
 
 
@@ -96,7 +102,7 @@ while round := heard():
     settings = Settings(store=Store(url=f"{sys.argv[1]}-{round}", lock_seconds=20.0))
     try:
         with Writer(settings, create=True).change() as change:
-            change.add("default", f"c{len(change.instances())}")
+            steps.add(change, "default", f"c{len(list_instances(change))}")
         say("added")
     except StoreError as error:
         say(error)
@@ -123,40 +129,132 @@ def test_half_made_store_is_completed(settings: Settings) -> None:
 @pytest.mark.parametrize("first", ["reader", "view", "writer"])
 def test_older_store_is_upgraded(settings: Settings, first: str) -> None:
     """A store of version 1 is brought up to date by whoever opens it first; it keeps all it has, and takes changes."""
-    with closing(sqlite3.connect(database(settings))) as connection:
-        connection.executescript(Path(__file__).with_name("version-1.sql").read_text())
+    restore(settings, 1)
     if first == "reader":
         Reader(settings.store.url).close()
     elif first == "writer":
         Writer(settings)
     with view(settings.store.url) as store:
-        (instance,), (image,) = store.instances(), store.images()
-        assert store.mirrors() == []
+        (instance,), (image,) = list_instances(store), list_images(store)
+        assert list_sources(store) == []
     assert (instance.name, instance.source, instance.config) == ("c1", None, {"user.foo": "bar"})
     assert instance.init is not None
     assert (image.aliases, image.source) == (("web",), None)
     with Writer(settings).change() as change:
-        added = change.add("default", "c2", source="incus")
+        added = steps.add(change, "default", "c2", source="incus")
     assert [(one.name, one.source) for one in known(settings)] == [("c1", None), ("c2", "incus")]
     assert added.id > instance.id
 
 
-def test_upgraded_store_is_as_a_new_one(settings: Settings, tmp_path: Path) -> None:
-    """After an upgrade the tables are those that a new store has, column by column."""
+def test_store_of_version_2_is_upgraded(settings: Settings) -> None:
+    """Guests see after the upgrade what they saw before, and it is known which of it is whose."""
+    restore(settings, 2)
+    with view(settings.store.url) as store:
+        found = {one.name: one for one in list_instances(store)}
+        layers = {name: get_layers(store, one) for name, one in found.items()}
+        statuses = list_sources(store)
+    assert {name: (one.source, one.key, one.kept, one.running) for name, one in found.items()} == {
+        "hand": (None, None, True, False),
+        "web": (None, None, True, True),
+        "db": (None, None, True, True),
+        # A container that nobody had named: its instance goes with it.
+        "9f86d081884c": (None, None, False, True),
+        "m1": ("incus", found["m1"].uuid, False, True),
+    }
+    assert found["web"].config == {"user.role": "frontend", "user.template": "x"}
+    assert found["web"].devices.keys() == {"data", "eth0", "gpu", "root"}
+    assert found["m1"].config == {"security.guestapi": "true", "user.m": "1"}
+    # What the hook of LXC found in a file gives way to what the container has; all else is the operator's.
+    assert layers["web"].source.devices.keys() == {"data", "eth0", "root"}
+    assert layers["web"].operator.devices == {"gpu": {"type": "gpu"}}
+    assert layers["web"].operator.config == found["web"].config
+    assert layers["db"].operator.config == {"user.from-annotation": "yes"}
+    assert layers["hand"].operator.devices == {"gpu": {"type": "gpu", "pci": "0000:01:00.0"}}
+    assert not layers["m1"].operator
+    assert statuses == [SourceStatus("incus", "/var/lib/incus/unix.socket", True, 1764000000.5, 0.25, "why")]
+    with Writer(settings).change() as change:
+        assert list_unacknowledged(change, "incus") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "definition", "hooks"),
+    [
+        ("eth0", {"type": "nic", "name": "eth0", "nictype": "bridged", "parent": "br0", "mtu": "1400"}, True),
+        ("eth0", {"type": "nic", "name": "eth0", "nictype": "macvlan"}, True),
+        ("eth0", {"type": "nic", "name": "eth0"}, False),
+        ("eth0", {"type": "nic", "name": "eth1", "nictype": "bridged"}, False),
+        ("eth0", {"type": "nic", "name": "eth0", "nictype": "bridged", "limits.max": "1Mbit"}, False),
+        ("root", {"type": "disk", "path": "/"}, True),
+        ("main", {"type": "disk", "path": "/"}, False),
+        ("srv-data", {"type": "disk", "path": "/srv/data", "source": "/data", "readonly": "true"}, True),
+        ("data", {"type": "disk", "path": "/srv/data", "source": "/data"}, False),
+        ("srv", {"type": "disk", "path": "srv", "source": "/data"}, False),
+        ("srv", {"type": "disk", "path": "/srv", "source": "/data", "size": "1GiB"}, False),
+        ("gpu", {"type": "gpu"}, False),
+        ("x", {}, False),
+    ],
+)
+def test_devices_that_the_hook_wrote(name: str, definition: dict[str, str], hooks: bool) -> None:
+    """Only what looks exactly as the hook of LXC wrote it is taken for the hook's."""
+    assert was_written_by_hook(name, definition) == hooks
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_upgraded_store_is_as_a_new_one(settings: Settings, tmp_path: Path, version: int) -> None:
+    """After an upgrade the tables are those that a new store has, column by column and index by index."""
     new = Settings(store=Store(url=f"sqlite:///{tmp_path}/new.db"))
-    with closing(sqlite3.connect(database(settings))) as connection:
-        connection.executescript(Path(__file__).with_name("version-1.sql").read_text())
+    restore(settings, version)
     Writer(settings)
     Writer(new, create=True)
     assert columns(database(settings)) == columns(database(new))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_upgrade_that_is_cut_off(settings: Settings, version: int) -> None:
+    """An upgrade is one transaction: a process that is killed within leaves the older store, whole, for the next."""
+    restore(settings, version)
+    with other_process(settings, CUT_OFF) as other:
+        assert other.end() == -signal.SIGKILL
+    with closing(sqlite3.connect(database(settings))) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (version,)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    Writer(settings)
+    assert {"c1"} <= {one.name for one in known(settings)} or {"web", "m1"} <= {one.name for one in known(settings)}
+
+
+#: Dies when the upgrade has done everything but commit.
+CUT_OFF = """
+import os, signal, sqlite3
+from guestapi.store import engine
+
+class Connection(sqlite3.Connection):
+    def execute(self, statement, *parameters):
+        if statement == "COMMIT":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().execute(statement, *parameters)
+
+engine._connect = lambda file, seconds: sqlite3.connect(file, factory=Connection)
+Writer(settings)
+"""
+
+
+def restore(settings: Settings, version: int) -> None:
+    """Put a store of an older version in place."""
+    with closing(sqlite3.connect(database(settings))) as connection:
+        connection.executescript(Path(__file__).with_name(f"version-{version}.sql").read_text())
+
+
 def columns(file: Path) -> set[tuple[str, str, str, int]]:
-    """Table, name and type of each column, and whether it must have a value."""
+    """Table, name and type of each column, and whether it must have a value; and the same of each index, if unique."""
     with closing(sqlite3.connect(file)) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         rows = [(table, row) for table in tables for row in connection.execute(f"PRAGMA table_info({table})")]
-    return {(table, row[1], row[2], row[3]) for table, row in rows}
+        indexes = {
+            (table, str(index[1]), str(index[3]), index[2])
+            for table in tables
+            for index in connection.execute(f"PRAGMA index_list({table})")
+        }
+    return {(table, row[1], row[2], row[3]) for table, row in rows} | indexes
 
 
 def test_newer_store_is_refused(settings: Settings, writer: Writer) -> None:
@@ -190,7 +288,7 @@ def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader
         add(writer, **{"user.user-data": "password"})
         reader.instance(1)
         with writer.change() as change:
-            change.configure(change.instance("default", "c1"), {"user.a": "1"})
+            steps.configure(change, get_instance(change, "default", "c1"), {"user.a": "1"})
             beside = sorted(path.name for path in database(settings).parent.glob("store.db*"))
             modes = {path.name: path.stat().st_mode & 0o777 for path in database(settings).parent.glob("store.db*")}
     finally:
@@ -208,7 +306,7 @@ def test_root_and_service_share_it(users_directory: Path) -> None:
     reader = Reader(settings.store.url)
     for turn in ("first", "second"):
         with writer.change() as change:
-            change.configure(change.instance("default", "c1"), {"user.turn": turn, "user.by": "root"})
+            steps.configure(change, get_instance(change, "default", "c1"), {"user.turn": turn, "user.by": "root"})
         # With and without files that root has made and holds open.
         with other_process(settings, CHANGE, USER) as other:
             other.done()
@@ -229,9 +327,9 @@ reader.instance(1)
 say("open")
 while heard():
     with writer.change() as change:
-        one = change.instance("default", "c1")
+        one = get_instance(change, "default", "c1")
         assert reader.instance(one.id) == one
-        change.configure(one, {"user.user": one.config["user.root"]})
+        steps.configure(change, one, {"user.user": one.config["user.root"]})
     say("done")
 """
     settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
@@ -241,7 +339,7 @@ while heard():
         assert other.hear() == "open"
         for number in range(5):
             with writer.change() as change:
-                change.configure(change.instance("default", "c1"), {"user.root": str(number)})
+                steps.configure(change, get_instance(change, "default", "c1"), {"user.root": str(number)})
             other.tell("go")
             assert other.hear() == "done"
             assert config_of(settings) == {"user.root": str(number), "user.user": str(number)}

@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import Engine, event
 
 from guestapi.settings import Settings
+from guestapi.store import steps
 from guestapi.store.engine import database_file
+from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
 from guestapi.store.walindex import header, map_index
 from guestapi.store.writing import Writer
@@ -47,7 +49,7 @@ def test_warm_read_asks_nothing(statements: list[str], settings: Settings, write
             assert reader.instance(one.id) == one
         assert statements == []
         with writer.change() as change:
-            change.configure(other, {"user.a": "1"})
+            steps.configure(change, other, {"user.a": "1"})
         statements.clear()
         assert reader.instance(one.id) == one
         assert statements != []
@@ -58,10 +60,10 @@ def test_header_tells_of_every_commit(settings: Settings, writer: Writer, reader
     code = """
 writer = Writer(settings)
 with writer.change() as change:
-    change.add("default", "c1")
+    steps.add(change, "default", "c1")
 while value := heard():
     with writer.change() as change:
-        change.configure(change.instance("default", "c1"), {"user.a": value})
+        steps.configure(change, get_instance(change, "default", "c1"), {"user.a": value})
     say("done")
 """
     reader.latest()
@@ -87,7 +89,7 @@ def test_checkpoints(settings: Settings, writer: Writer, reader: Reader, mode: s
         with closing(sqlite3.connect(database_file(settings.store.url))) as connection:
             assert connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()[0] == 0
         with writer.change() as change:
-            change.configure(change.instance("default", "c1"), {"user.a": str(number)})
+            steps.configure(change, get_instance(change, "default", "c1"), {"user.a": str(number)})
         assert value(reader, one.id) == str(number)
 
 
@@ -102,7 +104,7 @@ def test_index_made_anew(settings: Settings, writer: Writer, reader: Reader) -> 
         assert not index.exists()
         assert value(reader, one.id) == str(number - 1)
         with writer.change() as change:
-            change.configure(change.instance("default", "c1"), {"user.a": str(number)})
+            steps.configure(change, get_instance(change, "default", "c1"), {"user.a": str(number)})
         assert value(reader, one.id) == str(number)
 
 
@@ -113,7 +115,7 @@ writer = Writer(Settings(store=Store(url=sys.argv[1], lock_seconds=0.05)))
 while heard():
     try:
         with writer.change() as change:
-            change.add("default", "c2")
+            steps.add(change, "default", "c2")
         say("changed")
     except StoreError as error:
         say(type(error).__name__)
@@ -121,7 +123,7 @@ while heard():
     reader.latest()
     with other_process(settings, code) as other:
         with writer.change() as change:
-            change.add("default", "c1")
+            steps.add(change, "default", "c1")
             for _time in range(3):
                 reader.close()
                 reader.latest()
@@ -150,7 +152,7 @@ def test_store_without_a_log(settings: Settings, writer: Writer) -> None:
     with closing(Reader(settings.store.url)) as reader:
         for number in range(1, 4):
             with writer.change() as change:
-                change.configure(change.instance("default", "c1"), {"user.a": str(number)})
+                steps.configure(change, get_instance(change, "default", "c1"), {"user.a": str(number)})
             assert value(reader, one.id) == str(number)
             assert value(reader, one.id) == str(number)
 

@@ -12,14 +12,22 @@ import pytest
 from guestapi.model import Device, Instance
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
+from guestapi.store import steps
 from guestapi.store.errors import ConflictError, StoreError, UnknownInstanceError
+from guestapi.store.lookup import find_instance, get_instance
 from guestapi.store.reading import Reader
-from guestapi.store.writing import Change, Writer
+from guestapi.store.transaction import Change
+from guestapi.store.writing import Writer
 from tests.store.processes import add, config_of, database, init, known, start, told
 
-#: Bytes, one more than a value may have.
-TOO_MUCH = 2 * 1024 * 1024 + 1
+#: Bytes, more than configuration and devices of an instance may have with a key of any length.
+TOO_MUCH = 16 * 1024 * 1024
 NIC: Device = {"type": "nic", "name": "eth0"}
+
+
+def c1(change: Change) -> Instance:
+    """The instance ``c1`` as it is in a transaction."""
+    return get_instance(change, "default", "c1")
 
 
 class InterruptionError(Exception):
@@ -32,7 +40,8 @@ def test_added_instance_is_read_back(settings: Settings, writer: Writer) -> None
     devices = {"eth0": NIC, "root": {"type": "disk", "path": "/", "pool": "é\n"}}
     identity = str(uuid.uuid4())
     with writer.change() as change:
-        given_back = change.add(
+        given_back = steps.add(
+            change,
             "p",
             "c1",
             type="virtual-machine",
@@ -61,7 +70,7 @@ def test_name_is_unique_in_its_project(settings: Settings, writer: Writer) -> No
     with pytest.raises(ConflictError, match="c1"):
         add(writer)
     with writer.change() as change:
-        change.add("other", "c1")
+        steps.add(change, "other", "c1")
     assert [(one.project, one.name) for one in known(settings)] == [("default", "c1"), ("other", "c1")]
 
 
@@ -69,27 +78,26 @@ def test_uuid_is_unique(writer: Writer) -> None:
     """A UUID that another instance has is refused, however it is spelled."""
     first = add(writer)
     with pytest.raises(ConflictError, match=first.uuid), writer.change() as change:
-        change.add("other", "c2", instance_uuid=first.uuid.upper().replace("-", ""))
+        steps.add(change, "other", "c2", instance_uuid=first.uuid.upper().replace("-", ""))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda change: change.add("default", "not_a_label"),
-        lambda change: change.add("de fault", "c2"),
-        lambda change: change.add("default", "c2", instance_uuid="7"),
-        lambda change: change.add("default", "c2", location="a\nb"),
-        lambda change: change.add("default", "c2", config={"": "x"}),
-        lambda change: change.add("default", "c2", config={"user.a": "\udcff"}),
-        lambda change: change.add("default", "c2", devices={"eth0": {"name": "eth0"}}),
-        lambda change: change.add("default", "c2", devices={"eth0": {"type": ""}}),
-        lambda change: change.add("default", "c2", devices={"": NIC}),
-        lambda change: change.add("default", "c2", devices={"eth0": {**NIC, "\x07": "x"}}),
-        lambda change: change.configure(change.instance("default", "c1"), {"user.ok": "1", "user.\n": "1"}),
-        lambda change: change.configure(change.instance("default", "c1"), {"user.ok": "1", "user.b": "x" * TOO_MUCH}),
-        lambda change: change.configure(change.instance("default", "c1"), {"user.ok": "1", "k" * 256: "x"}),
-        lambda change: change.replace_devices(change.instance("default", "c1"), {"ok": NIC, "b" * 256: NIC}),
-        lambda change: change.replace_devices(change.instance("default", "c1"), {"ok": NIC, "b": {}}),
+        lambda change: steps.add(change, "default", "not/a/name"),
+        lambda change: steps.add(change, "de fault", "c2"),
+        lambda change: steps.add(change, "default", "c2", instance_uuid="7"),
+        lambda change: steps.add(change, "default", "c2", location="a\nb"),
+        lambda change: steps.add(change, "default", "c2", config={"": "x"}),
+        lambda change: steps.add(change, "default", "c2", config={"user.a": "\udcff"}),
+        lambda change: steps.add(change, "default", "c2", devices={"eth0": {"name": "eth0"}}),
+        lambda change: steps.add(change, "default", "c2", devices={"eth0": {"type": ""}}),
+        lambda change: steps.add(change, "default", "c2", devices={"": NIC}),
+        lambda change: steps.add(change, "default", "c2", devices={"eth0": {**NIC, "\x07": "x"}}),
+        lambda change: steps.configure(change, c1(change), {"user.ok": "1", "user.\n": "1"}),
+        lambda change: steps.configure(change, c1(change), {"user.ok": "1", "k" * 1025: "x"}),
+        lambda change: steps.replace_devices(change, c1(change), {"ok": NIC, "b" * 1025: NIC}),
+        lambda change: steps.replace_devices(change, c1(change), {"ok": NIC, "b": {}}),
     ],
 )  # fmt: skip
 def test_names_and_values_are_checked(settings: Settings, writer: Writer, wrong: Callable[[Change], Instance]) -> None:
@@ -99,7 +107,7 @@ def test_names_and_values_are_checked(settings: Settings, writer: Writer, wrong:
 
     def attempt() -> None:
         with writer.change() as change:
-            change.configure(change.instance("default", "c1"), {"user.before": "1"})
+            steps.configure(change, c1(change), {"user.before": "1"})
             wrong(change)
 
     with pytest.raises(InvalidNameError):
@@ -108,10 +116,17 @@ def test_names_and_values_are_checked(settings: Settings, writer: Writer, wrong:
     assert told(settings) == log
 
 
-def test_value_of_the_greatest_size(settings: Settings, writer: Writer) -> None:
-    """2 MiB of user-data go in and come out."""
-    value = "é" * (1 << 20)
+def test_configuration_of_the_greatest_size(settings: Settings, writer: Writer) -> None:
+    """16 MiB in all go in and come out, one value alone included; more is refused, and the error says the bound."""
+    value = "é" * ((TOO_MUCH - len("user.user-data")) // 2)
     add(writer, **{"user.user-data": value})
+    assert config_of(settings) == {"user.user-data": value}
+    with pytest.raises(ConflictError, match=r"16777216 bytes.*store\.configuration_bytes"), writer.change() as change:
+        steps.configure(change, c1(change), {"user.b": "x" * 16})
+    with pytest.raises(ConflictError, match="16777216"), writer.change() as change:
+        steps.replace_devices(change, c1(change), {"disk": {"type": "disk", "source": "x" * 16}})
+    with pytest.raises(ConflictError, match="16777216"), writer.change() as change:
+        steps.add(change, "default", "c2", config={"user.a": "x" * TOO_MUCH})
     assert config_of(settings) == {"user.user-data": value}
 
 
@@ -122,12 +137,12 @@ def test_transaction_is_all_or_nothing(settings: Settings, writer: Writer) -> No
 
     def attempt() -> None:
         with writer.change() as change:
-            change.add("default", "c3")
-            change.configure(first, {"a": "2", "user.b": "2"})
-            change.replace_devices(first, {"eth0": NIC})
-            change.set_ready(first.id, first.run, True)
-            change.stop(first)
-            change.remove(change.instance("default", "c2"))
+            steps.add(change, "default", "c3")
+            steps.configure(change, first, {"a": "2", "user.b": "2"})
+            steps.replace_devices(change, first, {"eth0": NIC})
+            steps.set_ready(change, first.id, first.run, True)
+            steps.stop(change, first)
+            steps.remove(change, get_instance(change, "default", "c2"))
             raise InterruptionError
 
     with pytest.raises(InterruptionError):
@@ -139,8 +154,8 @@ def test_transaction_is_all_or_nothing(settings: Settings, writer: Writer) -> No
 def test_several_steps_are_one_transaction(settings: Settings, writer: Writer, reader: Reader) -> None:
     """Until the block ends, nobody else sees any of its steps; then everybody sees them all, and their news."""
     with writer.change() as change:
-        one = change.add("default", "c1")
-        change.configure(change.start(one, init(7)), {"user.a": "1"})
+        one = steps.add(change, "default", "c1")
+        steps.configure(change, steps.start(change, one, init(7)), {"user.a": "1"})
         assert reader.instance(one.id) is None
         assert reader.latest() == 0
     found = reader.instance(one.id)
@@ -152,12 +167,12 @@ def test_several_steps_are_one_transaction(settings: Settings, writer: Writer, r
 def test_change_sees_its_own_steps(writer: Writer) -> None:
     """Within a transaction, what was done is what is found."""
     with writer.change() as change:
-        one = change.add("default", "c1", config={"user.a": "1"})
-        assert change.instance("default", "c1") == one
-        change.remove(one)
-        assert change.find("default", "c1") is None
+        one = steps.add(change, "default", "c1", config={"user.a": "1"})
+        assert c1(change) == one
+        steps.remove(change, one)
+        assert find_instance(change, "default", "c1") is None
         with pytest.raises(UnknownInstanceError, match="c1"):
-            change.instance("default", "c1")
+            c1(change)
 
 
 def test_ids_are_never_used_again(writer: Writer) -> None:
@@ -167,15 +182,15 @@ def test_ids_are_never_used_again(writer: Writer) -> None:
         one = add(writer)
         seen.add(one.id)
         with writer.change() as change:
-            change.remove(one)
+            steps.remove(change, one)
     assert len(seen) == 3
 
 
 def test_remove_leaves_nothing(settings: Settings, writer: Writer) -> None:
     """With an instance go its configuration and devices; one that is added later has none of them."""
     with writer.change() as change:
-        one = change.add("default", "c1", config={"user.secret": "x"}, devices={"eth0": NIC})
-        change.remove(change.start(one, init(7)))
+        one = steps.add(change, "default", "c1", config={"user.secret": "x"}, devices={"eth0": NIC})
+        steps.remove(change, steps.start(change, one, init(7)))
     again = add(writer)
     assert (again.config, again.devices, again.init) == ({}, {}, None)
     with closing(sqlite3.connect(database(settings))) as connection:
@@ -186,16 +201,16 @@ def test_remove_leaves_nothing(settings: Settings, writer: Writer) -> None:
 def test_run_grows_and_ready_is_forgotten(writer: Writer) -> None:
     """Each start and stop begins another run, in which nothing is ready yet."""
     states = [add(writer)]
-    steps: list[Callable[[Change, Instance], Instance]] = [
-        lambda change, one: change.start(one, init(7)),
-        lambda change, one: change.start(one, init(8)),
-        lambda change, one: change.start(one, init(8, start_time=2)),
-        lambda change, one: change.stop(one),
+    made: list[Callable[[Change, Instance], Instance]] = [
+        lambda change, one: steps.start(change, one, init(7)),
+        lambda change, one: steps.start(change, one, init(8)),
+        lambda change, one: steps.start(change, one, init(8, start_time=2)),
+        lambda change, one: steps.stop(change, one),
     ]
-    for step in steps:
+    for step in made:
         with writer.change() as change:
-            change.set_ready(states[-1].id, states[-1].run, True)
-            states.append(step(change, change.instance("default", "c1")))
+            steps.set_ready(change, states[-1].id, states[-1].run, True)
+            states.append(step(change, c1(change)))
     assert [one.ready for one in states] == [False] * 5
     assert sorted({one.run for one in states}) == [one.run for one in states]
     assert [one.init for one in states] == [None, init(7), init(8), init(8, start_time=2), None]
@@ -205,7 +220,7 @@ def test_same_start_and_stop_again_change_nothing(settings: Settings, writer: Wr
     """A hook that says again what is known neither forgets Ready nor tells anything."""
     one = add(writer)
     with writer.change() as change:
-        assert change.stop(one) == one
+        assert steps.stop(change, one) == one
     running = start(writer, one)
     assert writer.set_ready(running.id, running.run, True)
     before, log = known(settings), told(settings)
@@ -221,8 +236,8 @@ def test_init_belongs_to_one_instance(settings: Settings, writer: Writer) -> Non
     with pytest.raises(ConflictError, match="c1"):
         start(writer, second)
     with writer.change() as change:
-        change.stop(first)
-        change.start(second, init(100))
+        steps.stop(change, first)
+        steps.start(change, second, init(100))
     assert [one.init for one in known(settings)] == [None, init(100)]
 
 
@@ -249,23 +264,23 @@ def test_empty_value_is_unset(settings: Settings, writer: Writer) -> None:
     add(writer, a="", b="1", c="1")
     assert config_of(settings) == {"b": "1", "c": "1"}
     with writer.change() as change:
-        change.configure(change.instance("default", "c1"), {"b": ""})
+        steps.configure(change, c1(change), {"b": ""})
     assert config_of(settings) == {"c": "1"}
 
 
 def test_cloud_init_id_changes_when_it_should(writer: Writer) -> None:
     """Another user-data or another NIC makes another cloud-init id; another key, or a start, does not."""
     ids = [add(writer).cloud_init_id]
-    steps: list[Callable[[Change, Instance], Instance]] = [
-        lambda change, one: change.configure(one, {"user.x": "1"}),
-        lambda change, one: change.start(one, init(7)),
-        lambda change, one: change.configure(one, {"cloud-init.user-data": "1"}),
-        lambda change, one: change.replace_devices(one, {"eth0": NIC}),
-        lambda change, one: change.replace_devices(one, {"eth0": {**NIC, "mtu": "9000"}}),
+    made: list[Callable[[Change, Instance], Instance]] = [
+        lambda change, one: steps.configure(change, one, {"user.x": "1"}),
+        lambda change, one: steps.start(change, one, init(7)),
+        lambda change, one: steps.configure(change, one, {"cloud-init.user-data": "1"}),
+        lambda change, one: steps.replace_devices(change, one, {"eth0": NIC}),
+        lambda change, one: steps.replace_devices(change, one, {"eth0": {**NIC, "mtu": "9000"}}),
     ]
-    for step in steps:
+    for step in made:
         with writer.change() as change:
-            ids.append(step(change, change.instance("default", "c1")).cloud_init_id)
+            ids.append(step(change, c1(change)).cloud_init_id)
     assert [ids.index(one) for one in ids] == [0, 0, 0, 3, 4, 4]
     assert all(str(uuid.UUID(one)) == one for one in ids)
 
@@ -274,8 +289,8 @@ def test_removed_instance_cannot_be_changed(settings: Settings, writer: Writer) 
     """Who still holds an instance that is gone gets an error, and nothing is written for it."""
     one = add(writer)
     with writer.change() as change:
-        change.remove(one)
+        steps.remove(change, one)
     log = told(settings)
     with pytest.raises(StoreError), writer.change() as change:
-        change.configure(one, {"user.a": "1"})
+        steps.configure(change, one, {"user.a": "1"})
     assert told(settings) == log

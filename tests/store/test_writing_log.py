@@ -14,6 +14,8 @@ from msgspec.structs import replace
 
 from guestapi.model import Device, Instance
 from guestapi.settings import Events, Settings, Store
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
 from guestapi.store.writing import Writer
 from tests.store.processes import add, init, known, start, told
@@ -36,8 +38,8 @@ def test_lifecycle_is_told(settings: Settings, writer: Writer) -> None:
     """Adding, starting, stopping and removing an instance are told in their order, to the operator alone."""
     one = start(writer, add(writer))
     with writer.change() as change:
-        change.stop(one)
-        change.remove(one)
+        steps.stop(change, one)
+        steps.remove(change, one)
     assert [(kind, json.loads(metadata)["action"], guest) for kind, metadata, guest in told(settings)] == [
         ("lifecycle", f"instance-{action}", False) for action in ("added", "started", "stopped", "removed")
     ]
@@ -50,8 +52,8 @@ def test_guests_are_told_while_they_run(settings: Settings, writer: Writer) -> N
     def news(instance: Instance) -> list[tuple[str, bool]]:
         before = len(told(settings))
         with writer.change() as change:
-            now = change.configure(instance, {"user.a": str(before), "limits.cpu": str(before)})
-            change.replace_devices(now, {} if now.devices else {"eth0": NIC})
+            now = steps.configure(change, instance, {"user.a": str(before), "limits.cpu": str(before)})
+            steps.replace_devices(change, now, {} if now.devices else {"eth0": NIC})
         return [(kind, guest) for kind, _, guest in told(settings)[before:]]
 
     assert news(one) == [("config", False), ("config", False), ("device", False)]
@@ -61,11 +63,11 @@ def test_guests_are_told_while_they_run(settings: Settings, writer: Writer) -> N
 def test_what_changes_nothing_is_not_told(settings: Settings, writer: Writer) -> None:
     """Setting what is set and unsetting what is not leaves revision, cloud-init id and log alone."""
     with writer.change() as change:
-        one = change.add("default", "c1", config={"user.user-data": "x"}, devices={"eth0": NIC})
+        one = steps.add(change, "default", "c1", config={"user.user-data": "x"}, devices={"eth0": NIC})
     log = told(settings)
     with writer.change() as change:
-        assert change.configure(one, {"user.user-data": "x", "user.none": ""}) == one
-        assert change.replace_devices(one, {"eth0": dict(reversed(NIC.items()))}) == one
+        assert steps.configure(change, one, {"user.user-data": "x", "user.none": ""}) == one
+        assert steps.replace_devices(change, one, {"eth0": dict(reversed(NIC.items()))}) == one
     assert told(settings) == log
 
 
@@ -75,11 +77,11 @@ def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
     one = start(short, add(short))
     for number in range(20):
         with short.change() as change:
-            one = change.configure(one, {"user.a": str(number)})
+            one = steps.configure(change, one, {"user.a": str(number)})
     log = told(settings)
     assert [json.loads(metadata)["value"] for _, metadata, _ in log] == ["15", "16", "17", "18", "19"]
     with short.change() as change:
-        change.configure(one, {f"user.b{number}": "1" for number in range(8)})
+        steps.configure(change, one, {f"user.b{number}": "1" for number in range(8)})
     assert [json.loads(metadata)["key"] for _, metadata, _ in told(settings)] == [f"user.b{n}" for n in range(3, 8)]
     assert Reader(settings.store.url).latest() == 2 + 20 + 8
 
@@ -139,23 +141,23 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @hypothesis_settings(max_examples=30, deadline=None)
 @given(STEPS)
 def test_store_is_a_dict(
-    shared: Settings, steps: list[tuple[str, dict[str, str]] | tuple[str, dict[str, Device]]]
+    shared: Settings, wanted_steps: list[tuple[str, dict[str, str]] | tuple[str, dict[str, Device]]]
 ) -> None:
     """Any sequence of changes leaves what it leaves in a plain dict, and the log's entries lead to the same."""
     name = f"c{next(_names)}"
     writer = Writer(shared)
     with writer.change() as change:
-        one = change.start(change.add("default", name), init(1000 + next(_names)))
+        one = steps.start(change, steps.add(change, "default", name), init(1000 + next(_names)))
     config: dict[str, str] = {}
     devices: dict[str, Device] = {}
-    for kind, wanted in steps:
+    for kind, wanted in wanted_steps:
         with writer.change() as change:
             if kind == "config":
                 # What a step holds depends on its first word, which a type checker does not follow; below too.
                 config |= wanted  # type: ignore[arg-type]
-                change.configure(change.instance("default", name), wanted)  # type: ignore[arg-type]
+                steps.configure(change, get_instance(change, "default", name), wanted)  # type: ignore[arg-type]
             else:
-                change.replace_devices(change.instance("default", name), wanted)  # type: ignore[arg-type]
+                steps.replace_devices(change, get_instance(change, "default", name), wanted)  # type: ignore[arg-type]
                 # An option set to the empty string is not set.
                 devices = {one: {k: v for k, v in of.items() if v} for one, of in wanted.items()}  # type: ignore[union-attr]
     reader = Reader(shared.store.url)

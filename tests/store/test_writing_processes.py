@@ -9,7 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 from guestapi.settings import Settings, Store
+from guestapi.store import steps
 from guestapi.store.errors import StoreBusyError
+from guestapi.store.lookup import get_instance
 from guestapi.store.writing import Writer
 from tests.store.processes import add, config_of, database, other_process, told
 
@@ -25,7 +27,7 @@ def test_busy_store(settings: Settings, writer: Writer) -> None:
         waited = time.monotonic() - began
     assert 0.25 < waited < 3
     with hasty.change() as change:
-        change.remove(change.instance("default", "c1"))
+        steps.remove(change, get_instance(change, "default", "c1"))
 
 
 def test_writer_waits_for_another(settings: Settings, writer: Writer) -> None:
@@ -33,8 +35,8 @@ def test_writer_waits_for_another(settings: Settings, writer: Writer) -> None:
     code = """
 for number in range(25):
     with Writer(settings).change() as change:
-        one = change.instance("default", "c1")
-        change.configure(one, {"user.sum": str(int(one.config.get("user.sum", "0")) + 1)})
+        one = get_instance(change, "default", "c1")
+        steps.configure(change, one, {"user.sum": str(int(one.config.get("user.sum", "0")) + 1)})
 """
     add(writer)
     with other_process(settings, code) as first, other_process(settings, code) as second:
@@ -51,7 +53,8 @@ writer = Writer(settings)
 for number in range(1, 100_000):
     with writer.change() as change:
         for name in ("c1", "c2"):
-            change.configure(change.instance("default", name), {"user.n": str(number), "user.pad": str(number) * 9})
+            wanted = {"user.n": str(number), "user.pad": str(number) * 9}
+            steps.configure(change, get_instance(change, "default", name), wanted)
     say(number)
 """
     add(writer, "c1")
@@ -71,9 +74,9 @@ def test_writer_killed_in_a_transaction(settings: Settings, writer: Writer) -> N
     """A transaction too great for memory, killed before its end, leaves nothing, and nobody waits for its lock."""
     code = """
 with Writer(settings).change() as change:
-    one = change.instance("default", "c1")
-    change.configure(one, {f"user.{number}": "x" * 1_000_000 for number in range(8)})
-    change.add("default", "c2")
+    one = get_instance(change, "default", "c1")
+    steps.configure(change, one, {f"user.{number}": "x" * 1_000_000 for number in range(8)})
+    steps.add(change, "default", "c2")
     say("within")
     heard()
 """
@@ -96,7 +99,7 @@ writer = Writer(settings)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
     with writer.change() as change:
-        change.configure(change.instance("default", "c1"), {"user.a": "2", "user.b": "x" * (2 << 20)})
+        steps.configure(change, get_instance(change, "default", "c1"), {"user.a": "2", "user.b": "x" * (2 << 20)})
 except StoreError as error:
     say(error)
 """

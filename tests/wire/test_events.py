@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from guestapi.model import Device, Instance
-from guestapi.store.writing import Change
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
+from guestapi.store.transaction import Change
 from tests.harness.containers import Container, receive, send
 from tests.harness.service import Service
 from tests.wire.recordings import unfold
@@ -99,29 +101,29 @@ def act(service: Service) -> None:
     devices(service, eth0={**DEVICES["eth0"], "limits.ingress": "100Mbit", "limits.priority": "3"})
     devices(service)
     with service.writer.change() as change:
-        instance = change.configure(of(change), {"user.foo": "q"})
-        change.replace_devices(instance, {**instance.devices, "none0": {"type": "none"}})
+        instance = steps.configure(change, of(change), {"user.foo": "q"})
+        steps.replace_devices(change, instance, {**instance.devices, "none0": {"type": "none"}})
     configure(service, {"user.p": "1"})
     configure(service, {"user.p": ""})
     with service.writer.change() as change:
-        change.set_ready(of(change).id, of(change).run, True)
+        steps.set_ready(change, of(change).id, of(change).run, True)
 
 
 def of(change: Change) -> Instance:
     """The recorded instance."""
-    return change.instance("recorded-events", "c1")
+    return get_instance(change, "recorded-events", "c1")
 
 
 def configure(service: Service, config: dict[str, str]) -> None:
     """One change of configuration."""
     with service.writer.change() as change:
-        change.configure(of(change), config)
+        steps.configure(change, of(change), config)
 
 
 def devices(service: Service, **changed: Device) -> None:
     """One change of devices, from those that it had at first."""
     with service.writer.change() as change:
-        change.replace_devices(of(change), {**DEVICES, **changed})
+        steps.replace_devices(change, of(change), {**DEVICES, **changed})
 
 
 def heard(data: str) -> list[dict[str, Any]]:
@@ -171,11 +173,11 @@ def clients_of(cases: list[dict[str, Any]]) -> str:
 def mark_the_end(service: Service) -> None:
     """The last change that every listener hears of: nothing of before comes after it."""
     with service.writer.change() as change:
-        instance = change.configure(of(change), {"user.end": "1"})
-        change.replace_devices(instance, {**instance.devices, "end": {"type": "none"}})
+        instance = steps.configure(change, of(change), {"user.end": "1"})
+        steps.replace_devices(change, instance, {**instance.devices, "end": {"type": "none"}})
     with service.writer.change() as change:
-        instance = change.configure(of(change), {"user.end": ""})
-        change.replace_devices(instance, DEVICES)
+        instance = steps.configure(change, of(change), {"user.end": ""})
+        steps.replace_devices(change, instance, DEVICES)
 
 
 def without_end(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from guestapi.store import images
+from guestapi.store import images, steps
+from guestapi.store.lookup import get_instance
 from tests.harness.containers import BASE, Container, Exchanged, Response, exchanged, from_host, parse, receive, send
 from tests.harness.service import Service
 from tests.wire import recordings
@@ -136,11 +137,11 @@ def entered(container: Container, steps: list[list[Any]]) -> Exchanged:
 def prepare(case: Case, service: Service, name: str) -> None:
     """Give the instance the recorded configuration and state."""
     with service.writer.change() as change:
-        instance = change.instance("recorded", name)
+        instance = get_instance(change, "recorded", name)
         wanted = {**recordings.CONFIG[case.state], **HWADDR}
         gone = dict.fromkeys(instance.config.keys() - wanted.keys(), "")
-        instance = change.configure(instance, {**wanted, **gone})
-        change.set_ready(instance.id, instance.run, case.ready_before)
+        instance = steps.configure(change, instance, {**wanted, **gone})
+        steps.set_ready(change, instance.id, instance.run, case.ready_before)
 
 
 def compare(case: Case, service: Service, name: str, result: Exchanged) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from threading import Condition
 
-from guestapi.mirror.daemon import DaemonError, Event, happened
+from guestapi.mirror.daemon import DaemonError, DaemonEvent, happened
 
 #: What happens to an instance and changes nothing that a guest could ask for: the action's second word.
 _IRRELEVANT = frozenset({"backup", "console", "exec", "file", "log", "metadata", "snapshot"})
@@ -20,7 +20,7 @@ _FAR_REACHING = frozenset({"cluster", "profiles", "projects"})
 
 
 @dataclass(slots=True)
-class Work:
+class SyncBatch:
     """What to look at.
 
     Attributes:
@@ -40,7 +40,7 @@ class Work:
         """Whether there is something to look at."""
         return self.everything or self.images or bool(self.instances)
 
-    def add(self, event: Event) -> bool:
+    def add(self, event: DaemonEvent) -> bool:
         """Take in one event; whether there is something to look at."""
         what = happened(event)
         if what is None:
@@ -62,16 +62,16 @@ class Work:
         return True
 
 
-class News:
-    """Work that collects until it is taken. One thread takes, others bring."""
+class SyncQueue:
+    """SyncBatch that collects until it is taken. One thread takes, others bring."""
 
     def __init__(self) -> None:
         self._condition = Condition()
-        self._work = Work(everything=True, images=True)
+        self._work = SyncBatch(everything=True, images=True)
         self._lost: DaemonError | None = None
         self._wake = True
 
-    def read(self, events: Iterable[Event]) -> None:
+    def read(self, events: Iterable[DaemonEvent]) -> None:
         """Take in events until the daemon is lost, and then say so to who takes."""
         try:
             for event in events:
@@ -88,7 +88,7 @@ class News:
         with self._condition:
             self._notify()
 
-    def take(self, seconds: float) -> Work:
+    def take(self, seconds: float) -> SyncBatch:
         """What has collected; waits for something to come, at most so long.
 
         Raises:
@@ -98,7 +98,7 @@ class News:
             self._condition.wait_for(lambda: self._wake, seconds)
             if self._lost is not None:
                 raise self._lost
-            work, self._work, self._wake = self._work, Work(), False
+            work, self._work, self._wake = self._work, SyncBatch(), False
             return work
 
     def _notify(self) -> None:

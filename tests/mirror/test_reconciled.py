@@ -1,4 +1,4 @@
-"""What a mirror writes: instances as their daemon has them, told as one change, and readiness in both directions."""
+"""What the mirror of a daemon writes: instances as the daemon has them, told as one change, and readiness both ways."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 
-from guestapi.model import Init, Instance, Mirror
+from guestapi.model import Init, Instance, Problem, SourceStatus
 from guestapi.settings import Settings
-from guestapi.store import mirroring
-from guestapi.store.errors import ConflictError
-from guestapi.store.mirroring import Mirrored
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import is_current, reconcile
+from guestapi.store.lookup import find_instance, list_problems, list_sources
+from guestapi.store.statuses import acknowledge, list_unacknowledged, record_status
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.store.processes import add, init, known, told
@@ -24,49 +26,57 @@ NIC = {"type": "nic", "name": "eth0"}
 DISK = {"type": "disk", "path": "/", "pool": "p"}
 
 
-def wanted(name: str = "c1", identity: str = FIRST, **changed: object) -> Mirrored:
+def wanted(name: str = "c1", identity: str = FIRST, **changed: Any) -> Observed:
     """An instance as a daemon has it; `changed`: what is not as usual."""
-    usual = Mirrored(
+    usual = Observed(
+        key=identity,
         project="default",
         name=name,
-        type="container",
         uuid=identity,
         cloud_init_id=identity,
-        location=None,
         ready=False,
         config={"user.a": "1"},
         devices={"eth0": NIC},
-        init=None,
     )
-    return replace(usual, **changed)  # type: ignore[arg-type]  # by name, whatever they are
+    return replace(usual, **changed)
 
 
-Write = Callable[[Mirrored], Instance]
+Write = Callable[[Observed], Instance]
 
 
 @pytest.fixture
 def write(writer: Writer) -> Write:
     """Writes in a transaction of its own, as the mirror ``incus`` does."""
 
-    def write(instance: Mirrored) -> Instance:
+    def write(observed: Observed) -> Instance:
         with writer.change() as change:
-            mirroring.mirror(change, "incus", instance)
-            return change.instance(instance.project, instance.name)
+            assert reconcile(change, "incus", [observed]) == []
+            found = find_instance(change, observed.project, observed.name)
+        assert found is not None
+        return found
 
     return write
 
 
-def unsaid(settings: Settings) -> list[tuple[str, bool]]:
+def refusal(writer: Writer, observed: Observed, source: str = "incus") -> Problem:
+    """Why an observation is refused."""
+    with writer.change() as change:
+        (problem,) = reconcile(change, source, [observed])
+    assert problem.refused
+    return problem
+
+
+def unacknowledged(settings: Settings) -> list[tuple[str, bool]]:
     """What there is to tell the daemon."""
     with view(settings.store.url) as store:
-        return [(one.name, one.ready) for one in mirroring.unsaid(store, "incus")]
+        return [(one.name, one.ready) for one in list_unacknowledged(store, "incus")]
 
 
 def test_instance_is_as_the_daemon_has_it(settings: Settings, write: Write) -> None:
     """All that the daemon says is in the store; what is the same already changes nothing, not even the revision."""
     instance = wanted(cloud_init_id=str(uuid.uuid4()), location="n1", init=init(100))
     first = write(instance)
-    assert mirroring.is_same(first, instance)
+    assert is_current(first, "incus", instance)
     assert first.source == "incus"
     entries = told(settings)
     assert write(instance) == first
@@ -143,40 +153,56 @@ def test_new_name_keeps_the_instance(settings: Settings, write: Write) -> None:
     assert [(one.project, one.name) for one in known(settings)] == [("default", "c1"), ("p", "c2")]
 
 
-def test_new_instance_of_an_old_name_is_another(settings: Settings, write: Write) -> None:
+def test_new_instance_of_an_old_name_is_another(settings: Settings, writer: Writer, write: Write) -> None:
     """Deleted and made again between two looks: nothing of the old one is left."""
     first = write(wanted(init=init(100)))
-    second = write(wanted("c1", SECOND, config={}))
+    with writer.change() as change:
+        assert reconcile(change, "incus", [wanted("c1", SECOND, config={})], complete=True) == []
+    (second,) = known(settings)
     assert second.id != first.id
     assert (second.uuid, second.init, second.config) == (SECOND, None, {})
 
 
-def test_instances_of_others_are_left_alone(settings: Settings, writer: Writer, write: Write) -> None:
-    """A name that the operator, or another mirror, has given is refused, and theirs stays as it is."""
-    add(writer, "c1")
-    with pytest.raises(ConflictError, match="added by hand"):
-        write(wanted())
+def test_new_instance_of_a_name_whose_old_one_may_be_there(settings: Settings, writer: Writer, write: Write) -> None:
+    """A single look does not tell whether the old one is gone: it is refused until that is known, and says whose."""
+    first = write(wanted())
+    assert refusal(writer, wanted("c1", SECOND)).holder == FIRST
+    assert known(settings) == [first]
     with writer.change() as change:
-        mirroring.mirror(change, "lxd", wanted("c2", SECOND))
-    with pytest.raises(ConflictError, match="mirror 'lxd'"):
-        write(wanted("c2"))
-    assert [(one.name, one.source) for one in known(settings)] == [("c1", None), ("c2", "lxd")]
+        assert reconcile(change, "incus", [wanted("c1", SECOND)], gone=[FIRST]) == []
+    assert [one.uuid for one in known(settings)] == [SECOND]
+
+
+def test_instances_of_others_are_left_alone(settings: Settings, writer: Writer, write: Write) -> None:
+    """A name that the operator, or another source, has given is refused, and theirs stays as it is."""
+    add(writer, "c1")
+    with writer.change() as change:
+        reconcile(change, "lxd", [wanted("c2", SECOND)])
+    before = known(settings)
+    assert "added by hand" in refusal(writer, wanted()).reason
+    assert "of lxd" in refusal(writer, wanted("c2")).reason
+    assert known(settings) == before
+    assert [(one.name, one.source) for one in before] == [("c1", None), ("c2", "lxd")]
+    with view(settings.store.url) as store:
+        assert [(one.source, one.key, one.name, one.refused) for one in list_problems(store)] == [
+            ("incus", FIRST, "c2", True)
+        ]
 
 
 def test_what_the_guest_says_reaches_the_daemon_once(settings: Settings, writer: Writer, write: Write) -> None:
     """Ready, and Started after it, are there to be told until the daemon knows, and not again."""
     instance = write(wanted(init=init(100)))
-    assert unsaid(settings) == []
+    assert unacknowledged(settings) == []
     for state in (True, False):
         writer.set_ready(instance.id, instance.run, state)
-        assert unsaid(settings) == [("c1", state)]
+        assert unacknowledged(settings) == [("c1", state)]
         # A look in between, at a daemon that does not know yet, changes nothing.
         write(wanted(init=init(100), ready=not state))
-        assert unsaid(settings) == [("c1", state)]
+        assert unacknowledged(settings) == [("c1", state)]
         with writer.change() as change:
-            (said,) = mirroring.unsaid(change, "incus")
-            mirroring.note_said(change, said)
-        assert unsaid(settings) == []
+            (said,) = list_unacknowledged(change, "incus")
+            acknowledge(change, said)
+        assert unacknowledged(settings) == []
         assert write(wanted(init=init(100), ready=state)).ready == state
 
 
@@ -185,11 +211,11 @@ def test_what_was_said_in_another_run_is_not_told(settings: Settings, writer: Wr
     instance = write(wanted(init=init(100)))
     writer.set_ready(instance.id, instance.run, True)
     with view(settings.store.url) as store:
-        (said,) = mirroring.unsaid(store, "incus")
+        (said,) = list_unacknowledged(store, "incus")
     assert write(wanted(init=init(200))).ready is False
     with writer.change() as change:
-        mirroring.note_said(change, said)
-    assert unsaid(settings) == []
+        acknowledge(change, said)
+    assert unacknowledged(settings) == []
 
 
 @pytest.mark.parametrize(("said", "told_before", "held"), list(product([True, False], repeat=3)))
@@ -202,7 +228,7 @@ def test_newer_readiness_wins(
     writer.set_ready(instance.id, instance.run, said)
     now = write(wanted(init=init(100), ready=held))
     assert now.ready == (said if said != told_before else held)
-    assert unsaid(settings) == ([("c1", said)] if now.ready != held else [])
+    assert unacknowledged(settings) == ([("c1", said)] if now.ready != held else [])
 
 
 def test_state_of_a_mirror_is_read_back(settings: Settings, writer: Writer) -> None:
@@ -210,14 +236,14 @@ def test_state_of_a_mirror_is_read_back(settings: Settings, writer: Writer) -> N
     for contact in (1.5, 2.5):
         with writer.change() as change:
             for name in ("lxd", "incus"):
-                mirroring.note_mirror(change, Mirror(name, "/s", contact > 2, contact, 0.25, "why"))
+                record_status(change, SourceStatus(name, "/s", contact > 2, contact, 0.25, "why"))
     with view(settings.store.url) as store:
-        assert store.mirrors() == [Mirror(name, "/s", True, 2.5, 0.25, "why") for name in ("incus", "lxd")]
+        assert list_sources(store) == [SourceStatus(name, "/s", True, 2.5, 0.25, "why") for name in ("incus", "lxd")]
 
 
-def test_init_of_a_deleted_instance_is_free(settings: Settings, write: Write) -> None:
-    """What another instance held by mistake is refused whole: no half of it stays."""
+def test_init_of_another_instance_is_refused(settings: Settings, writer: Writer, write: Write) -> None:
+    """What another instance holds by mistake is refused whole: no half of it stays."""
     write(wanted("c1", init=init(100)))
-    with pytest.raises(ConflictError, match="is the init of instance 'c1'"):
-        write(wanted("c2", SECOND, init=Init(100, 1, "boot", init(100).namespace)))
+    problem = refusal(writer, wanted("c2", SECOND, init=Init(100, 1, "boot", init(100).namespace)))
+    assert "is the init of instance 'c1'" in problem.reason
     assert [one.name for one in known(settings)] == ["c1"]

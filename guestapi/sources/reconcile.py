@@ -1,0 +1,303 @@
+"""Makes the store as the sources are: observations become the differences of one transaction.
+
+Rules: one bad instance never costs another anything, nor is an error raised for it; what cannot be taken over is
+recorded as a `Problem`, which ``guestapi check`` shows. An instance that cannot be kept as its source has it is not
+served from old data: it counts as not running until it can. `decide` and `sanitize` hold what can be decided without a
+store.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from uuid import UUID, uuid5
+
+from sqlalchemy.exc import DataError, IntegrityError
+
+from guestapi.callers import namespaces
+from guestapi.errors import OperatorError
+from guestapi.model import DAEMONS, Device, Init, Instance, Problem
+from guestapi.names import is_text, size_of
+from guestapi.sources.decide import Candidates, Decision, choose_devices, choose_init, decide
+from guestapi.sources.observed import Observed
+from guestapi.sources.sanitize import Acceptable, sanitize
+from guestapi.store import changes, statuses, steps
+from guestapi.store.layers import Layer, Layers
+from guestapi.store.lookup import find_by_key, find_instance
+from guestapi.store.rows import load, load_layers
+from guestapi.store.transaction import Change
+
+log = logging.getLogger(__name__)
+
+#: Stands before the name of an instance whose name another one takes over within the same transaction: no name has it.
+_PARKED = "\0"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reconciliation:
+    """What one call has to do with: its transaction and its arguments."""
+
+    change: Change
+    source: str
+    template: Mapping[str, str]
+    is_alive: Callable[[Init], bool]
+
+
+def reconcile(
+    change: Change,
+    source: str,
+    observations: Iterable[Observed],
+    *,
+    complete: bool = False,
+    gone: Collection[str] = (),
+    refused: Collection[Problem] = (),
+    template: Mapping[str, str] | None = None,
+    is_alive: Callable[[Init], bool] = namespaces.is_alive,
+) -> list[Problem]:
+    """Make the instances of a source in the store as they are there now.
+
+    Args:
+        change: the transaction; a hundred observations take about a quarter of a second.
+        source: name of the source.
+        observations: what exists there, in any order.
+        complete: these are all: what else the store has of this source is gone there.
+        gone: keys of which it is known that the source has them no more.
+        refused: containers that exist there and can be no instances.
+        template: configuration that every instance of the source has, unless the source says otherwise.
+        is_alive: whether a process still runs.
+
+    Returns:
+        What could not be taken over. A problem with a `Problem.holder` may be solved by a look at that container: if
+        it is gone, the same observation is taken once that is said in `gone`.
+    """
+    work = _Reconciliation(change, source, template or {}, is_alive)
+    pending: dict[str, Observed] = {}
+    doubled = []
+    for observed in observations:
+        if observed.key in pending or not is_text(observed.key):
+            doubled.append(observed)
+        else:
+            pending[observed.key] = observed
+    by_source = {problem.key: problem for problem in refused if problem.key not in pending}
+    known = statuses.list_keys(change, source) | statuses.list_problem_keys(change, source) if complete else set(gone)
+    problems = []
+    for key in sorted(known - pending.keys() - by_source.keys()):
+        problems += _record(work, key, _let_go(work, key))
+    for key, problem in by_source.items():
+        if (own := find_by_key(change, source, key)) is not None:
+            steps.stop(change, own)
+        problems += _record(work, key, [replace(problem, source=source, refused=True)])
+    for observed in _in_order(work, pending):
+        problems += _record(work, observed.key, _settle(work, observed))
+    for observed in doubled:
+        # Not recorded: its key stands for another one, or for none.
+        problems.append(_problem(work, observed, "it is not registered: its source gives it no key of its own"))
+        log.warning("%s", _sentence(problems[-1]))
+    return problems
+
+
+def is_current(instance: Instance, source: str, observed: Observed) -> bool:
+    """Whether `reconcile` would change nothing; for daemons, which provide everything, and what was taken whole.
+
+    Args:
+        instance: as the store has it.
+        source: name of the source.
+        observed: what it sees.
+    """
+    acceptable = sanitize(source, observed, {}, size_of(observed.config, observed.devices or {}))
+    return not acceptable.left_out and (
+        instance.source,
+        instance.key,
+        instance.project,
+        instance.name,
+        instance.type,
+        instance.hostname,
+        instance.location,
+        instance.cloud_init_id,
+        instance.init,
+        instance.init and (instance.init.root_uid, instance.init.user_namespace),
+        instance.config,
+        instance.devices,
+        observed.ready in (None, instance.ready),
+    ) == (
+        source,
+        observed.key,
+        observed.project,
+        observed.name,
+        observed.type,
+        acceptable.hostname,
+        acceptable.location,
+        observed.cloud_init_id or instance.cloud_init_id,
+        observed.init,
+        observed.init and (observed.init.root_uid, observed.init.user_namespace),
+        acceptable.config,
+        acceptable.devices,
+        True,
+    )
+
+
+def _in_order(work: _Reconciliation, pending: dict[str, Observed]) -> Iterable[Observed]:
+    """The observations, so that whoever leaves a name comes before whoever takes it."""
+    while pending:
+        waiting = len(pending)
+        blocked = []
+        for key, observed in list(pending.items()):
+            holder = find_instance(work.change, observed.project, observed.name)
+            moves = (
+                holder is not None
+                and holder.source == work.source
+                and holder.key != key
+                and holder.key in pending
+                and (pending[holder.key].project, pending[holder.key].name) != (holder.project, holder.name)
+            )
+            if moves and holder is not None:
+                blocked.append(holder)
+            else:
+                yield pending.pop(key)
+        if pending and len(pending) == waiting:
+            # A circle: one steps aside. Its name is written again before the transaction ends, for it is pending.
+            steps.park(work.change, blocked[0], f"{_PARKED}{blocked[0].id}")
+
+
+def _settle(work: _Reconciliation, observed: Observed) -> list[Problem]:
+    """Take one observation over, or nothing of it; what could not be taken over."""
+    change = work.change
+    told = change.told
+    try:
+        with change.connection.begin_nested():
+            return _take_over(work, observed)
+    except (OperatorError, IntegrityError, DataError, OverflowError, UnicodeError) as error:
+        change.told = told
+        reason = error.message if isinstance(error, OperatorError) else f"the store refuses it ({error})"
+        hint = error.hint if isinstance(error, OperatorError) else None
+        decision = Decision(refusal=f"it is not registered: {reason}", hint=hint)
+        return [_refuse(work, observed, find_by_key(change, work.source, observed.key), decision)]
+
+
+def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
+    change, source = work.change, work.source
+    own = find_by_key(change, source, observed.key)
+    by_init = steps.find_by_init(change, observed.init) if observed.init is not None else None
+    candidates = Candidates(
+        own,
+        find_instance(change, observed.project, observed.name),
+        load(change.connection, by_init[0]) if by_init is not None else None,
+    )
+    decision = decide(
+        source, observed, candidates, is_alive=work.is_alive, is_empty=lambda instance: _is_empty(change, instance)
+    )
+    if decision.refusal is not None:
+        return [_refuse(work, observed, own, decision)]
+    if decision.replaced is not None:
+        steps.remove(change, decision.replaced)
+    known = decision.instance
+    before = load_layers(change.connection, known.id) if known is not None else Layers()
+    room = change.configuration_bytes - size_of(before.operator.config, before.operator.devices)
+    acceptable = sanitize(source, observed, work.template, max(room, 0))
+    if known is None:
+        _create(work, observed, acceptable)
+    else:
+        _update(work, observed, acceptable, known, before)
+    return [_problem(work, observed, reason) for reason in acceptable.left_out]
+
+
+def _create(work: _Reconciliation, observed: Observed, acceptable: Acceptable) -> None:
+    created = steps.add(
+        work.change,
+        observed.project,
+        observed.name,
+        type=observed.type,
+        instance_uuid=_free_uuid(work, observed),
+        location=acceptable.location,
+        config=acceptable.config,
+        devices=acceptable.devices,
+        source=work.source,
+        key=observed.key,
+        hostname=acceptable.hostname,
+        cloud_init_id=observed.cloud_init_id,
+        checked=True,
+    )
+    if observed.init is not None:
+        _finish(work, observed, steps.start(work.change, created, observed.init))
+
+
+def _update(work: _Reconciliation, observed: Observed, acceptable: Acceptable, known: Instance, before: Layers) -> None:
+    source = work.source
+    by_daemon = source in DAEMONS
+    init = choose_init(source, observed, known.init, work.is_alive)
+    wanted = dict(acceptable.devices) if acceptable.devices is not None else None
+    devices: Mapping[str, Device] | None = choose_devices(source, observed, wanted, known, init)
+    columns: dict[str, object] = {
+        "project": observed.project,
+        "name": steps.check_name(observed.project, observed.name),
+        "type": observed.type,
+        "source": source,
+        "source_key": observed.key,
+        "hostname": acceptable.hostname,
+    }
+    if by_daemon:
+        columns["location"] = acceptable.location
+    if observed.cloud_init_id is not None:
+        columns["cloud_init_id"] = observed.cloud_init_id
+    layers = Layers(Layer(acceptable.config, before.source.devices if devices is None else devices), before.operator)
+    live_options = changes.LIVE_OPTIONS if by_daemon else None
+    _finish(work, observed, steps.write(work.change, known, steps.Wanted(before, layers, init, columns, live_options)))
+
+
+def _finish(work: _Reconciliation, observed: Observed, instance: Instance) -> None:
+    if instance.init is not None and observed.ready is not None:
+        statuses.merge_ready(work.change, instance, observed.ready)
+
+
+def _let_go(work: _Reconciliation, key: str) -> list[Problem]:
+    """A source has a container no more: remove its instance, or release it if something of it would be missed."""
+    instance = find_by_key(work.change, work.source, key)
+    if instance is None:
+        return []
+    if work.source not in DAEMONS and instance.init is not None and work.is_alive(instance.init):
+        reason = f"{work.source} does not list it, although its init, process {instance.init.pid}, runs"
+        return [Problem(work.source, key, instance.project, instance.name, reason)]
+    if work.source in DAEMONS or _is_empty(work.change, instance):
+        steps.remove(work.change, instance)
+    else:
+        layers = load_layers(work.change.connection, instance.id)
+        steps.write(work.change, instance, steps.Wanted(layers, layers, None, {"source_key": None}))
+    return []
+
+
+def _refuse(work: _Reconciliation, observed: Observed, own: Instance | None, decision: Decision) -> Problem:
+    """Note a refusal. An instance that was registered before is not served from what is not current any more."""
+    if own is not None:
+        steps.stop(work.change, own)
+        if own.name.startswith(_PARKED):
+            steps.park(work.change, own, f"{observed.name[:200]}.{own.id}")
+    problem = _problem(work, observed, decision.refusal or "", decision.hint)
+    return replace(problem, refused=True, holder=decision.holder)
+
+
+def _record(work: _Reconciliation, key: str, problems: list[Problem]) -> list[Problem]:
+    for new in statuses.record_problems(work.change, work.source, key, problems):
+        log.warning("%s", _sentence(new))
+    return problems
+
+
+def _problem(work: _Reconciliation, observed: Observed, reason: str, hint: str | None = None) -> Problem:
+    return Problem(work.source, observed.key, observed.project, observed.name, reason, hint)
+
+
+def _sentence(problem: Problem) -> str:
+    hint = f"; {problem.hint}" if problem.hint else ""
+    return f"{problem.source}: {problem.name} in project {problem.project}: {problem.reason}{hint}"
+
+
+def _is_empty(change: Change, instance: Instance) -> bool:
+    """Whether nothing of an instance would be missed."""
+    return not instance.kept and not load_layers(change.connection, instance.id).operator
+
+
+def _free_uuid(work: _Reconciliation, observed: Observed) -> str | None:
+    """The UUID for a new instance; one that another instance has is made into another one."""
+    if observed.uuid is None or steps.find_by_uuid(work.change, observed.uuid) is None:
+        return observed.uuid
+    return str(uuid5(UUID(observed.uuid), f"{work.source}/{observed.key}"))

@@ -1,0 +1,411 @@
+"""The steps of a change that are about instances. Each one writes the new state and what is told about it.
+
+Rules: `write` alone changes an instance, so that its revision, its run and the change log always fit what changed.
+Configuration and devices have two layers (`layers`); guests are told of the difference between what counted before and
+what counts after.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import BindParameter, Delete, Table, bindparam, delete, insert, select, update
+
+from guestapi import names
+from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType
+from guestapi.store import changes
+from guestapi.store.errors import ConflictError
+from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers
+from guestapi.store.lookup import find_instance, get_instance
+from guestapi.store.rows import load, load_layers
+from guestapi.store.tables import config, devices, instances
+from guestapi.store.transaction import Change, tell
+
+#: Where the key or name of a row that is to go, and its layer, stand in a statement.
+_GONE: BindParameter[str] = bindparam("gone")
+_LAYER: BindParameter[int] = bindparam("of_layer")
+#: Columns that are called otherwise in `Instance`.
+_ATTRIBUTES = {"source_key": "key"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an instance is to be after a change.
+
+    Attributes:
+        before: its configuration and devices as they are in this transaction.
+        layers: its configuration and devices.
+        init: its init; None: it does not run.
+        columns: other columns of its row that are to have these values.
+        live_options: which options of a device can be updated, as `changes.LIVE_OPTIONS`; None: all but its type.
+    """
+
+    before: Layers
+    layers: Layers
+    init: Init | None
+    columns: Mapping[str, object] = field(default_factory=dict)
+    live_options: Mapping[str, tuple[str, ...]] | None = None
+
+
+def add(
+    change: Change,
+    project: str,
+    name: str,
+    *,
+    type: InstanceType = "container",  # noqa: A002 - the field's word
+    instance_uuid: str | None = None,
+    location: str | None = None,
+    config: Mapping[str, str] | None = None,
+    devices: Mapping[str, Device] | None = None,
+    source: str | None = None,
+    key: str | None = None,
+    hostname: str | None = None,
+    cloud_init_id: str | None = None,
+    checked: bool = False,
+) -> Instance:
+    """Add an instance that does not run yet.
+
+    Args:
+        change: the transaction.
+        project, name, type, location, source, key, hostname, cloud_init_id: as of `Instance`.
+        instance_uuid: its UUID; None: a new one.
+        config, devices: of its source if it has one, else the operator's.
+        checked: they were checked before (`sources.sanitize`), by the rules for what nobody types.
+
+    Returns:
+        The instance.
+
+    Raises:
+        InvalidNameError: a name or value cannot be taken.
+        ConflictError: there is one of that name, or one with that UUID.
+    """
+    check_free(change, project, name)
+    identity = names.check_uuid(instance_uuid) if instance_uuid is not None else str(uuid.uuid4())
+    if find_by_uuid(change, identity) is not None:
+        raise ConflictError(f"uuid {identity} belongs to another instance already")
+    values = {
+        "project": project,
+        "name": name,
+        "type": type,
+        "uuid": identity,
+        "cloud_init_id": cloud_init_id or identity,
+        "location": names.check_location(location) if location is not None else None,
+        "source": source,
+        "source_key": key,
+        "hostname": hostname,
+        "kept": source is None,
+    }
+    layer = Layer(config or {}, devices or {})
+    if not checked:
+        layer = Layer(names.check_config(layer.config), names.check_devices(layer.devices))
+        _check_size(change, layer)
+    (number,) = change.connection.execute(insert(instances).values(values)).inserted_primary_key or (0,)
+    _write_layers(change, number, Layers(), Layers(operator=layer) if source is None else Layers(source=layer))
+    created = reload(change, number)
+    tell(change, created, [changes.lifecycle("instance-added", project, name)], running=False)
+    return created
+
+
+def get_editable(change: Change, project: str, name: str) -> Instance:
+    """The instance of that name, to be changed by hand.
+
+    Raises:
+        UnknownInstanceError: there is none.
+        ConflictError: its daemon configures it, and would undo the change.
+    """
+    instance = get_instance(change, project, name)
+    if instance.source in DAEMONS:
+        raise ConflictError(f"instance {name!r} is mirrored from {instance.source}", "change it there")
+    return instance
+
+
+def remove(change: Change, instance: Instance) -> None:
+    """Take an instance away, running or not, and all that is known of it."""
+    change.connection.execute(delete(instances).where(instances.c.id == instance.id))
+    tell(change, instance, [changes.lifecycle("instance-removed", instance.project, instance.name)], running=False)
+
+
+def start(change: Change, instance: Instance, init: Init) -> Instance:
+    """Record that the instance runs now, and which process is its init; if it is so already, nothing changes.
+
+    Raises:
+        ConflictError: that process is another instance's init.
+    """
+    layers = load_layers(change.connection, instance.id)
+    return write(change, instance, Wanted(layers, layers, init))
+
+
+def stop(change: Change, instance: Instance) -> Instance:
+    """Record that the instance does not run any more. Said of one that does not run, nothing changes."""
+    if instance.init is None:
+        return instance
+    layers = load_layers(change.connection, instance.id)
+    return write(change, instance, Wanted(layers, layers, None))
+
+
+def configure(change: Change, instance: Instance, config: Mapping[str, str]) -> Instance:
+    """Set keys of the operator's; one set to the empty string is unset, and what its source provides counts again.
+
+    Raises:
+        InvalidNameError: a key or value cannot be taken.
+        ConflictError: the instance would have too much configuration.
+    """
+    layers = load_layers(change.connection, instance.id)
+    wanted = {**layers.operator.config, **names.check_config(config)}
+    source = layers.source
+    if instance.source is None:
+        # Nobody else looks after what an earlier version's hook has left here.
+        source = Layer({key: value for key, value in source.config.items() if key not in config}, source.devices)
+    operator = Layer({key: value for key, value in wanted.items() if value}, layers.operator.devices)
+    _check_size(change, operator)
+    return write(change, instance, Wanted(layers, Layers(source, operator), instance.init))
+
+
+def replace_devices(change: Change, instance: Instance, devices: Mapping[str, Device]) -> Instance:
+    """Give the instance exactly these devices of the operator's; those of its source stay, if it has one.
+
+    Raises:
+        InvalidNameError: a name, option or value cannot be taken.
+        ConflictError: the instance would have too much configuration.
+    """
+    layers = load_layers(change.connection, instance.id)
+    source = layers.source if instance.source is not None else Layer(layers.source.config)
+    checked = names.check_devices(devices, amending=source.devices)
+    operator = Layer(layers.operator.config, checked)
+    _check_size(change, operator)
+    return write(change, instance, Wanted(layers, Layers(source, operator), instance.init))
+
+
+def rename(change: Change, instance: Instance, project: str, name: str) -> Instance:
+    """Call it `name`, of `project`, from now on.
+
+    Raises:
+        InvalidNameError: the name cannot be taken.
+        ConflictError: another instance has it.
+    """
+    check_free(change, project, name)
+    layers = load_layers(change.connection, instance.id)
+    return write(change, instance, Wanted(layers, layers, instance.init, {"project": project, "name": name}))
+
+
+def set_ready(change: Change, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
+    """Record what the workload says of itself.
+
+    Args:
+        change: the transaction.
+        instance_id, run: who says it, and in which run it was identified.
+        ready: True for ``Ready``, False for ``Started``.
+        init: as which it was identified, for the store may be another by now; None: do not compare.
+
+    Returns:
+        Whether it was recorded; False if that run is over.
+    """
+    instance = load(change.connection, instance_id)
+    if instance is None or instance.run != run or instance.init is None or init not in (None, instance.init):
+        return False
+    if instance.ready == ready:
+        # Said again, it is no news: a guest could fill the log with it.
+        return True
+    _set(change, instance, {"ready": ready})
+    # The mirror of a daemon wants to know of either.
+    change.rings = True
+    if ready:
+        event = changes.lifecycle("instance-ready", instance.project, instance.name)
+        tell(change, instance, [event], running=True)
+    return True
+
+
+def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
+    """Make an instance what it is to be, as one change; what is so already is left alone.
+
+    What happened is told in the order in which it must have happened: the new name, the end of the old run, what
+    changed of configuration and devices, the start of the new run.
+
+    Args:
+        change: the transaction.
+        old: the instance as it is in this transaction.
+        wanted: what it is to be.
+
+    Returns:
+        The instance afterwards.
+
+    Raises:
+        ConflictError: the init is another instance's.
+    """
+    columns = dict(wanted.columns)
+    project, name = str(columns.get("project", old.project)), str(columns.get("name", old.name))
+    differences = list(
+        changes.find_differences(
+            old.config, wanted.layers.config, old.devices, wanted.layers.devices, wanted.live_options
+        )
+    )
+    if "cloud_init_id" not in columns and changes.cloud_init_starts_over(
+        old.config, wanted.layers.config, old.devices, wanted.layers.devices
+    ):
+        columns["cloud_init_id"] = str(uuid.uuid4())
+    happened: list[changes.ChangeEvent] = []
+    if (project, name) != (old.project, old.name):
+        happened.append(changes.lifecycle("instance-renamed", project, name))
+    restarted = wanted.init != old.init
+    if restarted and old.init is not None:
+        happened.append(changes.lifecycle("instance-stopped", project, name))
+    happened += differences
+    if restarted and wanted.init is not None:
+        _check_init_is_free(change, old, wanted.init)
+        happened.append(changes.lifecycle("instance-started", project, name))
+    columns |= _init_columns(old, wanted.init, restarted)
+    changed = {column: value for column, value in columns.items() if _is_other(old, column, value)}
+    if wanted.before == wanted.layers and not changed:
+        return old
+    _write_layers(change, old.id, wanted.before, wanted.layers)
+    _set(change, old, changed)
+    new = reload(change, old.id)
+    tell(change, new, happened, running=old.running and not restarted)
+    return new
+
+
+def check_free(change: Change, project: str, name: str) -> None:
+    """Make sure that an instance can have this project and name.
+
+    Raises:
+        InvalidNameError: it cannot be a name.
+        ConflictError: another instance has it.
+    """
+    check_name(project, name)
+    if find_instance(change, project, name) is not None:
+        raise ConflictError(f"instance {name!r} exists already in project {project!r}")
+
+
+def check_name(project: str, name: str) -> str:
+    """Return `name` if an instance can have it and this project.
+
+    Raises:
+        InvalidNameError: it cannot.
+    """
+    names.check_project(project)
+    return names.check_instance(name)
+
+
+def park(change: Change, instance: Instance, name: str) -> None:
+    """Give an instance another name for the rest of the transaction, which nobody is told of."""
+    _set(change, instance, {"name": name})
+
+
+def find_by_uuid(change: Change, identity: str) -> int | None:
+    """The id of the instance with a UUID, in its canonical form; None if there is none."""
+    number: int | None = change.connection.execute(select(instances.c.id).where(instances.c.uuid == identity)).scalar()
+    return number
+
+
+def reload(change: Change, number: int) -> Instance:
+    """An instance that this transaction knows to be there, as it is now."""
+    instance = load(change.connection, number)
+    assert instance is not None, "written in this transaction"
+    return instance
+
+
+def find_by_init(change: Change, init: Init) -> tuple[int, str] | None:
+    """Id and name of the instance that a process is the init of; None if there is none."""
+    query = select(instances.c.id, instances.c.name).where(
+        instances.c.init_pid == init.pid,
+        instances.c.init_start_time == init.start_time,
+        instances.c.init_boot_id == init.boot_id,
+    )
+    found = change.connection.execute(query).first()
+    return None if found is None else (found.id, found.name)
+
+
+def _check_init_is_free(change: Change, instance: Instance, init: Init) -> None:
+    other = find_by_init(change, init)
+    if other is not None and other[0] != instance.id:
+        raise ConflictError(f"process {init.pid} is the init of instance {other[1]!r} already")
+
+
+def _check_size(change: Change, layer: Layer) -> None:
+    size = names.size_of(layer.config, layer.devices)
+    if size > change.configuration_bytes:
+        raise ConflictError(
+            f"configuration and devices of an instance may have {change.configuration_bytes} bytes, not {size}",
+            "store.configuration_bytes in guestapi.toml is that bound",
+        )
+
+
+def _init_columns(old: Instance, init: Init | None, restarted: bool) -> dict[str, object]:
+    """The columns of an init that are to change."""
+    if not restarted:
+        if init is None or old.init is None:
+            return {}
+        # The same process; what was not recorded of its root may be by now.
+        recorded = {"init_root_uid": init.root_uid, "init_user_namespace": init.user_namespace}
+        return {column: value for column, value in recorded.items() if value is not None}
+    ends = (old.init is not None) + (init is not None)
+    columns: dict[str, object] = {"run": instances.c.run + ends, "ready": False, "acknowledged_ready": None}
+    return columns | {
+        "init_pid": init and init.pid,
+        "init_start_time": init and init.start_time,
+        "init_boot_id": init and init.boot_id,
+        "init_namespace": init and init.namespace,
+        "init_root_uid": init and init.root_uid,
+        "init_user_namespace": init and init.user_namespace,
+    }
+
+
+def _is_other(old: Instance, column: str, value: object) -> bool:
+    """Whether a column is to have another value than it has."""
+    if column.startswith("init_"):
+        return value != (old.init and getattr(old.init, column.removeprefix("init_")))
+    # What `Instance` does not have is written only with a new run.
+    return value != getattr(old, _ATTRIBUTES.get(column, column), None)
+
+
+def _set(change: Change, instance: Instance, columns: Mapping[str, object]) -> None:
+    """Write columns of an instance, as a new revision."""
+    values = {**columns, "revision": instances.c.revision + 1}
+    change.connection.execute(update(instances).where(instances.c.id == instance.id).values(values))
+
+
+def _write_layers(change: Change, number: int, before: Layers, after: Layers) -> None:
+    for layer, old, new in ((SOURCE, before.source, after.source), (OPERATOR, before.operator, after.operator)):
+        # PERF: rows of a kind go in one statement, of which each would take ten times as long as a row.
+        keys = _changed(old.config, new.config)
+        _replace(
+            change,
+            delete(config).where(config.c.instance_id == number, config.c.key == _GONE, config.c.layer == _LAYER),
+            config,
+            layer,
+            keys,
+            [
+                {"instance_id": number, "key": key, "layer": layer, "value": value}
+                for key in keys
+                if (value := new.config.get(key))
+            ],
+        )
+        named = _changed(old.devices, new.devices)
+        _replace(
+            change,
+            delete(devices).where(devices.c.instance_id == number, devices.c.name == _GONE, devices.c.layer == _LAYER),
+            devices,
+            layer,
+            named,
+            [
+                {"instance_id": number, "name": name, "layer": layer, "definition": dict(sorted(definition.items()))}
+                for name in named
+                if (definition := new.devices.get(name)) is not None
+            ],
+        )
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+def _replace(
+    change: Change, statement: Delete, table: Table, layer: int, gone: Iterable[str], rows: list[dict[str, Any]]
+) -> None:
+    if leaving := [{_GONE.key: one, _LAYER.key: layer} for one in gone]:
+        change.connection.execute(statement, leaving)
+    if rows:
+        change.connection.execute(insert(table), rows)

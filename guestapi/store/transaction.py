@@ -1,0 +1,80 @@
+"""One transaction that changes the store, and the change log that each one writes with the new state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, select, update
+
+from guestapi.encoding import to_json
+from guestapi.model import Instance
+from guestapi.store import changes
+from guestapi.store.tables import notifications
+
+# PERF: made once. Every change needs them, and to make them takes as long as all else that it writes.
+_log = notifications.c
+_NOW: BindParameter[float] = bindparam("now")
+_BEFORE = select(_log.written).order_by(_log.id.desc()).offset(bindparam("told")).limit(1)
+_NOT_LATER = update(notifications).where(_log.written > _NOW).values(written=_NOW)
+_LATEST = select(_log.id).order_by(_log.id.desc()).limit(1).scalar_subquery()
+# The log is in the order of time, so this scan ends at the first entry that is young enough.
+_YOUNG = select(_log.id).where(_log.written >= bindparam("since")).order_by(_log.id).limit(1).scalar_subquery()
+_TRIM = delete(notifications).where((_log.id <= _LATEST - bindparam("keep")) | (_log.id < _YOUNG))
+
+
+@dataclass(slots=True)
+class Change:
+    """One transaction that changes the store. Made by `Writer.change`.
+
+    Attributes:
+        connection: for the modules of this room alone.
+        told: how many notifications it has written.
+        rings: somebody may be waiting for what it has changed, although no listener is told of it.
+        configuration_bytes: how much the configuration and devices of an instance may have in all.
+    """
+
+    connection: Connection
+    configuration_bytes: int
+    told: int = 0
+    rings: bool = False
+
+
+def tell(change: Change, instance: Instance, events: Iterable[changes.ChangeEvent], *, running: bool) -> None:
+    """Write to the change log what happened to an instance.
+
+    Args:
+        change: the transaction.
+        instance: whom it is about, under the name that it has afterwards.
+        events: what happened, in order.
+        running: the instance ran all the time. Nobody listens in one that does not, and whoever starts later reads
+            the new state.
+    """
+    now = time.time_ns()
+    rows = [
+        {
+            "instance_id": instance.id,
+            "project": instance.project,
+            "instance": instance.name,
+            "type": event.type,
+            "timestamp": changes.timestamp(now),
+            "written": now / 1e9,
+            "metadata": to_json(event.metadata, html=True).decode(),
+            "for_guest": event.guest and running,
+        }
+        for event in events
+    ]
+    if rows:
+        change.connection.execute(insert(notifications), rows)
+        change.told += len(rows)
+
+
+def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:
+    """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`."""
+    now = time.time()
+    if (change.connection.execute(_BEFORE, {"told": change.told}).scalar() or 0) > now:
+        # The clock was set back. Of what is dated later than now, nobody can say how old it is; without a date
+        # that comes to pass, an entry from a wrong year would keep all that are older.
+        change.connection.execute(_NOT_LATER, {_NOW.key: now})
+    change.connection.execute(_TRIM, {"keep": keep_entries, "since": now - keep_seconds})
