@@ -28,11 +28,11 @@ MUTATE ?=
 
 
 # The help of a target stands behind it.
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help:
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target does; do \
-		printf 'make %-12s %s\n' "$$target" "$$does"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1|/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target does; do \
+		printf 'make %-13s %s\n' "$$target" "$$does"; done
 
 demo: $(VENV)/ready ## see it work: service, container, every endpoint
 	@tools/packages install demo
@@ -49,6 +49,10 @@ test-fast: $(VENV)/ready $(VENV)/parsers ## the tests that need no service, cont
 test-newest: $(VENV)/ready $(VENV)/parsers ## the same with the newest of everything that pyproject.toml allows, instead of what is locked
 	PYTHON=$(PYTHON) tools/newest $(VENV)/newest
 	$(VENV)/newest/bin/pytest --fast $(AT_ONCE)
+
+test-debian13: ## test-fast and the demo in a root of Debian 13, with its Python and programs (as root)
+	@tools/packages install root
+	tools/debian_root.py run trixie --package $$(tools/packages list test) git --checkout -- make test-fast demo
 
 fuzz: $(VENV)/ready ## coverage-guided fuzzing for SECONDS (600) in all
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt

@@ -185,6 +185,8 @@ def _bootstrap(suite: str, packages: Sequence[str], directory: Path) -> None:
             *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"),
             *(suite, str(directory), find_mirror()),
         ],
+        # A root is not booted; who makes an image of one makes its initrd.
+        env={**os.environ, "INITRD": "No"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
