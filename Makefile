@@ -9,17 +9,6 @@ DESTDIR ?=
 # How long 'make fuzz' takes.
 SECONDS ?= 600
 
-SYSTEMD_DIR = $(DESTDIR)/etc/systemd/system
-CONF_DIR = $(DESTDIR)/etc/guestapi
-STATE_DIR = $(DESTDIR)/var/lib/guestapi
-UNITS = guestapi.service guestapi.socket guestapi-lxd.socket guestapi-mirror.service guestapi-mirror-lxd.service \
-	guestapi-rebind@.service guestapi-takeover@.service
-# What is switched off before it is taken away.
-STARTED = $(filter-out %@.service,$(UNITS)) guestapi-takeover@incus.service guestapi-takeover@lxd.service
-# What container runtimes and hosts with a daemon need; docs/lxc.md, podman.md, nspawn.md and incus.md say where to put it.
-RUNTIME_FILES = conf/lxc-guestapi.conf conf/oci-guestapi.json systemd/nspawn-guestapi.conf systemd/incus-takeover.conf \
-	systemd/incus-device.conf systemd/lxd-takeover.conf systemd/lxd-device.conf
-
 # Tests mostly wait for other processes, so two modules of them run at a time; 'make test AT_ONCE=' runs one.
 AT_ONCE ?= --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
@@ -102,38 +91,10 @@ install: ## put it into PREFIX (/opt/guestapi), with units, conf, user and state
 		grep -rlIF '$(abspath $(DESTDIR))$(PREFIX)' $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/pyvenv.cfg \
 			| xargs -r sed -i 's#$(abspath $(DESTDIR))$(PREFIX)#$(PREFIX)#g'; \
 	fi
-	install -d $(DESTDIR)/usr/local/bin $(SYSTEMD_DIR) $(CONF_DIR) $(DESTDIR)/usr/lib/sysusers.d
-	ln -sfn $(PREFIX)/bin/guestapi $(DESTDIR)/usr/local/bin/guestapi
-	for unit in $(UNITS); do \
-		sed 's#/opt/guestapi#$(PREFIX)#g' systemd/$$unit >$(SYSTEMD_DIR)/$$unit && chmod 0644 $(SYSTEMD_DIR)/$$unit || exit 1; \
-	done
-	install -m 0644 systemd/guestapi.sysusers $(DESTDIR)/usr/lib/sysusers.d/guestapi.conf
-	for file in guestapi.toml gunicorn.conf.py; do \
-		if [ -e $(CONF_DIR)/$$file ]; then install -m 0644 conf/$$file $(CONF_DIR)/$$file.new; \
-		else install -m 0644 conf/$$file $(CONF_DIR)/$$file; fi; \
-	done
-	for file in $(RUNTIME_FILES); do \
-		sed 's#/opt/guestapi#$(PREFIX)#g' $$file >$(CONF_DIR)/$${file##*/} && chmod 0644 $(CONF_DIR)/$${file##*/} || exit 1; \
-	done
-	install -d -m 0770 $(STATE_DIR)
-	@if [ -z "$(DESTDIR)" ]; then \
-		systemd-sysusers guestapi.conf && chown guestapi:guestapi $(STATE_DIR) || exit 1; \
-		if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi; \
-		echo "installed; now: systemctl enable --now guestapi.socket"; \
-	fi
+	$(PYTHON) tools/installation.py install --destdir '$(DESTDIR)' --prefix '$(PREFIX)'
 
-uninstall: ## take it away again, but for its state
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then \
-		systemctl disable --now $(STARTED) 2>/dev/null || true; \
-	fi
-	rm -rf $(DESTDIR)$(PREFIX)
-	rm -f $(DESTDIR)/usr/local/bin/guestapi $(addprefix $(SYSTEMD_DIR)/,$(UNITS))
-	rm -f $(DESTDIR)/usr/lib/sysusers.d/guestapi.conf
-	rm -f $(CONF_DIR)/guestapi.toml $(CONF_DIR)/gunicorn.conf.py $(CONF_DIR)/guestapi.toml.new $(CONF_DIR)/gunicorn.conf.py.new \
-		$(addprefix $(CONF_DIR)/,$(notdir $(RUNTIME_FILES)))
-	@if [ -d $(CONF_DIR) ]; then rmdir --ignore-fail-on-non-empty $(CONF_DIR); fi
-	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-	@echo "the state stays in $(STATE_DIR), and the users guestapi, to whom it belongs, and guestapi-mirror"
+uninstall: ## take it away again, but for its state and what was edited
+	@$(PYTHON) tools/installation.py uninstall --destdir '$(DESTDIR)' --prefix '$(PREFIX)'
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -47,7 +47,10 @@ class Lxc:
         (root / "init").write_text(INIT)
         (root / "init").chmod(0o755)
         subprocess.run(["chown", "-R", f"{base}:{base}", root], check=True)
-        text = SNIPPET.read_text().replace("/usr/local/bin/guestapi", hook)
+        command = self._path / name / "guestapi"
+        command.write_text(f'#!/bin/sh\nexec {hook} "$@"\n')
+        command.chmod(0o755)
+        text = SNIPPET.read_text().replace("/usr/local/bin/guestapi", str(command))
         text = text.replace("/var/lib/incus/guestapi", str(socket))
         (self._path / name / "guestapi.conf").write_text(text)
         (self._path / name / "config").write_text(

@@ -49,12 +49,13 @@ class Podman:
             os.chown(path, BASE, BASE, follow_symlinks=False)
         hooks = directory / "hooks"
         hooks.mkdir()
-        hook = json.loads(SHIPPED.read_text())
-        # The file as it is shipped, but for where the command and its configuration are.
-        assert hook["hook"]["path"] == "/usr/local/bin/guestapi"
-        hook["hook"]["path"] = str(COMMAND)
-        hook["hook"]["args"][1:1] = ["--config", str(service.config)]
-        (hooks / SHIPPED.name).write_text(json.dumps(hook))
+        command = directory / "guestapi"
+        command.write_text(f'#!/bin/sh\nexec {COMMAND} --config {service.config} "$@"\n')
+        command.chmod(0o755)
+        # The file as it is shipped, but for where the command is.
+        shipped = SHIPPED.read_text()
+        assert shipped.count("/usr/local/bin/guestapi") == 2
+        (hooks / SHIPPED.name).write_text(shipped.replace("/usr/local/bin/guestapi", str(command)))
         self._namespace = subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", _NAMESPACE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

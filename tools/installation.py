@@ -1,0 +1,257 @@
+#!/usr/bin/env python3
+"""Puts guestapi's files besides the virtual environment into place, and takes them away again.
+
+    tools/installation.py install [--destdir DIRECTORY] [--prefix /opt/guestapi]
+    tools/installation.py uninstall [--destdir DIRECTORY] [--prefix /opt/guestapi]
+    tools/installation.py stage DIRECTORY
+
+`install` and `uninstall` are for `make install` and `make uninstall`; `stage` lays the files out for a Debian package.
+All of them share one list of files, `find_files`.
+
+A configuration file that the operator has edited stays as it is, as dpkg does it: `install` writes the new one beside
+it as .new only if it differs from the one that came before, and `uninstall` removes only what nobody has edited.
+PREFIX/share/guestapi keeps what was installed last, for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+#: Where the files in the checkout say that the environment and the command are; `install` writes the real places.
+PREFIX = "/opt/guestapi"
+COMMAND = "/usr/local/bin/guestapi"
+
+
+class Kind(Enum):
+    """What an installed file is, which decides what `uninstall` and an upgrade do with it."""
+
+    #: Belongs to guestapi: overwritten, and removed.
+    OURS = "ours"
+    #: The operator edits it: neither overwritten nor removed once it was.
+    EDITED = "edited"
+    #: Containers' configuration includes it: overwritten, but never removed, since they would not start without it.
+    INCLUDED = "included"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are on the system.
+
+    Attributes:
+        destdir: what stands before each path; "/" for this system.
+        prefix: the virtual environment.
+        command: the link to its program.
+        units: systemd's units.
+        share: manual pages and completions.
+    """
+
+    destdir: Path
+    prefix: str = PREFIX
+    command: str = COMMAND
+    units: str = "/etc/systemd/system"
+    share: str = "/usr/local/share"
+
+    def place(self, path: str) -> Path:
+        """Where a path of the system is written to."""
+        return self.destdir / path.lstrip("/")
+
+    @property
+    def pristine(self) -> Path:
+        """The directory with the files of `Kind.EDITED` as they were installed last."""
+        return self.place(f"{self.prefix}/share/guestapi")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the checkout, and where it belongs.
+
+    Attributes:
+        source: in the checkout.
+        path: on the system.
+        kind: what it is.
+    """
+
+    source: Path
+    path: str
+    kind: Kind = Kind.OURS
+
+
+def package_layout(destdir: Path) -> Layout:
+    """Return the layout of a Debian package: below /usr, but for configuration."""
+    return Layout(destdir, "/usr/lib/guestapi", "/usr/bin/guestapi", "/usr/lib/systemd/system", "/usr/share")
+
+
+def find_files(layout: Layout) -> Iterator[File]:
+    """Yield what is installed besides the virtual environment, manual pages and completions."""
+    systemd, conf = CHECKOUT / "systemd", CHECKOUT / "conf"
+    for unit in sorted([*systemd.glob("*.service"), *systemd.glob("*.socket")]):
+        yield File(unit, f"{layout.units}/{unit.name}")
+    yield File(systemd / "guestapi.sysusers", "/usr/lib/sysusers.d/guestapi.conf")
+    yield File(systemd / "guestapi.tmpfiles", "/usr/lib/tmpfiles.d/guestapi.conf")
+    for edited in ("guestapi.toml", "gunicorn.conf.py"):
+        yield File(conf / edited, f"/etc/guestapi/{edited}", Kind.EDITED)
+    # What container runtimes and hosts with a daemon need; docs/lxc.md, podman.md, nspawn.md and incus.md say where.
+    for ours in sorted([*systemd.glob("*.conf"), *conf.glob("*.conf"), *conf.glob("*.json")]):
+        kind = Kind.INCLUDED if ours.name == "lxc-guestapi.conf" else Kind.OURS
+        yield File(ours, f"/etc/guestapi/{ours.name}", kind)
+
+
+def find_manuals(layout: Layout, directory: Path) -> Iterator[File]:
+    """Yield the manual pages and completions that tools/manual.py has written into `directory`."""
+    places = {
+        ".1": f"{layout.share}/man/man1",
+        ".5": f"{layout.share}/man/man5",
+        ".7": f"{layout.share}/man/man7",
+        ".bash": f"{layout.share}/bash-completion/completions",
+        ".zsh": f"{layout.share}/zsh/site-functions",
+        ".fish": f"{layout.share}/fish/vendor_completions.d",
+    }
+    names = {".bash": "guestapi", ".zsh": "_guestapi"}
+    for source in sorted(directory.iterdir()):
+        yield File(source, f"{places[source.suffix]}/{names.get(source.suffix, source.name)}")
+
+
+def write(file: File, layout: Layout) -> None:
+    """Write a file to its place, as it is to be there; a file that is already so is not touched."""
+    target = layout.place(file.path)
+    content = file.source.read_text(encoding="utf-8")
+    content = content.replace(COMMAND, layout.command).replace(PREFIX, layout.prefix)
+    if target.is_file() and target.read_text(encoding="utf-8") == content:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(content, encoding="utf-8")
+    target.chmod(0o644)
+
+
+def install_edited(file: File, layout: Layout) -> None:
+    """Write a configuration file, unless the operator has changed it: then, if it is another one now, as .new."""
+    target, last = layout.place(file.path), layout.pristine / file.source.name
+    new = target.with_name(f"{target.name}.new")
+    as_before = last.is_file() and filecmp.cmp(last, file.source, shallow=False)
+    untouched = target.is_file() and last.is_file() and filecmp.cmp(target, last, shallow=False)
+    same = target.is_file() and filecmp.cmp(target, file.source, shallow=False)
+    if untouched or not target.exists() or same:
+        write(file, layout)
+        new.unlink(missing_ok=True)
+    elif not as_before:
+        write(File(file.source, f"{file.path}.new"), layout)
+        print(f"{file.path} was edited and stays; what is new is in {file.path}.new")
+    last.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file.source, last)
+
+
+def install(layout: Layout, manuals: Path | None) -> None:
+    """Put all files into place."""
+    for file in [*find_files(layout), *(find_manuals(layout, manuals) if manuals else ())]:
+        if file.kind is Kind.EDITED:
+            install_edited(file, layout)
+        else:
+            write(file, layout)
+    command = layout.place(layout.command)
+    command.parent.mkdir(parents=True, exist_ok=True)
+    command.unlink(missing_ok=True)
+    command.symlink_to(f"{layout.prefix}/bin/guestapi")
+    layout.place("/var/lib/guestapi").mkdir(mode=0o770, parents=True, exist_ok=True)
+    if layout.destdir == Path("/"):
+        subprocess.run(["systemd-sysusers", "guestapi.conf"], check=True)
+        subprocess.run(["systemd-tmpfiles", "--create", "guestapi.conf"], check=True)
+        systemctl("daemon-reload")
+        print("installed; now: systemctl enable --now guestapi.socket")
+
+
+def uninstall(layout: Layout) -> None:
+    """Stop the units and take the files away, but for edited configuration, what containers include, and the state."""
+    if layout.destdir == Path("/"):
+        units = [Path(file.path).name for file in find_files(layout) if file.path.startswith(layout.units)]
+        running = [unit.replace("@.", "@*.") for unit in units]
+        systemctl("stop", *running)
+        systemctl("disable", "--quiet", *(unit for unit in units if "@." not in unit), *find_instances(layout))
+    stays = ["/var/lib/guestapi, the store, and the users guestapi, to whom it belongs, and guestapi-mirror"]
+    for pattern in ("man/man?", "bash-completion/completions", "zsh/site-functions", "fish/vendor_completions.d"):
+        for path in layout.place(layout.share).glob(f"{pattern}/*guestapi*"):
+            path.unlink()
+    for file in find_files(layout):
+        target = layout.place(file.path)
+        if not target.exists():
+            continue
+        if file.kind is Kind.INCLUDED:
+            stays.append(f"{file.path}, without which containers that include it would not start")
+            continue
+        if file.kind is Kind.EDITED:
+            target.with_name(f"{target.name}.new").unlink(missing_ok=True)
+            pristine = layout.pristine / file.source.name
+            before = pristine if pristine.is_file() else file.source
+            if not filecmp.cmp(target, before, shallow=False):
+                stays.append(f"{file.path}, which was edited")
+                continue
+        target.unlink()
+    layout.place(layout.command).unlink(missing_ok=True)
+    shutil.rmtree(layout.place(layout.prefix), ignore_errors=True)
+    directory = layout.place("/etc/guestapi")
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+    if layout.destdir == Path("/"):
+        systemctl("daemon-reload")
+    print("these stay:", *stays, sep="\n  ")
+
+
+def find_instances(layout: Layout) -> list[str]:
+    """Return the enabled instances of our template units, such as guestapi-takeover@incus.service."""
+    links = layout.place("/etc/systemd/system").glob("*.wants/guestapi-*@*.service")
+    return sorted({link.name for link in links})
+
+
+def systemctl(*words: str) -> None:
+    """Run systemctl where systemd runs; a unit that is not there is no error."""
+    if Path("/run/systemd/system").is_dir():
+        subprocess.run(["systemctl", *words], check=False, stderr=subprocess.DEVNULL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line, and do what it says.
+
+    Args:
+        arguments: of the command line, without the program's name; default: this process's own.
+
+    Returns:
+        the exit status.
+    """
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("install", "uninstall"):
+        each = verbs.add_parser(verb)
+        each.add_argument("--destdir", default="", help="what stands before each path")
+        each.add_argument("--prefix", default=PREFIX, help="where the virtual environment is")
+        if verb == "install":
+            each.add_argument("--manuals", type=Path, help="the directory that tools/manual.py has written")
+    staged = verbs.add_parser("stage")
+    staged.add_argument("destdir")
+    staged.add_argument("--manuals", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    os.umask(0o022)
+    if given.verb == "stage":
+        layout = package_layout(Path(given.destdir).absolute())
+        for file in [*find_files(layout), *find_manuals(layout, given.manuals)]:
+            write(file, layout)
+        return 0
+    layout = Layout(Path(given.destdir).absolute() if given.destdir else Path("/"), given.prefix)
+    if given.verb == "install":
+        install(layout, given.manuals)
+    else:
+        uninstall(layout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
