@@ -15,6 +15,7 @@ import pytest
 import guestapi.http.request
 from tests.harness import fast, parsers
 from tests.harness.containers import Container
+from tests.harness.enterable import closed_directories, run_where_enterable
 from tests.harness.machine import Installed
 from tests.harness.service import Service
 from tests.hostile.table import pytest_terminal_summary as pytest_terminal_summary
@@ -57,9 +58,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hold the tests to `--fast`."""
+    """Hold the tests to `--fast`. All others run where the service's user can enter the checkout."""
     if config.getoption("--fast"):
         fast.enable()
+    elif os.geteuid() == 0 and closed_directories():
+        # What pytest has captured so far goes to the terminal, which the new process uses.
+        config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
+        run_where_enterable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

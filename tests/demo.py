@@ -1,22 +1,39 @@
-"""`make demo`: the service, a container, and every endpoint as it is seen from inside. Leaves nothing behind."""
+"""`make demo`: the service, a container, and every endpoint as it is seen from inside. Leaves nothing behind.
+
+The README shows what this prints; tests/docs/test_demo.py compares the two.
+"""
 
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.harness.containers import Container
+from tests.harness.enterable import run_where_enterable
 from tests.harness.lxc import Lxc
 from tests.harness.service import COMMAND, UNPRIVILEGED, USER
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
+
+#: Seconds until a step that does not end is given up.
+_LIMIT = 30.0
+
+#: A word of the command line: no LXC container, although LXC is installed.
+NAMESPACES = "namespaces"
+
+#: What `curl` stands for in the container.
+_CURL = "curl -s --unix-socket /dev/incus/sock "
+
+
+class DemoError(Exception):
+    """A step did not do what it is there to show."""
 
 
 class Demo:
@@ -32,36 +49,83 @@ class Demo:
             path.mkdir(mode=0o755)
             os.chown(path, USER, USER)
         self.config.write_text(f'store.url = "sqlite:///{self.state}/store.db"\n[[listener]]\npath = "{self.socket}"\n')
-        self.log = (self.directory / "log").open("wb")
+        self.log = self.directory / "log"
 
     def activate(self) -> subprocess.Popen[bytes]:
-        """Have the socket listened on by systemd-socket-activate: the service starts at the first connection."""
+        """Listen on the socket with systemd-socket-activate, which starts the service at the first connection.
+
+        Raises:
+            DemoError: the socket is not there after some time.
+        """
         service = [*UNPRIVILEGED, str(COMMAND), "--config", str(self.config), "serve"]
-        process = subprocess.Popen(
-            ["systemd-socket-activate", "--listen", str(self.socket), "--fdname=incus", *service],
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-        )
+        with self.log.open("wb") as log:
+            process = subprocess.Popen(
+                ["systemd-socket-activate", "--listen", str(self.socket), "--fdname=incus", *service],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + _LIMIT
         while not self.socket.exists():
+            if process.poll() is not None or time.monotonic() > until:
+                process.kill()
+                process.wait()
+                raise DemoError("systemd-socket-activate does not listen")
             time.sleep(0.01)
         self.socket.chmod(0o666)
         return process
 
     def on_host(self, command: str) -> None:
-        """The operator types a guestapi command."""
+        """The operator types a guestapi command.
+
+        Raises:
+            DemoError: it fails.
+        """
         print(f"{DIM}host#{PLAIN} {BOLD}guestapi {command}{PLAIN}")
-        done = subprocess.run([COMMAND, "--config", self.config, *shlex.split(command)], capture_output=True, text=True)
+        words = [str(COMMAND), "--config", str(self.config), *shlex.split(command)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         self._show(done.stdout + done.stderr)
-        assert done.returncode == 0
+        if done.returncode != 0:
+            raise DemoError(f"guestapi {command}: exit {done.returncode}")
 
     def inside(self, container: Container | Lxc, command: str, *, expect: str) -> None:
-        """Somebody types a command in the container; the demo fails if `expect` is not in what it prints."""
+        """Type a command in the container.
+
+        Raises:
+            DemoError: it fails, or `expect` is not in what it prints.
+        """
         print(f"{DIM}  c1#{PLAIN} {BOLD}{command}{PLAIN}")
-        done = container.run("/usr/bin/sh", "-c", command.replace("curl ", "curl -s --unix-socket /dev/incus/sock "))
+        done = container.run("/usr/bin/sh", "-c", command.replace("curl ", _CURL))
         self._show(done.out + done.err)
-        assert done.code == 0
-        assert expect in done.out, f"expected {expect!r}"
+        if done.code != 0:
+            raise DemoError(f"{command}: exit {done.code}")
+        if expect not in done.out:
+            raise DemoError(f"{command}: {expect!r} was expected, {done.out!r} came")
+
+    def follow(self, container: Container | Lxc, command: str, change: str, *, expect: str) -> None:
+        """Type a command in the container that follows the event stream, change something, and show the one event.
+
+        Raises:
+            DemoError: the event is not `expect`, or does not come.
+        """
+        print(f"{DIM}  c1#{PLAIN} {BOLD}{command}{PLAIN}")
+        # The head of the response says that the client will be told of every change from now on.
+        words = shlex.split(command.replace("curl ", f"{_CURL}-v "))
+        enter = ["nsenter", "-t", str(container.pid), "-a", "--setuid", "0", "--setgid", "0"]
+        with subprocess.Popen(
+            [*enter, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as curl:
+            assert curl.stdout is not None
+            assert curl.stderr is not None
+            try:
+                _read(curl.stderr.fileno(), b"< HTTP/1.1 200")
+                self.on_host(change)
+                line = _read(curl.stdout.fileno(), b"\n")
+            finally:
+                curl.terminate()
+        self._show(line)
+        if expect not in line:
+            raise DemoError(f"{command}: {expect!r} was expected, {line!r} came")
 
     def _show(self, text: str) -> None:
         for line in text.splitlines():
@@ -69,38 +133,64 @@ class Demo:
 
     def close(self) -> None:
         """Leave nothing behind."""
-        self.log.close()
         shutil.rmtree(self.directory)
 
 
+def _read(descriptor: int, end: bytes) -> str:
+    """What comes from a pipe until `end` has come."""
+    found = b""
+    while end not in found:
+        ready, _none, _none = select.select([descriptor], [], [], _LIMIT)
+        more = os.read(descriptor, 65536) if ready else b""
+        if not more:
+            raise DemoError("the event stream has ended, or nothing has come from it")
+        found += more
+    return found.decode()
+
+
 def say(text: str) -> None:
-    """A word to who watches."""
+    """Explain the next steps."""
     print(f"\n{BOLD}{text}{PLAIN}")
 
 
 def main() -> None:
-    """Show it all."""
+    """Run the demo. If a step fails, print the service's log, and exit 1."""
     began = time.monotonic()
     if os.geteuid() != 0:
         sys.exit("The demo makes a container, which takes root: sudo make demo")
+    run_where_enterable()
     demo = Demo()
+    try:
+        run(demo)
+    except BaseException as error:
+        sys.stdout.flush()
+        log = demo.log.read_text() if demo.log.exists() else ""
+        print(f"\nThe log of the service:\n{log or '(nothing)'}", file=sys.stderr)
+        if isinstance(error, DemoError):
+            sys.exit(f"The demo failed: {error}")
+        raise
+    finally:
+        demo.close()
+    say(f"The demo took {time.monotonic() - began:.1f} s. It has removed everything that it made.")
+
+
+def run(demo: Demo) -> None:
+    """Run the service, and all steps with a container."""
     process = demo.activate()
     try:
-        if shutil.which("lxc-start") and Path("/bin/busybox").exists():
+        if NAMESPACES not in sys.argv and shutil.which("lxc-start") and Path("/bin/busybox").exists():
             show_lxc(demo)
         else:
             show_container(demo)
     finally:
         process.terminate()
-        process.wait(20)
-        demo.close()
-    say(f"That was all of it, in {time.monotonic() - began:.1f} s; nothing of it is left.")
+        process.wait(_LIMIT)
 
 
 def show_container(demo: Demo) -> None:
     """A container made with nothing but namespaces, registered by hand."""
     with Container([(demo.socket.parent, "/dev/incus")]) as c1:
-        say("A socket that systemd listens on, a container that has it at /dev/incus/sock (curl -s --unix-socket ...).")
+        say("A container is started, with the socket at /dev/incus/sock, and registered by the PID of its init.")
         demo.on_host("instance add c1 --config user.foo=bar --device eth0,type=nic,nictype=bridged,parent=br0")
         demo.on_host(f"instance start c1 --pid {c1.pid}")
         show(demo, c1)
@@ -110,19 +200,16 @@ def show_lxc(demo: Demo) -> None:
     """An LXC container, which registers itself."""
     hook = f"{COMMAND} --config {demo.config}"
     with Lxc(demo.directory, "c1", hook, demo.socket.parent) as c1:
-        say(
-            "A socket that systemd listens on, an LXC container with it at /dev/incus/sock (curl -s --unix-socket ...)."
-        )
+        say("An LXC container is started, with the socket at /dev/incus/sock. Its hook registers it (docs/lxc.md).")
         demo.on_host("instance add c1 --config user.foo=bar --device eth0,type=nic,nictype=bridged,parent=br0")
-        print(f"{DIM}host#{PLAIN} {BOLD}lxc-start c1{PLAIN}      # its hook registers it, see docs/lxc.md")
+        print(f"{DIM}host#{PLAIN} {BOLD}lxc-start c1{PLAIN}")
         c1.start()
         show(demo, c1)
 
 
 def show(demo: Demo, c1: Container | Lxc) -> None:
     """The steps."""
-
-    say("Its first request starts the service. Every endpoint:")
+    say("The first request starts the service. 'curl' stands for 'curl -s --unix-socket /dev/incus/sock'.")
     demo.inside(c1, "curl http://x/", expect='["/1.0"]')
     demo.inside(c1, "curl http://x/1.0", expect='"state":"Started"')
     demo.inside(c1, "curl http://x/1.0/config", expect="/1.0/config/user.foo")
@@ -130,24 +217,20 @@ def show(demo: Demo, c1: Container | Lxc) -> None:
     demo.inside(c1, "curl http://x/1.0/devices", expect='"nictype":"bridged"')
     demo.inside(c1, "curl http://x/1.0/meta-data", expect="local-hostname: c1")
 
-    say("The operator changes something, and the next request sees it.")
+    say("The operator changes the configuration. The next request is answered with the new value.")
     demo.on_host("config set c1 user.foo=baz cloud-init.user-data='#cloud-config'")
     demo.inside(c1, "curl http://x/1.0/config/user.foo; echo", expect="baz")
 
-    say("Another who listens hears of it at once, and can resume where it was: ?since=ID.")
-    with ThreadPoolExecutor() as pool:
-        listening = pool.submit(demo.inside, c1, "curl -N -m 2 http://x/1.0/events; true", expect="user.mood")
-        time.sleep(1)
-        demo.on_host("config set c1 user.mood=fine")
-        listening.result()
+    say("A client that follows the events is told of a change at once.")
+    demo.follow(c1, "curl -N http://x/1.0/events", "config set c1 user.mood=fine", expect="user.mood")
 
-    say("Other namespaces of the configuration are none of the guest's business, nor is it a user's.")
+    say("A guest reads user.* and cloud-init.* only, and only its root user does.")
     demo.on_host("config set c1 limits.memory=1GiB")
     demo.inside(c1, "curl -w '%{http_code}\\n' http://x/1.0/config/limits.memory", expect="403")
     command = "setpriv --reuid=1000 --clear-groups curl -w '%{http_code}\\n' http://x/1.0/config/user.foo"
     demo.inside(c1, command, expect="401")
 
-    say("The workload says that it is ready.")
+    say("The workload reports that it is ready.")
     demo.inside(c1, "curl -X PATCH -d '{\"state\": \"Ready\"}' -w '%{http_code}\\n' http://x/1.0", expect="200")
     demo.inside(c1, "curl http://x/1.0", expect='"state":"Ready"')
     demo.on_host("instance list")
