@@ -1,7 +1,7 @@
-"""conf/guestapi.toml -> `Settings`. Every error is a `SettingsError` that names file, key and what was expected.
+"""guestapi.toml -> `Settings`. Every error is a `SettingsError` that names the file, the key and what is expected.
 
-Rules: every default and every unit of guestapi.toml stands here, once; nothing else reads the file. gunicorn's
-own settings (workers and the rest) stay in gunicorn's own file, conf/gunicorn.conf.py.
+Rules: every default and every unit of guestapi.toml is defined here, once. Nothing else reads the file. gunicorn's own
+settings (workers and the rest) are in a file of their own (`gunicorn_conf`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 
 class SettingsError(OperatorError):
-    """The configuration cannot be used; the text is one sentence for the operator."""
+    """The configuration cannot be used."""
 
 
-class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where instances are kept.
+class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where instances are stored.
 
-    ``lock_seconds``: how long a writer waits for another one's transaction. ``configuration_bytes``: how much the
-    configuration and devices of an instance may have in all.
+    Attributes:
+        url: of the database.
+        lock_seconds: how long a writer waits for another writer's transaction.
+        configuration_bytes: the most bytes of an instance's configuration and devices together.
     """
 
     url: str = "sqlite:////var/lib/guestapi/store.db"
@@ -38,19 +40,24 @@ class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     configuration_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 28)] = 1 << 24
 
 
-class Listener(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One listening socket and the dialect that it speaks."""
+class ListenSocket(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A listening socket.
+
+    Attributes:
+        path: of the socket.
+        dialect: name of its dialect.
+    """
 
     path: str
     dialect: str = "incus"
 
 
-class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one guest may cost. Sizes in bytes, times in seconds.
+class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a guest may use, with sizes in bytes and times in seconds.
 
-    The times are those that Incus 7.0.2 keeps to (3 s for the head, 3 s for the body, 30 s idle), so clients know
-    them. ``header_fields`` cannot exceed 256, the size of gunicorn_h1c's table (MAX_HEADERS). ``requests_per_second``
-    0 is any number. ``unsent_per_instance``: at least one of the largest values (2 MiB) can be on its way.
+    The times are those of Incus 7.0.2 (3 s for the head, 3 s for the body, 30 s idle), which existing clients know.
+    ``header_fields`` cannot exceed 256, the size of gunicorn_h1c's table (MAX_HEADERS). ``requests_per_second`` 0 means
+    no limit. ``unsent_per_instance`` is large enough for one of the largest values (2 MiB).
     """
 
     connections_per_instance: Annotated[int, Meta(ge=1, le=65536)] = 256
@@ -73,18 +80,25 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     stream_send_seconds: Seconds = 5.0
 
 
-class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How far back the change log reaches: at most this many entries, none older than this."""
+class EventSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far back the change log reaches.
+
+    Attributes:
+        keep_entries: the most entries.
+        keep_seconds: the greatest age of an entry.
+    """
 
     keep_entries: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
     keep_seconds: Annotated[int, Meta(ge=1)] = 3600
 
 
-class Hooks(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename={"on_failure": "on-failure"}):
+class HookSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename={"on_failure": "on-failure"}):
     """What hooks of container runtimes do.
 
-    ``on-failure``: whether a container that cannot be registered starts regardless. ``project``: of the instances that
-    they add. ``template``: the configuration of those.
+    Attributes:
+        on_failure: whether a container starts although it cannot be registered (``on-failure`` in the file).
+        project: of the instances that they add.
+        template: the configuration of the instances that they add.
     """
 
     on_failure: Literal["continue", "refuse"] = "continue"
@@ -92,19 +106,27 @@ class Hooks(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, renam
     template: dict[str, str] = {}
 
 
-class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is logged. ``requests``: all of them, those answered with a status from 400 on, or none."""
+class LogSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is logged.
+
+    Attributes:
+        level: the least that is logged.
+        requests: which requests: all, those with a status from 400 on, or none.
+        requests_per_second: the most lines about requests in a second.
+    """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     requests: Literal["all", "refused", "none"] = "refused"
     requests_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
 
 
-class Callers(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How callers are recognised.
+class CallerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How callers are identified.
 
-    ``pidfd``: by SO_PEERPIDFD and ioctls where the kernel has them, else by /proc. ``wait_seconds``: on a host with a
-    mirror, how long a caller waits whose instance is not known yet. ``waiting``: how many may, of a worker's.
+    Attributes:
+        pidfd: whether to use SO_PEERPIDFD and ioctls where the kernel has them, or /proc alone.
+        wait_seconds: on a host with a mirror, how long a caller waits whose instance is not registered yet.
+        waiting: how many callers of a worker may wait.
     """
 
     pidfd: bool = True
@@ -112,8 +134,12 @@ class Callers(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     waiting: Annotated[int, Meta(ge=0, le=65536)] = 64
 
 
-class Images(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``directory``: where image files lie, an absolute path; None: in ``images`` beside the database."""
+class ImageSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where image files are.
+
+    Attributes:
+        directory: an absolute path; None for ``images`` beside the database.
+    """
 
     directory: str | None = None
 
@@ -165,47 +191,52 @@ class SourcesSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     oci: OciSettings = OciSettings()
 
 
-class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``gunicorn``: gunicorn's own configuration file, relative to guestapi.toml; need not exist."""
+class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The web server.
+
+    Attributes:
+        gunicorn: path of gunicorn's own configuration file, relative to guestapi.toml. It need not exist.
+    """
 
     gunicorn: str = "gunicorn.conf.py"
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that guestapi.toml says, defaults filled in.
+    """All settings, with defaults for those that guestapi.toml does not have.
 
-    ``file`` is where it was read from; None if there was no file and all is default.
+    Attributes:
+        file: from which they were read; None if there is no file. The other attributes are the tables of the file.
     """
 
-    store: Store = Store()
-    listener: tuple[Listener, ...] = (
-        Listener(path=DIALECTS["incus"].socket),
-        Listener(path=DIALECTS["lxd"].socket, dialect="lxd"),
+    store: StoreSettings = StoreSettings()
+    listener: tuple[ListenSocket, ...] = (
+        ListenSocket(path=DIALECTS["incus"].socket),
+        ListenSocket(path=DIALECTS["lxd"].socket, dialect="lxd"),
     )
-    limits: Limits = Limits()
-    events: Events = Events()
-    callers: Callers = Callers()
-    hooks: Hooks = Hooks()
-    images: Images = Images()
-    log: Log = Log()
-    server: Server = Server()
+    limits: LimitSettings = LimitSettings()
+    events: EventSettings = EventSettings()
+    callers: CallerSettings = CallerSettings()
+    hooks: HookSettings = HookSettings()
+    images: ImageSettings = ImageSettings()
+    log: LogSettings = LogSettings()
+    server: ServerSettings = ServerSettings()
     sources: SourcesSettings = SourcesSettings()
     file: Path | None = None
 
     @property
     def gunicorn_file(self) -> Path:
-        """gunicorn's configuration file, which need not exist."""
+        """Path of gunicorn's configuration file, which need not exist."""
         return (self.file or DEFAULT_FILE).parent / self.server.gunicorn
 
 
 def find(explicit: str | None) -> Path | None:
-    """Which file to read.
+    """Find the file to read.
 
     Args:
-        explicit: what ``--config`` says, if it was given.
+        explicit: the value of ``--config``; None if it was not given.
 
     Returns:
-        `explicit`, else ``$GUESTAPI_CONFIG``, else /etc/guestapi/guestapi.toml; None if that last one does not exist.
+        `explicit`, otherwise ``$GUESTAPI_CONFIG``, otherwise /etc/guestapi/guestapi.toml; None if that does not exist.
     """
     named = explicit or os.environ.get("GUESTAPI_CONFIG")
     if named:
@@ -214,10 +245,13 @@ def find(explicit: str | None) -> Path | None:
 
 
 def load(file: Path | None) -> Settings:
-    """Read `file`; None gives the defaults.
+    """Read the settings.
+
+    Args:
+        file: guestapi.toml; None for the defaults.
 
     Raises:
-        SettingsError: it cannot be read, is not TOML, has an unknown key or a value that is not possible.
+        SettingsError: the file cannot be read, is not TOML, or has an unknown key or an impossible value.
     """
     if file is None:
         return Settings()
@@ -226,7 +260,7 @@ def load(file: Path | None) -> Settings:
     except OSError as error:
         raise SettingsError(f"{file}: {error.strerror}; give a readable file with --config") from None
     except ValueError as error:
-        # Besides what tomllib itself finds: no UTF-8, or a number of more digits than Python takes.
+        # tomllib's own errors, bytes that are not UTF-8, and numbers with more digits than Python accepts.
         raise SettingsError(f"{file}: not TOML: {error}") from None
     except RecursionError:
         raise SettingsError(f"{file}: not TOML: nested too deeply") from None
@@ -259,7 +293,7 @@ def load(file: Path | None) -> Settings:
 
 
 def _refuse_unknown(document: dict[str, Any], struct: type[Struct], file: Path, prefix: str) -> None:
-    """msgspec names an unknown key but not its neighbours; a human wants to know what would have been right."""
+    """Refuse unknown keys, and name the known ones. msgspec would only name the unknown key."""
     hints = get_type_hints(struct)
     known = {field.encode_name: hints[field.name] for field in msgspec.structs.fields(struct) if field.name != "file"}
     for key, value in document.items():

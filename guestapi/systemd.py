@@ -10,7 +10,7 @@ from pathlib import Path
 import systemd.daemon
 
 from guestapi.dialects import DIALECTS
-from guestapi.settings import Listener, SettingsError
+from guestapi.settings import ListenSocket, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def activated() -> int:
     return int(os.environ.get("LISTEN_FDS", "0"))
 
 
-def dialects_of(count: int, paths: list[str], listeners: tuple[Listener, ...]) -> list[str]:
+def dialects_of(count: int, paths: list[str], listeners: tuple[ListenSocket, ...]) -> list[str]:
     """Find the dialect of each socket that systemd passed.
 
     Args:

@@ -27,7 +27,7 @@ from guestapi.http import target
 from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.rate_limit import RateLimit
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import DIALECT, RAW_PATH, Environ, StartResponse
 
@@ -70,7 +70,7 @@ class GuestApplication:
         return self.apps[environ[DIALECT]](cast("dict[str, Any]", environ), start_response)
 
 
-def create(store: Store, broker: Broker, limits: Limits | None = None) -> GuestApplication:
+def create(store: Store, broker: Broker, limits: LimitSettings | None = None) -> GuestApplication:
     """Make the application.
 
     Args:
@@ -78,7 +78,7 @@ def create(store: Store, broker: Broker, limits: Limits | None = None) -> GuestA
         broker: where it subscribes clients to events.
         limits: how often an instance may change its state; None for the defaults.
     """
-    limits = limits or Limits()
+    limits = limits or LimitSettings()
     state_changes = RateLimit(limits.writes_per_second, limits.writes_burst)
     return GuestApplication(
         {name: _create(store, broker, state_changes, dialect) for name, dialect in DIALECTS.items()}

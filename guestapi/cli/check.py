@@ -20,7 +20,7 @@ from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.errors import GuestapiError
 from guestapi.model import Instance, SourceStatus
-from guestapi.settings import Listener
+from guestapi.settings import ListenSocket
 from guestapi.store import images
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
@@ -216,7 +216,7 @@ def _is_missing(operator: Operator) -> bool:
     return False
 
 
-def _sockets(listeners: tuple[Listener, ...]) -> Iterator[SocketFinding]:
+def _sockets(listeners: tuple[ListenSocket, ...]) -> Iterator[SocketFinding]:
     """Each listener by itself. One whose unit is switched off is in order if there is another that is not."""
     found = [_socket(listener) for listener in listeners]
     off = [not finding.ok and is_off(DIALECTS[one.dialect].unit) for one, finding in zip(listeners, found, strict=True)]
@@ -231,7 +231,7 @@ def _sockets(listeners: tuple[Listener, ...]) -> Iterator[SocketFinding]:
         yield SocketFinding(finding, answers)
 
 
-def _way(dialect: Dialect, running: list[Instance], listeners: tuple[Listener, ...]) -> Finding:
+def _way(dialect: Dialect, running: list[Instance], listeners: tuple[ListenSocket, ...]) -> Finding:
     """Whether the daemon's instances reach us, and how."""
     path = Path(dialect.socket)
     ours = path.with_name(OURS)
@@ -260,7 +260,7 @@ def _way(dialect: Dialect, running: list[Instance], listeners: tuple[Listener, .
     return Finding(f"way {dialect.name}", False, text)
 
 
-def _socket(listener: Listener) -> Finding:
+def _socket(listener: ListenSocket) -> Finding:
     name = f"socket {listener.dialect}"
     unit = DIALECTS[listener.dialect].unit
     hint = f"'systemctl restart {unit}', or take it out of the configuration"

@@ -11,7 +11,7 @@ from click.shell_completion import get_completion_class
 import guestapi
 from guestapi.cli.common import OneSentence, Operator
 from guestapi.dialects import DIALECTS
-from guestapi.settings import Listener
+from guestapi.settings import ListenSocket
 
 #: Each is in the module of its name. Loaded when it is called: a container waits for its hook, and for what that loads.
 _MODULES = frozenset({"check", "config", "device", "events", "hook", "image", "instance", "mirror", "takeover"})
@@ -63,10 +63,10 @@ def completion(shell: str) -> None:
     click.echo(complete(main, {}, "guestapi", "_GUESTAPI_COMPLETE").source())
 
 
-def _listener(word: str) -> Listener:
+def _listener(word: str) -> ListenSocket:
     dialect, equals, path = word.partition("=")
     if not equals or "/" in dialect:
         dialect, path = "incus", word
     if dialect not in DIALECTS:
         raise click.UsageError(f"--socket {word}: {dialect!r} is none of {', '.join(DIALECTS)}")
-    return Listener(path=str(Path(path).absolute()), dialect=dialect)
+    return ListenSocket(path=str(Path(path).absolute()), dialect=dialect)

@@ -21,7 +21,7 @@ from gunicorn_h1c import ParseError, parse_to_wsgi_environ
 
 from guestapi.http.errors import ProtocolError
 from guestapi.http.target import split_target
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 
 Environ = dict[str, Any]
 
@@ -72,12 +72,12 @@ def ends_head(received: bytes, start: int = 0) -> bool:
     return received.find(b"\n\r\n", start) >= 0 or received.find(b"\n\n", start) >= 0
 
 
-def is_too_large(received: bytes, limits: Limits) -> bool:
+def is_too_large(received: bytes, limits: LimitSettings) -> bool:
     """Tell whether the beginning of a head exceeds a limit, whatever follows."""
     return len(received) > limits.head or (len(received) > limits.request_line and b"\n" not in received)
 
 
-def parse_head(received: bytes, limits: Limits) -> Head | None:
+def parse_head(received: bytes, limits: LimitSettings) -> Head | None:
     """Parse the head at the start of `received`.
 
     Args:
@@ -137,7 +137,7 @@ def _find_end(received: bytes) -> int:
     return with_cr if without == 1 else min(with_cr, without)
 
 
-def _check_sizes(received: bytes, size: int, limits: Limits) -> None:
+def _check_sizes(received: bytes, size: int, limits: LimitSettings) -> None:
     """Refuse what is too large, whether it is complete or not.
 
     Args:
@@ -164,7 +164,7 @@ def _check_sizes(received: bytes, size: int, limits: Limits) -> None:
             raise ProtocolError(431, f"a header field is longer than {limits.header_field} bytes")
 
 
-def _parse_fields(fields: bytes, limits: Limits) -> Environ:
+def _parse_fields(fields: bytes, limits: LimitSettings) -> Environ:
     """Parse the field lines of a head, which fit the grammar, and the empty line."""
     if fields.count(b"\r\n") != fields.count(b"\n"):
         fields = fields.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 #: times that it is told of one: an instance that changes its mind all the time must not keep the daemon busy.
 _PACE_SECONDS = 1.0
 #: Seconds for telling before the mirror looks again what has happened; the daemon needs 50 ms for each instance, and a
-#: container that starts meanwhile has two seconds (`settings.Callers.wait_seconds`).
+#: container that starts meanwhile has two seconds (`settings.CallerSettings.wait_seconds`).
 _AT_ONCE_SECONDS = 0.5
 
 

@@ -14,7 +14,7 @@ from guestapi.callers.identify import Caller
 from guestapi.journal import LogThrottle
 from guestapi.model import Instance
 from guestapi.server.exchange import Exchange
-from guestapi.settings import Log
+from guestapi.settings import LogSettings
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import EXCEEDED_LIMIT
 
@@ -85,7 +85,7 @@ class RequestLog:
         excesses: exceeded limits.
     """
 
-    def __init__(self, settings: Log, get_instance: Callable[[int], Instance | None]) -> None:
+    def __init__(self, settings: LogSettings, get_instance: Callable[[int], Instance | None]) -> None:
         """Log nothing yet.
 
         Args:

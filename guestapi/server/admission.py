@@ -15,7 +15,7 @@ from typing import Protocol
 from guestapi.callers.identify import Caller
 from guestapi.http.errors import ProtocolError
 from guestapi.rate_limit import RateLimit
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 
 #: How many refused connections of an instance may stay open until their clients have read why.
 _MOST_LINGERING = 16
@@ -222,7 +222,7 @@ class Admission:
         quota: connections by instance.
     """
 
-    def __init__(self, limits: Limits, quota: ConnectionQuota, *, descriptors: int) -> None:
+    def __init__(self, limits: LimitSettings, quota: ConnectionQuota, *, descriptors: int) -> None:
         """Begin with no connection.
 
         Args:

@@ -18,7 +18,7 @@ from guestapi.api import app
 from guestapi.server.access_log import GunicornLogger
 from guestapi.server.store_thread import OffloadedStore
 from guestapi.server.worker import GuestWorker
-from guestapi.settings import Listener, Settings, SettingsError
+from guestapi.settings import ListenSocket, Settings, SettingsError
 from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
 
@@ -55,7 +55,7 @@ class ServiceApplication(gunicorn.app.base.Application):
     settings: Settings
     dialects: list[str]
 
-    def __init__(self, file: Path | None, sockets: tuple[Listener, ...], workers: int | None) -> None:
+    def __init__(self, file: Path | None, sockets: tuple[ListenSocket, ...], workers: int | None) -> None:
         """Read the configuration.
 
         Args:
@@ -206,7 +206,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
             systemd.notify(*fields)
 
 
-def serve(file: Path | None, sockets: tuple[Listener, ...] = (), workers: int | None = None) -> None:
+def serve(file: Path | None, sockets: tuple[ListenSocket, ...] = (), workers: int | None = None) -> None:
     """Run the service in the foreground. Never returns.
 
     Args:

@@ -18,7 +18,7 @@ from guestapi.server.identification_retry import IdentificationRetry
 from guestapi.server.response_cache import ResponseCache
 from guestapi.server.scheduler import FairScheduler, IterationLimiter
 from guestapi.server.sendfile import DISK_THREADS
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 from guestapi.wsgi import Application, Environ
 
 #: How many new connections of a process are identified in an iteration of the event loop. Few, because all others wait
@@ -65,7 +65,7 @@ class WorkerContext:
         self,
         application: Application,
         identifier: Identifier,
-        limits: Limits,
+        limits: LimitSettings,
         get_instance: Callable[[int], Instance | None],
         on_exchange: Callable[[Exchange], None],
         on_refusal: Callable[[Caller | None, str, int, str, str | None], None],

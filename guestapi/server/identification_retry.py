@@ -13,7 +13,7 @@ from collections.abc import Callable
 import gevent
 
 from guestapi.callers.identify import Caller, Identifier
-from guestapi.settings import Callers
+from guestapi.settings import CallerSettings
 
 #: Seconds between two attempts.
 _INTERVAL_SECONDS = 0.05
@@ -23,7 +23,11 @@ class IdentificationRetry:
     """Waits for the mirror to register the instance of a caller."""
 
     def __init__(
-        self, identifier: Identifier, mirrored: Callable[[], bool], version: Callable[[], object], settings: Callers
+        self,
+        identifier: Identifier,
+        mirrored: Callable[[], bool],
+        version: Callable[[], object],
+        settings: CallerSettings,
     ) -> None:
         """Wait for nobody yet.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from guestapi.settings import Listener
+from guestapi.settings import ListenSocket
 
 #: Bytes of an init's mountinfo that are read, and of ours. A harmless container has about 4 KiB. A hostile root inside
 #: can make it megabytes long, of which the kernel takes 0.25 s for the first 64 KiB.
@@ -32,7 +32,7 @@ class Places:
     paths: tuple[str, ...]
 
     @classmethod
-    def of(cls, listeners: Iterable[Listener]) -> Places:
+    def of(cls, listeners: Iterable[ListenSocket]) -> Places:
         """The places of the sockets that the configuration names."""
         found: dict[str, None] = {}
         for listener in listeners:

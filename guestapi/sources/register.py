@@ -10,7 +10,7 @@ import msgspec
 from guestapi.callers.namespaces import examine, is_alive
 from guestapi.errors import SourceError
 from guestapi.model import Device
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.store import steps
 from guestapi.store.errors import StoreBusyError
 from guestapi.store.lookup import find_instance
@@ -60,7 +60,7 @@ def register(settings: Settings, report: Report) -> None:
         InvalidNameError: name, key or value cannot be taken.
         NotAnInitError: the process is no container's init.
     """
-    quick = msgspec.structs.replace(settings, store=Store(url=settings.store.url, lock_seconds=_LOCK_SECONDS))
+    quick = msgspec.structs.replace(settings, store=StoreSettings(url=settings.store.url, lock_seconds=_LOCK_SECONDS))
     writer = Writer(quick, create=True)
     try:
         _write(writer, quick, report)

@@ -12,7 +12,7 @@ from typing import Any
 from click.testing import CliRunner
 
 from guestapi.cli.main import main
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from tests.harness.service import COMMAND
 
 
@@ -38,7 +38,7 @@ class Guestapi:
         self.directory = directory
         self.config = directory / "guestapi.toml"
         self.config.write_text(f'[store]\nurl = "sqlite:///{directory}/store.db"\nlock_seconds = 0.2\n')
-        self.settings = Settings(store=Store(url=f"sqlite:///{directory}/store.db"))
+        self.settings = Settings(store=StoreSettings(url=f"sqlite:///{directory}/store.db"))
 
     def __call__(self, *words: str, stdin: str | bytes = "") -> Done:
         """Run a command; what it does must be expected by it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.store import steps
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
@@ -38,7 +38,7 @@ def test_operators_command_between_any_two_system_calls(tmp_path: Path, beside_a
     """Whenever `guestapi config set` is killed, the whole change is there with its events, or nothing of it."""
     config = tmp_path / "guestapi.toml"
     config.write_text(f'[store]\nurl = "sqlite:///{tmp_path}/store.db"\n')
-    settings = Settings(store=Store(url=f"sqlite:///{tmp_path}/store.db"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db"))
     with Writer(settings, create=True).change() as change:
         steps.start(change, steps.add(change, "default", "c1"), init(1))
     events = len(told(settings))

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from guestapi.cli.main import main
 from guestapi.model import Device
-from guestapi.settings import Settings, SettingsError, Store, load
+from guestapi.settings import Settings, SettingsError, StoreSettings, load
 from guestapi.sources import nspawn
 from guestapi.store import steps
 from guestapi.store.doorbell import Doorbell
@@ -40,7 +40,7 @@ def _place() -> Path:
     (directory / "guestapi.toml").write_text(
         f'[[listener]]\npath = "{directory}/sock"\n[store]\nurl = "{url}"\nlock_seconds = 0.1\n'
     )
-    with Writer(Settings(store=Store(url=url)), create=True).change() as change:
+    with Writer(Settings(store=StoreSettings(url=url)), create=True).change() as change:
         nic: Device = {"type": "nic", "nictype": "ipvlan"}
         steps.add(change, "default", "c1", config={"user.foo": "bar"}, devices={"eth0": nic})
     shutil.copytree(state, directory / "fresh")

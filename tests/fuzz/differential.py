@@ -12,9 +12,9 @@ import h11
 from guestapi.http.body import Body
 from guestapi.http.errors import ProtocolError
 from guestapi.http.request import Head, parse_head
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 
-LIMITS = Limits()
+LIMITS = LimitSettings()
 #: All that a request can be refused with before its body is read, and then.
 STATUSES = {400, 413, 414, 417, 431, 501, 505}
 BODY_STATUSES = {400, 413}

@@ -32,7 +32,7 @@ from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
 from guestapi.server.exchange import Exchange
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 from guestapi.store.rows import Entries
 from tests.api.fakes import MemoryStore, caller, instance
 
@@ -108,7 +108,7 @@ class Worker:
         config = {"user.foo": "bar", "user.a/b": "é", "user.meta-data": "x: y\n", "cloud-init.user-data": "", **images}
         devices = {"eth0": {"type": "nic", "nictype": "ipvlan"}, "root": {"type": "disk", "path": "/"}}
         store = MemoryStore(instance(config, devices), images={FINGERPRINT: image}, where=directory)
-        limits = Limits(writes_per_second=1e6, writes_burst=10**6)
+        limits = LimitSettings(writes_per_second=1e6, writes_burst=10**6)
         broker = Broker(ShortLog(), queue_limit=10, subscriptions_per_instance=2)
         #: Method and status of each answer, in order; None for what the server itself refused.
         self.said: list[tuple[str | None, int]] = []

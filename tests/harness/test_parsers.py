@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import guestapi.http.request
 from guestapi.http.request import parse_head
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 from tests.harness import parsers
 
 
@@ -18,6 +18,6 @@ def test_each_is_its_own(parser: parsers.Parser) -> None:
     given = parsers.load(parser)
     assert given.__version__ == parser.version
     assert vars(guestapi.http.request)["ParseError"] is given.ParseError
-    head = parse_head(b"GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n", Limits())
+    head = parse_head(b"GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n", LimitSettings())
     assert head is not None
     assert head.environ["PATH_INFO"] == "/1.0"

@@ -10,14 +10,14 @@ import pytest
 from guestapi.http.errors import ProtocolError
 from guestapi.http.request import Head, is_too_large, parse_head, refuse_cut_line
 from guestapi.http.response import date_line, error_response, response_end, response_fields
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 from tests.harness.containers import parse
 
 #: With each version of the parser.
 pytestmark = pytest.mark.usefixtures("parser")
 
-LIMITS = Limits()
-SMALL = Limits(request_line=512, header_fields=8, header_field=512, head=1024)
+LIMITS = LimitSettings()
+SMALL = LimitSettings(request_line=512, header_fields=8, header_field=512, head=1024)
 #: All that a request can be refused with before its body is read.
 STATUSES = {400, 413, 414, 417, 431, 501, 505}
 
@@ -27,14 +27,14 @@ def head(*lines: bytes, start: bytes = b"GET /1.0 HTTP/1.1") -> bytes:
     return b"\r\n".join([start, b"Host: x", *lines, b"", b""])
 
 
-def taken(received: bytes, limits: Limits = LIMITS) -> Head:
+def taken(received: bytes, limits: LimitSettings = LIMITS) -> Head:
     """The head, which must be complete and good."""
     found = parse_head(received, limits)
     assert found is not None
     return found
 
 
-def refused(received: bytes, limits: Limits = LIMITS) -> int:
+def refused(received: bytes, limits: LimitSettings = LIMITS) -> int:
     """The status that it is refused with, and it must be, in one line."""
     with pytest.raises(ProtocolError) as refusal:
         parse_head(received, limits)

@@ -13,7 +13,7 @@ from guestapi.callers.namespaces import boot_id, start_time
 from guestapi.mirror.daemon import Daemon, RefusedError
 from guestapi.mirror.readiness import Readiness
 from guestapi.model import Init
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store.lookup import get_instance
@@ -68,7 +68,7 @@ class Guest:
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
     """One that has said nothing yet."""
-    guest = Guest(Settings(store=Store(url=f"sqlite:///{tmp_path}/store.db")))
+    guest = Guest(Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db")))
     with patch("guestapi.mirror.readiness.time.monotonic", lambda: guest.now):
         yield guest
 

@@ -58,7 +58,7 @@ class Queue(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         url = f"sqlite:///{self.directory.name}/store.db"
         # Short, so that it is trimmed all the time.
-        self.settings = Settings(store=settings.Store(url=url), events=settings.Events(keep_entries=12))
+        self.settings = Settings(store=settings.StoreSettings(url=url), events=settings.EventSettings(keep_entries=12))
         self.writer = Writer(self.settings, create=True)
         self.log = Reader(url)
         self.truth: dict[int, int] = {}
@@ -183,7 +183,7 @@ TestQueue = Queue.TestCase
 @pytest.fixture
 def store(tmp_path: Path) -> Settings:
     """A store with one running instance, a, of id 1."""
-    made = Settings(store=settings.Store(url=f"sqlite:///{tmp_path}/store.db"))
+    made = Settings(store=settings.StoreSettings(url=f"sqlite:///{tmp_path}/store.db"))
     with Writer(made, create=True).change() as change:
         steps.start(change, steps.add(change, "default", "a"), Init(1, 1, boot_id(), 1))
     return made
@@ -297,7 +297,7 @@ def test_end_is_asked_for_at_every_other_change(store: Settings) -> None:
 
 def test_worker_that_was_left_behind(store: Settings) -> None:
     """A log that was trimmed beyond what a worker has read ends its streams: they would miss something unknowingly."""
-    short = Settings(store=store.store, events=settings.Events(keep_entries=5))
+    short = Settings(store=store.store, events=settings.EventSettings(keep_entries=5))
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     subscription = broker.subscribe(1, None, None, lambda: None)
     for number in range(20):
@@ -386,7 +386,7 @@ def test_gap_of_a_foreign_id(store: Settings) -> None:
 def put_another(store: Settings, value: str) -> None:
     """Put a database in the place of the store, in which instance 1 is another one, with entries for some batches."""
     file = database_file(store.store.url)
-    other = Settings(store=settings.Store(url=f"sqlite:///{file.with_name('other.db')}"))
+    other = Settings(store=settings.StoreSettings(url=f"sqlite:///{file.with_name('other.db')}"))
     with Writer(other, create=True).change() as change:
         steps.start(change, steps.add(change, "default", "other"), Init(1001, 2, boot_id(), 2))
     with Writer(other).change() as change:

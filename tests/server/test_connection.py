@@ -18,7 +18,7 @@ from guestapi.server.acceptor import admit
 from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
-from guestapi.settings import Limits
+from guestapi.settings import LimitSettings
 from guestapi.store import steps
 from guestapi.store.lookup import get_instance
 from tests.harness.containers import Container, parse, request
@@ -399,11 +399,11 @@ def test_one_send_for_an_answer(size: int) -> None:
     context = WorkerContext(
         application,
         Identifier(Nobody()),
-        Limits(),
+        LimitSettings(),
         lambda _number: None,
         lambda _answer: None,
         lambda _caller, _dialect, status, _text, _limit: refused.append(status),
-        Admission(Limits(), ConnectionQuota(2, 2, lambda _instance_id: None), descriptors=20_000),
+        Admission(LimitSettings(), ConnectionQuota(2, 2, lambda _instance_id: None), descriptors=20_000),
         multiprocess=False,
     )
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -455,11 +455,11 @@ def test_one_identification_for_a_connection() -> None:
     context = WorkerContext(
         application,
         identifier,
-        Limits(),
+        LimitSettings(),
         lambda _number: None,
         lambda _answer: None,
         lambda *_what: None,
-        Admission(Limits(), ConnectionQuota(2, 2, lambda _instance_id: None), descriptors=20_000),
+        Admission(LimitSettings(), ConnectionQuota(2, 2, lambda _instance_id: None), descriptors=20_000),
         multiprocess=False,
     )
     ours, theirs = socket.socketpair()

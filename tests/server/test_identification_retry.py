@@ -20,7 +20,7 @@ from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
 from guestapi.server.identification_retry import IdentificationRetry
-from guestapi.settings import Callers, Limits
+from guestapi.settings import CallerSettings, LimitSettings
 from guestapi.store.statuses import forget_source, record_status
 from tests.harness.containers import Container, Ran, from_host, receive, request, send
 from tests.harness.service import Service
@@ -108,7 +108,7 @@ class Endless(IdentificationRetry):
     """Waits for as long as it is let."""
 
     def __init__(self, identifier: Identifier) -> None:
-        super().__init__(identifier, lambda: True, lambda: 0, Callers())
+        super().__init__(identifier, lambda: True, lambda: 0, CallerSettings())
         self.waiting, self.over = Event(), Event()
 
     def wait(self, _connection: socket.SocketType, caller: Caller) -> Caller:
@@ -122,7 +122,7 @@ def test_who_waits_is_not_pending() -> None:
     """A process of which so many connections as may come at a time wait to be known can make another one."""
     identifier = Identifier(Nobody())
     retry = Endless(identifier)
-    limits = Limits(connections_per_instance=1)
+    limits = LimitSettings(connections_per_instance=1)
     context = WorkerContext(
         lambda _environ, _start_response: [b""],
         identifier,
@@ -168,7 +168,7 @@ def test_identified_again_only_after_a_commit(commits: bool, looks: range) -> No
     """A look is dear for a caller deep in namespaces, so there is another one only when somebody has committed."""
     versions = itertools.count() if commits else itertools.repeat(0)
     identifier = Counting()
-    retry = IdentificationRetry(identifier, lambda: True, lambda: next(versions), Callers(wait_seconds=0.5))
+    retry = IdentificationRetry(identifier, lambda: True, lambda: next(versions), CallerSettings(wait_seconds=0.5))
     ours, theirs = socket.socketpair()
     with ours, theirs:
         retry.wait(ours, Caller(Credentials(1, 0, 0), contained=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from guestapi.callers.namespaces import examine
-from guestapi.settings import DockerSettings, Listener, PodmanSettings, Settings, SourcesSettings
+from guestapi.settings import DockerSettings, ListenSocket, PodmanSettings, Settings, SourcesSettings
 from guestapi.sources.docker_api import EngineError, Events
 from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
@@ -41,7 +41,7 @@ class Seen:
             podman=PodmanSettings(socket=socket, annotations=annotations),
             docker=DockerSettings(socket=socket, annotations=annotations),
         )
-        listener = (Listener(path=str(self.place / "sock")),)
+        listener = (ListenSocket(path=str(self.place / "sock")),)
         runtime = PODMAN if isinstance(self.engine, Podman) else DOCKER
         return EngineSource(runtime, Settings(listener=listener, sources=sources))
 

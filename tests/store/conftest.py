@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.store.reading import Reader
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
@@ -19,7 +19,7 @@ from tests.harness.service import USER
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings with a store in the test's directory, which is not made yet."""
-    return Settings(store=Store(url=f"sqlite:///{tmp_path}/store.db"))
+    return Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db"))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from guestapi.store.writing import Writer
 
 _PROLOGUE = """
 import sys
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
 from guestapi.store import steps
@@ -28,7 +28,7 @@ from guestapi.errors import GuestapiError
 from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
 
-settings = Settings(store=Store(url=sys.argv[1], lock_seconds=20.0))
+settings = Settings(store=StoreSettings(url=sys.argv[1], lock_seconds=20.0))
 def say(word):
     print(word, flush=True)
 def heard():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.store import steps
 from guestapi.store.doorbell import Doorbell, bell
 from guestapi.store.writing import Writer
@@ -104,7 +104,7 @@ def test_bell_that_was_taken_away(settings: Settings, writer: Writer, doorbell: 
 @pytest.mark.root
 def test_bell_that_cannot_be_rung(users_directory: Path) -> None:
     """What is committed is committed: a bell that the writer may not touch does not make the change an error."""
-    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     add(Writer(settings, create=True))
     # As a root's command leaves it that was killed before it gave the bell away.
     os.chown(bell(database(settings)), 0, 0)
@@ -122,7 +122,7 @@ say("no error")
 @pytest.mark.root
 def test_root_follows_no_link_of_the_service(users_directory: Path, tmp_path: Path) -> None:
     """The directory is the service's: a link that it plants there makes root create, give away or touch nothing."""
-    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     writer = Writer(settings, create=True)
     missing, existing = tmp_path / "missing", tmp_path / "existing"
     existing.touch()

@@ -13,7 +13,7 @@ import pytest
 
 from guestapi.model import Image
 from guestapi.names import InvalidNameError
-from guestapi.settings import Images, Settings, Store
+from guestapi.settings import ImageSettings, Settings, StoreSettings
 from guestapi.store import image_steps, images
 from guestapi.store.errors import ConflictError, UnknownImageError
 from guestapi.store.image_steps import set_image
@@ -123,15 +123,15 @@ def test_refused_imports(settings: Settings, writer: Writer, where: Path, source
 def test_directory_can_be_elsewhere(settings: Settings, tmp_path: Path) -> None:
     """The directory is the one of the settings, else `images` beside the database."""
     assert directory(settings) == tmp_path / "images"
-    assert directory(Settings(store=settings.store, images=Images(directory="/srv/i"))) == Path("/srv/i")
+    assert directory(Settings(store=settings.store, images=ImageSettings(directory="/srv/i"))) == Path("/srv/i")
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_files_are_the_services(users_directory: Path, source: Path, tmp_path: Path, elsewhere: bool) -> None:
     """Imported by root, directory and files are for the owner and group of the state directory alone."""
-    place = Images(directory=f"{tmp_path}/images" if elsewhere else None)
-    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"), images=place)
+    place = ImageSettings(directory=f"{tmp_path}/images" if elsewhere else None)
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"), images=place)
     before = os.umask(0)
     try:
         image = import_image(Writer(settings, create=True), directory(settings), [source])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from guestapi.model import SourceStatus
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.store import steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
@@ -61,13 +61,13 @@ def test_url_must_name_a_file(url: str, word: str) -> None:
     """A URL that does not lead to an SQLite file at an absolute path is refused, with the key and the reason."""
     with pytest.raises(StoreError, match=rf"^store\.url: .*{word}"):
         database_file(url)
-    assert all(sentence.startswith("store.url: ") for sentence in refusals(Settings(store=Store(url=url))))
+    assert all(sentence.startswith("store.url: ") for sentence in refusals(Settings(store=StoreSettings(url=url))))
 
 
 @pytest.mark.parametrize("name", ["a b.db", "é#1.db", "a&mode=ro.db"])
 def test_file_may_have_any_name(tmp_path: Path, name: str) -> None:
     """What means something in a URL may stand in the file's name, and the file is the one that was named."""
-    settings = Settings(store=Store(url=f"sqlite:///{tmp_path}/{name}"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/{name}"))
     add(Writer(settings, create=True), a="1")
     assert config_of(settings) == {"a": "1"}
     assert (tmp_path / name).exists()
@@ -85,7 +85,7 @@ def test_missing_store(settings: Settings) -> None:
 
 def test_missing_directory(tmp_path: Path) -> None:
     """A directory that is not there is not made, and named."""
-    settings = Settings(store=Store(url=f"sqlite:///{tmp_path}/none/store.db"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/none/store.db"))
     assert all(str(database(settings)) in sentence for sentence in refusals(settings))
 
 
@@ -99,7 +99,7 @@ def test_many_processes_create_at_once(settings: Settings) -> None:
     """When many hooks come first at the same time, one store is made and every one of them gets its instance in."""
     code = """
 while round := heard():
-    settings = Settings(store=Store(url=f"{sys.argv[1]}-{round}", lock_seconds=20.0))
+    settings = Settings(store=StoreSettings(url=f"{sys.argv[1]}-{round}", lock_seconds=20.0))
     try:
         with Writer(settings, create=True).change() as change:
             steps.add(change, "default", f"c{len(list_instances(change))}")
@@ -113,7 +113,7 @@ while round := heard():
             for other in others:
                 other.tell(str(attempt))
             assert [other.hear() for other in others] == ["added"] * 4
-            made = Settings(store=Store(url=f"{settings.store.url}-{attempt}"))
+            made = Settings(store=StoreSettings(url=f"{settings.store.url}-{attempt}"))
             assert [one.name for one in known(made)] == ["c0", "c1", "c2", "c3"]
 
 
@@ -202,7 +202,7 @@ def test_devices_that_the_hook_wrote(name: str, definition: dict[str, str], hook
 @pytest.mark.parametrize("version", [1, 2])
 def test_upgraded_store_is_as_a_new_one(settings: Settings, tmp_path: Path, version: int) -> None:
     """After an upgrade the tables are those that a new store has, column by column and index by index."""
-    new = Settings(store=Store(url=f"sqlite:///{tmp_path}/new.db"))
+    new = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/new.db"))
     restore(settings, version)
     Writer(settings)
     Writer(new, create=True)
@@ -300,7 +300,7 @@ def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader
 @pytest.mark.root
 def test_root_and_service_share_it(users_directory: Path) -> None:
     """Made and written by root in the directory of another user, it can be written by that user, and by root again."""
-    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     writer = Writer(settings, create=True)
     add(writer)
     reader = Reader(settings.store.url)
@@ -332,7 +332,7 @@ while heard():
         steps.configure(change, one, {"user.user": one.config["user.root"]})
     say("done")
 """
-    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     writer = Writer(settings, create=True)
     add(writer)
     with other_process(settings, code, USER) as other:
@@ -348,7 +348,7 @@ while heard():
 @pytest.mark.root
 def test_stranger_gets_a_sentence(users_directory: Path) -> None:
     """A user who may not read the store is told so in one sentence, not in a traceback."""
-    settings = Settings(store=Store(url=f"sqlite:///{users_directory}/store.db"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     add(Writer(settings, create=True))
     os.chmod(users_directory, 0o755)
     code = """

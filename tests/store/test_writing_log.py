@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from guestapi.model import Device, Instance
-from guestapi.settings import Events, Settings, Store
+from guestapi.settings import EventSettings, Settings, StoreSettings
 from guestapi.store import steps
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
@@ -73,7 +73,7 @@ def test_what_changes_nothing_is_not_told(settings: Settings, writer: Writer) ->
 
 def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
     """Only the latest entries stay, as many as are configured, and their ids go on growing."""
-    short = Writer(replace(settings, events=Events(keep_entries=5)))
+    short = Writer(replace(settings, events=EventSettings(keep_entries=5)))
     one = start(short, add(short))
     for number in range(20):
         with short.change() as change:
@@ -133,7 +133,7 @@ _names = count()
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A store that all examples share; each has an instance of its own."""
-    settings = Settings(store=Store(url=f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db"))
+    settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db"))
     Writer(settings, create=True)
     return settings
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from msgspec.structs import replace
 
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.store import steps
 from guestapi.store.errors import StoreBusyError
 from guestapi.store.lookup import get_instance
@@ -19,7 +19,7 @@ from tests.store.processes import add, config_of, database, other_process, told
 def test_busy_store(settings: Settings, writer: Writer) -> None:
     """A writer waits for another's transaction as long as configured, then says that it is busy; then it can go on."""
     add(writer)
-    hasty = Writer(replace(settings, store=Store(url=settings.store.url, lock_seconds=0.3)))
+    hasty = Writer(replace(settings, store=StoreSettings(url=settings.store.url, lock_seconds=0.3)))
     with writer.change():
         began = time.monotonic()
         with pytest.raises(StoreBusyError, match=r"store\.db: .*try again"), hasty.change():
