@@ -111,7 +111,7 @@ def test_index_made_anew(settings: Settings, writer: Writer, reader: Reader) -> 
 def test_closing_a_reader_leaves_locks_alone(settings: Settings, writer: Writer, reader: Reader) -> None:
     """A reader that closes and opens again takes no lock away from a writer of the same process (fcntl_locking(2))."""
     code = """
-writer = Writer(Settings(store=Store(url=sys.argv[1], lock_seconds=0.05)))
+writer = Writer(Settings(store=StoreSettings(url=sys.argv[1], lock_seconds=0.05)))
 while heard():
     try:
         with writer.change() as change:
