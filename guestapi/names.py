@@ -141,6 +141,11 @@ def is_text(text: str) -> bool:
     return True
 
 
+def to_text(text: str) -> str:
+    """`text` with escapes where it is no UTF-8, so that it can be written anywhere."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def check_uuid(text: str) -> str:
     """Return the UUID in its canonical form (RFC 9562)."""
     try:

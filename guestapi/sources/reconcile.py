@@ -18,7 +18,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 from guestapi.callers import namespaces
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Device, Init, Instance, Problem
-from guestapi.names import is_text, size_of
+from guestapi.names import is_text, size_of, to_text
 from guestapi.sources.decide import Candidates, Decision, choose_devices, choose_init, decide
 from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import Acceptable, sanitize
@@ -277,9 +277,13 @@ def _refuse(work: _Reconciliation, observed: Observed, own: Instance | None, dec
 
 
 def _record(work: _Reconciliation, key: str, problems: list[Problem]) -> list[Problem]:
-    for new in statuses.record_problems(work.change, work.source, key, problems):
+    recordable = [
+        replace(one, project=to_text(one.project), name=to_text(one.name), reason=to_text(one.reason))
+        for one in problems
+    ]
+    for new in statuses.record_problems(work.change, work.source, key, recordable):
         log.warning("%s", _sentence(new))
-    return problems
+    return recordable
 
 
 def _problem(work: _Reconciliation, observed: Observed, reason: str, hint: str | None = None) -> Problem:
