@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from guestapi.model import Device, Init, Instance, Problem
-from guestapi.settings import Settings, Store
+from guestapi.settings import Settings, StoreSettings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store import steps
@@ -428,8 +428,8 @@ def test_whatever_sources_see(tmp_path_factory: pytest.TempPathFactory, states: 
                 assert one.config == {"user.me": f"{one.source} {one.key}"}
 
 
-def _store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(url=f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db")
+def _store(tmp_path_factory: pytest.TempPathFactory) -> StoreSettings:
+    return StoreSettings(url=f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db")
 
 
 def test_batch_is_one_commit(host: Host) -> None:
