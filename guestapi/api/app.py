@@ -16,11 +16,11 @@ from guestapi.api import errors
 from guestapi.api.gate import Gate
 from guestapi.api.resources.config import ConfigKey, ConfigKeys
 from guestapi.api.resources.devices import DeviceDefinition, Devices, DeviceUrls
-from guestapi.api.resources.events import Events
+from guestapi.api.resources.events import EventFeed
 from guestapi.api.resources.images import ImageExport
 from guestapi.api.resources.metadata import MetaData
 from guestapi.api.resources.root import Root
-from guestapi.api.resources.state import State, Version
+from guestapi.api.resources.state import StateResource, Version
 from guestapi.api.routing import Router
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.http import target
@@ -97,11 +97,11 @@ def _create(store: Store, broker: Broker, state_changes: RateLimit, dialect: Dia
     app.add_error_handler(StoreError, _handle_store_error)
     app.add_error_handler(OSError, _handle_body_error)
     app.add_route("/", Root())
-    state = State(store, platform.node(), state_changes) if dialect.describes_instance else Version()
+    state = StateResource(store, platform.node(), state_changes) if dialect.describes_instance else Version()
     app.add_route("/1.0", state)
     app.add_route("/1.0/config", ConfigKeys(dialect))
     app.add_route("/1.0/config/{key}", ConfigKey(dialect))
-    app.add_route("/1.0/events", Events(broker, gate))
+    app.add_route("/1.0/events", EventFeed(broker, gate))
     app.add_route("/1.0/images/{fingerprint}/export", ImageExport(store, dialect))
     app.add_route("/1.0/meta-data", MetaData(dialect))
     if dialect.listed_nic_types is None:

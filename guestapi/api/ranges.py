@@ -24,7 +24,7 @@ _SPEC = re.compile(r"[ \t]*(\d{0,18})[ \t]*-[ \t]*(\d{0,18})[ \t]*", re.ASCII)
 _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
-class Verdict(Enum):
+class ConditionResult(Enum):
     """The result of a request's conditions."""
 
     SEND = "send"
@@ -32,7 +32,7 @@ class Verdict(Enum):
     FAILED = "precondition failed"
 
 
-def judge(environ: Mapping[str, str], etag: str, modified: int) -> Verdict:
+def judge(environ: Mapping[str, str], etag: str, modified: int) -> ConditionResult:
     """Evaluate If-Match, If-Unmodified-Since, If-None-Match and If-Modified-Since of a GET or HEAD, in that order.
 
     Args:
@@ -42,13 +42,13 @@ def judge(environ: Mapping[str, str], etag: str, modified: int) -> Verdict:
     """
     if (wanted := environ.get("HTTP_IF_MATCH")) is not None:
         if not _lists(wanted, etag, weakly=False):
-            return Verdict.FAILED
+            return ConditionResult.FAILED
     elif (date := _date(environ.get("HTTP_IF_UNMODIFIED_SINCE"))) is not None and modified > date:
-        return Verdict.FAILED
+        return ConditionResult.FAILED
     if (known := environ.get("HTTP_IF_NONE_MATCH")) is not None:
-        return Verdict.NOT_MODIFIED if _lists(known, etag, weakly=True) else Verdict.SEND
+        return ConditionResult.NOT_MODIFIED if _lists(known, etag, weakly=True) else ConditionResult.SEND
     date = _date(environ.get("HTTP_IF_MODIFIED_SINCE"))
-    return Verdict.NOT_MODIFIED if date is not None and modified <= date else Verdict.SEND
+    return ConditionResult.NOT_MODIFIED if date is not None and modified <= date else ConditionResult.SEND
 
 
 def wanted_ranges(environ: Mapping[str, str], etag: str, modified: int, size: int) -> list[Range]:

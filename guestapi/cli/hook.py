@@ -23,7 +23,7 @@ from guestapi.sources.register import Report, register
 _LIMIT_SECONDS = 2.0
 
 
-class _TooLateError(Exception):
+class _HookTimeoutError(Exception):
     """The time is up."""
 
 
@@ -62,7 +62,7 @@ def _run(operator: Operator, runtime: str, look: Callable[[], Report]) -> None:
     signal.setitimer(signal.ITIMER_REAL, _LIMIT_SECONDS)
     try:
         register(operator.settings, look())
-    except _TooLateError:
+    except _HookTimeoutError:
         _failed(operator, runtime, f"not done within {_LIMIT_SECONDS:.0f} s")
     except GuestapiError as error:
         _failed(operator, runtime, str(error))
@@ -71,7 +71,7 @@ def _run(operator: Operator, runtime: str, look: Callable[[], Report]) -> None:
 
 
 def _on_alarm(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _TooLateError
+    raise _HookTimeoutError
 
 
 def _failed(operator: Operator, runtime: str, why: str) -> None:

@@ -22,7 +22,7 @@ _LINE = 4096
 _LINES = 256
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Where a body's bytes come from. The server's transport implements it."""
 
     def peek_line(self, limit: int) -> bytes:
@@ -55,7 +55,7 @@ class Body(io.RawIOBase):
         failure: the error that reading raised, since the application may have caught it.
     """
 
-    def __init__(self, source: Source, length: int | None, limit: int, expects: bool) -> None:
+    def __init__(self, source: ByteSource, length: int | None, limit: int, expects: bool) -> None:
         """Prepare to read; nothing is read yet.
 
         Args:

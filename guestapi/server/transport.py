@@ -44,7 +44,7 @@ class _Wait(Enum):
 class Transport:
     """A socket and the greenlet that serves it.
 
-    It implements `http.body.Source`, `event_stream.StreamPeer` and `sendfile.FilePeer`.
+    It implements `http.body.ByteSource`, `event_stream.StreamPeer` and `sendfile.FilePeer`.
 
     Attributes:
         received: bytes that were received and not consumed yet. Only methods of this class change it.
@@ -202,7 +202,7 @@ class Transport:
         self._queue.requeue(self._greenlet.switch, size)
         self._hub.switch()
 
-    # Reading a body (`http.body.Source`).
+    # Reading a body (`http.body.ByteSource`).
 
     def peek_line(self, limit: int) -> bytes:
         """Return the next line with its LF, and leave it in place.

@@ -44,7 +44,7 @@ class EngineError(SourceError):
     """The engine cannot be asked, or its answer cannot be understood."""
 
 
-class GoneError(EngineError):
+class ContainerGoneError(EngineError):
     """The engine knows no such container or volume (any more)."""
 
 
@@ -52,7 +52,7 @@ class TooLargeError(EngineError):
     """An answer has more bytes than are taken."""
 
 
-class Mount(Struct, frozen=True, rename="pascal"):
+class ContainerMount(Struct, frozen=True, rename="pascal"):
     """A mount of a container.
 
     Attributes:
@@ -75,7 +75,7 @@ class Listed(Struct, frozen=True, rename="pascal"):
 
     id: str
     names: list[str] | None = None
-    mounts: list[Mount] | None = None
+    mounts: list[ContainerMount] | None = None
 
 
 class State(Struct, frozen=True, rename="pascal"):
@@ -125,7 +125,7 @@ class Container(Struct, frozen=True, rename="pascal"):
     state: State = State()
     host_config: HostConfig = HostConfig()
     config: Config = Config()
-    mounts: list[Mount] | None = None
+    mounts: list[ContainerMount] | None = None
     network_settings: NetworkSettings = NetworkSettings()
 
 
@@ -185,7 +185,7 @@ class Engine:
             key: its full id.
 
         Raises:
-            GoneError: there is none.
+            ContainerGoneError: there is none.
             EngineError: it cannot be asked, or answers something else.
         """
         found = self._get(f"/containers/{quote(key, safe='')}/json", Container)
@@ -197,7 +197,7 @@ class Engine:
         """One volume.
 
         Raises:
-            GoneError: there is none.
+            ContainerGoneError: there is none.
             EngineError: it cannot be asked, or answers something else.
         """
         return self._get(f"/volumes/{quote(name, safe='')}", Volume)
@@ -250,7 +250,7 @@ class Engine:
             raise self._explain(error) from None
         if status != 200:
             said = _decoded(body, _Refusal)
-            kind_of_error = GoneError if status == 404 else EngineError
+            kind_of_error = ContainerGoneError if status == 404 else EngineError
             text = f"{self.path}: GET {target}: {status} {said.message[:200] if said else ''}".rstrip()
             raise kind_of_error(_printable(text))
         found = _decoded(body, kind)
@@ -407,7 +407,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def operators(names: Sequence[Mount]) -> list[Mount]:
+def operators(names: Sequence[ContainerMount]) -> list[ContainerMount]:
     """Those mounts that only the operator can have given: binds and volumes with a name, not what an image declares.
 
     A volume that an image declares has no name; engines give it one of 64 hexadecimal digits.

@@ -86,7 +86,7 @@ def parse(data: bytes) -> Ring:
     return Ring(os.fsdecode(fields[1]), tuple(arguments), environ, state, hostname)
 
 
-class Caller:
+class DoorbellCaller:
     """A hook that has rung, and waits for its answer."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -122,7 +122,7 @@ class Caller:
 class DoorbellServer:
     """Listens for hooks. Belongs to a follower's loop, whose selector it uses; each key's ``data`` is what to call."""
 
-    def __init__(self, selector: BaseSelector, path: Path, rung: Callable[[Ring, Caller], None]) -> None:
+    def __init__(self, selector: BaseSelector, path: Path, rung: Callable[[Ring, DoorbellCaller], None]) -> None:
         """Listen.
 
         Args:
@@ -136,7 +136,7 @@ class DoorbellServer:
         self.path = path
         self._selector = selector
         self._rung = rung
-        self._callers: set[Caller] = set()
+        self._callers: set[DoorbellCaller] = set()
         self._full = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -187,7 +187,7 @@ class DoorbellServer:
                 log.error("%s: user %d has rung, who is not root", self.path, uid)
                 connection.close()
                 continue
-            caller = Caller(connection)
+            caller = DoorbellCaller(connection)
             self._callers.add(caller)
             self._selector.register(caller, EVENT_READ, lambda caller=caller: self._read(caller))
             # PERF: a hook has mostly said all by now.
@@ -196,19 +196,19 @@ class DoorbellServer:
         self._selector.unregister(self._socket)
         self._full = True
 
-    def _forget(self, caller: Caller) -> None:
+    def _forget(self, caller: DoorbellCaller) -> None:
         self._callers.discard(caller)
         self._selector.unregister(caller)
         if self._full and len(self._callers) < CONNECTIONS // 2:
             self._full = False
             self._selector.register(self._socket, EVENT_READ, self._accept)
 
-    def _refuse(self, caller: Caller, error: SourceError) -> None:
+    def _refuse(self, caller: DoorbellCaller, error: SourceError) -> None:
         self._forget(caller)
         log.error("%s: %s", self.path, error)
         caller.answer(str(error))
 
-    def _read(self, caller: Caller) -> None:
+    def _read(self, caller: DoorbellCaller) -> None:
         try:
             part = caller.receive()
         except OSError:

@@ -27,7 +27,7 @@ from threading import Thread
 from guestapi.callers.namespaces import is_alive
 from guestapi.errors import SourceError
 from guestapi.model import Init
-from guestapi.sources.doorbell import Caller, DoorbellServer, Ring
+from guestapi.sources.doorbell import DoorbellCaller, DoorbellServer, Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.recorder import Ledger, Recorder, Status
 from guestapi.sources.source import Changes, Found, Source, Unclear
@@ -157,7 +157,7 @@ class Follower:
 
     # What is told: by hooks, pidfds and the runtime.
 
-    def _rung(self, ring: Ring, caller: Caller) -> None:
+    def _rung(self, ring: Ring, caller: DoorbellCaller) -> None:
         try:
             found = self._source.at_doorbell(ring)
         except SourceError as error:
@@ -175,7 +175,7 @@ class Follower:
             return
         self._take(found, caller)
 
-    def _take(self, found: Observed | Problem, caller: Caller | None = None) -> None:
+    def _take(self, found: Observed | Problem, caller: DoorbellCaller | None = None) -> None:
         """Something was seen just now."""
         key = found.key
         self._number += 1

@@ -16,7 +16,15 @@ from guestapi.model import Device, Init
 from guestapi.settings import PodmanSettings, Settings
 from guestapi.sources import bundles
 from guestapi.sources.bundles import CONFIG_PREFIX, configuration
-from guestapi.sources.docker_api import Container, Engine, EngineError, Events, GoneError, Mount, operators
+from guestapi.sources.docker_api import (
+    Container,
+    ContainerGoneError,
+    ContainerMount,
+    Engine,
+    EngineError,
+    Events,
+    operators,
+)
 from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.places import Look, Places
@@ -141,13 +149,15 @@ class EngineSource:
                 found = self._describe(container, others, known)
                 if found is not None:
                     return found
-        except GoneError:
+        except ContainerGoneError:
             return None
         except EngineError as error:
             return Unclear(key, str(error))
         return Unclear(key, f"{self.name} container {key[:_SHORT_ID]} has changed during each of {_TRIES} looks")
 
-    def _describe(self, container: Container, mounts: list[Mount], known: Init | None) -> Observed | Problem | None:
+    def _describe(
+        self, container: Container, mounts: list[ContainerMount], known: Init | None
+    ) -> Observed | Problem | None:
         """What is known of a container with our mount, and its other `mounts`; None: it has changed during the look."""
         key, name, problems = container.id, container.name.removeprefix("/"), list[str]()
         init = None
@@ -187,7 +197,7 @@ class EngineSource:
             hint = "a container needs a PID namespace of its own"
         return Problem(self.name, container.id, self._project, name, reason, hint, refused=True)
 
-    def _is_ours(self, mount: Mount, look: Look) -> bool:
+    def _is_ours(self, mount: ContainerMount, look: Look) -> bool:
         if look.has(mount.source):
             return True
         if mount.type != "volume":
@@ -237,7 +247,7 @@ class EngineSource:
         return tuple(found)
 
 
-def _devices(container: Container, mounts: list[Mount]) -> tuple[dict[str, Device], tuple[str, ...]]:
+def _devices(container: Container, mounts: list[ContainerMount]) -> tuple[dict[str, Device], tuple[str, ...]]:
     """Mounts that the operator gave, and networks, as the engine tells them: no guest can change these."""
     disks: list[Device] = []
     for mount in mounts:

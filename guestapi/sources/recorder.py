@@ -15,7 +15,7 @@ from typing import Protocol
 
 from guestapi.errors import GuestapiError
 from guestapi.model import Init
-from guestapi.sources.doorbell import RING_SECONDS, Caller
+from guestapi.sources.doorbell import RING_SECONDS, DoorbellCaller
 from guestapi.sources.observed import Observed, Problem
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class _Batch:
     """What is to be written: of each key the latest (None: it is gone), who waits for it, and since when."""
 
     wanted: dict[str, Observed | Problem | None] = field(default_factory=dict)
-    callers: dict[str, list[Caller]] = field(default_factory=dict)
+    callers: dict[str, list[DoorbellCaller]] = field(default_factory=dict)
     since: float = 0.0
 
     def add(self, key: str, what: Observed | Problem | None) -> None:
@@ -109,7 +109,7 @@ class Recorder:
         """Why the store cannot be written; empty if it can."""
         return self._outage
 
-    def submit(self, key: str, what: Observed | Problem | None, caller: Caller | None = None) -> None:
+    def submit(self, key: str, what: Observed | Problem | None, caller: DoorbellCaller | None = None) -> None:
         """Have something written, and then the caller answered."""
         with self._condition:
             self._batch.add(key, what)

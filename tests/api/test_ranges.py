@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestapi.api.errors import RangeNotSatisfiable
-from guestapi.api.ranges import MOST_RANGES, Verdict, http_date, judge, parse, wanted_ranges
+from guestapi.api.ranges import MOST_RANGES, ConditionResult, http_date, judge, parse, wanted_ranges
 
 ETAG = '"abc"'
 #: Sun, 06 Nov 1994 08:49:37 GMT (RFC 9110, section 5.6.7).
@@ -96,27 +96,27 @@ def test_if_range(condition: str, holds: bool) -> None:
 @pytest.mark.parametrize(
     ("fields", "verdict"),
     [
-        ({}, Verdict.SEND),
-        ({"IF_NONE_MATCH": ETAG}, Verdict.NOT_MODIFIED),
-        ({"IF_NONE_MATCH": f'"x", W/{ETAG}'}, Verdict.NOT_MODIFIED),
-        ({"IF_NONE_MATCH": "*"}, Verdict.NOT_MODIFIED),
-        ({"IF_NONE_MATCH": '"x"'}, Verdict.SEND),
-        ({"IF_NONE_MATCH": '"x"', "IF_MODIFIED_SINCE": DATE}, Verdict.SEND),
-        ({"IF_MODIFIED_SINCE": DATE}, Verdict.NOT_MODIFIED),
-        ({"IF_MODIFIED_SINCE": LATER}, Verdict.NOT_MODIFIED),
-        ({"IF_MODIFIED_SINCE": EARLIER}, Verdict.SEND),
-        ({"IF_MODIFIED_SINCE": "yesterday"}, Verdict.SEND),
-        ({"IF_MODIFIED_SINCE": "Sun, 99 Nov 1994 08:49:37 GMT"}, Verdict.SEND),
-        ({"IF_MATCH": ETAG}, Verdict.SEND),
-        ({"IF_MATCH": "*"}, Verdict.SEND),
-        ({"IF_MATCH": f"W/{ETAG}"}, Verdict.FAILED),
-        ({"IF_MATCH": '"x"', "IF_NONE_MATCH": ETAG}, Verdict.FAILED),
-        ({"IF_UNMODIFIED_SINCE": EARLIER}, Verdict.FAILED),
-        ({"IF_UNMODIFIED_SINCE": DATE}, Verdict.SEND),
-        ({"IF_UNMODIFIED_SINCE": EARLIER, "IF_MATCH": ETAG}, Verdict.SEND),
+        ({}, ConditionResult.SEND),
+        ({"IF_NONE_MATCH": ETAG}, ConditionResult.NOT_MODIFIED),
+        ({"IF_NONE_MATCH": f'"x", W/{ETAG}'}, ConditionResult.NOT_MODIFIED),
+        ({"IF_NONE_MATCH": "*"}, ConditionResult.NOT_MODIFIED),
+        ({"IF_NONE_MATCH": '"x"'}, ConditionResult.SEND),
+        ({"IF_NONE_MATCH": '"x"', "IF_MODIFIED_SINCE": DATE}, ConditionResult.SEND),
+        ({"IF_MODIFIED_SINCE": DATE}, ConditionResult.NOT_MODIFIED),
+        ({"IF_MODIFIED_SINCE": LATER}, ConditionResult.NOT_MODIFIED),
+        ({"IF_MODIFIED_SINCE": EARLIER}, ConditionResult.SEND),
+        ({"IF_MODIFIED_SINCE": "yesterday"}, ConditionResult.SEND),
+        ({"IF_MODIFIED_SINCE": "Sun, 99 Nov 1994 08:49:37 GMT"}, ConditionResult.SEND),
+        ({"IF_MATCH": ETAG}, ConditionResult.SEND),
+        ({"IF_MATCH": "*"}, ConditionResult.SEND),
+        ({"IF_MATCH": f"W/{ETAG}"}, ConditionResult.FAILED),
+        ({"IF_MATCH": '"x"', "IF_NONE_MATCH": ETAG}, ConditionResult.FAILED),
+        ({"IF_UNMODIFIED_SINCE": EARLIER}, ConditionResult.FAILED),
+        ({"IF_UNMODIFIED_SINCE": DATE}, ConditionResult.SEND),
+        ({"IF_UNMODIFIED_SINCE": EARLIER, "IF_MATCH": ETAG}, ConditionResult.SEND),
     ],
 )
-def test_conditions(fields: dict[str, str], verdict: Verdict) -> None:
+def test_conditions(fields: dict[str, str], verdict: ConditionResult) -> None:
     """Conditions are evaluated in the order of RFC 9110, section 13.2.2; a date that is none does not count."""
     assert judge({f"HTTP_{name}": value for name, value in fields.items()}, ETAG, MODIFIED) is verdict
 
@@ -128,14 +128,16 @@ def test_conditions(fields: dict[str, str], verdict: Verdict) -> None:
 def test_dates_count_by_their_moment(seconds: int) -> None:
     """A date is one of before the file was last modified, or it is not."""
     found = judge({"HTTP_IF_MODIFIED_SINCE": http_date(seconds)}, ETAG, MODIFIED)
-    assert found is (Verdict.SEND if seconds < MODIFIED else Verdict.NOT_MODIFIED)
+    assert found is (ConditionResult.SEND if seconds < MODIFIED else ConditionResult.NOT_MODIFIED)
 
 
 @given(st.text(max_size=40))
 def test_dates_of_any_form(text: str) -> None:
     """Whatever stands where a date should, it is a date or it does not count; without a digit it is none."""
     found = judge({"HTTP_IF_MODIFIED_SINCE": text}, ETAG, MODIFIED)
-    assert found in ({Verdict.SEND, Verdict.NOT_MODIFIED} if any(map(str.isdigit, text)) else {Verdict.SEND})
+    assert found in (
+        {ConditionResult.SEND, ConditionResult.NOT_MODIFIED} if any(map(str.isdigit, text)) else {ConditionResult.SEND}
+    )
 
 
 def test_http_date() -> None:

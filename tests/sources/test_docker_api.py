@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guestapi.sources import docker_api
-from guestapi.sources.docker_api import Engine, EngineError, GoneError, Mount, TooLargeError, operators
+from guestapi.sources.docker_api import (
+    ContainerGoneError,
+    ContainerMount,
+    Engine,
+    EngineError,
+    TooLargeError,
+    operators,
+)
 
 ID = "4c968e2d83da5e58786057a40629ec4ffcb029d43760237a45fb3879b77aacfe"
 
@@ -99,7 +106,7 @@ def test_list_and_inspect(fake: FakeEngine) -> None:
     )
     first, second = Engine(fake.path).containers()
     assert (first.id, first.mounts) == (ID, None)
-    assert second.mounts == [Mount("bind", "", "/a", "/b")]
+    assert second.mounts == [ContainerMount("bind", "", "/a", "/b")]
     fake.says(json.dumps({"Id": ID, "Name": "/web", "State": {"Pid": 7}, "Mounts": [], "Config": {}}).encode())
     assert Engine(fake.path).container(ID).state.pid == 7
     assert fake.asked == ["/containers/json?all=1", f"/containers/{ID}/json"]
@@ -108,7 +115,7 @@ def test_list_and_inspect(fake: FakeEngine) -> None:
 def test_gone(fake: FakeEngine) -> None:
     """404 is an answer of its own; what the engine says of it is shown, on one line."""
     fake.says(b'{"message":"no such\\ncontainer"}', "404 Not Found")
-    with pytest.raises(GoneError, match=r"404 no such\?container"):
+    with pytest.raises(ContainerGoneError, match=r"404 no such\?container"):
         Engine(fake.path).container(ID)
 
 
@@ -298,6 +305,6 @@ def test_any_body_is_a_list_or_an_error(content: bytes) -> None:
 
 def test_operators_mounts() -> None:
     """Binds, and volumes with a name, are the operator's; a volume that an image declares has 64 digits for a name."""
-    bind, named = Mount("bind", "", "/a", "/b"), Mount("volume", "data", "/v", "/c")
-    image, tmpfs = Mount("volume", ID, "/w", "/dev/incus"), Mount("tmpfs", "", "", "/t")
-    assert operators([bind, image, named, tmpfs, Mount("volume", "", "/x", "/y")]) == [bind, named]
+    bind, named = ContainerMount("bind", "", "/a", "/b"), ContainerMount("volume", "data", "/v", "/c")
+    image, tmpfs = ContainerMount("volume", ID, "/w", "/dev/incus"), ContainerMount("tmpfs", "", "", "/t")
+    assert operators([bind, image, named, tmpfs, ContainerMount("volume", "", "/x", "/y")]) == [bind, named]

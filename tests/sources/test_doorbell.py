@@ -13,7 +13,7 @@ from selectors import DefaultSelector
 import pytest
 
 from guestapi.sources import doorbell
-from guestapi.sources.doorbell import Caller, DoorbellServer, Ring, RingError, parse
+from guestapi.sources.doorbell import DoorbellCaller, DoorbellServer, Ring, RingError, parse
 
 
 class Door:
@@ -28,7 +28,7 @@ class Door:
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
-    def _rung(self, ring: Ring, caller: Caller) -> None:
+    def _rung(self, ring: Ring, caller: DoorbellCaller) -> None:
         self.rings.append(ring)
         caller.answer()
 

@@ -21,7 +21,7 @@ from guestapi.wsgi import CALLER, HANDOVER, Environ, Handover
 _RETRY_SECONDS = 10
 
 
-class Events:
+class EventFeed:
     """``GET /1.0/events``: a WebSocket, server-sent events, or one JSON document a line."""
 
     def __init__(self, broker: Broker, gate: Gate) -> None:

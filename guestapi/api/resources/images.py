@@ -9,7 +9,7 @@ from typing import Protocol
 import falcon
 
 from guestapi.api import errors
-from guestapi.api.ranges import Range, Verdict, http_date, judge, wanted_ranges
+from guestapi.api.ranges import ConditionResult, Range, http_date, judge, wanted_ranges
 from guestapi.dialects import Dialect
 from guestapi.model import Image, Instance
 from guestapi.names import is_fingerprint
@@ -77,7 +77,7 @@ class ImageExport:
         etag = f'"{image.fingerprint}"'
         modified = max(file.mtime_ns for file in image.files) // 10**9
         verdict = judge(req.env, etag, modified)
-        if verdict is Verdict.FAILED:
+        if verdict is ConditionResult.FAILED:
             raise errors.PreconditionFailed
         unified = len(image.files) == 1
         fields = {"ETag": etag, "Last-Modified": http_date(modified)}
@@ -87,7 +87,7 @@ class ImageExport:
             name, value = self._dialect.image_header
             fields[name] = value
         resp.set_headers(fields)
-        if verdict is Verdict.NOT_MODIFIED:
+        if verdict is ConditionResult.NOT_MODIFIED:
             resp.status = falcon.HTTP_304
             return None
         if unified:

@@ -33,7 +33,7 @@ class Version:
         resp.data = json_line({"api_version": "1.0"})
 
 
-class State:
+class StateResource:
     """``GET /1.0`` and ``PATCH /1.0``."""
 
     cacheable = True
