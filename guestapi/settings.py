@@ -125,8 +125,9 @@ class CallerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         pidfd: whether to use SO_PEERPIDFD and ioctls where the kernel has them, or /proc alone.
-        wait_seconds: on a host with a mirror, how long a caller waits whose instance is not registered yet.
-        waiting: how many callers of a worker may wait.
+        wait_seconds: on a host with a mirror or a follower, how long a caller waits whose instance is not registered
+            yet.
+        waiting: how many callers of a worker may wait; containers share these places.
     """
 
     pidfd: bool = True

@@ -23,8 +23,8 @@ from guestapi.model import Init
 
 log = logging.getLogger(__name__)
 
-#: include/linux/pid_namespace.h, MAX_PID_NS_LEVEL: no namespace lies deeper.
-_MAX_LEVELS = 32
+#: How many inits are remembered at the least before those that have ended are looked for.
+_FEW_INITS = 64
 
 
 class Registrations(Protocol):
@@ -65,7 +65,8 @@ class Caller(NamedTuple):
         instance_id, run: the instance, in the run in which it was recognised. None, 0: no known instance.
         init: the proof; None if there is no instance.
         started: the calling process's start time, where only /proc tells one process from the next of its PID.
-        contained: it is in another PID namespace than we are, so it may be in an instance, be it a known one or not.
+        container: inode number of the outermost PID namespace around it that is not ours: of the container that it is
+            in, be it registered or not. None: it is a process of the host, or that cannot be told.
     """
 
     credentials: Credentials
@@ -73,7 +74,7 @@ class Caller(NamedTuple):
     run: int = 0
     init: LiveInit | None = None
     started: int | None = None
-    contained: bool = False
+    container: int | None = None
 
     @property
     def is_root(self) -> bool:
@@ -91,8 +92,7 @@ class Identifier:
         """
         self._registrations = registrations
         self._pidfd = pidfd
-        self._inits: dict[tuple[int, int], LiveInit] = {}
-        self._sweep_at = 64
+        self._inits = LiveInits()
 
     def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
         """Who connected. Call it once, right after accept.
@@ -144,15 +144,13 @@ class Identifier:
         started = namespaces.start_time(who.pid) if pidfd is None else None
         namespace = namespaces.open_namespace(who.pid, pidfd, by_ioctl=self._pidfd)
         try:
-            contained = False
-            for _level in range(_MAX_LEVELS):
-                number = namespaces.inode(namespace)
-                if number == namespaces.own_namespace():
-                    break
-                contained = True
+            container: int | None = None
+            # The kernel nests no more than 32 of them (include/linux/pid_namespace.h, MAX_PID_NS_LEVEL).
+            while (number := namespaces.inode(namespace)) != namespaces.own_namespace():
+                container = number
                 for instance_id, run, init in self._registrations.running_in(number):
                     if live := self._live(init, number, who.pid):
-                        return Caller(who, instance_id, run, live, started, contained)
+                        return Caller(who, instance_id, run, live, started, container)
                 around = namespaces.open_parent(namespace)
                 if around is None:
                     break
@@ -160,20 +158,18 @@ class Identifier:
                 namespace = around
         finally:
             os.close(namespace)
-        return Caller(who, contained=contained)
+        return Caller(who, container=container)
 
     def _live(self, init: Init, number: int, caller: int) -> LiveInit | None:
         """The registered init, if it is alive in namespace `number`, which process `caller` is in or below."""
-        key = (init.pid, init.start_time)
-        known = self._inits.get(key)
-        if known is None or not known.alive():
-            self._inits.pop(key, None)
+        known = self._inits.get(init)
+        if known is None:
             known = self._look(init, caller)
             if known is None:
                 return None
             # A user ID map is written once, but perhaps only after the first call: do not keep that there is none.
             if known.root_uid is not None:
-                self._keep(key, known)
+                self._inits.add(known)
         return known if known.namespace == number else None
 
     def _look(self, init: Init, caller: int) -> LiveInit | None:
@@ -198,12 +194,28 @@ class Identifier:
         # Still there after all the looks: so all of them were at the process of the pidfd.
         return live if started == init.start_time and live.alive() else None
 
-    def _keep(self, key: tuple[int, int], live: LiveInit) -> None:
-        """Remember `live`; from time to time let go of those that ended, so that this grows with the living only."""
-        if len(self._inits) >= self._sweep_at:
-            self._inits = {key: known for key, known in self._inits.items() if known.alive()}
-            self._sweep_at = max(64, 2 * len(self._inits))
-        self._inits[key] = live
+
+class LiveInits:
+    """The inits that were seen alive. From time to time those that have ended are let go."""
+
+    def __init__(self) -> None:
+        self._inits: dict[tuple[int, int], LiveInit] = {}
+        self._most = _FEW_INITS
+
+    def get(self, init: Init) -> LiveInit | None:
+        """The process of `init`, if it was seen and is still alive."""
+        live = self._inits.get((init.pid, init.start_time))
+        return live if live is not None and live.alive() else None
+
+    def add(self, live: LiveInit) -> None:
+        """Remember an init."""
+        if len(self._inits) >= self._most:
+            self._inits = {key: other for key, other in self._inits.items() if other.alive()}
+            self._most = max(_FEW_INITS, 2 * len(self._inits))
+        self._inits[live.init.pid, live.init.start_time] = live
+
+    def __len__(self) -> int:
+        return len(self._inits)
 
 
 def _root_uid(init: Init, namespace: int, caller: int) -> int | None:

@@ -201,11 +201,12 @@ def _root_by_entering(user_namespace: int, number: int) -> int | None:
     with subprocess.Popen(
         command, pass_fds=[user_namespace], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as child:
-        assert child.stdin is not None
         assert child.stdout is not None
         try:
-            if select.select([child.stdout], [], [], _ENTER_SECONDS)[0] and child.stdout.readline() == b"0\n":
-                return root_uid(child.pid, number)
+            # If it could not enter, it is in our own user namespace, and its map counts for nothing.
+            select.select([child.stdout], [], [], _ENTER_SECONDS)
+            return root_uid(child.pid, number)
+        except ProcessLookupError:
             return None
         finally:
             child.kill()

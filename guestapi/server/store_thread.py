@@ -68,9 +68,9 @@ class OffloadedStore:
         """As `Reader.version`."""
         return self._reader.version()
 
-    def mirrored(self) -> bool:
-        """As `Reader.mirrored`."""
-        return self._reader.mirrored()
+    def has_sources(self) -> bool:
+        """As `Reader.has_sources`."""
+        return self._reader.has_sources()
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`, in a thread of gevent's pool. Only the calling greenlet waits for it."""

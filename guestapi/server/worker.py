@@ -121,7 +121,7 @@ class GuestWorker(GeventWorker):
             requests.log_refusal,
             Admission(limits, quota, descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
             multiprocess=self.cfg.workers > 1,
-            retry=IdentificationRetry(identifier, store.mirrored, store.version, settings.callers),
+            retry=IdentificationRetry(identifier, store.has_sources, store.version, settings.callers),
             logged_from=0 if self._hooks.wanted or self.cfg.max_requests else requests.logged_from,
         )
 

@@ -148,7 +148,7 @@ class Reader:
         """
         return self._read(lambda connection: load_image(connection, fingerprint))
 
-    def mirrored(self) -> bool:
+    def has_sources(self) -> bool:
         """Whether a source registers instances in this store.
 
         Raises:

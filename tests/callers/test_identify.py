@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from guestapi.callers import namespaces
-from guestapi.callers.credentials import credentials
-from guestapi.callers.identify import Caller, Identifier
+from guestapi.callers.credentials import Credentials, credentials
+from guestapi.callers.identify import Caller, Identifier, LiveInit, LiveInits
 from guestapi.model import Init
 from tests.harness.bare_init import BareInit
 from tests.harness.containers import BASE, Container, from_host, receive, send
@@ -279,16 +279,19 @@ def test_host_process(door: Door, inside: Container, become: list[str]) -> None:
     """A process on the host is in no instance, whatever its user."""
     with door.caller(lambda: from_host(door.path, *KNOCK, become=become)) as caller:
         assert caller.instance_id is None
+        assert caller.container is None
         assert not caller.is_root
 
 
-def test_unregistered_container(door: Door, inside: Container) -> None:
-    """A container that nobody registered is no instance, though another one is."""
+@pytest.mark.parametrize("levels", [0, 2])
+def test_unregistered_container(door: Door, inside: Container, levels: int) -> None:
+    """A container that nobody registered is no instance, though another one is; what it nests is of that container."""
     with (
         Container([(door.directory, "/dev/incus")]) as other,
-        door.caller(knocks(other)) as caller,
+        door.caller(knocks(other, become=["pidns"] * levels)) as caller,
     ):
         assert caller.instance_id is None
+        assert caller.container == os.stat(f"/proc/{other.pid}/ns/pid").st_ino
 
 
 def test_two_containers(door: Door, inside: Container) -> None:
@@ -391,3 +394,86 @@ def test_many_inits_are_let_go(door: Door) -> None:
         del caller
         init.end()
     assert len(os.listdir("/proc/self/fd")) - before < 80
+
+
+class Ending(LiveInit):
+    """An init that lives as long as is said."""
+
+    __slots__ = ("living",)
+
+    def __init__(self, number: int) -> None:
+        self.init = Init(number, 1, "boot", number)
+        self.living = True
+
+    def __del__(self) -> None:
+        """There is nothing to close."""
+
+    def alive(self) -> bool:
+        """As was said."""
+        return self.living
+
+
+def test_known_inits_grow_with_the_living() -> None:
+    """Those that have ended are let go when there are 64, and then whenever there are twice as many as lived then."""
+    known = LiveInits()
+    inits = [Ending(number) for number in range(300)]
+    for one in inits[:64]:
+        known.add(one)
+    assert len(known) == 64
+    for one in inits[4:64]:
+        one.living = False
+    known.add(inits[64])
+    assert len(known) == 5
+    # Few lived, so again it is 64; all of these live, so next it is twice that.
+    for one in inits[65:124]:
+        known.add(one)
+    assert len(known) == 64
+    for number in range(124, 188):
+        known.add(inits[number])
+    assert len(known) == 128
+    inits[0].living = False
+    assert len(known) == 128
+    known.add(inits[188])
+    assert len(known) == 128
+    assert known.get(inits[0].init) is None
+    assert known.get(inits[1].init) is inits[1]
+    inits[1].living = False
+    assert known.get(inits[1].init) is None
+    assert known.get(replace(inits[2].init, start_time=2)) is None
+
+
+def test_pidfds_are_used_where_there_are_any(door: Door, inside: Container) -> None:
+    """Unless it is told not to, an identifier asks for the pidfd of who connects, and then needs no start time."""
+    kernel = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
+    by_pidfd = door.identifier._pidfd and kernel >= (6, 5)
+    if by_pidfd:
+        door.identifier = Identifier(door.identifier._registrations)
+    with door.caller(knocks(inside)) as caller:
+        assert caller.instance_id == 1
+        assert caller.started == (None if by_pidfd else namespaces.start_time(caller.credentials.pid))
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_process_that_cannot_be_seen(pid: int) -> None:
+    """A caller from outside of what can be seen from here has PID 0: it is nobody, whoever has registered what."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for pidfd in (True, False):
+            who = Credentials(pid, 0, 0)
+            assert Identifier(Registered(), pidfd=pidfd).identify(ours, who) == Caller(who)
+
+
+def test_process_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Without CAP_SYS_PTRACE nobody is recognised, and the operator is told why."""
+
+    def refuse(*_arguments: object, **_options: object) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(namespaces, "open_namespace", refuse)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        who = credentials(ours)
+        assert Identifier(Registered()).identify(ours, who) == Caller(who)
+    assert [record.message for record in caplog.records] == [
+        f"process {os.getpid()} cannot be looked at: the service needs CAP_SYS_PTRACE"
+    ]

@@ -6,11 +6,18 @@ import itertools
 import select
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import gevent
 import pytest
 from gevent.event import Event
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
@@ -19,12 +26,12 @@ from guestapi.server.acceptor import admit
 from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
-from guestapi.server.identification_retry import IdentificationRetry
+from guestapi.server.identification_retry import IdentificationRetry, WaitingPlaces, _Waiting
 from guestapi.settings import CallerSettings, LimitSettings
 from guestapi.store.statuses import forget_source, record_status
 from tests.harness.containers import Container, Ran, from_host, receive, request, send
 from tests.harness.service import Service
-from tests.server.inside import asking, talk
+from tests.server.inside import asking, talk, talks
 
 #: Seconds; long enough to see who waits, and for whom it was not necessary.
 WAIT = 1.5
@@ -96,6 +103,123 @@ def test_without_a_mirror_nobody_waits(patient: Service) -> None:
     assert exchanged.seconds < WAIT
 
 
+class Place(NamedTuple):
+    """A container, and one of its callers that wait."""
+
+    container: int
+    waiting: _Waiting
+
+
+def places(most: int, *containers: int) -> tuple[WaitingPlaces, list[Place]]:
+    """Places that callers of these containers have taken, in this order."""
+    made = WaitingPlaces(most)
+    taken = []
+    for container in containers:
+        waiting = made.add(container)
+        assert waiting is not None
+        taken.append(Place(container, waiting))
+    return made, taken
+
+
+def evicted(taken: list[Place]) -> list[int]:
+    """The numbers of those that have lost their place."""
+    return [number for number, place in enumerate(taken) if place.waiting.evicted]
+
+
+def test_places_are_taken_while_there_are_any() -> None:
+    """One container may have all places as long as nobody else wants one; a place that is left is another's."""
+    made, taken = places(3, 1, 1, 1)
+    assert made.add(1) is None
+    made.remove(*taken[1])
+    made.remove(*taken[1])
+    assert len(made) == 2
+    assert made.add(1) is not None
+    assert made.add(1) is None
+    assert evicted(taken) == []
+
+
+def test_container_with_few_takes_the_place_of_one_with_most() -> None:
+    """Who has waited longest in the container with most gives way to one that has at least two less."""
+    made, taken = places(5, 1, 2, 1, 2, 1)
+    assert made.add(3) is not None
+    assert evicted(taken) == [0]
+    # Now 1 and 2 have two each, and 3 has one: who takes whose would go on for ever.
+    for container in (1, 2, 3):
+        assert made.add(container) is None
+    assert evicted(taken) == [0]
+    assert made.add(4) is not None
+    assert len(evicted(taken)) == 2
+    # Who has lost his place leaves none behind.
+    for place in taken:
+        made.remove(*place)
+    assert len(made) == 2
+
+
+def test_no_places() -> None:
+    """Where nobody may wait, nobody does."""
+    made, _taken = places(0)
+    assert made.add(1) is None
+    assert len(made) == 0
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=60), st.integers(0, 6))
+def test_places_are_shared_out(steps: list[tuple[int, bool]], most: int) -> None:
+    """Whoever comes and goes: there are no more than there may be, and a container without one is refused only if no
+    container has two.
+    """
+    made = WaitingPlaces(most)
+    taken: list[Place] = []
+    for container, comes in steps:
+        counts = Counter(place.container for place in taken)
+        if comes:
+            waiting = made.add(container)
+            if waiting is None:
+                assert len(taken) == most
+                assert all(counts[other] <= counts[container] + 1 for other in counts)
+            else:
+                taken.append(Place(container, waiting))
+        elif counts[container]:
+            place = next(place for place in taken if place.container == container)
+            made.remove(*place)
+            taken.remove(place)
+        taken = [place for place in taken if not place.waiting.evicted]
+        assert len(made) == len(taken) <= most
+
+
+def test_one_container_cannot_take_all_places() -> None:
+    """A container that is never registered fills all places: fresh ones are known all the same, every one of them."""
+    toml = "[callers]\nwait_seconds = 10\nwaiting = 8\n"
+    with Service(workers=1, toml=toml, dialects=["incus"]) as own, Container(own.binds) as greedy, ExitStack() as stack:
+        with own.writer.change() as change:
+            record_status(change, SourceStatus("lxc", "", True, 0.0, 0.0, ""))
+        fresh = [stack.enter_context(Container(own.binds)) for _number in range(6)]
+        filling = stack.enter_context(talks(greedy, 40))
+        for guest in filling:
+            guest.send(asking("/1.0"))
+
+        def told() -> int:
+            return sum(bool(select.select([guest.socket], [], [], 0)[0]) for guest in filling)
+
+        wait_until(lambda: told() == 32, "eight wait, and the others are refused at once")
+        steps = [send(request("/1.0/config/user.foo")), receive()]
+        with ThreadPoolExecutor(6) as pool:
+            exchanges = [pool.submit(container.exchange, *steps) for container in fresh]
+            wait_until(lambda: told() == 38, "each fresh container has taken one of the places")
+            for number, container in enumerate(fresh):
+                own.add(f"fresh{number}", container, {"user.foo": str(number)})
+            answers = [exchange.result().responses[0] for exchange in exchanges]
+        assert [(one.status, one.text) for one in answers] == [(200, str(number)) for number in range(6)]
+        assert {guest.receive()[0].status for guest in filling} == {500}
+
+
+def wait_until(true: Callable[[], object], what: str) -> None:
+    """Wait for what no event tells of."""
+    until = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < until, f"{what}: not within 30 s"
+        time.sleep(0.01)
+
+
 class Nobody:
     """Registrations of no instance."""
 
@@ -160,7 +284,7 @@ class Counting(Identifier):
     def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
         """As Identifier."""
         self.looks += 1
-        return Caller(who, contained=True)
+        return Caller(who, container=1)
 
 
 @pytest.mark.parametrize(("commits", "looks"), [(False, range(1, 2)), (True, range(4, 20))])
@@ -171,5 +295,5 @@ def test_identified_again_only_after_a_commit(commits: bool, looks: range) -> No
     retry = IdentificationRetry(identifier, lambda: True, lambda: next(versions), CallerSettings(wait_seconds=0.5))
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        retry.wait(ours, Caller(Credentials(1, 0, 0), contained=True))
+        retry.wait(ours, Caller(Credentials(1, 0, 0), container=1))
     assert identifier.looks in looks
