@@ -1,4 +1,4 @@
-"""``guestapi check``: is everything in place?"""
+"""``guestapi check``: whether everything is in place."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class SocketFinding:
 
 @click.command()
 @has_format
-@click.option("--settings", "settings_only", is_flag=True, help="Look at the configuration files alone.")
+@click.option("--settings", "settings_only", is_flag=True, help="Check the configuration files only.")
 @click.pass_context
 def check(ctx: click.Context, as_json: bool, settings_only: bool) -> None:
-    """Is everything in place? One line a check; exit 1 if any fails."""
+    """Check that everything is in place. Prints a line for each check, and exits 1 if one fails."""
     operator: Operator = ctx.obj
     findings = list(_look(operator, settings_only))
     if as_json:
@@ -187,7 +187,7 @@ def _mirrors(operator: Operator) -> Iterator[Finding]:
         brought = [one for one in known if one.source == mirror.name]
         running = [one for one in brought if one.init and is_alive(one.init)]
         yield _mirror(mirror, len(brought), len(running))
-        yield _way(DIALECTS[mirror.name], running, operator.settings.listener)
+        yield _guest_socket(DIALECTS[mirror.name], running, operator.settings.listener)
 
 
 def _mirror(mirror: SourceStatus, brought: int, running: int) -> Finding:
@@ -231,14 +231,15 @@ def _sockets(listeners: tuple[ListenSocket, ...]) -> Iterator[SocketFinding]:
         yield SocketFinding(finding, answers)
 
 
-def _way(dialect: Dialect, running: list[Instance], listeners: tuple[ListenSocket, ...]) -> Finding:
-    """Whether the daemon's instances reach us, and how."""
+def _guest_socket(dialect: Dialect, running: list[Instance], listeners: tuple[ListenSocket, ...]) -> Finding:
+    """Whether the daemon's instances have our socket, and how they get it."""
+    name = f"guest socket {dialect.name}"
     path = Path(dialect.socket)
     ours = path.with_name(OURS)
     try:
         if path.samefile(ours):
-            return Finding(f"way {dialect.name}", True, f"taken over: {path} is our socket")
-        taking = f"; {path} is the daemon's although {ours} is there: is guestapi-takeover@{dialect.name} running?"
+            return Finding(name, True, f"taken over: {path} is the socket of guestapi")
+        taking = f"; {ours} is there, but {path} is the daemon's: is guestapi-takeover@{dialect.name} running?"
     except OSError:
         taking = ""
     directories = {
@@ -254,10 +255,12 @@ def _way(dialect: Dialect, running: list[Instance], listeners: tuple[ListenSocke
         for one in running
     )
     if having or (directories and not running):
-        text = f"device: {having} of {len(running)} running instances have our socket at {dialect.directory}"
-        return Finding(f"way {dialect.name}", True, text)
-    text = f"none: the daemon itself answers its instances; docs/incus.md says how to change that{taking}"
-    return Finding(f"way {dialect.name}", False, text)
+        text = (
+            f"device: {having} of {len(running)} running instances have the socket of guestapi at {dialect.directory}"
+        )
+        return Finding(name, True, text)
+    text = f"the daemon answers its instances itself; docs/incus.md says how guestapi gets to answer them{taking}"
+    return Finding(name, False, text)
 
 
 def _socket(listener: ListenSocket) -> Finding:

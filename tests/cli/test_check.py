@@ -262,14 +262,14 @@ def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault:
 
 @pytest.mark.parametrize(
     ("path", "ok", "says"),
-    [(None, False, "none: the daemon itself"), ("/run/guestapi/incus/sock", True, "device: 0 of 0")],
+    [(None, False, "the daemon answers its instances itself"), ("/run/guestapi/incus/sock", True, "device: 0 of 0")],
 )
-def test_way_before_the_first_instance_runs(guestapi: Guestapi, path: str | None, ok: bool, says: str) -> None:
+def test_guest_socket_before_the_first_instance_runs(guestapi: Guestapi, path: str | None, ok: bool, says: str) -> None:
     """That no instance will reach us is a failure already; with a socket for devices, nobody can tell yet."""
     if path is not None:
         listening(guestapi, Path(path))
     with Writer(guestapi.settings, create=True).change() as change:
         record_status(change, SourceStatus("incus", "/s", True, time.time(), 0.01, ""))
-    found = findings(guestapi)["way incus"]
+    found = findings(guestapi)["guest socket incus"]
     assert found["ok"] is ok
     assert says in found["text"]

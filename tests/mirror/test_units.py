@@ -131,10 +131,10 @@ def test_ways(beside: Beside) -> None:
     with beside.way("takeover"):
         beside.launch()
         assert not beside.answers()
-        wait(lambda: "the daemon" in str(beside.finding("way")["text"]))
+        wait(lambda: "the daemon" in str(beside.finding("guest socket")["text"]))
         beside.systemctl("enable", "--now", takeover)
         wait(beside.answers)
-        assert beside.finding("way")["ok"]
+        assert beside.finding("guest socket")["ok"]
         assert beside.finding("mirror")["ok"]
         status = beside.machine.run("systemctl", "show", "-P", "StatusText", UNITS[beside.kind][1]).stdout
         assert "1 instances, 1 running" in status
@@ -148,7 +148,7 @@ def test_ways(beside: Beside) -> None:
         # With no instance running, the daemon takes the directory's file system away when it stops.
         beside.client("stop", "--force", beside.name)
         beside.systemctl("restart", f"{beside.kind}.service")
-        wait(lambda: beside.finding("way")["ok"])
+        wait(lambda: beside.finding("guest socket")["ok"])
         beside.client("start", beside.name)
         beside.find()
         wait(beside.answers)
@@ -173,7 +173,7 @@ def test_ways(beside: Beside) -> None:
         beside.client("profile", "device", "add", "default", "guestapi", *device)
         beside.launch()
         wait(beside.answers)
-        assert "1 of 1" in str(beside.finding("way")["text"])
+        assert "1 of 1" in str(beside.finding("guest socket")["text"])
         wait_until_none(beside.wrong)
         beside.systemctl("restart", f"{beside.kind}.service")
         assert beside.answers()
