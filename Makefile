@@ -87,11 +87,13 @@ update: $(VENV)/ready ## lock the newest versions that pyproject.toml allows int
 install: ## put it into PREFIX (/opt/guestapi), with units, conf, user and state directory (DESTDIR respected)
 	@if [ -z "$(DESTDIR)" ]; then tools/packages install install; fi
 	PYTHON=$(PYTHON) tools/venv $(DESTDIR)$(PREFIX) run
+	rm -rf build/manuals
+	$(DESTDIR)$(PREFIX)/bin/python tools/manual.py build/manuals
 	@if [ -n "$(DESTDIR)" ]; then \
 		grep -rlIF '$(abspath $(DESTDIR))$(PREFIX)' $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/pyvenv.cfg \
 			| xargs -r sed -i 's#$(abspath $(DESTDIR))$(PREFIX)#$(PREFIX)#g'; \
 	fi
-	$(PYTHON) tools/installation.py install --destdir '$(DESTDIR)' --prefix '$(PREFIX)'
+	$(PYTHON) tools/installation.py install --destdir '$(DESTDIR)' --prefix '$(PREFIX)' --manuals build/manuals
 
 uninstall: ## take it away again, but for its state and what was edited
 	@$(PYTHON) tools/installation.py uninstall --destdir '$(DESTDIR)' --prefix '$(PREFIX)'

@@ -54,6 +54,7 @@ class Layout:
         command: the link to its program.
         units: systemd's units.
         share: manual pages and completions.
+        zsh: the directory for zsh's completions in `share`.
     """
 
     destdir: Path
@@ -61,6 +62,7 @@ class Layout:
     command: str = COMMAND
     units: str = "/etc/systemd/system"
     share: str = "/usr/local/share"
+    zsh: str = "zsh/site-functions"
 
     def place(self, path: str) -> Path:
         """Where a path of the system is written to."""
@@ -89,7 +91,14 @@ class File:
 
 def package_layout(destdir: Path) -> Layout:
     """Return the layout of a Debian package: below /usr, but for configuration."""
-    return Layout(destdir, "/usr/lib/guestapi", "/usr/bin/guestapi", "/usr/lib/systemd/system", "/usr/share")
+    return Layout(
+        destdir,
+        "/usr/lib/guestapi",
+        "/usr/bin/guestapi",
+        "/usr/lib/systemd/system",
+        "/usr/share",
+        "zsh/vendor-completions",
+    )
 
 
 def find_files(layout: Layout) -> Iterator[File]:
@@ -114,7 +123,7 @@ def find_manuals(layout: Layout, directory: Path) -> Iterator[File]:
         ".5": f"{layout.share}/man/man5",
         ".7": f"{layout.share}/man/man7",
         ".bash": f"{layout.share}/bash-completion/completions",
-        ".zsh": f"{layout.share}/zsh/site-functions",
+        ".zsh": f"{layout.share}/{layout.zsh}",
         ".fish": f"{layout.share}/fish/vendor_completions.d",
     }
     names = {".bash": "guestapi", ".zsh": "_guestapi"}
@@ -178,7 +187,7 @@ def uninstall(layout: Layout) -> None:
         systemctl("stop", *running)
         systemctl("disable", "--quiet", *(unit for unit in units if "@." not in unit), *find_instances(layout))
     stays = ["/var/lib/guestapi, the store, and the users guestapi, to whom it belongs, and guestapi-mirror"]
-    for pattern in ("man/man?", "bash-completion/completions", "zsh/site-functions", "fish/vendor_completions.d"):
+    for pattern in ("man/man?", "bash-completion/completions", layout.zsh, "fish/vendor_completions.d"):
         for path in layout.place(layout.share).glob(f"{pattern}/*guestapi*"):
             path.unlink()
     for file in find_files(layout):

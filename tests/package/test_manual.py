@@ -1,0 +1,129 @@
+"""The manual pages and completions: whole, well-formed, and about the commands and keys that there are."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+import guestapi
+from guestapi.cli.main import main
+from tools import manual
+
+CHECKOUT = Path(__file__).parents[2]
+PAGES = ("guestapi.1", "guestapi.toml.5", "guestapi.7")
+
+
+@pytest.fixture(scope="module")
+def manuals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory that `tools/manual.py` writes."""
+    directory = tmp_path_factory.mktemp("manuals")
+    subprocess.run([sys.executable, "tools/manual.py", directory], cwd=CHECKOUT, check=True)
+    return directory
+
+
+def plain(page: str) -> str:
+    """A page without roff's fonts and escapes."""
+    return re.sub(r"\\f[BR]", "", page).replace("\\-", "-").replace("\\&", "").replace("\\e", "\\")
+
+
+def commands(each: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    """A command and all below it, by what is typed."""
+    yield path, each
+    if isinstance(each, click.Group):
+        context = click.Context(each)
+        for name in each.list_commands(context):
+            below = each.get_command(context, name)
+            assert below is not None
+            if not below.hidden:
+                yield from commands(below, f"{path} {name}")
+
+
+def test_every_command_and_option(manuals: Path) -> None:
+    """guestapi(1) has each command with each of its options."""
+    page = plain((manuals / "guestapi.1").read_text())
+    parts = dict(re.findall(r"^\.SS (guestapi[a-z ]*?)(?= \[|\n)(.*?)(?=^\.S[SH]|\Z)", page, re.MULTILINE | re.DOTALL))
+    for path, each in commands(main, "guestapi"):
+        for option in each.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                assert option.opts[0] in parts[path], f"{path} {option.opts[0]}"
+
+
+def test_every_key(manuals: Path) -> None:
+    """guestapi.toml(5) has each key that docs/configuration.md has, which another test holds to the code."""
+    page = plain((manuals / "guestapi.toml.5").read_text())
+    keys = re.findall(r"^\| `([a-z_.-]+)`", (CHECKOUT / "docs/configuration.md").read_text(), re.MULTILINE)
+    assert len(keys) > 20
+    for key in keys:
+        assert f".TP\n{key}" in page, key
+
+
+def test_every_section_of_the_documents(manuals: Path) -> None:
+    """guestapi(7) has each section of each document that it is made of, and their commands as they are."""
+    page = plain((manuals / "guestapi.7").read_text())
+    for name in manual.GUIDE:
+        text = (CHECKOUT / "docs" / name).read_text()
+        for heading in re.findall(r"^## (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
+            assert f".SS {plain(manual.inline(heading))}\n" in page, f"{name}: {heading}"
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            assert block in page, f"{name}: {block}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_head(manuals: Path, name: str) -> None:
+    """Each page names its section, the version, and the version's date."""
+    title, _, section = name.rpartition(".")
+    first = (manuals / name).read_text().partition("\n")[0]
+    assert first == f'.TH {title.upper()} {section} "{manual.release_date()}" "guestapi {guestapi.__version__}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "roff"),
+    [
+        ("a `b-c` d-e", "a \\fBb\\-c\\fR d-e"),
+        ("**strong `code`** x", "\\fBstrong \\fBcode\\fR\\fR x"),
+        ("[here](other.md#x)", "here"),
+        ("[there](https://example.org/a-b)", "there <https://example.org/a\\-b>"),
+        ("C:\\x", "C:\\ex"),
+    ],
+)
+def test_inline(text: str, roff: str) -> None:
+    """What stands in a line of Markdown becomes roff of the same meaning."""
+    assert manual.inline(text) == roff
+
+
+def test_blocks() -> None:
+    """Headings, code, tables and lists; no line of a document is a request to roff."""
+    text = (
+        "# T\n\n.not a request\n\n```\n.x -y\n```\n\n| a | b | c |\n|---|---|---|\n| `k` | 1 | two |\n| l | | three |\n"
+        "\n- one\n  more\n- two\n\n1. first\n"
+    )
+    assert list(manual.markdown(text)) == [
+        *(".SH T", ".PP", "\\&.not a request"),
+        *(".PP", ".RS 4", ".nf", "\\&.x \\-y", ".fi", ".RE"),
+        *(".TP", "\\fBk\\fR", "b: 1\n.br\nc: two", ".TP", "l", "c: three"),
+        *('.IP "\\(bu" 2', "one more", '.IP "\\(bu" 2', "two", '.IP "1." 4', "first"),
+    ]
+
+
+def test_bash_completion(manuals: Path) -> None:
+    """bash reads its file, completes with the function that it defines, and the answer comes from the command."""
+    program = Path(sys.executable).parent
+    script = (
+        f"PATH={program}:$PATH; source {manuals}/guestapi.bash && complete -p guestapi && "
+        'COMP_WORDS=(guestapi inst) COMP_CWORD=1 && _guestapi_completion guestapi && echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert "-F _guestapi_completion guestapi" in done.stdout
+    assert done.stdout.split()[-1] == "instance"
+
+
+def test_other_completions(manuals: Path) -> None:
+    """zsh's file begins with the word by which zsh finds it; fish's completes the command."""
+    assert (manuals / "guestapi.zsh").read_text().startswith("#compdef guestapi\n")
+    assert "complete --no-files --command guestapi" in (manuals / "guestapi.fish").read_text()

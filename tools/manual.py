@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Writes the manual pages and the completions for bash, zsh and fish into a directory.
+
+    python tools/manual.py DIRECTORY
+
+guestapi(1) is made of the command's own help, guestapi.toml(5) of docs/configuration.md, and guestapi(7) of the other
+documents in docs/ that `GUIDE` names, so that a page cannot say anything else than they do. Needs the interpreter of an
+environment in which guestapi is installed, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+import guestapi
+from guestapi.cli.main import main as command
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+DOCS = CHECKOUT / "docs"
+
+#: The documents that guestapi(7) consists of, in this order.
+GUIDE = ("operations.md", "lxc.md", "podman.md", "nspawn.md", "incus.md", "events.md", "images.md")
+
+#: What each page says that it is.
+TITLES = {
+    "guestapi.1": "look after the instances to which the guest API is offered",
+    "guestapi.toml.5": "configuration of the guest API service",
+    "guestapi.7": "the guest API of Incus and LXD as a service of its own",
+}
+
+#: A line of a Markdown table that separates its head from its rows.
+_RULE = re.compile(r"\|[-| :]+\|")
+_INLINE = re.compile(r"`([^`]+)`|\*\*([^*]+)\*\*|\[([^\]]*)\]\(([^)]*)\)")
+
+
+def release_date() -> str:
+    """Return the date of this version as docs/changelog.md has it."""
+    found = re.search(
+        rf"^## \[{re.escape(guestapi.__version__)}\] - (\S+)", (DOCS / "changelog.md").read_text(), re.MULTILINE
+    )
+    if found is None:
+        raise SystemExit(f"docs/changelog.md has no section for version {guestapi.__version__}")
+    return found[1]
+
+
+def escape(text: str, *, code: bool = False) -> str:
+    """Return text as roff has it; in code a hyphen is the character of that name, to be copied and pasted."""
+    text = text.replace("\\", "\\e")
+    return text.replace("-", "\\-") if code else text
+
+
+def guard(line: str) -> str:
+    """Return a line of text that roff does not take for a request."""
+    return f"\\&{line}" if line[:1] in (".", "'") else line
+
+
+def inline(text: str) -> str:
+    """Return a paragraph of Markdown as roff: code and strong words are bold, a link is its text and a remote URL."""
+    found, end = [], 0
+    for match in _INLINE.finditer(text):
+        found.append(escape(text[end : match.start()]))
+        literal, strong, label, target = match.groups()
+        if literal is not None:
+            found.append(f"\\fB{escape(literal, code=True)}\\fR")
+        elif strong is not None:
+            found.append(f"\\fB{inline(strong)}\\fR")
+        else:
+            remote = f" <{escape(target, code=True)}>" if target.startswith("http") else ""
+            found.append(f"{inline(label)}{remote}")
+        end = match.end()
+    found.append(escape(text[end:]))
+    return "".join(found)
+
+
+def cells(line: str) -> list[str]:
+    """Return the cells of a row of a Markdown table."""
+    return [cell.replace("\\|", "|").strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+
+
+def table(lines: Sequence[str]) -> Iterator[str]:
+    """Yield a Markdown table as a list: the first cell of a row is the term, the others are said of it."""
+    head = cells(lines[0])
+    for line in lines[2:]:
+        term, *others = cells(line)
+        yield ".TP"
+        yield guard(inline(term)) or "\\&"
+        said = [f"{inline(name)}: {inline(cell)}" for name, cell in zip(head[1:], others, strict=False) if cell]
+        if len(head) == 2:
+            said = [inline(cell) for cell in others]
+        yield "\n.br\n".join(map(guard, said)) or "\\&"
+
+
+def markdown(text: str) -> Iterator[str]:
+    """Yield a document as the lines of a manual page; its title becomes a section, its sections subsections."""
+    lines = [*text.splitlines(), ""]
+    at = 0
+    while at < len(lines):
+        line = lines[at]
+        if line.startswith("```"):
+            end = next(number for number in range(at + 1, len(lines)) if lines[number].startswith("```"))
+            yield from (".PP", ".RS 4", ".nf")
+            yield from (guard(escape(code, code=True)) for code in lines[at + 1 : end])
+            yield from (".fi", ".RE")
+            at = end + 1
+        elif line.startswith("|") and at + 1 < len(lines) and _RULE.fullmatch(lines[at + 1].strip()):
+            end = next(number for number in range(at, len(lines)) if not lines[number].startswith("|"))
+            yield from table(lines[at:end])
+            at = end
+        elif heading := re.fullmatch(r"(#+) (.*)", line):
+            yield f".SH {inline(heading[2]).upper()}" if len(heading[1]) == 1 else f".SS {inline(heading[2])}"
+            at += 1
+        elif item := re.match(r"(-|\d+\.) ", line):
+            end = next(n for n in range(at + 1, len(lines)) if not lines[n].startswith("  ") or not lines[n].strip())
+            content = " ".join([line[item.end() :], *(more.strip() for more in lines[at + 1 : end])])
+            yield from (f'.IP "{chr(92)}(bu" 2' if item[1] == "-" else f'.IP "{item[1]}" 4', guard(inline(content)))
+            at = end
+        elif line.strip():
+            end = next(n for n in range(at, len(lines)) if not lines[n].strip() or re.match(r"```|\||#+ ", lines[n]))
+            yield from (".PP", guard(inline(" ".join(part.strip() for part in lines[at:end]))))
+            at = end
+        else:
+            at += 1
+
+
+def commands(each: click.Command, context: click.Context) -> Iterator[str]:
+    """Yield the description of a command and of those below it."""
+    help_text = (each.help or each.short_help or "").replace("\b", "").strip()
+    yield f".SS {escape(' '.join([context.command_path, *each.collect_usage_pieces(context)]), code=True)}"
+    for paragraph in help_text.split("\n\n"):
+        yield from (".PP", guard(escape(" ".join(paragraph.split()))))
+    for parameter in each.get_params(context):
+        record = parameter.get_help_record(context)
+        # Every command has --help; an argument without a text stands in the title.
+        if record is not None and "--help" not in record[0] and (record[1] or parameter.param_type_name == "option"):
+            yield from (".TP", f"\\fB{escape(record[0], code=True)}\\fR", guard(escape(record[1] or "")) or "\\&")
+    if isinstance(each, click.Group):
+        for name in each.list_commands(context):
+            below = each.get_command(context, name)
+            assert below is not None, name
+            if not below.hidden:
+                yield from commands(below, click.Context(below, context, name))
+
+
+def page(name: str, body: Iterator[str]) -> str:
+    """Return a whole page.
+
+    Args:
+        name: of its file, as "guestapi.1".
+        body: its lines after NAME.
+    """
+    title, _, section = name.rpartition(".")
+    head = [
+        f'.TH {title.upper()} {section} "{release_date()}" "guestapi {guestapi.__version__}"',
+        *(".SH NAME", f"{title} \\- {TITLES[name]}"),
+        # No hyphenation, no justification: what is meant to be copied stays whole.
+        *(".nh", ".ad l"),
+    ]
+    return "\n".join([*head, *body, ""])
+
+
+def manual_of_command() -> Iterator[str]:
+    """Yield guestapi(1) after NAME."""
+    context = click.Context(command, info_name="guestapi")
+    yield from (".SH SYNOPSIS", "\\fBguestapi\\fR [OPTIONS] COMMAND [ARGS]...", ".SH COMMANDS")
+    yield from commands(command, context)
+    yield from (".SH SEE ALSO", "\\fBguestapi.toml\\fR(5), \\fBguestapi\\fR(7)")
+
+
+def manual_of_documents(names: Sequence[str], see: str) -> Iterator[str]:
+    """Yield the lines of documents in docs/, and which other pages to see."""
+    for name in names:
+        yield from markdown((DOCS / name).read_text(encoding="utf-8"))
+    yield from (".SH SEE ALSO", see)
+
+
+def write(directory: Path) -> None:
+    """Write all pages and completions into a directory, which is made."""
+    directory.mkdir(parents=True, exist_ok=True)
+    pages = {
+        "guestapi.1": manual_of_command(),
+        "guestapi.toml.5": manual_of_documents(["configuration.md"], "\\fBguestapi\\fR(1), \\fBguestapi\\fR(7)"),
+        "guestapi.7": manual_of_documents(GUIDE, "\\fBguestapi\\fR(1), \\fBguestapi.toml\\fR(5)"),
+    }
+    for name, body in pages.items():
+        (directory / name).write_text(page(name, body), encoding="utf-8")
+    for shell in ("bash", "zsh", "fish"):
+        complete = get_completion_class(shell)
+        assert complete is not None, "click knows all three"
+        source = complete(command, {}, "guestapi", "_GUESTAPI_COMPLETE").source()
+        (directory / f"guestapi.{shell}").write_text(source.strip() + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the command line, and do what it says.
+
+    Args:
+        arguments: of the command line, without the program's name; default: this process's own.
+
+    Returns:
+        the exit status.
+    """
+    parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    write(parser.parse_args(arguments).directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
