@@ -140,7 +140,11 @@ class CallerCache:
 
 
 class ResponseCache:
-    """The caches of all callers of a worker."""
+    """The caches of all callers of a worker.
+
+    Attributes:
+        size: about how many bytes of memory they take.
+    """
 
     def __init__(self, get_instance: Callable[[int], Instance | None], logged_from: int = 0) -> None:
         """Begin empty.
@@ -152,7 +156,7 @@ class ResponseCache:
         self._get_instance = get_instance
         self._logged_from = logged_from
         self._caches: OrderedDict[CallerKey, CallerCache] = OrderedDict()
-        self._size = 0
+        self.size = 0
 
     def of(self, caller: Caller, dialect: str) -> CallerCache | None:
         """Return the cache for a caller; None for one in no registered instance."""
@@ -176,7 +180,7 @@ class ResponseCache:
             return
         other = self._caches.pop(cache.key, None)
         if other is not None:
-            self._size -= other.size
+            self.size -= other.size
             if other is not cache:
                 other.clear()
         # PERF: logging takes a tenth of the time that it takes to send a cached response.
@@ -184,10 +188,10 @@ class ResponseCache:
         cache.put(request, exchange.instance, CachedResponse(logged, before, after, request))
         exchange.detach()
         self._caches[cache.key] = cache
-        self._size += cache.size
-        while self._size > CACHE_BYTES:
+        self.size += cache.size
+        while self.size > CACHE_BYTES:
             _key, oldest = self._caches.popitem(last=False)
-            self._size -= oldest.size
+            self.size -= oldest.size
             oldest.clear()
 
 

@@ -49,6 +49,30 @@ def test_each_has_so_many() -> None:
     assert held.add(1, Holding()) == TOO_MANY_CONNECTIONS
 
 
+def test_nothing_is_left_of_who_has_gone() -> None:
+    """Whoever has come and gone, refused, evicted or not, leaves nothing behind: tables grow with who is there."""
+    held, empty = (ConnectionQuota(4, 10, print) for _time in range(2))
+    for instance_id in (None, *range(1, 500)):
+        for one in enter(held, instance_id, 4 if instance_id else 3):
+            held.remove(instance_id, one)
+            held.remove(instance_id, one)
+        assert held.begin_linger(instance_id)
+        held.end_linger(instance_id)
+    assert _tables(held) == _tables(empty)
+    pending = PendingConnections(3)
+    for pid in range(500):
+        while pending.add(pid):
+            pass
+        for _time in range(3):
+            pending.remove(pid, caller(instance_id=pid))
+    assert _tables(pending) == _tables(PendingConnections(3))
+
+
+def _tables(held: object) -> dict[str, object]:
+    """What it holds. A counter of zeros equals an empty one, so dictionaries are compared."""
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(held).items()}
+
+
 def test_unknown_callers_share() -> None:
     """All callers in no known instance have one share, and over it hear what they would hear in any case: 500."""
     held, _ended = quota()

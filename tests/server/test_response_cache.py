@@ -6,7 +6,10 @@ import gc
 import weakref
 from dataclasses import replace
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guestapi.callers.identify import Caller
 from guestapi.http import response
@@ -164,14 +167,62 @@ def test_responses_that_are_not_logged(host: Host) -> None:
 
 
 def test_memory_of_all_callers(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is kept of all together is bounded; what was kept first goes first."""
-    monkeypatch.setattr(response_cache, "CACHE_BYTES", 100_000)
+    """As many responses are kept as there is room for; of whom nothing was kept for longest goes first."""
     guests = [caller(uid=uid) for uid in range(100)]
-    for guest in guests:
+    host.answer(guests[0])
+    each = host.cache.size
+    monkeypatch.setattr(response_cache, "CACHE_BYTES", 20 * each)
+    for guest in guests[1:20]:
         host.answer(guest)
-    kept = [guest for guest in guests if found(host, guest)]
-    assert kept == guests[-len(kept) :]
-    assert 10 < len(kept) < 100_000 / len(REQUEST)
+    assert all(found(host, guest) for guest in guests[:20])
+    # It is answered anew, and so is the last of whom something was kept.
+    host.answer(guests[0], raw=REQUEST)
+    host.answer(guests[20])
+    assert [number for number, guest in enumerate(guests) if found(host, guest)] == [0, *range(2, 21)]
+    assert host.cache.size == 20 * each
+    for guest in guests[21:]:
+        host.answer(guest)
+    assert [number for number, guest in enumerate(guests) if found(host, guest)] == [*range(80, 100)]
+
+
+def test_one_guest_does_not_fill_the_memory_of_all(host: Host) -> None:
+    """However many things a guest asks for, what is kept for another one stays."""
+    modest, greedy = caller(uid=1), caller(uid=2)
+    host.answer(modest)
+    for number in range(1 + response_cache.CACHE_BYTES // 1000):
+        host.answer(greedy, raw=request(f"/1.0/config/user.{number}"), body=b"x" * 1000)
+    assert found(host, modest) is not None
+    assert host.cache.size <= host.cache_of(modest).size + response_cache.CALLER_BYTES
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little is kept of all and of each."""
+    monkeypatch.setattr(response_cache, "CACHE_BYTES", 30_000)
+    monkeypatch.setattr(response_cache, "CALLER_BYTES", 10_000)
+
+
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 8), st.integers(0, 6000), st.sampled_from("aaaaaarc")), max_size=60
+    )
+)
+@pytest.mark.usefixtures("small")
+def test_sum_of_what_is_kept(steps: list[tuple[int, int, int, str]]) -> None:
+    """Whatever is answered to whom, restarted and changed: the size is that of all caches, and within its bounds."""
+    host = Host()
+    guests = [caller(uid=uid) for uid in range(6)]
+    for who, path, size, what in steps:
+        if what == "r":
+            guests[who] = guests[who]._replace(run=guests[who].run + 1)
+        elif what == "c":
+            assert host.says is not None
+            host.says = replace(host.says, revision=host.says.revision + 1)
+        host.answer(guests[who], raw=request(f"/{path}"), body=b"x" * size)
+        sizes = [host.cache_of(guest).size for guest in guests]
+        assert max(sizes) <= response_cache.CALLER_BYTES
+        assert sum(sizes) == host.cache.size <= response_cache.CACHE_BYTES
 
 
 def test_nothing_is_kept_alive(host: Host) -> None:
