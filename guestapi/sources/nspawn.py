@@ -1,58 +1,260 @@
-"""systemd-nspawn@.service: the unit's main process is systemd-nspawn, the container's init is below it."""
+"""Containers of systemd-nspawn, as systemd-machined knows them.
+
+Rules: machined is asked by its commands, since its files are private. Only containers that root has made and that have
+our socket's directory mounted are instances; a virtual machine's leader is no init. A container that was started with
+``--register=no`` is unknown to machined, and so to us.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import select
+import subprocess
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import inotify_simple
+from inotify_simple import INotify
 
 from guestapi.callers.namespaces import NotAnInitError, examine
-from guestapi.sources.register import Report, ReportError, pid_of
+from guestapi.errors import SourceError
+from guestapi.model import Init
+from guestapi.settings import Settings
+from guestapi.sources.doorbell import Ring
+from guestapi.sources.observed import Observed, Problem
+from guestapi.sources.places import Places
+from guestapi.sources.processes import children, is_made_by_root
+from guestapi.sources.source import Unclear
 
-#: Seconds to wait for the init to be there: the unit is "started" when nspawn says so, which is after it is.
-_PATIENCE = 1.0
+#: Where machined notes each machine. What is in there is private; that something changes is not.
+_DIRECTORY = "/run/systemd/machines"
+#: Seconds and bytes of an answer. A machine has some hundred bytes.
+_SECONDS, _BYTES = 5.0, 4 << 20
+#: hostname(7), and machined's own rule for a machine's name: what it lists is put behind a command.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+#: At the doorbell: how many processes below nspawn are looked at, and seconds until the init must be among them.
+_PROCESSES, _INIT_SECONDS = 100, 1.0
 
 
-def report(action: str, name: str, environ: Mapping[str, str]) -> Report:
-    """What the unit tells.
+class MachinedError(SourceError):
+    """machined cannot be asked, or answers something else."""
 
-    Args:
-        action: ``start`` or ``stop``.
-        name: the machine's.
-        environ: with systemd's ``MAINPID`` (systemd.exec(5)).
+
+@dataclass(frozen=True, slots=True)
+class _Machine:
+    name: str
+    leader: int
+
+
+class NspawnSource:
+    """The containers of this host's machined."""
+
+    name = "nspawn"
+
+    def __init__(self, settings: Settings) -> None:
+        """Args:
+        settings: where our own sockets are.
+        """
+        self._project = settings.hooks.project
+        self._places = Places.of(settings.listener)
+
+    def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
+        """All containers with our mount. machined knows none that does not run.
+
+        Args:
+            known: the inits that the store has, by name.
+
+        Raises:
+            SourceError: machined cannot be asked.
+        """
+        for machine in _machines():
+            found = self._describe(machine, known.get(machine.name))
+            if found is not None:
+                yield found
+
+    def observe_one(self, key: str, known: Init | None) -> Observed | Unclear | Problem | None:
+        """One container; None: it is gone, or has not our mount.
+
+        Args:
+            key: its name.
+            known: the init that the store has of it.
+        """
+        try:
+            found = next((one for one in _machines() if one.name == key), None)
+        except MachinedError as error:
+            return Unclear(key, str(error))
+        return self._describe(found, known) if found is not None else None
+
+    def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
+        """A container whose unit says that it has started (``nspawn start NAME``, with ``MAINPID``).
+
+        Raises:
+            SourceError: its init cannot be found.
+        """
+        action, name = (*ring.arguments, "", "")[:2]
+        if action != "start":
+            return None
+        main = ring.environ.get("MAINPID", "")
+        if not _NAME.fullmatch(name) or not re.fullmatch("[1-9][0-9]{0,6}", main):
+            raise MachinedError(
+                "the hook tells no name and MAINPID", "'guestapi hook nspawn' is for systemd-nspawn@.service"
+            )
+        until = time.monotonic() + _INIT_SECONDS
+        while True:
+            for pid in _below(int(main)):
+                try:
+                    init = examine(pid)
+                except NotAnInitError:
+                    continue
+                return self._describe(_Machine(name, init.pid), None)
+            if time.monotonic() > until:
+                raise MachinedError(f"no container's init is to be found below process {main}")
+            select.select([], [], [], 0.01)
+
+    def changes(self) -> Machines:
+        """The directory in which machined notes each machine.
+
+        Raises:
+            SourceError: there is no machined.
+        """
+        return Machines()
+
+    def _describe(self, machine: _Machine, known: Init | None) -> Observed | None:
+        """A container; None: it has not our mount, or is not root's."""
+        try:
+            init = examine(machine.leader)
+            # What is mounted is looked at once: later, who is root inside may have changed it.
+            if init != known and not (is_made_by_root(init.pid) and self._places.look().mounted_in(init.pid)):
+                return None
+        except (NotAnInitError, ProcessLookupError):
+            return None
+        return Observed(machine.name, self._project, machine.name, "container", None, init)
+
+
+class Machines:
+    """Changes of what machined knows. `read` never blocks."""
+
+    def __init__(self) -> None:
+        """Begin.
+
+        Raises:
+            SourceError: there is no machined.
+        """
+        self._inotify = INotify()
+        flags = inotify_simple.flags
+        try:
+            # A name that begins with a dot is a file that is just being written.
+            self._inotify.add_watch(_DIRECTORY, flags.MOVED_TO | flags.DELETE | flags.DELETE_SELF)
+        except OSError as error:
+            self._inotify.close()
+            raise MachinedError(f"{_DIRECTORY}: {error.strerror}", "is systemd-machined installed?") from None
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return int(self._inotify.fileno())
+
+    def close(self) -> None:
+        """End it."""
+        self._inotify.close()
+
+    def read(self) -> frozenset[str] | None:
+        """The names of machines that have come, changed or gone; None: look at all.
+
+        Raises:
+            SourceError: machined's directory is gone.
+        """
+        flags = inotify_simple.flags
+        found = set()
+        for event in self._inotify.read(timeout=0):
+            if event.mask & (flags.IGNORED | flags.DELETE_SELF):
+                raise MachinedError(f"{_DIRECTORY} is gone")
+            if event.mask & flags.Q_OVERFLOW:
+                return None
+            # Links named "unit:..." lead from a unit to its machine.
+            if _NAME.fullmatch(event.name):
+                found.add(event.name)
+        return frozenset(found)
+
+
+def _machines() -> list[_Machine]:
+    """The containers that machined knows, without the host itself.
 
     Raises:
-        ReportError: the init cannot be found.
+        MachinedError: it cannot be asked.
     """
-    if action == "stop":
-        return Report(name, None)
-    main = pid_of(environ.get("MAINPID", ""))
-    if main is None:
-        raise ReportError(
-            "MAINPID is not a PID; 'guestapi hook nspawn' is for ExecStartPost= of systemd-nspawn@.service"
+    code, text = _run("machinectl", "list", "--output=json", "--no-pager", "--quiet")
+    if code != 0:
+        raise MachinedError(f"machinectl list: exit status {code}", "'systemctl status systemd-machined'")
+    try:
+        listed = json.loads(text or b"[]")
+        names = [one["machine"] for one in listed if one["class"] == "container" and _NAME.fullmatch(one["machine"])]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise MachinedError("machinectl list does not answer what systemd documents") from None
+    if not names:
+        return []
+    show = ("machinectl", "show", "--property=Name", "--property=Leader")
+    code, text = _run(*show, *names)
+    if code != 0:
+        # One of them is gone, and none behind it is shown: each for itself.
+        text = b"\n\n".join(_run(*show, name)[1] for name in names)
+    found = []
+    for block in text.decode(errors="replace").split("\n\n"):
+        told = dict(line.partition("=")[::2] for line in block.splitlines())
+        if told.get("Name") in names and re.fullmatch("[1-9][0-9]{0,6}", told.get("Leader", "")):
+            found.append(_Machine(told["Name"], int(told["Leader"])))
+    return found
+
+
+def _run(*words: str) -> tuple[int, bytes]:
+    """Exit status of a command, and what it prints.
+
+    Raises:
+        MachinedError: it cannot be run, takes too long, or prints too much.
+    """
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0"},
         )
-    until = time.monotonic() + _PATIENCE
-    while True:
-        for pid in _descendants(main):
-            try:
-                examine(pid)
-            except NotAnInitError:
-                continue
-            return Report(name, pid)
-        if time.monotonic() > until:
-            raise ReportError(f"no container's init is to be found below process {main}")
-        time.sleep(0.01)
+    except OSError as error:
+        raise MachinedError(f"{words[0]}: {error.strerror}", "is systemd-container installed?") from None
+    assert process.stdout is not None
+    until = time.monotonic() + _SECONDS
+    text = bytearray()
+    with process:
+        try:
+            while True:
+                ready, _none, _none = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
+                if not ready:
+                    raise MachinedError(f"{words[0]} {words[1]}: no whole answer in {_SECONDS:g} s")
+                part = os.read(process.stdout.fileno(), 1 << 16)
+                if not part:
+                    break
+                text += part
+                if len(text) > _BYTES:
+                    raise MachinedError(f"{words[0]} {words[1]}: the answer has more than {_BYTES >> 20} MiB")
+        except BaseException:
+            process.kill()
+            raise
+        try:
+            code = process.wait(max(0.1, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise MachinedError(f"{words[0]} {words[1]}: does not end") from None
+    return code, bytes(text)
 
 
-def _descendants(pid: int) -> list[int]:
+def _below(pid: int) -> list[int]:
     """Children of a process, then theirs; nearest first."""
     found = [pid]
     for one in found:
-        try:
-            children = Path(f"/proc/{one}/task/{one}/children").read_text().split()
-        except OSError:
-            continue
-        found += map(int, children)
-        if len(found) > 1000:
+        found += children(one)
+        if len(found) > _PROCESSES:
             break
     return found[1:]

@@ -8,7 +8,6 @@ import select
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,6 +19,7 @@ from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.podman import DOCKER, PODMAN, EngineSource
 from tests.harness.containers import BASE
 from tests.harness.engines import Docker, Engine, Podman
+from tests.harness.holding import HoldingHook
 from tests.harness.images import Image
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -296,30 +296,21 @@ def test_what_annotations_did(seen: Seen) -> None:
     assert seen.one(seen.run("web", *told)).problems == ()
 
 
-#: A hook that keeps what the runtime tells it, and lets the container wait until somebody reads the pipe.
-_HOOK = '#!/bin/sh\ncat >"$0.state.new" && mv "$0.state.new" "$0.state"\necho >"$0.pipe"\n'
-
-
 def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
     """While its hook runs, podman answers nothing; the bundle and conmon say name, init and host name all the same."""
     if not isinstance(seen.engine, Podman):
         pytest.skip("Docker has no hooks")
-    hook = seen.engine.path / "hook"
-    hook.write_text(_HOOK)
-    hook.chmod(0o755)
-    os.mkfifo(f"{hook}.pipe")
-    shipped = {"version": "1.0.0", "hook": {"path": str(hook)}, "when": {"hasBindMounts": True}}
+    hook = HoldingHook(seen.engine.path / "hook")
+    shipped = {"version": "1.0.0", "hook": {"path": str(hook.path)}, "when": {"hasBindMounts": True}}
     file = seen.engine.hooks / "test.json"
     file.write_text(json.dumps({**shipped, "stages": ["createRuntime"]}))
     done: list[str] = []
+    starting = threading.Thread(target=lambda: done.append(seen.run("web", "--hostname=inside")))
+    starting.start()
     try:
-        starting = threading.Thread(target=lambda: done.append(seen.run("web", "--hostname=inside")))
-        starting.start()
-        state = Path(f"{hook}.state")
-        with open(f"{hook}.pipe", "rb", buffering=0) as pipe:
-            # Opening it waited for the hook to open it too, when it had written the state.
-            found = seen.source().at_doorbell(Ring("podman", state=state.read_bytes()))
-            pipe.read(1)
+        with hook.held() as state:
+            # podman answers nobody now.
+            found = seen.source().at_doorbell(Ring("podman", state=state))
         starting.join(30)
     finally:
         file.unlink()

@@ -1,0 +1,153 @@
+"""crun and runc alone: bundles made by hand, state directories of the tests' own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.harness import rootfs
+from tests.harness.containers import BASE
+from tests.harness.daemon import packages
+
+#: runc wants cgroups of version 2 alone.
+_PREPARE = """
+set -e
+mount --make-rprivate /
+umount -R /sys/fs/cgroup 2>/dev/null || true
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+echo ready
+exec sleep infinity
+"""
+_MOUNTS = [
+    {"destination": "/proc", "type": "proc", "source": "proc"},
+    {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+    {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+]
+_CAPABILITIES = ["CAP_SETUID", "CAP_SETGID", "CAP_KILL"]
+
+
+class OciRuntime:
+    """crun or runc, with a state directory and a root file system of its own."""
+
+    def __init__(self, kind: str) -> None:
+        """Args:
+        kind: ``crun`` or ``runc``.
+        """
+        self.kind = kind
+        self._program = "crun" if kind == "crun" else str(packages("docker") / "usr/sbin/runc")
+
+    def __enter__(self) -> OciRuntime:
+        self.path = Path(tempfile.mkdtemp(prefix="guestapi-oci-", dir="/var/tmp"))
+        self.path.chmod(0o755)
+        self.root = self.path / "state"
+        self.rootfs = self.path / "rootfs"
+        rootfs.make(self.rootfs)
+        for path in [self.rootfs, *self.rootfs.rglob("*")]:
+            os.chown(path, BASE, BASE, follow_symlinks=False)
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", _PREPARE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == b"ready\n"
+        self._enter = ["nsenter", "-t", str(self._holder.pid), "-m"]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.root.is_dir():
+            for one in self.root.iterdir():
+                self("delete", "--force", one.name, check=False)
+        self._holder.kill()
+        self._holder.wait()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __call__(self, *words: str, check: bool = True) -> str:
+        """Run a command of the runtime."""
+        options = ["--cgroup-manager=disabled"] if self.kind == "crun" else []
+        done = subprocess.run(
+            # With --detach, the container keeps standard output.
+            [*self._enter, self._program, f"--root={self.root}", *options, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if words[0] in ("state", "list") else subprocess.DEVNULL,
+            stderr=(self.path / "log").open("ab"),
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert not check or done.returncode == 0, (self.path / "log").read_text()
+        return done.stdout or ""
+
+    def bundle(
+        self,
+        name: str,
+        mounts: Sequence[tuple[Path | str, str]],
+        *,
+        arguments: Sequence[str] = ("sleep", "1000"),
+        hook: Sequence[str] = (),
+        annotations: Mapping[str, str] | None = None,
+        pid_namespace: str | None = None,
+    ) -> Path:
+        """Make a bundle.
+
+        Args:
+            name: of its directory.
+            mounts: what is mounted from the host, and where.
+            arguments: what the container runs.
+            hook: path and arguments of a hook for createRuntime.
+            annotations: of the bundle.
+            pid_namespace: path of the one to join.
+        """
+        directory = self.path / name
+        directory.mkdir()
+        kinds = ["network", "ipc", "uts", "mount", "user"]
+        pid = {"type": "pid", **({"path": pid_namespace} if pid_namespace else {})}
+        mapping = [{"containerID": 0, "hostID": BASE, "size": 65536}]
+        document: dict[str, Any] = {
+            "ociVersion": "1.0.0",
+            "process": {
+                "user": {"uid": 0, "gid": 0},
+                "args": list(arguments),
+                "env": ["PATH=/usr/bin:/bin"],
+                "cwd": "/",
+                "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
+            },
+            "root": {"path": str(self.rootfs)},
+            "hostname": f"inside-{name}",
+            "mounts": [
+                # A PID namespace that another user namespace owns cannot be mounted.
+                *(_MOUNTS[1:] if pid_namespace else _MOUNTS),
+                *({"destination": inside, "source": str(path), "options": ["rbind"]} for path, inside in mounts),
+            ],
+            "annotations": dict(annotations or {}),
+            "hooks": {"createRuntime": [{"path": hook[0], "args": list(hook)}]} if hook else {},
+            "linux": {
+                "cgroupsPath": f"/{self.path.name}-{name}",
+                "namespaces": [pid, *({"type": one} for one in kinds)],
+                "uidMappings": mapping,
+                "gidMappings": mapping,
+            },
+        }
+        (directory / "config.json").write_text(json.dumps(document))
+        return directory
+
+    def start(self, key: str, bundle: Path) -> str:
+        """Run a container in the background; its state's directory."""
+        self("run", "--detach", f"--bundle={bundle}", key)
+        return f"{self.root}/{key}"
+
+    def pid(self, key: str) -> int:
+        """The PID of its init."""
+        return int(json.loads(self("state", key))["pid"])
+
+    def execute(self, key: str, *argv: str) -> str:
+        """Run a program inside; what it prints."""
+        words = ["nsenter", "-t", str(self.pid(key)), "-a", "--setuid", "0", "--setgid", "0", *argv]
+        return subprocess.run(words, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout

@@ -1,0 +1,224 @@
+"""crun and runc without podman or Docker: what the source sees of their containers, with the real runtimes."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guestapi.callers.namespaces import examine
+from guestapi.errors import SourceError
+from guestapi.settings import Listener, OciSettings, Settings, SourcesSettings
+from guestapi.sources.doorbell import Ring
+from guestapi.sources.observed import Observed, Problem
+from guestapi.sources.oci import Directories, OciSource
+from guestapi.sources.source import Unclear
+from tests.harness.containers import BASE
+from tests.harness.holding import HoldingHook
+from tests.harness.oci import OciRuntime
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+
+class Seen:
+    """A runtime, the source that looks at it, and a directory in which our socket is supposed to be."""
+
+    def __init__(self, runtime: OciRuntime) -> None:
+        self.runtime = runtime
+        self.place = runtime.path / "guestapi"
+        self.place.mkdir()
+        self.ours = (self.place, "/dev/incus")
+
+    def source(self, *, annotations: bool = False, roots: tuple[str, ...] = ()) -> OciSource:
+        """The source, as it is configured."""
+        oci = OciSettings(roots=roots or (str(self.runtime.root),), annotations=annotations)
+        listener = (Listener(path=str(self.place / "sock")),)
+        return OciSource(Settings(listener=listener, sources=SourcesSettings(oci=oci)))
+
+    def all(self) -> dict[str, Observed]:
+        """What is seen, by name."""
+        found = {}
+        for one in self.source().observe({}):
+            assert isinstance(one, Observed)
+            found[one.name] = one
+        return found
+
+
+@pytest.fixture(params=["crun", "runc"])
+def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
+    """Each runtime."""
+    with OciRuntime(request.param) as runtime:
+        yield Seen(runtime)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, and wait until the process is gone."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([pidfd], [], [], 10)[0]
+    finally:
+        os.close(pidfd)
+
+
+def test_whole_id(seen: Seen) -> None:
+    """Two containers whose ids begin with the same 12 characters are two instances, each with its own init."""
+    bundle = seen.runtime.bundle("b", [seen.ours, (seen.runtime.path, "/srv/data")])
+    names = ("exampleproject-db-1", "exampleproject-web-1")
+    keys = {name: seen.runtime.start(name, bundle) for name in names}
+    found = seen.all()
+    assert found.keys() == set(names)
+    for name, one in found.items():
+        assert one.key == keys[name]
+        assert one.init == examine(seen.runtime.pid(name))
+        assert one.init is not None
+        assert (one.init.root_uid, one.hostname) == (BASE, "inside-b")
+        assert one.devices == {"srv-data": {"type": "disk", "source": str(seen.runtime.path), "path": "/srv/data"}}
+    assert found[names[0]].init != found[names[1]].init
+
+
+def test_not_without_our_mount(seen: Seen) -> None:
+    """A container that has not our directory mounted is none of ours, nor is one that has another of that name."""
+    false = seen.runtime.path / "false/guestapi"
+    false.mkdir(parents=True)
+    seen.runtime.start("plain", seen.runtime.bundle("plain", []))
+    seen.runtime.start("false", seen.runtime.bundle("false-bundle", [(false, "/dev/incus")]))
+    assert seen.all() == {}
+
+
+def test_ended(seen: Seen) -> None:
+    """The runtime keeps the entry of a dead container: it is there, without an init, until it is deleted."""
+    key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
+    kill(seen.runtime.pid("web"))
+    assert seen.all()["web"].init is None
+    seen.runtime("delete", "web")
+    assert seen.all() == {}
+    assert seen.source().observe_one(key, None) is None
+
+
+def test_pid_of_another(seen: Seen) -> None:
+    """A PID that the runtime noted for an earlier process is not taken for the container's init."""
+    key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
+    file = Path(key) / ("status" if seen.runtime.kind == "crun" else "state.json")
+    document = json.loads(file.read_text())
+    started = "process-start-time" if seen.runtime.kind == "crun" else "init_process_start"
+    file.write_text(json.dumps({**document, started: document[started] - 1}))
+    assert seen.all()["web"].init is None
+
+
+def test_podmans_are_podmans(seen: Seen) -> None:
+    """A bundle where podman keeps its own is left to podman's source, whatever its annotations say."""
+    seen.runtime.bundle("x", [seen.ours], annotations={"io.container.manager": "nobody"})
+    stored = seen.runtime.path / "vfs-containers/web/userdata"
+    stored.parent.mkdir(parents=True)
+    (seen.runtime.path / "x").rename(stored)
+    seen.runtime.start("web", stored)
+    assert seen.all() == {}
+
+
+def test_shared_pid_namespace(seen: Seen) -> None:
+    """A container in another's PID namespace is no instance, and the operator hears of it."""
+    seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
+    other = seen.runtime.bundle("c", [seen.ours], pid_namespace=f"/proc/{seen.runtime.pid('web')}/ns/pid")
+    seen.runtime.start("sidecar", other)
+    found = {one.name: one for one in seen.source().observe({}) if not isinstance(one, Unclear)}
+    assert isinstance(found["web"], Observed)
+    assert isinstance(found["sidecar"], Problem)
+    assert found["sidecar"].refused
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_annotations(seen: Seen, trusted: bool) -> None:
+    """They are configuration if the operator says so, never a name, and never a switch."""
+    told = {"guestapi.name": "other", "guestapi.config.user.a": "b", "guestapi.config.security.guestapi": "false"}
+    key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours], annotations=told))
+    found = seen.source(annotations=trusted).observe_one(key, None)
+    assert isinstance(found, Observed)
+    assert (found.name, found.config) == ("web", {"user.a": "b"} if trusted else {})
+    assert len(found.problems) == trusted
+
+
+def held(seen: Seen, source: OciSource) -> Observed | Problem | None:
+    """What a source says at the doorbell of a container that waits for its hook."""
+    hook = HoldingHook(seen.runtime.path / "hook")
+    bundle = seen.runtime.bundle("b", [seen.ours], hook=[str(hook.path)])
+    starting = threading.Thread(target=lambda: seen.runtime.start("web", bundle))
+    starting.start()
+    try:
+        with hook.held() as state:
+            return source.at_doorbell(Ring("oci", state=state))
+    finally:
+        starting.join()
+
+
+def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
+    """While its hook runs, the runtime has not noted the container; its bundle says what is to be known."""
+    found = held(seen, seen.source(roots=("/nowhere", str(seen.runtime.root))))
+    assert isinstance(found, Observed)
+    assert (found.name, found.key) == ("web", f"{seen.runtime.root}/web")
+    assert found.init == examine(seen.runtime.pid("web"))
+    assert found == seen.all()["web"]
+
+
+def test_doorbell_of_another_state_directory(seen: Seen) -> None:
+    """A runtime with another --root than is configured: the operator is told which key to set."""
+    with pytest.raises(SourceError, match=r"sources\.oci\.roots"):
+        held(seen, seen.source(roots=("/nowhere",)))
+
+
+def wait(changes: Directories) -> frozenset[str] | None:
+    """The next thing that is told."""
+    while True:
+        assert select.select([changes], [], [], 10)[0]
+        found = changes.read()
+        if found is None or found:
+            return found
+
+
+def test_changes(seen: Seen) -> None:
+    """The first container brings the state directory; each is told when its state is there, and when it is deleted."""
+    changes = seen.source().changes()
+    try:
+        bundle = seen.runtime.bundle("b", [seen.ours])
+        first = seen.runtime.start("one", bundle)
+        assert wait(changes) is None
+        while select.select([changes], [], [], 0.3)[0]:
+            changes.read()
+        second = seen.runtime.start("two", bundle)
+        assert wait(changes) == frozenset({second})
+        assert isinstance(seen.source().observe_one(second, None), Observed)
+        while select.select([changes], [], [], 0.3)[0]:
+            changes.read()
+        seen.runtime("delete", "--force", "one")
+        assert first in (wait(changes) or ())
+    finally:
+        changes.close()
+
+
+def test_both_runtimes_at_once() -> None:
+    """crun and runc may each have a container of one id: two keys, of which the reconciler registers one."""
+    with OciRuntime("crun") as crun, OciRuntime("runc") as runc:
+        seen = Seen(crun)
+        keys = {runtime.start("web", runtime.bundle("b", [seen.ours])) for runtime in (crun, runc)}
+        source = seen.source(roots=(str(crun.root), str(runc.root)))
+        assert {one.key for one in source.observe({}) if isinstance(one, Observed)} == keys
+
+
+@pytest.mark.parametrize("content", ["", "{", "null", '{"pid":"x"}', "[" * 100_000])
+@pytest.mark.parametrize("file", ["status", "state.json"])
+def test_garbage_in_a_state_directory(tmp_path: Path, file: str, content: str) -> None:
+    """A known container whose state cannot be read is unclear, so the store keeps what it has; others are nothing."""
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / file).write_text(content)
+    oci = OciSettings(roots=(str(tmp_path),))
+    source = OciSource(Settings(sources=SourcesSettings(oci=oci)))
+    assert list(source.observe({})) == []
+    (found,) = source.observe({f"{tmp_path}/web": None})
+    assert isinstance(found, Unclear)
+    assert found.reason.isprintable()
