@@ -30,6 +30,13 @@ _FILE_BYTES = 16 << 20
 _ID_BYTES = 255
 #: How far above an init its conmon can be: crun or runc, and one that these run in.
 _GENERATIONS = 5
+#: Below which directories runtimes mount what every container needs, and single files that podman mounts.
+_USUAL = re.compile(r"/(proc|sys|dev/(console|mqueue|pts|shm|init))(/.*)?|/run/podman-init")
+#: What podman keeps of a container, or of its pod: /etc/hosts and the like, which are mounted in it.
+_KEPT = re.compile(r"-containers/[0-9a-f]{64}/userdata/")
+#: Where podman keeps a volume. One that an image declares has 64 hexadecimal digits for a name.
+_VOLUME = re.compile(r"/volumes/([^/]+)/_data\Z")
+_ANONYMOUS = re.compile("[0-9a-f]{64}")
 #: Where podman and CRI-O have a container's bundle (containers/storage): DRIVER-containers/ID/userdata.
 _STORED = re.compile(r"-containers/([^/]+)/userdata/?\Z")
 
@@ -242,6 +249,24 @@ def configuration(annotations: Mapping[str, str]) -> tuple[dict[str, str], tuple
     if not switches:
         return found, ()
     return found, (f"annotation {CONFIG_PREFIX}{switches[0][:80]} is not used: no annotation sets {_SWITCHES}*",)
+
+
+def podman_disks(mounts: Iterable[Bind]) -> list[Device]:
+    """What the operator has mounted, of all that podman mounts in a container, as its API will tell it."""
+    found = []
+    for mount in mounts:
+        volume = _VOLUME.search(mount.source)
+        if _USUAL.fullmatch(mount.path) or _KEPT.search(mount.source):
+            continue
+        if volume is None or not _ANONYMOUS.fullmatch(volume[1]):
+            found.append(disk(volume[1] if volume else mount.source, mount.path, readonly=mount.readonly))
+    return found
+
+
+def disk(source: str, path: str, *, readonly: bool) -> Device:
+    """A disk device."""
+    device = {"type": "disk", "source": source, "path": path}
+    return {**device, "readonly": "true"} if readonly else device
 
 
 def disk_devices(disks: Iterable[Device]) -> tuple[dict[str, Device], tuple[str, ...]]:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from guestapi.model import DAEMONS, Device, Init, Instance
 from guestapi.sources.observed import Observed
 
+#: Sources whose runtimes tell devices themselves. The others' are what a process of the container has.
+_TELLING = frozenset({"podman", "docker", "oci"})
+
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -142,7 +145,7 @@ def choose_devices(
     """Which devices the source's layer has after an observation; None: those that it has.
 
     What a runtime made of a container is seen before its init runs; afterwards a hostile root inside chooses it. So
-    devices are taken once for each init, and kept.
+    devices are taken once for each init, and kept; but for runtimes that tell them, which no container can change.
 
     Args:
         source: name of the source.
@@ -153,8 +156,10 @@ def choose_devices(
     """
     if source in DAEMONS:
         return devices
-    if init is None or (known is not None and known.source == source and known.init == init):
+    if init is None:
         return None
+    if known is not None and known.source == source and known.init == init:
+        return devices if source in _TELLING else None
     if devices is None:
         return None if known is not None and known.init == init else {}
     return devices

@@ -17,7 +17,7 @@ from msgspec import Struct, field
 
 from guestapi.callers.namespaces import NotAnInitError, examine
 from guestapi.errors import SourceError
-from guestapi.model import Device, Init
+from guestapi.model import Init
 from guestapi.settings import Settings
 from guestapi.sources import bundles
 from guestapi.sources.bundles import Bind, Bundle, BundleError
@@ -179,8 +179,8 @@ class OciSource:
 
     def _describe(self, key: str, bundle: Bundle, init: Init | None) -> Observed:
         look = self._places.look()
-        disks: list[Device] = [
-            {"type": "disk", "source": one.source, "path": one.path, **({"readonly": "true"} if one.readonly else {})}
+        disks = [
+            bundles.disk(one.source, one.path, readonly=one.readonly)
             for one in bundle.mounts
             if not look.has(one.source)
         ]

@@ -7,6 +7,9 @@ nothing; it becomes configuration only if the operator says so for all images (`
 
 from __future__ import annotations
 
+import os
+import select
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -61,6 +64,67 @@ PODMAN = Runtime("podman", "podman.socket", has_annotations=True)
 DOCKER = Runtime("docker", "docker.socket", has_annotations=False)
 
 
+class Keys:
+    """Containers to look at soon: written by one thread, read by another. Readable when there are some."""
+
+    def __init__(self) -> None:
+        self._keys: deque[str] = deque()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return self._event
+
+    def append(self, key: str) -> None:
+        """Add one."""
+        self._keys.append(key)
+        os.eventfd_write(self._event, 1)
+
+    def take(self) -> set[str]:
+        """All that were added."""
+        try:
+            os.eventfd_read(self._event)
+        except BlockingIOError:
+            return set()
+        found = set()
+        while self._keys:
+            found.add(self._keys.popleft())
+        return found
+
+
+class EngineChanges:
+    """An engine's events, and the containers whose hooks have rung. `read` never blocks."""
+
+    def __init__(self, events: Events, rung: Keys) -> None:
+        """Args:
+        events: closed with this.
+        rung: not closed with this.
+        """
+        self._events, self._rung = events, rung
+        self._epoll = select.epoll()
+        for one in (events, rung):
+            self._epoll.register(one.fileno(), select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """For poll(2)."""
+        return self._epoll.fileno()
+
+    def read(self) -> frozenset[str] | None:
+        """Ids of containers to look at; None: look at all.
+
+        Raises:
+            SourceError: the event stream has ended.
+        """
+        rung = self._rung.take()
+        found = self._events.read()
+        return found | rung if found is not None else None
+
+    def close(self) -> None:
+        """End the stream."""
+        self._epoll.close()
+        self._events.close()
+
+
 class EngineSource:
     """The containers of one engine."""
 
@@ -76,6 +140,7 @@ class EngineSource:
         self._engine = Engine(chosen.socket)
         self._project = settings.hooks.project
         self._places = Places.of(settings.listener)
+        self._rung = Keys()
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
         """All containers with our mount, running or not.
@@ -111,32 +176,35 @@ class EngineSource:
     def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
         """A container whose init does not run yet, as its bundle and its conmon say; the API is not asked.
 
-        podman answers no question about a container while its hooks run. What the bundle does not tell reliably,
-        its devices, follows when the API is asked.
+        podman answers no question about a container while its hooks run. It is asked right afterwards, for what only it
+        tells: networks, and what is wrong with a container that cannot be registered.
         """
         bundle = bundles.read_state(ring.state)
-        if bundle is None or not bundle.is_stored or bundle.pid is None:
+        look = self._places.look()
+        if bundle is None or not bundle.is_stored or bundle.pid is None or not any(map(look.has, bundle.binds)):
             return None
-        if not bundle.has_own_pid_namespace or not any(map(self._places.look().has, bundle.binds)):
-            return None
+        self._rung.append(bundle.id)
         name = bundles.conmon_name(bundle.pid, bundle.id)
-        if name is None:
+        if name is None or not bundle.has_own_pid_namespace:
             return None
         try:
             init = examine(bundle.pid)
         except NotAnInitError:
             return None
+        disks = bundles.podman_disks(mount for mount in bundle.mounts if not look.has(mount.source))
+        devices, of_devices = bundles.disk_devices(disks)
         config, problems = configuration(bundle.annotations) if self._annotations else ({}, ())
         hostname = bundle.hostname if bundle.hostname != bundle.id[:_SHORT_ID] else None
-        return Observed(bundle.id, self._project, name, "container", hostname, init, config, None, problems=problems)
+        problems = (*of_devices, *problems)
+        return Observed(bundle.id, self._project, name, "container", hostname, init, config, devices, problems=problems)
 
-    def changes(self) -> Events:
-        """The engine's event stream.
+    def changes(self) -> EngineChanges:
+        """The engine's event stream, and who has rung.
 
         Raises:
             SourceError: it cannot be had.
         """
-        return self._engine.events()
+        return EngineChanges(self._engine.events(), self._rung)
 
     def _observe(self, key: str, known: Init | None, look: Look) -> Observed | Unclear | Problem | None:
         try:
@@ -249,11 +317,9 @@ class EngineSource:
 
 def _devices(container: Container, mounts: list[ContainerMount]) -> tuple[dict[str, Device], tuple[str, ...]]:
     """Mounts that the operator gave, and networks, as the engine tells them: no guest can change these."""
-    disks: list[Device] = []
-    for mount in mounts:
-        disk = {"type": "disk", "source": mount.name or mount.source, "path": mount.destination}
-        disks.append(disk if mount.rw else {**disk, "readonly": "true"})
-    devices, problems = bundles.disk_devices(disks)
+    devices, problems = bundles.disk_devices(
+        bundles.disk(mount.name or mount.source, mount.destination, readonly=not mount.rw) for mount in mounts
+    )
     networks = container.network_settings.networks or {}
     nics = {name: one for name, one in sorted(networks.items()) if one is not None and one.mac_address}
     for name, network in nics.items():

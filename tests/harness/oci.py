@@ -122,7 +122,8 @@ class OciRuntime:
             "root": {"path": str(self.rootfs)},
             "hostname": f"inside-{name}",
             "mounts": [
-                # A PID namespace that another user namespace owns cannot be mounted.
+                # The processes of a PID namespace that another user namespace owns cannot be mounted.
+                *([{"destination": "/proc", "source": "/proc", "options": ["rbind"]}] if pid_namespace else []),
                 *(_MOUNTS[1:] if pid_namespace else _MOUNTS),
                 *({"destination": inside, "source": str(path), "options": ["rbind"]} for path, inside in mounts),
             ],

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 import pytest
 
 from guestapi.callers.namespaces import examine
+from guestapi.errors import SourceError
 from guestapi.settings import DockerSettings, ListenSocket, PodmanSettings, Settings, SourcesSettings
-from guestapi.sources.docker_api import EngineError, Events
+from guestapi.sources.docker_api import EngineError
 from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
-from guestapi.sources.podman import DOCKER, PODMAN, EngineSource
+from guestapi.sources.podman import DOCKER, PODMAN, EngineChanges, EngineSource
 from tests.harness.containers import BASE
 from tests.harness.engines import Docker, Engine, Podman
 from tests.harness.holding import HoldingHook
@@ -62,6 +63,10 @@ class Seen:
     def run(self, name: str, *options: str) -> str:
         """A container with our mount; its id."""
         return self.engine.run(name, self.engine.plain, self.mount, *options)
+
+
+#: What Docker has not: hooks, annotations, containers without a cgroup.
+only_podman = pytest.mark.parametrize("seen", [Podman], indirect=True)
 
 
 @pytest.fixture(scope="module", params=[Podman, Docker])
@@ -135,10 +140,9 @@ def test_ended_unnoticed(seen: Seen) -> None:
     assert isinstance(found, Problem) or (isinstance(found, Observed) and found.init is None)
 
 
+@only_podman
 def test_without_cgroups(seen: Seen) -> None:
     """A container that is in no cgroup of its own is known by when its init was born."""
-    if not isinstance(seen.engine, Podman):
-        pytest.skip("Docker's containers always have one")
     key = seen.run("web", "--cgroups=disabled")
     assert seen.one(key).init == examine(seen.engine.pid("web"))
 
@@ -251,13 +255,13 @@ def test_events(seen: Seen) -> None:
         events.close()
 
 
-def read_all(events: Events) -> None:
+def read_all(events: EngineChanges) -> None:
     """Read until the stream ends."""
     while select.select([events], [], [], 10)[0]:
         events.read()
 
 
-def wait(events: Events) -> frozenset[str]:
+def wait(events: EngineChanges) -> frozenset[str]:
     """The next keys that the stream tells."""
     while True:
         assert select.select([events], [], [], 20)[0]
@@ -283,10 +287,9 @@ def test_engine_away(seen: Seen) -> None:
         seen.engine.start()
 
 
+@only_podman
 def test_what_annotations_did(seen: Seen) -> None:
     """A container that relies on annotations which 0.1 obeyed is named, with what to do instead."""
-    if not isinstance(seen.engine, Podman):
-        pytest.skip("guestapi 0.1 had nothing for Docker")
     told = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
     key = seen.run("mine", *told, "--annotation=guestapi.config.user.role=frontend")
     found = seen.one(key)
@@ -296,31 +299,42 @@ def test_what_annotations_did(seen: Seen) -> None:
     assert seen.one(seen.run("web", *told)).problems == ()
 
 
+@only_podman
 def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
     """While its hook runs, podman answers nothing; the bundle and conmon say name, init and host name all the same."""
-    if not isinstance(seen.engine, Podman):
-        pytest.skip("Docker has no hooks")
     hook = HoldingHook(seen.engine.path / "hook")
     shipped = {"version": "1.0.0", "hook": {"path": str(hook.path)}, "when": {"hasBindMounts": True}}
+    assert isinstance(seen.engine, Podman)
     file = seen.engine.hooks / "test.json"
     file.write_text(json.dumps({**shipped, "stages": ["createRuntime"]}))
     done: list[str] = []
-    starting = threading.Thread(target=lambda: done.append(seen.run("web", "--hostname=inside")))
+    (seen.engine.path / "data").mkdir()
+    options = ("--hostname=inside", f"--volume={seen.engine.path}/data:/srv/data:ro", "--volume=named:/srv/named")
+    starting = threading.Thread(target=lambda: done.append(seen.run("web", *options)))
+    source = seen.source()
+    changes = source.changes()
     starting.start()
     try:
         with hook.held() as state:
             # podman answers nobody now.
-            found = seen.source().at_doorbell(Ring("podman", state=state))
+            found = source.at_doorbell(Ring("podman", state=state))
+            # It is asked when it answers again.
+            assert wait(changes) == {json.loads(state)["id"]}
         starting.join(30)
     finally:
+        changes.close()
         file.unlink()
     assert isinstance(found, Observed)
+    assert found == seen.one(done[0])
     assert (found.key, found.name, found.hostname, found.config) == (done[0], "web", "inside", {})
     assert found.init == examine(seen.engine.pid("web"))
     assert found.init is not None
     assert found.init.root_uid == BASE
+    assert found.devices is not None
+    assert found.devices.keys() == {"srv-data", "srv-named"}
 
 
+@only_podman
 def test_doorbell_of_what_is_not_ours(seen: Seen) -> None:
     """The end of a container, and a bundle that is not podman's, register nothing."""
     source = seen.source()
@@ -329,8 +343,9 @@ def test_doorbell_of_what_is_not_ours(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("state", [b"", b"{", b"null", b'{"id":7}', b'{"id":"a/b"}', b'{"id":"a"}', b"[" * 100_000])
+@only_podman
 def test_doorbell_garbage(seen: Seen, state: bytes) -> None:
     """What is no state is one sentence."""
-    with pytest.raises(Exception, match=r"hook|id of a container|config\.json|OCI") as caught:
+    with pytest.raises(SourceError, match=r"hook|id of a container|config\.json|OCI") as caught:
         seen.source().at_doorbell(Ring("podman", state=state))
     assert str(caught.value).isprintable()
