@@ -15,7 +15,8 @@ import systemd.journal
 from guestapi.cli.common import Operator
 from guestapi.errors import GuestapiError
 from guestapi.settings import SettingsError
-from guestapi.sources import nspawn, oci
+from guestapi.sources import nspawn_hooked as nspawn
+from guestapi.sources import oci_hooked as oci
 from guestapi.sources.lxc import hooked as lxc
 from guestapi.sources.register import Report, register
 

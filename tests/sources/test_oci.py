@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestapi.cli.main import main
-from guestapi.sources.oci import report
+from guestapi.sources.oci_hooked import report
 from guestapi.sources.register import Report, ReportError
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND
