@@ -30,7 +30,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
     ],
 )
 def test_quote(text: str, quoted: str) -> None:
-    """Text is quoted as Go's %q does: short escapes, \\x below 0x80, \\u, \\U; what is printable stays."""
+    r"""Text is quoted as by Go's %q: short escapes, \x below 0x80, \u and \U; printable text stays as it is."""
     assert quote(text) == quoted
 
 

@@ -222,6 +222,24 @@ def test_shipped_gunicorn_file_is_accepted() -> None:
     assert found["graceful_timeout"] < found["timeout"]
 
 
+def test_gunicorn_file_of_0_1_is_accepted(tmp_path: Path) -> None:
+    """The gunicorn.conf.py of 0.1 needs no change: it imports nothing of guestapi, and its settings are still known."""
+    file = tmp_path / "gunicorn.conf.py"
+    file.write_text(
+        "workers = 2\nworker_connections = 10000\ntimeout = 10\ngraceful_timeout = 4\n"
+        "max_requests = 0\nmax_requests_jitter = 0\naccesslog = None\n"
+    )
+    assert gunicorn_conf.read(file) == {
+        "workers": 2,
+        "worker_connections": 10000,
+        "timeout": 10,
+        "graceful_timeout": 4,
+        "max_requests": 0,
+        "max_requests_jitter": 0,
+        "accesslog": None,
+    }
+
+
 def test_gunicorn_file_may_be_missing(tmp_path: Path) -> None:
     """Without the file nothing is set."""
     assert gunicorn_conf.read(tmp_path / "none.py") == {}

@@ -83,12 +83,14 @@ class Caller(NamedTuple):
 
 
 class Identifier:
-    """Recognises callers for one worker."""
+    """Identifies callers for one worker."""
 
     def __init__(self, registrations: Registrations, *, pidfd: bool = True) -> None:
-        """Args:
-        registrations: where instances are looked up.
-        pidfd: use SO_PEERPIDFD and the pidfd ioctl where the kernel has them; without, /proc alone is used.
+        """Identify nobody yet.
+
+        Args:
+            registrations: where instances are looked up.
+            pidfd: whether to use SO_PEERPIDFD and the pidfd ioctl where the kernel has them, or /proc alone.
         """
         self._registrations = registrations
         self._pidfd = pidfd

@@ -1,5 +1,6 @@
-"""A guest among hostile ones: asks all the time, by new and by kept connections, and prints what it saw and how long
-it took, as JSON. Runs inside a container, on the system's Python alone.
+"""A guest among hostile ones. It sends requests all the time, and prints results and times as JSON.
+
+It uses new and kept connections. It runs inside a container, with the system's Python alone.
 
 Usage: victim.py. Ends when its standard input does.
 """

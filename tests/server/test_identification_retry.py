@@ -164,9 +164,7 @@ def test_no_places() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=60), st.integers(0, 6))
 def test_places_are_shared_out(steps: list[tuple[int, bool]], most: int) -> None:
-    """Whoever comes and goes: there are no more than there may be, and a container without one is refused only if no
-    container has two.
-    """
+    """There are never more than the limit, and a container without a place is refused only if no container has two."""
     made = WaitingPlaces(most)
     taken: list[Place] = []
     for container, comes in steps:
