@@ -14,7 +14,9 @@ from guestapi.dialects import DIALECTS
 from guestapi.settings import ListenSocket
 
 #: Each is in the module of its name. Loaded when it is called: a container waits for its hook, and for what that loads.
-_MODULES = frozenset({"check", "config", "device", "events", "hook", "image", "instance", "mirror", "takeover"})
+_MODULES = frozenset(
+    {"backup", "check", "config", "device", "events", "hook", "image", "instance", "mirror", "restore", "takeover"}
+)
 
 
 class Commands(OneSentence):
