@@ -135,7 +135,7 @@ def _store(operator: Operator) -> tuple[object, str]:
     with writer.change() as change:
         fault = find_corruption(change)
     if fault is not None:
-        raise StoreError(f"{file}: {fault}; put a copy of it back")
+        raise StoreError(f"{file}: {fault}; 'guestapi restore FILE' puts a backup back")
     status, parent = file.stat(), file.parent.stat()
     shared = status.st_gid == parent.st_gid and status.st_mode & 0o060 == 0o060
     if status.st_uid != parent.st_uid and not shared:

@@ -3,7 +3,8 @@
 1. A backup is what the store held at one moment, as one file. Nobody waits for it.
 2. A restore is one transaction of the same steps that every other change takes. So guests hear of what differs,
    revisions and the change log go on growing, and no file is exchanged under a process that has it open.
-3. What is a fact of now is not restored: which instances run, how ready they are, what sources say.
+3. What is a fact of now is not restored: which instances run, how ready they are, what sources say. But an instance
+   that the store does not know any more runs if its init, the very process, still does.
 4. All or nothing: what cannot be restored is an error before anything is written.
 """
 
@@ -19,6 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from guestapi.callers.namespaces import is_alive
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Image, Instance
 from guestapi.settings import Settings
@@ -211,7 +213,11 @@ def _restore_instance(change: Change, entry: _Entry, found: Instance | None, res
     }
     if not is_seen:
         columns |= {"location": instance.location, "hostname": instance.hostname}
-    written = steps.write(change, steps.reload(change, found.id), steps.Wanted(before, after, found.init, columns))
+    init = found.init
+    if added and instance.init is not None and is_alive(instance.init):
+        # The store was lost, not the instance: the very process that was registered still runs.
+        init = instance.init
+    written = steps.write(change, steps.reload(change, found.id), steps.Wanted(before, after, init, columns))
     if written.revision != found.revision and not added:
         restored.changed.append(_label(instance))
 

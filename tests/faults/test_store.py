@@ -45,19 +45,14 @@ def c1(own: Service) -> Iterator[Container]:
 
 
 def put_back(own: Service, copy: Path) -> None:
-    """Put a copy of the store back, as docs/operations.md has it."""
-    for suffix in ("-wal", "-shm"):
-        (own.state / f"store.db{suffix}").unlink(missing_ok=True)
-    shutil.copy(copy, own.state / "store.db.new")
-    os.chown(own.state / "store.db.new", USER, USER)
-    (own.state / "store.db.new").rename(own.state / "store.db")
+    """Put a backup back, as docs/operations.md has it."""
+    own.command("restore", str(copy))
 
 
 def copy_of(own: Service) -> Path:
-    """A copy of the store, made while it is in use."""
+    """A backup of the store, made while it is in use."""
     copy = own.root / "copy.db"
-    with closing(sqlite3.connect(own.state / "store.db")) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
+    own.command("backup", "--force", str(copy))
     return copy
 
 
