@@ -89,7 +89,7 @@ def check_devices(wanted: Mapping[str, Device], *, amending: Container[str] = ()
     checked: dict[str, Device] = {}
     for name, definition in wanted.items():
         check_key(name, "device name")
-        amends = not definition.get("type") and name in amending
+        amends = "type" not in definition and name in amending
         if not definition.get("type") and not amends:
             raise InvalidNameError(f"device {name[:40]!r}: a type is needed, like nic or disk")
         checked[name] = check_options(name, definition, keep_empty=amends)

@@ -19,23 +19,25 @@ from guestapi.cli.common import Operator, has_format, print_json, printable
 from guestapi.cli.takeover import OURS
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.errors import GuestapiError
-from guestapi.model import Instance, SourceStatus
+from guestapi.model import DAEMONS, Instance, Problem, SourceStatus
 from guestapi.settings import ListenSocket
 from guestapi.store import images
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
-from guestapi.store.lookup import find_corruption, list_images, list_instances, list_sources
+from guestapi.store.lookup import find_corruption, list_images, list_instances, list_problems, list_sources
 from guestapi.store.writing import Writer
 from guestapi.systemd import is_off
 
-#: Bytes that a change may need on the disk: a value of 2 MiB and what is told of it, in the write-ahead log and then in
-#: the database; and some more.
+#: Bytes that a change may need on the disk: some values of 2 MiB and what is told of them, in the write-ahead log and
+#: then in the database.
 _ROOM = 16 << 20
 
 #: Seconds to wait for an answer of the service.
 _PATIENCE = 5.0
-#: Seconds after which a mirror that has said nothing says nothing any more; it should every ten.
+#: Seconds after which a mirror or follower that has said nothing says nothing any more; it should every ten.
 _STALE_SECONDS = 30.0
+#: So many problems of a source are shown.
+_MOST_PROBLEMS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
         if store.ok:
             yield _attempt("instances", lambda: _instances(operator))
             yield _attempt("images", lambda: _images(operator))
-            yield from _mirrors(operator)
+            yield from _sources(operator)
     yield from (one.finding for one in sockets)
 
 
@@ -135,12 +137,12 @@ def _store(operator: Operator) -> tuple[object, str]:
     with writer.change() as change:
         fault = find_corruption(change)
     if fault is not None:
-        raise StoreError(f"{file}: {fault}; 'guestapi restore FILE' puts a backup back")
+        raise StoreError(f"{file}: {fault}", "'guestapi restore FILE' puts a backup back")
     status, parent = file.stat(), file.parent.stat()
     shared = status.st_gid == parent.st_gid and status.st_mode & 0o060 == 0o060
     if status.st_uid != parent.st_uid and not shared:
         raise StoreError(
-            f"{file}: belongs to user {status.st_uid}, its directory to {parent.st_uid}; chown --reference it"
+            f"{file}: belongs to user {status.st_uid}, its directory to {parent.st_uid}", "chown --reference it"
         )
     if status.st_mode & 0o600 != 0o600:
         raise StoreError(f"{file}: mode {status.st_mode & 0o777:04o}, its owner needs 0600; chmod u+rw it")
@@ -179,30 +181,17 @@ def _images(operator: Operator) -> tuple[object, str]:
     return known, f"{len(known)} known, {size} bytes in {where}" if known else "0 known"
 
 
-def _mirrors(operator: Operator) -> Iterator[Finding]:
+def _sources(operator: Operator) -> Iterator[Finding]:
     with operator.view() as store:
-        mirrors = list_sources(store)
+        statuses, problems = list_sources(store), list_problems(store)
         known = [one for one in list_instances(store) if one.source]
-    for mirror in mirrors:
-        brought = [one for one in known if one.source == mirror.name]
-        running = [one for one in brought if one.init and is_alive(one.init)]
-        yield _mirror(mirror, len(brought), len(running))
-        yield _guest_socket(DIALECTS[mirror.name], running, operator.settings.listener)
-
-
-def _mirror(mirror: SourceStatus, brought: int, running: int) -> Finding:
-    name = f"mirror {mirror.name}"
-    age = time.time() - mirror.contact
-    counts = f"{brought} instances, {running} running"
-    # Of a time to come, it was written before the clock was set back, so by nobody who is there now.
-    if not mirror.connected or not -_STALE_SECONDS < age < _STALE_SECONDS:
-        since = datetime.fromtimestamp(mirror.contact).astimezone().isoformat(" ", "seconds") if mirror.contact else ""
-        contact = f"last contact {since}, {age:.0f} s ago" if since else "no contact yet"
-        stale = f"{counts} as last known; {contact}; {mirror.fault or 'the mirror itself does not run'}"
-        unit = "guestapi-mirror" if mirror.name == "incus" else f"guestapi-mirror-{mirror.name}"
-        return Finding(name, False, f"{stale}; 'systemctl status {mirror.name} {unit}' may say more")
-    text = f"follows {mirror.socket}, {counts}; last contact {age:.0f} s ago, lag {mirror.lag:.3f} s"
-    return Finding(name, not mirror.fault, f"{text}; {mirror.fault}" if mirror.fault else text)
+    for status in statuses:
+        owned = [one for one in known if one.source == status.name]
+        running = [one for one in owned if one.init and is_alive(one.init)]
+        yield _source(status, len(owned), len(running))
+        yield from _problems([problem for problem in problems if problem.source == status.name])
+        if status.name in DAEMONS:
+            yield _guest_socket(DIALECTS[status.name], running, operator.settings.listener)
 
 
 def _is_missing(operator: Operator) -> bool:
@@ -214,6 +203,45 @@ def _is_missing(operator: Operator) -> bool:
     except OSError:
         return False
     return False
+
+
+def _source(status: SourceStatus, owned: int, running: int) -> Finding:
+    by_daemon = status.name in DAEMONS
+    what = "mirror" if by_daemon else "follower"
+    age = time.time() - status.contact
+    counts = f"{owned} instances, {running} running"
+    # Of a time to come, it was written before the clock was set back, so by nobody who is there now.
+    if not status.connected or not -_STALE_SECONDS < age < _STALE_SECONDS:
+        since = datetime.fromtimestamp(status.contact).astimezone().isoformat(" ", "seconds") if status.contact else ""
+        contact = f"last contact {since}, {age:.0f} s ago" if since else "no contact yet"
+        stale = f"{counts} as last known; {contact}; {status.fault or f'the {what} itself does not run'}"
+        if not by_daemon:
+            stale += "; containers that start meanwhile are not registered"
+        return Finding(
+            f"{what} {status.name}", False, f"{stale}; 'systemctl status {_units(status.name)}' may say more"
+        )
+    text = f"follows {status.socket or status.name}, {counts}; last contact {age:.0f} s ago, lag {status.lag:.3f} s"
+    return Finding(f"{what} {status.name}", not status.fault, f"{text}; {status.fault}" if status.fault else text)
+
+
+def _units(source: str) -> str:
+    """The units of a source, and of what it follows."""
+    if source in DAEMONS:
+        return f"{source} guestapi-mirror" if source == "incus" else f"{source} guestapi-mirror-{source}"
+    return f"guestapi-{source}"
+
+
+def _problems(problems: list[Problem]) -> Iterator[Finding]:
+    """What could not be taken over from one source: a container that is not registered is a failure."""
+    for problem in sorted(problems, key=lambda one: not one.refused)[:_MOST_PROBLEMS]:
+        text = f"{problem.name} in project {problem.project}: {problem.reason}"
+        yield Finding(
+            f"source {problem.source}", not problem.refused, f"{text}; {problem.hint}" if problem.hint else text
+        )
+    if len(problems) > _MOST_PROBLEMS:
+        more = len(problems) - _MOST_PROBLEMS
+        refused = sum(one.refused for one in problems) > _MOST_PROBLEMS
+        yield Finding(f"source {problems[0].source}", not refused, f"and {more} more, see the journal")
 
 
 def _sockets(listeners: tuple[ListenSocket, ...]) -> Iterator[SocketFinding]:

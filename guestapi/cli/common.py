@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from guestapi.callers.namespaces import is_alive
 from guestapi.errors import GuestapiError
 from guestapi.model import Device, Instance
 from guestapi.settings import Settings
+from guestapi.store.layers import LayerName
 from guestapi.store.lookup import list_instances
 from guestapi.store.view import View, view
 from guestapi.store.writing import Writer
@@ -58,12 +59,13 @@ class OneSentence(click.Group):
         try:
             return super().invoke(ctx)
         except GuestapiError as error:
-            fail(str(error))
+            fail(error.message, error.hint)
 
 
-def fail(sentence: str) -> NoReturn:
-    """Print `sentence` on stderr and exit 1."""
-    raise click.ClickException(printable(sentence).replace("\n", "\\n"))
+def fail(sentence: str, hint: str | None = None) -> NoReturn:
+    """Print `sentence` on stderr, below it `hint` if there is one, and exit 1."""
+    lines = [printable(line).replace("\n", "\\n") for line in (sentence, hint) if line]
+    raise click.ClickException("\nHint: ".join(lines))
 
 
 def _complete_instance(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -143,7 +145,9 @@ def described(instance: Instance) -> dict[str, Any]:
         "uuid": instance.uuid,
         "cloud_init_id": instance.cloud_init_id,
         "location": instance.location,
-        "mirror": instance.source,
+        "source": instance.source,
+        "key": instance.key,
+        "hostname": instance.host_name,
         "config": dict(instance.config),
         "devices": dict(instance.devices),
     }
@@ -178,15 +182,33 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def print_pairs(config: Iterable[tuple[str, str]]) -> None:
-    """Print keys and values."""
-    print_table(["KEY", "VALUE"], ((key, _shorten(value)) for key, value in config))
+def origin_name(instance: Instance, layer: LayerName) -> str:
+    """Whose a layer of an instance is, as an operator is told: ``operator``, or the name of its source."""
+    return layer if layer == "operator" else instance.source or "hook"
 
 
-def print_devices(devices: Iterable[tuple[str, Device]]) -> None:
-    """Print devices and their definitions."""
-    rows = ((name, device["type"], _options(device)) for name, device in devices)
-    print_table(["DEVICE", "TYPE", "OPTIONS"], rows)
+def print_pairs(config: Iterable[tuple[str, str]], origins: Mapping[str, str] | None = None) -> None:
+    """Print keys and values, and where they come from if `origins` says so."""
+    rows = ([key, _shorten(value)] for key, value in config)
+    _print_with_origins(["KEY", "VALUE"], rows, origins)
+
+
+def print_devices(devices: Iterable[tuple[str, Device]], origins: Mapping[str, str] | None = None) -> None:
+    """Print devices and their definitions, and where they come from if `origins` says so."""
+    rows = ([name, device["type"], _options(device)] for name, device in devices)
+    _print_with_origins(["DEVICE", "TYPE", "OPTIONS"], rows, origins)
+
+
+def _print_with_origins(columns: list[str], rows: Iterable[list[str]], origins: Mapping[str, str] | None) -> None:
+    if origins is None:
+        print_table(columns, rows)
+    else:
+        print_table([*columns, "ORIGIN"], ([*row, origins[row[0]]] for row in rows))
+
+
+def has_origin(command: F) -> F:
+    """Give a command --origin."""
+    return click.option("--origin", is_flag=True, help="Show who set it: the operator, or its source.")(command)
 
 
 def _options(device: Device) -> str:

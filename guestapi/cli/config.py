@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import click
 
-from guestapi.cli.common import Operator, fail, has_format, pairs, print_json, print_pairs, takes_instance
+from guestapi.cli.common import (
+    Operator,
+    fail,
+    has_format,
+    has_origin,
+    origin_name,
+    pairs,
+    print_json,
+    print_pairs,
+    printable,
+    takes_instance,
+)
 from guestapi.store import steps
-from guestapi.store.lookup import get_instance
+from guestapi.store.lookup import get_instance, get_layers
 
 
 @click.group()
@@ -30,9 +41,14 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
 @click.argument("key", nargs=-1, required=True)
 @click.pass_obj
 def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> None:
-    """Unset keys, all at once. Unsetting one that is not set changes nothing."""
+    """Unset keys, all at once. Unsetting one that is not set changes nothing.
+
+    What the instance's source provides under the same key counts again.
+    """
     with operator.writer.change() as change:
-        steps.configure(change, steps.get_editable(change, project, name), dict.fromkeys(key, ""))
+        instance = steps.configure(change, steps.get_editable(change, project, name), dict.fromkeys(key, ""))
+    if left := sorted(set(key) & instance.config.keys()):
+        click.echo(f"{name} still has {', '.join(map(printable, left))} from {instance.source}", err=True)
 
 
 @config.command()
@@ -54,13 +70,17 @@ def get(operator: Operator, name: str, project: str, key: str, as_json: bool) ->
 
 @config.command()
 @takes_instance
+@has_origin
 @has_format
 @click.pass_obj
-def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
+def show(operator: Operator, name: str, project: str, origin: bool, as_json: bool) -> None:
     """Print all keys and values."""
     with operator.view() as store:
-        found = dict(get_instance(store, project, name).config)
+        instance = get_instance(store, project, name)
+        layers = get_layers(store, instance)
+    found = dict(instance.config)
+    origins = {key: origin_name(instance, layers.origin(key)) for key in found}
     if as_json:
-        print_json(found)
+        print_json({key: {"value": found[key], "origin": origins[key]} for key in found} if origin else found)
     else:
-        print_pairs(found.items())
+        print_pairs(found.items(), origins if origin else None)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import click
 
-from guestapi.cli.common import Operator, fail, has_format, pairs, print_devices, print_json, takes_instance
+from guestapi.cli.common import (
+    Operator,
+    fail,
+    has_format,
+    has_origin,
+    origin_name,
+    pairs,
+    print_devices,
+    print_json,
+    takes_instance,
+)
+from guestapi.model import Device, Instance
 from guestapi.store import steps
-from guestapi.store.lookup import get_instance
+from guestapi.store.lookup import get_instance, get_layers
+from guestapi.store.transaction import Change
 
 
 @click.group()
@@ -28,9 +42,9 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
     with operator.writer.change() as change:
         instance = steps.get_editable(change, project, name)
         if device_name in instance.devices:
-            fail(f"{name} has a device {device_name!r} already; 'guestapi device set' changes it")
+            fail(f"{name} has a device {device_name!r} already", "'guestapi device set' changes it")
         given = {key: value for key, value in definition.items() if value}
-        steps.replace_devices(change, instance, {**instance.devices, device_name: {"type": kind, **given}})
+        steps.replace_devices(change, instance, {**_changeable(change, instance), device_name: {"type": kind, **given}})
 
 
 @device.command(name="set")
@@ -44,10 +58,11 @@ def set_(operator: Operator, name: str, project: str, device_name: str, option: 
     with operator.writer.change() as change:
         instance = steps.get_editable(change, project, name)
         if device_name not in instance.devices:
-            fail(f"{name} has no device {device_name!r}; 'guestapi instance show {name}' shows all")
-        merged = {**instance.devices[device_name], **wanted}
-        definition = {key: value for key, value in merged.items() if value}
-        steps.replace_devices(change, instance, {**instance.devices, device_name: definition})
+            _fail_unknown(name, device_name)
+        devices = _changeable(change, instance)
+        # Of a device that the source provides, only what is set here is kept here.
+        devices[device_name] = {**devices.get(device_name, {}), **wanted}
+        steps.replace_devices(change, instance, devices)
 
 
 @device.command()
@@ -55,25 +70,41 @@ def set_(operator: Operator, name: str, project: str, device_name: str, option: 
 @click.argument("device_name", metavar="DEVICE")
 @click.pass_obj
 def remove(operator: Operator, name: str, project: str, device_name: str) -> None:
-    """Take a device away."""
+    """Remove a device; one that the operator has changed becomes again what the instance's source provides."""
     with operator.writer.change() as change:
         instance = steps.get_editable(change, project, name)
         if device_name not in instance.devices:
-            fail(f"{name} has no device {device_name!r}; 'guestapi instance show {name}' shows all")
-        steps.replace_devices(
-            change, instance, {key: one for key, one in instance.devices.items() if key != device_name}
-        )
+            _fail_unknown(name, device_name)
+        devices = _changeable(change, instance)
+        if device_name not in devices:
+            fail(f"device {device_name!r} of {name} comes from {instance.source}", "take it away there")
+        del devices[device_name]
+        steps.replace_devices(change, instance, devices)
 
 
 @device.command(name="list")
 @takes_instance
+@has_origin
 @has_format
 @click.pass_obj
-def list_(operator: Operator, name: str, project: str, as_json: bool) -> None:
+def list_(operator: Operator, name: str, project: str, origin: bool, as_json: bool) -> None:
     """Print all devices of an instance."""
     with operator.view() as store:
-        devices = dict(get_instance(store, project, name).devices)
+        instance = get_instance(store, project, name)
+        layers = get_layers(store, instance)
+    devices = dict(instance.devices)
+    origins = {one: origin_name(instance, layers.device_origin(one)) for one in devices}
     if as_json:
-        print_json(devices)
+        documents = {one: {"definition": devices[one], "origin": origins[one]} for one in devices}
+        print_json(documents if origin else devices)
     else:
-        print_devices(devices.items())
+        print_devices(devices.items(), origins if origin else None)
+
+
+def _changeable(change: Change, instance: Instance) -> dict[str, Device]:
+    """The devices that can be changed by hand: those of the operator, or all if the instance has no source."""
+    return dict(instance.devices if instance.source is None else get_layers(change, instance).operator.devices)
+
+
+def _fail_unknown(name: str, device_name: str) -> NoReturn:
+    fail(f"{name} has no device {device_name!r}", f"'guestapi instance show {name}' shows all")

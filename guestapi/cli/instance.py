@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from guestapi.callers.namespaces import examine
+from guestapi.callers.namespaces import examine, is_alive
 from guestapi.cli.common import (
     Operator,
     described,
+    fail,
     has_format,
     pairs,
     print_devices,
@@ -57,19 +58,26 @@ def add(
 @instance.command()
 @takes_instance
 @click.option("--pid", type=click.IntRange(min=1), required=True, help="The container's init, as the host sees it.")
+@click.option("--replace", is_flag=True, help="Also if another process that is alive is registered as its init.")
 @click.pass_obj
-def start(operator: Operator, name: str, project: str, pid: int) -> None:
-    """The instance runs now; the process PID is its identity."""
+def start(operator: Operator, name: str, project: str, pid: int, replace: bool) -> None:
+    """Register a running container by the PID of its init. Starts nothing."""
     init = examine(pid)
     with operator.writer.change() as change:
-        steps.start(change, steps.get_editable(change, project, name), init)
+        instance = steps.get_editable(change, project, name)
+        if not replace and instance.init not in (None, init) and is_alive(instance.init):
+            fail(
+                f"{name} runs already: process {instance.init.pid} is its init",
+                "stop that container first; --replace registers the other process all the same",
+            )
+        steps.start(change, instance, init)
 
 
 @instance.command()
 @takes_instance
 @click.pass_obj
 def stop(operator: Operator, name: str, project: str) -> None:
-    """The instance runs no more."""
+    """Record that the instance does not run any more. Stops nothing."""
     with operator.writer.change() as change:
         steps.stop(change, get_instance(change, project, name))
 
@@ -78,7 +86,7 @@ def stop(operator: Operator, name: str, project: str) -> None:
 @takes_instance
 @click.pass_obj
 def remove(operator: Operator, name: str, project: str) -> None:
-    """Forget an instance, running or not."""
+    """Remove an instance from guestapi, running or not. The container itself stays as it is."""
     with operator.writer.change() as change:
         steps.remove(change, get_instance(change, project, name))
 
@@ -88,13 +96,13 @@ def remove(operator: Operator, name: str, project: str) -> None:
 @has_format
 @click.pass_obj
 def list_(operator: Operator, project: str | None, as_json: bool) -> None:
-    """All instances, and whether they run."""
+    """List instances, whether they run, and the source that each belongs to."""
     with operator.view() as store:
         found = list_instances(store, project)
     if as_json:
         print_json([described(one) for one in found])
         return
-    columns = ["PROJECT", "NAME", "TYPE", "STATUS", "READY", "PID"]
+    columns = ["PROJECT", "NAME", "TYPE", "STATUS", "READY", "PID", "SOURCE"]
     rows = [
         [
             one.project,
@@ -103,12 +111,10 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
             status(one),
             "Ready" if one.ready else "",
             str(one.init.pid) if one.init else "",
+            one.source or "",
         ]
         for one in found
     ]
-    if any(one.source for one in found):
-        columns.append("MIRROR")
-        rows = [[*row, one.source or ""] for row, one in zip(rows, found, strict=True)]
     print_table(columns, rows)
 
 

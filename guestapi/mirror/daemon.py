@@ -184,7 +184,7 @@ class Daemon:
         """
         server = self._get("/1.0", Server)
         if server.auth != "trusted":
-            raise DaemonError(f"{self.socket}: the daemon does not trust us; is the mirror's user in its group?")
+            raise DaemonError(f"{self.socket}: the daemon does not trust us", "add the mirror's user to its group")
         return server
 
     def instances(self) -> tuple[list[DaemonInstance], dict[tuple[str, str], str]]:

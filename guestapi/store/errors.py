@@ -56,7 +56,7 @@ def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
     # The primary result code is the low byte (sqlite.org/rescode.html).
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return StoreBusyError(f"{file}: another writer holds the store; try again")
+        return StoreBusyError(f"{file}: another writer holds the store", "try again")
     if code == sqlite3.SQLITE_CANTOPEN:
         return missing(file)
     return StoreError(f"{file}: {cause}")
@@ -64,4 +64,4 @@ def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
 
 def missing(file: Path) -> StoreError:
     """What to say of a database that is not there."""
-    return StoreError(f"{file}: missing or not readable; 'guestapi instance add' as root makes it")
+    return StoreError(f"{file}: missing or not readable", "'guestapi instance add' as root makes it")

@@ -205,7 +205,9 @@ def open_files(where: Path, image: Image) -> list[int]:
             if status.st_size != file.size:
                 raise ImageFileError(f"{path}: has {status.st_size} bytes, {file.size} were imported")
             if status.st_mtime_ns != file.mtime_ns:
-                raise ImageFileError(f"{path}: was changed after it was imported; 'guestapi image verify' reads it all")
+                raise ImageFileError(
+                    f"{path}: was changed after it was imported", "'guestapi image verify' reads it all"
+                )
     except ImageFileError:
         for descriptor in opened:
             os.close(descriptor)

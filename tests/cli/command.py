@@ -54,13 +54,14 @@ class Guestapi:
         return done.out
 
     def fails(self, *words: str, stdin: str | bytes = "") -> str:
-        """Run a command that must fail with exit 1 and nothing printed: its one sentence."""
+        """Run a command that must fail with exit 1 and nothing printed: its one sentence, and its hint if any."""
         done = self(*words, stdin=stdin)
         assert (done.code, done.out) == (1, "")
-        assert done.err.startswith("Error: ")
-        assert done.err.count("\n") == 1
-        assert done.err.strip().isprintable()
-        return done.err.removeprefix("Error: ").strip()
+        error, *hints = done.err.splitlines()
+        assert error.startswith("Error: ")
+        assert [hint.startswith("Hint: ") for hint in hints] in ([], [True])
+        assert all(line.isprintable() for line in (error, *hints))
+        return "; ".join([error.removeprefix("Error: "), *(hint.removeprefix("Hint: ") for hint in hints)])
 
     def misuse(self, *words: str) -> str:
         """Run a command that is called wrongly, exit 2: what it says, after how it is called."""

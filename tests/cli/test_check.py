@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from guestapi.model import SourceStatus
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
 from guestapi.store.statuses import record_status
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
@@ -273,3 +275,55 @@ def test_guest_socket_before_the_first_instance_runs(guestapi: Guestapi, path: s
     found = findings(guestapi)["guest socket incus"]
     assert found["ok"] is ok
     assert says in found["text"]
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "connected", "fault", "ok", "says"),
+    [
+        (3, True, "", True, "follows lxc, 1 instances, 0 running; last contact 3 s ago"),
+        (3, True, "the monitors cannot be asked", False, "the monitors cannot be asked"),
+        (31, True, "", False, "the follower itself does not run; containers that start meanwhile are not registered"),
+        (31, True, "", False, "systemctl status guestapi-lxc"),
+        (0, False, "gone", False, "gone"),
+    ],
+)
+def test_followers(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, says: str) -> None:
+    """A follower that says nothing any more is as visible as a mirror, and what that means for containers is said."""
+    with Writer(guestapi.settings, create=True).change() as change:
+        record_status(change, SourceStatus("lxc", "", connected, time.time() - seconds_ago, 0.01, fault))
+        reconcile(change, "lxc", [Observed("/var/lib/lxc web", "default", "web")])
+    found = findings(guestapi)["follower lxc"]
+    assert found["ok"] is ok
+    assert says in found["text"]
+
+
+def test_containers_that_are_not_registered(guestapi: Guestapi) -> None:
+    """Each container that is not registered is named with the reason and what to do; what is left out is named too."""
+    with Writer(guestapi.settings, create=True).change() as change:
+        for source in ("lxc", "podman"):
+            record_status(change, SourceStatus(source, "", True, time.time(), 0.01, ""))
+        reconcile(
+            change, "lxc", [Observed("/var/lib/lxc web", "default", "web", problems=("its NIC \x1b is not told",))]
+        )
+        reconcile(change, "podman", [Observed("f" * 64, "default", "web"), Observed("e" * 64, "default", "db")])
+    found = json.loads(guestapi("check", "--format", "json").out)
+    texts = {one["check"]: (one["ok"], one["text"]) for one in found if one["check"].startswith("source ")}
+    assert texts.keys() == {"source lxc", "source podman"}
+    assert texts["source lxc"] == (True, "web in project default: its NIC \x1b is not told")
+    ok, text = texts["source podman"]
+    assert not ok
+    assert "web in project default: it is not registered: the name belongs to instance 'web'" in text
+    assert "guestapi instance remove web" in text
+    out = guestapi("check").out
+    assert "its NIC \\x1b is not told" in out
+
+
+def test_many_problems_are_counted(guestapi: Guestapi) -> None:
+    """However many containers are not registered, the report stays readable, and says how many more there are."""
+    with Writer(guestapi.settings, create=True).change() as change:
+        record_status(change, SourceStatus("lxc", "", True, time.time(), 0.01, ""))
+        reconcile(change, "lxc", [Observed(f"/lxc {number}", "default", "a/b") for number in range(100)])
+    found = json.loads(guestapi("check", "--format", "json").out)
+    texts = [one["text"] for one in found if one["check"] == "source lxc"]
+    assert len(texts) == 51
+    assert texts[-1] == "and 50 more, see the journal"

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
+from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.store.processes import told
 
@@ -118,3 +121,23 @@ def test_show_as_a_table(c1: Guestapi) -> None:
     assert "12 bytes" in long
     assert not any("second" in line for line in lines)
     assert any("user.markup" in line and "[red]x[/red]" in line for line in lines)
+
+
+def test_origin(c1: Guestapi) -> None:
+    """What the operator sets wins over what the source provides, and --origin says which is which."""
+    observed = Observed("id", "default", "web", config={"user.a": "source", "user.b": "source"})
+    with Writer(c1.settings).change() as change:
+        assert reconcile(change, "podman", [observed]) == []
+    c1.good("config", "set", "web", "user.a=operator", "user.c=operator")
+    assert c1("config", "show", "web", "--origin", "--format", "json").json == {
+        "user.a": {"value": "operator", "origin": "operator"},
+        "user.b": {"value": "source", "origin": "podman"},
+        "user.c": {"value": "operator", "origin": "operator"},
+    }
+    assert c1("config", "show", "web", "--format", "json").json["user.a"] == "operator"
+    out = c1.good("config", "show", "web", "--origin")
+    assert "ORIGIN" in out
+    assert [line.split()[5] for line in out.splitlines() if "user." in line] == ["operator", "podman", "operator"]
+    done = c1("config", "unset", "web", "user.a", "user.c")
+    assert (done.code, done.err) == (0, "web still has user.a from podman\n")
+    assert c1("config", "show", "web", "--format", "json").json == {"user.a": "source", "user.b": "source"}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 
 import pytest
 
+from guestapi.model import Init
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
+from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.store.processes import told
 
@@ -106,3 +111,44 @@ def test_list_as_a_table(c1: Guestapi) -> None:
     (line,) = [line for line in c1.good("device", "list", "c1").splitlines() if "root" in line]
     assert "disk" in line
     assert "path=/" in line
+
+
+def test_devices_of_a_source(c1: Guestapi) -> None:
+    """What is set of a source's device is kept apart: it stays whatever the source makes of the device."""
+
+    def observe(**devices: dict[str, str]) -> dict[str, dict[str, str]]:
+        with Writer(c1.settings).change() as change:
+            assert reconcile(change, "incus-like", [Observed("1", "default", "web", devices=devices)]) == []
+            assert (
+                reconcile(change, "incus-like", [Observed("1", "default", "web", init=init(), devices=devices)]) == []
+            )
+        shown: dict[str, dict[str, str]] = c1.shown("web")["devices"]
+        return shown
+
+    pids = count(100)
+
+    def init() -> Init:
+        return Init(next(pids), 1, "boot", 1)
+
+    nic = {"type": "nic", "name": "eth0", "mtu": "1500"}
+    observe(eth0=nic)
+    c1.good("device", "set", "web", "eth0", "limits.max=1Mbit", "mtu=")
+    c1.good("device", "add", "web", "gpu", "gpu")
+    assert observe(eth0={**nic, "hwaddr": "0a"}) == {
+        "eth0": {"hwaddr": "0a", "limits.max": "1Mbit", "name": "eth0", "type": "nic"},
+        "gpu": {"type": "gpu"},
+    }
+    assert {
+        name: one["origin"] for name, one in c1("device", "list", "web", "--origin", "--format", "json").json.items()
+    } == {
+        "eth0": "operator",
+        "gpu": "operator",
+    }
+    assert observe(lan0=nic) == {"gpu": {"type": "gpu"}, "lan0": nic}
+    assert "comes from incus-like" in c1.fails("device", "remove", "web", "lan0")
+    assert "incus-like" in c1.good("device", "list", "web", "--origin")
+    assert observe(eth0=nic)["eth0"] == {"limits.max": "1Mbit", "name": "eth0", "type": "nic"}
+    c1.good("device", "remove", "web", "eth0")
+    c1.good("device", "remove", "web", "gpu")
+    assert c1.shown("web")["devices"] == {"eth0": nic}
+    assert "type" in c1.fails("device", "set", "web", "eth0", "type=")

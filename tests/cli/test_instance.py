@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
+from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.containers import Container
 from tests.store.processes import told
@@ -37,7 +40,9 @@ def test_add_all_that_can_be_said(guestapi: Guestapi, tmp_path: Path) -> None:
         "uuid": IDENTITY,
         "cloud_init_id": IDENTITY,
         "location": "n1",
-        "mirror": None,
+        "source": None,
+        "key": None,
+        "hostname": "c1",
         "config": {"user.a": "b=c,d", "user.user-data": "#cloud-config\r\né, =\n"},
         "devices": {
             "eth0": {"type": "nic", "name": "eth0", "parent": "br=0"},
@@ -180,6 +185,62 @@ def container() -> Iterator[Container]:
     """A container that runs until the module's end."""
     with Container() as running:
         yield running
+
+
+@pytest.mark.root
+def test_start_over_a_living_init(c1: Guestapi) -> None:
+    """An instance that runs is not taken for another container, unless that is said; one that ended is."""
+    with Container() as second:
+        with Container() as first:
+            c1.good("instance", "start", "c1", "--pid", str(first.pid))
+            before = c1.state()
+            sentence = c1.fails("instance", "start", "c1", "--pid", str(second.pid))
+            assert f"process {first.pid} is its init" in sentence
+            assert "--replace" in sentence
+            assert c1.state() == before
+            c1.good("instance", "start", "c1", "--pid", str(second.pid), "--replace")
+            assert c1.shown("c1")["pid"] == second.pid
+            c1.good("instance", "start", "c1", "--pid", str(first.pid), "--replace")
+        c1.good("instance", "start", "c1", "--pid", str(second.pid))
+        assert c1.shown("c1")["pid"] == second.pid
+
+
+def test_source_is_shown(c1: Guestapi) -> None:
+    """list and show say which source an instance belongs to, and under which key; none: it was added by hand."""
+    observe(c1, "lxc", Observed("/var/lib/lxc web", "default", "web", hostname="web.example.org"))
+    columns, *rows = [line.split() for line in c1.good("instance", "list").splitlines() if " " in line.strip("┃│ ")]
+    assert "SOURCE" in columns
+    assert [row.count("lxc") for row in rows if "web" in row or "c1" in row] == [0, 1]
+    assert [(one["name"], one["source"], one["key"], one["hostname"]) for one in c1.state()] == [
+        ("c1", None, None, "c1"),
+        ("web", "lxc", "/var/lib/lxc web", "web.example.org"),
+    ]
+    assert "/var/lib/lxc web" in c1.good("instance", "show", "web")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["config", "set", "m1", "user.a=2"],
+        ["config", "unset", "m1", "user.a"],
+        ["device", "add", "m1", "eth1", "nic"],
+        ["device", "set", "m1", "eth0", "mtu=1"],
+        ["device", "remove", "m1", "eth0"],
+    ],
+)
+def test_instances_of_daemons_are_changed_there(c1: Guestapi, words: list[str]) -> None:
+    """What a daemon configures is refused here, and the sentence says where to change it."""
+    devices = {"eth0": {"type": "nic"}}
+    observe(c1, "incus", Observed("1", "default", "m1", config={"user.a": "1"}, devices=devices))
+    before = c1.state()
+    assert c1.fails(*words) == "instance 'm1' is mirrored from incus; change it there"
+    assert c1.state() == before
+
+
+def observe(guestapi: Guestapi, source: str, *observations: Observed) -> None:
+    """A source sees these."""
+    with Writer(guestapi.settings, create=True).change() as change:
+        assert reconcile(change, source, observations) == []
 
 
 @pytest.mark.root

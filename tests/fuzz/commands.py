@@ -79,8 +79,9 @@ def check_command(data: bytes) -> None:
     assert "Traceback" not in done.stderr, done.stderr
     if done.exit_code == 1 and done.stderr:
         assert done.stderr.startswith("Error: "), done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.strip().isprintable(), done.stderr
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("Hint: ")), done.stderr
+        assert all(line.isprintable() for line in lines), done.stderr
 
 
 def check_settings(data: bytes) -> None:
