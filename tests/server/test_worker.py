@@ -236,7 +236,7 @@ def test_guests_cannot_hold_up_a_stop() -> None:
 
 
 def test_idle_connection_has_one_more_request() -> None:
-    """A request on an idle connection while the service stops is answered, or the client learns that it was not read."""
+    """A request on an idle connection during a stop is answered, or the client learns that it was not read."""
     patient = Service(workers=1, gunicorn=PATIENT, dialects=["incus"])
     with patient as service, service.container("c1") as c1, talk(c1) as guest:
         assert guest.ask("/").status == 200
