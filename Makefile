@@ -59,6 +59,9 @@ lint: $(VENV)/ready ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
+docs: $(VENV)/ready ## write docs/commands.md and docs/modules.md, which are made of the code
+	$(VENV)/bin/python tools/reference.py
+
 format: $(VENV)/ready
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
