@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 from gevent.hub import get_hub
 
 from guestapi.model import Image, Init
 from guestapi.notifications.broker import Broker
+from guestapi.server.group_commit import GroupCommit
 from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.reading import Reader, Version
-from guestapi.store.writing import Writer
+from guestapi.store.writing import ReadyReport, Writer
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class OffloadedStore:
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer: Writer | None = None
+        self._reports = GroupCommit(self._write_reports)
         #: As `Reader.instance`. PERF: a request calls it several times.
         self.instance = self._reader.instance
         self._images = images.directory(settings)
@@ -73,13 +75,16 @@ class OffloadedStore:
         return self._reader.has_sources()
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
-        """As `Writer.set_ready`, in a thread of gevent's pool. Only the calling greenlet waits for it."""
-        return _in_thread(self._set_ready, instance_id, run, ready, init)
+        """As `Writer.set_ready`, in one transaction with what others say at the same time. Only its greenlet waits."""
+        return self._reports.submit(ReadyReport(instance_id, run, ready, init))
 
-    def _set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None) -> bool:
+    def _write_reports(self, reports: Sequence[ReadyReport]) -> list[bool]:
+        return _in_thread(self._set_all_ready, reports)
+
+    def _set_all_ready(self, reports: Sequence[ReadyReport]) -> list[bool]:
         if self._writer is None:
             self._writer = Writer(self._settings)
-        return self._writer.set_ready(instance_id, run, ready, init)
+        return self._writer.set_all_ready(reports)
 
     def image(self, fingerprint: str) -> Image | None:
         """As `Reader.image`."""

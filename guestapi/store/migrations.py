@@ -13,7 +13,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from guestapi.model import Device
 from guestapi.store.errors import StoreError
 from guestapi.store.layers import OPERATOR, SOURCE
-from guestapi.store.tables import VERSION, config, devices, instances, metadata, plain, source_problems
+from guestapi.store.tables import VERSION, config, devices, instances, metadata, notifications, plain, source_problems
 
 #: What version 2 called a container of an OCI runtime that had no other name: the first digits of its id.
 _EPHEMERAL_NAME = re.compile("[0-9a-f]{12}")
@@ -118,10 +118,11 @@ def _from_2_to_3(connection: sqlite3.Connection) -> None:
         "UPDATE instances SET source_key = uuid WHERE source IS NOT NULL",
         "ALTER TABLE mirrors RENAME TO sources",
         plain(CreateTable(source_problems)),
+        "ALTER TABLE notifications ADD COLUMN by_guest BOOLEAN DEFAULT 0 NOT NULL",
     ):
         connection.execute(statement)
-    for index in instances.indexes:
-        if index.name == "instances_by_source":
+    for index in instances.indexes | notifications.indexes:
+        if index.name in ("instances_by_source", "notifications_not_by_guest", "notifications_by_guest"):
             connection.execute(plain(CreateIndex(index)))
     by_hand = connection.execute("SELECT id, name FROM instances WHERE source IS NULL").fetchall()
     kept = [(number,) for number, name in by_hand if not _EPHEMERAL_NAME.fullmatch(name)]

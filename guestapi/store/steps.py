@@ -214,7 +214,7 @@ def set_ready(change: Change, instance_id: int, run: int, ready: bool, init: Ini
     change.rings = True
     if ready:
         event = changes.lifecycle("instance-ready", instance.project, instance.name)
-        tell(change, instance, [event], running=True)
+        tell(change, instance, [event], running=True, by_guest=True)
     return True
 
 

@@ -154,9 +154,15 @@ notifications = Table(
     Column("written", Float, nullable=False),
     Column("metadata", Text, nullable=False),
     Column("for_guest", Boolean, nullable=False),
+    # The instance itself caused it. Such entries are limited for each instance, so that none drives out another's.
+    Column("by_guest", Boolean, nullable=False, server_default=text("0")),
     sqlite_autoincrement=True,
 )
 Index("notifications_by_instance", notifications.c.instance_id, notifications.c.id)
+# What trimming asks for, without a look at the entries themselves, which may be large.
+NOT_BY_GUEST, BY_GUEST = text("by_guest = 0"), text("by_guest = 1")
+Index("notifications_not_by_guest", notifications.c.id, sqlite_where=NOT_BY_GUEST)
+Index("notifications_by_guest", notifications.c.instance_id, notifications.c.id, sqlite_where=BY_GUEST)
 
 
 def plain(statement: CreateTable | CreateIndex | Select[Any]) -> str:

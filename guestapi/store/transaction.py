@@ -11,17 +11,36 @@ from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, sel
 from guestapi.encoding import to_json
 from guestapi.model import Instance
 from guestapi.store import changes
-from guestapi.store.tables import notifications
+from guestapi.store.tables import BY_GUEST, NOT_BY_GUEST, notifications
 
 # PERF: made once. Every change needs them, and to make them takes as long as all else that it writes.
 _log = notifications.c
 _NOW: BindParameter[float] = bindparam("now")
 _BEFORE = select(_log.written).order_by(_log.id.desc()).offset(bindparam("told")).limit(1)
 _NOT_LATER = update(notifications).where(_log.written > _NOW).values(written=_NOW)
-_LATEST = select(_log.id).order_by(_log.id.desc()).limit(1).scalar_subquery()
+_LATEST = select(_log.id).order_by(_log.id.desc()).limit(1)
+# The newest entry that is too many, of those that no guest caused; and of those that one guest caused.
+_EXCESS = (
+    select(_log.id).where(NOT_BY_GUEST).order_by(_log.id.desc()).offset(bindparam("keep")).limit(1).scalar_subquery()
+)
+_OWN_EXCESS = (
+    select(_log.id)
+    .where(BY_GUEST, _log.instance_id == bindparam("instance"))
+    .order_by(_log.id.desc())
+    .offset(bindparam("keep"))
+    .limit(1)
+    .scalar_subquery()
+)
 # The log is in the order of time, so this scan ends at the first entry that is young enough.
 _YOUNG = select(_log.id).where(_log.written >= bindparam("since")).order_by(_log.id).limit(1).scalar_subquery()
-_TRIM = delete(notifications).where((_log.id <= _LATEST - bindparam("keep")) | (_log.id < _YOUNG))
+_TRIM_OLD = delete(notifications).where(_log.id < _YOUNG)
+_TRIM_EXCESS = delete(notifications).where(_log.id <= _EXCESS)
+_TRIM_OWN = delete(notifications).where(BY_GUEST, _log.instance_id == bindparam("instance"), _log.id <= _OWN_EXCESS)
+
+#: How many entries that an instance itself caused are kept of it. What it was last is what matters of them.
+KEEP_OWN_ENTRIES = 16
+#: The log may have this part more entries than are kept, so that not each change has to count them.
+_SLACK = 100
 
 
 @dataclass(slots=True)
@@ -41,7 +60,14 @@ class Change:
     rings: bool = False
 
 
-def tell(change: Change, instance: Instance, events: Iterable[changes.ChangeEvent], *, running: bool) -> None:
+def tell(
+    change: Change,
+    instance: Instance,
+    events: Iterable[changes.ChangeEvent],
+    *,
+    running: bool,
+    by_guest: bool = False,
+) -> None:
     """Write to the change log what happened to an instance.
 
     Args:
@@ -50,6 +76,7 @@ def tell(change: Change, instance: Instance, events: Iterable[changes.ChangeEven
         events: what happened, in order.
         running: the instance ran all the time. Nobody listens in one that does not, and whoever starts later reads
             the new state.
+        by_guest: the instance itself caused it.
     """
     now = time.time_ns()
     rows = [
@@ -62,19 +89,29 @@ def tell(change: Change, instance: Instance, events: Iterable[changes.ChangeEven
             "written": now / 1e9,
             "metadata": to_json(event.metadata, html=True).decode(),
             "for_guest": event.guest and running,
+            "by_guest": by_guest,
         }
         for event in events
     ]
     if rows:
         change.connection.execute(insert(notifications), rows)
         change.told += len(rows)
+        if by_guest:
+            change.connection.execute(_TRIM_OWN, {"instance": instance.id, "keep": KEEP_OWN_ENTRIES})
 
 
 def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:
-    """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`."""
+    """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`.
+
+    Entries that instances caused are not counted, since there are at most `KEEP_OWN_ENTRIES` of each instance: a
+    hundred instances that change their state all the time keep no other instance's event from being resumed.
+    """
     now = time.time()
     if (change.connection.execute(_BEFORE, {"told": change.told}).scalar() or 0) > now:
         # The clock was set back. Of what is dated later than now, nobody can say how old it is; without a date
         # that comes to pass, an entry from a wrong year would keep all that are older.
         change.connection.execute(_NOT_LATER, {_NOW.key: now})
-    change.connection.execute(_TRIM, {"keep": keep_entries, "since": now - keep_seconds})
+    change.connection.execute(_TRIM_OLD, {"since": now - keep_seconds})
+    latest = change.connection.execute(_LATEST).scalar() or 0
+    if latest % (keep_entries // _SLACK + 1) < change.told:
+        change.connection.execute(_TRIM_EXCESS, {"keep": keep_entries})

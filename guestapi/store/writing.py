@@ -6,8 +6,9 @@ A `Writer` gives `Change`s; a `Change` is one transaction. What is done in it st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from guestapi.model import Init
@@ -17,6 +18,16 @@ from guestapi.store.doorbell import ring
 from guestapi.store.engine import database_file, open_writer
 from guestapi.store.errors import explained
 from guestapi.store.transaction import Change, trim
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyReport:
+    """What a workload says of itself; attributes as the arguments of `steps.set_ready`."""
+
+    instance_id: int
+    run: int
+    ready: bool
+    init: Init | None
 
 
 class Writer:
@@ -58,5 +69,19 @@ class Writer:
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Write what the workload says of itself, in a transaction of its own; see `steps.set_ready`."""
+        return self.set_all_ready([ReadyReport(instance_id, run, ready, init)])[0]
+
+    def set_all_ready(self, reports: Sequence[ReadyReport]) -> list[bool]:
+        """Write what several workloads say of themselves, in one transaction: it costs about as much as one of them.
+
+        Args:
+            reports: in the order in which they were made.
+
+        Returns:
+            For each, whether it was recorded; see `steps.set_ready`.
+
+        Raises:
+            StoreError: none of them was recorded.
+        """
         with self.change() as change:
-            return steps.set_ready(change, instance_id, run, ready, init)
+            return [steps.set_ready(change, one.instance_id, one.run, one.ready, one.init) for one in reports]

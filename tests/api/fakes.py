@@ -27,7 +27,7 @@ INIT = Init(pid=4242, start_time=1, boot_id="00000000-0000-0000-0000-00000000000
 
 
 class StandIn(LiveInit):
-    """An init that is alive or not, as is said."""
+    """An init that is alive or not, as the test decides."""
 
     def __init__(self, *, living: bool = True) -> None:
         self.init = INIT
@@ -38,7 +38,7 @@ class StandIn(LiveInit):
         """There is nothing to close."""
 
     def alive(self) -> bool:
-        """As was said."""
+        """Return what the test decided."""
         return self.living
 
     __slots__ = ("living",)
@@ -78,7 +78,7 @@ def instance(
 
 @dataclass
 class MemoryStore:
-    """A store of one instance that keeps what it is told; `fault` is raised instead of any answer."""
+    """A store of one instance that records calls. If `fault` is set, it is raised instead."""
 
     held: Instance | None
     told: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -94,7 +94,7 @@ class MemoryStore:
         return self.held if self.held is not None and self.held.id == instance_id else None
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
-        """Keep it; refuse if the run is over."""
+        """Record it; refuse if the run is over."""
         self.told.append((instance_id, run, ready))
         return not self.over
 
@@ -123,7 +123,7 @@ class EmptyLog:
 
 @dataclass
 class Answered:
-    """What the application said."""
+    """A response of the application."""
 
     status: int
     headers: dict[str, str]

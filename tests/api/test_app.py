@@ -1,4 +1,4 @@
-"""The WSGI application called directly: which endpoints each dialect has, what they say, and how they refuse."""
+"""The WSGI application called directly: endpoints of each dialect, responses and refusals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def client(dialect: str = "incus") -> Client:
 
 
 def assert_error(answer: Answered, status: int, text: str) -> None:
-    """It is this refusal, in the one form that all have."""
+    """Check that it is this refusal, in the common form."""
     assert (answer.status, answer.body.decode()) == (status, f"{text}\n")
     assert PLAIN_ERROR.items() <= answer.headers.items()
     assert answer.headers["content-length"] == str(len(answer.body))
@@ -89,7 +89,7 @@ def test_description_of_old() -> None:
 
 @pytest.mark.parametrize("dialect", NEWER)
 def test_state_is_noted(dialect: str) -> None:
-    """PATCH notes the state for this instance in this run, and answers with an empty body of unknown type."""
+    """PATCH records the state for this instance in this run, and has an empty body of unknown type."""
     store = MemoryStore(instance())
     asking = Client(store, dialect)
     answer = asking.ask("/1.0", "PATCH", b'{"state":"Ready"}')
@@ -109,20 +109,20 @@ def test_state_is_noted(dialect: str) -> None:
     ],
 )
 def test_invalid_state(body: bytes, text: str) -> None:
-    """Any other state is refused with its name on one line, and nothing is noted."""
+    """Any other state is refused with its name on one line, and nothing is recorded."""
     store = MemoryStore(instance())
     assert_error(Client(store).ask("/1.0", "PATCH", body), 400, text)
     assert store.told == []
 
 
 def test_state_of_a_run_that_is_over() -> None:
-    """A state that comes when the run has ended just now is refused like any stranger's."""
+    """A state that comes when the run has just ended is refused like an unknown caller's."""
     answer = Client(MemoryStore(instance(), over=True)).ask("/1.0", "PATCH", b'{"state":"Ready"}')
     assert_error(answer, 500, "pid not in container?")
 
 
 def test_no_state_of_old() -> None:
-    """lxd-legacy has no PATCH: 405, and nothing is noted."""
+    """lxd-legacy has no PATCH: 405, and nothing is recorded."""
     store = MemoryStore(instance())
     answer = Client(store, "lxd-legacy").ask("/1.0", "PATCH", b'{"state":"Ready"}')
     assert_error(answer, 405, 'method "PATCH" not allowed')
@@ -171,7 +171,7 @@ def test_key_with_a_slash() -> None:
     ["security.nesting", "security.unset", "User.foo", "user", "cloud-init", "volatile.eth0.hwaddr", "%2Fuser.foo"],
 )
 def test_key_outside_the_prefixes(key: str) -> None:
-    """A key that may not be read is refused, set or not, so that nobody learns which it is."""
+    """A key that may not be read is refused, be it set or not, so that nobody learns whether it is set."""
     assert_error(client().ask(f"/1.0/config/{key}"), 403, "not authorized")
 
 
@@ -277,7 +277,7 @@ def test_unclean_path_is_redirected(path: str, query: str, location: str) -> Non
 
 
 def test_unknown_path_comes_first() -> None:
-    """There is no such path for strangers, for users who are not root and when switched off alike."""
+    """An unknown path is 404 for unknown callers, users other than root, and when the API is switched off."""
     for who, held in (
         (caller(instance_id=None), None),
         (caller(uid=0), instance()),
@@ -288,7 +288,7 @@ def test_unknown_path_comes_first() -> None:
 
 
 def test_refusals_of_the_gate() -> None:
-    """Strangers get 500, others than root 401, and 403 stands for switched off."""
+    """Unknown callers get 500, users other than root 401; 403 means switched off."""
     held = instance(CONFIG)
     assert_error(Client(MemoryStore(held), who=caller(living=False)).ask("/"), 500, "pid not in container?")
     assert_error(Client(MemoryStore(held), who=caller(uid=0)).ask("/"), 401, "Access denied for non-root user")
@@ -301,7 +301,7 @@ def test_refusals_of_the_gate() -> None:
 
 @pytest.mark.parametrize("dialect", ALL)
 def test_store_fault(dialect: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A store that cannot be read is a passing 500, never 503; what is wrong goes to the log alone."""
+    """A store that cannot be read is a temporary 500, never 503; only the log has the reason."""
     store = MemoryStore(instance(), fault=StoreError("/var/lib/guestapi/store.db: disk I/O error"))
     with caplog.at_level("ERROR"):
         answer = Client(store, dialect).ask("/1.0/config")
@@ -312,7 +312,7 @@ def test_store_fault(dialect: str, caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("dialect", ALL)
 @pytest.mark.parametrize("fault", [ValueError("SELECT secret"), KeyError("secret"), RuntimeError(), RecursionError()])
 def test_unexpected_exception(dialect: str, fault: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """A mistake of ours is `internal error` to the guest, and has its traceback in the log."""
+    """An unexpected exception is `internal error` for the guest, and has a traceback in the log."""
     with caplog.at_level("ERROR"):
         answer = Client(MemoryStore(instance(), fault=fault), dialect).ask("/1.0/config")
     assert_error(answer, 500, "internal error")

@@ -24,12 +24,12 @@ OFF = {"security.guestapi": "false", "security.devlxd": "false"}
 
 
 def holding(held: Instance | None) -> Callable[[int], Instance | None]:
-    """A store's look that finds `held` under its own id."""
+    """Return a function that finds `held` under its own id."""
     return lambda instance_id: held if held is not None and held.id == instance_id else None
 
 
 def refused(who: Caller, held: Instance | None, method: str = "GET", template: str = "/1.0/config") -> type[Refusal]:
-    """With what a request is refused, and it must be."""
+    """Return the refusal of a request, which must be refused."""
     with pytest.raises(Refusal) as refusal:
         admit(who, holding(held), INCUS, method, template)
     return type(refusal.value)
@@ -57,8 +57,8 @@ def test_number_and_run_of_another_init(other: dict[str, Any]) -> None:
     assert refused(caller(), replace(instance(), init=None)) is UnknownCaller
 
 
-def test_the_store_is_not_asked_about_strangers() -> None:
-    """A caller without an instance costs no look into the store."""
+def test_store_is_not_read_for_unknown_callers() -> None:
+    """A caller without an instance does not cause a read of the store."""
 
     def look(_instance_id: int) -> Instance | None:
         pytest.fail("looked")
@@ -74,7 +74,7 @@ def test_only_the_instances_own_root(uid: int) -> None:
 
 
 def test_order_of_refusals() -> None:
-    """Unknown comes before not root, and not root before switched off: nobody learns of more than is theirs."""
+    """Unknown is decided before not root, and not root before switched off, so no caller learns more than it may."""
     off = instance(OFF)
     assert refused(caller(uid=0, living=False), off) is UnknownCaller
     assert refused(caller(uid=0, run=2), off) is UnknownCaller
@@ -132,7 +132,7 @@ def test_each_dialect_has_its_switch(dialect: str, key: str, other: str) -> None
 
 
 def test_store_faults_pass() -> None:
-    """That the store cannot be read is not taken for an unknown caller."""
+    """A store that cannot be read does not make a caller unknown."""
 
     def look(_instance_id: int) -> Instance | None:
         raise StoreError("disk on fire")
@@ -162,7 +162,7 @@ def passes(held: Instance | None, who: Caller, method: str = "GET", resource: ob
 
 
 def test_refusals_name_their_instance() -> None:
-    """What is refused is logged with the instance that it was refused to; a stranger has none."""
+    """A refusal is logged with the caller's instance; an unknown caller has none."""
     off = instance(OFF)
     for who, refusal in ((caller(), NotAuthorized), (caller(uid=0), NotRoot), (caller(run=2), UnknownCaller)):
         environ = passes(off, who)
@@ -187,7 +187,7 @@ def test_refusals_name_their_instance() -> None:
     ],
 )
 def test_only_reads_of_resources_that_say_so_are_cacheable(method: str, resource: object, cacheable: bool) -> None:
-    """An answer may be given again if its resource says so and the request changes nothing."""
+    """A response is cacheable if its resource says so and the request changes nothing."""
     held = instance()
     environ = passes(held, caller(), method, resource)
     assert environ[INSTANCE] is held

@@ -1,4 +1,4 @@
-"""The body of a request, read from a source that gives it in whatever pieces it likes."""
+"""The body of a request, read from a source that returns it in any pieces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guestapi.http.response import CONTINUE
 
 
 class Pieces:
-    """A source that has these pieces, and then ends as a connection does that is cut or late."""
+    """A source of these pieces that then ends like a connection that is cut or late."""
 
     def __init__(self, *pieces: bytes, end: str = "the body is cut short") -> None:
         self.left = b""
@@ -40,7 +40,7 @@ class Pieces:
         return taken
 
     def send_interim(self, response: bytes) -> None:
-        """Note it."""
+        """Record it."""
         self.said.append(response)
 
     def _next(self) -> bytes:
@@ -60,7 +60,7 @@ def chunked(source: Pieces, limit: int = 1000, expects: bool = False) -> Body:
 
 
 def refused(body: Body) -> ProtocolError:
-    """How reading fails, and it must."""
+    """Return the error of reading, which must fail."""
     with pytest.raises(ProtocolError) as refusal:
         body.read()
     return refusal.value
@@ -85,7 +85,7 @@ NEXT = b"GET / HTTP/1.1\r\n"
 
 @given(CHUNKS, PLACES, st.sampled_from(list(READERS)), st.sampled_from([b"", b"X: y\r\n", b"A: b\r\nC:\r\n"]))
 def test_chunks_in_any_pieces(chunks: list[bytes], places: list[int], reader: str, trailers: bytes) -> None:
-    """However a chunked body is cut into pieces and read, the same bytes come out, and nothing behind it is taken."""
+    """However a chunked body is cut and read, the same bytes come out, and nothing behind it is consumed."""
     raw = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailers + b"\r\n" + NEXT
     source = Pieces(*cut(raw, places))
     body = chunked(source)
@@ -96,7 +96,7 @@ def test_chunks_in_any_pieces(chunks: list[bytes], places: list[int], reader: st
 
 @given(st.binary(max_size=80), PLACES, st.sampled_from(list(READERS)))
 def test_length_in_any_pieces(content: bytes, places: list[int], reader: str) -> None:
-    """A body of a known length is read to its last byte and no further, however it comes and is read."""
+    """A body of known length is read to its last byte and no further, however it is cut and read."""
     source = Pieces(*cut(content + NEXT, places))
     body = Body(source, len(content), 1000, False)
     assert READERS[reader](body) == content
@@ -105,7 +105,7 @@ def test_length_in_any_pieces(content: bytes, places: list[int], reader: str) ->
 
 
 def test_many_chunks_are_refused() -> None:
-    """A body of so many chunks that taking them apart would keep others waiting is refused."""
+    """A body of too many chunks is refused, because parsing them would delay other clients."""
     whole = chunked(Pieces(b"1\r\nx\r\n" * 255 + b"0\r\n\r\n"))
     assert whole.read() == b"x" * 255
     source = Pieces(b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n")
@@ -165,7 +165,7 @@ PARTS = [
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.sampled_from(SIZES + PARTS), max_size=12).map(b"".join) | st.binary(max_size=30))
 def test_taken_as_another_parser_takes_it(raw: bytes) -> None:
-    """Whatever is taken for a chunked body has, for h11, the same content and the same end."""
+    """A chunked body that is accepted has the same content and the same end for h11."""
     source = Pieces(raw)
     try:
         content = chunked(source).read()
@@ -210,7 +210,7 @@ def test_taken_as_another_parser_takes_it(raw: bytes) -> None:
     ids=lambda raw: repr(raw[:40]),
 )
 def test_malformed(raw: bytes) -> None:
-    """Sizes, line ends, extensions and trailers that are not as the RFC has them, or without end, are refused."""
+    """Malformed or endless sizes, line ends, extensions and trailers are refused."""
     assert refused(chunked(Pieces(raw))).status == 400
 
 
@@ -218,7 +218,7 @@ def test_malformed(raw: bytes) -> None:
     "raw", [b"5\r\nhello\r\n0\r\n\r\n", b"5;a=b\r\nhello\r\n00\r\nX: y\r\n\r\n", b"05; a\r\nhello\r\n0\r\n\r\n"]
 )
 def test_every_cut_is_noticed(raw: bytes) -> None:
-    """A body that ends early, wherever that is, is refused and never taken for a shorter one."""
+    """A body that ends early is refused, and never taken for a shorter one."""
     for end in range(len(raw)):
         assert refused(chunked(Pieces(raw[:end]))).status == 400
     assert chunked(Pieces(raw)).read() == b"hello"
@@ -226,7 +226,7 @@ def test_every_cut_is_noticed(raw: bytes) -> None:
 
 
 def test_limit() -> None:
-    """The limit counts all chunks together: so much is taken and not a byte more, and what is said to come counts."""
+    """The limit holds for all chunks together, by their announced sizes."""
     within = b"6\r\nhello \r\n4\r\nhost\r\n0\r\n\r\n"
     assert chunked(Pieces(within), limit=10).read() == b"hello host"
     assert refused(chunked(Pieces(within), limit=9)).status == 413
@@ -236,7 +236,7 @@ def test_limit() -> None:
 
 
 def test_failure_stays() -> None:
-    """Once reading has failed it fails the same way again, and the failure is kept for the server."""
+    """After a failure, reading fails again in the same way, and the server can read the failure."""
     body = chunked(Pieces(b"5\r\nhel", end="the body did not come in time"))
     assert body.failure is None
     first = refused(body)
@@ -255,7 +255,7 @@ def test_failure_is_an_oserror() -> None:
 
 @pytest.mark.parametrize("raw", [b"2\r\nhi\r\n0\r\n\r\n"])
 def test_continue_is_said_once_and_only_if_read(raw: bytes) -> None:
-    """`100 Continue` is said at the first read, once; until then the body is untouched and the client may keep it."""
+    """`100 Continue` is sent once, at the first read; until then the client may omit the body."""
     source = Pieces(raw)
     body = chunked(source, expects=True)
     assert body.untouched
@@ -267,7 +267,7 @@ def test_continue_is_said_once_and_only_if_read(raw: bytes) -> None:
 
 
 def test_nobody_is_told_to_continue_unasked() -> None:
-    """A client that did not ask hears nothing, and one whose body is empty has nothing to send."""
+    """`100 Continue` is not sent to a client that did not ask for it or has an empty body."""
     source = Pieces(b"hi")
     assert Body(source, 2, 10, False).read() == b"hi"
     assert source.said == []
@@ -276,7 +276,7 @@ def test_nobody_is_told_to_continue_unasked() -> None:
 
 
 def test_drain_leaves_the_next_request() -> None:
-    """Draining goes to the end of the body, whatever was read of it, and not beyond."""
+    """Draining reads to the end of the body and not beyond."""
     source = Pieces(b"5\r\nhello\r\n0\r\n\r\n" + NEXT)
     body = chunked(source)
     assert body.read(2) == b"he"

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as pure functions: what is taken for a request, what is refused with which status, how answers look."""
+"""Heads of requests and responses: what is accepted, what is refused with which status, how responses look."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def head(*lines: bytes, start: bytes = b"GET /1.0 HTTP/1.1") -> bytes:
 
 
 def taken(received: bytes, limits: LimitSettings = LIMITS) -> Head:
-    """The head, which must be complete and good."""
+    """Return the head, which must be complete and accepted."""
     found = parse_head(received, limits)
     assert found is not None
     return found
 
 
 def refused(received: bytes, limits: LimitSettings = LIMITS) -> int:
-    """The status that it is refused with, and it must be, in one line."""
+    """Return the status of the refusal, whose text must be one line."""
     with pytest.raises(ProtocolError) as refusal:
         parse_head(received, limits)
     assert refusal.value.text.isprintable()
@@ -100,7 +100,7 @@ def refused(received: bytes, limits: LimitSettings = LIMITS) -> int:
     ids=repr,
 )
 def test_smuggling(lines: list[bytes]) -> None:
-    """Nothing is taken that another reader could cut into other requests: lengths, encodings, folds, odd spaces."""
+    """A head that another parser could read as other requests is refused: lengths, encodings, folds, spaces."""
     assert refused(head(*lines, start=b"PATCH /1.0 HTTP/1.1")) in (400, 501)
 
 
@@ -141,13 +141,13 @@ def test_underscores_pass_for_nothing() -> None:
     ids=repr,
 )
 def test_refused(received: bytes, status: int) -> None:
-    """What is no request, or asks for what is not done here, is refused with the status that says so."""
+    """A malformed or unsupported request is refused with the proper status."""
     assert refused(received) == status
 
 
 @pytest.mark.parametrize("host", [b"x", b"_", b"1.0", b"", b"localhost:80", b"[::1]:8443", b"lxd"])
 def test_any_host(host: bytes) -> None:
-    """A Host may be any that the RFC allows, underscores and nothing at all included."""
+    """Any Host that the RFC allows is accepted, also an empty one and one with underscores."""
     assert taken(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n").environ["HTTP_HOST"] == host.decode()
 
 
@@ -165,7 +165,7 @@ def test_any_host(host: bytes) -> None:
     ],
 )
 def test_keep_alive(start: bytes, lines: list[bytes], expected: bool) -> None:
-    """HTTP/1.1 goes on unless told to close; HTTP/1.0 ends unless told to go on; close wins."""
+    """HTTP/1.1 keeps the connection unless told to close; HTTP/1.0 closes unless told to keep it; close wins."""
     assert taken(head(*lines, start=start)).keep_alive is expected
 
 
@@ -280,7 +280,7 @@ def response_head(
 
 
 def test_response_head() -> None:
-    """A head has status line, fields as given, a valid Date, and says what becomes of the connection."""
+    """A head has a status line, the given fields, a valid Date, and Connection where it is needed."""
     plain = response_head("200 OK", [("content-length", "2"), ("X-Any", "é")])
     lines = plain.decode("latin-1").split("\r\n")
     assert lines[:3] == ["HTTP/1.1 200 OK", "Content-Length: 2", "X-Any: é"]
@@ -297,7 +297,7 @@ def test_response_head() -> None:
 
 @pytest.mark.parametrize("status", sorted(STATUSES | {429, 500}))
 def test_error_response(status: int) -> None:
-    """A refusal is a whole response, one line of plain text, and the connection's last."""
+    """A refusal is a complete response of one line of text, and closes the connection."""
     raw = error_response(status, "what was wrong", retry_after=True)
     (response,) = parse(raw)
     assert (response.status, response.text) == (status, "what was wrong\n")

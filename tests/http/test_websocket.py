@@ -1,4 +1,4 @@
-"""What a client may send on a WebSocket of events, byte by byte."""
+"""What a client may send on a WebSocket of events."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_violations_end_it_with_1002(data: bytes, reason: str) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from([Opcode.PING, Opcode.PONG]), st.binary(max_size=125)), max_size=8), st.data())
-def test_any_split_is_heard_alike(frames: list[tuple[int, bytes]], data: st.DataObject) -> None:
-    """However the bytes of several frames are cut, what comes of them is the same, and little is held meanwhile."""
+def test_any_split_has_the_same_result(frames: list[tuple[int, bytes]], data: st.DataObject) -> None:
+    """However the bytes of several frames are cut, the result is the same, and little is stored."""
     stream = b"".join(client(opcode, payload) for opcode, payload in frames)
     heard = ClientFrames()
     reply, pong, position = b"", False, 0
@@ -120,7 +120,7 @@ def test_any_split_is_heard_alike(frames: list[tuple[int, bytes]], data: st.Data
 
 @given(st.lists(st.binary(min_size=1, max_size=LONGEST_FRAME), max_size=5))
 def test_no_bytes_do_harm(pieces: list[bytes]) -> None:
-    """Whatever a client sends, there is an answer, and no more than one frame is ever held."""
+    """Whatever a client sends, there is a reaction, and no more than one frame is stored."""
     heard = ClientFrames()
     for piece in pieces:
         came = heard.feed(piece)
@@ -130,5 +130,5 @@ def test_no_bytes_do_harm(pieces: list[bytes]) -> None:
 
 
 def test_close_frame() -> None:
-    """The code is really in the frame."""
+    """The frame contains the code."""
     assert close_frame(1008, "no") == b"\x88\x04\x03\xf0no"

@@ -1,4 +1,4 @@
-"""The queue, as a property: whatever happens in whatever order, a client misses nothing without being told so."""
+"""In any order of changes, kills and reconnects, a client misses nothing without a gap."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from guestapi.store.writing import Writer
 
 
 class Client:
-    """Somebody who listens, remembers the last id, and resumes after it."""
+    """A client that remembers the last id and resumes after it."""
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -67,7 +67,7 @@ class Queue(RuleBasedStateMachine):
         self.value = 0
 
     def teardown(self) -> None:
-        """Away with the store."""
+        """Remove the store."""
         self.log.close()
         self.directory.cleanup()
 
@@ -196,13 +196,13 @@ def set_key(store: Settings, value: str) -> None:
 
 
 def values(subscription: Subscription) -> list[str]:
-    """What the subscription heard since the last time."""
+    """Return the values that the subscription received since the last call."""
     lines = [event.encode(EventFormat.LINES, with_id=subscription.with_id) for event in subscription.pop()]
     return [json.loads(line)["metadata"]["value"] for line in lines]
 
 
 def test_registered_before_answered(store: Settings) -> None:
-    """What is committed after `subscribe` is heard, what was before is not, looked at or not."""
+    """A subscription receives what is committed after it was made, and nothing committed before."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     set_key(store, "before any")
     first = broker.subscribe(1, None, None, lambda: None)
@@ -215,7 +215,7 @@ def test_registered_before_answered(store: Settings) -> None:
 
 
 def test_types_are_filtered(store: Settings) -> None:
-    """A subscription hears the types that it asked for; an unknown one matches nothing."""
+    """A subscription receives the types that it asked for; an unknown type matches nothing."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=9)
     wanted = [frozenset({"device"}), frozenset({"x"}), None]
     listeners = [broker.subscribe(1, types, None, lambda: None) for types in wanted]
@@ -231,7 +231,7 @@ def test_types_are_filtered(store: Settings) -> None:
 
 
 def test_event_is_encoded_once(store: Settings) -> None:
-    """Two listeners of the same form are given the very same bytes."""
+    """Two clients of the same format get the very same bytes."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     one, two = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
     set_key(store, "x")
@@ -241,7 +241,7 @@ def test_event_is_encoded_once(store: Settings) -> None:
 
 
 def test_missed_event_is_encoded_once(store: Settings) -> None:
-    """Listeners that catch up side by side, and one that hears it live, are given the very same bytes."""
+    """Clients that resume at the same time, and one that receives the event live, get the very same bytes."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=3)
     live = broker.subscribe(1, None, 0, lambda: None)
     set_key(store, "x")
@@ -254,8 +254,8 @@ def test_missed_event_is_encoded_once(store: Settings) -> None:
         assert missed.encode(EventFormat.WEBSOCKET, with_id=True) is written
 
 
-def test_listener_that_falls_behind(store: Settings) -> None:
-    """More events than may wait mark the subscription, not the others."""
+def test_client_that_falls_behind(store: Settings) -> None:
+    """More events than may wait overrun the subscription, not the others."""
     broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=2)
     slow, quick = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
     for number in range(4):
@@ -266,8 +266,8 @@ def test_listener_that_falls_behind(store: Settings) -> None:
     assert not quick.overrun
 
 
-def test_limit_of_listeners(store: Settings) -> None:
-    """One more than an instance may have is refused, until one leaves; another instance's count for themselves."""
+def test_limit_of_subscriptions(store: Settings) -> None:
+    """A subscription beyond an instance's limit is refused until one is cancelled; each instance has its own limit."""
     broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=2)
     first = broker.subscribe(1, None, None, lambda: None)
     broker.subscribe(1, None, None, lambda: None)
@@ -280,8 +280,8 @@ def test_limit_of_listeners(store: Settings) -> None:
     assert len(broker) == 3
 
 
-def test_end_is_asked_for_at_every_other_change(store: Settings) -> None:
-    """An entry that is not for the guest makes the subscription ask if it may go on; what came before is still told."""
+def test_authorized_again_at_every_change_of_state(store: Settings) -> None:
+    """An entry that is not for the guest causes a new authorization; events before it are still delivered."""
     answers: list[int | None] = [None]
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     subscription = broker.subscribe(1, None, None, lambda: answers[0])
@@ -296,7 +296,7 @@ def test_end_is_asked_for_at_every_other_change(store: Settings) -> None:
 
 
 def test_worker_that_was_left_behind(store: Settings) -> None:
-    """A log that was trimmed beyond what a worker has read ends its streams: they would miss something unknowingly."""
+    """A log that was trimmed beyond what a worker has read ends its streams, because they would miss events."""
     short = Settings(store=store.store, events=settings.EventSettings(keep_entries=5))
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     subscription = broker.subscribe(1, None, None, lambda: None)
@@ -308,7 +308,7 @@ def test_worker_that_was_left_behind(store: Settings) -> None:
 
 
 def test_log_that_begins_anew(store: Settings) -> None:
-    """A log that is shorter than it was, in the very same file, ends the streams: their ids mean nothing in it."""
+    """A log that is shorter than it was, in the same file, ends the streams, because their ids mean nothing in it."""
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     subscription = broker.subscribe(1, None, None, lambda: None)
     set_key(store, "before")
@@ -358,8 +358,8 @@ def test_new_listeners_of_a_log_that_begins_anew(store: Settings) -> None:
     assert heard_after(broker, store, "a") == ["late"]
 
 
-def test_leaving_twice(store: Settings) -> None:
-    """The only listener of an instance may leave twice, and the place of one that has left twice is one place."""
+def test_cancelling_twice(store: Settings) -> None:
+    """A subscription can be cancelled twice, and frees one place."""
     broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=1)
     only = broker.subscribe(1, None, None, lambda: None)
     only.cancel()
@@ -373,7 +373,7 @@ def test_leaving_twice(store: Settings) -> None:
 
 
 def test_gap_of_a_foreign_id(store: Settings) -> None:
-    """An id that the log has not come to is answered by a gap, then by all that is kept."""
+    """An id that the log has not reached is answered with a gap, then with all entries of the log."""
     set_key(store, "kept")
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     subscription = broker.subscribe(1, None, 10**9, lambda: None)
@@ -427,8 +427,8 @@ def test_events_of_two_stores_are_not_taken_for_each_other(store: Settings) -> N
     assert all(b"foreign" in text for text in texts)
 
 
-def test_who_may_not_listen_any_more_without_an_entry(store: Settings) -> None:
-    """Each second those are asked whose init has ended, or of whom nobody could tell; no others."""
+def test_authorized_again_without_an_entry(store: Settings) -> None:
+    """Each second, subscriptions whose init has ended or whose authorization failed are authorized again; no others."""
     asked: list[str] = []
     living = {"a": True, "b": True}
     faulty = [False]

@@ -1,7 +1,7 @@
-"""Connections that a process inside a container makes and a test holds.
+"""Connections that a process in a container makes and a test uses.
 
-The kernel goes by who called connect(2), and the service wants that process to be alive. So a process inside connects,
-hands the sockets over (SCM_RIGHTS) and stays until the test is done with them.
+The kernel reports the process that called connect(2), and the service requires it to be alive. So a process in the
+container connects, passes the sockets to the test (SCM_RIGHTS) and stays until the test ends them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GUEST_PATH = "/dev/incus/sock"
 
 
 class Talk:
-    """A connection, and how tests speak over it."""
+    """A connection, with methods to send requests and receive responses."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.settimeout(20)
@@ -52,7 +52,7 @@ class Talk:
             time.sleep(0.001)
 
     def receive(self, count: int = 1, method: str = "GET") -> list[Response]:
-        """So many responses, whole, and not a byte more."""
+        """Receive `count` complete responses, and check that nothing follows."""
         while not complete(self._received, count, method):
             more = self.socket.recv(1 << 20)
             assert more, f"closed after {self._received!r}"
@@ -63,12 +63,12 @@ class Talk:
         return found
 
     def ask(self, path: str, *lines: str, method: str = "GET", body: bytes = b"") -> Response:
-        """One request with these header lines, and its response."""
+        """Send one request with these header lines and return its response."""
         self.send(asking(path, *lines, method=method, body=body))
         return self.receive(1, method)[0]
 
     def end(self) -> bytes:
-        """All that comes until the server closes."""
+        """Receive until the server closes the connection."""
         data, self._received = self._received, b""
         try:
             while more := self.socket.recv(1 << 20):
@@ -78,7 +78,7 @@ class Talk:
         return data
 
     def last(self, method: str = "GET") -> Response:
-        """The one response that comes before the server closes."""
+        """Receive the one response that comes before the server closes."""
         (response,) = parse(self.end(), method)
         return response
 
@@ -91,7 +91,7 @@ def asking(path: str, *lines: str, method: str = "GET", body: bytes = b"", versi
 
 @contextmanager
 def talks(container: Container, count: int, paths: Sequence[str] = ()) -> Iterator[list[Talk]]:
-    """So many connections from inside, as the container's root."""
+    """Open `count` connections from inside a container, as its root."""
     ours, theirs = socket.socketpair()
     enter = ["nsenter", "-t", str(container.pid), "-U", "-m", "-p", "--setuid", "0", "--setgid", "0"]
     with ours, theirs:
@@ -126,6 +126,6 @@ def talks(container: Container, count: int, paths: Sequence[str] = ()) -> Iterat
 
 @contextmanager
 def talk(container: Container) -> Iterator[Talk]:
-    """One connection."""
+    """Open one connection from inside a container."""
     with talks(container, 1) as (made,):
         yield made

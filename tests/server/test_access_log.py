@@ -12,28 +12,28 @@ from tests.api.fakes import instance
 
 
 class Records(logging.Handler):
-    """Keeps what is logged."""
+    """Collects log records."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[str, dict[str, str]]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep message and fields."""
+        """Store message and fields."""
         self.seen.append((record.getMessage(), record.__dict__["fields"]))
 
 
 @pytest.fixture
 def records() -> Iterator[Records]:
-    """What the requests' logger is told."""
+    """Collect what is logged about requests."""
     handler = Records()
     requests.addHandler(handler)
     yield handler
     requests.removeHandler(handler)
 
 
-def test_a_line_for_each_now_and_then(records: Records) -> None:
-    """A thousand excesses are one line; more within ten seconds are another one later; each instance has its own."""
+def test_excesses_are_logged_once_in_ten_seconds(records: Records) -> None:
+    """A thousand excesses are one line; later ones wait ten seconds for the next line; each instance has its own."""
     now = 100.0
     excesses = ExcessLog({7: instance()}.get, lambda: now)
     for _time in range(1000):

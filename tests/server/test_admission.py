@@ -13,31 +13,31 @@ from tests.api.fakes import caller
 
 @dataclass(eq=False)
 class Holding:
-    """A connection that says what it is doing, and notes that it was ended."""
+    """A connection that is idle or not, and records whether it was ended."""
 
     idle: bool = False
     ended: bool = False
 
     def abort(self) -> None:
-        """Note it."""
+        """Record it."""
         self.ended = True
 
 
 def quota(each: int = 4, most: int = 10) -> tuple[ConnectionQuota, list[int | None]]:
-    """A quota, and whose connections were ended for others."""
+    """Make a quota; return it and the list of instances whose connections are evicted."""
     ended: list[int | None] = []
     return ConnectionQuota(each, most, ended.append), ended
 
 
 def enter(held: ConnectionQuota, instance_id: int | None, count: int = 1, *, idle: bool = False) -> list[Holding]:
-    """So many connections of an instance that are let in."""
+    """Add `count` connections of an instance, which must be admitted."""
     made = [Holding(idle) for _number in range(count)]
     assert [held.add(instance_id, one) for one in made] == [None] * count
     return made
 
 
-def test_each_has_so_many() -> None:
-    """An instance has as many as it may and no more, another one has its own, and one that ends makes place."""
+def test_limit_of_each_instance() -> None:
+    """An instance gets as many connections as its limit, whatever others have, and another one when one ends."""
     held, _ended = quota()
     first, *_others = enter(held, 1, 4)
     assert held.add(1, Holding()) == TOO_MANY_CONNECTIONS
@@ -73,8 +73,8 @@ def _tables(held: object) -> dict[str, object]:
     return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(held).items()}
 
 
-def test_unknown_callers_share() -> None:
-    """All callers in no known instance have one share, and over it hear what they would hear in any case: 500."""
+def test_unknown_callers_have_one_quota() -> None:
+    """All unknown callers have one quota. Beyond it they get the answer that they get in any case: 500."""
     held, _ended = quota()
     enter(held, None, 4)
     rejection = held.add(None, Holding())
@@ -83,7 +83,7 @@ def test_unknown_callers_share() -> None:
 
 
 def test_eviction_is_at_the_cost_of_the_greediest() -> None:
-    """With no place left, whoever has fewest gets one of whoever has most: an idle one if there is, else the oldest."""
+    """In a full worker, an instance with few connections evicts one of the greediest: idle or the oldest."""
     held, ended = quota()
     greedy = enter(held, 1, 3)
     idle = enter(held, 1, idle=True)
@@ -102,8 +102,8 @@ def test_eviction_is_at_the_cost_of_the_greediest() -> None:
     assert len(ended) == 2
 
 
-def test_full_before_the_most() -> None:
-    """When descriptors are short, that is full too, whatever the number."""
+def test_full_without_descriptors() -> None:
+    """A worker that is about to run out of descriptors is full, whatever the number of connections."""
     held, ended = quota(most=1000)
     enter(held, 1, 3)
     assert held.add(2, Holding(), full=True) is None
@@ -114,7 +114,7 @@ def test_full_before_the_most() -> None:
 
 
 def test_lingering_is_bounded() -> None:
-    """Of an instance's refused connections only some are kept until their clients have seen why."""
+    """Only some of an instance's refused connections stay open until their clients have read why."""
     held, _ended = quota()
     count = 0
     while held.begin_linger(1):
@@ -127,8 +127,8 @@ def test_lingering_is_bounded() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from([None, 1, 2, 3, 4, 5]), st.booleans(), st.booleans()), max_size=80))
-def test_never_more_than_there_is(steps: list[tuple[int | None, bool, bool]]) -> None:
-    """Whoever comes and goes in whatever order: nobody has more than its share, and all together not more than all."""
+def test_limits_hold_in_any_order(steps: list[tuple[int | None, bool, bool]]) -> None:
+    """In any order of arrivals and ends, neither an instance nor the worker exceeds its limit."""
     held, _ended = quota(each=4, most=9)
     living: list[tuple[int | None, Holding]] = []
     for instance_id, comes, idle in steps:
@@ -155,7 +155,7 @@ def test_never_more_than_there_is(steps: list[tuple[int | None, bool, bool]]) ->
 
 
 def test_pending_connections_count_by_process() -> None:
-    """Of one process no more may wait than an instance may have; another one's are let in."""
+    """A process may have as many pending connections as an instance may have; another process has its own."""
     pending = PendingConnections(3)
     assert [pending.add(7) for _time in range(4)] == [True, True, True, False]
     assert pending.add(8)
@@ -171,7 +171,7 @@ def test_pending_connections_count_by_process() -> None:
 
 
 def test_unknown_process_gets_the_answer_of_unknown_callers() -> None:
-    """A process of which is known that it is in no known instance is told so; one that was not looked at is not."""
+    """A process that was identified as unknown gets the answer of unknown callers; one not yet identified gets 429."""
     pending = PendingConnections(2)
     for _time in range(3):
         pending.add(7)
@@ -186,7 +186,7 @@ def test_unknown_process_gets_the_answer_of_unknown_callers() -> None:
 
 
 def test_process_without_pending_connections_is_always_admitted() -> None:
-    """However many wait of however many processes, one of which none waits is let in."""
+    """However many connections are pending, a process that has none gets one."""
     pending = PendingConnections(300)
     for pid in range(1, 5):
         for _time in range(256):

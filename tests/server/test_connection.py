@@ -1,4 +1,4 @@
-"""Connections to the real service from a real container: what is kept open, what is cut, and who waits for whom."""
+"""Connections to the real service from a real container: keep-alive, limits, deadlines and fairness."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHORT, LENIENT = 0.6, 4.0
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Service]:
-    """A service of one worker that has little patience, and takes four connections of an instance."""
+    """A service of one worker with short deadlines and four connections for each instance."""
     limits = f"head_seconds = {SHORT}\nbody_seconds = {SHORT}\nidle_seconds = 1.5\nsend_seconds = {SHORT}\n"
     toml = f"[limits]\nconnections_per_instance = 4\n{limits}"
     with Service(workers=1, toml=toml, gunicorn="timeout = 3\n", dialects=["incus"]) as running:
@@ -41,13 +41,13 @@ def hasty() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def c2(hasty: Service) -> Iterator[Container]:
-    """A container on it, with a large value."""
+    """A container of that service, with a large value."""
     with hasty.container("c2", {"user.foo": "bar", "user.large": "é" * (1 << 20)}) as container:
         yield container
 
 
 def state(service: Service, name: str) -> bool:
-    """Whether the instance is ready, as the operator sees it; and it is not any more."""
+    """Return whether the instance is ready, and reset its state."""
     ready = service.instance(name).ready
     with service.writer.change() as change:
         instance = get_instance(change, "default", name)
@@ -56,7 +56,7 @@ def state(service: Service, name: str) -> bool:
 
 
 def test_keep_alive(c1: Container) -> None:
-    """A connection takes one request after another, refused ones too, until the client says that it was the last."""
+    """A connection serves one request after another, refused ones too, until the client says which is the last."""
     with talk(c1) as guest:
         for _time in range(3):
             assert guest.ask("/1.0/config/user.foo").text == "bar"
@@ -67,7 +67,7 @@ def test_keep_alive(c1: Container) -> None:
 
 
 def test_pipelining(c1: Container) -> None:
-    """Fifty requests sent at once, bodies among them, are answered in their order."""
+    """Fifty pipelined requests, some with bodies, are answered in order."""
     expected = []
     raw = b""
     for number in range(50):
@@ -133,7 +133,7 @@ def test_endless_head_in_pieces(c1: Container, line: bytes, most: int, status: i
 
 
 def test_expect_continue(service: Service, c1: Container) -> None:
-    """Who expects 100 Continue hears it before the body is wanted; then all goes on."""
+    """A client that expects 100 Continue gets it before the body is read; then the exchange continues."""
     expect = "Expect: 100-continue"
     with talk(c1) as guest:
         assert guest.ask("/1.0", expect, f"Content-Length: {len(READY)}", method="PATCH").status == 100
@@ -146,7 +146,7 @@ def test_expect_continue(service: Service, c1: Container) -> None:
 
 
 def test_head(c1: Container) -> None:
-    """HEAD has the length that GET has, and no body; what is pipelined behind it is read rightly."""
+    """HEAD has GET's length and no body; a request that is pipelined behind it is answered."""
     with talk(c1) as guest:
         guest.send(asking("/1.0/config/user.foo", method="HEAD") + asking("/1.0/config/user.no", method="HEAD"))
         first, second = guest.receive(2, "HEAD")
@@ -156,7 +156,7 @@ def test_head(c1: Container) -> None:
 
 
 def test_older_http(c1: Container) -> None:
-    """HTTP/1.0 is answered in HTTP/1.0: it ends after one answer, or goes on if the client wants and is told so."""
+    """HTTP/1.0 is answered with HTTP/1.0: the connection ends after one response, unless the client asks otherwise."""
     with talks(c1, 2) as (once, again):
         once.send(b"GET / HTTP/1.0\r\n\r\n")
         raw = once.end()
@@ -168,7 +168,7 @@ def test_older_http(c1: Container) -> None:
 
 
 def test_half_close(c1: Container) -> None:
-    """A client that closes its side after its requests still gets all answers, then the end."""
+    """A client that closes its side after its requests still gets all responses."""
     with talk(c1) as guest:
         guest.send(asking("/1.0/config/user.foo") * 3)
         guest.socket.shutdown(socket.SHUT_WR)
@@ -193,8 +193,8 @@ def test_early_end(c1: Container, raw: bytes) -> None:
         assert [response.status for response in parse(guest.end())] == ([400] if raw else [])
 
 
-def test_client_without_manners(service: Service, c1: Container) -> None:
-    """Clients that are gone before, while or after they are answered do no harm to the workers."""
+def test_clients_that_disconnect(service: Service, c1: Container) -> None:
+    """Clients that disconnect before, during or after a response do not harm the workers."""
     before = service.workers
     for data in (b"", b"GET", asking("/") * 500, asking("/1.0", "Content-Length: 9", method="PATCH")):
         with talks(c1, 8) as guests:
@@ -205,7 +205,7 @@ def test_client_without_manners(service: Service, c1: Container) -> None:
 
 
 def test_another_parser_reads_the_answers(c1: Container) -> None:
-    """h11 as a client finds every kind of answer well formed, and the connection good for the next."""
+    """h11 as a client accepts every kind of response, and the connection for the next request."""
     client = h11.Connection(h11.CLIENT)
     with talk(c1) as guest:
         for method, path in [
@@ -225,7 +225,7 @@ def test_another_parser_reads_the_answers(c1: Container) -> None:
 
 
 def test_large_value_to_a_slow_reader(c2: Container) -> None:
-    """Two MiB arrive whole at a client that reads in small pieces, while others are answered."""
+    """A client that reads in small pieces gets two MiB complete, while other clients are answered."""
     with talks(c2, 2) as (slow, other):
         slow.send(asking("/1.0/config/user.large") + asking("/1.0/config/user.foo"))
         data = b""
@@ -241,7 +241,7 @@ def test_large_value_to_a_slow_reader(c2: Container) -> None:
 
 
 def until_end(guest: Talk, drip: bytes = b"", every: float = 0.1) -> tuple[bytes, float]:
-    """What comes until the server closes, and after how many seconds, while a byte is sent now and then."""
+    """Send a byte from time to time; return what the server sends until it closes, and after how many seconds."""
     began = time.monotonic()
     data = b""
     guest.socket.settimeout(every)
@@ -262,7 +262,7 @@ def until_end(guest: Talk, drip: bytes = b"", every: float = 0.1) -> tuple[bytes
 
 @pytest.mark.parametrize("raw", [b"", b"GET / HTTP/1.1\r\nX: "])
 def test_head_must_come_in_time(c2: Container, raw: bytes) -> None:
-    """A head that does not come, or comes a byte now and then, has as long as one that stops: then the end."""
+    """A head that does not come, or comes byte by byte, is cut when its time is over."""
     with talks(c2, 2) as (stopping, dripping):
         for guest in (stopping, dripping):
             guest.send(raw)
@@ -274,7 +274,7 @@ def test_head_must_come_in_time(c2: Container, raw: bytes) -> None:
 
 
 def test_head_that_drips_is_cut(c2: Container) -> None:
-    """Each byte of a head does not bring new time with it."""
+    """A byte of a head does not extend its deadline."""
     with talk(c2) as guest:
         guest.send(b"GET / HTTP/1.1\r\nX: ")
         data, seconds = until_end(guest, b"x")
@@ -284,7 +284,7 @@ def test_head_that_drips_is_cut(c2: Container) -> None:
 
 @pytest.mark.parametrize("lines", [["Content-Length: 1000"], ["Transfer-Encoding: chunked"]])
 def test_body_must_come_in_time(c2: Container, lines: list[str]) -> None:
-    """A body that comes a byte now and then is refused with 400 when its time is over."""
+    """A body that comes byte by byte is refused with 400 when its time is over."""
     with talk(c2) as guest:
         guest.send(asking("/1.0", *lines, method="PATCH") + (b"3e8\r\n" if "chunked" in lines[0] else b""))
         data, seconds = until_end(guest, b"x")
@@ -293,7 +293,7 @@ def test_body_must_come_in_time(c2: Container, lines: list[str]) -> None:
 
 
 def test_idle_connection_is_closed(c2: Container) -> None:
-    """A connection that was answered may be idle for longer than a head may take, and then it ends."""
+    """After a response a connection may be idle for longer than a head may take; then it is closed."""
     with talk(c2) as guest:
         assert guest.ask("/").status == 200
         data, seconds = until_end(guest)
@@ -302,7 +302,7 @@ def test_idle_connection_is_closed(c2: Container) -> None:
 
 
 def test_client_that_never_reads_is_dropped(c2: Container) -> None:
-    """A client that asks for more than its socket holds, and never reads, is cut off; others are answered meanwhile."""
+    """A client that never reads a large response is disconnected; other clients are answered meanwhile."""
     with talks(c2, 2) as (never, other):
         never.send(asking("/1.0/config/user.large") * 3)
         began = time.monotonic()
@@ -317,7 +317,7 @@ def test_client_that_never_reads_is_dropped(c2: Container) -> None:
 
 
 def test_fairness(c1: Container) -> None:
-    """While some connections pipeline thousands of requests without end, requests one by one are answered."""
+    """While some connections pipeline requests without end, single requests are answered."""
     with talks(c1, 5) as (*greedy, modest):
         for guest in greedy:
             guest.socket.setblocking(False)
@@ -333,7 +333,7 @@ def test_fairness(c1: Container) -> None:
 
 
 def test_connections_per_instance(hasty: Service, c2: Container) -> None:
-    """One connection too many of an instance is told so, and when to come back; another instance is served."""
+    """A connection beyond an instance's limit gets 429 with Retry-After; another instance is served."""
     with hasty.container("c3", {"user.foo": "other"}) as c3, talks(c2, 5) as guests:
         answers = [guest.ask("/") for guest in guests[:4]]
         assert [answer.status for answer in answers] == [200] * 4
@@ -346,8 +346,8 @@ def test_connections_per_instance(hasty: Service, c2: Container) -> None:
         assert c2.ask("/").status == 200
 
 
-def test_strangers_cannot_use_up_the_worker(hasty: Service, c2: Container) -> None:
-    """As many connections of callers in no instance as may be, and more: the worker goes on and is not replaced."""
+def test_unknown_callers_cannot_stop_the_worker(hasty: Service, c2: Container) -> None:
+    """Unknown callers with more connections than they may have do not stop the worker."""
     before = hasty.workers
     strangers = [socket.socket(socket.AF_UNIX) for _number in range(6)]
     for stranger in strangers:
@@ -369,7 +369,7 @@ def test_strangers_cannot_use_up_the_worker(hasty: Service, c2: Container) -> No
 
 
 def test_curl_sees_the_refusal(hasty: Service, c2: Container) -> None:
-    """curl, whose request is on its way when the connection is refused, shows the 429 and no broken pipe."""
+    """curl, which sends its request while the connection is refused, shows the 429 and no broken pipe."""
     with talks(c2, 4) as guests:
         assert all(guest.ask("/").status == 200 for guest in guests)
         command = ["curl", "-sS", "--unix-socket", "/dev/incus/sock", "-w", "%{http_code}", "-o", "/dev/null"]
@@ -379,7 +379,7 @@ def test_curl_sees_the_refusal(hasty: Service, c2: Container) -> None:
 
 
 class Nobody:
-    """Registrations of no instance."""
+    """A store without instances."""
 
     def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
         """None."""
@@ -387,8 +387,8 @@ class Nobody:
 
 
 @pytest.mark.parametrize("size", [0, 10, 20_000, 100_000])
-def test_one_send_for_an_answer(size: int) -> None:
-    """Head and body leave in one system call: on a socket that keeps the bounds of messages, an answer is one."""
+def test_one_send_for_a_response(size: int) -> None:
+    """Head and body are sent by one system call: where a socket preserves message boundaries, they are one message."""
 
     def application(_environ: object, start_response: object) -> Iterable[bytes]:
         assert callable(start_response)
@@ -426,7 +426,7 @@ def test_one_send_for_an_answer(size: int) -> None:
 
 
 class Counting(Identifier):
-    """Notes how often it is asked."""
+    """Counts its calls."""
 
     def __init__(self) -> None:
         super().__init__(Nobody())
@@ -444,7 +444,7 @@ class Counting(Identifier):
 
 
 def test_one_identification_for_a_connection() -> None:
-    """However many requests come, the kernel is asked once who has connected, and once more if that is still there."""
+    """A connection is identified once and confirmed once, whatever the number of requests."""
 
     def application(_environ: object, start_response: object) -> Iterable[bytes]:
         assert callable(start_response)

@@ -29,7 +29,7 @@ UPGRADE = (
 
 
 def websocket(query: str = "") -> bytes:
-    """A request for a WebSocket."""
+    """Return a request for a WebSocket."""
     return f"GET /1.0/events{query} HTTP/1.1\r\nHost: guest\r\n{UPGRADE}\r\n".encode()
 
 
@@ -42,25 +42,25 @@ def silent(service: Service) -> Iterator[Future[Exchanged]]:
 
 @pytest.fixture
 def own() -> Iterator[Service]:
-    """A service of the test's own, to be killed and reloaded."""
+    """A service for one test, which kills and reloads it."""
     with Service(gunicorn="graceful_timeout = 30\n", dialects=["incus"]) as running:
         yield running
 
 
 def latest(service: Service) -> int:
-    """The id of the last entry of the change log."""
+    """Return the id of the last entry of the change log."""
     with view(service.settings.store.url) as store:
         return get_latest_entry(store)
 
 
 def own_ids(service: Service, after: int) -> list[int]:
-    """The ids of all entries that a guest may hear of."""
+    """Return the ids of all entries that a guest may receive."""
     with view(service.settings.store.url) as store:
         return [entry.id for entry in read_entries(store, after, 100_000).found if entry.for_guest]
 
 
 class Follower:
-    """Reads what a resuming client prints, beside the test."""
+    """Reads the output of a resuming client in a thread."""
 
     def __init__(self, listening: Listening) -> None:
         self.ids: list[int] = []
@@ -85,19 +85,19 @@ class Follower:
                 self._news.notify()
 
     def wait_for(self, last: int) -> None:
-        """Until it has heard the event of that id."""
+        """Wait until it has received the event of that id."""
         with self._news:
             assert self._news.wait_for(lambda: last in self.ids, 20), f"{last} is not among {self.ids[-5:]}"
 
     def wait_for_code(self) -> int:
-        """Until it was closed; the code."""
+        """Wait until it was closed; return the code."""
         with self._news:
             assert self._news.wait_for(lambda: bool(self.codes), 20), "not closed"
             return self.codes[-1]
 
 
 def test_change_after_the_answer_is_delivered(service: Service, c1: Container) -> None:
-    """A change that is committed once the client has its 101, or its head, always reaches it; fifty times."""
+    """A change that is committed after the client has its head always reaches it; fifty times."""
     plain = "GET /1.0/events HTTP/1.1\r\nHost: x\r\n\r\n"
     for number in range(50):
         request = plain if number % 2 else websocket().decode()
@@ -109,7 +109,7 @@ def test_change_after_the_answer_is_delivered(service: Service, c1: Container) -
 
 
 def test_killed_workers_lose_nothing(own: Service) -> None:
-    """Workers are killed again and again while keys change; a client that resumes hears each change once, in order."""
+    """While keys change and workers are killed, a client that resumes receives each change once, in order."""
     with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
         begin = latest(own)
         follower = Follower(client)
@@ -143,7 +143,7 @@ def test_reload_loses_nothing_and_says_1001(own: Service) -> None:
 
 
 def test_stop_closes_streams_with_1001_quickly(own: Service) -> None:
-    """SIGTERM with streams open does not wait for graceful_timeout, and each hears 1001."""
+    """SIGTERM closes all streams with 1001, and does not wait for graceful_timeout."""
     with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
         own.configure("c1", user_n="1")
         assert client.say()["type"] == "config"
@@ -156,7 +156,7 @@ def test_stop_closes_streams_with_1001_quickly(own: Service) -> None:
 
 @pytest.mark.parametrize("how", ["switch", "stop", "remove", "restart"])
 def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None:
-    """Switched off: 1008. Stopped, removed, started anew: 1001. At once."""
+    """A stream ends at once: with 1008 when switched off, with 1001 when the instance stops, restarts or is removed."""
     name = f"ends-{how}"
     with Container(service.binds, hostname=name) as container:
         service.add(name, container)
@@ -184,7 +184,7 @@ def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None
 
 
 def test_burst_past_a_stuck_listener(service: Service) -> None:
-    """A thousand changes at once, fifty listeners, one of which reads nothing: the others hear all of it, in order."""
+    """Of fifty clients one reads nothing; the others receive a burst of a thousand changes completely and in order."""
     with service.container("burst") as container, container.listening("many", "50 1000 1") as clients:
         assert clients.say() == "ready"
         names = [f"user.k{number:04}" for number in range(1000)]
@@ -196,7 +196,7 @@ def test_burst_past_a_stuck_listener(service: Service) -> None:
 
 
 def test_limit_of_streams() -> None:
-    """One stream more than an instance may have with a worker is refused with 429; another instance has its own."""
+    """A stream beyond an instance's limit in a worker is refused with 429; another instance has its own limit."""
     with (
         Service(workers=1, toml="[limits]\nstreams_per_instance = 3\n", dialects=["incus"]) as own,
         own.container("c1") as one,
@@ -211,7 +211,7 @@ def test_limit_of_streams() -> None:
 
 
 def test_slow_listener_is_dropped() -> None:
-    """Who does not take what it is sent within the time for it is disconnected."""
+    """A client that does not accept events in time is disconnected."""
     with (
         Service(workers=1, toml="[limits]\nstream_send_seconds = 0.5\n", dialects=["incus"]) as own,
         own.container("c1") as container,
@@ -246,14 +246,14 @@ def test_server_sent_events(service: Service, c1: Container) -> None:
 
 @pytest.mark.parametrize("since", ["x", "-1", "1.5", "9" * 19, "%20", "٣"])
 def test_since_must_be_an_id(c1: Container, since: str) -> None:
-    """Anything else is refused, with what would be right."""
+    """Anything but an id is refused, with a text that says what is right."""
     answer = c1.exchange(send(websocket(f"?since={since}")), receive()).responses[0]
     assert answer.status == 400
     assert "or 0 for all" in answer.text
 
 
 def test_operator_follows_everything(service: Service, c1: Container) -> None:
-    """`guestapi events` shows lifecycle, and configuration of all namespaces, which no guest hears of."""
+    """`guestapi events` shows lifecycle events and configuration of all namespaces, which guests do not receive."""
     begin = latest(service)
     command = [str(COMMAND), "--config", str(service.config), "events", "--since", str(begin), "--format", "json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -290,13 +290,13 @@ def test_idle_streams_are_small() -> None:
 
 
 def resident(pid: int) -> int:
-    """A process's memory in kB."""
+    """Return a process's memory in kB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")))
 
 
 def test_ping_without_pong_ends_it(silent: Future[Exchanged]) -> None:
-    """A client that answers none of three pings is disconnected when the fourth is due: after thirty seconds."""
+    """A client that answers none of three pings is disconnected when the fourth is due, after thirty seconds."""
     result = silent.result()
     assert result.closed
     assert result.received[0].count(b"\x89\tkeepalive") == 3

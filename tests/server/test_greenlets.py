@@ -1,4 +1,4 @@
-"""Greenlets that serve one connection after another: as good as new each time."""
+"""Greenlets that run one task after another."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from guestapi.server.greenlets import GreenletPool
 
 
 class Work:
-    """Something to do, that takes a while."""
+    """A task that takes a while."""
 
     def __init__(self, done: list[greenlet]) -> None:
         self._done = done
 
     def do(self) -> None:
-        """Note which greenlet does it."""
+        """Record the greenlet."""
         gevent.sleep(0)
         # Itself, not its number, which another can have when it is gone.
         self._done.append(getcurrent())
 
 
 def test_one_after_another() -> None:
-    """What comes when something else is done is done by the same greenlet."""
+    """A task that comes after another has ended runs in the same greenlet."""
     pool, done = GreenletPool(), list[greenlet]()
     with gevent.Timeout(10):
         for number in range(1, 6):
@@ -38,7 +38,7 @@ def test_one_after_another() -> None:
 
 
 def test_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes at once is done at once, however much it is; of the greenlets, few stay."""
+    """Tasks that come together run together; few of the greenlets stay afterwards."""
     monkeypatch.setattr(greenlets, "_MOST_IDLE", 3)
     pool, done = GreenletPool(), list[greenlet]()
     with gevent.Timeout(10):
@@ -55,7 +55,7 @@ def test_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_is_kept() -> None:
-    """What was done is not kept by the greenlet that waits for more."""
+    """An idle greenlet keeps no reference to the task that it ran."""
     pool, done = GreenletPool(), list[greenlet]()
     work = Work(done)
     gone = weakref.ref(work)

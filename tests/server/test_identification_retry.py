@@ -48,7 +48,7 @@ def patient() -> Iterator[Service]:
 
 
 def test_first_call_waits_to_be_known(patient: Service) -> None:
-    """A container that calls before anybody has told of it gets its answer as soon as somebody has."""
+    """A container that connects before it is registered is answered as soon as it is."""
     with Container(patient.binds) as container, talk(container) as guest:
         guest.send(asking("/1.0/config/user.foo"))
         # It is not told anything yet.
@@ -59,7 +59,7 @@ def test_first_call_waits_to_be_known(patient: Service) -> None:
 
 
 def test_unknown_caller_is_told_in_the_end(patient: Service) -> None:
-    """A container that nobody tells of gets 500, on which cloud-init tries again, when its time is up."""
+    """A container that is not registered in time gets 500, on which cloud-init tries again."""
     with Container(patient.binds) as container:
         exchanged = container.exchange(send(request("/1.0")), receive())
     assert [(one.status, one.text) for one in exchanged.responses] == [(500, "pid not in container?\n")]
@@ -67,14 +67,14 @@ def test_unknown_caller_is_told_in_the_end(patient: Service) -> None:
 
 
 def test_host_does_not_wait(patient: Service) -> None:
-    """A process of the host itself will never be in an instance, and is told so at once."""
+    """A process of the host itself is refused at once, because it will never be in an instance."""
     exchanged = from_host(patient.socket, send(request("/1.0")), receive())
     assert exchanged.responses[0].status == 500
     assert exchanged.seconds < WAIT
 
 
 def test_waiting_is_bounded(patient: Service) -> None:
-    """Of more callers than may wait, the others get 500 at once; who is known is served meanwhile."""
+    """Of more callers than may wait, the others get 500 at once; registered callers are served meanwhile."""
     with patient.container("known", {"user.foo": "bar"}) as known, Container(patient.binds) as container:
         connections = 5
         call = "curl -s -o /dev/null -w '%{http_code} %{time_total}\\n' --unix-socket /dev/incus/sock http://x/1.0"
@@ -219,7 +219,7 @@ def wait_until(true: Callable[[], object], what: str) -> None:
 
 
 class Nobody:
-    """Registrations of no instance."""
+    """A store without instances."""
 
     def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
         """None."""
@@ -227,7 +227,7 @@ class Nobody:
 
 
 class Endless(IdentificationRetry):
-    """Waits for as long as it is let."""
+    """Waits until the test lets it continue."""
 
     def __init__(self, identifier: Identifier) -> None:
         super().__init__(identifier, lambda: True, lambda: 0, CallerSettings())
@@ -241,7 +241,7 @@ class Endless(IdentificationRetry):
 
 
 def test_who_waits_is_not_pending() -> None:
-    """A process of which so many connections as may come at a time wait to be known can make another one."""
+    """A connection that waits for registration is not pending any more, so its process can connect again."""
     identifier = Identifier(Nobody())
     retry = Endless(identifier)
     limits = LimitSettings(connections_per_instance=1)
@@ -273,7 +273,7 @@ def test_who_waits_is_not_pending() -> None:
 
 
 class Counting(Identifier):
-    """Counts how often it looks at a caller, who is in a container that nobody knows."""
+    """Counts identifications of a caller in an unregistered container."""
 
     def __init__(self) -> None:
         super().__init__(Nobody())
@@ -287,7 +287,7 @@ class Counting(Identifier):
 
 @pytest.mark.parametrize(("commits", "looks"), [(False, range(1, 2)), (True, range(4, 20))])
 def test_identified_again_only_after_a_commit(commits: bool, looks: range) -> None:
-    """A look is dear for a caller deep in namespaces, so there is another one only when somebody has committed."""
+    """A caller is identified again only after a commit, because that is expensive in nested namespaces."""
     versions = itertools.count() if commits else itertools.repeat(0)
     identifier = Counting()
     retry = IdentificationRetry(identifier, lambda: True, lambda: next(versions), CallerSettings(wait_seconds=0.5))

@@ -1,4 +1,4 @@
-"""Images from the real service to real containers: whole, in parts, many at once, and never when they are spoilt."""
+"""Images from the real service to real containers: whole, in parts, in parallel, and never when files were changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SOCKET = ["--unix-socket", "/dev/incus/sock"]
 
 @pytest.fixture(scope="module")
 def alone() -> Iterator[Service]:
-    """A service of one worker, so that all that is under way is under way in the same one."""
+    """A service of one worker, which sends all images of these tests."""
     toml = f"[limits]\nsend_seconds = {SEND_SECONDS}\n"
     with Service(workers=1, toml=toml, dialects=["incus", "lxd"]) as running:
         yield running
@@ -36,7 +36,7 @@ def alone() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def guest(alone: Service) -> Iterator[Container]:
-    """A container that may have images."""
+    """A container that may export images."""
     keys = {"user.foo": "bar", "security.guestapi.images": "true", "security.devlxd.images": "true"}
     with alone.container("c1", keys) as container:
         yield container
@@ -67,12 +67,12 @@ def take_in(alone: Service, tmp_path: Path) -> Iterator[Callable[..., Image]]:
 
 
 def path_of(service: Service, image: Image) -> Path:
-    """Where its first file lies."""
+    """Return the path of its first file."""
     return paths(directory(service.settings), image)[0]
 
 
 def url(image: Image) -> str:
-    """What a guest asks for."""
+    """Return the path of the request."""
     return f"/1.0/images/{image.fingerprint}/export"
 
 
@@ -154,7 +154,7 @@ def test_pipelined_requests(guest: Container, take_in: Callable[..., Image]) -> 
 
 
 def test_names_of_header_fields(guest: Container, take_in: Callable[..., Image]) -> None:
-    """Header fields are spelled as people spell them."""
+    """Names of header fields are capitalized."""
     image = take_in(b"x")
     with talk(guest) as client:
         client.send(asking(url(image), "Connection: close"))
@@ -164,7 +164,7 @@ def test_names_of_header_fields(guest: Container, take_in: Callable[..., Image])
 
 
 def test_parallel_downloads(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
-    """While eight guests download at once, others are answered soon, and the worker's memory does not grow."""
+    """While eight guests download, others are answered soon and the worker's memory does not grow."""
     size = 256 * MIB
     image = take_in(size)
     drop_from_memory(path_of(alone, image))
@@ -203,7 +203,7 @@ def test_parallel_downloads(alone: Service, guest: Container, take_in: Callable[
 
 
 def test_slow_clients_cost_nothing(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
-    """A client that takes some of it now and then is waited for; one that takes nothing is cut, and its file closed."""
+    """A slow client gets the whole image; a client that accepts nothing is disconnected and its file closed."""
     image = take_in(64 * MIB)
     (worker,) = alone.workers
     with talks(guest, 2) as (slow, stuck):
@@ -225,7 +225,7 @@ def test_slow_clients_cost_nothing(alone: Service, guest: Container, take_in: Ca
 
 
 def test_client_that_goes_away(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
-    """When a client hangs up in the middle, its file is closed at once."""
+    """When a client disconnects during a download, its file is closed at once."""
     image = take_in(64 * MIB)
     with talk(guest) as client:
         client.send(asking(url(image)))
@@ -244,7 +244,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "changed"])
 def test_spoilt_under_way(alone: Service, guest: Container, take_in: Callable[..., Image], how: str) -> None:
-    """A file that is cut or changed while it is sent does not come to a good end, and the log says which it was."""
+    """A download whose file is cut or changed ends early, and the log names the file."""
     image = take_in(32 * MIB)
     path = path_of(alone, image)
     with talk(guest) as client:
@@ -262,7 +262,7 @@ def test_spoilt_under_way(alone: Service, guest: Container, take_in: Callable[..
 
 @pytest.mark.parametrize("how", ["missing", "cut", "changed"])
 def test_spoilt_before(alone: Service, guest: Container, take_in: Callable[..., Image], how: str) -> None:
-    """A file that is missing, cut or changed is not sent at all: 404, and the log says which it was and why."""
+    """A missing, cut or changed file is answered with 404, and the log names the file and the reason."""
     image = take_in(os.urandom(1000))
     path = path_of(alone, image)
     if how == "missing":
@@ -279,7 +279,7 @@ def test_spoilt_before(alone: Service, guest: Container, take_in: Callable[..., 
 
 
 def test_removed_under_way(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
-    """An image that is removed while it is being sent comes to its end; the next who asks is told that it is gone."""
+    """An image that is removed during a download is still sent completely; the next request gets 404."""
     image = take_in(16 * MIB)
     with talk(guest) as client:
         client.send(asking(url(image)))

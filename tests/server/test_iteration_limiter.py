@@ -9,7 +9,7 @@ from guestapi.server.scheduler import IterationLimiter
 
 
 def run(wanted: dict[int, int], each: int, *, alone: bool = False) -> list[tuple[int, int, int]]:
-    """Who asked in which round for a turn and had it in which, if so many greenlets ask at the same time."""
+    """Start greenlets that acquire; return process, iteration of the call and iteration of the start of each."""
     limiter = IterationLimiter(each, lambda: alone)
     loop = get_hub().loop
     had: list[tuple[int, int, int]] = []
@@ -25,7 +25,7 @@ def run(wanted: dict[int, int], each: int, *, alone: bool = False) -> list[tuple
 
 
 def test_nobody_waits_for_the_greedy() -> None:
-    """Whoever wants few has them in this round or the next, however many others want; and all have theirs at last."""
+    """A process with few starts gets them in this or the next iteration, whatever others want; all starts happen."""
     had = run({1: 200, 2: 3, 3: 1}, each=4)
     assert len(had) == 204
     assert all(when <= asked + 1 for whose, asked, when in had if whose != 1)
@@ -34,13 +34,13 @@ def test_nobody_waits_for_the_greedy() -> None:
 
 
 def test_alone_nobody_is_waited_for() -> None:
-    """As long as all are of one instance, a round has more turns."""
+    """While only one process waits, an iteration has more starts."""
     rounds = {when for _whose, _asked, when in run({1: 200}, each=4, alone=True)}
     assert len(rounds) < 20
 
 
 def test_first_come_first_served() -> None:
-    """Those that wait go on in the order in which they came, and nobody who comes later overtakes them."""
+    """Waiting starts happen in order of arrival; later ones do not overtake them."""
     limiter = IterationLimiter(1, lambda: False)
     order: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Limits per instance, with the real service: who is over one is told so, and the operator; nobody else notices."""
+"""Limits of each instance, in the real service: the guest gets 429, the operator a log line, others notice nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGE = 1 << 21
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Service]:
-    """A service of one worker that takes few requests a second, and leaves little unread."""
+    """A service of one worker with low limits for requests in a second and for unread responses."""
     toml = "[limits]\nrequests_per_second = 1\nrequests_burst = 30\nunsent_per_instance = 5000000\n"
     with Service(workers=1, toml=toml, dialects=["incus"]) as running:
         yield running
@@ -29,7 +29,7 @@ def strict() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def full() -> Iterator[Service]:
-    """A service of one worker that has place for twelve connections, eight of an instance."""
+    """A service of one worker with twelve connections, eight for each instance."""
     toml = "[limits]\nconnections_per_instance = 8\n"
     with Service(workers=1, toml=toml, gunicorn="worker_connections = 12\n", dialects=["incus"]) as running:
         yield running
@@ -44,12 +44,12 @@ def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
 
 
 def is_open(guest: Talk) -> bool:
-    """Whether the server, which has nothing to say, has not ended the connection."""
+    """Tell whether the server has not closed the connection."""
     return not select.select([guest.socket], [], [], 0)[0]
 
 
 def test_requests_per_second(strict: Service) -> None:
-    """After its burst an instance is told 429 and when to come back, on any connection; another one is answered."""
+    """After its burst an instance gets 429 with Retry-After on any connection; another instance is answered."""
     with strict.container("often", {"user.foo": "bar"}) as often, strict.container("seldom") as seldom:
         statuses = [often.ask("/1.0/nowhere").status for _time in range(3)]
         with talk(often) as guest:
@@ -68,7 +68,7 @@ def test_requests_per_second(strict: Service) -> None:
 
 
 def test_unread_answers(strict: Service) -> None:
-    """Whoever leaves megabytes unread is told 429 for more of them, until they are taken; another one is answered."""
+    """An instance that leaves megabytes unread gets 429 until it reads them; another instance is answered."""
     with (
         strict.container("lazy", {"user.large": "x" * LARGE, "user.foo": "bar"}) as lazy,
         strict.container("eager", {"user.large": "x" * LARGE}) as eager,
@@ -90,7 +90,7 @@ def test_unread_answers(strict: Service) -> None:
 
 
 def test_full_worker_has_room(full: Service) -> None:
-    """Two instances hold all that a worker has; a third is served, at the cost of who has most, and idle ones first."""
+    """When two instances have all connections of a worker, a third is served and the greediest loses idle ones."""
     with ExitStack() as stack:
         first, second, third = (stack.enter_context(full.container(name)) for name in ("one", "two", "three"))
         greedy = stack.enter_context(talks(first, 8))
@@ -114,7 +114,7 @@ def test_full_worker_has_room(full: Service) -> None:
 
 @pytest.fixture
 def short() -> Iterator[Service]:
-    """A service of one worker that may have 150 descriptors."""
+    """A service of one worker with 150 descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     running = Service(workers=1, dialects=["incus"])
     resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
@@ -127,7 +127,7 @@ def short() -> Iterator[Service]:
 
 
 def test_no_descriptors_left(short: Service) -> None:
-    """Instances hold as many connections as the process has descriptors: another one is served all the same."""
+    """When instances have as many connections as the process has descriptors, another instance is still served."""
     before = short.workers
     with ExitStack() as stack:
         holding = [stack.enter_context(short.container(f"hold{number}")) for number in range(2)]
@@ -141,7 +141,7 @@ def test_no_descriptors_left(short: Service) -> None:
 
 
 def test_descriptors_cannot_be_sent(c1: Container) -> None:
-    """Whoever passes descriptors along is refused by the kernel, if it can do that; what it asks is answered."""
+    """The kernel refuses a client that sends descriptors, if it can; its requests are answered."""
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
     with talk(c1) as guest:
         if release >= (6, 16):

@@ -1,4 +1,4 @@
-"""Another database is put in the place of the one that is open: nothing of the old one counts any more."""
+"""Another database takes the place of the open one: nothing of the old one is used any more."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def own() -> Iterator[Service]:
 
 
 def replace_store(own: Service) -> None:
-    """Take the database away, and begin another."""
+    """Remove the database and create another."""
     for suffix in ("", "-wal", "-shm"):
         (own.state / f"store.db{suffix}").unlink(missing_ok=True)
     own.writer = Writer(own.settings, create=True)
@@ -62,7 +62,7 @@ def test_connection_across_the_change(own: Service) -> None:
 
 
 def test_new_values_are_seen(own: Service) -> None:
-    """After a restored store, what the operator changes is what the guest reads."""
+    """After the store was restored, the guest reads what the operator changes."""
     with Container(own.binds) as c1:
         own.add("c1", c1, {"user.foo": "old"})
         assert c1.ask("/1.0/config/user.foo").text == "old"
@@ -72,7 +72,7 @@ def test_new_values_are_seen(own: Service) -> None:
 
 
 def test_state_cannot_be_changed_without_end(own: Service) -> None:
-    """An instance that alternates Ready and Started gets 429 after its burst; another one's change is taken."""
+    """An instance that alternates Ready and Started gets 429 after its burst; another instance's change is accepted."""
     with Container(own.binds) as c1, Container(own.binds) as other:
         own.add("c1", c1)
         own.add("other", other)

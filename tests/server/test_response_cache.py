@@ -28,7 +28,7 @@ REQUEST = request("/1.0/config/user.foo")
 
 
 class Host:
-    """What the store says of instance 7, and a cache over it."""
+    """The store's answer about instance 7, and a cache."""
 
     def __init__(self) -> None:
         self.says: Instance | None = instance({"user.foo": "bar"})
@@ -42,7 +42,7 @@ class Host:
         return self.says
 
     def cache_of(self, who: Caller, dialect: str = "incus") -> CallerCache:
-        """A caller's cache."""
+        """Return the cache of a caller."""
         cache = self.cache.of(who, dialect)
         assert cache is not None
         return cache
@@ -50,7 +50,7 @@ class Host:
     def answer(
         self, who: Caller, *, raw: bytes = REQUEST, body: bytes = b"bar", code: int = 200, cacheable: bool = True
     ) -> None:
-        """An answer was given to the caller."""
+        """Put a response to the caller into the cache."""
         environ: Environ = {CACHEABLE: cacheable, INSTANCE: self.says, CALLER: who}
         exchange = Exchange(environ, who, "incus", f"{code} Any", [], len(body), 0.1)
         self.cache.put(self.cache_of(who), raw, exchange, b"HTTP/1.1 200 OK\r\n", b"\r\n" + body)
@@ -63,14 +63,14 @@ def host() -> Host:
 
 
 def found(host: Host, who: Caller, raw: bytes = REQUEST, dialect: str = "incus") -> bytes | None:
-    """What the caller is answered again, all of it."""
+    """Return the cached response for the caller, or None."""
     assert who.init is not None
     cached = host.cache_of(who, dialect).get(raw, who.init)
     return None if cached is None else cached.to_bytes()
 
 
 def test_same_bytes_again(host: Host) -> None:
-    """The same request of the same caller is answered with the same bytes and a Date; any other one is not."""
+    """The same request of the same caller gets the same bytes with a Date; any other request is not cached."""
     guest = caller()
     host.answer(guest)
     assert found(host, guest) == b"HTTP/1.1 200 OK\r\n" + response.date_line() + b"\r\nbar"
@@ -80,7 +80,7 @@ def test_same_bytes_again(host: Host) -> None:
 
 
 def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that is given again has the date of then."""
+    """A cached response has the date of the moment when it is sent."""
     guest = caller()
     host.answer(guest)
     dates = set()
@@ -94,7 +94,7 @@ def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("what", ["changed", "same again", "removed", "fault", "ended"])
 def test_not_when_anything_has_changed(host: Host, what: str) -> None:
-    """Not if the store says anything else now, be it equal, nor if it cannot say; nor if the init has ended."""
+    """A response is not used when the store returns another object or fails, or when the init has ended."""
     init = StandIn()
     guest = caller()._replace(init=init)
     host.answer(guest)
@@ -115,7 +115,7 @@ def test_not_when_anything_has_changed(host: Host, what: str) -> None:
 
 @pytest.mark.parametrize("what", ["user", "run", "init", "dialect"])
 def test_not_to_anybody_else(host: Host, what: str) -> None:
-    """What one caller was answered is no answer for one whom the gate could treat otherwise."""
+    """A response is not used for another caller whom the gate could treat differently."""
     guest = caller()
     host.answer(guest)
     other = {
@@ -130,7 +130,7 @@ def test_not_to_anybody_else(host: Host, what: str) -> None:
 
 
 def test_only_cacheable_responses(host: Host) -> None:
-    """Answers that depend on anything but request and instance are not kept, nor are mistakes of ours."""
+    """Responses that depend on more than request and instance are not cached, nor are internal errors."""
     guest = caller()
     host.answer(guest, cacheable=False)
     host.answer(guest, code=500)
@@ -141,7 +141,7 @@ def test_only_cacheable_responses(host: Host) -> None:
 
 
 def test_memory_of_one_caller(host: Host) -> None:
-    """However many things a guest asks for, what is kept for it is bounded."""
+    """The cache of one caller is bounded, whatever it requests."""
     guest = caller()
     for number in range(1000):
         host.answer(guest, raw=request(f"/1.0/config/user.{number}"), body=b"x" * 1000)
@@ -151,7 +151,7 @@ def test_memory_of_one_caller(host: Host) -> None:
 
 
 def test_responses_that_are_not_logged(host: Host) -> None:
-    """What is not accounted for takes less memory, and is the same."""
+    """A response that is not logged takes less memory and has the same bytes."""
     guest = caller()
     quiet = Host()
     quiet.says = host.says
@@ -226,7 +226,7 @@ def test_sum_of_what_is_kept(steps: list[tuple[int, int, int, str]]) -> None:
 
 
 def test_nothing_is_kept_alive(host: Host) -> None:
-    """An instance that nobody else knows any more is let go of, and so is the init of one that has ended."""
+    """The cache keeps neither an instance nor an init in memory."""
     guest = caller()
     host.answer(guest)
     assert host.says is not None
@@ -239,7 +239,7 @@ def test_nothing_is_kept_alive(host: Host) -> None:
 
 @pytest.mark.root
 def test_cached_request_sees_every_change(service: Service, c1: Container) -> None:
-    """On a connection that asks the same again and again, each answer is of what was last committed."""
+    """On a connection that repeats a request, each response shows the last commit."""
     try:
         with talk(c1) as guest:
             for number in range(20):
@@ -261,7 +261,7 @@ def test_cached_request_sees_every_change(service: Service, c1: Container) -> No
 @pytest.mark.parametrize("line", ["Accept: */*", "Connection: close", "X_Any: 1"])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_cached_response_is_the_same(c1: Container, path: str, line: str, method: str) -> None:
-    """Asked again, on the same connection or on another one, an endpoint says what it has said, head and body."""
+    """A repeated request gets the same head and body, on the same connection or another one."""
     answers = []
     for _connection in range(2):
         with talk(c1) as guest:

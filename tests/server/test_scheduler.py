@@ -1,4 +1,4 @@
-"""Turns: of instances first, of their connections then; nobody waits for more than a few of each other's."""
+"""Instances take turns, then their connections; each waits for a few requests of every other instance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guestapi.server.scheduler import ALONE_FACTOR, LARGE_INPUT, QUANTUM, FairSc
 
 
 class Connections:
-    """Connections of some instances, whose turns are noted in order."""
+    """Connections of some instances; their turns are recorded in order."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
@@ -22,12 +22,12 @@ class Connections:
         self._queues: list[InstanceQueue] = []
 
     def queue(self) -> InstanceQueue:
-        """Those of one more instance."""
+        """Make the queue of one more instance."""
         self._queues.append(InstanceQueue(lambda: False))
         return self._queues[-1]
 
     def ready(self, queue: InstanceQueue, name: str, *, waited: Callable[[], bool] = lambda: True) -> int:
-        """A connection that always has something to read."""
+        """Add a connection that always has input."""
         ours, theirs = socket.socketpair()
         theirs.send(b"x")
         self._sockets += [ours, theirs]
@@ -40,13 +40,13 @@ class Connections:
         return ours.fileno()
 
     def until(self, enough: Callable[[], bool]) -> None:
-        """Let the loop run."""
+        """Run the event loop until `enough`."""
         with gevent.Timeout(10):
             while not enough():
                 gevent.sleep(0.0001)
 
     def close(self) -> None:
-        """Away with all."""
+        """Close everything."""
         for queue in self._queues:
             queue.close()
         for one in self._sockets:
@@ -55,14 +55,14 @@ class Connections:
 
 @pytest.fixture
 def connections() -> Iterator[Connections]:
-    """None yet."""
+    """No connections yet."""
     made = Connections()
     yield made
     made.close()
 
 
 def test_instances_take_turns(connections: Connections) -> None:
-    """Between two turns of an instance with one connection, one with a hundred has as many as in a turn, no more."""
+    """Between two turns of an instance with one connection, an instance with a hundred has exactly its quantum."""
     busy, quiet = connections.queue(), connections.queue()
     for _one in range(100):
         connections.ready(busy, "busy")
@@ -72,8 +72,8 @@ def test_instances_take_turns(connections: Connections) -> None:
     assert {len(gap) for gap in gaps[1:-1]} == {QUANTUM}
 
 
-def test_who_is_alone_has_more(connections: Connections) -> None:
-    """As long as only one instance has connections, more of them are served at a time; nobody waits for it."""
+def test_quantum_of_the_only_instance(connections: Connections) -> None:
+    """While only one instance has connections, its quantum is larger."""
     scheduler, order = FairScheduler(), connections.order
     queue = scheduler.enter(1)
     for _one in range(100):
@@ -96,7 +96,7 @@ def test_who_is_alone_has_more(connections: Connections) -> None:
 
 
 def test_connections_take_turns(connections: Connections) -> None:
-    """Of an instance's connections, none is served twice before all others are served once."""
+    """No connection of an instance is served twice before all others are served once."""
     queue = connections.queue()
     names = [str(number) for number in range(50)]
     for name in names:
@@ -106,8 +106,8 @@ def test_connections_take_turns(connections: Connections) -> None:
         assert sorted(connections.order[start : start + 50]) == sorted(names)
 
 
-def test_one_that_does_not_wait(connections: Connections) -> None:
-    """One that is at work on something else is left alone until it joins again, however much it has to read."""
+def test_connection_that_does_not_wait(connections: Connections) -> None:
+    """A connection that does not wait for input is not resumed until it joins again."""
     queue = connections.queue()
     number = connections.ready(queue, "at work", waited=lambda: False)
     connections.ready(queue, "other")
@@ -122,8 +122,8 @@ def test_one_that_does_not_wait(connections: Connections) -> None:
     connections.until(lambda: "back" in connections.order)
 
 
-def test_one_that_need_not_wait(connections: Connections) -> None:
-    """One that has its next request already takes turns with other instances as any other."""
+def test_pipelined_request(connections: Connections) -> None:
+    """A pipelined request waits for the turn of its instance."""
     pipelining, quiet = connections.queue(), connections.queue()
 
     def again() -> bool:
@@ -138,8 +138,8 @@ def test_one_that_need_not_wait(connections: Connections) -> None:
     assert max(map(len, gaps)) <= QUANTUM + 1
 
 
-def test_what_is_large_is_a_turn(connections: Connections) -> None:
-    """Between two turns of others, an instance has one large piece of a request looked at, however many it has sent."""
+def test_large_input_is_a_turn(connections: Connections) -> None:
+    """A large piece of input is the whole turn of its instance."""
     large, quiet = connections.queue(), connections.queue()
 
     def again() -> bool:
@@ -156,7 +156,7 @@ def test_what_is_large_is_a_turn(connections: Connections) -> None:
 
 
 def test_forgotten_socket(connections: Connections) -> None:
-    """A socket that is about to be closed has no turn any more."""
+    """A forgotten socket is not resumed."""
     queue = connections.queue()
     number = connections.ready(queue, "gone")
     queue.forget(number)
@@ -165,8 +165,8 @@ def test_forgotten_socket(connections: Connections) -> None:
     assert "gone" not in connections.order
 
 
-def test_places_are_bounded() -> None:
-    """Instances without connections keep few descriptors between them, and those that come back have what they need."""
+def test_unused_queues_are_bounded() -> None:
+    """Few unused queues are kept, so the number of descriptors is bounded."""
     scheduler = FairScheduler()
     before = len(os.listdir("/proc/self/fd"))
     for _time in range(2):

@@ -1,4 +1,4 @@
-"""Master and workers as real processes: gunicorn's signals, limits, logs and hooks, and that no request is lost."""
+"""Arbiter and workers as real processes: gunicorn's signals, limits, logs and hooks; no request is lost."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def state_of(pid: int) -> dict[str, str]:
 
 @contextmanager
 def clients(container: Container, seconds: float) -> Iterator[list[dict[str, Any]]]:
-    """Clients inside that ask again and again, with one connection and with many; afterwards, what they saw."""
+    """Run clients in a container that send requests all the time; yield their results afterwards."""
     seen: list[dict[str, Any]] = []
     with ThreadPoolExecutor() as pool:
         running: list[Future[Any]] = []
@@ -85,7 +85,7 @@ def clients(container: Container, seconds: float) -> Iterator[list[dict[str, Any
 
 
 def assert_none_failed(seen: list[dict[str, Any]]) -> None:
-    """Both clients were served all the time."""
+    """Check that both clients were always answered."""
     assert len(seen) == 2
     for client in seen:
         assert client["failed"] == []
@@ -93,7 +93,7 @@ def assert_none_failed(seen: list[dict[str, Any]]) -> None:
 
 
 def test_privileges() -> None:
-    """Master and workers run as the unprivileged user, with CAP_SYS_PTRACE and no way to more."""
+    """Arbiter and workers run as the unprivileged user, with CAP_SYS_PTRACE and no way to gain more."""
     with Service(dialects=["incus"]) as service:
         until(lambda: len(service.workers) == 2, "two workers")
         for pid in (service.pid, *service.workers):
@@ -108,7 +108,7 @@ def test_privileges() -> None:
 
 
 def test_max_requests() -> None:
-    """Workers are replaced again and again after so many requests, and no client notices."""
+    """Workers are replaced after max_requests, and no client notices."""
     with Service(gunicorn="max_requests = 100\nmax_requests_jitter = 20\n", dialects=["incus"]) as service:
         before = set(service.workers)
         with service.container("c1", {"user.foo": "bar"}) as c1, clients(c1, 1.8) as seen:
@@ -117,7 +117,7 @@ def test_max_requests() -> None:
 
 
 def test_reload_changes_the_workers() -> None:
-    """SIGHUP to the master brings the new number of workers and new settings, and no client notices."""
+    """SIGHUP to the arbiter applies the new number of workers and new settings, and no client notices."""
     with Configured(gunicorn="workers = 2\n", dialects=["incus"]) as service:
         before = set(service.workers)
         with service.container("c1", {"user.foo": "bar"}) as c1:
@@ -136,7 +136,7 @@ def test_reload_changes_the_workers() -> None:
 
 
 def test_one_worker_more_and_less() -> None:
-    """SIGTTIN adds a worker and SIGTTOU takes one away; clients notice neither; SIGUSR1 is taken without harm."""
+    """SIGTTIN adds a worker, SIGTTOU removes one, SIGUSR1 is harmless; clients notice nothing."""
     with Service(dialects=["incus"], gunicorn="accesslog = '/dev/null'\n") as service:
         with service.container("c1", {"user.foo": "bar"}) as c1, clients(c1, 1.8) as seen:
             os.kill(service.pid, signal.SIGTTIN)
@@ -150,7 +150,7 @@ def test_one_worker_more_and_less() -> None:
 
 
 def test_worker_that_starts_hears_that_it_is_to_stop() -> None:
-    """A signal that comes before a worker has handlers of its own is not lost: the stop does not wait for it."""
+    """A signal that comes before a worker has its own handlers is not lost."""
     slow = PATIENT + "import time\ndef post_fork(server, worker):\n    time.sleep(1.5)\n"
     with Service(workers=1, gunicorn=slow, dialects=["incus"]) as service:
         os.kill(service.pid, signal.SIGTTIN)
@@ -159,7 +159,7 @@ def test_worker_that_starts_hears_that_it_is_to_stop() -> None:
 
 
 def test_killed_worker_is_replaced() -> None:
-    """kill -9 of a worker costs at most its own connections: there is another, and later a third in its place."""
+    """kill -9 of a worker ends at most its own connections; the other serves, and a new one takes its place."""
     with Service(dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
         before = service.workers
         os.kill(before[0], signal.SIGKILL)
@@ -169,7 +169,7 @@ def test_killed_worker_is_replaced() -> None:
 
 
 def test_hung_worker_is_replaced() -> None:
-    """A worker that gives no sign of life for `timeout` seconds is killed and replaced."""
+    """A worker without a heartbeat for `timeout` seconds is killed and replaced."""
     hasty = Service(workers=1, gunicorn="timeout = 2\n", dialects=["incus"])
     with hasty as service, service.container("c1", {"user.foo": "bar"}) as c1:
         (hung,) = service.workers
@@ -179,7 +179,7 @@ def test_hung_worker_is_replaced() -> None:
 
 
 def test_working_worker_is_not_replaced() -> None:
-    """A worker that has nothing to do, or a lot, for longer than `timeout` is left alone."""
+    """A worker that is idle or busy for longer than `timeout` is not killed."""
     with Service(workers=1, gunicorn="timeout = 2\n", dialects=["incus"]) as service:
         before = service.workers
         with service.container("c1", {"user.foo": "bar"}) as c1:
@@ -190,7 +190,7 @@ def test_working_worker_is_not_replaced() -> None:
 
 
 def test_graceful_stop() -> None:
-    """A request whose body is under way when the service stops is answered, and told to be the last."""
+    """A request whose body is being sent when the service stops is answered with Connection: close."""
     with Service(workers=1, gunicorn=PATIENT, dialects=["incus"]) as service, service.container("c1") as c1:
         with talk(c1) as guest, ThreadPoolExecutor() as pool:
             answer = guest.ask("/1.0", "Expect: 100-continue", f"Content-Length: {len(READY)}", method="PATCH")
@@ -207,7 +207,7 @@ def test_graceful_stop() -> None:
 
 
 def test_stop_is_quick() -> None:
-    """Connections that are idle or new hold up a stop for no more than a moment, and end without a word."""
+    """Idle and new connections delay a stop only for a moment, and are closed without a response."""
     with (
         Service(gunicorn=PATIENT, dialects=["incus"]) as service,
         service.container("c1") as c1,
@@ -221,7 +221,7 @@ def test_stop_is_quick() -> None:
 
 
 def test_guests_cannot_hold_up_a_stop() -> None:
-    """Requests that do not come to their end are given up when the graceful time is over."""
+    """Unfinished requests are abandoned when the graceful time is over."""
     patient = "[limits]\nhead_seconds = 60.0\nbody_seconds = 60.0\nsend_seconds = 60.0\n"
     stubborn = Service(gunicorn="graceful_timeout = 4\n", toml=patient, dialects=["incus"])
     large = {"user.large": "x" * (2 << 20)}
@@ -236,7 +236,7 @@ def test_guests_cannot_hold_up_a_stop() -> None:
 
 
 def test_idle_connection_has_one_more_request() -> None:
-    """What a client sends on an idle connection while the service stops is answered, or was plainly not read."""
+    """A request on an idle connection during a stop is answered, or the client learns that it was not read."""
     patient = Service(workers=1, gunicorn=PATIENT, dialects=["incus"])
     with patient as service, service.container("c1") as c1, talk(c1) as guest:
         assert guest.ask("/").status == 200
@@ -250,7 +250,7 @@ def test_idle_connection_has_one_more_request() -> None:
 
 
 def test_stop_counts_the_time_in_which_it_works() -> None:
-    """A worker that a busy machine lets wait while it stops gives its clients as long as it would have otherwise."""
+    """A stopping worker counts the time in which it runs, so a busy machine does not shorten its clients' time."""
     patient = Service(workers=1, gunicorn=PATIENT, dialects=["incus"])
     with patient as service, service.container("c1") as c1, talks(c1, 3) as (first, during, after):
         for guest in (first, during, after):
@@ -307,7 +307,7 @@ def worker_exit(server, worker):
 
 
 def hooked(service: Configured, *, wrong: bool = False) -> Path:
-    """Start it again with hooks; the file that they write what they are told to."""
+    """Restart it with hooks; return the file to which they write."""
     service.stop()
     file = service.state / "hooks"
     service.configure_gunicorn(
@@ -318,7 +318,7 @@ def hooked(service: Configured, *, wrong: bool = False) -> Path:
 
 
 def test_hooks() -> None:
-    """gunicorn's hooks are told of each request, its answer, and the end of a worker."""
+    """gunicorn's hooks are called for each request, its response, and the end of a worker."""
     with (
         Configured(workers=1, gunicorn="workers = 1\n", dialects=["incus"]) as service,
         service.container("c1", {"user.foo": "bar"}) as c1,
@@ -337,8 +337,8 @@ def test_hooks() -> None:
         assert [entry["hook"] for entry in more] == ["pre", "post", "exit"]
 
 
-def test_hook_with_a_mistake() -> None:
-    """A post_request hook that raises is a matter for the log, as in gunicorn itself, and costs no connection."""
+def test_hook_that_raises() -> None:
+    """A hook that raises is logged, as in gunicorn itself, and ends no connection."""
     with Configured(workers=1, gunicorn="workers = 1\n", dialects=["incus"]) as service, service.container("c1") as c1:
         hooked(service, wrong=True)
         with talk(c1) as guest:
@@ -347,8 +347,8 @@ def test_hook_with_a_mistake() -> None:
         assert "a hook with a mistake" in service.log.read_text()
 
 
-def test_second_master_does_not_steal_the_socket() -> None:
-    """A second service on the same socket says who has it and exits 1; the first one goes on undisturbed."""
+def test_second_service_does_not_take_the_socket() -> None:
+    """A second service on the same socket reports it and exits with 1; the first one continues."""
     with Service(dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
         inode = service.socket.stat().st_ino
         command = [*UNPRIVILEGED, str(COMMAND), "--config", str(service.config), "serve"]
@@ -361,8 +361,8 @@ def test_second_master_does_not_steal_the_socket() -> None:
         assert c1.ask("/1.0/config/user.foo").text == "bar"
 
 
-def test_socket_of_a_dead_master_is_taken_over() -> None:
-    """After kill -9 of master and workers the next start takes the socket that they left, and answers."""
+def test_socket_of_a_killed_service_is_used() -> None:
+    """After kill -9 of arbiter and workers, the next start uses the socket that they left."""
     lasting = Configured(gunicorn="workers = 2\n", dialects=["incus"])
     with lasting as service, service.container("c1", {"user.foo": "bar"}) as c1:
         for pid in (service.pid, *service.workers):
@@ -374,8 +374,8 @@ def test_socket_of_a_dead_master_is_taken_over() -> None:
         assert c1.ask("/1.0/config/user.foo").text == "bar"
 
 
-def test_each_socket_speaks_its_dialect() -> None:
-    """Whatever the order of the listeners, each socket speaks what the configuration says of it, after a reload too."""
+def test_each_socket_has_its_dialect() -> None:
+    """Each socket has the dialect that the configuration gives it, whatever their order, also after a reload."""
     dialects = ["lxd-legacy", "incus", "lxd"]
     with Service(dialects=dialects) as service, service.container("c1", {"security.devlxd": "false"}) as c1:
         assert [listener.dialect for listener in load(service.config).listener] == dialects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from itertools import count
 
@@ -15,9 +16,12 @@ from msgspec.structs import replace
 from guestapi.model import Device, Instance
 from guestapi.settings import EventSettings, Settings, StoreSettings
 from guestapi.store import steps
+from guestapi.store.engine import database_file
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
-from guestapi.store.writing import Writer
+from guestapi.store.transaction import KEEP_OWN_ENTRIES
+from guestapi.store.walindex import map_index
+from guestapi.store.writing import ReadyReport, Writer
 from tests.store.processes import add, init, known, start, told
 
 NIC: Device = {"type": "nic", "name": "eth0"}
@@ -84,6 +88,44 @@ def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
         steps.configure(change, one, {f"user.b{number}": "1" for number in range(8)})
     assert [json.loads(metadata)["key"] for _, metadata, _ in told(settings)] == [f"user.b{n}" for n in range(3, 8)]
     assert Reader(settings.store.url).latest() == 2 + 20 + 8
+
+
+def test_no_guest_drives_out_anothers_events(settings: Settings, writer: Writer) -> None:
+    """However often instances say that they are ready, a quiet one's event stays; of theirs the latest are kept."""
+    short = Writer(replace(settings, events=EventSettings(keep_entries=20)))
+    quiet = start(short, add(short, "quiet"))
+    noisy = [start(short, add(short, f"noisy{number}"), number + 2) for number in range(3)]
+    with short.change() as change:
+        steps.configure(change, quiet, {"user.a": "1"})
+    before = told(settings)
+    for ready in (True, False) * 30:
+        reports = [ReadyReport(one.id, one.run, ready, one.init) for one in noisy]
+        assert short.set_all_ready(reports) == [True] * 3
+    log = told(settings)
+    assert log[: len(before)] == before
+    assert len(log) == len(before) + 3 * KEEP_OWN_ENTRIES
+
+
+def test_reports_are_one_transaction(settings: Settings, writer: Writer) -> None:
+    """All that several workloads say at once is committed at once, and each hears whether it counted."""
+    one, other = start(writer, add(writer, "c1")), start(writer, add(writer, "c2"), 3)
+    reports = [
+        ReadyReport(one.id, one.run, True, None),
+        ReadyReport(one.id, one.run + 1, False, None),
+        ReadyReport(other.id, other.run, True, other.init),
+    ]
+    database = database_file(settings.store.url)
+    # A connection must be open while the index of the write-ahead log is read.
+    reader = Reader(settings.store.url)
+    reader.latest()
+    index = map_index(database)
+    assert index is not None
+    commits = int.from_bytes(index[8:12], sys.byteorder)
+    assert writer.set_all_ready(reports) == [True, False, True]
+    # "iChange" (sqlite.org/walformat.html, section 2.1) counts transactions.
+    assert int.from_bytes(index[8:12], sys.byteorder) == commits + 1
+    reader.close()
+    assert [one.ready for one in known(settings)] == [True, True]
 
 
 def test_log_is_trimmed_by_age(settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
