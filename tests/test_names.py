@@ -152,3 +152,16 @@ def test_what_is_no_uuid(text: str) -> None:
 def test_locations(location: str, good: bool) -> None:
     """A location is a printable word of one line."""
     assert taken(names.check_location, location) == good
+
+
+@pytest.mark.parametrize("alias", ["debian/13", "a", "a" * 63, "g" * 64, "a-", "a" * 65])
+def test_aliases_that_are_taken(alias: str) -> None:
+    """An image may be called anything that passes for neither a fingerprint nor an option."""
+    assert names.check_alias(alias) == alias
+
+
+@pytest.mark.parametrize("alias", ["-", "-a", "--all", "a" * 64, "0" * 64, "", "a\n"])
+def test_aliases_that_are_not_taken(alias: str) -> None:
+    """A fingerprint, an option, and what is no name at all."""
+    with pytest.raises(InvalidNameError):
+        names.check_alias(alias)

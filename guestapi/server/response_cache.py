@@ -146,7 +146,7 @@ class ResponseCache:
         size: about how many bytes of memory they take.
     """
 
-    def __init__(self, get_instance: Callable[[int], Instance | None], logged_from: int = 0) -> None:
+    def __init__(self, get_instance: Callable[[int], Instance | None], logged_from: int) -> None:
         """Begin empty.
 
         Args:

@@ -114,6 +114,19 @@ def test_many_chunks_are_refused() -> None:
     assert refused(chunked(trailers)).status == 400
 
 
+@pytest.mark.parametrize(("size", "refuses"), [(4096, False), (4097, True)])
+def test_trailers_are_limited_in_all(size: int, refuses: bool) -> None:
+    """However many lines a trailer section has, it has no more bytes than a line may have."""
+    lines = [b"a: " + b"b" * 95 + b"\r\n"] * 40
+    lines.append(b"c: " + b"d" * (size - len(b"".join(lines)) - 7) + b"\r\n")
+    body = chunked(Pieces(b"0\r\n" + b"".join(lines) + b"\r\n"))
+    assert sum(map(len, lines)) + 2 == size
+    if refuses:
+        assert refused(body).status == 400
+    else:
+        assert body.read() == b""
+
+
 def read_by_h11(raw: bytes) -> tuple[bytes, bytes] | None:
     """The chunked body at the start of `raw` and what follows it, as h11 has them; None if it is not complete."""
     connection = h11.Connection(h11.SERVER)

@@ -8,7 +8,7 @@ import h11
 import pytest
 
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Head, is_too_large, parse_head, refuse_cut_line
+from guestapi.http.request import Head, _body_length, ends_head, is_too_large, parse_head, refuse_cut_line
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.settings import LimitSettings
 from tests.harness.containers import parse
@@ -262,6 +262,45 @@ def test_limits_do_not_wait_for_an_end() -> None:
     assert refused(b"GET /" + b"a" * 600, SMALL) == 414
     assert refused(head(*[b"X: " + b"y" * 400] * 3)[:-2], SMALL) == 431
     assert refused(head(b"X: " + b"y" * 2000)[:-4], SMALL) == 431
+
+
+def test_first_field_is_limited_too() -> None:
+    """The limit of fields holds for the first one behind the request line."""
+    assert refused(b"GET / HTTP/1.1\r\nX: " + b"y" * 510 + b"\r\nHost: x\r\n\r\n", SMALL) == 431
+
+
+@pytest.mark.parametrize("field", [b"Host: x", b"Content-Length: 1", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("between", [[], [b"X-Between: y"]])
+def test_fields_that_stand_only_once(field: bytes, between: list[bytes]) -> None:
+    """Two of them could be read in two ways, whatever they say and however they are spelt."""
+    rest = [b"Host: x"] * (field != b"Host: x")
+    start = b"PATCH / HTTP/1.1"
+    assert parse_head(b"\r\n".join([start, field, *between, *rest, b"", b""]), LIMITS)
+    for again in (field, field.lower(), field.upper()):
+        assert refused(b"\r\n".join([start, field, *between, again, *rest, b"", b""]), LIMITS) == 400
+
+
+def test_length_and_encoding_exclude_each_other() -> None:
+    """Also if a parser should let both pass: one of them would be ignored by somebody."""
+    environ = {"SERVER_PROTOCOL": "HTTP/1.1", "HTTP_TRANSFER_ENCODING": "chunked"}
+    assert _body_length(environ) is None
+    with pytest.raises(ProtocolError) as refusal:
+        _body_length({**environ, "CONTENT_LENGTH": "1"})
+    assert refusal.value.status == 400
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\r\n", b"\n\n", b"\r\n\n"])
+def test_end_of_a_head_in_pieces(end: bytes) -> None:
+    """The end is found in any form, and wherever what was seen before ends in it; not in what was seen before that."""
+    start = b"GET / HTTP/1.1\r\nHost: x"
+    whole = start + end
+    for length in range(len(whole)):
+        assert not ends_head(whole[:length])
+    assert ends_head(whole)
+    for seen in range(len(start), len(whole)):
+        assert ends_head(whole, seen)
+    assert ends_head(whole + b"more", len(whole) - 1)
+    assert not ends_head(whole + b"more of it", len(whole) + 3)
 
 
 def test_what_is_too_large_whatever_follows() -> None:

@@ -1,5 +1,6 @@
 """The walk of the isolation proof: what can happen to instances, in any order. ``python -m tests.proof.walk STEPS``,
-in a PID namespace of its own, walks so many steps at least, and prints as JSON how often what has happened.
+in a PID namespace of its own, walks so many steps at least, and prints as JSON how often what has happened. With
+``--no-shrink`` a failure is not made any shorter, which takes minutes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
@@ -287,14 +288,15 @@ class Walk(RuleBasedStateMachine):
             self.world.drop(pick(self.world.held, held))
 
 
-def main(steps: int) -> None:
-    """Walk; a failure is hypothesis's, with the steps that lead to it."""
+def main(steps: int, *, shrink: bool = True) -> None:
+    """Walk; a failure is hypothesis's, with the steps that lead to it, as few as can be found with `shrink`."""
     Walk.world = World()
     how = settings(
         max_examples=max(1, steps // STEPS),
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
+        phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
         suppress_health_check=list(HealthCheck),
     )
     happened = Walk.world.happened
@@ -309,4 +311,4 @@ def main(steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), shrink="--no-shrink" not in sys.argv)

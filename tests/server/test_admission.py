@@ -40,8 +40,10 @@ def test_limit_of_each_instance() -> None:
     """An instance gets as many connections as its limit, whatever others have, and another one when one ends."""
     held, _ended = quota()
     first, *_others = enter(held, 1, 4)
-    assert held.add(1, Holding()) == TOO_MANY_CONNECTIONS
-    assert held.rejection(1) == TOO_MANY_CONNECTIONS
+    rejection = held.add(1, Holding())
+    assert rejection
+    assert (rejection.status, rejection.limit) == (429, "connections_per_instance")
+    assert held.rejection(1) == rejection == TOO_MANY_CONNECTIONS
     enter(held, 2, 4)
     held.remove(1, first)
     held.remove(1, first)

@@ -33,7 +33,7 @@ class Host:
     def __init__(self) -> None:
         self.says: Instance | None = instance({"user.foo": "bar"})
         self.fault: StoreError | None = None
-        self.cache = ResponseCache(self.look)
+        self.cache = ResponseCache(self.look, 0)
 
     def look(self, _number: int) -> Instance | None:
         """As `store.reading.Reader.instance`."""
@@ -193,6 +193,27 @@ def test_one_guest_does_not_fill_the_memory_of_all(host: Host) -> None:
         host.answer(greedy, raw=request(f"/1.0/config/user.{number}"), body=b"x" * 1000)
     assert found(host, modest) is not None
     assert host.cache.size <= host.cache_of(modest).size + response_cache.CALLER_BYTES
+
+
+def test_how_much_is_kept(host: Host) -> None:
+    """8 MiB in all, and 128 KiB for one caller: security.md says so."""
+    mib, kib = 1 << 20, 1 << 10
+    for uid in range(100):
+        guest = caller(uid=uid)
+        for number in range(60):
+            host.answer(guest, raw=request(f"/{number}"), body=b"x" * 500)
+            assert host.cache_of(guest).size <= 128 * kib
+            assert host.cache.size <= 8 * mib
+    assert 8 * mib - 4 * kib < host.cache.size
+    # Alone, the largest body that fits is kept, and one that has a byte more is not. Each byte counts twice.
+    small = Host()
+    small.answer(caller())
+    most = len(b"bar") + (128 * kib - small.cache.size) // 2
+    for size, kept in ((most, True), (most + 1, False)):
+        alone = Host()
+        guest = caller()
+        alone.answer(guest, body=b"x" * size)
+        assert (found(alone, guest) is not None) == kept
 
 
 @pytest.fixture
