@@ -1,0 +1,141 @@
+"""The documents' commands, typed on a machine as they stand there; what they print is what the documents show."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.docs.documents import CHECKOUT
+from tests.harness.containers import Container
+from tests.harness.daemon_units import CLIENTS, install_daemon
+from tests.harness.machine import Machine
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
+
+#: Seconds until what must come true after a command is given up.
+PATIENCE = 30.0
+
+#: What differs from machine to machine, and what to compare instead.
+VARYING = (
+    (r"Linux \S+", "Linux VERSION"),
+    (r'"location":"[^"]*"', '"location":"HOST"'),
+    (r"[━─]+", "━"),
+    (r" +│", " │"),
+    (r" +┃", " ┃"),
+    (r"\d+", "N"),
+)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """A machine on which nothing of ours is installed."""
+    with Machine() as booted:
+        yield booted
+
+
+def block(document: str, beginning: str) -> list[tuple[str, list[str]]]:
+    """The commands of the code block that begins with that command, each with the output that is shown."""
+    for text in re.findall(r"```console\n(.*?)```", (CHECKOUT / document).read_text(), re.DOTALL):
+        if text.startswith(f"# {beginning}"):
+            joined = re.sub(r"\\\n\s*", "", text)
+            found: list[tuple[str, list[str]]] = []
+            for line in joined.splitlines():
+                if line.startswith("# "):
+                    found.append((line[2:], []))
+                else:
+                    found[-1][1].append(line)
+            return found
+    raise AssertionError(f"{document}: no block begins with {beginning!r}")
+
+
+def normalised(lines: list[str]) -> list[str]:
+    """Lines with what differs replaced."""
+    found = []
+    for line in lines:
+        for pattern, replacement in VARYING:
+            line = re.sub(pattern, replacement, line)
+        found.append(line)
+    return found
+
+
+def matches(printed: list[str], shown: list[str]) -> bool:
+    """Whether a command printed what is shown. Nothing shown says nothing; `...` stands for any lines."""
+    if not shown:
+        return True
+    pattern = "".join(r"(?:.*\n)*" if line == "..." else f"{re.escape(line)}\n" for line in normalised(shown))
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in normalised(printed))) is not None
+
+
+def play(machine: Machine, document: str, beginning: str, instead: Mapping[str, str] | None = None) -> None:
+    """Type the commands of a block. Each must succeed, and print what is shown, at once or after a moment.
+
+    Args:
+        machine: where they are typed.
+        document: of the checkout.
+        beginning: of the first command.
+        instead: what to type in the place of something, such as a PID.
+    """
+    for command, shown in block(document, beginning):
+        for old, new in (instead or {}).items():
+            command = command.replace(old, new)
+        until = time.monotonic() + PATIENCE
+        while True:
+            done = machine.run("sh", "-c", f"cd {CHECKOUT} && {command}", check=False, timeout=300)
+            good = done.returncode == 0 and matches(done.stdout.splitlines(), shown)
+            # What is asked may come true in a moment; what changes something is typed once.
+            if good or time.monotonic() > until or not shown:
+                break
+            time.sleep(0.5)
+        assert done.returncode == 0, f"{document}: {command}: {done.stdout}{done.stderr}"
+        assert good, f"{document}: {command} prints:\n{done.stdout}\nand not:\n" + "\n".join(shown)
+
+
+def test_what_is_compared() -> None:
+    """Numbers may differ, and `...` stands for lines; anything else is a difference."""
+    assert matches(["ok   a: 12 known", "x", "y", "z"], ["ok   a: 3 known", "...", "z"])
+    assert not matches(["FAIL a: 12 known"], ["ok   a: 12 known"])
+    assert not matches(["a", "b"], ["a"])
+
+
+def test_readme(machine: Machine) -> None:
+    """From nothing to a service that `guestapi check` finds in order, and a container that is registered by hand."""
+    play(machine, "README.md", "make install")
+    with Container([(Path("/var/lib/incus/guestapi"), "/dev/incus")], enter=machine.enter) as web:
+        play(machine, "README.md", "guestapi instance add web", {"4711": str(web.pid)})
+        assert web.ask("/1.0/config/user.role").text == "frontend"
+        machine.run("guestapi", "instance", "remove", "web")
+        play(machine, "docs/operations.md", "guestapi instance add web", {"4711": str(web.pid)})
+        machine.run("guestapi", "instance", "remove", "web")
+
+
+def test_operations(machine: Machine) -> None:
+    """Install again, open the second socket, have the service started at boot, ask what there is to see, look."""
+    play(machine, "docs/operations.md", "make install")
+    play(machine, "docs/operations.md", "systemctl enable --now guestapi-lxd.socket")
+    machine.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi.service")
+    play(machine, "docs/configuration.md", "guestapi check --settings")
+    machine.run("guestapi", "check")
+    machine.run("systemctl", "disable", "--now", "guestapi-lxd.socket")
+    machine.run("systemctl", "disable", "guestapi.service")
+
+
+@pytest.mark.parametrize("kind", ["incus"])
+def test_beside_a_daemon(machine: Machine, kind: str) -> None:
+    """Take over while guestapi runs already, go back, use a device instead, and remove the mirror."""
+    install_daemon(machine, kind)
+    machine.run(CLIENTS[kind], "launch", "busybox", "web")
+    play(machine, "docs/incus.md", "install -D -m 0644 /etc/guestapi/incus-takeover.conf")
+    play(machine, "docs/incus.md", "systemctl disable --now guestapi-takeover@incus.service\n")
+    play(machine, "docs/incus.md", "install -D -m 0644 /etc/guestapi/incus-device.conf")
+    until = time.monotonic() + PATIENCE
+    while "device: 1 of 1 running instances" not in machine.run("guestapi", "check", check=False).stdout:
+        assert time.monotonic() < until, machine.run("guestapi", "check", check=False).stdout
+        time.sleep(0.5)
+    play(machine, "docs/incus.md", "incus profile device remove default guestapi")
+    play(machine, "docs/incus.md", "systemctl disable --now guestapi-takeover@incus.service guestapi-mirror.service")
+    machine.run(CLIENTS[kind], "delete", "--force", "web")
+    machine.run("systemctl", "disable", "--now", f"{kind}.service", f"{kind}.socket", check=False)
