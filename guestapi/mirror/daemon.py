@@ -363,7 +363,9 @@ class Daemon:
                 for block in stream.iter_bytes():
                     content += block
                     if len(content) > _ANSWER_BYTES:
-                        raise DaemonError(f"{self.socket}: {method} {path}: the answer is larger than 256 MiB")
+                        raise DaemonError(
+                            f"{self.socket}: {method} {path}: the answer is larger than {_ANSWER_BYTES >> 20} MiB"
+                        )
                     if time.monotonic() > until:
                         raise _TimeError(f"{self.socket}: {method} {path}: no whole answer in {seconds:g} s")
         except httpx.ReadTimeout:

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from guestapi.mirror import daemon
 from guestapi.model import Instance
 from guestapi.store.images import directory
 from guestapi.store.lookup import list_images, list_instances
@@ -118,6 +120,33 @@ def test_instance_that_is_another_since_it_was_listed(guestapi: Guestapi) -> Non
             found = known(guestapi)["c1"]
             assert found.init is not None
             assert (found.init.pid, found.uuid, found.config) == (container.pid, SECOND, {"user.a": "now"})
+
+
+def test_instance_that_cannot_be_read(guestapi: Guestapi) -> None:
+    """An instance that is described in a way that nobody understands is named, and costs the others nothing."""
+    answers: dict[str, object] = {
+        "/1.0/instances": [
+            instance("a", "Stopped", user_me="a"),
+            {"name": "odd", "type": "container", "status": "Running", "expanded_config": {"user.a": ["1"]}},
+            instance("index-", "Stopped", user_me="index-"),
+        ]
+    }
+    with mirrored(guestapi, answers):
+        wait(lambda: known(guestapi).keys() == {"a", "index-"})
+        assert "odd in project default is not mirrored" in finding(guestapi)
+    assert known(guestapi)["index-"].host_name == "index-"
+
+
+def test_answer_without_end(guestapi: Guestapi) -> None:
+    """A daemon whose answer is larger than any can be costs the mirror no more than that bound, and is told of."""
+    with patch.object(daemon, "_ANSWER_BYTES", 1 << 16), Stub(guestapi.directory / "daemon", {}) as stub:
+        stub.answers["/1.0/instances"] = [instance("a", user_data="x" * (1 << 17))]
+        client = daemon.Daemon(str(guestapi.directory / "daemon"))
+        with pytest.raises(daemon.DaemonError, match="the answer is larger than"):
+            client.instances()
+        stub.answers["/1.0/instances"] = []
+        assert client.instances() == ([], {})
+        client.close()
 
 
 def test_images_that_are_refused_and_forgotten(guestapi: Guestapi) -> None:

@@ -32,6 +32,14 @@ HAPPENED = [
     "answered 500",
     "streams",
     "streams ended",
+    "observed by lxc",
+    "observed by podman",
+    "observed by incus",
+    "observations refused",
+    "adopted",
+    "released",
+    "renamed by a source",
+    "removed by a source",
     "bytes of events",
 ]
 

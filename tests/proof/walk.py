@@ -18,6 +18,8 @@ from tests.proof.world import PATHS, Held, Node, World
 
 #: How much there is at a time.
 NODES, HELD, STREAMS = 16, 40, 12
+#: Sources that see containers with names that collide, and their keys of these.
+SOURCES, KEYS = ["lxc", "podman", "incus"], ["first", "second"]
 #: Instances that run before the first step.
 INSTANCES = 3
 #: Steps from an empty host to the next.
@@ -154,6 +156,31 @@ class Walk(RuleBasedStateMachine):
     def running(self) -> list[str]:
         """Instances whose init is alive."""
         return [name for name, row in self.world.rows.items() if row.init is not None and row.init.alive]
+
+    @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), name=ANY, init=NAME, late=st.booleans())
+    def observe(self, source: str, key: str, name: int, init: int | None, late: bool) -> None:
+        """A source sees a container of its own, whose name and whose init may be another one's."""
+        self.step("observe")
+        node = None if init is None or not self.inits() else pick(self.inits(), init)
+        self.world.observe(source, key, pick(self.world.names, name), node, late=late)
+
+    @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), name=ANY, again=st.booleans(), path=ASKED)
+    def start_at_source(self, source: str, key: str, name: int, again: bool, path: str) -> None:
+        """A container starts, its source sees that, and it asks."""
+        if len(self.world.nodes) < NODES and len(self.world.held) < HELD:
+            self.step("start at a source")
+            init = self.world.make(self.world.host, container=True, pid=self.pid(name, again))
+            self.world.observe(source, key, pick(self.world.names, name), init)
+            self.world.ask(self.world.connect(init, "incus"), path)
+
+    @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), ended=st.booleans())
+    def let_go(self, source: str, key: str, ended: bool) -> None:
+        """A source has a container no more, which has ended, or so it says."""
+        self.step("let go")
+        row = self.world.find_owned(source, key)
+        if ended and row is not None and row.init is not None and row.init.alive:
+            self.world.end(row.init)
+        self.world.let_go(source, key)
 
     @rule(name=ANY)
     def configure(self, name: int) -> None:

@@ -15,14 +15,18 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from guestapi.callers.namespaces import examine, start_time
 from guestapi.dialects import DIALECTS, Dialect
-from guestapi.model import Instance
+from guestapi.model import Init, Instance
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
 from guestapi.store import steps
+from guestapi.store.lookup import list_instances
+from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
 
@@ -37,6 +41,7 @@ writes_burst = 1000000
 """
 #: What every secret looks like: nothing else that is answered does.
 SECRET = re.compile(rb"tok[0-9a-f]{32}")
+WRITTEN_SECRET = re.compile(SECRET.pattern.decode())
 #: proc_pid_stat(5): a process's start time is in ticks of which there are so many a second.
 TICKS = os.sysconf("SC_CLK_TCK")
 #: Seconds to wait for what must come.
@@ -172,6 +177,9 @@ class World:
         self.streams: list[Held] = []
         #: PIDs that had an owner, and the inode numbers of PID namespaces.
         self.pids: list[int] = []
+        #: What sources saw last of each container, and which process an init is.
+        self._seen: dict[tuple[str, str], Observed] = {}
+        self._inits: dict[Init, Node] = {}
         self._namespaces: set[int] = set()
 
     def close(self) -> None:
@@ -194,6 +202,8 @@ class World:
             self.end(node)
         for name in list(self.rows):
             self.remove(name)
+        self._seen.clear()
+        self._inits.clear()
         for stream in self.streams:
             stream.socket.settimeout(PATIENCE)
             self._must_end(stream)
@@ -313,6 +323,8 @@ class World:
         row = self.rows[name]
         with self.service.writer.change() as change:
             row.stored = steps.start(change, self._renew(change, row), examine(init.pid))
+        assert row.stored.init is not None
+        self._inits[row.stored.init] = init
         row.init, row.ready = init, False
         self._changed()
 
@@ -323,6 +335,97 @@ class World:
             row.stored = steps.stop(change, row.stored)
         row.init, row.ready = None, False
         self._changed()
+
+    def observe(self, source: str, key: str, name: str, init: Node | None, *, late: bool = False) -> None:
+        """A source sees one of its containers, under a name that another one's instance may have.
+
+        Args:
+            source: which one.
+            key: the source's own of the container.
+            name: what it is called there.
+            init: its init; None: it does not run.
+            late: what is seen is what was seen last of it, however long ago.
+        """
+        seen = self._seen.get((source, key)) if late else None
+        if seen is None:
+            value, other, device = secret(), secret(), secret()
+            seen = Observed(
+                key,
+                "default",
+                name,
+                init=None if init is None else examine(init.pid),
+                config={"user.token": value, f"user.{other}": "x"},
+                devices={device: {"type": "nic", "nictype": "ipvlan", "token": value}},
+            )
+            if seen.init is not None and init is not None:
+                self._inits[seen.init] = init
+        self._seen[source, key] = seen
+        with self.service.writer.change() as change:
+            problems = reconcile(change, source, [seen])
+        self.happened[f"observed by {source}"] += 1
+        self._sync(source, key, seen, refused=bool(problems))
+
+    def find_owned(self, source: str, key: str) -> Row | None:
+        """The instance of a source's container, if there is one."""
+        owned = [row for row in self.rows.values() if (row.stored.source, row.stored.key) == (source, key)]
+        return owned[0] if owned else None
+
+    def let_go(self, source: str, key: str) -> None:
+        """A source has a container no more; that its init is alive, it says perhaps in error."""
+        with self.service.writer.change() as change:
+            reconcile(change, source, [], gone=[key])
+        self.happened["let go"] += 1
+        self._sync(source, key, None, refused=False)
+
+    def _sync(self, source: str, key: str, seen: Observed | None, *, refused: bool) -> None:
+        """Take over what the store has; only the one that was observed may be another, and nobody has its secrets."""
+        with view(self.service.settings.store.url) as store:
+            found = {one.id: one for one in list_instances(store)}
+        rows = {row.stored.id: row for row in self.rows.values()}
+        brought = {one.encode() for one in WRITTEN_SECRET.findall(str(seen))} if seen is not None else set()
+        for number, row in rows.items():
+            before, now = row.stored, found.get(number)
+            its_own = (before.source, before.key) == (source, key)
+            waits = before.key is None and (before.source in (None, source))
+            # Its workload may have said that it is ready since.
+            if now is None or now != replace(before, ready=now.ready, revision=now.revision):
+                assert its_own or (waits and not refused), f"{before} was changed by {source} {key}"
+            if now is None:
+                self.happened["removed by a source"] += 1
+                row.init = None
+                continue
+            if refused and its_own:
+                assert now.init is None, "it is not as its source has it, and runs"
+                assert (now.config, now.devices, now.name) == (before.config, before.devices, before.name)
+            owner = (now.source, now.key)
+            assert owner == (before.source, before.key) or its_own or owner == (source, key)
+            self.happened["released"] += its_own and now.key is None
+            self.happened["adopted"] += not its_own and owner == (source, key)
+            self.happened["renamed by a source"] += now.name != before.name
+            allowed = row.secrets | (brought if owner == (source, key) else set())
+            self._store(row, now, allowed)
+        for number in found.keys() - rows.keys():
+            now = found[number]
+            assert (now.source, now.key) == (source, key)
+            rows[number] = Row(replace(now, init=None))
+            self._store(rows[number], now, brought)
+        self.rows = {found[number].name: row for number, row in rows.items() if number in found}
+        if seen is not None and not refused:
+            mine = self.find_owned(source, key)
+            assert mine is not None
+            assert mine.stored.name == seen.name
+            assert mine.stored.init == seen.init or (mine.init is not None and mine.init.alive)
+        self.happened["observations refused"] += refused
+        self._changed()
+
+    def _store(self, row: Row, now: Instance, allowed: set[bytes]) -> None:
+        """What the store has of an instance now, in which there is no secret of another one's."""
+        has = {one.encode() for one in WRITTEN_SECRET.findall(str((now.name, now.config, now.devices)))}
+        assert has <= allowed, f"{now} has another instance's secret"
+        if now.init != row.stored.init or now.run != row.stored.run:
+            row.init, row.ready = (None if now.init is None else self._inits[now.init]), False
+        row.stored = now
+        row.secrets = allowed
 
     def remove(self, name: str) -> None:
         """Take it away."""

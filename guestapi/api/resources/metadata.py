@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import falcon
 
 from guestapi.dialects import Dialect
+from guestapi.encoding import to_json
 from guestapi.model import Instance
+
+#: Names that YAML takes as they are.
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class MetaData:
@@ -19,6 +25,11 @@ class MetaData:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with YAML. As with Incus, the Content-Type does not say so."""
         instance: Instance = req.context.instance
-        identity = instance.name if self._name_is_id else instance.cloud_init_id
-        head = f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.name}\n"
+        identity = _yaml(instance.name) if self._name_is_id else instance.cloud_init_id
+        head = f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.host_name}\n"
         resp.data = (head + instance.config.get("user.meta-data", "")).encode()
+
+
+def _yaml(name: str) -> str:
+    """`name` as a YAML string; a runtime may have given it any printable characters."""
+    return name if _PLAIN.fullmatch(name) else to_json(name).decode()

@@ -1,0 +1,135 @@
+"""Beside a real Incus and a real LXD: whatever they take, the mirror goes on; what it cannot take is left out alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from guestapi.dialects import DIALECTS
+from tests.harness.mirroring import beside
+from tests.mirror.host import Host
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+#: A key that is longer than the store takes, and what was too much for an earlier version.
+TOO_LONG = "user." + "x" * 2000
+LONG, CONTROL = "user." + "k" * 300, "user.a\x07\x1b[2Jb"
+DATA = "#cloud-config\n# " + "x" * (3 << 20)
+
+
+@pytest.fixture(scope="module", params=["incus", "lxd"])
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """One of each kind for all tests."""
+    with beside(request.param) as (daemon, service, mirror):
+        yield Host(daemon, service, mirror)
+
+
+def configure(host: Host, path: str, **config: str) -> None:
+    """Set keys by the daemon's API, which takes any; an empty value unsets."""
+    document = host.daemon.query(path)
+    document["config"] = {key: value for key, value in {**document["config"], **config}.items() if value}
+    host.daemon.query(path, "PUT", document)
+
+
+def left_out(host: Host) -> list[str]:
+    """What `guestapi check` says is left out."""
+    return [one["text"] for one in host.findings() if one["check"] == f"source {host.daemon.kind}"]
+
+
+def test_odd_keys_of_an_instance(host: Host) -> None:
+    """Long keys, control characters and large values are served; one that is too long is left out alone, and named."""
+    switch = DIALECTS[host.daemon.kind].switch
+    with host.launched("odd", "-c", "user.secret=1"):
+        configure(host, "/1.0/instances/odd", **{LONG: "long", CONTROL: "control", TOO_LONG: "x"})
+        host.until("odd", f"/1.0/config/{LONG}", "long")
+        assert host.ask("odd", f"/1.0/config/{quote(CONTROL, safe='')}").text == "control"
+        listed = json.loads(host.ask("odd", "/1.0/config").text)
+        assert [key.removeprefix("/1.0/config/") for key in listed] == [CONTROL, LONG, "user.secret"]
+        configure(host, "/1.0/instances/odd", **{"cloud-init.user-data": DATA})
+        host.wait(lambda: host.ask("odd", "/1.0/config/cloud-init.user-data").status == 200)
+        body = host.ask("odd", "/1.0/config/cloud-init.user-data").body
+        assert hashlib.sha256(body).digest() == hashlib.sha256(DATA.encode()).digest()
+        (sentence,) = left_out(host)
+        assert sentence.startswith("odd in project default: configuration key 'user.xxx")
+        # An unset secret is unreadable, and what is switched off is off, whatever else the instance has.
+        configure(host, "/1.0/instances/odd", **{"user.secret": ""})
+        host.wait(lambda: host.ask("odd", "/1.0/config/user.secret").status == 404)
+        configure(host, "/1.0/instances/odd", **{switch: "false"})
+        host.wait(lambda: host.ask("odd", f"/1.0/config/{LONG}").status == 403)
+        host.mirror.kill()
+        host.mirror.start()
+        configure(host, "/1.0/instances/odd", **{switch: "", TOO_LONG: ""})
+        host.until("odd", f"/1.0/config/{LONG}", "long")
+        host.wait(lambda: left_out(host) == [])
+    host.wait(lambda: host.instance("odd") is None)
+
+
+def test_odd_key_of_a_profile(host: Host) -> None:
+    """What one profile has that cannot be taken keeps nothing else from any instance, now and after a restart."""
+    with host.launched("p1", "-c", "user.me=p1"), host.launched("p2", "-c", "user.me=p2"):
+        configure(host, "/1.0/profiles/default", **{TOO_LONG: "x", "user.shared": "1"})
+        try:
+            for _time in ("now", "after a restart"):
+                for name in ("p1", "p2"):
+                    host.until(name, "/1.0/config/user.shared", "1")
+                    host.until(name, "/1.0/config/user.me", name)
+                assert len(left_out(host)) == 2
+                host.mirror.kill()
+                host.mirror.start()
+            host.daemon.client("config", "set", "p1", "user.me=changed")
+            host.until("p1", "/1.0/config/user.me", "changed")
+        finally:
+            configure(host, "/1.0/profiles/default", **{TOO_LONG: "", "user.shared": ""})
+        host.wait(lambda: left_out(host) == [])
+        assert host.ask("p2", "/1.0/config/user.shared").status == 404
+
+
+def test_configuration_beyond_the_bound(host: Host) -> None:
+    """What is too much for an instance's whole configuration is left out, and not served from what it was before."""
+    with host.launched("big", "-c", "user.me=big", "-c", "user.large=old"):
+        host.until("big", "/1.0/config/user.large", "old")
+        configure(host, "/1.0/instances/big", **{"user.large": "x" * (17 << 20), "user.me": "still"})
+        host.until("big", "/1.0/config/user.me", "still")
+        assert host.ask("big", "/1.0/config/user.large").status == 404
+        (sentence,) = left_out(host)
+        assert "'user.large' is left out" in sentence
+        assert "16777216" in sentence
+
+
+@pytest.mark.parametrize("name", ["a" * 63, "x--y", "index"])
+def test_names_that_the_daemon_takes(host: Host, name: str) -> None:
+    """Whatever an instance can be called, it is registered, and told its name as the daemon tells it."""
+    with host.launched(name, "-c", "user.me=1"):
+        host.until(name, "/1.0/config/user.me", "1")
+        assert host.ask(name, "/1.0/meta-data").text == host.ask_daemon(name, "/1.0/meta-data").text
+
+
+def test_root_is_recorded(host: Host) -> None:
+    """Which user is root inside was recorded when the instance was registered, as its ID map says."""
+    with host.launched("root"):
+        host.wait(lambda: (known := host.instance("root")) is not None and known.running)
+        known = host.instance("root")
+        assert known is not None
+        assert known.init is not None
+        inside, outside, _count = Path(f"/proc/{known.init.pid}/uid_map").read_text().split()[:3]
+        assert inside == "0"
+        assert known.init.root_uid == int(outside)
+
+
+def test_name_of_another_owner(host: Host) -> None:
+    """An instance whose name was added by hand is not registered, by name, until that one is gone."""
+    host.service.command("instance", "add", "taken", "--config", "user.me=hand")
+    with host.launched("taken", "-c", "user.me=daemon"):
+        host.wait(lambda: any("taken in project default: it is not registered" in text for text in left_out(host)))
+        assert host.ask("taken", "/1.0/config/user.me").status == 500
+        (known,) = (one for one in [host.instance("taken")] if one is not None)
+        assert (known.source, known.config) == (None, {"user.me": "hand"})
+        host.service.command("instance", "remove", "taken")
+        host.daemon.client("config", "set", "taken", "user.now=1")
+        host.until("taken", "/1.0/config/user.me", "daemon")
+        host.wait(lambda: left_out(host) == [])
