@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import wraps
 from mmap import mmap
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
@@ -39,20 +39,20 @@ _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam(
 _SOURCES = select(func.count()).select_from(sources)
 
 T = TypeVar("T")
-P = ParamSpec("P")
+Arguments = TypeVarTuple("Arguments")
 
 #: The state of the database, as far as it can be told whether it is still the same.
 Version = bytes | int
 
 
-def _explained(read: Callable[Concatenate[Reader, P], T]) -> Callable[Concatenate[Reader, P], T]:
+def _explained(read: Callable[[Reader, *Arguments], T]) -> Callable[[Reader, *Arguments], T]:
     """Let a method of `Reader` raise the driver's errors as `StoreError`, and open the store anew at the next look."""
 
     # PERF: a context manager takes ten times as long, and some of these are called at every request.
     @wraps(read)
-    def explained(reader: Reader, /, *arguments: P.args, **named: P.kwargs) -> T:
+    def explained(reader: Reader, *arguments: *Arguments) -> T:
         try:
-            return read(reader, *arguments, **named)
+            return read(reader, *arguments)
         except (DBAPIError, sqlite3.Error) as error:
             reader.close()
             raise explain(error, reader.file) from None

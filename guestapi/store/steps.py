@@ -8,11 +8,11 @@ what counts after.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import BindParameter, Delete, Table, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, bindparam, delete, insert, select, update
 
 from guestapi import names
 from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType
@@ -24,9 +24,16 @@ from guestapi.store.rows import load, load_layers
 from guestapi.store.tables import config, devices, instances
 from guestapi.store.transaction import Change, tell
 
-#: Where the key or name of a row that is to go, and its layer, stand in a statement.
-_GONE: BindParameter[str] = bindparam("gone")
+#: Where the instance, layer, and key or name of a row that is to go stand in a statement.
+_INSTANCE: BindParameter[int] = bindparam("of_instance")
 _LAYER: BindParameter[int] = bindparam("of_layer")
+_GONE: BindParameter[str] = bindparam("gone")
+# PERF: made once. To make one takes as long as to execute it.
+_REMOVE_KEY = delete(config).where(config.c.instance_id == _INSTANCE, config.c.layer == _LAYER, config.c.key == _GONE)
+_REMOVE_DEVICE = delete(devices).where(
+    devices.c.instance_id == _INSTANCE, devices.c.layer == _LAYER, devices.c.name == _GONE
+)
+_ADD_KEY, _ADD_DEVICE = insert(config), insert(devices)
 #: Columns that are called otherwise in `Instance`.
 _ATTRIBUTES = {"source_key": "key"}
 
@@ -370,42 +377,29 @@ def _set(change: Change, instance: Instance, columns: Mapping[str, object]) -> N
 def _write_layers(change: Change, number: int, before: Layers, after: Layers) -> None:
     for layer, old, new in ((SOURCE, before.source, after.source), (OPERATOR, before.operator, after.operator)):
         # PERF: rows of a kind go in one statement, of which each would take ten times as long as a row.
-        keys = _changed(old.config, new.config)
-        _replace(
-            change,
-            delete(config).where(config.c.instance_id == number, config.c.key == _GONE, config.c.layer == _LAYER),
-            config,
-            layer,
-            keys,
-            [
+        if keys := _changed(old.config, new.config):
+            change.connection.execute(_REMOVE_KEY, [_gone(number, layer, key) for key in keys])
+            values = [
                 {"instance_id": number, "key": key, "layer": layer, "value": value}
                 for key in keys
                 if (value := new.config.get(key))
-            ],
-        )
-        named = _changed(old.devices, new.devices)
-        _replace(
-            change,
-            delete(devices).where(devices.c.instance_id == number, devices.c.name == _GONE, devices.c.layer == _LAYER),
-            devices,
-            layer,
-            named,
-            [
+            ]
+            if values:
+                change.connection.execute(_ADD_KEY, values)
+        if named := _changed(old.devices, new.devices):
+            change.connection.execute(_REMOVE_DEVICE, [_gone(number, layer, name) for name in named])
+            rows = [
                 {"instance_id": number, "name": name, "layer": layer, "definition": dict(sorted(definition.items()))}
                 for name in named
                 if (definition := new.devices.get(name)) is not None
-            ],
-        )
+            ]
+            if rows:
+                change.connection.execute(_ADD_DEVICE, rows)
+
+
+def _gone(number: int, layer: int, name: str) -> dict[str, object]:
+    return {_INSTANCE.key: number, _LAYER.key: layer, _GONE.key: name}
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-
-
-def _replace(
-    change: Change, statement: Delete, table: Table, layer: int, gone: Iterable[str], rows: list[dict[str, Any]]
-) -> None:
-    if leaving := [{_GONE.key: one, _LAYER.key: layer} for one in gone]:
-        change.connection.execute(statement, leaving)
-    if rows:
-        change.connection.execute(insert(table), rows)
