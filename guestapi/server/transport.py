@@ -41,6 +41,10 @@ class _Wait(Enum):
     OUTPUT = "output"
 
 
+#: PERF: the members by names of the module, because an enumeration looks its members up slowly (0.1 µs each).
+_NOTHING, _INPUT, _INPUT_OR_WAKE, _OUTPUT = _Wait.NOTHING, _Wait.INPUT, _Wait.INPUT_OR_WAKE, _Wait.OUTPUT
+
+
 class Transport:
     """A socket and the greenlet that serves it.
 
@@ -84,7 +88,7 @@ class Transport:
         self._timer: Any = None
         self._greenlet: greenlet = getcurrent()
         self._deadline = 0.0
-        self._wait = _Wait.NOTHING
+        self._wait: _Wait = _NOTHING
         self.received = b""
         self.on_backlog: Callable[[int], None] | None = None
 
@@ -140,9 +144,15 @@ class Transport:
             DeadlineError: the client sent nothing in time.
             OSError: the connection is lost.
         """
-        data = self._receive(READ_SIZE)
-        self.received += data
-        return len(data)
+        # PERF: `_receive` written out. Every request comes through here.
+        while True:
+            self._wait_for_input(_INPUT)
+            try:
+                data = self._socket.recv(READ_SIZE)
+            except BlockingIOError:
+                continue
+            self.received += data
+            return len(data)
 
     def receive_now(self) -> int | None:
         """Add what the client has sent to `received`, without waiting.
@@ -187,13 +197,13 @@ class Transport:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
-        self._wait_for_input(_Wait.INPUT_OR_WAKE)
+        self._wait_for_input(_INPUT_OR_WAKE)
 
     def wake(self) -> None:
         """End `wait_readable`, if the greenlet is there. Any greenlet may call this."""
-        if self._wait is _Wait.INPUT_OR_WAKE:
+        if self._wait is _INPUT_OR_WAKE:
             # Once is enough: the next caller finds it awake.
-            self._wait = _Wait.INPUT
+            self._wait = _INPUT
             self._hub.loop.run_callback(self._switch_if_waiting)
 
     def give_way(self, size: int = 0) -> None:
@@ -278,13 +288,13 @@ class Transport:
         """
         if self._writable is None:
             self._writable = self._hub.loop.io(self._socket.fileno(), _WRITABLE)
-        self._wait = _Wait.OUTPUT
+        self._wait = _OUTPUT
         self._writable.start(self._greenlet.switch)
         try:
             self._hub.switch()
         finally:
             self._writable.stop()
-            self._wait = _Wait.NOTHING
+            self._wait = _NOTHING
 
     def _send_rest(self, head: bytes, content: memoryview, seconds: float) -> None:
         size, on_backlog = len(head) + len(content), self.on_backlog
@@ -330,7 +340,7 @@ class Transport:
 
     def _on_timer(self) -> None:
         left = self._deadline - time.monotonic()
-        if self._wait is not _Wait.NOTHING and left <= 0:
+        if self._wait is not _NOTHING and left <= 0:
             self._greenlet.throw(DeadlineError)
         else:
             # The greenlet does not wait, so it is at work.
@@ -340,7 +350,7 @@ class Transport:
 
     def _receive(self, size: int) -> bytes:
         while True:
-            self._wait_for_input(_Wait.INPUT)
+            self._wait_for_input(_INPUT)
             try:
                 return self._socket.recv(size)
             except BlockingIOError:
@@ -355,11 +365,11 @@ class Transport:
         try:
             self._hub.switch()
         finally:
-            self._wait = _Wait.NOTHING
+            self._wait = _NOTHING
 
     def _on_turn(self) -> bool:
         """The queue reports input. Return whether it was waited for."""
-        if self._wait is _Wait.INPUT or self._wait is _Wait.INPUT_OR_WAKE:
+        if self._wait is _INPUT or self._wait is _INPUT_OR_WAKE:
             self._greenlet.switch()
             return True
         self._queued = False
@@ -367,5 +377,5 @@ class Transport:
 
     def _switch_if_waiting(self) -> None:
         # Otherwise input came meanwhile; or the socket is closed, and the greenlet serves another connection.
-        if self._wait is _Wait.INPUT or self._wait is _Wait.INPUT_OR_WAKE:
+        if self._wait is _INPUT or self._wait is _INPUT_OR_WAKE:
             self._greenlet.switch()
