@@ -62,6 +62,8 @@ class Instance:
         key: the source's own key of it; None: its source has no such container any more, or it has no source.
         hostname: the host name inside, as the runtime set it; None: it follows from `name`.
         kept: it stays when its source has it no more, although nothing of it is the operator's.
+        large: keys that are set and whose values are not in `config`, because a worker reads large values when it is
+            asked for them (`store.reading`).
     """
 
     id: int
@@ -81,6 +83,7 @@ class Instance:
     key: str | None = None
     hostname: str | None = None
     kept: bool = False
+    large: frozenset[str] = frozenset()
 
     @property
     def running(self) -> bool:

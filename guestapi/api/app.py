@@ -43,6 +43,10 @@ class Store(Protocol):
         """As `store.writing.Writer.set_ready`. It may wait for another writer; other requests continue meanwhile."""
         ...
 
+    def read_value(self, instance: Instance, key: str) -> str | None:
+        """As `store.reading.ValueReader.value`, for a key in `Instance.large`. Other requests continue meanwhile."""
+        ...
+
     def image(self, fingerprint: str) -> Image | None:
         """As `store.reading.Reader.image`."""
         ...
@@ -100,10 +104,10 @@ def _create(store: Store, broker: Broker, state_changes: RateLimit, dialect: Dia
     state = StateResource(store, platform.node(), state_changes) if dialect.describes_instance else Version()
     app.add_route("/1.0", state)
     app.add_route("/1.0/config", ConfigKeys(dialect))
-    app.add_route("/1.0/config/{key}", ConfigKey(dialect))
+    app.add_route("/1.0/config/{key}", ConfigKey(dialect, store))
     app.add_route("/1.0/events", EventFeed(broker, gate))
     app.add_route("/1.0/images/{fingerprint}/export", ImageExport(store, dialect))
-    app.add_route("/1.0/meta-data", MetaData(dialect))
+    app.add_route("/1.0/meta-data", MetaData(dialect, store))
     if dialect.listed_nic_types is None:
         app.add_route("/1.0/devices", Devices())
     else:

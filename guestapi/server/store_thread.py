@@ -8,15 +8,16 @@ from typing import ParamSpec, TypeVar
 
 from gevent.hub import get_hub
 
-from guestapi.model import Image, Init
+from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.server.group_commit import GroupCommit
+from guestapi.server.instance_locks import InstanceLocks
 from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
-from guestapi.store.reading import Reader, Version
+from guestapi.store.reading import Reader, ValueReader, Version
 from guestapi.store.writing import ReadyReport, Writer
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class OffloadedStore:
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer: Writer | None = None
         self._reports = GroupCommit(self._write_reports)
+        self._values = ValueReader(settings.store.url)
+        self._value_locks = InstanceLocks()
         #: As `Reader.instance`. PERF: a request calls it several times.
         self.instance = self._reader.instance
         self._images = images.directory(settings)
@@ -77,6 +80,15 @@ class OffloadedStore:
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`, in one transaction with what others say at the same time. Only its greenlet waits."""
         return self._reports.submit(ReadyReport(instance_id, run, ready, init))
+
+    def read_value(self, instance: Instance, key: str) -> str | None:
+        """As `store.reading.ValueReader.value`, in a thread of gevent's pool.
+
+        Only the calling greenlet waits, and only for other values of the same instance: an instance with many large
+        values reads one at a time, so it occupies one thread and the memory of one value.
+        """
+        with self._value_locks.hold(instance.id):
+            return _in_thread(self._values.value, instance, key)
 
     def _write_reports(self, reports: Sequence[ReadyReport]) -> list[bool]:
         return _in_thread(self._set_all_ready, reports)

@@ -132,7 +132,8 @@ def _from_2_to_3(connection: sqlite3.Connection) -> None:
         connection.execute(plain(CreateTable(table)))
     layer = f"CASE WHEN instances.source IS NULL THEN {OPERATOR} ELSE {SOURCE} END"
     connection.execute(
-        f"INSERT INTO config (instance_id, key, layer, value) SELECT instance_id, key, {layer}, value "
+        "INSERT INTO config (instance_id, key, layer, size, value) "
+        f"SELECT instance_id, key, {layer}, length(CAST(value AS BLOB)), value "
         "FROM config_2 JOIN instances ON instances.id = instance_id"
     )
     connection.execute(

@@ -13,6 +13,7 @@ import sqlite3
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from mmap import mmap
 from typing import Any, TypeVar, TypeVarTuple
@@ -22,20 +23,32 @@ from sqlalchemy.exc import DBAPIError
 
 from guestapi.model import Image, Init, Instance
 from guestapi.store.engine import database_file, open_reader
-from guestapi.store.errors import StoreError, explain, missing
+from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.files import Held, Identity, identity
 from guestapi.store.rows import LAST_ID, Entries, entries, init_of, latest, load, load_image
-from guestapi.store.tables import instances, sources
+from guestapi.store.tables import config, instances, sources
 from guestapi.store.walindex import header, map_index
 
 #: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
 KEPT_INSTANCES = 1024
 KEPT_BYTES = 32 * 1024 * 1024
+#: Bytes of the largest value that is kept. A larger one is read when it is asked for (`ValueReader`).
+READ_BYTES = 64 * 1024
+#: About how many bytes of one instance are kept, so that it drives out few others. Of one that has more, the largest
+#: values are read when they are asked for, too.
+INSTANCE_BYTES = 1024 * 1024
 #: Of how many PID namespaces it is kept who was registered there, mostly nobody: a guest can come with any number.
 KEPT_NAMESPACES = 4096
 
 _REVISION = select(instances.c.revision).where(instances.c.id == bindparam("id"))
 _IN_NAMESPACE = select(instances).where(instances.c.init_namespace == bindparam("namespace"))
+_VALUE = (
+    select(config.c.value)
+    .join(instances)
+    .where(instances.c.id == bindparam("id"), instances.c.uuid == bindparam("uuid"), config.c.key == bindparam("key"))
+    .order_by(config.c.layer.desc())
+    .limit(1)
+)
 _SOURCES = select(func.count()).select_from(sources)
 
 T = TypeVar("T")
@@ -58,6 +71,37 @@ def _explained(read: Callable[[Reader, *Arguments], T]) -> Callable[[Reader, *Ar
             raise explain(error, reader.file) from None
 
     return explained
+
+
+class ValueReader:
+    """Reads single values that a `Reader` leaves out. May be used by several threads: each look has its connection."""
+
+    def __init__(self, url: str) -> None:
+        """Open nothing yet.
+
+        Args:
+            url: ``store.url``.
+        """
+        self._url = url
+        self._file = database_file(url)
+
+    def value(self, instance: Instance, key: str) -> str | None:
+        """The value of a configuration key as it is now.
+
+        Args:
+            instance: as a `Reader` has read it.
+            key: the key.
+
+        Returns:
+            The value; None if it is not set any more, or the instance is gone.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with explained(self._file), open_reader(self._url).connect() as connection:
+            # The UUID: in a store that was put in the place of the one that was read, the id means another instance.
+            found = connection.execute(_VALUE, {"id": instance.id, "uuid": instance.uuid, "key": key}).scalar()
+            return None if found is None else str(found)
 
 
 class Reader:
@@ -230,7 +274,9 @@ class Reader:
             raise StoreError(f"{self.file}: another database was put here, but its -wal file is the old one's")
 
     def _load(self, connection: Connection, instance_id: int, version: Version) -> Instance | None:
-        instance = load(connection, instance_id)
+        instance = load(connection, instance_id, value_bytes=READ_BYTES)
+        if instance is not None and _size(instance) > INSTANCE_BYTES:
+            instance = _without_largest(instance)
         if old := self._kept.pop(instance_id, None):
             self._kept_bytes -= old[2]
         if instance is not None:
@@ -240,6 +286,19 @@ class Reader:
             while len(self._kept) > KEPT_INSTANCES or self._kept_bytes > KEPT_BYTES:
                 self._kept_bytes -= self._kept.popitem(last=False)[1][2]
         return instance
+
+
+def _without_largest(instance: Instance) -> Instance:
+    """Leave the largest values of an instance's configuration out, so that it takes no more than its share."""
+    left = INSTANCE_BYTES
+    kept: dict[str, str] = {}
+    for key, value in sorted(instance.config.items(), key=lambda pair: sys.getsizeof(pair[1])):
+        left -= sys.getsizeof(key) + sys.getsizeof(value)
+        if left < 0:
+            break
+        kept[key] = value
+    large = instance.large | (instance.config.keys() - kept.keys())
+    return replace(instance, config={key: kept[key] for key in instance.config if key in kept}, large=large)
 
 
 def _size(instance: Instance) -> int:

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, select
+from sqlalchemy import Connection, RowMapping, bindparam, case, func, select
 
 from guestapi.model import Device, Image, ImageFile, Init, Instance, Notification
 from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers, merge_devices
 from guestapi.store.tables import config, devices, image_aliases, image_files, images, instances, notifications, plain
 
-#: The largest that SQLite has (sqlite.org/autoinc.html).
-LAST_ID = (1 << 63) - 1
+#: The largest number that SQLite has (sqlite.org/autoinc.html).
+LARGEST = (1 << 63) - 1
+#: An id that no entry of the change log has yet.
+LAST_ID = LARGEST
 #: Bytes of the change log's entries after which no more are read at a time: one may have 4 MiB.
 ENTRIES_BYTES = 256 * 1024
 
 _ONE = select(instances).where(instances.c.id == bindparam("id"))
-# Of one key, the layer that wins comes last.
 _CONFIG = (
-    select(config.c.key, config.c.value)
+    select(config.c.key, case((config.c.size <= bindparam("most"), config.c.value)))
     .where(config.c.instance_id == bindparam("id"))
     .order_by(config.c.key, config.c.layer)
 )
@@ -72,13 +73,33 @@ _OWN_ENTRIES = _ENTRIES.where(_log.instance_id == bindparam("instance_id"), _log
 _ENTRIES_SQL, _OWN_ENTRIES_SQL, _OLDEST_SQL = map(plain, (_ENTRIES, _OWN_ENTRIES, select(func.min(_log.id))))
 
 
-def load(connection: Connection, instance_id: int) -> Instance | None:
-    """Read one instance whole, as it was at one moment, through any connection to the store."""
+def load(connection: Connection, instance_id: int, *, value_bytes: int | None = None) -> Instance | None:
+    """Read one instance, as it was at one moment, through any connection to the store.
+
+    Args:
+        connection: to the store.
+        instance_id: its id.
+        value_bytes: the largest value of its configuration that is read, in bytes; None: all are read.
+
+    Returns:
+        The instance; None if there is none.
+    """
     # Three statements, one snapshot. Inside a writer's transaction there is one already.
     with snapshot(connection):
         row = connection.execute(_ONE, {"id": instance_id}).mappings().first()
         if row is None:
             return None
+        settings: dict[str, str] = {}
+        large: set[str] = set()
+        parameters = {"id": instance_id, "most": LARGEST if value_bytes is None else value_bytes}
+        for key, value in connection.execute(_CONFIG, parameters):
+            # Of one key, the layer that wins comes last.
+            settings.pop(key, None)
+            large.discard(key)
+            if value is None:
+                large.add(key)
+            else:
+                settings[key] = value
         return Instance(
             id=row["id"],
             revision=row["revision"],
@@ -91,12 +112,13 @@ def load(connection: Connection, instance_id: int) -> Instance | None:
             location=row["location"],
             ready=row["ready"],
             init=init_of(row),
-            config=dict(connection.execute(_CONFIG, {"id": instance_id}).all()),
+            config=settings,
             devices=_devices(connection, instance_id),
             source=row["source"],
             key=row["source_key"],
             hostname=row["hostname"],
             kept=row["kept"],
+            large=frozenset(large),
         )
 
 

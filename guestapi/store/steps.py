@@ -380,7 +380,7 @@ def _write_layers(change: Change, number: int, before: Layers, after: Layers) ->
         if keys := _changed(old.config, new.config):
             change.connection.execute(_REMOVE_KEY, [_gone(number, layer, key) for key in keys])
             values = [
-                {"instance_id": number, "key": key, "layer": layer, "value": value}
+                {"instance_id": number, "key": key, "layer": layer, "size": len(value.encode()), "value": value}
                 for key in keys
                 if (value := new.config.get(key))
             ]

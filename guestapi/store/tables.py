@@ -71,6 +71,8 @@ config = Table(
     Column("instance_id", ForeignKey("instances.id", ondelete="CASCADE"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("layer", Integer, primary_key=True),
+    # Bytes of the value in UTF-8. It stands before it, so that a large value is not read for it.
+    Column("size", Integer, nullable=False),
     Column("value", Text, nullable=False),
 )
 

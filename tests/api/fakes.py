@@ -85,6 +85,8 @@ class MemoryStore:
     fault: Exception | None = None
     over: bool = False
     images: dict[str, Image] = field(default_factory=dict)
+    large_values: dict[str, str] = field(default_factory=dict)
+    read: list[str] = field(default_factory=list)
     where: Path = Path("/nonexistent")
 
     def instance(self, instance_id: int) -> Instance | None:
@@ -97,6 +99,11 @@ class MemoryStore:
         """Record it; refuse if the run is over."""
         self.told.append((instance_id, run, ready))
         return not self.over
+
+    def read_value(self, instance: Instance, key: str) -> str | None:
+        """One of the large values that it was given, if the instance is the one that it holds."""
+        self.read.append(key)
+        return self.large_values.get(key) if instance is self.held else None
 
     def image(self, fingerprint: str) -> Image | None:
         """One of those that it was given."""

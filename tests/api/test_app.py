@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import replace
 
 import pytest
 
@@ -317,3 +318,26 @@ def test_unexpected_exception(dialect: str, fault: Exception, caplog: pytest.Log
         answer = Client(MemoryStore(instance(), fault=fault), dialect).ask("/1.0/config")
     assert_error(answer, 500, "internal error")
     assert "Traceback" in caplog.text
+
+
+def test_large_values_are_read_one_by_one() -> None:
+    """A key whose value is large is listed like any other, and read when it is asked for, and only then."""
+    held = replace(
+        instance({"user.a": "1", "user.z": "2"}), large=frozenset({"user.large", "user.meta-data", "limits.x"})
+    )
+    store = MemoryStore(held, large_values={"user.large": "x" * 70_000, "user.meta-data": "y: 1\n"})
+    client = Client(store)
+    listed = json.loads(client.ask("/1.0/config").body)
+    assert listed == [f"/1.0/config/{key}" for key in ("user.a", "user.large", "user.meta-data", "user.z")]
+    assert client.ask("/1.0/config/user.a").body == b"1"
+    assert store.read == []
+    assert client.ask("/1.0/config/user.large").body == b"x" * 70_000
+    assert client.ask("/1.0/config/limits.x").status == 403
+    assert client.ask("/1.0/meta-data").body.endswith(b"\ny: 1\n")
+    assert store.read == ["user.large", "user.meta-data"]
+
+
+def test_a_large_value_that_is_gone() -> None:
+    """What was unset between the look at the instance and the look at the value is not found."""
+    held = replace(instance(), large=frozenset({"user.large"}))
+    assert Client(MemoryStore(held)).ask("/1.0/config/user.large").status == 404

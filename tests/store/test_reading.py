@@ -7,16 +7,20 @@ import sqlite3
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace as replace_instance
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Engine, event
 
 from guestapi.model import Device
 from guestapi.settings import Settings
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
 from guestapi.store import engine, reading, steps
 from guestapi.store.errors import StoreError, UnknownInstanceError
 from guestapi.store.lookup import find_instance, get_instance, list_instances
-from guestapi.store.reading import Reader
+from guestapi.store.reading import INSTANCE_BYTES, Reader, ValueReader
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.store.processes import add, database, init, known, other_process, start
@@ -389,3 +393,59 @@ def test_errors_are_told_as_they_were(settings: Settings, writer: Writer) -> Non
         reader.instance(one.id)
     assert "rollback" not in str(raised.value)
     reader.close()
+
+
+def test_large_values_are_not_kept(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """An instance with much configuration takes its share of the memory and no more; each value can be read."""
+    values = {f"user.{number:02}": str(number % 10) * 2_000_000 for number in range(6)}
+    small = {f"user.small{number:04}": "s" * 3000 for number in range(1000)}
+    one = add(writer, "large")
+    with writer.change() as change:
+        one = steps.configure(change, one, {**values, **small, "user.tiny": "t"})
+    seen = reader.instance(one.id)
+    assert seen is not None
+    assert seen.large >= values.keys()
+    assert sorted(seen.config.keys() | seen.large) == sorted(one.config)
+    assert sum(len(value) for value in seen.config.values()) <= INSTANCE_BYTES
+    assert seen.config["user.tiny"] == "t"
+    reads = ValueReader(settings.store.url)
+    assert all(reads.value(seen, key) == one.config[key] for key in sorted(seen.large)[:10])
+    assert reads.value(seen, "user.none") is None
+
+
+def test_a_large_instance_drives_out_nobody(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """What a worker keeps of others is still the very same object afterwards."""
+    others = [add(writer, f"c{number}") for number in range(20)]
+    big = add(writer, "large")
+    with writer.change() as change:
+        steps.configure(change, big, {f"user.{number}": "v" * 60_000 for number in range(200)})
+    before = [reader.instance(other.id) for other in others]
+    for _time in range(3):
+        reader.instance(big.id)
+    assert all(reader.instance(other.id) is kept for other, kept in zip(others, before, strict=True))
+
+
+def test_the_operators_value_counts(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """Of a key that both layers have, the operator's counts, whichever of the two is large."""
+    with writer.change() as change:
+        reconcile(
+            change,
+            "lxc",
+            [Observed(key="k", project="default", name="c1", config={"user.a": "s" * 70_000, "user.b": "s"})],
+        )
+        one = get_instance(change, "default", "c1")
+        steps.configure(change, one, {"user.a": "o", "user.b": "o" * 70_000})
+    seen = reader.instance(one.id)
+    assert seen is not None
+    assert (dict(seen.config), seen.large) == ({"user.a": "o"}, frozenset({"user.b"}))
+    assert ValueReader(settings.store.url).value(seen, "user.b") == "o" * 70_000
+
+
+def test_a_value_of_another_store(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """An id that means another instance in a store that was put there meanwhile reads nothing of that one."""
+    one = add(writer, "c1")
+    with writer.change() as change:
+        steps.configure(change, one, {"user.a": "secret" * 20_000})
+    seen = reader.instance(one.id)
+    assert seen is not None
+    assert ValueReader(settings.store.url).value(replace_instance(seen, uuid=str(uuid4())), "user.a") is None

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import falcon
 
 from guestapi.api.errors import NotAuthorized, NotFound
 from guestapi.dialects import Dialect
 from guestapi.encoding import JSON, json_line
+from guestapi.model import Instance
+
+
+class ValueStore(Protocol):
+    """Where large values are. `api.app.Store` implements it."""
+
+    def read_value(self, instance: Instance, key: str) -> str | None:
+        """As `store.reading.ValueReader.value`."""
+        ...
+
+
+def get_value(store: ValueStore, instance: Instance, key: str) -> str | None:
+    """Return the value of a configuration key of an instance, be it large or not; None if it is not set.
+
+    Raises:
+        StoreError: a large value cannot be read.
+    """
+    return store.read_value(instance, key) if key in instance.large else instance.config.get(key)
 
 
 class ConfigKeys:
@@ -20,8 +40,9 @@ class ConfigKeys:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with a JSON list."""
         resp.content_type = JSON
-        config = req.context.instance.config
-        resp.data = json_line([f"/1.0/config/{key}" for key in config if self._dialect.is_readable(key)])
+        instance: Instance = req.context.instance
+        keys = sorted(instance.config.keys() | instance.large) if instance.large else instance.config
+        resp.data = json_line([f"/1.0/config/{key}" for key in keys if self._dialect.is_readable(key)])
 
 
 class ConfigKey:
@@ -29,8 +50,15 @@ class ConfigKey:
 
     cacheable = True
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, store: ValueStore) -> None:
+        """Serve values.
+
+        Args:
+            dialect: says which keys are readable.
+            store: where large values are read.
+        """
         self._dialect = dialect
+        self._store = store
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
         """Answer with the value.
@@ -41,7 +69,7 @@ class ConfigKey:
         """
         if not self._dialect.is_readable(key):
             raise NotAuthorized
-        value = req.context.instance.config.get(key)
+        value = get_value(self._store, req.context.instance, key)
         if value is None:
             raise NotFound
         resp.data = value.encode()

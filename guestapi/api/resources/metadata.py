@@ -6,6 +6,7 @@ import re
 
 import falcon
 
+from guestapi.api.resources.config import ValueStore, get_value
 from guestapi.dialects import Dialect
 from guestapi.encoding import to_json
 from guestapi.model import Instance
@@ -19,7 +20,14 @@ class MetaData:
 
     cacheable = True
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, store: ValueStore) -> None:
+        """Serve meta-data.
+
+        Args:
+            dialect: says which instance-id the instance has.
+            store: where large values are read.
+        """
+        self._store = store
         self._name_is_id = dialect.name_is_instance_id
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -27,7 +35,7 @@ class MetaData:
         instance: Instance = req.context.instance
         identity = _yaml(instance.name) if self._name_is_id else instance.cloud_init_id
         head = f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.host_name}\n"
-        resp.data = (head + instance.config.get("user.meta-data", "")).encode()
+        resp.data = (head + (get_value(self._store, instance, "user.meta-data") or "")).encode()
 
 
 def _yaml(name: str) -> str:
