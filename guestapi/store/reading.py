@@ -21,6 +21,7 @@ from typing import Any, TypeVar, TypeVarTuple
 from sqlalchemy import Connection, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 
+from guestapi.dialects import DIALECTS
 from guestapi.model import Image, Init, Instance
 from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import StoreError, explain, explained, missing
@@ -50,6 +51,9 @@ _VALUE = (
     .limit(1)
 )
 _SOURCES = select(func.count()).select_from(sources)
+
+#: What the keys begin with that a guest can ask for in some dialect.
+_READABLE = tuple({prefix for dialect in DIALECTS.values() for prefix in dialect.readable})
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -289,10 +293,14 @@ class Reader:
 
 
 def _without_largest(instance: Instance) -> Instance:
-    """Leave the largest values of an instance's configuration out, so that it takes no more than its share."""
+    """Leave the largest values of an instance's configuration out, so that it takes no more than its share.
+
+    Those that no guest asks for by their key stay before all others: switches, which are asked at every request.
+    """
     left = INSTANCE_BYTES
     kept: dict[str, str] = {}
-    for key, value in sorted(instance.config.items(), key=lambda pair: sys.getsizeof(pair[1])):
+    by_size = sorted(instance.config.items(), key=lambda pair: (pair[0].startswith(_READABLE), sys.getsizeof(pair[1])))
+    for key, value in by_size:
         left -= sys.getsizeof(key) + sys.getsizeof(value)
         if left < 0:
             break

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Engine, event
 
+from guestapi.dialects import DIALECTS
 from guestapi.model import Device
 from guestapi.settings import Settings
 from guestapi.sources.observed import Observed
@@ -411,6 +412,19 @@ def test_large_values_are_not_kept(settings: Settings, writer: Writer, reader: R
     reads = ValueReader(settings.store.url)
     assert all(reads.value(seen, key) == one.config[key] for key in sorted(seen.large)[:10])
     assert reads.value(seen, "user.none") is None
+
+
+def test_switches_are_kept_whatever_else_there_is(writer: Writer, reader: Reader) -> None:
+    """However many keys an instance has, its switches are among those that a worker holds."""
+    one = add(writer, "many")
+    switches = {"security.guestapi": "false", "security.devlxd.images": "true"}
+    with writer.change() as change:
+        steps.configure(change, one, {f"user.{number}": "x" for number in range(20_000)} | switches)
+    seen = reader.instance(one.id)
+    assert seen is not None
+    assert seen.large
+    assert switches.items() <= seen.config.items()
+    assert not DIALECTS["incus"].switched_on(seen.config)
 
 
 def test_a_large_instance_drives_out_nobody(settings: Settings, writer: Writer, reader: Reader) -> None:
