@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.harness.containers import Container
 from tests.harness.enterable import run_where_enterable
+from tests.harness.following import install_hook
 from tests.harness.lxc import Lxc
 from tests.harness.service import COMMAND, UNPRIVILEGED, USER
 
@@ -127,6 +128,25 @@ class Demo:
         if expect not in line:
             raise DemoError(f"{command}: {expect!r} was expected, {line!r} came")
 
+    def follow_lxc(self, lxcpath: Path) -> subprocess.Popen[bytes]:
+        """Start what guestapi-lxc.service runs.
+
+        Raises:
+            DemoError: it does not listen after some time.
+        """
+        doorbells = self.directory / "sources"
+        with self.config.open("a") as config:
+            config.write(f'[sources]\ndoorbells = "{doorbells}"\n[sources.lxc]\npaths = ["{lxcpath}"]\n')
+        with self.log.open("ab") as log:
+            follower = subprocess.Popen([COMMAND, "--config", self.config, "follow", "lxc"], stdout=log, stderr=log)
+        until = time.monotonic() + _LIMIT
+        while not (doorbells / "lxc.sock").exists():
+            if follower.poll() is not None or time.monotonic() > until:
+                follower.kill()
+                raise DemoError("the follower of LXC does not listen")
+            time.sleep(0.02)
+        return follower
+
     def _show(self, text: str) -> None:
         for line in text.splitlines():
             print(f"      {line}")
@@ -198,13 +218,25 @@ def show_container(demo: Demo) -> None:
 
 def show_lxc(demo: Demo) -> None:
     """An LXC container, which registers itself."""
-    hook = f"{COMMAND} --config {demo.config}"
-    with Lxc(demo.directory, "c1", hook, demo.socket.parent) as c1:
-        say("An LXC container is started, with the socket at /dev/incus/sock. Its hook registers it (docs/lxc.md).")
-        demo.on_host("instance add c1 --config user.foo=bar --device eth0,type=nic,nictype=bridged,parent=br0")
-        print(f"{DIM}host#{PLAIN} {BOLD}lxc-start c1{PLAIN}")
-        c1.start()
-        show(demo, c1)
+    lxcpath = demo.directory / "lxc"
+    lxcpath.mkdir()
+    follower = demo.follow_lxc(lxcpath)
+    hook = f"{install_hook(demo.directory)} --config {demo.config}"
+    try:
+        with Lxc(lxcpath, "c1", hook, demo.socket.parent) as c1:
+            show_lxc_container(demo, c1)
+    finally:
+        follower.terminate()
+        follower.wait(_LIMIT)
+
+
+def show_lxc_container(demo: Demo, c1: Lxc) -> None:
+    """The steps with a container of LXC."""
+    say("An LXC container is started, with the socket at /dev/incus/sock. Its hook registers it (docs/lxc.md).")
+    demo.on_host("instance add c1 --config user.foo=bar --device eth0,type=nic,nictype=bridged,parent=br0")
+    print(f"{DIM}host#{PLAIN} {BOLD}lxc-start c1{PLAIN}")
+    c1.start()
+    show(demo, c1)
 
 
 def show(demo: Demo, c1: Container | Lxc) -> None:

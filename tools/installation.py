@@ -82,11 +82,13 @@ class File:
         source: in the checkout.
         path: on the system.
         kind: what it is.
+        mode: its permissions.
     """
 
     source: Path
     path: str
     kind: Kind = Kind.OURS
+    mode: int = 0o644
 
 
 def package_layout(destdir: Path) -> Layout:
@@ -106,6 +108,8 @@ def find_files(layout: Layout) -> Iterator[File]:
     systemd, conf = CHECKOUT / "systemd", CHECKOUT / "conf"
     for unit in sorted([*systemd.glob("*.service"), *systemd.glob("*.socket")]):
         yield File(unit, f"{layout.units}/{unit.name}")
+    # A program of its own, beside the environment's: what a container waits for must not load that.
+    yield File(CHECKOUT / "guestapi/sources/hook.py", f"{layout.prefix}/bin/guestapi-hook", mode=0o755)
     yield File(systemd / "guestapi.sysusers", "/usr/lib/sysusers.d/guestapi.conf")
     yield File(systemd / "guestapi.tmpfiles", "/usr/lib/tmpfiles.d/guestapi.conf")
     for edited in ("guestapi.toml", "gunicorn.conf.py"):
@@ -140,7 +144,7 @@ def write(file: File, layout: Layout) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(content, encoding="utf-8")
-    target.chmod(0o644)
+    target.chmod(file.mode)
 
 
 def install_edited(file: File, layout: Layout) -> None:

@@ -15,9 +15,9 @@ import systemd.journal
 from guestapi.cli.common import Operator
 from guestapi.errors import GuestapiError
 from guestapi.settings import SettingsError
+from guestapi.sources import hook as ringing
 from guestapi.sources import nspawn_hooked as nspawn
 from guestapi.sources import oci_hooked as oci
-from guestapi.sources.lxc import hooked as lxc
 from guestapi.sources.register import Report, register
 
 #: Seconds until the runtime, and the container, go on in any case.
@@ -35,10 +35,12 @@ def hook() -> None:
 
 @hook.command(name="lxc")
 @click.argument("arguments", nargs=-1)
-@click.pass_obj
-def lxc_(operator: Operator, arguments: tuple[str, ...]) -> None:
-    """LXC: lxc.hook.start-host, lxc.hook.stop and lxc.hook.post-stop (conf/lxc-guestapi.conf sets them)."""
-    _run(operator, "lxc", lambda: lxc.report(os.environ, arguments))
+@click.pass_context
+def lxc_(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """LXC: lxc.hook.start-host (conf/lxc-guestapi.conf sets it). 'guestapi-hook lxc' does the same."""
+    file = ctx.find_root().params.get("config")
+    words = [*(["--config", file] if file else []), "lxc", *arguments]
+    ctx.exit(ringing.run([os.fsencode(word) for word in words], dict(os.environb)))
 
 
 @hook.command(name="oci")

@@ -15,7 +15,10 @@ from guestapi.settings import ListenSocket
 
 #: Each is in the module of its name. Loaded when it is called: a container waits for its hook, and for what that loads.
 _MODULES = frozenset(
-    {"backup", "check", "config", "device", "events", "hook", "image", "instance", "mirror", "restore", "takeover"}
+    {
+        *("backup", "check", "config", "device", "events", "follow", "hook", "image", "instance", "mirror", "restore"),
+        "takeover",
+    }
 )
 
 

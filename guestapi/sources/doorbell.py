@@ -122,20 +122,27 @@ class DoorbellCaller:
 class DoorbellServer:
     """Listens for hooks. Belongs to a follower's loop, whose selector it uses; each key's ``data`` is what to call."""
 
-    def __init__(self, selector: BaseSelector, path: Path, rung: Callable[[Ring, DoorbellCaller], None]) -> None:
+    def __init__(
+        self,
+        selector: BaseSelector,
+        path: Path,
+        rung: Callable[[Ring, DoorbellCaller], None],
+        spoilt: Callable[[], None] = lambda: None,
+    ) -> None:
         """Listen.
 
         Args:
             selector: of the loop.
             path: of the socket; its directory is made if it is missing.
             rung: called for each ring; has to see to it that the caller is answered, sooner or later.
+            spoilt: called for what was no ring: perhaps a container starts of which the hook could not tell.
 
         Raises:
             SourceError: another follower listens there, or nobody can.
         """
         self.path = path
         self._selector = selector
-        self._rung = rung
+        self._rung, self._spoilt = rung, spoilt
         self._callers: set[DoorbellCaller] = set()
         self._full = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -207,6 +214,7 @@ class DoorbellServer:
         self._forget(caller)
         log.error("%s: %s", self.path, error)
         caller.answer(str(error))
+        self._spoilt()
 
     def _read(self, caller: DoorbellCaller) -> None:
         try:
@@ -216,6 +224,12 @@ class DoorbellServer:
         if part is None:
             return
         caller.data += part
+        if not part and not caller.data:
+            # Somebody who wanted to know whether a follower is there, or a hook that was killed.
+            self._forget(caller)
+            caller.answer("nothing was said")
+            self._spoilt()
+            return
         try:
             if len(caller.data) > RING_BYTES:
                 raise RingError(f"a hook has said more than {RING_BYTES} bytes")

@@ -17,7 +17,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two looks at everything, whatever happens.
 LOOK_SECONDS = 60.0
+#: Seconds between two looks after which all is written, for somebody may have changed the store.
+THOROUGH_SECONDS = 600.0
 #: Seconds until a container is looked at whose init has ended: whether it is gone for good, or runs anew.
 _AFTER_END = 0.5
 #: Seconds until everything is looked at after a ring that could not be used: a hook was cut off, so one is missing.
@@ -84,13 +86,19 @@ class Follower:
         self._tell = tell
         self._selector = DefaultSelector()
         self._path = doorbell
-        self._recorder = Recorder(ledger, lambda known: self._post(lambda: self._start_with(known)))
+        self._recorder = Recorder(
+            ledger,
+            lambda known: self._post(lambda: self._start_with(known)),
+            lambda keys, problems: self._post(lambda: self._written(keys, problems)),
+        )
         self._looks: SimpleQueue[_Look | None] = SimpleQueue()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         #: Key and init, of the store and of what was observed since; the last observation of each key.
         self._known: dict[str, Init | None] = {}
         self._latest: dict[str, Observed] = {}
+        #: Keys that were refused when they were last written; they are written at each look.
+        self._refused: set[str] = set()
         #: Number of the latest event, and of the latest of each key: what was looked up before it is out of date.
         self._number = 0
         self._numbers: dict[str, int] = {}
@@ -104,6 +112,8 @@ class Follower:
         self._tries: dict[str, int] = {}
         self._looking = False
         self._look_retry = _FIRST_RETRY
+        #: Whether this look writes what has not changed, too; and when the next one does.
+        self._thorough, self._thorough_at = False, 0.0
         self._looked_since = time.monotonic()
         self._contact, self._fault = 0.0, ""
         self._reported = -_TICK
@@ -115,7 +125,7 @@ class Follower:
         Raises:
             SourceError: another follower of this source runs.
         """
-        doorbell = DoorbellServer(self._selector, self._path, self._rung)
+        doorbell = DoorbellServer(self._selector, self._path, self._rung, self._look_soon)
         self._selector.register(self._wake, EVENT_READ, self._read_inbox)
         _start(self._recorder.run)
         _start(self._look_for_ever)
@@ -163,7 +173,7 @@ class Follower:
         except SourceError as error:
             log.error("%s hook: %s", self._source.name, error)
             caller.answer(str(error))
-            self._all_at = min(self._all_at, time.monotonic() + _AFTER_BAD_RING)
+            self._look_soon()
             return
         except Exception:
             # Nothing that a container is may keep the others from being registered.
@@ -175,21 +185,37 @@ class Follower:
             return
         self._take(found, caller)
 
+    def _look_soon(self) -> None:
+        """A hook rang in vain, so perhaps something was missed."""
+        if self._all_at != float("inf"):
+            self._all_at = min(self._all_at, time.monotonic() + _AFTER_BAD_RING)
+
+    def _written(self, keys: Collection[str], problems: Sequence[Problem]) -> None:
+        """The recorder has written these, but for what could not be taken over."""
+        self._refused -= set(keys)
+        for problem in problems:
+            if problem.refused:
+                self._refused.add(problem.key)
+                if problem.holder is not None:
+                    # If that one is gone, the name is free.
+                    self._look_at(problem.holder, 0.0)
+
     def _take(self, found: Observed | Problem, caller: DoorbellCaller | None = None) -> None:
         """Something was seen just now."""
-        key = found.key
+        key, latest = found.key, self._latest.get(found.key)
         self._number += 1
         self._numbers[key] = self._number
         self._due.pop(key, None)
         if isinstance(found, Observed):
-            before = self._latest.get(key)
-            if found.devices is None and before is not None and before.init == found.init:
+            if found.devices is None and latest is not None and latest.init == found.init:
                 # What was seen before it ran.
-                hostname = before.hostname if found.hostname is None else found.hostname
-                problems = found.problems or before.problems
-                found = replace(found, devices=before.devices, hostname=hostname, problems=problems)
+                hostname = latest.hostname if found.hostname is None else found.hostname
+                problems = found.problems or latest.problems
+                found = replace(found, devices=latest.devices, hostname=hostname, problems=problems)
             self._known[key] = found.init
             self._latest[key] = found
+        if caller is None and found == latest and key not in self._refused and not self._thorough:
+            return  # It stands there.
         self._recorder.submit(key, found, caller)
         if isinstance(found, Observed):
             self._watch(key, found.init)
@@ -328,6 +354,9 @@ class Follower:
             self._fault = ""
         self._contact = time.time()
         wanted = dict(look.found)
+        self._thorough = look.keys is None and now >= self._thorough_at
+        if self._thorough:
+            self._thorough_at = now + THOROUGH_SECONDS
         if look.keys is None:
             self._all_at = now + LOOK_SECONDS
             wanted.update(dict.fromkeys(look.known.keys() - look.found.keys()))
@@ -343,11 +372,13 @@ class Follower:
                 self._look_at(key, min(_FIRST_RETRY * 2**times, _LAST_RETRY))
             else:
                 self._take(found)
+        self._thorough = False
 
     def _forget(self, key: str) -> None:
         """A container is gone for good."""
         if key in self._watched:
             self._unwatch(key)
+        self._refused.discard(key)
         for known in (self._known, self._latest, self._numbers, self._due):
             known.pop(key, None)
         self._recorder.submit(key, None)

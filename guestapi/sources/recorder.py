@@ -85,13 +85,19 @@ class _Batch:
 class Recorder:
     """Made and used by a follower's loop; `run` is the thread's."""
 
-    def __init__(self, ledger: Ledger, loaded: Callable[[Mapping[str, Init | None]], None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        loaded: Callable[[Mapping[str, Init | None]], None],
+        written: Callable[[Collection[str], Sequence[Problem]], None],
+    ) -> None:
         """Args:
         ledger: where to write.
         loaded: called by the thread, once the store could be read, with what it has.
+        written: called by the thread after each commit, with keys and what could not be taken over.
         """
         self._ledger = ledger
-        self._loaded = loaded
+        self._loaded, self._written = loaded, written
         self._condition = Condition()
         self._batch = _Batch()
         self._busy = True
@@ -200,6 +206,7 @@ class Recorder:
         self._lag = time.monotonic() - batch.since
         refused = {one.key: one.reason + (f"; {one.hint}" if one.hint else "") for one in problems if one.refused}
         _answer(batch, refused)
+        self._written(batch.wanted.keys(), problems)
 
     def _note(self) -> None:
         with self._condition:

@@ -35,7 +35,12 @@ def give(descriptor: int, owner: os.stat_result, mode: int) -> None:
         OSError: it cannot be done.
     """
     if os.geteuid() == 0:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        try:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        except PermissionError:
+            # Root without CAP_CHOWN, as a follower is. In that group, it has made the file for whoever is in it.
+            if os.fstat(descriptor).st_gid != owner.st_gid:
+                raise
     os.fchmod(descriptor, mode)
 
 

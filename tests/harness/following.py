@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -21,6 +22,7 @@ from guestapi.sources.follower import Follower
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.recorder import Ledger
 from guestapi.sources.source import Changes, Found
+from tests.harness.service import COMMAND, USER, Service
 
 #: The program that runtimes call, as it is installed: on its own, with nothing imported but what is built in.
 HOOK = ["/usr/bin/python3", "-I", "-S", hook.__file__]
@@ -41,6 +43,103 @@ def processor_milliseconds(command: Sequence[str | Path], environ: Mapping[str, 
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0
     return (usage.ru_utime + usage.ru_stime) * 1000
+
+
+class RunningFollower:
+    """`guestapi follow SOURCE` as its unit runs it: root in the store's group, with two capabilities of root's."""
+
+    def __init__(self, service: Service, source: str = "lxc", sources: str = "", *, start: bool = True) -> None:
+        """Args:
+        service: whose store it writes; its guestapi.toml names the doorbells from here on.
+        source: what it follows.
+        sources: more of guestapi.toml, below ``[sources]``.
+        start: start it, and wait until it listens.
+        """
+        self._service = service
+        self._source = source
+        self.doorbells = service.root / "sources"
+        self.log = service.root / f"follow-{source}.log"
+        text = service.config.read_text()
+        if "[sources]" not in text:
+            service.config.write_text(f'{text}\n[sources]\ndoorbells = "{self.doorbells}"\n{sources}')
+        # As StateDirectoryMode= of guestapi.service has it.
+        service.state.chmod(0o770)
+        for file in service.state.iterdir():
+            file.chmod(0o660)
+        self._process: subprocess.Popen[bytes] | None = None
+        if start:
+            self.start()
+
+    def __enter__(self) -> RunningFollower:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def launch(self) -> None:
+        """Start it, and do not wait."""
+        group = ["nice", "-n", "-10", "setpriv", f"--regid={USER}", "--clear-groups", "--no-new-privs"]
+        with self.log.open("ab") as log:
+            capabilities = ["--bounding-set=-all,+net_admin,+sys_ptrace", "--inh-caps=-all"]
+            self._process = subprocess.Popen(
+                [*group, *capabilities, COMMAND, "--config", self._service.config, "follow", self._source],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                umask=0o007,
+            )
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self.launch()
+        until(self.listens, "the follower")
+
+    def listens(self) -> bool:
+        """Whether it does."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            try:
+                connection.connect(str(self.doorbells / f"{self._source}.sock"))
+            except OSError:
+                assert self._process is not None
+                assert self._process.poll() is None, self.log.read_text()
+                return False
+            return True
+
+    def is_alive(self) -> bool:
+        """Whether it has not ended by itself."""
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> int:
+        """systemctl stop; its exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        status = self._process.wait(20)
+        self._process = None
+        return status
+
+
+def install_hook(directory: Path) -> Path:
+    """The hook as `make install` installs it: a program of its own."""
+    path = directory / "guestapi-hook"
+    if not path.exists():
+        shutil.copy(hook.__file__, path)
+        path.chmod(0o755)
+    return path
 
 
 class Inits:

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.harness.containers import BASE, Ran
-from tests.harness.fast import forbid
 
 SNIPPET = Path(__file__).parents[2] / "conf" / "lxc-guestapi.conf"
 
@@ -27,41 +26,64 @@ _WITH_IDS = 'mount --make-rprivate /; mount --bind "$0" /etc/subuid; mount --bin
 class Lxc:
     """An LXC container, made of busybox and the host's /usr."""
 
-    def __init__(self, directory: Path, name: str, hook: str, socket: Path, base: int = BASE) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        hook: str,
+        socket: Path,
+        base: int | None = BASE,
+        *,
+        config: str = "",
+        snippet: str | None = None,
+    ) -> None:
         """Args:
-        directory: where its files go; can be entered by everybody.
+        directory: its lxcpath; can be entered by everybody.
         name: the container's.
-        hook: the guestapi command, with options, for its hooks.
+        hook: the hook program, with options.
         socket: the directory of the socket.
-        base: which host UID is root inside.
+        base: which host UID is root inside; None: no ID map, a privileged container.
+        config: more of its configuration; ``ROOTFS`` in it is its root file system.
+        snippet: what it includes; None: what is shipped.
         """
-        forbid()
         self.name = name
-        self._path = directory / "lxc"
-        root = self._path / name / "rootfs"
-        for part in ("bin", "dev", "proc", "sys", "tmp", "usr", "lib", "lib64"):
+        self.path = directory
+        root = self.path / name / "rootfs"
+        for part in ("bin", "dev", "proc", "srv", "sys", "tmp", "usr", "lib", "lib64"):
             (root / part).mkdir(parents=True)
         shutil.copy("/bin/busybox", root / "bin" / "busybox")
         for applet in ("sh", "sleep", "cat"):
             (root / "bin" / applet).symlink_to("busybox")
         (root / "init").write_text(INIT)
         (root / "init").chmod(0o755)
-        subprocess.run(["chown", "-R", f"{base}:{base}", root], check=True)
-        command = self._path / name / "guestapi"
+        owner = base or 0
+        subprocess.run(["chown", "-R", f"{owner}:{owner}", root], check=True)
+        command = self.path / name / "guestapi-hook"
         command.write_text(f'#!/bin/sh\nexec {hook} "$@"\n')
         command.chmod(0o755)
-        text = SNIPPET.read_text().replace("/usr/local/bin/guestapi", str(command))
+        text = SNIPPET.read_text() if snippet is None else snippet
+        text = text.replace("/opt/guestapi/bin/guestapi-hook", str(command))
         text = text.replace("/var/lib/incus/guestapi", str(socket))
-        (self._path / name / "guestapi.conf").write_text(text)
-        (self._path / name / "config").write_text(
-            f"lxc.uts.name = {name}\nlxc.rootfs.path = dir:{root}\nlxc.init.cmd = /init\nlxc.mount.auto = proc:rw\n"
-            f"lxc.idmap = u 0 {base} 65536\nlxc.idmap = g 0 {base} 65536\nlxc.net.0.type = empty\nlxc.autodev = 1\n"
+        (self.path / name / "guestapi.conf").write_text(text)
+        ids = f"lxc.idmap = u 0 {base} 65536\nlxc.idmap = g 0 {base} 65536\n" if base is not None else ""
+        self._config = (
+            f"lxc.rootfs.path = dir:{root}\nlxc.init.cmd = /init\nlxc.mount.auto = proc:rw\n{ids}lxc.autodev = 1\n"
             "lxc.mount.entry = /usr usr none bind,ro 0 0\nlxc.mount.entry = /lib lib none bind,ro 0 0\n"
             f"lxc.mount.entry = /lib64 lib64 none bind,ro,optional 0 0\n"
-            f"lxc.include = {self._path / name / 'guestapi.conf'}\n"
+            f"lxc.include = {self.path / name / 'guestapi.conf'}\n"
         )
-        self._ids = self._path / name / "ids"
-        self._ids.write_text(f"root:{base}:65536\n")
+        self.configure(config)
+        self._ids = self.path / name / "ids"
+        self._ids.write_text(f"root:{owner or BASE}:65536\n")
+
+    def configure(self, config: str) -> None:
+        """Write its configuration, with this in it."""
+        text = self._config + config.replace("ROOTFS", str(self.path / self.name / "rootfs"))
+        if "lxc.uts.name" not in config:
+            text += f"lxc.uts.name = {self.name}\n"
+        if "lxc.net." not in config:
+            text += "lxc.net.0.type = empty\n"
+        (self.path / self.name / "config").write_text(text)
 
     def __enter__(self) -> Lxc:
         return self
@@ -73,16 +95,17 @@ class Lxc:
 
     def command(self, program: str, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of LXC's programs on it."""
-        words = [program, "-P", str(self._path), "-n", self.name, *argv]
+        words = [program, "-P", str(self.path), "-n", self.name, *argv]
         done = subprocess.run(
-            ["unshare", "--mount", "sh", "-c", _WITH_IDS, str(self._ids), *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
+            [*self.enter, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
         )
         assert not check or done.returncode == 0, done.stderr
         return done
+
+    @property
+    def enter(self) -> list[str]:
+        """The words before one of LXC's commands, that let root map IDs."""
+        return ["unshare", "--mount", "sh", "-c", _WITH_IDS, str(self._ids)]
 
     def start(self) -> None:
         """lxc-start."""

@@ -1,9 +1,10 @@
-"""Debian's LXC with the shipped configuration snippet: unprivileged containers register themselves, and vanish."""
+"""Debian's LXC with the shipped configuration snippet and a real follower: what LXC made is what is told."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,162 +14,407 @@ import pytest
 
 from guestapi.callers.namespaces import is_alive
 from guestapi.model import Init
-from guestapi.sources.lxc import hooked as lxc
-from guestapi.sources.register import Report, ReportError
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance, list_problems
+from guestapi.store.view import view
 from tests.harness.containers import BASE
+from tests.harness.following import HOOK, RunningFollower, install_hook, until
 from tests.harness.lxc import Lxc
 from tests.harness.service import COMMAND, Service
 
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-def made(service: Service, name: str, base: int = BASE) -> Lxc:
-    """A container whose hooks register it with the service."""
-    return Lxc(service.root, name, f"{COMMAND} --config {service.config}", service.socket.parent, base)
+#: What guestapi 0.1 installed as /etc/guestapi/lxc-guestapi.conf.
+OLD_SNIPPET = """
+lxc.mount.entry = /var/lib/incus/guestapi dev/incus none bind,create=dir 0 0
+lxc.hook.start-host = COMMAND hook lxc
+lxc.hook.stop = COMMAND hook lxc
+lxc.hook.post-stop = COMMAND hook lxc
+"""
 
 
-def init_of(service: Service, name: str) -> Init:
-    """The registered init of an instance."""
-    init = service.instance(name).init
-    assert init is not None
-    return init
+class Host:
+    """A service, and LXC containers that a follower registers with it."""
+
+    def __init__(self, toml: str = "") -> None:
+        self.service = Service(toml=toml, dialects=["incus"])
+        self.path = self.service.root / "lxc"
+        self.path.mkdir()
+        self.follower = RunningFollower(self.service, sources=f'[sources.lxc]\npaths = ["{self.path}"]\n', start=False)
+        self._made: list[Lxc] = []
+
+    def __enter__(self) -> Host:
+        self.service.__enter__()
+        self.follower.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.follower.kill()
+        for container in self._made:
+            container.stop(check=False)
+        self.service.__exit__(*error)
+
+    def made(self, name: str, base: int | None = BASE, *, path: Path | None = None, **options: str) -> Lxc:
+        """A container that includes the shipped file, and has more in its configuration."""
+        hook = f"{install_hook(self.service.root)} --config {self.service.config}"
+        container = Lxc(path or self.path, name, hook, self.service.socket.parent, base, **options)
+        self._made.append(container)
+        return container
+
+    def find(self, name: str) -> dict[str, Any] | None:
+        """What `guestapi instance list` says of an instance."""
+        return next((one for one in self.service.listed() if one["name"] == name), None)
+
+    def status(self, name: str) -> str | None:
+        """Whether it runs; None: there is none."""
+        found = self.find(name)
+        return str(found["status"]) if found else None
+
+    def init(self, name: str) -> Init:
+        """Its registered init."""
+        init = self.service.instance(name).init
+        assert init is not None
+        return init
+
+    def devices(self, name: str) -> Mapping[str, Mapping[str, str]]:
+        """What it is told of its devices, but for those that each of our containers has."""
+        found = self.service.instance(name).devices
+        return {name: device for name, device in found.items() if name not in ("root", "usr", "lib", "lib64")}
+
+    def problems(self) -> str:
+        """What could not be told, as the operator hears it."""
+        with view(self.service.settings.store.url) as store:
+            return "\n".join(f"{one.name}: {one.reason}" for one in list_problems(store, "lxc"))
 
 
 @pytest.fixture(scope="module")
-def hooked() -> Iterator[Service]:
-    """A service whose hooks have a template."""
-    toml = '[hooks.template]\n"user.foo" = "from the template"\n'
-    with Service(toml=toml, dialects=["incus"]) as running:
-        yield running
+def host() -> Iterator[Host]:
+    """A host whose containers have a template."""
+    with Host(toml='[hooks.template]\n"user.foo" = "from the template"\n') as one:
+        yield one
 
 
-def state(service: Service, name: str) -> str:
-    """What `guestapi instance list` says of it."""
-    found: dict[str, Any] = next(one for one in service.listed() if one["name"] == name)
-    return str(found["status"])
-
-
-@pytest.mark.root
-def test_registered_before_its_first_instruction(hooked: Service) -> None:
+def test_registered_before_its_first_instruction(host: Host) -> None:
     """An unknown container is added with the template and its own devices; its very first request is answered."""
-    with made(hooked, "first") as container:
-        container.start()
-        wait = "until [ -e /tmp/answer ]; do sleep 0.02; done; cat /tmp/answer"
-        assert container.run("sh", "-c", wait).out == "from the template 0\n"
-        assert state(hooked, "first") == "running"
-        devices = hooked.instance("first").devices
-        assert devices["usr"] == {"type": "disk", "source": "/usr", "path": "/usr", "readonly": "true"}
-        assert devices["root"] == {"type": "disk", "path": "/"}
-        assert "dev-incus" not in devices
-    assert state(hooked, "first") == "stopped"
+    first = host.made("first")
+    first.start()
+    wait = "until [ -e /tmp/answer ]; do sleep 0.02; done; cat /tmp/answer"
+    assert first.run("sh", "-c", wait).out == "from the template 0\n"
+    assert host.status("first") == "running"
+    devices = host.service.instance("first").devices
+    assert devices["usr"] == {"type": "disk", "source": "/usr", "path": "/usr", "readonly": "true"}
+    assert devices["root"] == {"type": "disk", "path": "/"}
+    assert "dev-incus" not in devices
+    first.stop()
+    until(lambda: host.status("first") == "stopped", "its end")
 
 
-@pytest.mark.root
-def test_known_container_keeps_its_own(hooked: Service) -> None:
-    """An instance that the operator has added before is not touched by the template, and runs anew at each start."""
-    hooked.add("known", None, {"user.foo": "its own"})
-    with made(hooked, "known") as container:
-        container.start()
-        first = init_of(hooked, "known")
-        assert container.ask("/1.0/config/user.foo") == "its own"
-        container.stop()
-        assert state(hooked, "known") == "stopped"
-        container.start()
-        assert init_of(hooked, "known") != first
-        assert container.ask("/1.0/config/user.foo") == "its own"
+def test_what_the_operator_has_set(host: Host) -> None:
+    """An instance that the operator has added before keeps what he has set, and runs anew at each start."""
+    host.service.add("known", None, {"user.foo": "its own"})
+    known = host.made("known")
+    known.start()
+    first = host.init("known")
+    assert known.ask("/1.0/config/user.foo") == "its own"
+    known.stop()
+    until(lambda: host.status("known") == "stopped", "its end")
+    known.start()
+    assert host.init("known") != first
+    assert known.ask("/1.0/config/user.foo") == "its own"
 
 
-@pytest.mark.root
-def test_two_at_once(hooked: Service) -> None:
+def test_two_at_once(host: Host) -> None:
     """Two containers with different ID maps see their own data alone."""
-    with made(hooked, "one") as one, made(hooked, "two", BASE + 65536) as two:
-        one.start()
-        two.start()
-        hooked.configure("one", user_foo="1")
-        hooked.configure("two", user_foo="2")
-        assert (one.ask("/1.0/config/user.foo"), two.ask("/1.0/config/user.foo")) == ("1", "2")
-        assert "local-hostname: two\n" in two.ask("/1.0/meta-data")
+    one, two = host.made("one"), host.made("two", BASE + 65536)
+    one.start()
+    two.start()
+    host.service.configure("one", user_foo="1")
+    host.service.configure("two", user_foo="2")
+    assert (one.ask("/1.0/config/user.foo"), two.ask("/1.0/config/user.foo")) == ("1", "2")
+    assert "local-hostname: two\n" in two.ask("/1.0/meta-data")
 
 
-@pytest.mark.root
-def test_nested_container(hooked: Service) -> None:
+def test_nested_container(host: Host) -> None:
     """A container inside a container, made with what is at hand there, is part of the outer instance."""
-    with made(hooked, "outer") as container:
-        container.start()
-        nested = "unshare --pid --fork --mount-proc --uts curl -s --unix-socket /dev/incus/sock http://x/1.0/meta-data"
-        assert "local-hostname: outer\n" in container.run("/usr/bin/sh", "-c", nested).out
+    outer = host.made("outer")
+    outer.start()
+    nested = "unshare --pid --fork --mount-proc --uts curl -s --unix-socket /dev/incus/sock http://x/1.0/meta-data"
+    assert "local-hostname: outer\n" in outer.run("/usr/bin/sh", "-c", nested).out
 
 
-@pytest.mark.root
-def test_monitor_is_killed(hooked: Service) -> None:
-    """kill -9 of the monitor runs no hook: the instance is seen to be dead, and is well again at its next start."""
-    with made(hooked, "killed") as container:
+def test_without_an_id_map(host: Host) -> None:
+    """A privileged container, whose init has more capabilities than the follower."""
+    privileged = host.made("privileged", None)
+    privileged.start()
+    assert privileged.ask("/1.0/config/user.foo") == "from the template"
+
+
+def test_monitor_is_killed(host: Host) -> None:
+    """kill -9 of the monitor runs no hook; the end is seen regardless, and the next start makes it well again."""
+    container = host.made("killed")
+    container.start()
+    init = host.init("killed")
+    assert init.pid == container.pid
+    stat = Path(f"/proc/{init.pid}/stat").read_text()
+    os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
+    until(lambda: not is_alive(init), "its end")
+    until(lambda: host.status("killed") == "stopped", "a follower that sees it")
+    container.start()
+    assert host.status("killed") == "running"
+    assert container.ask("/1.0/config/user.foo") == "from the template"
+
+
+def test_reboot_from_inside(host: Host) -> None:
+    """A container that reboots is registered with its new init before that runs."""
+    container = host.made("rebooting")
+    container.start()
+    before = host.init("rebooting")
+    container.run("/bin/busybox", "rm", "/tmp/answer")
+    container.run("/bin/busybox", "reboot", "-f")
+    until(lambda: not is_alive(before), "its end")
+    until(lambda: container.run("cat", "/tmp/answer").out == "from the template 0\n", "its first request")
+    assert host.init("rebooting").pid == container.pid
+
+
+def test_between_two_starts(host: Host) -> None:
+    """A NIC that has another name and a mount that is no more are told as they are now; what the operator set stays."""
+    container = host.made(
+        "changing", config="lxc.net.0.type = veth\nlxc.net.0.name = lan0\nlxc.mount.entry = /srv srv none bind 0 0\n"
+    )
+    container.start()
+    assert set(host.devices("changing")) == {"lan0", "srv"}
+    with host.service.writer.change() as change:
+        changing = get_instance(change, "default", "changing")
+        steps.replace_devices(change, changing, {"disk1": {"type": "disk", "path": "/mine"}})
+    container.stop()
+    container.configure("lxc.net.0.type = veth\nlxc.net.0.name = wan0\n")
+    container.start()
+    devices = host.devices("changing")
+    assert set(devices) == {"wan0", "disk1"}
+    assert devices["disk1"]["path"] == "/mine"
+
+
+def test_names_that_lxc_gives(host: Host) -> None:
+    """A NIC without a name has the one that LXC or the kernel gave it inside, whatever its number, quotes or not."""
+    phys = f"gl{os.getpid() % 100_000}"
+    subprocess.run(["ip", "link", "add", phys, "type", "veth", "peer", "name", f"{phys}p"], check=True)
+    try:
+        config = 'lxc.net.0.type = empty\nlxc.net.3.type = "veth"\nlxc.net.3.hwaddr = 00:16:3e:xx:xx:xx\n'
+        config += f"lxc.net.7.type = phys\nlxc.net.7.link = {phys}\n"
+        container = host.made("naming", config=config)
         container.start()
-        init = init_of(hooked, "killed")
-        assert init.pid == container.pid
-        status = Path(f"/proc/{init.pid}/status").read_text()
-        monitor = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
-        os.kill(int(monitor), signal.SIGKILL)
-        until = time.monotonic() + 10
-        while is_alive(init):
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        assert state(hooked, "killed") == "dead"
-        assert "ended without notice: killed" in hooked.command("check", check=False).stdout
+        devices = host.devices("naming")
+        inside = container.run("/bin/busybox", "ip", "link").out
+        assert set(devices) == {"eth0", phys}
+        address = devices["eth0"]["hwaddr"]
+        assert address.startswith("00:16:3e:")
+        assert "xx" not in address
+        assert address in inside
+        container.stop()
+    finally:
+        subprocess.run(["ip", "link", "delete", f"{phys}p"], check=False)
+
+
+def test_mounts_that_lxc_made(host: Host) -> None:
+    """Absolute, dotted and escaped targets, a file of entries, optional ones: what is told is what is mounted."""
+    where = host.service.root / "sources of mounts"
+    where.mkdir()
+    for name in ("a b", "absolute", "dotted", "listed"):
+        (where / name).mkdir()
+    entry = str(where).replace(" ", "\\040")
+    fstab = host.service.root / "fstab"
+    fstab.write_text(f"{entry}/listed listed none bind,ro,create=dir 0 0\n")
+    container = host.made(
+        "mounting",
+        config=f"lxc.mount.fstab = {fstab}\nlxc.mount.entry = {entry}/absolute ROOTFS/srv none bind 0 0\n"
+        f"lxc.mount.entry = {entry}/dotted ./dot/ted none bind,create=dir 0 0\n"
+        f"lxc.mount.entry = {entry}/a\\040b with\\040blank none bind,create=dir 0 0\n"
+        f"lxc.mount.entry = {entry}/missing missing none bind,optional,create=dir 0 0\n"
+        "lxc.mount.entry = tmpfs tmp tmpfs defaults 0 0\n",
+    )
+    container.start()
+    assert host.devices("mounting") == {
+        "srv": {"type": "disk", "source": f"{where}/absolute", "path": "/srv"},
+        "dot-ted": {"type": "disk", "source": f"{where}/dotted", "path": "/dot/ted"},
+        "with blank": {"type": "disk", "source": f"{where}/a b", "path": "/with blank"},
+        "listed": {"type": "disk", "source": f"{where}/listed", "path": "/listed", "readonly": "true"},
+    }
+
+
+def test_device_that_cannot_be_told(host: Host) -> None:
+    """Two devices of one name, and one whose name is too long, cost nothing else; the operator hears of them."""
+    long = "/".join(["x" * 200] * 6)
+    container = host.made(
+        "folding",
+        config="lxc.mount.entry = /srv a/b none bind,create=dir 0 0\n"
+        "lxc.mount.entry = /opt a-b none bind,create=dir 0 0\n"
+        f"lxc.mount.entry = /srv {long} none bind,create=dir 0 0\n",
+    )
+    container.start()
+    assert container.ask("/1.0/config/user.foo") == "from the template"
+    assert [one["path"] for one in host.devices("folding").values()] == ["/a/b"]
+    problems = host.problems()
+    assert "folding" in problems
+    assert "/a-b is not told" in problems
+    assert "xxx" in problems
+
+
+def test_hostname(host: Host) -> None:
+    """The host name inside is the container's own, whatever it is called; also when it was asked for later."""
+    container = host.made("naming2", config="lxc.uts.name = inside.example.org\n")
+    container.start()
+    assert "local-hostname: inside.example.org\n" in container.ask("/1.0/meta-data")
+
+
+def test_any_name(host: Host) -> None:
+    """Names that are no host names, one that LXC picks for a copy, and one that is too long for its socket's name."""
+    for name in ("under_score", "index-", "l" * 90):
+        container = host.made(name, config="lxc.uts.name = short\n")
         container.start()
-        assert state(hooked, "killed") == "running"
         assert container.ask("/1.0/config/user.foo") == "from the template"
+        container.stop()
+    origin = host.made("origin")
+    copied = origin.command("lxc-copy", "-e", check=False)
+    assert "Created" in copied.stdout, copied.stderr
+    name = copied.stdout.split()[1]
+    assert "_" in name
+    until(lambda: host.status(name) == "running", "the copy")
+    subprocess.run(["lxc-stop", "-k", "-P", str(host.path), "-n", name], check=True)
+    until(lambda: host.status(name) is None, "its removal, since it is destroyed when it stops")
 
 
-@pytest.mark.root
+def test_what_was_missed(host: Host) -> None:
+    """Containers that start and end while there is no follower are registered when there is one; so is a restart."""
+    config = "lxc.net.0.type = veth\nlxc.uts.name = x.example\n"
+    before, restarted, ended = (host.made(name, config=config) for name in ("before", "restarted", "ended"))
+    for container in (before, restarted, ended):
+        container.start()
+    devices = host.devices("before")
+    host.follower.kill()
+    ended.stop()
+    restarted.stop()
+    restarted.start()
+    missed = host.made("missed", config="lxc.net.5.type = veth\nlxc.uts.name = y.example\n")
+    missed.start()
+    # What a hostile root does meanwhile is not what is told of it.
+    before.run("/bin/busybox", "ip", "link", "set", "eth0", "name", "evil0")
+    missed.run("/bin/busybox", "ip", "link", "set", "eth0", "name", "evil0")
+    missed.run("/bin/busybox", "hostname", "evil")
+    host.follower.start()
+    until(lambda: host.status("missed") == "running", "the missed start")
+    until(lambda: host.status("ended") == "stopped", "the missed end")
+    assert host.init("restarted").pid == restarted.pid
+    assert host.devices("before") == devices
+    missed_nic = host.devices("missed")["eth0"]
+    assert (missed_nic["type"], missed_nic["nictype"]) == ("nic", "p2p")
+    assert "local-hostname: y.example\n" in missed.ask("/1.0/meta-data")
+    assert "local-hostname: x.example\n" in before.ask("/1.0/meta-data")
+    assert "missed" in host.problems()
+
+
+def test_destroyed(host: Host) -> None:
+    """The instance of a container that is destroyed is gone with it, unless the operator has set something."""
+    plain, set_up = host.made("plain"), host.made("set-up")
+    for container in (plain, set_up):
+        container.start()
+    host.service.configure("set-up", user_foo="mine")
+    for container in (plain, set_up):
+        container.stop()
+        container.command("lxc-destroy")
+    until(lambda: host.status("plain") is None, "its removal")
+    assert host.status("set-up") == "stopped"
+    again = host.made("set-up")
+    again.start()
+    assert again.ask("/1.0/config/user.foo") == "mine"
+
+
+def test_twelve_at_once(host: Host) -> None:
+    """Twelve that start at once are all registered, and the first request of each is answered."""
+    some = [host.made(f"crowd{number}") for number in range(12)]
+    started = [
+        subprocess.Popen([*one.enter, "lxc-start", "-P", str(one.path), "-n", one.name], stdin=subprocess.DEVNULL)
+        for one in some
+    ]
+    assert [one.wait(60) for one in started] == [0] * 12
+    for one in some:
+        wait = "until [ -e /tmp/answer ]; do sleep 0.02; done; cat /tmp/answer"
+        assert one.run("sh", "-c", wait).out == "from the template 0\n"
+        one.stop()
+
+
+def test_other_lxcpath(host: Host) -> None:
+    """A container of a path that is not followed starts, and the journal says what to do."""
+    path = host.service.root / "other"
+    path.mkdir()
+    elsewhere = host.made("elsewhere", path=path)
+    elsewhere.start()
+    assert host.status("elsewhere") is None
+    assert "add its lxcpath to 'paths' under [sources.lxc]" in host.follower.log.read_text()
+
+
+def test_installed_by_an_older_version(host: Host) -> None:
+    """The configuration that 0.1 installed goes on working: its command rings the doorbell, for starts alone."""
+    snippet = OLD_SNIPPET.replace("COMMAND", f"{COMMAND} --config {host.service.config}")
+    container = host.made("older", snippet=snippet)
+    container.start()
+    assert container.ask("/1.0/config/user.foo") == "from the template"
+    began = time.monotonic()
+    container.stop()
+    assert time.monotonic() - began < 10
+    until(lambda: host.status("older") == "stopped", "its end")
+
+
 @pytest.mark.parametrize("policy", ["continue", "refuse"])
-def test_failure_of_the_hook(policy: str) -> None:
-    """A name that cannot be an instance's: the container starts regardless, or does not, as the operator wants."""
-    with (
-        Service(toml=f'[hooks]\non-failure = "{policy}"\n', dialects=["incus"]) as own,
-        made(own, "not_a_label") as container,
-    ):
+def test_nobody_listens(policy: str) -> None:
+    """Without a follower a container starts at once, or does not start, as the operator wants."""
+    with Host(toml=f'[hooks]\non-failure = "{policy}"\n') as own:
+        own.follower.kill()
+        container = own.made("alone")
         started = container.command("lxc-start", check=False)
         assert (started.returncode == 0) == (policy == "continue")
-        assert own.listed() == []
+        assert own.service.listed() == []
+        if policy == "continue":
+            own.follower.start()
+            until(lambda: own.status("alone") == "running", "the follower that comes later")
 
 
-def report(environ: Mapping[str, str], *arguments: str) -> Report:
-    """What a hook would report."""
-    return lxc.report(environ, arguments)
+def test_name_that_is_taken() -> None:
+    """Two lxcpaths have a container of one name: the second is refused, and the first notices nothing."""
+    with Host() as own:
+        other = own.service.root / "other"
+        other.mkdir()
+        own.follower.kill()
+        text = own.service.config.read_text()
+        own.service.config.write_text(text.replace(f'["{own.path}"]', f'["{own.path}", "{other}"]'))
+        own.follower.start()
+        first, second = own.made("same"), own.made("same", path=other)
+        first.start()
+        own.service.configure("same", user_foo="secret")
+        init = own.init("same")
+        second.start()
+        assert own.init("same") == init
+        assert first.ask("/1.0/config/user.foo") == "secret"
+        assert "secret" not in second.ask("/1.0/config/user.foo")
+        problems = own.problems()
+        assert "same: it is not registered" in problems
+        first.stop()
+        first.command("lxc-destroy")
+        second.stop()
+        second.start()
+        until(lambda: own.status("same") == "running", "the second, now that the name is free")
 
 
-def test_both_versions_of_the_hook_interface() -> None:
-    """``lxc.hook.version`` 0 passes name, section and type as arguments, with more behind; 1 in the environment."""
-    assert report({"LXC_NAME": "a", "LXC_PID": "5"}, "a", "lxc", "start-host").pid == 5
-    assert report({"LXC_NAME": "a", "LXC_PID": "5", "LXC_HOOK_TYPE": "start-host"}).pid == 5
-    assert report({"LXC_NAME": "a"}, "a", "lxc", "stop", "user:/proc/1/fd/3", "mnt:/proc/1/fd/4").pid is None
-    assert report({"LXC_NAME": "a", "LXC_HOOK_TYPE": "post-stop"}).pid is None
-
-
-@pytest.mark.parametrize(
-    ("environ", "arguments"),
-    [({}, ()), ({"LXC_NAME": "a"}, ("a", "lxc", "mount")), ({"LXC_NAME": "a"}, ("a", "lxc", "start-host"))],
-)
-def test_not_what_lxc_says(environ: Mapping[str, str], arguments: tuple[str, ...]) -> None:
-    """No name, another hook, no PID: each is one sentence."""
-    with pytest.raises(ReportError, match=r"lxc\.hook|start-host"):
-        report(environ, *arguments)
-
-
-def test_devices_of_a_configuration(tmp_path: Path) -> None:
-    """NICs and bind mounts appear by the names that they have inside; includes are followed, even into a circle."""
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "net.conf").write_text(
-        f"lxc.net.1.type = macvlan\nlxc.net.1.link = eno1\nlxc.include = {tmp_path}/config\n"
-    )
-    (tmp_path / "config").write_text(
-        "# lxc.net.9.type = veth\nlxc.net.0.type = veth\nlxc.net.0.link = br0\nlxc.net.0.name = lan\n"
-        "lxc.net.0.hwaddr = 00:16:3e:00:00:01\nlxc.net.2.type = empty\n"
-        "lxc.mount.entry = /srv/my\\040files srv/files none bind,ro 0 0\n"
-        "lxc.mount.entry = proc proc proc nodev 0 0\nlxc.mount.entry = /x dev/incus none bind 0 0\n"
-        f"lxc.include = {tmp_path}/more\nlxc.include = /nowhere\n"
-    )
-    assert lxc.devices(tmp_path / "config") == {
-        "lan": {"type": "nic", "name": "lan", "nictype": "bridged", "parent": "br0", "hwaddr": "00:16:3e:00:00:01"},
-        "eth1": {"type": "nic", "name": "eth1", "nictype": "macvlan", "parent": "eno1"},
-        "srv-files": {"type": "disk", "source": "/srv/my files", "path": "/srv/files", "readonly": "true"},
-    }
+def test_hook_in_a_hurry(host: Host) -> None:
+    """The hook itself: what it is not for is said in one sentence, and a start is not held up by what it says."""
+    hook: list[str | Path] = [*HOOK, "--config", host.service.config, "lxc"]
+    for environ, sentence in (
+        ({}, "LXC_NAME is not set"),
+        ({"LXC_NAME": "x"}, "for lxc.hook.start-host, not for ''"),
+        ({"LXC_NAME": "x", "LXC_HOOK_TYPE": "start-host"}, "LXC_PID is no PID"),
+        ({"LXC_NAME": "x", "LXC_HOOK_TYPE": "start-host", "LXC_PID": str(os.getpid())}, "host's PID namespace"),
+        ({"LXC_NAME": "x", "LXC_HOOK_TYPE": "start-host", "LXC_PID": "4194304"}, "no process 4194304"),
+    ):
+        done = subprocess.run(hook, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0
+        assert sentence in done.stderr
+        assert done.stderr.endswith("; the container goes on without\n")

@@ -53,7 +53,6 @@ class LxcSource:
 
     def __init__(self, settings: Settings) -> None:
         self._project = settings.hooks.project
-        self._template = dict(settings.hooks.template)
         # As LXC itself takes them.
         self._paths = tuple(path.rstrip("/") or "/" for path in settings.sources.lxc.paths)
         self._directories = sorted({os.path.dirname(listener.path) for listener in settings.listener})
@@ -221,7 +220,7 @@ class LxcSource:
             name=name,
             hostname=hostname,
             init=init,
-            config=self._template,
+            config={},
             devices=devices,
             problems=tuple(problems),
         )

@@ -1,0 +1,37 @@
+"""``guestapi follow``: keep the store as a container runtime of this host is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from guestapi import journal
+from guestapi.cli.common import Operator
+from guestapi.settings import Settings
+from guestapi.sources.source import Source
+
+
+def _lxc(settings: Settings) -> Source:
+    from guestapi.sources.lxc.source import LxcSource
+
+    return LxcSource(settings)
+
+
+#: Each loads what it needs: not all of them are used on a host.
+SOURCES: dict[str, Callable[[Settings], Source]] = {"lxc": _lxc}
+
+
+@click.command()
+@click.argument("source", type=click.Choice(sorted(SOURCES)))
+@click.pass_obj
+def follow(operator: Operator, source: str) -> None:
+    """Register containers of SOURCE when they start, and note their ends. Stays in the foreground."""
+    from guestapi.sources.follower import Follower
+    from guestapi.sources.ledger import StoreLedger
+
+    settings = operator.settings
+    journal.set_up(settings.log.level)
+    doorbell = Path(settings.sources.doorbells) / f"{source}.sock"
+    Follower(SOURCES[source](settings), StoreLedger(settings, source, doorbell), doorbell).run()

@@ -1,0 +1,60 @@
+"""The store as a follower's `Ledger`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from guestapi.model import Init, Problem, SourceStatus
+from guestapi.settings import Settings
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
+from guestapi.sources.recorder import Status
+from guestapi.store import statuses
+from guestapi.store.lookup import list_instances
+from guestapi.store.writing import Writer
+
+
+class StoreLedger:
+    """Writes what a follower observes to the store. Used by one thread."""
+
+    def __init__(self, settings: Settings, source: str, doorbell: Path) -> None:
+        """Args:
+        settings: the store's, and the template of instances that runtimes bring.
+        source: name of the source.
+        doorbell: where its hooks ring.
+        """
+        self._settings = settings
+        self._source = source
+        self._doorbell = str(doorbell)
+        self._opened: Writer | None = None
+
+    @property
+    def _writer(self) -> Writer:
+        if self._opened is None:
+            self._opened = Writer(self._settings, create=True)
+        return self._opened
+
+    def known(self) -> Mapping[str, Init | None]:
+        """As `Ledger.known`; makes the store if it is missing."""
+        with self._writer.change() as change:
+            found = list_instances(change, source=self._source)
+        return {one.key: one.init for one in found if one.key is not None}
+
+    def write(
+        self, observed: Sequence[Observed], gone: Collection[str], refused: Sequence[Problem]
+    ) -> Sequence[Problem]:
+        """As `Ledger.write`."""
+        template = self._settings.hooks.template
+        with self._writer.change() as change:
+            problems = reconcile(change, self._source, observed, gone=gone, template=template)
+            for one in refused:
+                statuses.record_problems(change, self._source, one.key, [one])
+        return [*problems, *refused]
+
+    def note(self, status: Status) -> None:
+        """As `Ledger.note`."""
+        connected = bool(status.contact) and not status.fault
+        noted = SourceStatus(self._source, self._doorbell, connected, status.contact, status.lag, status.fault)
+        with self._writer.change() as change:
+            statuses.record_status(change, noted)
