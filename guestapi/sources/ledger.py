@@ -39,7 +39,9 @@ class StoreLedger:
         """As `Ledger.known`; makes the store if it is missing."""
         with self._writer.change() as change:
             found = list_instances(change, source=self._source)
-        return {one.key: one.init for one in found if one.key is not None}
+            # Containers that could not be registered are looked for, too: a problem ends with its container.
+            refused = statuses.list_problem_keys(change, self._source)
+        return {**dict.fromkeys(refused), **{one.key: one.init for one in found if one.key is not None}}
 
     def write(
         self, observed: Sequence[Observed], gone: Collection[str], refused: Sequence[Problem]
@@ -47,10 +49,7 @@ class StoreLedger:
         """As `Ledger.write`."""
         template = self._settings.hooks.template
         with self._writer.change() as change:
-            problems = reconcile(change, self._source, observed, gone=gone, template=template)
-            for one in refused:
-                statuses.record_problems(change, self._source, one.key, [one])
-        return [*problems, *refused]
+            return reconcile(change, self._source, observed, gone=gone, refused=refused, template=template)
 
     def note(self, status: Status) -> None:
         """As `Ledger.note`."""

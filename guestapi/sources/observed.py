@@ -26,7 +26,8 @@ class Observed:
         hostname: the host name inside, as the runtime set it; None: it follows from `name`.
         init: the running init, with what was recorded of its root; None: it exists, but does not run.
         config: configuration that the source provides; an empty value is none.
-        devices: devices that the source provides; None: those that were seen earlier for this very init are kept.
+        devices: devices that the source provides; None: nothing new was seen of this init, so the devices, the host
+            name and the problems that are known of it are kept, unless there are new ones.
         uuid: the instance's UUID, where the source knows one; None: the store makes one and keeps it.
         cloud_init_id: the meta-data's instance-id, where the source knows one; None: the store's.
         location: the cluster member; None: this host.

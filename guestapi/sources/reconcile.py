@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid5
 
 from sqlalchemy.exc import DataError, IntegrityError
@@ -42,6 +42,8 @@ class _Reconciliation:
     source: str
     template: Mapping[str, str]
     is_alive: Callable[[Init], bool]
+    #: Keys of which nothing new was seen: what was told of them, and what could not be, stays.
+    unchanged: set[str] = field(default_factory=set)
 
 
 def reconcile(
@@ -89,7 +91,9 @@ def reconcile(
             steps.stop(change, own)
         problems += _record(work, key, [replace(problem, source=source, refused=True)])
     for observed in _in_order(work, pending):
-        problems += _record(work, observed.key, _settle(work, observed))
+        found = _settle(work, observed)
+        if found or observed.key not in work.unchanged:
+            problems += _record(work, observed.key, found)
     for observed in doubled:
         # Not recorded: its key stands for another one, or for none.
         problems.append(_problem(work, observed, "it is not registered: its source gives it no key of its own"))
@@ -228,13 +232,18 @@ def _update(work: _Reconciliation, observed: Observed, acceptable: Acceptable, k
     init = choose_init(source, observed, known.init, work.is_alive)
     wanted = dict(acceptable.devices) if acceptable.devices is not None else None
     devices: Mapping[str, Device] | None = choose_devices(source, observed, wanted, known, init)
+    hostname = acceptable.hostname
+    if observed.devices is None and observed.init is not None and observed.init == known.init:
+        # A follower that has started anew knows no more of an init that it did not see start.
+        work.unchanged.add(observed.key)
+        hostname = known.hostname if observed.hostname is None else hostname
     columns: dict[str, object] = {
         "project": observed.project,
         "name": steps.check_name(observed.project, observed.name),
         "type": observed.type,
         "source": source,
         "source_key": observed.key,
-        "hostname": acceptable.hostname,
+        "hostname": hostname,
     }
     if by_daemon:
         columns["location"] = acceptable.location

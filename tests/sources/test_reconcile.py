@@ -119,6 +119,22 @@ def test_what_a_running_container_does_to_itself_is_not_told(host: Host) -> None
         assert host.instances()["web"].devices == {"eth0": NIC}
 
 
+def test_what_a_follower_that_started_anew_does_not_know(host: Host) -> None:
+    """Host name, devices and problems of an init stay if nothing new is seen of it; its restart forgets them."""
+    running = host.runs()
+    host.sees(seen("web", running, devices={"eth0": NIC}, hostname="inside", problems=("a mount is missing",)))
+    before = host.instances()["web"], host.problems()
+    host.sees(seen("web", running, devices=None))
+    assert (host.instances()["web"], host.problems()) == before
+    host.sees(seen("web", running, devices=None, hostname="asked-later", problems=("another",)))
+    assert host.instances()["web"].hostname == "asked-later"
+    assert [one.reason for one in host.problems()] == ["another"]
+    host.ends(running)
+    host.sees(seen("web", host.runs(), devices=None))
+    assert host.instances()["web"].hostname is None
+    assert host.problems() == []
+
+
 def test_operators_layer_wins_and_stays(host: Host) -> None:
     """What the operator has set outlives restarts and what the source says; what the source has is as it is now."""
     running = host.runs()
