@@ -25,7 +25,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"wsgi", "sources", "mirror"}),
     frozenset({"api"}),
     frozenset({"server"}),
-    frozenset({"cli"}),
+    frozenset({"cli", "entry"}),
 )
 
 #: These packages contain only pure functions and values, so they import none of these modules.
