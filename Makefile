@@ -9,6 +9,13 @@ DESTDIR ?=
 # How long 'make fuzz' takes.
 SECONDS ?= 600
 
+# The releases of Debian for which 'make deb' builds packages.
+DEB_SUITES ?= bookworm trixie
+
+# Who distributes them.
+DEBFULLNAME ?= The guestapi maintainers
+DEBEMAIL ?= guestapi@localhost
+
 # Tests mostly wait for other processes, so two modules of them run at a time; 'make test AT_ONCE=' runs one.
 AT_ONCE ?= --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
@@ -97,6 +104,15 @@ install: ## put it into PREFIX (/opt/guestapi), with units, conf, user and state
 			| xargs -r sed -i 's#$(abspath $(DESTDIR))$(PREFIX)#$(PREFIX)#g'; \
 	fi
 	$(PYTHON) tools/installation.py install --destdir '$(DESTDIR)' --prefix '$(PREFIX)' --manuals build/manuals
+
+deb: ## the Debian packages of this version, for each of DEB_SUITES, into dist/ (as root)
+	@tools/packages install packaging
+	@mkdir -p dist
+	@for suite in $(DEB_SUITES); do \
+		tools/debian_root.py run $$suite --package $$(tools/packages list deb) --checkout --bind dist:/srv/dist -- \
+			env DEBFULLNAME="$(DEBFULLNAME)" DEBEMAIL="$(DEBEMAIL)" tools/build_deb.py /srv/dist | tail -n 1 | sed 's#^/srv/##' >dist/.built && cat dist/.built || exit 1; \
+		lintian --allow-root --fail-on error "$$(cat dist/.built)" || exit 1; \
+	done; rm -f dist/.built
 
 uninstall: ## take it away again, but for its state and what was edited
 	@$(PYTHON) tools/installation.py uninstall --destdir '$(DESTDIR)' --prefix '$(PREFIX)'

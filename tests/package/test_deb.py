@@ -1,0 +1,217 @@
+"""The Debian package on a machine with systemd: install, upgrade under load, remove, reinstall, purge; no downgrade."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import guestapi
+from tests.harness.containers import Container
+from tests.harness.machine import CHECKOUT, Machine
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
+
+LOOPING = (CHECKOUT / "tests/harness/looping.py").read_text()
+#: What the package may take on a disk, in KiB: as it is unpacked, and with the bytecode that its installation makes.
+UNPACKED, COMPILED = 30_000, 50_000
+LATER = "99.0.0"
+
+
+class Packages:
+    """The package of this checkout, and the same one as a later version. `directory` is on the machine too."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        subprocess.run([CHECKOUT / "tools/build_deb.py", directory], check=True, stdout=subprocess.DEVNULL)
+        (self.this,) = directory.glob("*.deb")
+        self.later = directory / "later.deb"
+        unpacked = directory / "later"
+        subprocess.run(["dpkg-deb", "--raw-extract", self.this, unpacked], check=True)
+        for name in ("control", "preinst"):
+            file = unpacked / "DEBIAN" / name
+            file.write_text(file.read_text().replace(guestapi.__version__, LATER))
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", unpacked, self.later], check=True)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Packages for this release of Debian; building them takes a minute."""
+    return Packages(tmp_path_factory.mktemp("packages"))
+
+
+@pytest.fixture(scope="module")
+def machine(packages: Packages) -> Iterator[Machine]:
+    """A machine on which the package is installed and its socket enabled."""
+    with Machine() as booted:
+        put(booted, packages.this)
+        put(booted, packages.later)
+        booted.run("dpkg", "-i", f"/root/{packages.this.name}")
+        booted.run("systemctl", "enable", "--now", "guestapi.socket")
+        yield booted
+
+
+def put(machine: Machine, file: Path) -> None:
+    """Copy a file into the machine's /root."""
+    with file.open("rb") as content:
+        subprocess.run([*machine.enter, "sh", "-c", f"cat >/root/{file.name}"], stdin=content, check=True)
+
+
+@pytest.fixture(scope="module")
+def container(machine: Machine) -> Iterator[Container]:
+    """A container on that machine, registered by the operator's command."""
+    machine.run("guestapi", "instance", "add", "c1", "--config", "user.foo=bar")
+    with Container([(Path("/var/lib/incus/guestapi"), "/dev/incus")], enter=machine.enter) as running:
+        machine.run("guestapi", "instance", "start", "c1", "--pid", str(running.pid))
+        yield running
+
+
+def state(machine: Machine) -> str:
+    """What dpkg says of the package: wanted and actual state, and the version."""
+    words = ["dpkg-query", "-W", "-f", "${db:Status-Abbrev}${Version}", "guestapi"]
+    return machine.run(*words, check=False).stdout
+
+
+def found(machine: Machine) -> list[str]:
+    """Everything on the machine that has guestapi in its name, but for what dpkg and logs remember."""
+    prune = "-path /var/lib/dpkg -o -path /var/log -o -path /var/tmp"
+    script = f"find /etc /opt /run /usr /var -xdev \\( {prune} \\) -prune -o -name '*guestapi*' -print"
+    return machine.run("sh", "-c", script).stdout.split()
+
+
+def ask(machine: Machine, container: Container, seconds: float) -> list[subprocess.Popen[bytes]]:
+    """Clients inside that ask again and again for a while, with one connection and with many."""
+    enter = [*machine.enter, "nsenter", "-t", str(container.pid), "-U", "-m", "-p", "--setuid", "0", "--setgid", "0"]
+    enter += ["/usr/bin/python3", "-I", "-S", "-c", LOOPING, str(seconds)]
+    return [subprocess.Popen([*enter, kind], stdout=subprocess.PIPE) for kind in ("connect", "keep")]
+
+
+def test_size(packages: Packages) -> None:
+    """The trimmed environment is small, and the package's control file says so truly."""
+    told = subprocess.run(
+        ["dpkg-deb", "-f", packages.this, "Installed-Size"], check=True, capture_output=True, text=True
+    )
+    assert 10_000 < int(told.stdout) < UNPACKED
+
+
+def test_content(packages: Packages) -> None:
+    """What belongs into a package is there, and what is for builds and tests alone is not."""
+    listed = subprocess.run(["dpkg-deb", "-c", packages.this], check=True, capture_output=True, text=True).stdout
+    names = re.findall(r" \./(\S*)", listed)
+    for wanted in (
+        "usr/bin/guestapi",
+        "usr/lib/systemd/system/guestapi.service",
+        "usr/lib/systemd/system/guestapi.socket",
+        "usr/lib/sysusers.d/guestapi.conf",
+        "usr/lib/tmpfiles.d/guestapi.conf",
+        "etc/guestapi/guestapi.toml",
+        "usr/share/man/man1/guestapi.1.gz",
+        "usr/share/man/man5/guestapi.toml.5.gz",
+        "usr/share/man/man7/guestapi.7.gz",
+        "usr/share/bash-completion/completions/guestapi",
+        "usr/share/zsh/vendor-completions/_guestapi",
+        "usr/share/fish/vendor_completions.d/guestapi.fish",
+        "usr/share/doc/guestapi/copyright",
+    ):
+        assert wanted in names, wanted
+    unwanted = [name for name in names if re.search(r"/(pip|tests|__pycache__)/|\.(c|h|pyx|pyc)$", name)]
+    assert unwanted == []
+    said = subprocess.run(
+        ["dpkg-deb", "-f", packages.this, "Depends"], check=True, capture_output=True, text=True
+    ).stdout
+    assert re.match(r"python3 \(>= 3\.(\d+)~\), python3 \(<< 3\.(\d+)\), ", said)
+
+
+def test_installed(machine: Machine, container: Container) -> None:
+    """The socket starts the service, which answers a guest; nothing is amiss; and it is as small as it says."""
+    assert container.ask("/1.0/config/user.foo").text == "bar"
+    assert "FAIL" not in machine.run("guestapi", "check").stdout
+    assert int(machine.run("du", "-sk", "/usr/lib/guestapi").stdout.split()[0]) < COMPILED
+    assert machine.run("dpkg", "--verify", "guestapi").stdout == ""
+
+
+def test_upgrade_loses_no_request(machine: Machine, container: Container, packages: Packages) -> None:
+    """While clients ask, a later version is installed and takes over; each request is answered."""
+    before = machine.run("systemctl", "show", "--value", "-p", "MainPID", "guestapi.service").stdout
+    clients = ask(machine, container, 60)
+    with ThreadPoolExecutor() as pool:
+        outputs = pool.map(lambda client: client.communicate()[0], clients)
+        machine.run("dpkg", "-i", f"/root/{packages.later.name}")
+        machine.run("guestapi", "config", "set", "c1", "user.foo=enough")
+        seen = [json.loads(output) for output in outputs]
+    machine.run("guestapi", "config", "set", "c1", "user.foo=bar")
+    for client in seen:
+        assert client["failed"] == []
+        assert client["good"] > 50
+    assert state(machine).startswith(f"ii {LATER}+deb")
+    assert machine.run("systemctl", "show", "--value", "-p", "MainPID", "guestapi.service").stdout != before
+
+
+def test_downgrade_is_refused(machine: Machine, container: Container, packages: Packages) -> None:
+    """An earlier version is refused with a sentence that says why and what to do; the later one works on."""
+    refused = machine.run("dpkg", "-i", f"/root/{packages.this.name}", check=False)
+    assert refused.returncode != 0
+    assert f"guestapi {guestapi.__version__} cannot replace the later version {LATER}" in refused.stderr
+    assert state(machine).startswith(f"ii {LATER}+deb")
+    assert container.ask("/1.0/config/user.foo").text == "bar"
+
+
+def test_edited_configuration(machine: Machine, packages: Packages) -> None:
+    """dpkg keeps a configuration file that was edited, without a question while the package's is the same."""
+    machine.run("sh", "-c", "echo '# mine' >>/etc/guestapi/guestapi.toml")
+    machine.run("dpkg", "-i", f"/root/{packages.later.name}")
+    assert machine.run("tail", "-n", "1", "/etc/guestapi/guestapi.toml").stdout == "# mine\n"
+    assert machine.run("sh", "-c", "ls /etc/guestapi/*.dpkg-*", check=False).stdout == ""
+
+
+def test_remove_and_reinstall(machine: Machine, container: Container, packages: Packages) -> None:
+    """Removed, it answers nobody and leaves configuration and store; installed again, it goes on as before."""
+    machine.run("dpkg", "-r", "guestapi")
+    assert state(machine).startswith("rc ")
+    left = found(machine)
+    assert not any(path.startswith(("/usr/", "/run/")) for path in left), left
+    hook = re.search(
+        r"^lxc.hook.stop = (.*)$", machine.run("cat", "/etc/guestapi/lxc-guestapi.conf").stdout, re.MULTILINE
+    )
+    assert hook
+    machine.run("sh", "-c", f"exec {hook[1]} web lxc stop")
+    machine.run("dpkg", "-i", f"/root/{packages.later.name}")
+    assert machine.run("tail", "-n", "1", "/etc/guestapi/guestapi.toml").stdout == "# mine\n"
+    assert container.ask("/1.0/config/user.foo").text == "bar"
+
+
+def test_beside_make_install(machine: Machine, packages: Packages) -> None:
+    """Where `make install` was used, the package is refused: its units would be hidden."""
+    machine.run("dpkg", "-r", "guestapi")
+    machine.run(
+        "sh",
+        "-c",
+        "mkdir -p /opt/guestapi/bin && touch /opt/guestapi/bin/guestapi /etc/systemd/system/guestapi.service",
+    )
+    refused = machine.run("dpkg", "-i", f"/root/{packages.later.name}", check=False)
+    assert refused.returncode != 0
+    assert "run 'make uninstall' first" in refused.stderr
+    machine.run("rm", "-r", "/opt/guestapi", "/etc/systemd/system/guestapi.service")
+    machine.run("dpkg", "-i", f"/root/{packages.later.name}")
+
+
+def test_purge(machine: Machine) -> None:
+    """Purged, nothing is left but the empty file without which a container would not start."""
+    machine.run(
+        "sh",
+        "-c",
+        "mkdir -p /var/lib/lxc/w; echo 'lxc.include = /etc/guestapi/lxc-guestapi.conf' >/var/lib/lxc/w/config",
+    )
+    machine.run("dpkg", "-P", "guestapi")
+    assert found(machine) == ["/etc/guestapi", "/etc/guestapi/lxc-guestapi.conf"]
+    lines = machine.run("cat", "/etc/guestapi/lxc-guestapi.conf").stdout.splitlines()
+    assert all(line.startswith("#") for line in lines)
+    assert (
+        machine.run("systemctl", "list-unit-files", "guestapi*", check=False).stdout.splitlines()[-1]
+        == "0 unit files listed."
+    )
