@@ -238,7 +238,16 @@ def _prepare_bind(path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError):
+        if not os.access(path.parent, os.W_OK):
+            raise SettingsError(f"{path}: cannot be bound: its directory is not writable", _bind_hint()) from None
         return
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be bound: {error.strerror}") from None
+        raise SettingsError(f"{path}: cannot be bound: {error.strerror}", _bind_hint()) from None
     raise SettingsError(f"{path}: another server answers there; stop it, or choose another path with --socket")
+
+
+def _bind_hint() -> str | None:
+    """What an operator has forgotten who starts the unit of the service by itself."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return None
+    return "'systemctl start guestapi.socket' opens the socket, and the service starts with it"

@@ -250,3 +250,15 @@ def test_socket_that_is_open_already(machine: Installed) -> None:
     machine.run("systemctl", "start", "guestapi.service", "guestapi.socket")
     machine.ask()
     assert machine.property_of("MainPID") == before
+
+
+@pytest.mark.usefixtures("both_sockets")
+def test_service_without_a_socket(machine: Installed) -> None:
+    """Started by itself while no socket is open, the service says what is missing, and runs when that is there."""
+    machine.run("systemctl", "stop", "guestapi.socket", "guestapi-lxd.socket", "guestapi.service")
+    assert machine.run("systemctl", "start", "guestapi.service", check=False).returncode != 0
+    assert "'systemctl start guestapi.socket'" in machine.run("journalctl", "-u", "guestapi", "-n", "10").stdout
+    machine.run("systemctl", "start", "guestapi.socket")
+    assert ask(machine, INCUS)
+    machine.run("systemctl", "start", "guestapi-lxd.socket")
+    machine.run("guestapi", "check")
