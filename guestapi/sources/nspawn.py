@@ -2,7 +2,8 @@
 
 Rules: machined is asked by its commands, since its files are private. Only containers that root has made and that have
 our socket's directory mounted are instances; a virtual machine's leader is no init. A container that was started with
-``--register=no`` is unknown to machined, and so to us.
+``--register=no`` is unknown to machined, and so to us. machined knows those that run; one that does not run exists as
+long as its directory or image does, so that a restart makes no new instance.
 """
 
 from __future__ import annotations
@@ -21,18 +22,27 @@ from inotify_simple import INotify
 
 from guestapi.callers.namespaces import NotAnInitError, examine
 from guestapi.errors import SourceError
-from guestapi.model import Init
+from guestapi.model import Device, Init
 from guestapi.settings import Settings
+from guestapi.sources import mountinfo, netlink
+from guestapi.sources.bundles import disk_devices
 from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.places import Places
-from guestapi.sources.processes import children, is_made_by_root
+from guestapi.sources.processes import born, children, is_made_by_root, parent
 from guestapi.sources.source import Unclear
 
 #: Where machined notes each machine. What is in there is private; that something changes is not.
 _DIRECTORY = "/run/systemd/machines"
 #: Seconds and bytes of an answer. A machine has some hundred bytes.
 _SECONDS, _BYTES = 5.0, 4 << 20
+#: Where a container of a name is kept, or is told how to run (systemd-nspawn(1), systemd.nspawn(5)).
+_KEPT = ("/var/lib/machines/{}", "/var/lib/machines/{}.raw", "/etc/systemd/nspawn/{}.nspawn")
+#: What nspawn itself mounts in each container, besides what every runtime does.
+_USUAL = re.compile(r"/run/(host|systemd)(/.*)?|/etc/(resolv\.conf|localtime)")
+#: Seconds for which an init can have run already, if what is mounted is to be what nspawn has mounted.
+_FRESH_SECONDS = 2.0
+_LATE = "its devices are not told, since guestapi-nspawn.service did not run when it started"
 #: hostname(7), and machined's own rule for a machine's name: what it lists is put behind a command.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 #: At the doorbell: how many processes below nspawn are looked at, and seconds until the init must be among them.
@@ -62,7 +72,7 @@ class NspawnSource:
         self._places = Places.of(settings.listener)
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
-        """All containers with our mount. machined knows none that does not run.
+        """All containers with our mount that run, and those known that do not.
 
         Args:
             known: the inits that the store has, by name.
@@ -70,10 +80,15 @@ class NspawnSource:
         Raises:
             SourceError: machined cannot be asked.
         """
-        for machine in _machines():
+        running = _machines()
+        for machine in running:
             found = self._describe(machine, known.get(machine.name))
             if found is not None:
                 yield found
+        for name in known.keys() - {machine.name for machine in running}:
+            stopped = self._stopped(name)
+            if stopped is not None:
+                yield stopped
 
     def observe_one(self, key: str, known: Init | None) -> Observed | Unclear | Problem | None:
         """One container; None: it is gone, or has not our mount.
@@ -86,7 +101,7 @@ class NspawnSource:
             found = next((one for one in _machines() if one.name == key), None)
         except MachinedError as error:
             return Unclear(key, str(error))
-        return self._describe(found, known) if found is not None else None
+        return self._describe(found, known) if found is not None else self._stopped(key)
 
     def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
         """A container whose unit says that it has started (``nspawn start NAME``, with ``MAINPID``).
@@ -109,7 +124,8 @@ class NspawnSource:
                     init = examine(pid)
                 except NotAnInitError:
                     continue
-                return self._describe(_Machine(name, init.pid), None)
+                found = self._describe(_Machine(name, init.pid), None)
+                return None if isinstance(found, Unclear) else found
             if time.monotonic() > until:
                 raise MachinedError(f"no container's init is to be found below process {main}")
             select.select([], [], [], 0.01)
@@ -122,7 +138,7 @@ class NspawnSource:
         """
         return Machines()
 
-    def _describe(self, machine: _Machine, known: Init | None) -> Observed | None:
+    def _describe(self, machine: _Machine, known: Init | None) -> Observed | Unclear | None:
         """A container; None: it has not our mount, or is not root's."""
         try:
             init = examine(machine.leader)
@@ -131,7 +147,34 @@ class NspawnSource:
                 return None
         except (NotAnInitError, ProcessLookupError):
             return None
-        return Observed(machine.name, self._project, machine.name, "container", None, init)
+        except SourceError as error:
+            return Unclear(machine.name, str(error))
+        devices, problems = (None, ()) if init == known else self._devices(init)
+        return Observed(
+            machine.name, self._project, machine.name, "container", None, init, {}, devices, problems=problems
+        )
+
+    def _stopped(self, name: str) -> Observed | None:
+        """A container that does not run; None: there is none of that name any more."""
+        if not any(os.path.lexists(place.format(name)) for place in _KEPT):
+            return None
+        return Observed(name, self._project, name, "container", devices=None)
+
+    def _devices(self, init: Init) -> tuple[dict[str, Device], tuple[str, ...]]:
+        """The devices of a container that has just been started, and what could not be told of them."""
+        if time.time() - born(init) > _FRESH_SECONDS:
+            return {}, (_LATE,)
+        try:
+            # Its parent is systemd-nspawn, which sees where the mounts come from.
+            outside = mountinfo.read(parent(init.pid), mountinfo.HOST_BYTES)
+            places = {mountinfo.place_of(os.path.realpath(path), outside) for path in self._places.paths}
+            own = {place for place in places if place is not None}
+            found = mountinfo.disks(mountinfo.read(init.pid), outside, own)
+            disks = [disk for path, disk in found.items() if path != "/" and not _USUAL.fullmatch(path)]
+            devices, problems = disk_devices(disks)
+            return {**devices, **netlink.nics(init.pid), "root": {"type": "disk", "path": "/"}}, problems
+        except SourceError as error:
+            return {}, (f"its devices are not told: {error}",)
 
 
 class Machines:
