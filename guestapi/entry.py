@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 #: Sources whose hooks ring a follower's doorbell and do nothing else.
-RINGING = frozenset({"lxc"})
+RINGING = frozenset({"lxc", "nspawn", "oci", "podman"})
 
 
 def main() -> None:

@@ -19,8 +19,38 @@ def _lxc(settings: Settings) -> Source:
     return LxcSource(settings)
 
 
+def _podman(settings: Settings) -> Source:
+    from guestapi.sources.podman import PODMAN, EngineSource
+
+    return EngineSource(PODMAN, settings)
+
+
+def _docker(settings: Settings) -> Source:
+    from guestapi.sources.podman import DOCKER, EngineSource
+
+    return EngineSource(DOCKER, settings)
+
+
+def _oci(settings: Settings) -> Source:
+    from guestapi.sources.oci import OciSource
+
+    return OciSource(settings)
+
+
+def _nspawn(settings: Settings) -> Source:
+    from guestapi.sources.nspawn import NspawnSource
+
+    return NspawnSource(settings)
+
+
 #: Each loads what it needs: not all of them are used on a host.
-SOURCES: dict[str, Callable[[Settings], Source]] = {"lxc": _lxc}
+SOURCES: dict[str, Callable[[Settings], Source]] = {
+    "docker": _docker,
+    "lxc": _lxc,
+    "nspawn": _nspawn,
+    "oci": _oci,
+    "podman": _podman,
+}
 
 
 @click.command()

@@ -100,7 +100,8 @@ def _ring(source: bytes, words: list[bytes], environ: dict[bytes, bytes], file: 
         raise HookError(f"not registered within {LIMIT_SECONDS:g} s; the follower registers it later") from None
     finally:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
-    if not any(rung):
+    if not any(rung) and source not in _UNATTENDED:
+        # podman calls its hook for every container with a bind mount, of which most have nothing to do with us.
         place = " or ".join(
             f"{directory.decode(errors='replace')}/{one.decode(errors='replace')}.sock" for one in followers
         )

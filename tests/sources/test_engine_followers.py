@@ -192,9 +192,9 @@ def test_stop_and_removal(host: Host) -> None:
     assert host.engine.ask("db", "/1.0/config/user.mine") == "kept"
 
 
-def test_twenty_at_once(host: Host) -> None:
-    """All of twenty that start together are registered, and each sees its own."""
-    names = [f"c{number}" for number in range(20)]
+def test_twelve_at_once(host: Host) -> None:
+    """All of twelve that start together are registered, and each sees its own."""
+    names = [f"c{number}" for number in range(12)]
     threads = [threading.Thread(target=host.run, args=(name,)) for name in names]
     for thread in threads:
         thread.start()
