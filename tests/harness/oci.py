@@ -107,35 +107,11 @@ class OciRuntime:
         """
         directory = self.path / name
         directory.mkdir()
-        kinds = ["network", "ipc", "uts", "mount", "user"]
-        pid = {"type": "pid", **({"path": pid_namespace} if pid_namespace else {})}
-        mapping = [{"containerID": 0, "hostID": BASE, "size": 65536}]
-        document: dict[str, Any] = {
-            "ociVersion": "1.0.0",
-            "process": {
-                "user": {"uid": 0, "gid": 0},
-                "args": list(arguments),
-                "env": ["PATH=/usr/bin:/bin"],
-                "cwd": "/",
-                "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
-            },
-            "root": {"path": str(self.rootfs)},
-            "hostname": f"inside-{name}",
-            "mounts": [
-                # The processes of a PID namespace that another user namespace owns cannot be mounted.
-                *([{"destination": "/proc", "source": "/proc", "options": ["rbind"]}] if pid_namespace else []),
-                *(_MOUNTS[1:] if pid_namespace else _MOUNTS),
-                *({"destination": inside, "source": str(path), "options": ["rbind"]} for path, inside in mounts),
-            ],
-            "annotations": dict(annotations or {}),
-            "hooks": {"createRuntime": [{"path": hook[0], "args": list(hook)}]} if hook else {},
-            "linux": {
-                "cgroupsPath": f"/{self.path.name}-{name}",
-                "namespaces": [pid, *({"type": one} for one in kinds)],
-                "uidMappings": mapping,
-                "gidMappings": mapping,
-            },
-        }
+        document = write_bundle(self.rootfs, mounts, arguments, pid_namespace)
+        document["hostname"] = f"inside-{name}"
+        document["annotations"] = dict(annotations or {})
+        document["hooks"] = {"createRuntime": [{"path": hook[0], "args": list(hook)}]} if hook else {}
+        document["linux"]["cgroupsPath"] = f"/{self.path.name}-{name}"
         (directory / "config.json").write_text(json.dumps(document))
         return directory
 
@@ -152,3 +128,43 @@ class OciRuntime:
         """Run a program inside; what it prints."""
         words = ["nsenter", "-t", str(self.pid(key)), "-a", "--setuid", "0", "--setgid", "0", *argv]
         return subprocess.run(words, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+
+
+def write_bundle(
+    rootfs: Path | str,
+    mounts: Sequence[tuple[Path | str, str]],
+    arguments: Sequence[str] = ("sleep", "1000"),
+    pid_namespace: str | None = None,
+) -> dict[str, Any]:
+    """What a bundle's config.json has, for a container with an ID map.
+
+    Args:
+        rootfs: its root file system.
+        mounts: what is mounted from the host, and where.
+        arguments: what the container runs.
+        pid_namespace: path of the one to join.
+    """
+    pid = {"type": "pid", **({"path": pid_namespace} if pid_namespace else {})}
+    mapping = [{"containerID": 0, "hostID": BASE, "size": 65536}]
+    return {
+        "ociVersion": "1.0.0",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": list(arguments),
+            "env": ["PATH=/usr/bin:/bin"],
+            "cwd": "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), _CAPABILITIES),
+        },
+        "root": {"path": str(rootfs)},
+        "mounts": [
+            # The processes of a PID namespace that another user namespace owns cannot be mounted.
+            *([{"destination": "/proc", "source": "/proc", "options": ["rbind"]}] if pid_namespace else []),
+            *(_MOUNTS[1:] if pid_namespace else _MOUNTS),
+            *({"destination": inside, "source": str(path), "options": ["rbind"]} for path, inside in mounts),
+        ],
+        "linux": {
+            "namespaces": [pid, *({"type": one} for one in ("network", "ipc", "uts", "mount", "user"))],
+            "uidMappings": mapping,
+            "gidMappings": mapping,
+        },
+    }
