@@ -105,6 +105,9 @@ install: ## put it into PREFIX (/opt/guestapi), with units, conf, user and state
 	fi
 	$(PYTHON) tools/installation.py install --destdir '$(DESTDIR)' --prefix '$(PREFIX)' --manuals build/manuals
 
+release-check: $(VENV)/ready ## whether tag, version, changelog and manual pages agree
+	@$(VENV)/bin/python tools/release_check.py
+
 deb: ## the Debian packages of this version, for each of DEB_SUITES, into dist/ (as root)
 	@tools/packages install packaging
 	@mkdir -p dist
