@@ -166,8 +166,10 @@ class Daemon:
     """A client of one daemon. `events` may be used by another thread than the rest."""
 
     def __init__(self, socket: str) -> None:
-        """Args:
-        socket: path of the daemon's Unix socket.
+        """Connect to nothing yet.
+
+        Args:
+            socket: path of the daemon's Unix socket.
         """
         self.socket = socket
         self._http = httpx.Client(
@@ -248,7 +250,8 @@ class Daemon:
         """Set keys of an instance, unless it has changed meanwhile.
 
         Args:
-            project, name: of the instance.
+            project: of the instance.
+            name: of the instance.
             config: the keys.
             while_: asked between a look at the instance and the change; the change is made only if it says so, and the
                 instance is still as it was at the look (RFC 9110, section 13.1.1).

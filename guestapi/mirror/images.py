@@ -43,12 +43,14 @@ class ImageMirror:
     """Copies one daemon's images."""
 
     def __init__(self, settings: Settings, writer: Writer, store: Views, name: str, daemon: Daemon) -> None:
-        """Args:
-        settings: where the images are.
-        writer: of the store.
-        store: where to look at it.
-        name: of the mirror.
-        daemon: whose images.
+        """Copy nothing yet.
+
+        Args:
+            settings: where the images are.
+            writer: of the store.
+            store: where to look at it.
+            name: of the mirror.
+            daemon: whose images.
         """
         self._where = images.directory(settings)
         self._writer = writer

@@ -56,11 +56,13 @@ class Mirror:
     """Mirrors one daemon into the store. One thread does it all; others wait for news, and copy images."""
 
     def __init__(self, settings: Settings, name: str, socket: str, tell: Callable[[str], None]) -> None:
-        """Args:
-        settings: the store's.
-        name: of the mirror, ``incus`` or ``lxd``.
-        socket: the daemon's.
-        tell: called with one sentence about how things are, again and again, for as long as the mirror works.
+        """Open the store.
+
+        Args:
+            settings: the store's.
+            name: of the mirror, ``incus`` or ``lxd``.
+            socket: the daemon's.
+            tell: called with one sentence about how things are, again and again, for as long as the mirror works.
 
         Raises:
             StoreError: the store cannot be used.

@@ -30,11 +30,13 @@ class Readiness:
     """What one daemon's instances have said, until the daemon knows it."""
 
     def __init__(self, writer: Writer, store: Views, name: str, daemon: Daemon) -> None:
-        """Args:
-        writer: of the store.
-        store: where to look at it.
-        name: of the mirror.
-        daemon: whose instances.
+        """Tell the daemon nothing yet.
+
+        Args:
+            writer: of the store.
+            store: where to look at it.
+            name: of the mirror.
+            daemon: whose instances.
         """
         self._writer = writer
         self._store = store

@@ -34,10 +34,12 @@ class Takeover:
     """Keeps a path being our socket."""
 
     def __init__(self, ours: Path, path: Path, reopen: Callable[[], bool]) -> None:
-        """Args:
-        ours: our listening socket, in the directory of `path`.
-        path: the daemon's guest socket.
-        reopen: opens our socket anew at its path, if somebody has opened it there before; whether that was tried.
+        """Change nothing yet.
+
+        Args:
+            ours: our listening socket, in the directory of `path`.
+            path: the daemon's guest socket.
+            reopen: opens our socket anew at its path, if somebody has opened it there before; whether that was tried.
         """
         self._ours = ours
         self._path = path

@@ -48,7 +48,10 @@ def find_differences(
     """Everything that changed, in the order in which listeners hear of it. An absent value is the empty string.
 
     Args:
-        old_config, new_config, old_devices, new_devices: before and after.
+        old_config: configuration before.
+        new_config: configuration after.
+        old_devices: devices before.
+        new_devices: devices after.
         live: which options of a device can be updated, as `LIVE_OPTIONS`; None: all but its type.
     """
     for key in sorted(old_config.keys() | new_config.keys()):

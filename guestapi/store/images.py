@@ -96,7 +96,8 @@ def import_image(
         writer: the store.
         where: the images' directory, made if it is missing.
         sources: one file, or metadata and root file system.
-        public, aliases: as of `Image`.
+        public: as of `Image`.
+        aliases: as of `Image`.
         progress: is told of what was copied.
 
     Raises:

@@ -77,9 +77,17 @@ def add(
 
     Args:
         change: the transaction.
-        project, name, type, location, source, key, hostname, cloud_init_id: as of `Instance`.
+        project: as of `Instance`, like all that is not described here.
+        name: as of `Instance`.
+        type: as of `Instance`.
         instance_uuid: its UUID; None: a new one.
-        config, devices: of its source if it has one, else the operator's.
+        location: as of `Instance`.
+        config: its source's if it has one, else the operator's.
+        devices: as `config`.
+        source: as of `Instance`.
+        key: as of `Instance`.
+        hostname: as of `Instance`.
+        cloud_init_id: as of `Instance`; None: the UUID.
         checked: they were checked before (`sources.sanitize`), by the rules for what nobody types.
 
     Returns:
@@ -203,7 +211,8 @@ def set_ready(change: Change, instance_id: int, run: int, ready: bool, init: Ini
 
     Args:
         change: the transaction.
-        instance_id, run: who says it, and in which run it was identified.
+        instance_id: who says it.
+        run: in which run it was identified.
         ready: True for ``Ready``, False for ``Started``.
         init: as which it was identified, for the store may be another by now; None: do not compare.
 

@@ -28,8 +28,10 @@ class Views:
     """Looks at the store again and again: it is opened, and each statement compiled, once."""
 
     def __init__(self, url: str) -> None:
-        """Args:
-        url: ``store.url``.
+        """Open the store.
+
+        Args:
+            url: ``store.url``.
 
         Raises:
             StoreError: the store is missing or cannot be used.

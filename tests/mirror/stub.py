@@ -26,9 +26,11 @@ class Stub:
     """
 
     def __init__(self, path: Path, answers: Mapping[str, object]) -> None:
-        """Args:
-        path: of the socket.
-        answers: more than those that every daemon gives.
+        """Listen, and answer nothing yet.
+
+        Args:
+            path: of the socket.
+            answers: more than those that every daemon gives.
         """
         self.answers = {"/1.0": TRUSTED, "/1.0/projects": ["/1.0/projects/default"], "/1.0/images": [], **answers}
         self.over = threading.Event()

@@ -1,5 +1,6 @@
-"""A process of the isolation proof: the host's, an instance's init, or one inside an instance. Runs on the system's
-Python alone, so that thousands can be made: each is a fork of the one that it was made from.
+"""A process of the isolation proof: the host's, an instance's init, or one inside an instance.
+
+It needs nothing but the system's Python, so that thousands can be made: each is a fork of the one that made it.
 
 It obeys whoever has the other end of its control socket: one JSON object a message, descriptors beside it (SCM_RIGHTS).
 When that end is closed, it ends.
@@ -41,7 +42,8 @@ def make(control: socket.socket, container: bool, base: int, count: int, uid: in
     Args:
         control: this process's own.
         container: in a PID and a user namespace of its own; otherwise in those of this process.
-        base, count: which users of this namespace it has as 0 and up, if it is a container.
+        base: which user of this namespace it has as 0, if it is a container.
+        count: how many users it has from there on.
         uid: who it is, in its own namespace.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -46,8 +46,10 @@ HAPPENED = [
 
 @pytest.mark.timeout(300 + STEPS)
 def test_no_answer_carries_a_byte_of_another_instance(record_property: Callable[[str, object], None]) -> None:
-    """Every answer is exactly what its instance must be told, or a refusal: across thousands of starts, ends, names,
-    PIDs and namespaces that are used again, with connections and streams held open all the while.
+    """Every answer is exactly what its instance must be told, or a refusal.
+
+    That holds across thousands of starts and ends, while names, PIDs and namespaces are used again, sources see
+    containers of one name, and connections and streams are held open all the while.
     """
     walk = subprocess.run(
         [*OWN_NAMESPACE, sys.executable, "-m", "tests.proof.walk", str(STEPS)],

@@ -1,6 +1,7 @@
-"""The walk of the isolation proof: what can happen to instances, in any order. ``python -m tests.proof.walk STEPS``,
-in a PID namespace of its own, walks so many steps at least, and prints as JSON how often what has happened. With
-``--no-shrink`` a failure is not made any shorter, which takes minutes.
+"""The walk of the isolation proof: what can happen to instances, in any order.
+
+``python -m tests.proof.walk STEPS``, in a PID namespace of its own, walks so many steps at least, and prints as JSON
+how often what has happened. With ``--no-shrink`` a failure is not made any shorter, which takes minutes.
 """
 
 from __future__ import annotations
@@ -172,6 +173,32 @@ class Walk(RuleBasedStateMachine):
             init = self.world.make(self.world.host, container=True, pid=self.pid(name, again))
             self.world.observe(source, key, pick(self.world.names, name), init)
             self.world.ask(self.world.connect(init, "incus"), path)
+
+    @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), name=ANY, configured=st.booleans(), path=ASKED)
+    def live_at_source(self, source: str, key: str, name: int, configured: bool, path: str) -> None:
+        """A container starts under a name that is free, gets another one, ends and is gone, and asks all the while."""
+        free = [one for one in self.world.names if one not in self.world.rows]
+        if (
+            len(free) < 2
+            or self.world.find_owned(source, key) is not None
+            or len(self.world.nodes) >= NODES
+            or len(self.world.held) >= HELD
+        ):
+            return
+        self.step("live at a source")
+        first, second = pick(free, name), pick(free, name + 1)
+        init = self.world.make(self.world.host, container=True)
+        self.world.observe(source, key, first, init)
+        held = self.world.connect(init, "incus")
+        self.world.ask(held, path)
+        self.world.observe(source, key, second, init)
+        self.world.ask(held, path)
+        if configured:
+            self.world.configure(second)
+        self.world.end(init)
+        self.world.ask(held, path)
+        self.world.let_go(source, key)
+        self.world.ask(held, path)
 
     @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), ended=st.booleans())
     def let_go(self, source: str, key: str, ended: bool) -> None:
