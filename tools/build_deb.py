@@ -51,10 +51,10 @@ UNUSED = (
     "*.dist-info/direct_url.json",
 )
 #: Programs of an environment that stay; the others are of packages that guestapi only imports.
-PROGRAMS = frozenset({"guestapi", "python", "python3"})
+PROGRAMS = frozenset({"guestapi", "guestapi-hook", "python", "python3"})
 
-#: Units that are started anew after an upgrade, if they run, besides the service.
-FOLLOWERS = ("guestapi-mirror*.service", "guestapi-takeover@*.service")
+#: A unit that runs for a moment only, and must not be started anew after an upgrade.
+MOMENTARY = "guestapi-rebind@.service"
 
 
 def build(directory: Path) -> Path:
@@ -280,6 +280,7 @@ def write_control(stage: Path, scratch: Path, full: str, version: str, architect
     size = sum((path.lstat().st_size + 1023) // 1024 for path in stage.rglob("*"))
     units = sorted(path.name for path in (stage / "usr/lib/systemd/system").iterdir())
     plain = [unit for unit in units if "@." not in unit]
+    patterns = [unit.replace("@.", "@*.") for unit in units if unit != MOMENTARY]
     minor = sys.version_info.minor
     values = {
         "VERSION": full,
@@ -288,10 +289,10 @@ def write_control(stage: Path, scratch: Path, full: str, version: str, architect
         "SIZE": str(size),
         "MAINTAINER": read_maintainer(),
         "DEPENDS": f"python3 (>= 3.{minor}~), python3 (<< 3.{minor + 1}), {find_libraries(stage, scratch)}",
-        "FOLLOWERS": " ".join(f"'{pattern}'" for pattern in FOLLOWERS),
+        "SERVICES": " ".join(f"'{unit}'" for unit in patterns if unit.endswith(".service")),
         # Sockets first: a service of theirs is started by them.
         "ENABLED": " ".join(sorted(plain, key=lambda unit: not unit.endswith(".socket"))),
-        "STOPPED": " ".join(f"'{unit.replace('@.', '@*.')}'" for unit in units),
+        "UNITS": " ".join(f"'{unit}'" for unit in patterns),
     }
     for name in ("control", "preinst", "postinst", "prerm", "postrm"):
         text = (DEBIAN / name).read_text()
@@ -310,7 +311,7 @@ def write_control(stage: Path, scratch: Path, full: str, version: str, architect
         if path.is_dir():
             path.chmod(0o755)
         elif not path.is_symlink() and control not in path.parents:
-            path.chmod(0o755 if path == stage / PREFIX / "bin/guestapi" else 0o644)
+            path.chmod(0o755 if path.parent == stage / PREFIX / "bin" else 0o644)
 
 
 def find_libraries(stage: Path, scratch: Path) -> str:

@@ -105,6 +105,7 @@ def test_content(packages: Packages) -> None:
     names = re.findall(r" \./(\S*)", listed)
     for wanted in (
         "usr/bin/guestapi",
+        "usr/lib/guestapi/bin/guestapi-hook",
         "usr/lib/systemd/system/guestapi.service",
         "usr/lib/systemd/system/guestapi.socket",
         "usr/lib/sysusers.d/guestapi.conf",
@@ -175,11 +176,10 @@ def test_remove_and_reinstall(machine: Machine, container: Container, packages: 
     assert state(machine).startswith("rc ")
     left = found(machine)
     assert not any(path.startswith(("/usr/", "/run/")) for path in left), left
-    hook = re.search(
-        r"^lxc.hook.stop = (.*)$", machine.run("cat", "/etc/guestapi/lxc-guestapi.conf").stdout, re.MULTILINE
-    )
+    included = machine.run("cat", "/etc/guestapi/lxc-guestapi.conf").stdout
+    hook = re.search(r"^lxc.hook.start-host = (.*)$", included, re.MULTILINE)
     assert hook
-    machine.run("sh", "-c", f"exec {hook[1]} web lxc stop")
+    machine.run("sh", "-c", f"exec {hook[1]} web lxc start-host")
     machine.run("dpkg", "-i", f"/root/{packages.later.name}")
     assert machine.run("tail", "-n", "1", "/etc/guestapi/guestapi.toml").stdout == "# mine\n"
     assert container.ask("/1.0/config/user.foo").text == "bar"
