@@ -30,7 +30,7 @@ from guestapi.store import statuses, steps
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
-from guestapi.store.lookup import find_instance, list_instances, list_sources
+from guestapi.store.lookup import find_by_key, find_instance, list_instances, list_sources
 from guestapi.store.view import Views
 from guestapi.store.writing import Writer
 
@@ -183,8 +183,8 @@ class Mirror:
     def _look(self, places: list[Place]) -> None:
         """Make single instances in the store as the daemon has them."""
         with self._store.view() as store:
-            known = list_instances(store, source=self._name)
-        at, by_key = {_place(one): one for one in known}, keys.by_key(known)
+            found = [find_instance(store, *place) for place in places]
+        at = {_place(one): one for one in found if one is not None and one.source == self._name}
         observations: list[Observed] = []
         missing: list[Place] = []
         for place in places:
@@ -193,20 +193,25 @@ class Mirror:
             tries = self._again.pop(place, 0)
             try:
                 instance = self._daemon.instance(*place)
-                if not translate.is_here(instance, self._server):
+                if translate.is_here(instance, self._server):
+                    observations.append(self._see(instance, at.get(place)))
+                else:
                     missing.append(place)
-                    continue
-                observed = self._see(instance, at.get(place))
-                chosen = keys.choose_key(place, observed.key, by_key, self._has)
-                observations.append(keys.with_key(observed, chosen))
             except GoneError:
                 missing.append(place)
             except RefusedError as error:
                 self._try_again(place, tries, error)
+        candidates = {key for one in observations for key in (one.key, keys.own_key(_place(one), one.key))}
+        with self._store.view() as store:
+            held = [one for key in candidates if (one := find_by_key(store, self._name, key)) is not None]
+        by_key = keys.by_key(held)
+        observations = [
+            keys.with_key(one, keys.choose_key(_place(one), one.key, by_key, self._has)) for one in observations
+        ]
         seen = {observed.key for observed in observations}
         # One that has another name by now is not gone.
         gone = {str(one.key): place for place in missing if (one := at.get(place)) is not None and one.key not in seen}
-        self._write(observations, gone, {one.key: one for one in known if one.key is not None})
+        self._write(observations, gone, {one.key: one for one in held if one.key is not None})
 
     def _has(self, place: Place, identity: str) -> bool:
         """Whether the daemon has an instance of that project, name and UUID."""

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: Stands before the name of an instance whose name another one takes over within the same transaction: no name has it.
 _PARKED = "\0"
+#: Characters of a reason that are recorded: a source may have found a name of any length.
+_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +289,7 @@ def _refuse(work: _Reconciliation, observed: Observed, own: Instance | None, dec
 
 def _record(work: _Reconciliation, key: str, problems: list[Problem]) -> list[Problem]:
     recordable = [
-        replace(one, project=to_text(one.project), name=to_text(one.name), reason=to_text(one.reason))
+        replace(one, project=to_text(one.project), name=to_text(one.name), reason=to_text(one.reason[:_REASON]))
         for one in problems
     ]
     for new in statuses.record_problems(work.change, work.source, key, recordable):
