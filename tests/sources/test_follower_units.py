@@ -191,9 +191,13 @@ def test_odd_name(machine: Machine) -> None:
 def test_devices(machine: Machine) -> None:
     """What nspawn mounts from the host is told, and the network interface; not what it mounts in every container."""
     machine.run("mkdir", "-p", "/etc/systemd/nspawn", "/srv/data")
-    write(machine, f"/etc/systemd/nspawn/{WEB}.nspawn", "[Files]\nBindReadOnly=/srv/data:/srv/data\n")
+    # As docs/nspawn.md says: mounts in such a file replace those of the drop-in.
+    ours = "Bind=/var/lib/incus/guestapi:/dev/incus"
+    write(machine, f"/etc/systemd/nspawn/{WEB}.nspawn", f"[Files]\n{ours}\nBindReadOnly=/srv/data:/srv/data\n")
     start(machine, WEB)
-    devices = listed(machine)[WEB]["devices"]
+    one = listed(machine)[WEB]
+    assert one["status"] == "running"
+    devices = one["devices"]
     assert devices["srv-data"] == {"type": "disk", "source": "/srv/data", "path": "/srv/data", "readonly": "true"}
     assert devices["root"] == {"type": "disk", "path": "/"}
     assert devices["host0"]["type"] == "nic"
