@@ -10,10 +10,9 @@ then speaks its newest, and the fields used here are the same since 1.24.
 from __future__ import annotations
 
 import json
-import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
@@ -22,18 +21,17 @@ import msgspec
 from msgspec import Struct, field
 
 from guestapi.errors import SourceError
+from guestapi.sources.docker_model import ID, Annotated, Container, LibpodContainer, Listed, Volume
 
 #: Seconds until an answer must be there as a whole: for the list, and for one container. podman's list was seen to take
 #: 1.3 s while twenty containers start, and a container that is just being made blocks it.
 _LIST_SECONDS, _ONE_SECONDS = 15.0, 5.0
 #: Bytes of an answer. A list has about 2 KiB for a container, one container 8 KiB, and both as many labels as images
 #: have: a few MiB of each image at the most (podman takes no configuration above 4 MiB).
-_LIST_BYTES, _ONE_BYTES = 64 << 20, 16 << 20
+_LIST_BYTES, _ONE_BYTES = 32 << 20, 16 << 20
 #: Bytes of an event; it has the labels of the container's image too.
 _EVENT_BYTES = 16 << 20
 _CHUNK = 1 << 16
-#: An identity: what is shorter could be the beginning of another.
-_ID = re.compile("[0-9a-f]{64}")
 #: What says that a container is to be looked at anew. Engines name two of these differently, and ignore unknown ones.
 _EVENTS = ("create", "start", "die", "died", "rename", "remove", "destroy")
 
@@ -50,100 +48,6 @@ class ContainerGoneError(EngineError):
 
 class TooLargeError(EngineError):
     """An answer has more bytes than are taken."""
-
-
-class ContainerMount(Struct, frozen=True, rename="pascal"):
-    """A mount of a container.
-
-    Attributes:
-        type: ``bind``: of a path of the host, which only the operator can give; ``volume``, ``tmpfs`` and others.
-        name: of the volume.
-        source: path on the host.
-        destination: path inside.
-        rw: whether it can be written to.
-    """
-
-    type: str = ""
-    name: str = ""
-    source: str = ""
-    destination: str = ""
-    rw: bool = field(default=True, name="RW")
-
-
-class Listed(Struct, frozen=True, rename="pascal"):
-    """A container, as the list has it. ``mounts`` None: this engine's list does not say."""
-
-    id: str
-    names: list[str] | None = None
-    mounts: list[ContainerMount] | None = None
-
-
-class State(Struct, frozen=True, rename="pascal"):
-    """How a container is now.
-
-    Attributes:
-        pid: of its init; 0: it does not run.
-        started_at: when it was last started, RFC 3339.
-    """
-
-    pid: int = 0
-    started_at: str = ""
-
-
-class HostConfig(Struct, frozen=True, rename="pascal"):
-    """What the operator set; modes are empty, ``private``, ``host``, or ``container:ID``."""
-
-    pid_mode: str = ""
-    uts_mode: str = field(default="", name="UTSMode")
-
-
-class Config(Struct, frozen=True, rename="pascal"):
-    """Host name inside, and labels: those of the image and the operator's are merged here."""
-
-    hostname: str = ""
-    labels: dict[str, str] | None = None
-
-
-class Network(Struct, frozen=True, rename="pascal"):
-    """A network that a container is in."""
-
-    mac_address: str = ""
-
-
-class NetworkSettings(Struct, frozen=True, rename="pascal"):
-    """Networks by name."""
-
-    networks: dict[str, Network | None] | None = None
-
-
-class Container(Struct, frozen=True, rename="pascal"):
-    """A container, as inspecting it has it. ``image``: of what it is made; ``sha256:`` alone if of none."""
-
-    id: str
-    name: str
-    image: str = ""
-    state: State = State()
-    host_config: HostConfig = HostConfig()
-    config: Config = Config()
-    mounts: list[ContainerMount] | None = None
-    network_settings: NetworkSettings = NetworkSettings()
-
-
-class Annotated(Struct, frozen=True, rename="pascal"):
-    """Annotations of a container or an image, as podman's own API has them."""
-
-    annotations: dict[str, str] | None = None
-    labels: dict[str, str] | None = None
-
-
-class _LibpodContainer(Struct, frozen=True, rename="pascal"):
-    config: Annotated = Annotated()
-
-
-class Volume(Struct, frozen=True, rename="pascal"):
-    """A volume. ``options``: of the local driver those of mount(8): ``type``, ``device``, ``o``."""
-
-    options: dict[str, str] | None = None
 
 
 class _Actor(Struct, frozen=True, rename="pascal"):
@@ -208,7 +112,7 @@ class Engine:
         Raises:
             EngineError: it cannot be asked, or answers something else.
         """
-        found = self._get(f"/v4.0.0/libpod/containers/{quote(key, safe='')}/json", _LibpodContainer)
+        found = self._get(f"/v4.0.0/libpod/containers/{quote(key, safe='')}/json", LibpodContainer)
         return found.config.annotations or {}
 
     def image_annotations(self, image: str) -> Mapping[str, str]:
@@ -269,7 +173,7 @@ class Engine:
         return connection
 
     def _check_id(self, key: str) -> None:
-        if not _ID.fullmatch(key):
+        if not ID.fullmatch(key):
             raise EngineError(f"{self.path}: {key[:80]!r} in the list of containers is not the id of one")
 
     def _explain(self, error: Exception) -> EngineError:
@@ -345,7 +249,7 @@ class Events:
                 self._skipping = False
             elif whole.strip():
                 event = _decoded(whole, _Event)
-                if event is not None and _ID.fullmatch(event.actor.id):
+                if event is not None and ID.fullmatch(event.actor.id):
                     found.add(event.actor.id)
                 else:
                     understood = False
@@ -405,15 +309,3 @@ def _decoded(content: bytes, kind: type[T]) -> T | None:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def operators(names: Sequence[ContainerMount]) -> list[ContainerMount]:
-    """Those mounts that only the operator can have given: binds and volumes with a name, not what an image declares.
-
-    A volume that an image declares has no name; engines give it one of 64 hexadecimal digits.
-    """
-    return [
-        one
-        for one in names
-        if one.type == "bind" or (one.type == "volume" and one.name and not _ID.fullmatch(one.name))
-    ]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from guestapi.callers.namespaces import NotAnInitError, examine
@@ -19,15 +20,8 @@ from guestapi.model import Device, Init
 from guestapi.settings import PodmanSettings, Settings
 from guestapi.sources import bundles
 from guestapi.sources.bundles import CONFIG_PREFIX, configuration
-from guestapi.sources.docker_api import (
-    Container,
-    ContainerGoneError,
-    ContainerMount,
-    Engine,
-    EngineError,
-    Events,
-    operators,
-)
+from guestapi.sources.docker_api import ContainerGoneError, Engine, EngineError, Events
+from guestapi.sources.docker_model import Container, ContainerMount, operators
 from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.places import Look, Places
@@ -39,6 +33,8 @@ _SHORT_ID = 12
 #: Seconds by which an init may seem to be younger than its container, since one is told by the clock and the other is
 #: counted from boot: more than a step of the clock takes, less than it takes for a PID to be used again.
 _CLOCK_SECONDS = 60.0
+#: Seconds that one look takes at the most, at everything and at one container, whatever the engine does.
+_ROUND_SECONDS, _ONE_SECONDS = 60.0, 15.0
 #: How often a container is looked at anew that changes during the look.
 _TRIES = 3
 #: Bytes of an instance's annotation that a sentence about it shows.
@@ -62,6 +58,21 @@ class Runtime:
 
 PODMAN = Runtime("podman", "podman.socket", has_annotations=True)
 DOCKER = Runtime("docker", "docker.socket", has_annotations=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One look at an engine.
+
+    Attributes:
+        look: where our sockets are now.
+        until: when it ends, in seconds of the monotonic clock, whoever was not looked at.
+        volumes: by name: whether it shows one of the places. Several containers may have one.
+    """
+
+    look: Look
+    until: float
+    volumes: dict[str, bool] = field(default_factory=dict)
 
 
 class Keys:
@@ -151,16 +162,23 @@ class EngineSource:
         Raises:
             SourceError: the engine cannot be asked.
         """
-        look = self._places.look()
+        this = _Round(self._places.look(), time.monotonic() + _ROUND_SECONDS)
         try:
             listed = self._engine.containers()
         except EngineError as error:
             hint = f"'systemctl enable --now {self._runtime.unit}', or give sources.{self.name}.socket"
             raise EngineError(error.message, hint) from None
         for one in listed:
-            if one.mounts is not None and not any(self._is_ours(mount, look) for mount in operators(one.mounts)):
+            if time.monotonic() > this.until and one.id not in known:
+                # The next look is for these.
                 continue
-            found = self._observe(one.id, known.get(one.id), look)
+            try:
+                if one.mounts is not None and not any(self._is_ours(mount, this) for mount in operators(one.mounts)):
+                    continue
+            except EngineError as error:
+                yield Unclear(one.id, str(error))
+                continue
+            found = self._observe(one.id, known.get(one.id), this)
             if found is not None:
                 yield found
 
@@ -171,7 +189,7 @@ class EngineSource:
             key: its full id.
             known: the init that the store has of it.
         """
-        return self._observe(key, known, self._places.look())
+        return self._observe(key, known, _Round(self._places.look(), time.monotonic() + _ONE_SECONDS))
 
     def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
         """A container whose init does not run yet, as its bundle and its conmon say; the API is not asked.
@@ -206,12 +224,14 @@ class EngineSource:
         """
         return EngineChanges(self._engine.events(), self._rung)
 
-    def _observe(self, key: str, known: Init | None, look: Look) -> Observed | Unclear | Problem | None:
+    def _observe(self, key: str, known: Init | None, this: _Round) -> Observed | Unclear | Problem | None:
         try:
             for _ in range(_TRIES):
+                if time.monotonic() > this.until:
+                    return Unclear(key, f"{self.name} has taken too long to tell of container {key[:_SHORT_ID]}")
                 container = self._engine.container(key)
                 mounts = operators(container.mounts or [])
-                others = [mount for mount in mounts if not self._is_ours(mount, look)]
+                others = [mount for mount in mounts if not self._is_ours(mount, this)]
                 if len(others) == len(mounts):
                     return None
                 found = self._describe(container, others, known)
@@ -265,17 +285,20 @@ class EngineSource:
             hint = "a container needs a PID namespace of its own"
         return Problem(self.name, container.id, self._project, name, reason, hint, refused=True)
 
-    def _is_ours(self, mount: ContainerMount, look: Look) -> bool:
-        if look.has(mount.source):
+    def _is_ours(self, mount: ContainerMount, this: _Round) -> bool:
+        if this.look.has(mount.source):
             return True
         if mount.type != "volume":
             return False
-        try:
-            options = self._engine.volume(mount.name).options or {}
-        except EngineError:
-            # A volume that has just been removed, or of a driver that does not tell: none that shows our directory.
-            return False
-        return "bind" in options.get("o", "").split(",") and look.has(options.get("device", ""))
+        if mount.name not in this.volumes:
+            try:
+                options = self._engine.volume(mount.name).options or {}
+            except ContainerGoneError:
+                # It has just been removed, so it shows our directory to nobody.
+                options = {}
+            is_bind = "bind" in options.get("o", "").split(",")
+            this.volumes[mount.name] = is_bind and this.look.has(options.get("device", ""))
+        return this.volumes[mount.name]
 
     def _told(self, container: Container) -> dict[str, str]:
         """Annotations and labels, of the image and the operator's merged."""

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from guestapi.sources import docker_api
-from guestapi.sources.docker_api import (
-    ContainerGoneError,
-    ContainerMount,
-    Engine,
-    EngineError,
-    TooLargeError,
-    operators,
-)
+from guestapi.callers.namespaces import examine
+from guestapi.settings import DockerSettings, ListenSocket, Settings, SourcesSettings
+from guestapi.sources import docker_api, podman
+from guestapi.sources.docker_api import ContainerGoneError, Engine, EngineError, TooLargeError
+from guestapi.sources.docker_model import ContainerMount, Listed, operators
+from guestapi.sources.observed import Observed, Problem
+from guestapi.sources.podman import DOCKER, EngineSource
+from guestapi.sources.source import Unclear
+from tests.harness.containers import Container
 
 ID = "4c968e2d83da5e58786057a40629ec4ffcb029d43760237a45fb3879b77aacfe"
 
@@ -296,10 +299,10 @@ def test_no_event_stream(fake: FakeEngine, answer: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=200)
+@hypothesis_settings(max_examples=200)
 def test_any_body_is_a_list_or_an_error(content: bytes) -> None:
     """Whatever comes, there is a list of containers, or none."""
-    found = docker_api._decoded(content, list[docker_api.Listed])
+    found = docker_api._decoded(content, list[Listed])
     assert found is None or isinstance(found, list)
 
 
@@ -308,3 +311,107 @@ def test_operators_mounts() -> None:
     bind, named = ContainerMount("bind", "", "/a", "/b"), ContainerMount("volume", "data", "/v", "/c")
     image, tmpfs = ContainerMount("volume", ID, "/w", "/dev/incus"), ContainerMount("tmpfs", "", "", "/t")
     assert operators([bind, image, named, tmpfs, ContainerMount("volume", "", "/x", "/y")]) == [bind, named]
+
+
+class LyingEngine(FakeEngine):
+    """Answers by path; what it has no answer for is refused."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.answers: dict[str, object] = {}
+        self.does = self._answer
+
+    def _answer(self, connection: socket.socket) -> None:
+        content = json.dumps(self.answers.get(self.asked[-1], {"message": "no"})).encode()
+        status = "200 OK" if self.asked[-1] in self.answers else "500 No"
+        connection.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+
+
+class Observer:
+    """The source docker with an engine that says what a test wants, and one container with our mount."""
+
+    def __init__(self, directory: Path) -> None:
+        self.engine = LyingEngine(directory / "lying")
+        place = directory / "guestapi"
+        place.mkdir()
+        sources = SourcesSettings(docker=DockerSettings(socket=self.engine.path))
+        listener = (ListenSocket(path=str(place / "sock")),)
+        self.source = EngineSource(DOCKER, Settings(listener=listener, sources=sources))
+        self.mount = {"Type": "bind", "Source": str(place), "Destination": "/dev/incus"}
+
+    def has(self, pid: int, started: str, mounts: list[dict[str, str]] | None = None) -> None:
+        """There is one container."""
+        mounts = [self.mount] if mounts is None else mounts
+        self.engine.answers["/containers/json?all=1"] = [{"Id": ID, "Names": ["/web"], "Mounts": mounts}]
+        container = {"Id": ID, "Name": "/web", "State": {"Pid": pid, "StartedAt": started}, "Mounts": mounts}
+        self.engine.answers[f"/containers/{ID}/json"] = {**container, "Config": {"Hostname": ID[:12]}}
+
+    def seen(self) -> list[object]:
+        """What the source sees."""
+        return list(self.source.observe({ID: None}))
+
+
+@pytest.fixture
+def observer(tmp_path: Path) -> Iterator[Observer]:
+    """A source whose engine lies."""
+    made = Observer(tmp_path)
+    yield made
+    made.engine.close()
+
+
+@pytest.mark.root
+def test_pid_of_another_process(observer: Observer) -> None:
+    """An engine that has missed an end names a PID that another container's init has by now: it is not believed."""
+    with Container() as other:
+        observer.has(other.pid, "2020-01-01T00:00:00Z")
+        (found,) = observer.seen()
+        assert isinstance(found, Observed)
+        assert found.init is None
+        assert "which is another's" in found.problems[0]
+        # As podman has it for a container without a cgroup: the engine says when it was started.
+        observer.has(other.pid, datetime.now(UTC).isoformat())
+        (found,) = observer.seen()
+        assert isinstance(found, Observed)
+        assert found.init == examine(other.pid)
+
+
+@pytest.mark.parametrize("pid", [-1, 0])
+def test_no_pid(observer: Observer, pid: int) -> None:
+    """No PID: it does not run."""
+    observer.has(pid, "")
+    (found,) = observer.seen()
+    assert isinstance(found, Observed)
+    assert found.init is None
+
+
+@pytest.mark.parametrize("pid", [os.getpid(), 1 << 22, 1 << 62])
+def test_no_init(observer: Observer, pid: int) -> None:
+    """A PID that is no container's init: refused, and named."""
+    observer.has(pid, "")
+    (found,) = observer.seen()
+    assert isinstance(found, Problem)
+    assert found.refused
+
+
+def test_container_that_is_not_told(observer: Observer) -> None:
+    """A container is listed, and the engine tells nothing of it: it is there, so the store keeps what it has."""
+    observer.has(0, "")
+    del observer.engine.answers[f"/containers/{ID}/json"]
+    (found,) = observer.seen()
+    assert isinstance(found, Unclear)
+
+
+def test_volume_that_is_not_told(observer: Observer) -> None:
+    """Whether it is ours cannot be told now: it is not gone for that."""
+    observer.has(0, "", [{"Type": "volume", "Name": "ours", "Source": "/nowhere", "Destination": "/dev/incus"}])
+    (found,) = observer.seen()
+    assert isinstance(found, Unclear)
+
+
+def test_long_round(observer: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time for a look is over, known containers are unclear, and the others wait for the next look."""
+    observer.has(0, "")
+    monkeypatch.setattr(podman, "_ROUND_SECONDS", -1.0)
+    (found,) = observer.seen()
+    assert isinstance(found, Unclear)
+    assert list(observer.source.observe({})) == []
