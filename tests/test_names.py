@@ -165,3 +165,15 @@ def test_aliases_that_are_not_taken(alias: str) -> None:
     """A fingerprint, an option, and what is no name at all."""
     with pytest.raises(InvalidNameError):
         names.check_alias(alias)
+
+
+def test_control_characters_in_options() -> None:
+    """An option with a control character comes from a daemon alone, which is said."""
+    definition = {"type": "nic", "a\x01": "b"}
+    assert names.check_options("eth0", definition, control=True) == definition
+    with pytest.raises(InvalidNameError):
+        names.check_options("eth0", definition)
+    with pytest.raises(InvalidNameError):
+        names.check_devices({"eth0": definition})
+    assert names.check_options("eth0", {"type": "nic", "mtu": ""}) == {"type": "nic"}
+    assert names.check_options("eth0", {"type": "nic", "mtu": ""}, keep_empty=True) == {"type": "nic", "mtu": ""}

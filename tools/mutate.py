@@ -145,30 +145,27 @@ class Runner:
             command += files
             if fault is not None:
                 path, content = fault
-                directory = Path(
-                    stack.enter_context(tempfile.TemporaryDirectory(prefix="guestapi-mutate-", dir="/run"))
-                )
-                directory.chmod(0o755)
-                faulty = directory / Path(path).name
-                faulty.write_bytes(content)
-                # Python takes compiled code for current if its source's time is the same, in whole seconds.
-                then = int(hashlib.sha256(content).hexdigest()[:7], 16) + 1
-                os.utime(faulty, (then, then))
-                shell = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-                mounted = [str(faulty), str(CHECKOUT / path)]
-                command = [
-                    "unshare",
-                    "--mount",
-                    "--propagation",
-                    "private",
-                    "sh",
-                    "-c",
-                    shell,
-                    "sh",
-                    *mounted,
-                    *command,
-                ]
+                directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="guestapi-mutate-", dir="/run"))
+                command = [*cover(CHECKOUT / path, content, Path(directory)), *command]
             return _supervised(command, seconds)
+
+
+def cover(module: Path, content: bytes, directory: Path) -> list[str]:
+    """Words before a command that let it, and all that it starts, see another content of a module.
+
+    Args:
+        module: the file.
+        content: what they see.
+        directory: where that is kept meanwhile.
+    """
+    directory.chmod(0o755)
+    other = directory / module.name
+    other.write_bytes(content)
+    # Python takes compiled code for current if its source's time is the same, in whole seconds.
+    then = int(hashlib.sha256(content).hexdigest()[:7], 16) + 1
+    os.utime(other, (then, then))
+    shell = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", shell, "sh", str(other), str(module)]
 
 
 def _supervised(command: list[str], seconds: float) -> int:

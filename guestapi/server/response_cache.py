@@ -111,16 +111,16 @@ class CallerCache:
             init: of a caller that this cache `serves`.
         """
         response = self._responses.get(request)
-        if response is None:
-            return None
+        return response if response is not None and self._holds(init) else None
+
+    def _holds(self, init: LiveInit) -> bool:
+        """Tell whether the responses describe the instance as it is now."""
         instance = self._instance()
         try:
-            if instance is None or self._get_instance(self.key[0]) is not instance or not init.alive():
-                return None
+            return instance is not None and self._get_instance(self.key[0]) is instance and init.alive()
         except StoreError:
             # The application will report it.
-            return None
-        return response
+            return False
 
     def put(self, request: bytes, instance: Instance, response: CachedResponse) -> None:
         """Cache a response that describes `instance`."""

@@ -145,6 +145,30 @@ def test_refused(received: bytes, status: int) -> None:
     assert refused(received) == status
 
 
+@pytest.mark.parametrize(
+    ("received", "told"),
+    [
+        (b"\r\nGET / HTTP/1.1\r\n\r\n", "empty line"),
+        (b"\nGET / HTTP/1.1\r\n\r\n", "empty line"),
+        (b"GET  / HTTP/1.1\r\nHost: x\r\n\r\n", "request line"),
+        (b"GET /1.0\r\n Host: x\r\n", "request line"),
+        (head(b"X: y", b" z"), "folded"),
+        (head(b"X: y", b"\tz"), "folded"),
+        (head(b"X : y"), "a header field is not"),
+        (head(b"X"), "a header field is not"),
+        (head(b"X: \0"), "a header field is not"),
+        (head(b"Content-Length: 1", b"Content-Length: 1"), "more than once"),
+        (head(b"Content-Length: 1234567890123456"), "Content-Length"),
+    ],
+    ids=repr,
+)
+def test_what_is_wrong_is_said(received: bytes, told: str) -> None:
+    """A refusal names what is wrong with the request."""
+    with pytest.raises(ProtocolError, match=told) as refusal:
+        parse_head(received, LIMITS)
+    assert refusal.value.status == 400
+
+
 @pytest.mark.parametrize("host", [b"x", b"_", b"1.0", b"", b"localhost:80", b"[::1]:8443", b"lxd"])
 def test_any_host(host: bytes) -> None:
     """Any Host that the RFC allows is accepted, also an empty one and one with underscores."""

@@ -36,18 +36,22 @@ def clone(flags: int) -> int:
     return pid
 
 
-def make(control: socket.socket, container: bool, base: int, count: int, uid: int) -> tuple[dict[str, Any], list[int]]:
+def make(
+    control: socket.socket, container: bool, privileged: bool, base: int, count: int, uid: int
+) -> tuple[dict[str, Any], list[int]]:
     """Another process, which obeys a control socket of its own: that is what is handed back.
 
     Args:
         control: this process's own.
-        container: in a PID and a user namespace of its own; otherwise in those of this process.
-        base: which user of this namespace it has as 0, if it is a container.
+        container: in a PID namespace of its own; otherwise in that of this process.
+        privileged: in the user namespace of this process; otherwise, if it is a container, in one of its own.
+        base: which user of this namespace it has as 0, if it has one of its own.
         count: how many users it has from there on.
         uid: who it is, in its own namespace.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if clone(CLONE_NEWUSER | CLONE_NEWPID if container else 0) == 0:
+    mapped = container and not privileged
+    if clone((CLONE_NEWPID if container else 0) | (CLONE_NEWUSER if mapped else 0)) == 0:
         try:
             control.close()
             ours.close()
@@ -65,7 +69,7 @@ def make(control: socket.socket, container: bool, base: int, count: int, uid: in
             os._exit(1)
     theirs.close()
     pid = int(ours.recv(20))
-    if container:
+    if mapped:
         for file in ("uid_map", "gid_map"):
             with open(f"/proc/{pid}/{file}", "w") as opened:
                 opened.write(f"0 {base} {count}")

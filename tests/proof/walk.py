@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from typing import ClassVar, TypeVar
 
@@ -23,6 +24,10 @@ NODES, HELD, STREAMS = 16, 40, 12
 SOURCES, KEYS = ["lxc", "podman", "incus"], ["first", "second"]
 #: Instances that run before the first step.
 INSTANCES = 3
+#: How often the PID and namespace number of a container are tried to be had again: others on the host take them too.
+TRIES = 7
+#: Seconds after which the number of a namespace that has ended may be free; twice as many at each try.
+FREE_SECONDS = 0.01
 #: Steps from an empty host to the next.
 STEPS = 100
 
@@ -49,7 +54,7 @@ class Walk(RuleBasedStateMachine):
         super().__init__()
         self.world.clear()
         for name in range(INSTANCES):
-            self.occupy(name, self.world.make(self.world.host, container=True))
+            self.occupy(name, self.world.make(self.world.host, container=True, privileged=name > 0))
 
     def step(self, name: str) -> None:
         """This happens."""
@@ -75,12 +80,14 @@ class Walk(RuleBasedStateMachine):
         free = self.world.free_pids
         return pick(free, which) if free and again else None
 
-    @rule(which=ANY, again=st.booleans(), shifted=st.booleans(), name=NAME)
-    def start_container(self, which: int, again: bool, shifted: bool, name: int | None) -> None:
+    @rule(which=ANY, again=st.booleans(), kind=st.sampled_from(["", "shifted", "privileged", "privileged"]), name=NAME)
+    def start_container(self, which: int, again: bool, kind: str, name: int | None) -> None:
         """On the host; registered at once, later or never."""
         if len(self.world.nodes) < NODES:
             self.step("start a container")
-            init = self.world.make(self.world.host, container=True, shifted=shifted, pid=self.pid(which, again))
+            pid = self.pid(which, again)
+            kinds = {"shifted": kind == "shifted", "privileged": kind == "privileged"}
+            init = self.world.make(self.world.host, container=True, pid=pid, **kinds)
             self.occupy(name, init)
 
     @rule(which=ANY, around=ANY, again=st.booleans(), shifted=st.booleans(), name=NAME)
@@ -245,9 +252,49 @@ class Walk(RuleBasedStateMachine):
             self.world.make(self.world.host, container=True, shifted=shifted, pid=victim.pid)
             self.world.ask(held, path)
 
+    def succeed(self, init: Node) -> Node:
+        """A container with the PID of one that has ended, and with its namespace's number as far as it can be had.
+
+        The kernel gives out the lowest number that is free. So what is free below that one is taken meanwhile.
+        """
+        world = self.world
+        fillers: list[Node] = []
+        for number in range(TRIES):
+            # Nothing tells when the number of a namespace that has ended is free.
+            time.sleep(FREE_SECONDS * 2**number)
+            successor = world.make(world.host, container=True, privileged=True, pid=init.pid)
+            if (successor.pid, successor.namespace) == (init.pid, init.namespace):
+                world.happened["pid and namespace number used again"] += 1
+                break
+            if number == TRIES - 1:
+                break
+            world.end(successor)
+            if successor.namespace < init.namespace:
+                # They take the number that the successor had, and all others below.
+                while not fillers or fillers[-1].namespace < init.namespace:
+                    fillers.append(world.make(world.host, container=True, privileged=True))
+                world.end(fillers.pop())
+        for filler in fillers:
+            world.end(filler)
+        return successor
+
+    @rule(name=ANY, path=ASKED)
+    def replace_silent(self, name: int, path: str) -> None:
+        """An instance ends before it has ever called, and another container has its PID and its namespace's number.
+
+        Once it has called, whoever holds its connection or a pidfd of it keeps the kernel from giving the number away.
+        """
+        if len(self.world.nodes) < NODES and len(self.world.held) < HELD:
+            self.step("replace a silent one")
+            init = self.world.make(self.world.host, container=True, privileged=True)
+            self.occupy(name, init)
+            self.world.end(init)
+            successor = self.succeed(init)
+            self.world.ask(self.world.connect(successor, "incus"), path)
+
     @rule(name=ANY, path=ASKED, other=NAME, told=st.booleans())
     def replace(self, name: int, path: str, other: int | None, told: bool) -> None:
-        """An instance ends and another container has its PID, its namespace's number and perhaps its name."""
+        """An instance ends, and another container has its PID and perhaps its name."""
         running = self.running()
         if not running or len(self.world.held) >= HELD - 1:
             return

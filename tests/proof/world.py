@@ -70,6 +70,8 @@ class Node:
         around: the init of the container that its container is in; None: that is the host itself.
         root, count: the host's UID of root in its user namespace, and how many IDs that has.
         uid: its own, as the host sees it.
+        namespace: inode number of the PID namespace of which it is the init; 0: of none.
+        privileged: it is an init without a user namespace of its own.
     """
 
     control: socket.socket
@@ -80,6 +82,8 @@ class Node:
     root: int
     count: int
     uid: int
+    namespace: int = 0
+    privileged: bool = False
     alive: bool = True
 
     @property
@@ -212,7 +216,14 @@ class World:
     # Processes.
 
     def make(
-        self, parent: Node, *, container: bool, shifted: bool = False, uid: int = 0, pid: int | None = None
+        self,
+        parent: Node,
+        *,
+        container: bool,
+        shifted: bool = False,
+        privileged: bool = False,
+        uid: int = 0,
+        pid: int | None = None,
     ) -> Node:
         """A process, made by another one.
 
@@ -220,10 +231,13 @@ class World:
             parent: by which.
             container: as the init of a new container.
             shifted: the container's root is not the user who is root around it.
+            privileged: the container's root is the host's.
             uid: as which user of its namespace.
             pid: with this PID, which is free.
         """
-        if parent is self.host:
+        if privileged:
+            base, root, count = 0, 0, IDS
+        elif parent is self.host:
             root, count = (BASE + IDS if shifted else BASE), IDS
             base = root
         elif container:
@@ -234,7 +248,9 @@ class World:
         if pid is not None:
             # proc_sys_kernel(5): what was given out last, in this process's PID namespace.
             Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
-        answer, (control,) = parent.command("make", container=container, base=base, count=count, uid=uid)
+        answer, (control,) = parent.command(
+            "make", container=container, privileged=privileged, base=base, count=count, uid=uid
+        )
         own: int = answer["pid"]
         node = Node(
             socket.socket(fileno=control),
@@ -245,10 +261,11 @@ class World:
             root,
             count,
             root + uid,
+            privileged=privileged,
         )
         if container:
             node.container = node
-            number = os.stat(f"/proc/{own}/ns/pid").st_ino
+            number = node.namespace = os.stat(f"/proc/{own}/ns/pid").st_ino
             self.happened["namespaces"] += 1
             self.happened["namespace numbers used again"] += number in self._namespaces
             self._namespaces.add(number)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.server.admission import TOO_MANY_CONNECTIONS, ConnectionQuota, PendingConnections
+from guestapi.http.errors import ProtocolError
+from guestapi.server.admission import TOO_MANY_CONNECTIONS, Admission, ConnectionQuota, PendingConnections
+from guestapi.settings import LimitSettings
 from tests.api.fakes import caller
 
 
@@ -115,13 +117,59 @@ def test_full_without_descriptors() -> None:
     assert held.add(4, Holding(), full=True) is not None
 
 
+def test_descriptors_are_left_free() -> None:
+    """Of 1,000 descriptors, admitted connections leave 64 free, and pending ones 16: accepting pauses before that."""
+    limits = LimitSettings()
+    for descriptor, full in ((935, False), (936, True)):
+        held, ended = quota(most=5)
+        admission = Admission(limits, held, descriptors=1000)
+        enter(held, 1, 3)
+        assert admission.add(2, Holding(), descriptor) is None
+        assert ended == ([1] if full else [])
+    admission = Admission(limits, quota()[0], descriptors=1000)
+    assert [admission.must_pause(descriptor) for descriptor in (0, 983, 984, 999)] == [False, False, True, True]
+
+
+def refusal(admission: Admission, instance_id: int | None) -> str | None:
+    """Which limit a request of an instance exceeds."""
+    try:
+        admission.check_request(instance_id)
+    except ProtocolError as error:
+        return f"{error.status} {error.limit}"
+    return None
+
+
+def test_requests_are_counted_by_instance() -> None:
+    """An instance has its burst, another one its own; unknown callers, who get one answer anyway, are not counted."""
+    limits = LimitSettings(requests_per_second=0.001, requests_burst=3)
+    admission = Admission(limits, quota()[0], descriptors=1000)
+    assert [refusal(admission, 1) for _time in range(4)] == [None, None, None, "429 requests_per_second"]
+    assert [refusal(admission, None) for _time in range(9)] == [None] * 9
+    assert refusal(admission, 2) is None
+    unlimited = Admission(LimitSettings(), quota()[0], descriptors=1000)
+    assert [refusal(unlimited, 1) for _time in range(1000)] == [None] * 1000
+
+
+def test_unread_bytes_are_counted_by_instance() -> None:
+    """Whoever leaves as much unread as is allowed gets no more until some is read; who has read all is forgotten."""
+    most = 1 << 16
+    admission = Admission(LimitSettings(unsent_per_instance=most), quota()[0], descriptors=1000)
+    admission.add_unsent(1, most - 1)
+    assert refusal(admission, 1) is None
+    admission.add_unsent(1, 1)
+    assert refusal(admission, 1) == "429 unsent_per_instance"
+    assert refusal(admission, 2) is None
+    assert refusal(admission, None) is None
+    admission.add_unsent(1, -1)
+    assert refusal(admission, 1) is None
+    admission.add_unsent(1, 1 - most)
+    assert vars(admission)["_unsent"] == {}
+
+
 def test_lingering_is_bounded() -> None:
-    """Only some of an instance's refused connections stay open until their clients have read why."""
+    """Only sixteen of an instance's refused connections stay open until their clients have read why."""
     held, _ended = quota()
-    count = 0
-    while held.begin_linger(1):
-        count += 1
-        assert count < 100
+    assert [held.begin_linger(1) for _time in range(17)] == [True] * 16 + [False]
     assert held.begin_linger(2)
     held.end_linger(1)
     assert held.begin_linger(1)

@@ -165,6 +165,10 @@ SEEN: dict[str, Device] = {"eth0": {"type": "nic"}}
         ("lxc", SEEN, BY_HAND_SAME, ALIVE, SEEN),
         # It does not run: what it had stays.
         ("lxc", {}, OWN, None, None),
+        ("lxc", SEEN, OWN, None, None),
+        ("lxc", SEEN, replace(OWN, init=DEAD), None, None),
+        ("lxc", SEEN, None, None, None),
+        ("podman", SEEN, None, None, None),
         # A daemon tells the devices at any time.
         ("incus", SEEN, replace(OWN, init=ALIVE), ALIVE, SEEN),
         ("incus", {}, OWN, None, {}),
