@@ -109,7 +109,8 @@ def parse_head(received: bytes, limits: LimitSettings) -> Head | None:
     if target == b"*" and method != b"OPTIONS":
         raise ProtocolError(400, "only OPTIONS has the target *")
     environ["REQUEST_METHOD"] = method.decode("ascii")
-    environ["SERVER_PROTOCOL"] = protocol.decode("ascii")
+    # A later HTTP/1.x is answered as HTTP/1.1 (RFC 9110, section 2.5).
+    environ["SERVER_PROTOCOL"] = "HTTP/1.0" if protocol == b"HTTP/1.0" else "HTTP/1.1"
     _set_target(environ, target.decode("latin-1"))
     return _check(environ, size)
 

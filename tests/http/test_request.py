@@ -255,6 +255,12 @@ def test_cut_line(received: bytes, answered: bool) -> None:
     assert (refusal is not None and refusal.status == 400) == answered
 
 
+@pytest.mark.parametrize(("sent", "taken_for"), [(b"1.0", "HTTP/1.0"), (b"1.1", "HTTP/1.1"), (b"1.2", "HTTP/1.1")])
+def test_version(sent: bytes, taken_for: str) -> None:
+    """A later minor version is answered as the one that is spoken here."""
+    assert taken(head(start=b"GET / HTTP/" + sent)).environ["SERVER_PROTOCOL"] == taken_for
+
+
 def test_wrong_line_is_refused_at_once() -> None:
     """A request line that is complete and wrong is refused though the head goes on."""
     assert refused(b"GET /1.0\r\nHost: x\r\n") == 400
