@@ -11,6 +11,7 @@ namespace. The init's own ID map tells nothing: a hostile init enters another us
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -151,7 +152,7 @@ class Identifier:
             while (number := namespaces.inode(namespace)) != namespaces.own_namespace():
                 container = number
                 for instance_id, run, init in self._registrations.running_in(number):
-                    if live := self._live(init, number, who.pid):
+                    if live := self._live(init, namespace, who.pid):
                         return Caller(who, instance_id, run, live, started, container)
                 around = namespaces.open_parent(namespace)
                 if around is None:
@@ -162,19 +163,19 @@ class Identifier:
             os.close(namespace)
         return Caller(who, container=container)
 
-    def _live(self, init: Init, number: int, caller: int) -> LiveInit | None:
-        """The registered init, if it is alive in namespace `number`, which process `caller` is in or below."""
+    def _live(self, init: Init, namespace: int, caller: int) -> LiveInit | None:
+        """The registered init, if it is alive in an open namespace, which process `caller` is in or below."""
         known = self._inits.get(init)
         if known is None:
-            known = self._look(init, caller)
+            known = self._look(init, namespace, caller)
             if known is None:
                 return None
             # A user ID map is written once, but perhaps only after the first call: do not keep that there is none.
             if known.root_uid is not None:
                 self._inits.add(known)
-        return known if known.namespace == number else None
+        return known if known.namespace == namespaces.inode(namespace) else None
 
-    def _look(self, init: Init, caller: int) -> LiveInit | None:
+    def _look(self, init: Init, namespace: int, caller: int) -> LiveInit | None:
         if init.boot_id != namespaces.boot_id():
             return None
         try:
@@ -183,11 +184,13 @@ class Identifier:
             return None
         try:
             started = namespaces.start_time(init.pid)
-            namespace = namespaces.open_namespace(init.pid, pidfd, by_ioctl=self._pidfd)
-            try:
-                live = LiveInit(init, pidfd, namespaces.inode(namespace), _root_uid(init, namespace, caller))
-            finally:
-                os.close(namespace)
+            own = namespaces.open_namespace(init.pid, pidfd, by_ioctl=self._pidfd)
+            number = namespaces.inode(own)
+            # Closed before the next is opened: a worker that is short of descriptors needs no more than four here.
+            os.close(own)
+            if number != namespaces.inode(namespace):
+                raise ProcessLookupError(errno.ESRCH, "it is in another PID namespace than was registered")
+            live = LiveInit(init, pidfd, number, _root_uid(init, namespace, caller))
         except BaseException as error:
             os.close(pidfd)
             if isinstance(error, ProcessLookupError):
