@@ -300,4 +300,5 @@ def test_ping_without_pong_ends_it(silent: Future[Exchanged]) -> None:
     result = silent.result()
     assert result.closed
     assert result.received[0].count(b"\x89\tkeepalive") == 3
-    assert 29 < result.seconds < 33
+    # Not sooner; how much later depends on the machine. Without any limit, the client would have given up by itself.
+    assert 29 < result.seconds < 60

@@ -231,7 +231,8 @@ def test_recorded_wait(service: Service, waits: dict[str, Future[Exchanged]], na
     (case,) = (case for case in CASES if case.name == name)
     result = waits[name].result()
     compare(case, service, f"slow-{name}", result)
-    assert seconds <= result.seconds + 0.1 < seconds + 2
+    # Later on a busy machine, but not so much that one limit could be taken for another.
+    assert seconds <= result.seconds + 0.1 < seconds + 15
 
 
 def test_every_difference_is_needed() -> None:
