@@ -29,7 +29,7 @@ from guestapi.notifications.broker import Broker
 from guestapi.rate_limit import RateLimit
 from guestapi.settings import LimitSettings
 from guestapi.store.errors import StoreError
-from guestapi.wsgi import DIALECT, RAW_PATH, Environ, StartResponse
+from guestapi.wsgi import DIALECT, QUERY, RAW_PATH, Environ, StartResponse
 
 
 class Store(Protocol):
@@ -71,7 +71,15 @@ class GuestApplication:
         path = environ[RAW_PATH]
         if not target.is_clean(path) and environ["REQUEST_METHOD"] != "CONNECT":
             return _redirect(environ, start_response, target.clean(path))
-        return self.apps[environ[DIALECT]](cast("dict[str, Any]", environ), start_response)
+        app, query = self.apps[environ[DIALECT]], environ["QUERY_STRING"]
+        if query:
+            environ[QUERY], environ["QUERY_STRING"] = query, ""
+        try:
+            return app(cast("dict[str, Any]", environ), start_response)
+        finally:
+            if query:
+                # For gunicorn's access log.
+                environ["QUERY_STRING"] = query
 
 
 def create(store: Store, broker: Broker, limits: LimitSettings | None = None) -> GuestApplication:

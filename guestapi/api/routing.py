@@ -47,10 +47,12 @@ class Router:
     def __init__(self) -> None:
         self._fixed: dict[str, Route] = {}
         self._templates: list[tuple[list[str], object, Methods, str]] = []
+        self._most_slashes = 0
 
     def add_route(self, uri_template: str, resource: object, **_options: Any) -> None:
         """Answer paths that match `uri_template` with `resource`."""
         methods = Methods(resource)
+        self._most_slashes = max(self._most_slashes, uri_template.count("/"))
         if "{" in uri_template:
             self._templates.append((uri_template.split("/"), resource, methods, uri_template))
         else:
@@ -62,6 +64,9 @@ class Router:
         return self._fixed.get(path) or self._find_decoded(path)
 
     def _find_decoded(self, path: str) -> Route | None:
+        # A guest can send thousands of segments.
+        if path.count("/") > self._most_slashes:
+            return None
         segments = [decode_segment(segment) for segment in path.split("/")]
         # An encoded slash is not a separator, so decoded segments are joined for comparison only if they have none.
         if "%" in path and not any("/" in segment for segment in segments):

@@ -15,7 +15,7 @@ from guestapi.encoding import JSON
 from guestapi.http.websocket import CloseCode
 from guestapi.notifications.broker import Broker, TooManySubscriptionsError
 from guestapi.notifications.events import EventFormat
-from guestapi.wsgi import CALLER, HANDOVER, Environ, Handover
+from guestapi.wsgi import CALLER, HANDOVER, QUERY, Environ, Handover
 
 #: Seconds after which a client with too many streams may try again. Streams last, so this is long.
 _RETRY_SECONDS = 10
@@ -59,11 +59,12 @@ class EventFeed:
                 headers.append(("Cache-Control", "no-store"))
         caller = environ[CALLER]
         assert caller.init is not None, "admitted by the gate"
+        query = environ.get(QUERY, "")
         try:
             subscription = self._broker.subscribe(
                 req.context.instance.id,
-                types_of(req.query_string),
-                since_of(req.env),
+                types_of(query),
+                since_of(req.env, query),
                 self._authorizer(caller),
                 caller.init.alive,
             )
