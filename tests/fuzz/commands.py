@@ -1,4 +1,4 @@
-"""The operator's command and the hooks, in this process, with whatever words and input, each time over one store."""
+"""The operator's command in this process, with whatever words and input, each time over one store; and hooks' rings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from click.testing import CliRunner
 from guestapi.cli.main import main
 from guestapi.model import Device
 from guestapi.settings import Settings, SettingsError, StoreSettings, load
-from guestapi.sources import nspawn
+from guestapi.sources import bundles, doorbell, mountinfo
 from guestapi.store import steps
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.writing import Writer
 
-#: They stay in the foreground, or ask others than the store.
-_ENDLESS = frozenset({"serve", "mirror", "takeover"})
+#: They stay in the foreground, ask others than the store, or write to any path that they are given.
+_ENDLESS = frozenset({"serve", "mirror", "takeover", "follow", "hook", "backup"})
 #: Reading these has no end.
 _FOREIGN = (b"/dev", b"/proc", b"/sys")
-#: What runtimes tell their hooks in the environment.
-_VARIABLES = ("LXC_NAME=", "LXC_PID=", "LXC_HOOK_TYPE=", "LXC_CONFIG_FILE=", "MAINPID=")
 
 
 @cache
@@ -48,8 +46,9 @@ def _place() -> Path:
 
 
 def check_command(data: bytes) -> None:
-    """Run the command with the words of the first line of `data`, NUL between them; the rest is its standard input, and
-    the file ``input``. Words before the first one that is not like ``LXC_PID=1`` are its environment.
+    """Run the command with the words of the first line of `data`, NUL between them.
+
+    The rest of `data` is its standard input, and the file ``input``.
 
     Raises:
         AssertionError: it ends with a traceback, an exit code or a word of complaint that is none of ours.
@@ -62,16 +61,8 @@ def check_command(data: bytes) -> None:
     shutil.rmtree(place / "state")
     shutil.copytree(place / "fresh", place / "state")
     (place / "state" / "input").write_bytes(given)
-    environment: dict[str, str | None] = {name.rstrip("="): None for name in _VARIABLES}
-    environment["GUESTAPI_CONFIG"] = str(place / "guestapi.toml")
-    while words and words[0].startswith(_VARIABLES):
-        name, _equals, value = words.pop(0).partition("=")
-        environment[name] = value
-    with (
-        contextlib.chdir(place / "state"),
-        patch.object(nspawn, "_PATIENCE", 0),
-        patch.object(Doorbell, "wait", side_effect=KeyboardInterrupt),
-    ):
+    environment = {"GUESTAPI_CONFIG": str(place / "guestapi.toml")}
+    with contextlib.chdir(place / "state"), patch.object(Doorbell, "wait", side_effect=KeyboardInterrupt):
         done = CliRunner().invoke(main, words, input=given, env=environment, prog_name="guestapi")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise AssertionError(f"{words} ends with a traceback") from done.exception
@@ -82,6 +73,27 @@ def check_command(data: bytes) -> None:
         lines = done.stderr.splitlines()
         assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("Hint: ")), done.stderr
         assert all(line.isprintable() for line in lines), done.stderr
+
+
+def check_ring(data: bytes) -> None:
+    """Take `data` for what a hook sends to a follower, and for the files that a runtime leaves for it.
+
+    Raises:
+        AssertionError: it is refused in more than one sentence.
+    """
+    refusals = []
+    ring = doorbell.Ring("oci", state=data)
+    try:
+        ring = doorbell.parse(data)
+    except doorbell.RingError as error:
+        refusals.append(str(error))
+    try:
+        bundles.read_state(ring.state)
+    except bundles.BundleError as error:
+        refusals.append(str(error))
+    assert all("\n" not in refusal for refusal in refusals), refusals
+    mounts = mountinfo.parse(data)
+    assert len(mountinfo.visible(mounts)) <= len(mounts) <= data.count(b"\n") + 1
 
 
 def check_settings(data: bytes) -> None:

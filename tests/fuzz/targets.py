@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, frame
-from tests.fuzz.commands import check_command, check_settings
+from tests.fuzz.commands import check_command, check_ring, check_settings
 from tests.fuzz.differential import check_requests
 from tests.fuzz.exchange import FINGERPRINT, PAUSE, check_exchange
 
@@ -80,10 +80,6 @@ _HTTP_WORDS = _words(
     b'{"state":"Ready"}|{"state":null}|[[[[|"\\ud800"|1e999|Range: bytes=|0-|-1|1-2,4-|If-Range: |Accept: ',
     b"Last-Event-ID: |text/event-stream\r\n|Upgrade: websocket\r\n|Origin: http://x\r\n|Sec-WebSocket-Key: ",
 )
-_LXC = (
-    b"LXC_NAME=c1\0LXC_HOOK_TYPE=start-host\0LXC_PID=1\0LXC_CONFIG_FILE=input\0hook\0lxc\n"
-    b"lxc.net.0.type = veth\nlxc.net.0.name = eth0\nlxc.mount.entry = /a b none bind,ro 0 0\nlxc.include = x\n"
-)
 
 TARGETS: dict[str, Target] = {
     "requests": Target(check_requests, 2, 600, _HTTP, _HTTP_WORDS),
@@ -137,17 +133,28 @@ TARGETS: dict[str, Target] = {
             b"events\0c1\0--since\x000\0--format\0json",
             b"check\0--format\0json",
             b"--config\0input\0check\0--settings\n[limits]\nhead = 4096\n",
-            _LXC,
-            b"hook\0lxc\0c1\0lxc\0post-stop",
-            b'hook\0oci\n{"id":"0123456789abcdef","pid":1,"status":"created","annotations":{"guestapi.name":"c1"}}',
-            b'hook\0oci\n{"id":"c1","status":"stopped"}',
-            b"MAINPID=1\0hook\0nspawn\0start\0c1",
+            b"restore\0input\nSQLite format 3\0",
         ),
         _words(
-            b"instance|config|device|image|events|check|hook|completion|add|list|show|start|stop|remove|set|get|unset",
+            b"instance|config|device|image|events|check|restore|completion|add|list|show|start|stop|remove|set|get|unset",
             b"--format|json|table|--project|--type|--uuid|--location|--config|--device|--pid|--help|--|-|@input|@-",
-            b"lxc|oci|nspawn|LXC_PID=|LXC_NAME=|MAINPID=|LXC_HOOK_TYPE=|LXC_CONFIG_FILE=|input|c1|\0|\n|\xff|\xc2\xb2",
-            b'user.foo=|type=nic|lxc.include = |lxc.mount.entry = |lxc.net.0.|\\u0000|\\ud800|"pid":|\x1b[31m',
+            b"input|c1|\0|\n|\xff|\xc2\xb2|--origin|--replace",
+            b"user.foo=|type=nic|\\u0000|\\ud800|\x1b[31m",
+        ),
+    ),
+    "ring": Target(
+        check_ring,
+        1,
+        400,
+        (
+            b"1\0lxc\0ac1\0alxc\0astart-host\0eLXC_NAME=c1\0eLXC_PID=1\0hweb\0\0",
+            b'1\0oci\0i{"id":"0123456789abcdef","pid":1,"status":"created","bundle":"/a"}\0\0',
+            b'{"id":"0123456789abcdef","pid":1,"status":"created","bundle":"/a","annotations":{"a":"b"}}',
+            b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue\n",
+        ),
+        _words(
+            b'1\0|lxc|oci|nspawn|\0a|\0e|\0h|\0i|\0\0|=|{|}|"id":|"pid":|"bundle":|"status":|"annotations":|null|[|]',
+            b"36 35 98:0 / |/a |rw | - |ext3 |master:1 |\\040|\n|\xff|\\ud800|99999999999999999999",
         ),
     ),
 }

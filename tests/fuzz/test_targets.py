@@ -10,11 +10,10 @@ from tests.fuzz.targets import TARGETS
 from tests.http.test_request_differential import REQUESTS, mutated
 
 #: How many inputs each target has in the suite: seconds, together.
-EXAMPLES = {"requests": 1000, "exchange": 400, "frames": 500, "settings": 500, "command": 150}
+EXAMPLES = {"requests": 1000, "exchange": 400, "frames": 500, "settings": 500, "command": 150, "ring": 500}
 
-_NUMBER, _LXC = b"9" * 5000, b"LXC_NAME=c1\0LXC_HOOK_TYPE=start-host\0LXC_PID="
+_NUMBER = b"9" * 5000
 _CHUNKED = b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-_INCLUDE = _LXC + b"1\0LXC_CONFIG_FILE=input\0hook\0lxc\nlxc.include = "
 _ADD = b'--config\0input\0instance\0add\0c2\n[store]\nurl = "'
 #: Inputs that something was wrong with, once.
 FOUND = [
@@ -26,14 +25,9 @@ FOUND = [
     ("requests", b"GET /a? HTTP/1.1\r\nHost: x\r\n\r\nGET /a?? HTTP/1.1\r\nHost: x\r\n\r\n"),
     ("settings", b"a = " + b"[" * 5000),
     ("settings", b"a = " + _NUMBER),
-    ("command", _LXC + b"\xc2\xb2\0hook\0lxc"),
-    ("command", _LXC + _NUMBER + b"\0hook\0lxc"),
-    ("command", b"MAINPID=\xc2\xb2\0hook\0nspawn\0start\0c1"),
-    ("command", b"MAINPID=" + _NUMBER + b"\0hook\0nspawn\0start\0c1"),
-    ("command", _INCLUDE + b"a\0b\n"),
-    ("command", _INCLUDE + b"a" * 300 + b"\n"),
-    ("command", b"LXC_NAME=\xff\0LXC_HOOK_TYPE=post-stop\0hook\0lxc"),
-    ("command", b"hook\0nspawn\0stop\0\xff"),
+    ("ring", b'{"id":"a","pid":' + _NUMBER + b"}"),
+    ("ring", b'{"id":"' + b"[" * 5000),
+    ("ring", b"1\0lxc\0e\xff=\xff\0h\xff\0\0"),
     ("command", b"instance\0remove\0\xff"),
     ("command", b"instance\0list\0--project\0\xff"),
     ("command", b"image\0show\0\xff"),
