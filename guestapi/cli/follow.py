@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,4 +65,7 @@ def follow(operator: Operator, source: str) -> None:
     settings = operator.settings
     journal.set_up(settings.log.level)
     doorbell = Path(settings.sources.doorbells) / f"{source}.sock"
-    Follower(SOURCES[source](settings), StoreLedger(settings, source, doorbell), doorbell).run()
+    follower = Follower(SOURCES[source](settings), StoreLedger(settings, source, doorbell), doorbell)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: follower.stop())
+    follower.run()

@@ -123,20 +123,22 @@ def test_full() -> None:
     state.rename(saved)
     state.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0770", "tmpfs", state], check=True)
-    try:
-        subprocess.run(f"cp -a {saved}/. {state}/ && chown --reference={saved} {state}", shell=True, check=True)
-        state.chmod(0o770)
-        with rack.lxc, rack.service, rack.follower:
-            rack.follower.start()
-            until(lambda: "lxc" in rack.service.command("check", check=False).stdout, "its first note")
-            with full(rack):
-                for name in ("one", "two"):
-                    rack.lxc.start(name)
-                    assert "the container goes on without" in rack.lxc.hook(name).communicate()[1]
-                assert rack.running() == {}
-            until(rack.right, "room")
-    finally:
-        subprocess.run(["umount", "-l", state], check=True)
+    subprocess.run(f"cp -a {saved}/. {state}/ && chown --reference={saved} {state}", shell=True, check=True)
+    state.chmod(0o770)
+    with rack.lxc, rack.service:
+        try:
+            with rack.follower:
+                rack.follower.start()
+                until(lambda: "lxc" in rack.service.command("check", check=False).stdout, "its first note")
+                with full(rack):
+                    for name in ("one", "two"):
+                        rack.lxc.start(name)
+                        assert "the container goes on without" in rack.lxc.hook(name).communicate()[1]
+                    assert rack.running() == {}
+                until(rack.right, "room")
+        finally:
+            rack.service.stop()
+            subprocess.run(["umount", "-l", state], check=True)
 
 
 def test_killed_anywhere(rack: Rack) -> None:
