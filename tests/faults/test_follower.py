@@ -10,6 +10,8 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from guestapi.store.lookup import list_sources
+from guestapi.store.view import view
 from tests.faults.killing import killed_before
 from tests.harness.following import RunningFollower, until
 from tests.harness.lxc_monitors import PlayedLxc
@@ -37,6 +39,11 @@ class Rack:
     def running(self) -> dict[str, int]:
         """Name and PID of each registered container that runs."""
         return {one["name"]: one["pid"] for one in self.service.listed() if one["status"] == "running"}
+
+    def noted(self) -> bool:
+        """Whether the follower has written how it is."""
+        with view(self.service.settings.store.url) as store:
+            return any(one.name == "lxc" for one in list_sources(store))
 
     def right(self) -> bool:
         """Whether the store is as things are."""
@@ -129,7 +136,7 @@ def test_full() -> None:
         try:
             with rack.follower:
                 rack.follower.start()
-                until(lambda: "lxc" in rack.service.command("check", check=False).stdout, "its first note")
+                until(rack.noted, "its first note")
                 with full(rack):
                     for name in ("one", "two"):
                         rack.lxc.start(name)
