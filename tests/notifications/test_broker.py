@@ -176,10 +176,6 @@ class Queue(RuleBasedStateMachine):
             assert set(client.heard) <= set(own), "somebody else's"
 
 
-Queue.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestQueue = Queue.TestCase
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Settings:
     """A store with one running instance, a, of id 1."""
@@ -372,6 +368,19 @@ def test_cancelling_twice(store: Settings) -> None:
         broker.subscribe(1, None, None, lambda: None)
 
 
+def test_nothing_new_ends_nobody(store: Settings) -> None:
+    """A look that finds nothing, before and after something was heard, leaves everybody listening."""
+    broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=1)
+    listener = broker.subscribe(1, None, None, lambda: None)
+    for number in range(3):
+        for _time in range(2):
+            assert not broker.poll()
+            assert (listener.closing, listener.pop()) == (None, [])
+        set_key(store, str(number))
+        broker.poll()
+        assert (listener.closing, values(listener)) == (None, [str(number)])
+
+
 def test_gap_of_a_foreign_id(store: Settings) -> None:
     """An id that the log has not reached is answered with a gap, then with all entries of the log."""
     set_key(store, "kept")
@@ -454,3 +463,8 @@ def test_authorized_again_without_an_entry(store: Settings) -> None:
     broker.check_all()
     broker.check_all()
     assert asked == ["a", "b", "b", "b"]
+
+
+# Last, for it takes longest.
+Queue.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueue = Queue.TestCase
