@@ -24,7 +24,7 @@ from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import Acceptable, sanitize
 from guestapi.store import changes, statuses, steps
 from guestapi.store.layers import Layer, Layers
-from guestapi.store.lookup import find_by_key, find_instance
+from guestapi.store.lookup import find_by_key, find_instance, find_owner
 from guestapi.store.rows import load, load_layers
 from guestapi.store.transaction import Change
 
@@ -38,12 +38,13 @@ _REASON = 500
 
 @dataclass(frozen=True, slots=True)
 class _Reconciliation:
-    """What one call has to do with: its transaction and its arguments."""
+    """What one call has to do with: its transaction, its arguments, and the keys that had problems before."""
 
     change: Change
     source: str
     template: Mapping[str, str]
     is_alive: Callable[[Init], bool]
+    troubled: Collection[str]
     #: Keys of which nothing new was seen: what was told of them, and what could not be, stays.
     unchanged: set[str] = field(default_factory=set)
 
@@ -75,7 +76,8 @@ def reconcile(
         What could not be taken over. A problem with a `Problem.holder` may be solved by a look at that container: if
         it is gone, the same observation is taken once that is said in `gone`.
     """
-    work = _Reconciliation(change, source, template or {}, is_alive)
+    troubled = statuses.list_problem_keys(change, source)
+    work = _Reconciliation(change, source, template or {}, is_alive, troubled)
     pending: dict[str, Observed] = {}
     doubled = []
     for observed in observations:
@@ -84,7 +86,7 @@ def reconcile(
         else:
             pending[observed.key] = observed
     by_source = {problem.key: problem for problem in refused if problem.key not in pending}
-    known = statuses.list_keys(change, source) | statuses.list_problem_keys(change, source) if complete else set(gone)
+    known = statuses.list_keys(change, source) | troubled if complete else set(gone)
     problems = []
     for key in sorted(known - pending.keys() - by_source.keys()):
         problems += _record(work, key, _let_go(work, key))
@@ -149,21 +151,17 @@ def _in_order(work: _Reconciliation, pending: dict[str, Observed]) -> Iterable[O
         waiting = len(pending)
         blocked = []
         for key, observed in list(pending.items()):
-            holder = find_instance(work.change, observed.project, observed.name)
-            moves = (
-                holder is not None
-                and holder.source == work.source
-                and holder.key != key
-                and holder.key in pending
-                and (pending[holder.key].project, pending[holder.key].name) != (holder.project, holder.name)
-            )
-            if moves and holder is not None:
-                blocked.append(holder)
+            source, holder = find_owner(work.change, observed.project, observed.name) or (None, None)
+            other = pending.get(holder) if source == work.source and holder not in (None, key) else None
+            if other is not None and (other.project, other.name) != (observed.project, observed.name):
+                blocked.append(other.key)
             else:
                 yield pending.pop(key)
         if pending and len(pending) == waiting:
             # A circle: one steps aside. Its name is written again before the transaction ends, for it is pending.
-            steps.park(work.change, blocked[0], f"{_PARKED}{blocked[0].id}")
+            first = find_by_key(work.change, work.source, blocked[0])
+            assert first is not None, "it was found by its name"
+            steps.park(work.change, first, f"{_PARKED}{first.id}")
 
 
 def _settle(work: _Reconciliation, observed: Observed) -> list[Problem]:
@@ -184,12 +182,7 @@ def _settle(work: _Reconciliation, observed: Observed) -> list[Problem]:
 def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
     change, source = work.change, work.source
     own = find_by_key(change, source, observed.key)
-    by_init = steps.find_by_init(change, observed.init) if observed.init is not None else None
-    candidates = Candidates(
-        own,
-        find_instance(change, observed.project, observed.name),
-        load(change.connection, by_init[0]) if by_init is not None else None,
-    )
+    candidates = Candidates(own, _named(change, observed, own), _running(change, observed, own))
     decision = decide(
         source, observed, candidates, is_alive=work.is_alive, is_empty=lambda instance: _is_empty(change, instance)
     )
@@ -208,6 +201,21 @@ def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
     return [_problem(work, observed, reason) for reason in acceptable.left_out]
 
 
+def _named(change: Change, observed: Observed, own: Instance | None) -> Instance | None:
+    """The instance that has the wanted name."""
+    if own is not None and (own.project, own.name) == (observed.project, observed.name):
+        return own
+    return find_instance(change, observed.project, observed.name)
+
+
+def _running(change: Change, observed: Observed, own: Instance | None) -> Instance | None:
+    """The instance that has the same init."""
+    if observed.init is None or (own is not None and own.init == observed.init):
+        return own if observed.init is not None else None
+    found = steps.find_by_init(change, observed.init)
+    return load(change.connection, found[0]) if found is not None else None
+
+
 def _create(work: _Reconciliation, observed: Observed, acceptable: Acceptable) -> None:
     created = steps.add(
         work.change,
@@ -223,9 +231,9 @@ def _create(work: _Reconciliation, observed: Observed, acceptable: Acceptable) -
         hostname=acceptable.hostname,
         cloud_init_id=observed.cloud_init_id,
         checked=True,
+        init=observed.init,
     )
-    if observed.init is not None:
-        _finish(work, observed, steps.start(work.change, created, observed.init))
+    _finish(work, observed, created)
 
 
 def _update(work: _Reconciliation, observed: Observed, acceptable: Acceptable, known: Instance, before: Layers) -> None:
@@ -288,6 +296,8 @@ def _refuse(work: _Reconciliation, observed: Observed, own: Instance | None, dec
 
 
 def _record(work: _Reconciliation, key: str, problems: list[Problem]) -> list[Problem]:
+    if not problems and key not in work.troubled:
+        return []
     recordable = [
         replace(one, project=to_text(one.project), name=to_text(one.name), reason=to_text(one.reason[:_REASON]))
         for one in problems

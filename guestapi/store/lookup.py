@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from guestapi.model import Image, Instance, Problem, SourceStatus
 from guestapi.names import is_text
@@ -17,6 +17,10 @@ from guestapi.store.layers import Layers
 from guestapi.store.tables import image_aliases, images, instances, source_problems, sources
 
 _STATUS = [sources.c[name] for name in ("name", "socket", "connected", "contact", "lag", "fault")]
+# PERF: made once; asked for each instance that is added or observed.
+_OWNER = select(instances.c.source, instances.c.source_key).where(
+    instances.c.project == bindparam("project"), instances.c.name == bindparam("name")
+)
 _PROBLEM = [source_problems.c[name] for name in ("source", "key", "project", "name", "reason", "hint", "refused")]
 
 
@@ -69,6 +73,14 @@ def find_instance(store: Moment, project: str, name: str) -> Instance | None:
         return None
     query = select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
     return next(iter(_load(store, query)), None)
+
+
+def find_owner(store: Moment, project: str, name: str) -> tuple[str | None, str | None] | None:
+    """Source and key of the instance of that name; None if there is none."""
+    if not (is_text(project) and is_text(name)):
+        return None
+    row = store.connection.execute(_OWNER, {"project": project, "name": name}).first()
+    return None if row is None else (row.source, row.source_key)
 
 
 def find_by_key(store: Moment, source: str, key: str) -> Instance | None:

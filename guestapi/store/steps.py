@@ -19,7 +19,7 @@ from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType
 from guestapi.store import changes
 from guestapi.store.errors import ConflictError
 from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers
-from guestapi.store.lookup import find_instance, get_instance
+from guestapi.store.lookup import find_owner, get_instance
 from guestapi.store.rows import load, load_layers
 from guestapi.store.tables import config, devices, instances
 from guestapi.store.transaction import Change, tell
@@ -72,8 +72,9 @@ def add(
     hostname: str | None = None,
     cloud_init_id: str | None = None,
     checked: bool = False,
+    init: Init | None = None,
 ) -> Instance:
-    """Add an instance that does not run yet.
+    """Add an instance.
 
     Args:
         change: the transaction.
@@ -89,6 +90,7 @@ def add(
         hostname: as of `Instance`.
         cloud_init_id: as of `Instance`; None: the UUID.
         checked: they were checked before (`sources.sanitize`), by the rules for what nobody types.
+        init: the process by which it runs already; None: it does not run yet.
 
     Returns:
         The instance.
@@ -101,7 +103,7 @@ def add(
     identity = names.check_uuid(instance_uuid) if instance_uuid is not None else str(uuid.uuid4())
     if find_by_uuid(change, identity) is not None:
         raise ConflictError(f"uuid {identity} belongs to another instance already")
-    values = {
+    values: dict[str, object] = {
         "project": project,
         "name": name,
         "type": type,
@@ -113,6 +115,11 @@ def add(
         "hostname": hostname,
         "kept": source is None,
     }
+    happened = [changes.lifecycle("instance-added", project, name)]
+    if init is not None:
+        _check_init_is_free(change, None, init)
+        happened.append(changes.lifecycle("instance-started", project, name))
+        values |= {**_columns_of(init), "run": 1}
     layer = Layer(config or {}, devices or {})
     if not checked:
         layer = Layer(names.check_config(layer.config), names.check_devices(layer.devices))
@@ -120,7 +127,7 @@ def add(
     (number,) = change.connection.execute(insert(instances).values(values)).inserted_primary_key or (0,)
     _write_layers(change, number, Layers(), Layers(operator=layer) if source is None else Layers(source=layer))
     created = reload(change, number)
-    tell(change, created, [changes.lifecycle("instance-added", project, name)], running=False)
+    tell(change, created, happened, running=False)
     return created
 
 
@@ -291,7 +298,7 @@ def check_free(change: Change, project: str, name: str) -> None:
         ConflictError: another instance has it.
     """
     check_name(project, name)
-    if find_instance(change, project, name) is not None:
+    if find_owner(change, project, name) is not None:
         raise ConflictError(f"instance {name!r} exists already in project {project!r}")
 
 
@@ -334,9 +341,9 @@ def find_by_init(change: Change, init: Init) -> tuple[int, str] | None:
     return None if found is None else (found.id, found.name)
 
 
-def _check_init_is_free(change: Change, instance: Instance, init: Init) -> None:
+def _check_init_is_free(change: Change, instance: Instance | None, init: Init) -> None:
     other = find_by_init(change, init)
-    if other is not None and other[0] != instance.id:
+    if other is not None and (instance is None or other[0] != instance.id):
         raise ConflictError(f"process {init.pid} is the init of instance {other[1]!r} already")
 
 
@@ -359,7 +366,11 @@ def _init_columns(old: Instance, init: Init | None, restarted: bool) -> dict[str
         return {column: value for column, value in recorded.items() if value is not None}
     ends = (old.init is not None) + (init is not None)
     columns: dict[str, object] = {"run": instances.c.run + ends, "ready": False, "acknowledged_ready": None}
-    return columns | {
+    return columns | _columns_of(init)
+
+
+def _columns_of(init: Init | None) -> dict[str, object]:
+    return {
         "init_pid": init and init.pid,
         "init_start_time": init and init.start_time,
         "init_boot_id": init and init.boot_id,
