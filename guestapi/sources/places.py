@@ -6,13 +6,23 @@ container may choose; the device number and what the kernel says lies below it a
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock, Thread
 
 from guestapi.settings import ListenSocket
 from guestapi.sources import mountinfo
+
+log = logging.getLogger(__name__)
+
+#: Seconds that stat(2) has for a path of somebody else's, and how many may hang at a time.
+_STAT_SECONDS, _STUCK = 1.0, 64
+#: By path: who hangs. Threads of a follower share them.
+_stuck: dict[str, Thread] = {}
+_lock = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +65,8 @@ class Look:
         """Whether `source`, a path on the host that an operator gave, is one of the places."""
         if not source:
             return False
-        key = _key(source)
-        # A place that is away at the moment, because its socket unit is, is known by its name alone.
-        return key in self.keys if key is not None else os.path.normpath(source) in self.paths
+        # Also a place that is away at the moment, because its socket unit is.
+        return os.path.normpath(source) in self.paths or _key_within(source) in self.keys
 
     def mounted_in(self, pid: int) -> bool:
         """Whether one of the places is mounted where process `pid` is, by device and path within it.
@@ -78,3 +87,23 @@ def _key(path: str) -> tuple[int, int] | None:
         # ValueError: a path with a NUL in it.
         return None
     return status.st_dev, status.st_ino
+
+
+def _key_within(path: str) -> tuple[int, int] | None:
+    """The same, or None if that takes too long: a container may have a network file system that hangs."""
+    with _lock:
+        for other, thread in list(_stuck.items()):
+            if not thread.is_alive():
+                del _stuck[other]
+        if path in _stuck or len(_stuck) >= _STUCK:
+            return None
+    found: list[tuple[int, int] | None] = []
+    thread = Thread(target=lambda: found.append(_key(path)), daemon=True)
+    thread.start()
+    thread.join(_STAT_SECONDS)
+    if not found:
+        with _lock:
+            _stuck[path] = thread
+        log.warning("%r cannot be looked at: its file system does not answer", path)
+        return None
+    return found[0]

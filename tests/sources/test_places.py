@@ -1,0 +1,108 @@
+"""Which mounts are ours: by device and inode, whatever they are called, and whatever hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guestapi.settings import ListenSocket
+from guestapi.sources import places
+from guestapi.sources.places import Places
+from tests.harness.containers import Container
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """The directory of a socket."""
+    directory = tmp_path / "guestapi"
+    directory.mkdir()
+    return directory
+
+
+def of(directory: Path) -> Places:
+    """The places of a socket in a directory."""
+    return Places.of([ListenSocket(path=f"{directory}/sock")])
+
+
+def test_directory_link_and_socket(ours: Path, tmp_path: Path) -> None:
+    """The directory by any way that leads there, and the socket itself; nothing else, whatever its name."""
+    (tmp_path / "link").symlink_to(ours)
+    (ours / "sock").touch()
+    (tmp_path / "false").mkdir()
+    look = of(ours).look()
+    for ok in (ours, tmp_path / "link", ours / "../guestapi", ours / "sock"):
+        assert look.has(str(ok)), ok
+    for no in ("", "/", str(tmp_path), str(tmp_path / "false"), "/no/such", "a\0b", "guestapi"):
+        assert not look.has(no), no
+
+
+def test_away(ours: Path) -> None:
+    """While the socket's unit is off, its directory may be missing: then its name alone tells."""
+    look = of(ours / "later").look()
+    assert look.has(f"{ours}/later")
+    assert not look.has(f"{ours}/other")
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A file system that answers nothing about /hangs, until the event is set."""
+    go = threading.Event()
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith("/hangs"):
+            go.wait(30)
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(places, "_STAT_SECONDS", 0.1)
+    yield go
+    go.set()
+    for thread in list(places._stuck.values()):
+        thread.join()
+
+
+def test_hanging_file_system(ours: Path, hanging: threading.Event) -> None:
+    """A mount of a container's that hangs costs one second once, and nobody else anything."""
+    look = of(ours).look()
+    began = time.monotonic()
+    for _ in range(50):
+        assert not look.has("/hangs/a")
+        assert look.has(str(ours))
+    assert time.monotonic() - began < 3
+    assert len(places._stuck) == 1
+    hanging.set()
+    for thread in list(places._stuck.values()):
+        thread.join()
+    assert not look.has("/hangs/a")
+    assert places._stuck == {}
+
+
+@pytest.mark.root
+def test_mounted_in_a_container(ours: Path, tmp_path: Path) -> None:
+    """What the kernel says is mounted there decides: a directory of the same name elsewhere is not ours."""
+    false = tmp_path / "x/guestapi"
+    false.mkdir(parents=True)
+    tmp_path.chmod(0o755)
+    with Container([(ours, "/dev/incus")]) as with_it, Container([(false, "/dev/incus")]) as without:
+        assert of(ours).look().mounted_in(with_it.pid)
+        assert not of(ours).look().mounted_in(without.pid)
+
+
+@pytest.mark.root
+def test_mount_that_only_looks_like_ours(ours: Path) -> None:
+    """Root inside can make any text stand in mountinfo; device and path within it are the kernel's."""
+    with Container([]) as container:
+        words = ["nsenter", "-t", str(container.pid), "-U", "-m", "--setuid", "0", "--setgid", "0", "sh", "-c"]
+        script = f"mount -t tmpfs tmpfs /mnt && mkdir -p /mnt{ours} /mnt/at && mount --bind /mnt{ours} /mnt/at"
+        subprocess.run([*words, script], check=True, capture_output=True)
+        text = Path(f"/proc/{container.pid}/mountinfo").read_text()
+        assert f" {ours} /mnt/at " in text
+        assert not of(ours).look().mounted_in(container.pid)
