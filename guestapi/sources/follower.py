@@ -41,6 +41,8 @@ LOOK_SECONDS = 60.0
 THOROUGH_SECONDS = 600.0
 #: Seconds until a container is looked at whose init has ended: whether it is gone for good, or runs anew.
 _AFTER_END = 0.5
+#: Seconds until who was refused is looked at when a name has become free, so that this is written.
+_AFTER_FREE = 0.2
 #: Seconds until everything is looked at after a ring that could not be used: a hook was cut off, so one is missing.
 _AFTER_BAD_RING = 1.0
 #: Seconds until a new try with a runtime that could not be asked, at the first time and at the most.
@@ -212,6 +214,8 @@ class Follower:
                 hostname = latest.hostname if found.hostname is None else found.hostname
                 problems = found.problems or latest.problems
                 found = replace(found, devices=latest.devices, hostname=hostname, problems=problems)
+            if latest is not None and (latest.project, latest.name) != (found.project, found.name):
+                self._look_at_refused()
             self._known[key] = found.init
             self._latest[key] = found
         if caller is None and found == latest and key not in self._refused and not self._thorough:
@@ -294,6 +298,11 @@ class Follower:
         """Look at a container in so many seconds."""
         at = time.monotonic() + seconds
         self._due[key] = min(at, self._due.get(key, at))
+
+    def _look_at_refused(self) -> None:
+        """A name is free, perhaps one that was refused to another container."""
+        for key in self._refused:
+            self._look_at(key, _AFTER_FREE)
 
     def _next(self) -> float:
         """When there is something to do though nothing happens."""
@@ -382,6 +391,7 @@ class Follower:
         for known in (self._known, self._latest, self._numbers, self._due):
             known.pop(key, None)
         self._recorder.submit(key, None)
+        self._look_at_refused()
 
     # How it is.
 
