@@ -200,7 +200,7 @@ class Notification:
 
     Attributes:
         id: its place in the order of commits; never used again, without order between stores.
-        instance_id, project, instance: whom it is about.
+        instance_id, project, instance: the instance that it is about.
         type: ``config``, ``device`` or ``lifecycle``.
         timestamp: RFC 3339 with the host's zone offset.
         metadata: compact JSON.

@@ -1,4 +1,4 @@
-"""Which names and values may enter the store, whoever brings them. An error says what would be right."""
+"""Checks of the names and values that may enter the store. An error says what would be right."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_key(key: str, what: str = "configuration key", *, control: bool = Fals
     Args:
         key: the key.
         what: what it is, for the error.
-        control: control characters may stand in it; daemons take them, nobody types them.
+        control: control characters may stand in it, as daemons allow; a command line does not.
     """
     if not key:
         raise InvalidNameError(f"{what}: must not be empty")
@@ -68,7 +68,7 @@ def check_key(key: str, what: str = "configuration key", *, control: bool = Fals
 
 
 def check_value(value: str, what: str) -> str:
-    """Return `value` if it can be a value; `what` says whose, for the error. `size_of` bounds what an instance has."""
+    """Return `value` if it can be a value; `what` describes it for the error. `size_of` bounds the sum."""
     _check_bytes(value, None, what)
     return value
 

@@ -42,7 +42,7 @@ _MOST_PROBLEMS = 50
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, whether it is well, and what there is to say or to do."""
+    """The result of one check: its name, whether it passed, and what was found or what to do."""
 
     check: str
     ok: bool
@@ -210,7 +210,7 @@ def _source(status: SourceStatus, owned: int, running: int) -> Finding:
     what = "mirror" if by_daemon else "follower"
     age = time.time() - status.contact
     counts = f"{owned} instances, {running} running"
-    # Of a time to come, it was written before the clock was set back, so by nobody who is there now.
+    # A contact in the future was written before the clock was set back, so not by a running mirror or follower.
     if not status.connected or not -_STALE_SECONDS < age < _STALE_SECONDS:
         since = datetime.fromtimestamp(status.contact).astimezone().isoformat(" ", "seconds") if status.contact else ""
         contact = f"last contact {since}, {age:.0f} s ago" if since else "no contact yet"

@@ -183,7 +183,7 @@ def printable(text: str) -> str:
 
 
 def origin_name(instance: Instance, layer: LayerName) -> str:
-    """Whose a layer of an instance is, as an operator is told: ``operator``, or the name of its source."""
+    """The name of a layer's owner: ``operator``, or the name of the instance's source."""
     return layer if layer == "operator" else instance.source or "hook"
 
 

@@ -22,7 +22,7 @@ from guestapi.store.lookup import get_instance, get_layers
 
 @click.group()
 def config() -> None:
-    """Set and look at an instance's configuration."""
+    """Set, unset and show an instance's configuration."""
 
 
 @config.command(name="set")

@@ -119,7 +119,7 @@ def set_(
     alias: tuple[str, ...],
     no_alias: tuple[str, ...],
 ) -> None:
-    """Change who may have an image, and what it is called, all at once."""
+    """Change which instances may download an image, and its aliases, all at once."""
     if public is None and cached is None and not alias and not no_alias:
         raise click.UsageError("nothing to set; see --help")
     with operator.writer.change() as change:

@@ -25,7 +25,7 @@ from guestapi.store.lookup import get_instance, list_instances
 
 @click.group()
 def instance() -> None:
-    """Add, start, stop, remove and look at instances."""
+    """Register, list, show and remove instances."""
 
 
 @instance.command()
@@ -46,7 +46,7 @@ def add(
     config: tuple[str, ...],
     device: tuple[str, ...],
 ) -> None:
-    """Add an instance; it is not running yet."""
+    """Add an instance that does not run yet."""
     wanted = pairs(config, files=True)
     devices = _devices(device)
     with operator.writer.change() as change:
@@ -123,7 +123,7 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
 @has_format
 @click.pass_obj
 def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
-    """All that is known of an instance."""
+    """Show everything that is stored of an instance."""
     with operator.view() as store:
         found = get_instance(store, project, name)
     document = described(found)

@@ -17,17 +17,20 @@ SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.sock
 @click.command()
 @click.argument("daemon", type=click.Choice(sorted(SOCKETS)))
 @click.option("--socket", metavar="PATH", help="Where the daemon listens, if not at its usual place.")
-@click.option("--forget", is_flag=True, help="Forget all that the mirror has brought, for good, and end.")
+@click.option("--forget", is_flag=True, help="Remove everything that was mirrored, and exit.")
 @click.pass_obj
 def mirror(operator: Operator, daemon: str, socket: str | None, forget: bool) -> None:
-    """Keep the store as a running Incus or LXD is. Stays in the foreground; a daemon that is away is waited for."""
+    """Copy instances and images of a running Incus or LXD to the store. Stays in the foreground.
+
+    While the daemon is away, the command waits for it.
+    """
     if forget:
         with operator.writer.change() as change:
             count = statuses.forget_source(change, daemon)
-            brought = [image.fingerprint for image in list_images(change) if image.source == daemon]
-        for fingerprint in brought:
+            mirrored = [image.fingerprint for image in list_images(change) if image.source == daemon]
+        for fingerprint in mirrored:
             images.remove_image(operator.writer, images.directory(operator.settings), fingerprint)
-        click.echo(f"forgotten: the mirror {daemon}, its {count} instances and {len(brought)} images")
+        click.echo(f"forgotten: the mirror {daemon}, its {count} instances and {len(mirrored)} images")
         return
     # An HTTP client and all that: for this command alone.
     from guestapi.mirror.mirror import Mirror

@@ -24,7 +24,7 @@ from guestapi.errors import SourceError
 #: Seconds that the daemon has for an answer: it looks at every instance for some of them.
 _ANSWER_SECONDS = 60.0
 #: Seconds that it has for what concerns one instance alone, which takes it milliseconds: it looks at the instance's
-#: storage too, and that may hang while all others are well.
+#: storage too, which may hang while that of others does not.
 _ONE_SECONDS = 5.0
 #: Seconds that it has for taking a connection, and between a ping and its pong.
 _SIGN_OF_LIFE_SECONDS = 10.0
@@ -138,10 +138,10 @@ class LifecycleEvent(Struct):
 
 
 class Operation(Struct):
-    """Something that the daemon is at.
+    """An operation that the daemon is working on.
 
     Attributes:
-        class_: ``websocket`` for somebody's session, ``task`` for its own work.
+        class_: ``websocket`` for a client's session, ``task`` for the daemon's own work.
         resources: URLs of what it is about, by kind; may be null.
     """
 

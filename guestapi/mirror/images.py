@@ -1,7 +1,7 @@
 """Copies of the images that a running Incus or LXD lets its instances export.
 
 The daemon's own image files are root's alone, so they are fetched through its API, once each, and served from the copy.
-They are fetched only while some instance may export images at all, which is off unless somebody has turned it on.
+They are fetched only while some instance may export images at all, which is off by default.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ImageMirror:
         self._name = name
         self._daemon = daemon
         self._news = Event()
-        #: What keeps images from being had: one sentence each.
+        #: Why images cannot be copied: one sentence each.
         self.faults: list[str] = []
 
     def look(self) -> None:
@@ -80,7 +80,7 @@ class ImageMirror:
                 self.faults = [str(error)]
 
     def compare(self) -> list[str]:
-        """Have the images that the daemon has, and no others of its; one sentence for each that cannot be had.
+        """Copy the images that the daemon has, remove copies of others; one sentence for each that cannot be copied.
 
         Raises:
             DaemonError: the daemon is lost.
@@ -103,7 +103,7 @@ class ImageMirror:
                         set_image(change, there, public=image.public, cached=image.cached)
             except GoneError:
                 continue  # Deleted meanwhile; there is news of it.
-            # Of one that cannot be had the others are no worse.
+            # One that cannot be copied does not concern the others.
             except RefusedError as error:
                 faults.append(f"image {fingerprint[:12]}: {error}")
             except (ImageFileError, ConflictError) as error:

@@ -80,7 +80,7 @@ class Mirror:
         self._compared = self._asked = -_COMPARE_SECONDS
         #: Why an instance cannot be looked at, by project and name.
         self._faults: dict[Place, str] = {}
-        #: What the journal has been told of an instance.
+        #: The last sentence that was logged of an instance.
         self._logged: dict[Place, str] = {}
         self._again: dict[Place, int] = {}
         with self._store.view() as store:
@@ -138,7 +138,7 @@ class Mirror:
             # Does it answer at all?
             self._server = self._daemon.server()
         if batch.anything or late:
-            # Images, or whether there is anybody who may have them.
+            # Images may have changed, or the instances that may export them.
             self._images.look()
         if batch.since:
             self._lag = max(0.0, time.time() - batch.since)
@@ -283,7 +283,7 @@ class Mirror:
             or (one := known.get(observed.key)) is None
             or not is_current(one, self._name, observed)
         ]
-        # Whoever leaves a name comes before whoever takes it, also across transactions.
+        # Instances that get another name come first, so that their old names are free in later transactions.
         changed.sort(key=lambda one: one.key not in known or _place(known[one.key]) == _place(one))
         moved = sum(one.key in known and _place(known[one.key]) != _place(one) for one in changed)
         while changed or gone:
@@ -305,7 +305,7 @@ class Mirror:
             self._compared = -_COMPARE_SECONDS
 
     def _listen(self, doorbell: Doorbell) -> None:
-        """Hear when somebody has written to the store: an instance may have said that it is ready."""
+        """Wake the mirror when the store has changed: an instance may have reported that it is ready."""
         while True:
             if doorbell.wait(_COMPARE_SECONDS):
                 self._queue.ring()
@@ -350,7 +350,7 @@ def _start(task: Callable[..., None], *arguments: object) -> None:
             task(*arguments)
         except BaseException:
             log.critical("cannot go on", exc_info=True)
-            # Whoever looks after the process starts it again, and then everything is compared.
+            # systemd starts it again, and then everything is compared.
             os._exit(1)
 
     Thread(target=run, daemon=True).start()

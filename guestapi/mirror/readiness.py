@@ -19,7 +19,7 @@ from guestapi.store.writing import Writer
 log = logging.getLogger(__name__)
 
 #: Seconds until the daemon is asked again whether it is done with an instance that has said something, and between two
-#: times that it is told of one: an instance that changes its mind all the time must not keep the daemon busy.
+#: times that it is told of one: an instance that changes its state all the time must not keep the daemon busy.
 _PACE_SECONDS = 1.0
 #: Seconds for telling before the mirror looks again what has happened; the daemon needs 50 ms for each instance, and a
 #: container that starts meanwhile has two seconds (`settings.CallerSettings.wait_seconds`).
@@ -44,7 +44,7 @@ class Readiness:
         self._daemon = daemon
         #: Project and name of instances of which the daemon did not take it; they are left alone while they are here.
         self.refused: set[Place] = set()
-        #: What the journal has been told of an instance.
+        #: The last sentence that was logged of an instance.
         self._logged: dict[Place, str] = {}
         #: When the daemon was told of an instance, for a while.
         self._told: dict[Place, float] = {}
@@ -65,8 +65,8 @@ class Readiness:
             ]
         if not unacknowledged:
             return math.inf
-        # A restart that the daemon is at would take any change of the instance for its end, and fail (Incus 6.0). Of
-        # what an instance says while it shuts down, nothing is left to say then.
+        # A change of an instance that the daemon is restarting makes the restart fail (Incus 6.0). What an instance
+        # reports while it shuts down is obsolete afterwards.
         began = time.monotonic()
         self._told = {key: at for key, at in self._told.items() if at > began - _PACE_SECONDS}
         later = self._told.keys() | self._daemon.tasks()

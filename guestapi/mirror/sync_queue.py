@@ -72,7 +72,7 @@ class SyncQueue:
         self._wake = True
 
     def read(self, events: Iterable[DaemonEvent]) -> None:
-        """Take in events until the daemon is lost, and then say so to who takes."""
+        """Collect events until the daemon is lost; `take` raises then."""
         try:
             for event in events:
                 with self._condition:
@@ -84,7 +84,7 @@ class SyncQueue:
                 self._notify()
 
     def ring(self) -> None:
-        """Let who takes look at the store."""
+        """Wake `take`: the store has changed."""
         with self._condition:
             self._notify()
 

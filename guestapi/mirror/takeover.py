@@ -39,7 +39,7 @@ class Takeover:
         Args:
             ours: our listening socket, in the directory of `path`.
             path: the daemon's guest socket.
-            reopen: opens our socket anew at its path, if somebody has opened it there before; whether that was tried.
+            reopen: has systemd open our socket anew at its path; whether that was tried.
         """
         self._ours = ours
         self._path = path

@@ -1,7 +1,7 @@
-"""An instance as Incus or LXD describes it -> what the reconciler is told of it. Pure: asks neither daemon nor kernel.
+"""Turns an instance as Incus or LXD describes it into an observation. Pure: asks neither daemon nor kernel.
 
-The guest-facing workers hold what they need for their answers and nothing else, so of the configuration only that
-comes over. What a guest may not read it cannot tell from what is not there (403 either way).
+Workers hold only what they need for their answers, so only that part of the configuration is copied. A guest cannot
+tell keys that it may not read from keys that are not set: the answer is 403 either way.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def is_here(instance: DaemonInstance, server: Server) -> bool:
 
 
 def observe(instance: DaemonInstance, server: Server, init: Init | None) -> Observed:
-    """What the reconciler is told of an instance.
+    """Describe an instance for the reconciler.
 
     Args:
         instance: as the daemon has it.

@@ -1,9 +1,9 @@
 """Which instance of the store an observation is about, and whether it may be. Pure.
 
-Rules: a source's own key names an instance for ever; a name is a property. A name that belongs to another owner is
-refused, whatever that one does, and the one that has it notices nothing. Two kinds of instances wait for an owner, and
-belong to the first container of their name: those that were added by hand and do not run, and those that their source
-has released since it has their container no more.
+Rules: a source's own key identifies an instance for ever; its name is a property. A name that belongs to another owner
+is refused, whether that one runs or not, and the instance that has it is not touched. Two kinds of instances have no
+owner, and are adopted by the first container of their name: those that were added by hand and do not run, and those
+that their source has released because their container is gone.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _adopted(
     """Decide about a name that an instance without a container has."""
     remove = f"'guestapi instance remove {named.name}' makes room for it"
     if source in DAEMONS:
-        # Its configuration would be mixed with the daemon's for good, where nobody could change it.
+        # Its configuration would be mixed with the daemon's for good, and could not be changed.
         return _refused(f"the name belongs to {_described(named)}", remove)
     if named.init is not None and named.init != observed.init and is_alive(named.init):
         return _refused(f"the name belongs to {_described(named)}, which runs with process {named.init.pid}", remove)

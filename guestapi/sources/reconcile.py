@@ -30,7 +30,7 @@ from guestapi.store.transaction import Change
 
 log = logging.getLogger(__name__)
 
-#: Stands before the name of an instance whose name another one takes over within the same transaction: no name has it.
+#: Begins the name of an instance whose name another one gets within the same transaction. Real names have no NUL.
 _PARKED = "\0"
 #: Characters of a reason that are recorded: a source may have found a name of any length.
 _REASON = 500
@@ -45,7 +45,7 @@ class _Reconciliation:
     template: Mapping[str, str]
     is_alive: Callable[[Init], bool]
     troubled: Collection[str]
-    #: Keys of which nothing new was seen: what was told of them, and what could not be, stays.
+    #: Keys of which nothing new was seen: their devices and problems stay.
     unchanged: set[str] = field(default_factory=set)
 
 
@@ -146,7 +146,7 @@ def is_current(instance: Instance, source: str, observed: Observed) -> bool:
 
 
 def _in_order(work: _Reconciliation, pending: dict[str, Observed]) -> Iterable[Observed]:
-    """The observations, so that whoever leaves a name comes before whoever takes it."""
+    """The observations in an order in which a name is given up before another instance gets it."""
     while pending:
         waiting = len(pending)
         blocked = []

@@ -1,6 +1,8 @@
-"""What the host says about its instances, and the log of every change to it.
+"""The store: what the host says about its instances, and the log of every change.
 
-Rules: only this room knows SQL. `writing` changes state and change log in one transaction, or neither. `reading` is
-for the workers: it never waits for a writer. `tables` has the tables, `migrations` makes them, `engine` opens the
-database, `errors` says what can go wrong.
+Rules: only this package knows SQL. A writer (`writing`) opens a transaction (`transaction`); the functions of `steps`,
+`image_steps` and `statuses` change it, and write the new state and the change log together or not at all. `lookup`
+queries an open store; `reading` is the workers' cache, and never waits for a writer. `tables` defines the tables,
+`migrations` creates and upgrades them, `engine` opens the database, `errors` turns the driver's errors into sentences.
+`layers` and `changes` are pure.
 """

@@ -1,7 +1,7 @@
-"""A file beside the database that is touched after each commit, so that whoever follows the log looks at once.
+"""A file beside the database that is touched after each commit, so that processes that follow the log read it at once.
 
-The bell only saves time: who misses a ring, because a writer was killed before it could, finds the change when looking
-the next time anyway.
+The bell only saves time. A ring is missing if a writer was killed before it could ring; then a process that follows the
+log finds the change at its next regular look.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def bell(database: Path) -> Path:
 
 
 def ring(database: Path) -> None:
-    """Tell everyone who listens that something was committed; that it cannot be told is no reason to fail.
+    """Notify all listening processes that something was committed. A failure is logged, and is no error of the commit.
 
-    Root does this in a directory of the service's user, so no link is followed, whoever has put it there.
+    Root does this in a directory of the service's user, so links are not followed.
     """
     path = bell(database)
     try:

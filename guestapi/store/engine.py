@@ -24,7 +24,7 @@ from guestapi.store.migrations import check_version
 
 #: Seconds until what was busy is tried again.
 _AGAIN_SECONDS = 0.01
-#: How long a reader waits at most for whoever was the last to have the database open, and now puts its log away: the
+#: How long a reader waits at most for the process that closes the database last and removes the write-ahead log: the
 #: one time that a reader can find it locked (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
 _TIDYING_SECONDS = 0.1
 

@@ -1,7 +1,7 @@
-"""Files of the store, which belong to the service although the operator, who is root, may be the first to make them.
+"""Files of the store. They belong to the service's user, even if root creates them.
 
-Whoever is in the service's group may write to them too: that is the mirror of a daemon, which has a user of its own so
-that no worker can reach into it.
+Members of the service's group may write to them too: a mirror has a user of its own, so that no worker can reach into
+its process, and is in that group.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def create(path: Path) -> None:
-    """Make an empty file that belongs to owner and group of its directory, and that nobody else can read.
+    """Create an empty file that belongs to owner and group of its directory, and that others cannot read.
 
-    Root does this in a directory of the service's user, so no link is followed, whoever has put it there.
+    Root does this in a directory of the service's user, so links are not followed.
 
     Raises:
         FileExistsError: it is there already.
@@ -29,7 +29,7 @@ def create(path: Path) -> None:
 
 
 def give(descriptor: int, owner: os.stat_result, mode: int) -> None:
-    """Make an open file, or directory, somebody's, if we are root; and give it this mode whatever the umask was.
+    """Give an open file or directory this mode, whatever the umask is, and, if this process is root, this owner.
 
     Raises:
         OSError: it cannot be done.

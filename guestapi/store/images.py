@@ -2,8 +2,8 @@
 
 Rules: a file has the fingerprint for its name (``.rootfs`` behind it for the second of a split image) only when it is
 whole and on the disk. A row is written after its files are in place and deleted before they are taken away, so a crash
-leaves files without a row at the worst, which nobody is ever given. Renames happen under the store's write lock, so
-two who import or remove the same image take turns.
+leaves files without a row at the worst; these are never sent. Renames happen under the store's write lock, so two
+processes that import or remove the same image do it one after the other.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Progress = Callable[[int], None]
 
 
 class ImageFileError(StoreError):
-    """A file of an image cannot be had, or is not what it was; the text is one sentence for the operator."""
+    """A file of an image cannot be read or written, or has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def remove_image(writer: Writer, where: Path, name: str) -> Image:
         image = get_image(change, name)
         image_steps.remove_image(change, image)
     with writer.change() as change:
-        # Somebody may have imported it anew since.
+        # It may have been imported again meanwhile.
         if image.fingerprint not in {one.fingerprint for one in list_images(change)}:
             for path in paths(where, image):
                 try:
@@ -278,7 +278,7 @@ class _Draft:
 def _draft(where: Path, state: Path) -> Iterator[_Draft]:
     """A new file under a temporary name, which is gone at the end of the block if it was not renamed.
 
-    As long as it is locked (flock(2)), somebody is at work with it. The lock ends with its process.
+    As long as it is locked (flock(2)), a process is writing it. The lock ends with the process.
     """
     while True:
         path = where / f"{_TEMPORARY}{token_hex(8)}"
@@ -289,7 +289,7 @@ def _draft(where: Path, state: Path) -> Iterator[_Draft]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             break
-        # Between open and flock somebody took it for a leftover.
+        # Between open and flock another process removed it as a leftover.
         os.close(descriptor)
     try:
         give(descriptor, state.stat(), 0o640)
@@ -345,7 +345,7 @@ def _write(descriptor: int, block: bytes) -> None:
 
 def _open(path: Path) -> int:
     try:
-        # O_NONBLOCK: a FIFO in its place must not hold anybody up.
+        # O_NONBLOCK: a FIFO in its place must not block the process.
         return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ImageFileError(f"{path}: {error.strerror}") from None
@@ -360,7 +360,7 @@ def _make_directory(where: Path, state: Path) -> None:
         raise ImageFileError(f"{where}: cannot be made: {error.strerror}") from None
     descriptor = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # As the database: whoever owns the state directory is the one who serves the images.
+        # As the database: the owner of the state directory is the service's user.
         give(descriptor, state.stat(), 0o770)
     finally:
         os.close(descriptor)
@@ -386,6 +386,6 @@ def _clean(where: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
         except BlockingIOError:
-            pass  # Somebody is at work with it.
+            pass  # A running process is writing it.
         finally:
             os.close(descriptor)

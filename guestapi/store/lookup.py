@@ -1,6 +1,6 @@
-"""What can be asked of the store at one moment, for the operator's command and for whoever writes.
+"""Queries of the store at one moment, for the operator's commands and within changes.
 
-Every function takes what has a connection: a `view.View`, or a `transaction.Change`.
+Every function takes an object with a connection: a `view.View`, or a `transaction.Change`.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _create_tables(connection: sqlite3.Connection) -> None:
 
 
 def _upgrade(connection: sqlite3.Connection) -> None:
-    """Bring older tables up to date, whoever opens them first; what they hold stays."""
+    """Upgrade older tables in one transaction. Any process that opens the database may do it; no data is lost."""
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for step in range(version, VERSION):
@@ -104,7 +104,7 @@ def _from_1_to_2(connection: sqlite3.Connection) -> None:
 def _from_2_to_3(connection: sqlite3.Connection) -> None:
     """Sources: keys of instances, layers of configuration and devices, and what could not be taken over.
 
-    What a mirror brought is its source's. What was set by hand, or came from an annotation, is the operator's; so are
+    What came from a mirror is the source's. What was set by hand, or came from an annotation, is the operator's; so are
     devices, but for those that look as the hook of LXC wrote them.
     """
     for statement in (

@@ -38,7 +38,7 @@ READ_BYTES = 64 * 1024
 #: About how many bytes of one instance are kept, so that it drives out few others. Of one that has more, the largest
 #: values are read when they are asked for, too.
 INSTANCE_BYTES = 1024 * 1024
-#: Of how many PID namespaces it is kept who was registered there, mostly nobody: a guest can come with any number.
+#: For how many PID namespaces the registered instances are kept. Most have none: a guest can make any number of them.
 KEPT_NAMESPACES = 4096
 
 _REVISION = select(instances.c.revision).where(instances.c.id == bindparam("id"))
@@ -138,7 +138,7 @@ class Reader:
 
     @_explained
     def version(self) -> Version:
-        """What is the same as long as nobody has committed.
+        """The state of the database: the same as long as nothing was committed.
 
         Raises:
             StoreError: the store cannot be read.
@@ -236,7 +236,7 @@ class Reader:
         self._namespaces_version = -1
 
     def _look(self) -> tuple[Connection, Version]:
-        """The connection, and what is different when anybody else has committed."""
+        """The connection, and a value that differs after every commit of another connection."""
         try:
             status = os.stat(self._path)
         except FileNotFoundError:

@@ -237,7 +237,7 @@ def entries(
         driver: Any = connection.connection.driver_connection
         found: list[Notification] = []
         size = 0
-        # Closed: rows that nobody fetches would keep the moment at which they were asked for.
+        # Closed: rows that are not fetched would keep the snapshot open.
         with closing(driver.execute(_ENTRIES_SQL if instance_id is None else _OWN_ENTRIES_SQL, parameters)) as rows:
             for row in rows:
                 if len(found) == limit or size > ENTRIES_BYTES:

@@ -1,8 +1,8 @@
-"""The steps of a change that are about instances. Each one writes the new state and what is told about it.
+"""The steps of a change that are about instances. Each one writes the new state and its entries of the change log.
 
 Rules: `write` alone changes an instance, so that its revision, its run and the change log always fit what changed.
-Configuration and devices have two layers (`layers`); guests are told of the difference between what counted before and
-what counts after.
+Configuration and devices have two layers (`layers`); events are the difference between the merged layers before and
+after.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def add(
         key: as of `Instance`.
         hostname: as of `Instance`.
         cloud_init_id: as of `Instance`; None: the UUID.
-        checked: they were checked before (`sources.sanitize`), by the rules for what nobody types.
+        checked: they were checked before (`sources.sanitize`), by the rules for what daemons take.
         init: the process by which it runs already; None: it does not run yet.
 
     Returns:
@@ -179,7 +179,7 @@ def configure(change: Change, instance: Instance, config: Mapping[str, str]) -> 
     wanted = {**layers.operator.config, **names.check_config(config)}
     source = layers.source
     if instance.source is None:
-        # Nobody else looks after what an earlier version's hook has left here.
+        # There is no source that would replace what a hook of an earlier version has left here.
         source = Layer({key: value for key, value in source.config.items() if key not in config}, source.devices)
     operator = Layer({key: value for key, value in wanted.items() if value}, layers.operator.devices)
     _check_size(change, operator)
@@ -218,7 +218,7 @@ def set_ready(change: Change, instance_id: int, run: int, ready: bool, init: Ini
 
     Args:
         change: the transaction.
-        instance_id: who says it.
+        instance_id: the instance whose workload says it.
         run: in which run it was identified.
         ready: True for ``Ready``, False for ``Started``.
         init: as which it was identified, for the store may be another by now; None: do not compare.
@@ -244,8 +244,8 @@ def set_ready(change: Change, instance_id: int, run: int, ready: bool, init: Ini
 def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     """Make an instance what it is to be, as one change; what is so already is left alone.
 
-    What happened is told in the order in which it must have happened: the new name, the end of the old run, what
-    changed of configuration and devices, the start of the new run.
+    The entries of the change log are in the order in which it must have happened: the new name, the end of the old run,
+    the changes of configuration and devices, the start of the new run.
 
     Args:
         change: the transaction.
@@ -313,7 +313,7 @@ def check_name(project: str, name: str) -> str:
 
 
 def park(change: Change, instance: Instance, name: str) -> None:
-    """Give an instance another name for the rest of the transaction, which nobody is told of."""
+    """Give an instance another name for the rest of the transaction, without an entry of the change log."""
     _set(change, instance, {"name": name})
 
 

@@ -50,7 +50,7 @@ class Change:
     Attributes:
         connection: for the modules of this room alone.
         told: how many notifications it has written.
-        rings: somebody may be waiting for what it has changed, although no listener is told of it.
+        rings: a mirror may be waiting for this change, although it makes no entry of the change log.
         configuration_bytes: how much the configuration and devices of an instance may have in all.
     """
 
@@ -72,9 +72,9 @@ def tell(
 
     Args:
         change: the transaction.
-        instance: whom it is about, under the name that it has afterwards.
+        instance: the instance, with the name that it has afterwards.
         events: what happened, in order.
-        running: the instance ran all the time. Nobody listens in one that does not, and whoever starts later reads
+        running: the instance ran all the time. Otherwise no guest is listening: a workload that starts later reads
             the new state.
         by_guest: the instance itself caused it.
     """
@@ -108,7 +108,7 @@ def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:
     """
     now = time.time()
     if (change.connection.execute(_BEFORE, {"told": change.told}).scalar() or 0) > now:
-        # The clock was set back. Of what is dated later than now, nobody can say how old it is; without a date
+        # The clock was set back. The age of entries that are dated later than now is unknown; without a date
         # that comes to pass, an entry from a wrong year would keep all that are older.
         change.connection.execute(_NOT_LATER, {_NOW.key: now})
     change.connection.execute(_TRIM_OLD, {"since": now - keep_seconds})

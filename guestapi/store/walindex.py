@@ -1,7 +1,7 @@
-"""Whether anybody has committed, read from memory that SQLite's connections share: no statement, no system call.
+"""Tells whether anything was committed, from memory that SQLite's connections share: no statement, no system call.
 
 The file ``store.db-shm`` begins with the header of the write-ahead log's index (sqlite.org/walformat.html, 2.1). A
-commit is what changes it: after the log is on the disk, and before the commit returns to whoever made it, the writer
+commit is what changes it: after the log is on the disk, and before the commit returns to its caller, the writer
 increments ``iChange`` there and puts down the log's new end and checksum. A connection that begins to read compares
 these 48 bytes with those that it saw last, and takes its whole cache for current if they are the same (walTryBeginRead
 in wal.c): that is what ``PRAGMA data_version`` tells. Here the same bytes are compared in the same memory.
@@ -11,7 +11,7 @@ Why they cannot be stale, whatever happens to the files:
 - A checkpoint leaves the header alone, since it changes no content. A log that begins anew has another salt in it.
 - The file is neither shortened, deleted nor made anew as long as a connection is open, for that needs a lock which each
   of them holds a share of. So these bytes mean something only beside an open connection (`store.reading.Reader`).
-- The memory is that of the very file that SQLite has open here, found by descriptor. If somebody has deleted it by
+- The memory is that of the very file that SQLite has open here, found by descriptor. If it was deleted by
   force, SQLite itself goes by the deleted one; that the database was replaced, the reader notices by its inode.
 - A header that is just being written differs from what was kept, which is all that is asked.
 """
@@ -59,5 +59,5 @@ def _map(descriptor: int) -> mmap.mmap | None:
 
 
 def header(index: mmap.mmap) -> bytes:
-    """What is other bytes once anybody has committed."""
+    """The bytes that every commit changes."""
     return index[_HEADER]

@@ -1,7 +1,7 @@
 """Every change of the store: one transaction that holds the new state and what is told about it, or nothing.
 
-A `Writer` gives `Change`s; a `Change` is one transaction. What is done in it stands in `steps`, `image_steps` and
-`statuses`: functions that take it. Whoever fills the store comes through there, so names are checked there.
+A `Writer` makes `Change`s; a `Change` is one transaction. The functions of `steps`, `image_steps` and `statuses` take
+it. Commands, mirrors and followers all use them, so names are checked there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Writer:
 
     @property
     def state_directory(self) -> Path:
-        """Where the database lies, and whose owner is the one who serves."""
+        """The directory of the database; its owner is the service's user."""
         return self._file.parent
 
     @contextmanager
@@ -63,7 +63,7 @@ class Writer:
                 yield change
                 if change.told:
                     trim(change, self._keep.keep_entries, self._keep.keep_seconds)
-            # Before the connection is closed: whoever listens waits for this.
+            # Before the connection is closed: listeners wait for this.
             if change.told or change.rings:
                 ring(self._file)
 
