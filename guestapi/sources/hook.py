@@ -74,6 +74,10 @@ def run(words: list[bytes], environ: dict[bytes, bytes]) -> int:
     try:
         _ring(source, words[1:], environ, file)
     except HookError as error:
+        if source in _UNATTENDED:
+            # It is called for every container with a bind mount, also of users who may not ring; most have nothing to
+            # do with us.
+            return 0
         return _failed(f"{source.decode(errors='replace')} hook: {error}", file)
     return 0
 
@@ -100,8 +104,7 @@ def _ring(source: bytes, words: list[bytes], environ: dict[bytes, bytes], file: 
         raise HookError(f"not registered within {LIMIT_SECONDS:g} s; the follower registers it later") from None
     finally:
         _signal.setitimer(_signal.ITIMER_REAL, 0)
-    if not any(rung) and source not in _UNATTENDED:
-        # podman calls its hook for every container with a bind mount, of which most have nothing to do with us.
+    if not any(rung):
         place = " or ".join(
             f"{directory.decode(errors='replace')}/{one.decode(errors='replace')}.sock" for one in followers
         )

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -289,3 +290,32 @@ def test_containers_of_0_1(host: Host) -> None:
     # check says how to do without the annotations.
     assert "guestapi.config.user.role" in host.service.command("check", check=False).stdout
     assert examine(host.engine.pid("web")) == host.service.instance("web").init
+
+
+@only_podman
+def test_annotation_with_a_running_name(host: Host) -> None:
+    """The operator's own annotations name nothing either: the container has its own name, and the other is unharmed."""
+    with Container(host.service.binds, hostname="web") as other:
+        host.service.add("web", other, {"user.secret": "s"})
+        before = instances(host.service)["web"]
+        told = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
+        host.run("mine", *told)
+        until(lambda: host.is_running("mine"), "mine")
+        assert "user.secret" not in host.engine.ask("mine", "/1.0/config")
+        assert instances(host.service)["web"] == before
+        assert other.ask("/1.0/config/user.secret").text == "s"
+        until(lambda: "'podman rename'" in host.service.command("check", check=False).stdout, "a finding")
+    host.service.command("instance", "stop", "web", check=False)
+
+
+@only_podman
+@pytest.mark.parametrize("policy", ["continue", "refuse"])
+def test_hook_keeps_nobody_from_starting(host: Host, policy: str, tmp_path: Path) -> None:
+    """No follower, or a user who may not ring: the hook says nothing, and the container starts."""
+    config = tmp_path / "guestapi.toml"
+    config.write_text(f'[hooks]\non-failure = "{policy}"\n[sources]\ndoorbells = "{tmp_path}/nobody"\n')
+    state = json.dumps({"id": "a" * 64, "pid": os.getpid(), "bundle": "/nowhere", "status": "created"}).encode()
+    hook = ["/usr/bin/python3", "-IS", str(hook_program()), "--config", str(config), "podman"]
+    for become in ([], ["setpriv", "--reuid=1000", "--clear-groups"]):
+        done = subprocess.run([*become, *hook], input=state, capture_output=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
