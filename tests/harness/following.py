@@ -86,7 +86,7 @@ class RunningFollower:
 
     def launch(self) -> None:
         """Start it, and do not wait."""
-        group = ["nice", "-n", "-10", "setpriv", f"--regid={USER}", "--clear-groups", "--no-new-privs"]
+        group = ["nice", "-n", "-20", "setpriv", f"--regid={USER}", "--clear-groups", "--no-new-privs"]
         with self.log.open("ab") as log:
             capabilities = ["--bounding-set=-all,+net_admin,+sys_ptrace", "--inh-caps=-all"]
             self._process = subprocess.Popen(

@@ -1,0 +1,60 @@
+"""The program `guestapi`: a hook rings without loading the operator's command, and everything else is that command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import guestapi
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as its script does, and say at the end which modules were loaded."""
+    code = (
+        "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "from guestapi.entry import main; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"}
+    )
+
+
+@pytest.mark.parametrize("source", ["lxc", "nspawn"])
+def test_hook(tmp_path: Path, source: str) -> None:
+    """A hook that nobody hears says so, and lets the container start; nothing of the command was loaded for it."""
+    config = tmp_path / "guestapi.toml"
+    config.write_text(f'sources.doorbells = "{tmp_path}"\n')
+    for words in (["--config", str(config)], [f"--config={config}"]):
+        done = run(*words, "hook", source)
+        assert done.returncode == 0
+        assert f"nobody listens at {tmp_path}/{source}.sock" in done.stderr
+        assert {"click", "msgspec", "sqlalchemy", "json", "socket"} & set(done.stderr.split()) == set()
+
+
+def test_end(tmp_path: Path) -> None:
+    """The hooks by which 0.1 was told of an end do nothing, whoever listens."""
+    config = f"--config={tmp_path}/nothing.toml"
+    assert "nobody" not in run(config, "hook", "lxc", "web", "lxc", "stop").stderr
+    assert "nobody" not in run(config, "hook", "nspawn", "stop", "web").stderr
+
+
+def test_refuse(tmp_path: Path) -> None:
+    """With on-failure = "refuse" a container that is not registered does not start."""
+    config = tmp_path / "guestapi.toml"
+    config.write_text(f'[hooks]\non-failure = "refuse"\n[sources]\ndoorbells = "{tmp_path}"\n')
+    done = run("--config", str(config), "hook", "lxc")
+    assert done.returncode == 1
+    assert "the container does not start" in done.stderr
+    # A configuration that cannot be read counts as "continue".
+    config.write_text(f'[hooks\non-failure = "refuse"\ndoorbells = "{tmp_path}"\n')
+    assert run("--config", str(config), "hook", "lxc").returncode == 0
+
+
+def test_command() -> None:
+    """Anything else is the operator's command, also the help of a hook."""
+    assert guestapi.__version__ in run("--version").stdout
+    assert run("hook", "lxc", "--help").stdout.startswith("Usage: ")
+    assert run("--config").returncode == 2
