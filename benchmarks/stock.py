@@ -31,7 +31,7 @@ def _caller() -> Caller:
     assert init is not None
     root = namespaces.examine(init.pid).root_uid
     assert root is not None
-    live = LiveInit(init, os.pidfd_open(init.pid), init.namespace, root)
+    live = LiveInit(init, os.pidfd_open(init.pid), root)
     return Caller(Credentials(init.pid, root, root), instance.id, instance.run, live)
 
 

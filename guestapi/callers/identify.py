@@ -39,15 +39,14 @@ class Registrations(Protocol):
 class LiveInit:
     """An instance's init that was seen alive, held by a pidfd so that its end is noticed."""
 
-    __slots__ = ("__weakref__", "_pidfd", "_poll", "init", "namespace", "root_uid")
+    __slots__ = ("__weakref__", "_pidfd", "_poll", "init", "root_uid")
 
-    def __init__(self, init: Init, pidfd: int, namespace: int, root_uid: int | None) -> None:
+    def __init__(self, init: Init, pidfd: int, root_uid: int | None) -> None:
         self._pidfd = pidfd
         # PERF: made once, it is asked at every request (0.4 µs instead of 0.9).
         self._poll = select.poll()
         self._poll.register(pidfd, select.POLLIN)
         self.init = init
-        self.namespace = namespace
         self.root_uid = root_uid
 
     def __del__(self) -> None:
@@ -164,7 +163,7 @@ class Identifier:
         return Caller(who, container=container)
 
     def _live(self, init: Init, namespace: int, caller: int) -> LiveInit | None:
-        """The registered init, if it is alive in an open namespace, which process `caller` is in or below."""
+        """The init that was registered with an open namespace, if it is alive in it; `caller` is in it or below."""
         known = self._inits.get(init)
         if known is None:
             known = self._look(init, namespace, caller)
@@ -173,7 +172,7 @@ class Identifier:
             # A user ID map is written once, but perhaps only after the first call: do not keep that there is none.
             if known.root_uid is not None:
                 self._inits.add(known)
-        return known if known.namespace == namespaces.inode(namespace) else None
+        return known
 
     def _look(self, init: Init, namespace: int, caller: int) -> LiveInit | None:
         if init.boot_id != namespaces.boot_id():
@@ -190,7 +189,7 @@ class Identifier:
             os.close(own)
             if number != namespaces.inode(namespace):
                 raise ProcessLookupError(errno.ESRCH, "it is in another PID namespace than was registered")
-            live = LiveInit(init, pidfd, number, _root_uid(init, namespace, caller))
+            live = LiveInit(init, pidfd, _root_uid(init, namespace, caller))
         except BaseException as error:
             os.close(pidfd)
             if isinstance(error, ProcessLookupError):
@@ -208,9 +207,9 @@ class LiveInits:
         self._most = _FEW_INITS
 
     def get(self, init: Init) -> LiveInit | None:
-        """The process of `init`, if it was seen and is still alive."""
+        """The process of `init`, if it was seen as that and is still alive."""
         live = self._inits.get((init.pid, init.start_time))
-        return live if live is not None and live.alive() else None
+        return live if live is not None and live.init == init and live.alive() else None
 
     def add(self, live: LiveInit) -> None:
         """Remember an init."""

@@ -440,6 +440,7 @@ def test_known_inits_grow_with_the_living() -> None:
     inits[1].living = False
     assert known.get(inits[1].init) is None
     assert known.get(replace(inits[2].init, start_time=2)) is None
+    assert known.get(replace(inits[2].init, namespace=1)) is None
 
 
 def test_pidfds_are_used_where_there_are_any(door: Door, inside: Container) -> None:
@@ -453,14 +454,44 @@ def test_pidfds_are_used_where_there_are_any(door: Door, inside: Container) -> N
         assert caller.started == (None if by_pidfd else namespaces.start_time(caller.credentials.pid))
 
 
-@pytest.mark.parametrize("pid", [0, -1])
-def test_process_that_cannot_be_seen(pid: int) -> None:
-    """A caller from outside of what can be seen from here has PID 0: it is nobody, whoever has registered what."""
+@pytest.mark.parametrize(
+    ("pid", "pidfd", "seen"), [(0, True, False), (0, False, False), (-1, True, False), (1, True, True)]
+)
+def test_process_that_cannot_be_seen(monkeypatch: pytest.MonkeyPatch, pid: int, pidfd: bool, seen: bool) -> None:
+    """A caller from outside of what can be seen from here has PID 0: it is nobody, whatever its pidfd says."""
+    # So that the namespace that we are in counts as a container.
+    monkeypatch.setattr(namespaces, "own_namespace", lambda: 1)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        for pidfd in (True, False):
-            who = Credentials(pid, 0, 0)
-            assert Identifier(Registered(), pidfd=pidfd).identify(ours, who) == Caller(who)
+        caller = Identifier(Registered(), pidfd=pidfd).identify(ours, Credentials(pid, 0, 0))
+        assert (caller.instance_id, caller.container is not None) == (None, seen)
+
+
+def test_descriptors_are_closed(door: Door, inside: Container) -> None:
+    """Whoever comes, known or not, from however deep, and is confirmed or not: nothing is left open but known inits."""
+    unknown = Registered()
+    registered = Registered(i=namespaces.examine(inside.pid))
+    old = Registered(i=replace(namespaces.examine(inside.pid), root_uid=None, user_namespace=None))
+    forged = Registered(i=replace(namespaces.examine(inside.pid), start_time=1))
+    ended = Registered(i=replace(namespaces.examine(inside.pid), pid=2**22))
+    before = len(os.listdir("/proc/self/fd"))
+    for registrations in (unknown, registered, old, forged, ended):
+        for become in ([], ["pidns"]):
+            identifiers = [Identifier(registrations, pidfd=door.identifier._pidfd) for _number in range(5)]
+            for door.identifier in identifiers:
+                with door.caller(knocks(inside, become=become), confirm=True):
+                    pass
+            door.identifier = Identifier(unknown)
+            del identifiers
+            assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_init_is_looked_at_once(door: Door, inside: Container) -> None:
+    """The callers of an instance share the init that was seen alive."""
+    with door.caller(knocks(inside)) as first:
+        assert first.init is not None
+    with door.caller(knocks(inside, become=["uid:1000"])) as second:
+        assert first.init is second.init
 
 
 def test_process_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

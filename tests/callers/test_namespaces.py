@@ -162,6 +162,64 @@ def test_root_is_as_stated_where_it_cannot_be_told(stated: int | None) -> None:
 
 
 @pytest.mark.root
+def test_nobody_enters_unless_asked() -> None:
+    """Where no process shows the map, it is not known, unless a process of ours may enter."""
+    with Container() as container:
+        owner = user_namespace(container.pid)
+        container.change_init("uid:1000", "userns")
+        namespace = os.open(f"/proc/{container.pid}/ns/pid", os.O_RDONLY)
+        assert namespaces.find_root(namespace, [container.pid]) == (None, owner)
+        assert namespaces.find_root(namespace, [container.pid, ended()]) == (None, owner)
+        assert namespaces.find_root(namespace, [ended(), container.pid], enter=True) == (BASE, owner)
+        os.close(namespace)
+
+
+@pytest.mark.root
+def test_looking_leaves_nothing_open() -> None:
+    """Neither descriptors nor processes are left of an examination, whatever comes of it."""
+    with Container() as container, Container() as changed:
+        changed.change_init("uid:1000", "userns")
+        child = subprocess.Popen(["nsenter", "-t", str(container.pid), "-p", "sleep", "60"])
+        (second,) = _children(child.pid)
+        before = os.listdir("/proc/self/fd")
+        namespaces.examine(container.pid)
+        namespaces.examine(changed.pid)
+        for pid in (os.getpid(), second, ended()):
+            with pytest.raises(NotAnInitError):
+                namespaces.examine(pid)
+        assert os.listdir("/proc/self/fd") == before
+        assert _children(os.getpid()) == sorted([container.launcher, changed.launcher, child.pid])
+        container.kill()
+        child.wait()
+
+
+def test_process_that_ends_while_its_map_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was in /proc a moment ago is not there: the process has ended, and no file is missing."""
+    stat = os.stat
+
+    def gone(path: str, *, dir_fd: int | None = None) -> os.stat_result:
+        if path == "ns/user":
+            raise FileNotFoundError
+        return stat(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "stat", gone)
+    with pytest.raises(ProcessLookupError):
+        namespaces.root_uid(os.getpid(), user_namespace("self"))
+
+
+@pytest.mark.root
+def test_init_that_may_not_be_looked_at() -> None:
+    """Who has not the right to look at a process is told what to do."""
+    code = "import sys; from guestapi.callers.namespaces import examine; examine(int(sys.argv[1]))"
+    privileges = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
+    with Container() as container:
+        command = [*privileges, sys.executable, "-c", code, str(container.pid)]
+        done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert f"process {container.pid} may not be looked at" in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.root
 def test_owner_around_our_own_user_namespace() -> None:
     """From inside a user namespace, the one around it cannot be seen, so neither who is root there."""
     code = """if True:

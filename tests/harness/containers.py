@@ -126,6 +126,11 @@ class Container:
         assert line, "the container did not start"
         self.pid = int(line)
 
+    @property
+    def launcher(self) -> int:
+        """The PID of the process that has started it, which is our child."""
+        return self._launcher.pid
+
     def __enter__(self) -> Container:
         return self
 

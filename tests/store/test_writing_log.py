@@ -19,7 +19,6 @@ from guestapi.store import steps
 from guestapi.store.engine import database_file
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
-from guestapi.store.transaction import KEEP_OWN_ENTRIES
 from guestapi.store.walindex import map_index
 from guestapi.store.writing import ReadyReport, Writer
 from tests.store.processes import add, init, known, start, told
@@ -103,7 +102,7 @@ def test_no_guest_drives_out_anothers_events(settings: Settings, writer: Writer)
         assert short.set_all_ready(reports) == [True] * 3
     log = told(settings)
     assert log[: len(before)] == before
-    assert len(log) == len(before) + 3 * KEEP_OWN_ENTRIES
+    assert len(log) == len(before) + 3 * 16
 
 
 def test_reports_are_one_transaction(settings: Settings, writer: Writer) -> None:
