@@ -50,6 +50,13 @@ test-debian13: ## test-fast and the demo in a root of Debian 13, with its Python
 	@tools/packages install root
 	tools/debian_root.py run trixie --package $$(tools/packages list test) git --checkout -- make test-fast demo
 
+# The suite of Debian that is booted.
+SUITE ?= trixie
+
+test-machine: $(VENV)/ready ## boot a virtual machine of SUITE (trixie, bookworm) and test on it (as root, ten minutes)
+	@tools/packages install machine
+	GUESTAPI_MACHINE=$(SUITE) $(VENV)/bin/pytest tests/machine
+
 fuzz: $(VENV)/ready ## coverage-guided fuzzing for SECONDS (600) in all
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	$(VENV)/bin/python -m tests.fuzz $(SECONDS)

@@ -1,0 +1,56 @@
+"""One booted machine on which guestapi is installed, for all tests here.
+
+They take minutes, so they run only where they are asked for: `make test-machine` names the suite of Debian in
+$GUESTAPI_MACHINE.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.machine import guests
+from tests.machine.image import build_image
+from tests.machine.product import Product, built
+from tests.machine.virtual import VirtualMachine
+
+SUITE = os.environ.get("GUESTAPI_MACHINE")
+
+collect_ignore_glob = ["test_*.py"] if SUITE is None else []
+collect_ignore = [] if SUITE == "bookworm" else ["test_suite.py"]
+
+
+#: What is switched on for containers of LXC and nspawn.
+ENABLED = ("guestapi.socket", "guestapi-lxc.service", "guestapi-nspawn.service")
+
+#: What docs/lxc.md and docs/nspawn.md say, for containers that start at boot.
+AT_BOOT = """
+for name in web1 web2; do echo 'lxc.start.auto = 1' >>/var/lib/lxc/$name/config; done
+install -D -m 0644 /etc/guestapi/nspawn-guestapi.conf /etc/systemd/system/systemd-nspawn@.service.d/guestapi.conf
+systemctl daemon-reload
+systemctl enable --quiet systemd-nspawn@shop.service machines.target
+"""
+
+
+@pytest.fixture(scope="session")
+def product() -> Iterator[Product]:
+    """guestapi of this checkout, built for the machine's Debian."""
+    assert SUITE is not None
+    with built(SUITE) as files:
+        yield files
+
+
+@pytest.fixture(scope="session")
+def vm(product: Product) -> Iterator[VirtualMachine]:
+    """The machine, as its operator has it when he has read the README; web1, web2 and shop start with it."""
+    assert SUITE is not None
+    with VirtualMachine(build_image(SUITE)) as machine:
+        product.install(machine)
+        machine.run("systemctl", "enable", "--now", *ENABLED)
+        guests.prepare(machine)
+        guests.make(machine, "lxc", ["web1", "web2"])
+        guests.make(machine, "nspawn", ["shop"])
+        machine.script(AT_BOOT)
+        yield machine

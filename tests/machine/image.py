@@ -1,0 +1,131 @@
+"""Disk images of Debian with its own kernel, systemd, LXC, nspawn and an SSH server, for QEMU.
+
+An image is made of a root of tools/debian_root.py, without being booted: an initrd with a disk's drivers alone, and
+an ext4 file system that mke2fs fills. Nothing of guestapi is in it, so one image serves every checkout. It is kept
+below $GUESTAPI_CACHE (~/.cache/guestapi) and built anew where it is missing or when what it is made of has changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("GUESTAPI_CACHE", Path.home() / ".cache" / "guestapi"))
+DEBIAN_ROOT = CHECKOUT / "tools" / "debian_root.py"
+
+#: What a host of containers has, and what the tests look with.
+PACKAGES = (
+    *("systemd", "systemd-sysv", "udev", "dbus", "kmod", "linux-image-amd64", "initramfs-tools", "zstd", "e2fsprogs"),
+    *("openssh-server", "iproute2", "procps", "curl", "sqlite3", "python3", "libsystemd0", "apparmor", "uidmap"),
+    *("lxc", "busybox-static", "systemd-container", "strace"),
+)
+
+#: Bytes of the disk's file system; the file is sparse.
+SIZE = "4G"
+
+#: Run in the root, over which it may write; the image's files go to /srv/image.
+_MAKE = r"""
+set -e
+echo guestapi-test >/etc/hostname
+printf '127.0.0.1 localhost\n127.0.1.1 guestapi-test\n' >/etc/hosts
+echo '/dev/vda / ext4 errors=remount-ro 0 1' >/etc/fstab
+printf '[Match]\nName=en*\n[Network]\nDHCP=yes\n' >/etc/systemd/network/20-vm.network
+systemd-machine-id-setup >&2
+systemctl enable --quiet systemd-networkd ssh
+# They would take part of a boot's time, or of the two processors at any time.
+systemctl mask --quiet systemd-networkd-wait-online.service lxc-net.service apt-daily.timer apt-daily-upgrade.timer \
+    dpkg-db-backup.timer e2scrub_all.timer fstrim.timer man-db.timer
+mkdir -p /var/log/journal
+mkdir -p -m 0700 /root/.ssh
+cp /srv/image/key.pub /root/.ssh/authorized_keys
+rm -f /etc/ssh/ssh_host_*
+ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
+printf 'UseDNS no\nMaxSessions 100\n' >/etc/ssh/sshd_config.d/test.conf
+echo MODULES=list >/etc/initramfs-tools/conf.d/vm
+printf '%s\n' virtio_pci virtio_blk ext4 >/etc/initramfs-tools/modules
+kernel=$(ls /lib/modules)
+update-initramfs -c -k "$kernel" >&2
+cp "/boot/vmlinuz-$kernel" /srv/image/vmlinuz
+cp "/boot/initrd.img-$kernel" /srv/image/initrd
+mount --bind / /mnt
+mke2fs -q -t ext4 -L root -d /mnt /srv/image/disk "$1"
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """The files that QEMU boots from; `key` is the SSH key of the image's root."""
+
+    suite: str
+    directory: Path
+
+    @property
+    def disk(self) -> Path:
+        """The file system, to be copied before it is booted."""
+        return self.directory / "disk"
+
+    @property
+    def kernel(self) -> Path:
+        """The suite's own kernel."""
+        return self.directory / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        """What the kernel needs to find its disk."""
+        return self.directory / "initrd"
+
+    @property
+    def key(self) -> Path:
+        """A private key whose public half root of the image accepts."""
+        return self.directory / "key"
+
+
+def build_image(suite: str) -> Image:
+    """Return an image of a suite of Debian; build it if the cache has none.
+
+    Args:
+        suite: Debian's name of it, such as "trixie".
+
+    Returns:
+        the image, which other processes use too: nobody may write to it.
+
+    Raises:
+        subprocess.CalledProcessError: a tool failed; what it said stands on standard error.
+    """
+    root = _root(suite)
+    key = hashlib.sha256(f"{root.name} {root.stat().st_mtime_ns} {SIZE} {_MAKE}".encode()).hexdigest()[:12]
+    images = CACHE / "images"
+    directory = images / f"{suite}-{key}"
+    images.mkdir(parents=True, exist_ok=True)
+    with (images / f"{suite}.lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if directory.is_dir():
+            return Image(suite, directory)
+        # Images of older roots are of no use to anybody.
+        for old in images.glob(f"{suite}-*"):
+            shutil.rmtree(old)
+        sys.stderr.write(f"building an image of Debian {suite} in {directory}\n")
+        building = images / f"{suite}.building"
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", building / "key"], check=True)
+        bind = f"--bind={building}:/srv/image"
+        subprocess.run([*_tool("run", suite), bind, "--", "sh", "-c", _MAKE, "make", SIZE], check=True)
+        building.rename(directory)
+    return Image(suite, directory)
+
+
+def _root(suite: str) -> Path:
+    done = subprocess.run(_tool("build", suite), stdout=subprocess.PIPE, text=True, check=True)
+    return Path(done.stdout.strip())
+
+
+def _tool(verb: str, suite: str) -> list[str]:
+    return [str(DEBIAN_ROOT), verb, suite, "--package", *PACKAGES]

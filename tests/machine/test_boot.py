@@ -1,0 +1,66 @@
+"""A boot: everything is there again, and containers that start with the machine are answered from the first request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.machine import guests
+from tests.machine.virtual import VirtualMachine
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
+
+ROOTS = {"web1": "/var/lib/lxc/web1/rootfs", "web2": "/var/lib/lxc/web2/rootfs", "shop": "/var/lib/machines/shop"}
+TWELVE = [f"together{number}" for number in range(1, 13)]
+
+
+@pytest.fixture(scope="module")
+def booted(vm: VirtualMachine) -> VirtualMachine:
+    """The machine, booted anew; nobody has done anything on it since."""
+    vm.script('rm -f "$@"', *(f"{root}/asked" for root in ROOTS.values()))
+    vm.reboot()
+    return vm
+
+
+@pytest.mark.parametrize("name", ROOTS)
+def test_first_act_is_answered(booted: VirtualMachine, name: str) -> None:
+    """A container that starts at boot asks once, as its first act, and gets its own configuration."""
+    first = guests.first_act(booted, ROOTS[name])
+    assert (first.status, first.answer) == (200, f"role of {name}"), first
+
+
+def test_all_units_are_well(booted: VirtualMachine) -> None:
+    """When the boot is over no unit has failed, and the operator sees every container running."""
+    assert booted.run("systemctl", "is-system-running", "--wait", check=False).stdout == "running\n", booted.run(
+        "sh", "-c", "systemctl --failed; journalctl -b -p warning -n 40 --no-pager"
+    ).stdout
+    assert {name: guests.statuses(booted).get(name) for name in ROOTS} == dict.fromkeys(ROOTS, "running")
+
+
+def test_check_finds_nothing(booted: VirtualMachine) -> None:
+    """`guestapi check` exits with 0 on a machine that was just booted."""
+    done = booted.run("guestapi", "check", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def twelve(booted: VirtualMachine) -> Iterator[None]:
+    """Twelve containers that were started at the same moment."""
+    guests.make(booted, "lxc", TWELVE)
+    try:
+        booted.script('for name; do lxc-start -n "$name" & done; wait', *TWELVE)
+        yield
+    finally:
+        booted.script('for name; do lxc-stop -k -n "$name"; rm -rf "/var/lib/lxc/$name"; done', *TWELVE)
+
+
+@pytest.mark.usefixtures("twelve")
+def test_twelve_at_once(booted: VirtualMachine) -> None:
+    """Of twelve containers that start at once each gets its own first answer, and the operator sees all of them."""
+    acts = {name: guests.first_act(booted, f"/var/lib/lxc/{name}/rootfs") for name in TWELVE}
+    assert {name: (act.status, act.answer) for name, act in acts.items()} == {
+        name: (200, f"role of {name}") for name in TWELVE
+    }
+    known = guests.statuses(booted)
+    assert {name: known.get(name) for name in TWELVE} == dict.fromkeys(TWELVE, "running")

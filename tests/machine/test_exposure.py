@@ -1,0 +1,27 @@
+"""systemd's own judgement of how much each of our services could do if it were taken over."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.machine.virtual import VirtualMachine
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
+
+#: The exposure that `systemd-analyze security` may report, out of 10: what it calls "OK" ends at 4.
+HIGHEST = 2.5
+
+
+def test_no_unit_is_exposed(vm: VirtualMachine) -> None:
+    """Every service that is installed is rated far better than what systemd calls medium."""
+    listed = json.loads(vm.run("systemctl", "list-unit-files", "--output=json", "guestapi*.service").stdout)
+    units = [one["unit_file"].replace("@.", "@incus.") for one in listed]
+    assert "guestapi.service" in units
+    rated = {}
+    for unit in units:
+        text = vm.run("systemd-analyze", "security", "--no-pager", unit, check=False).stdout
+        (verdict,) = (line for line in text.splitlines() if "Overall exposure level" in line)
+        rated[unit] = float(verdict.split(":")[1].split()[0])
+    assert {unit: level for unit, level in rated.items() if level > HIGHEST} == {}

@@ -1,0 +1,54 @@
+"""What an operator does to a service that is in use: no request of a container fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.machine import guests
+from tests.machine.product import KIND, Product
+from tests.machine.virtual import VirtualMachine
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
+
+
+def reload(vm: VirtualMachine, product: Product) -> None:
+    """Make the service read its configuration, twice."""
+    for _ in range(2):
+        vm.run("systemctl", "reload", "guestapi.service")
+
+
+def restart(vm: VirtualMachine, product: Product) -> None:
+    """Restart the service, twice."""
+    for _ in range(2):
+        vm.run("systemctl", "restart", "guestapi.service")
+
+
+def upgrade(vm: VirtualMachine, product: Product) -> None:
+    """Install a newer version."""
+    product.upgrade(vm)
+
+
+@pytest.mark.parametrize("act", [reload, restart, upgrade])
+def test_no_request_fails(vm: VirtualMachine, product: Product, act: Callable[[VirtualMachine, Product], None]) -> None:
+    """While a container asks all the time the operator reloads, restarts or upgrades: each request gets its answer."""
+    vm.script("lxc-info -q -s -n web1 | grep -q RUNNING || lxc-start -n web1")
+    with guests.load(vm, "web1") as load:
+        act(vm, product)
+        vm.wait_until("systemctl is-active --quiet guestapi.service", 60)
+    assert load.failures == ()
+    assert load.requests > 20
+
+
+@pytest.mark.skipif(KIND != "deb", reason="there is no package")
+def test_upgrade_changes_what_runs(vm: VirtualMachine, product: Product) -> None:
+    """After an upgrade the newer version is installed, and the service was started from it."""
+    product.upgrade(vm)
+    status = vm.run("dpkg-query", "-W", "-f", "${Status} ${Version}", "guestapi").stdout
+    assert status.startswith("install ok installed ")
+    assert status.endswith("+newer")
+    assert vm.run("systemctl", "is-active", "guestapi.socket", "guestapi.service").stdout.split() == [
+        "active",
+        "active",
+    ]

@@ -1,0 +1,222 @@
+"""A virtual machine that really boots: QEMU on a copy of an image's disk, and commands in it over SSH.
+
+The processor is emulated (TCG) unless $GUESTAPI_ACCEL says otherwise ("kvm"), since many places that run tests have
+no KVM that boots a stock kernel. So everything inside takes ten to fifteen times as long as on the host.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.machine.image import Image
+
+#: Seconds that a boot may take, until SSH answers; 20 are usual where nothing else runs.
+BOOT_SECONDS = 600.0
+
+#: Boots that are tried. Two emulated processors sometimes disagree about code that the kernel patches while it runs
+#: (static keys), mostly while it boots: it ends with "Oops: int3". That says nothing about what is tested.
+BOOTS = 3
+
+#: For an emulated processor: its clock is not to be found unstable, which patches code, because the host is busy; and a
+#: panic ends QEMU, by -no-reboot.
+_EMULATED = "tsc=reliable panic=-1"
+
+_ACCELERATORS = {
+    "tcg": ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"],
+    "kvm": ["-accel", "kvm", "-cpu", "host"],
+}
+
+
+class VirtualMachine:
+    """One machine; its disk is gone when it ends, but stays through reboots and power cuts."""
+
+    def __init__(self, image: Image) -> None:
+        self.suite = image.suite
+        self._image = image
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> VirtualMachine:
+        self._directory = Path(tempfile.mkdtemp(prefix="guestapi-vm-", dir="/var/tmp"))
+        try:
+            self._disk = self._directory / "disk"
+            subprocess.run(["cp", "--sparse=always", "--reflink=auto", self._image.disk, self._disk], check=True)
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cut_power()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def _control(self) -> Path:
+        return self._directory / "ssh"
+
+    @property
+    def console(self) -> str:
+        """The end of what the machine has written to its console."""
+        return (self._directory / "console").read_text(errors="replace")[-3000:]
+
+    def start(self) -> float:
+        """Switch it on, and wait until SSH answers.
+
+        Returns:
+            the seconds that this took.
+        """
+        began = time.monotonic()
+        for _ in range(BOOTS):
+            if self._boot(began):
+                return time.monotonic() - began
+        raise AssertionError(f"QEMU has ended while the machine booted: {self.console}")
+
+    def _boot(self, began: float) -> bool:
+        """Switch it on; return whether SSH answers. If not, the kernel has panicked, and QEMU has ended."""
+        self._control.unlink(missing_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        append = f"root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 mitigations=off {_EMULATED}"
+        self._process = subprocess.Popen(
+            [
+                # It ends with this process, however that ends.
+                *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", "q35"),
+                *_ACCELERATORS[os.environ.get("GUESTAPI_ACCEL", "tcg")],
+                *("-smp", "2", "-m", "1536", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+                *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", append),
+                *("-drive", f"file={self._disk},if=virtio,format=raw,cache=writeback,discard=unmap"),
+                *("-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{self._port}-:22"),
+                *("-device", "virtio-net-pci,netdev=n0,romfile=", "-device", "virtio-rng-pci"),
+                *("-chardev", f"file,id=c0,path={self._directory / 'console'}", "-serial", "chardev:c0"),
+            ],
+            stdin=subprocess.DEVNULL,
+        )
+        while self.run("true", check=False).returncode != 0:
+            if self._process.poll() is not None:
+                return False
+            assert time.monotonic() - began < BOOT_SECONDS, f"SSH does not answer: {self.console}"
+            time.sleep(0.5)
+        return True
+
+    def cut_power(self) -> None:
+        """Switch it off at once: what it had not written to its disk is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._control.unlink(missing_ok=True)
+
+    def reboot(self) -> float:
+        """Shut it down in good order, and start it again.
+
+        Returns:
+            the seconds from power-on until SSH answered.
+        """
+        assert self._process is not None
+        self.run("systemctl", "reboot", check=False)
+        self._process.wait(BOOT_SECONDS)
+        self.cut_power()
+        return self.start()
+
+    def _ssh(self, argv: Sequence[str]) -> list[str]:
+        # A connection is kept: each key exchange takes seconds of an emulated processor.
+        options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=20", "BatchMode=yes"]
+        options += [
+            "ControlMaster=auto",
+            f"ControlPath={self._control}",
+            "ControlPersist=600",
+            "ServerAliveInterval=15",
+        ]
+        words = [word for option in options for word in ("-o", option)]
+        key = str(self._image.key)
+        return ["ssh", "-q", "-F", "none", "-p", str(self._port), "-i", key, *words, "root@127.0.0.1", shlex.join(argv)]
+
+    def run(
+        self, *argv: str, check: bool = True, timeout: float = 300, given: bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program on the machine, as root.
+
+        Args:
+            argv: the program and its arguments.
+            check: whether to fail where the program fails.
+            timeout: seconds that it may take.
+            given: what it reads from its standard input; default: nothing.
+
+        Returns:
+            its exit status and what it wrote; 255 where SSH does not answer.
+        """
+        done = subprocess.run(
+            self._ssh(argv),
+            input=given if given is not None else b"",
+            capture_output=True,
+            check=False,
+            timeout=timeout,
+        )
+        text = subprocess.CompletedProcess(argv, done.returncode, done.stdout.decode(), done.stderr.decode())
+        assert not check or text.returncode == 0, f"{shlex.join(argv)}: {text.stdout}{text.stderr}"
+        return text
+
+    def script(self, text: str, *arguments: str, timeout: float = 300) -> str:
+        """Run a shell script on the machine; it ends at the first command that fails, and the test with it.
+
+        Args:
+            text: the script.
+            arguments: its $1, $2 and so on.
+            timeout: seconds that it may take.
+
+        Returns:
+            what it printed on standard output.
+        """
+        return self.run("bash", "-euc", text, "script", *arguments, timeout=timeout).stdout
+
+    def spawn(self, *argv: str) -> subprocess.Popen[str]:
+        """Start a program on the machine; what it prints can be read as it comes.
+
+        Args:
+            argv: the program and its arguments.
+
+        Returns:
+            the process on this side; its end is not the program's.
+        """
+        return subprocess.Popen(
+            self._ssh(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def put(self, content: bytes | Path, path: str, mode: str = "0644") -> None:
+        """Write a file on the machine, and the directories above it.
+
+        Args:
+            content: what is to stand in it, or a file of the host.
+            path: where on the machine.
+            mode: its permissions, in octal.
+        """
+        given = content.read_bytes() if isinstance(content, Path) else content
+        self.run("sh", "-c", 'mkdir -p "${1%/*}" && cat >"$1" && chmod "$2" "$1"', "put", path, mode, given=given)
+
+    def wait_until(self, condition: str, seconds: float = 120, why: str = "") -> None:
+        """Wait until a shell command succeeds on the machine, which looks five times a second.
+
+        Args:
+            condition: the command.
+            seconds: how long at the most.
+            why: a command whose output explains a failure.
+        """
+        loop = (
+            f"end=$((SECONDS + {int(seconds)})); until {condition}; do [ $SECONDS -lt $end ] || exit 9; sleep 0.2; done"
+        )
+        done = self.run("bash", "-c", loop, check=False, timeout=seconds + 60)
+        if done.returncode != 0:
+            explained = self.run("bash", "-c", why or "journalctl -b -n 40 --no-pager", check=False).stdout
+            raise AssertionError(f"not within {seconds:.0f} s: {condition}\n{done.stderr}{explained}")
