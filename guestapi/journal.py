@@ -70,6 +70,31 @@ class _Period:
         self.left_out = 0
 
 
+class StateLog:
+    """Logs a sentence about the state of something once, until another sentence is true of it."""
+
+    def __init__(self, logger: logging.Logger, level: int = logging.WARNING) -> None:
+        """Log nothing yet.
+
+        Args:
+            logger: where the sentences go.
+            level: their level.
+        """
+        self._logger = logger
+        self._level = level
+        self._latest: dict[Hashable, str] = {}
+
+    def log(self, subject: Hashable, sentence: str) -> None:
+        """Log the sentence, unless it was the latest about this subject."""
+        if self._latest.get(subject) != sentence:
+            self._latest[subject] = sentence
+            self._logger.log(self._level, "%s", sentence)
+
+    def forget(self, subject: Hashable) -> None:
+        """Log the next sentence about this subject, whatever it is."""
+        self._latest.pop(subject, None)
+
+
 class JournalHandler(logging.Handler):
     """Sends a record to the journal, with the fields in its attribute ``fields``, if it has any."""
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from guestapi import journal
-from guestapi.journal import ErrorThrottle, LogThrottle
+from guestapi.journal import ErrorThrottle, LogThrottle, StateLog
 
 
 def record(level: int, text: str, *args: object) -> logging.LogRecord:
@@ -48,3 +48,15 @@ def test_many_different_errors_take_bounded_memory() -> None:
     assert [throttle.admit(number) for number in range(1000)] == [0] * 1000
     assert [throttle.admit(number) for number in range(900, 1000)] == [None] * 100
     assert throttle.admit(0) == 0
+
+
+def test_state_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    """A sentence about a subject is logged once; another one is, and the same one again after it."""
+    states = StateLog(logging.getLogger("guestapi.test"), logging.ERROR)
+    with caplog.at_level(logging.INFO):
+        for subject, sentence in [(1, "a"), (1, "a"), (2, "a"), (1, "b"), (1, "a"), (2, "a")]:
+            states.log(subject, sentence)
+        states.forget(2)
+        states.log(2, "a")
+    assert [record.message for record in caplog.records] == ["a", "a", "b", "a", "a"]
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}

@@ -16,6 +16,7 @@ from threading import Thread
 
 from guestapi import model
 from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
+from guestapi.journal import StateLog
 from guestapi.mirror import keys, translate
 from guestapi.mirror.daemon import Daemon, DaemonError, DaemonInstance, GoneError, RefusedError, Server, SlowError
 from guestapi.mirror.images import ImageMirror
@@ -80,8 +81,7 @@ class Mirror:
         self._compared = self._asked = -_COMPARE_SECONDS
         #: Why an instance cannot be looked at, by project and name.
         self._faults: dict[Place, str] = {}
-        #: The last sentence that was logged of an instance.
-        self._logged: dict[Place, str] = {}
+        self._log = StateLog(log, logging.ERROR)
         self._again: dict[Place, int] = {}
         with self._store.view() as store:
             # What an earlier run has learned is as old as it is.
@@ -229,9 +229,7 @@ class Mirror:
 
     def _fail(self, place: Place, why: str) -> None:
         self._faults[place] = f"{place[1]} in project {place[0]} is not mirrored: {why}"
-        if self._logged.get(place) != self._faults[place]:
-            self._logged[place] = self._faults[place]
-            log.error("%s", self._logged[place])
+        self._log.log(place, self._faults[place])
 
     def _suspend(self, place: Place, why: str) -> None:
         """Serve nothing of an instance of which the daemon does not tell anything that can be read."""
@@ -292,7 +290,7 @@ class Mirror:
             with self._writer.change() as change:
                 problems = reconcile(change, self._name, batch, gone=gone.keys())
             for place in gone.values():
-                self._logged.pop(place, None)
+                self._log.forget(place)
                 self._readiness.forget(place)
             self._problems -= gone.keys() | {observed.key for observed in batch}
             self._remember(problems)

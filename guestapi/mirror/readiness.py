@@ -8,6 +8,7 @@ import time
 from functools import partial
 
 from guestapi.callers.namespaces import is_alive
+from guestapi.journal import StateLog
 from guestapi.mirror import translate
 from guestapi.mirror.daemon import Daemon, GoneError, RefusedError
 from guestapi.mirror.keys import Place
@@ -44,8 +45,7 @@ class Readiness:
         self._daemon = daemon
         #: Project and name of instances of which the daemon did not take it; they are left alone while they are here.
         self.refused: set[Place] = set()
-        #: The last sentence that was logged of an instance.
-        self._logged: dict[Place, str] = {}
+        self._log = StateLog(log)
         #: When the daemon was told of an instance, for a while.
         self._told: dict[Place, float] = {}
 
@@ -81,7 +81,7 @@ class Readiness:
     def forget(self, place: Place) -> None:
         """There is no such instance any more."""
         self.refused.discard(place)
-        self._logged.pop(place, None)
+        self._log.forget(place)
 
     def _tell(self, instance: Instance) -> None:
         try:
@@ -97,9 +97,8 @@ class Readiness:
         except RefusedError as error:
             # It may be forbidden for good: by a restricted project, for one.
             self.refused.add(_place(instance))
-            if self._logged.get(_place(instance)) != str(error):
-                self._logged[_place(instance)] = str(error)
-                log.warning("%s in project %s: its readiness is not taken: %s", instance.name, instance.project, error)
+            name = f"{instance.name} in project {instance.project}"
+            self._log.log(_place(instance), f"{name}: its readiness is not taken: {error}")
             return
         if done:
             with self._writer.change() as change:

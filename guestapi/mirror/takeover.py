@@ -19,6 +19,8 @@ from pathlib import Path
 
 from inotify_simple import INotify, flags
 
+from guestapi.journal import StateLog
+
 log = logging.getLogger(__name__)
 
 #: Seconds without a socket after which the daemon is down, not just about to bind what it has just unlinked (it does
@@ -31,7 +33,7 @@ _REOPEN_SECONDS = 60.0
 
 
 class Takeover:
-    """Keeps a path being our socket."""
+    """Keeps our socket at the path of the daemon's guest socket."""
 
     def __init__(self, ours: Path, path: Path, reopen: Callable[[], bool]) -> None:
         """Change nothing yet.
@@ -45,10 +47,10 @@ class Takeover:
         self._path = path
         self._reopen = reopen
         self._reopen_after = 0.0
-        self._said = ""
+        self._log = StateLog(log)
 
     def run(self) -> None:
-        """Keep it so until the process ends."""
+        """Keep our socket there until the process ends."""
         while True:
             try:
                 with INotify() as inotify:
@@ -58,7 +60,7 @@ class Takeover:
                     while self.put():
                         inotify.read(timeout=int(_LOOK_SECONDS * 1000))
             except OSError as error:
-                self._say(f"{self._path}: {error.strerror}")
+                self._log.log(self._path, f"{self._path}: {error.strerror}")
             time.sleep(_PATIENCE_SECONDS)
 
     def put(self) -> bool:
@@ -70,7 +72,7 @@ class Takeover:
         try:
             ours = self._ours.stat()
         except FileNotFoundError:
-            self._say(f"{self._ours} is not there: is its socket unit started?")
+            self._log.log(self._path, f"{self._ours} is not there: is its socket unit started?")
             # Not before the daemon has its own socket: its directory may be about to be covered by another.
             if self._path.exists() and time.monotonic() > self._reopen_after:
                 tried = self._reopen()
@@ -86,8 +88,9 @@ class Takeover:
             if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
                 return True
         self._replace()
-        self._say(f"{self._path} is ours")
-        self._said = ""
+        self._log.log(self._path, f"{self._path} is guestapi's socket now")
+        # Whatever comes next is news.
+        self._log.forget(self._path)
         return True
 
     def _replace(self) -> None:
@@ -95,8 +98,3 @@ class Takeover:
         link.unlink(missing_ok=True)
         os.link(self._ours, link)
         os.rename(link, self._path)
-
-    def _say(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
-            log.warning("%s", text)
