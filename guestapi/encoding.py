@@ -36,6 +36,11 @@ def quote(text: str) -> str:
     return '"' + "".join(map(_quote_character, text)) + '"'
 
 
+def printable(text: str) -> str:
+    r"""Escape what is not printable, as `quote` does: control characters, and those that change the direction."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else _quote_character(c) for c in text)
+
+
 _SHORT = {
     '"': '\\"',
     "\\": "\\\\",

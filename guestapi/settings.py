@@ -113,11 +113,13 @@ class LogSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         level: the least that is logged.
         requests: which requests: all, those with a status from 400 on, or none.
         requests_per_second: the most lines about requests in a second.
+        instance_bytes_per_second: the most bytes of such lines in a second for each instance, over a longer time.
     """
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     requests: Literal["all", "refused", "none"] = "refused"
     requests_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
+    instance_bytes_per_second: Annotated[int, Meta(ge=64, le=1 << 30)] = 1024
 
 
 class CallerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

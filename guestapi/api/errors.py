@@ -16,6 +16,8 @@ from guestapi.wsgi import EXCEEDED_LIMIT
 log = logging.getLogger(__name__)
 
 TEXT = "text/plain; charset=utf-8"
+#: The most characters of a method that a refusal repeats.
+_METHOD = 64
 NOSNIFF = {"X-Content-Type-Options": "nosniff"}
 
 
@@ -112,7 +114,7 @@ class MethodNotAllowed(Refusal):
     status_code = 405
 
     def __init__(self, method: str, allowed: Sequence[str]) -> None:
-        super().__init__(f'method "{method}" not allowed', headers={"Allow": ", ".join(allowed)})
+        super().__init__(f'method "{method[:_METHOD]}" not allowed', headers={"Allow": ", ".join(allowed)})
 
 
 class BadRequest(Refusal):

@@ -11,9 +11,11 @@ import gunicorn.glogging
 
 from guestapi import journal
 from guestapi.callers.identify import Caller
+from guestapi.encoding import printable
 from guestapi.journal import LogThrottle
 from guestapi.model import Instance
 from guestapi.server.exchange import Exchange
+from guestapi.server.log_budget import LogBudget
 from guestapi.settings import LogSettings
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import EXCEEDED_LIMIT
@@ -25,6 +27,10 @@ _LOGGED_FROM = {"all": 0, "refused": 400, "none": 1000}
 
 #: Of how many pairs of instance and limit it is remembered when they were logged.
 _REMEMBERED = 4096
+#: The most characters of a method, of a request target and of a refusal's text that are logged.
+_METHOD, _TARGET, _TEXT = 32, 200, 200
+#: Bytes of a target that stand in it as they are; others are percent-encoded.
+_UNPRINTABLE = {byte: f"%{byte:02X}" for byte in range(256) if not 0x20 < byte < 0x7F}
 
 
 class GunicornLogger(gunicorn.glogging.Logger):
@@ -34,6 +40,11 @@ class GunicornLogger(gunicorn.glogging.Logger):
         """Set logging up, as gunicorn's Logger. gunicorn calls this again on reload."""
         super().setup(cfg)
         journal.set_up(cfg.loglevel)
+
+    def atoms(self, resp: Any, req: Any, environ: Any, request_time: Any) -> dict[str, Any]:
+        """What a line of gunicorn's access log may contain, without what is not printable."""
+        atoms = super().atoms(resp, req, environ, request_time)
+        return {name: printable(value) if isinstance(value, str) else value for name, value in atoms.items()}
 
 
 class ExcessLog:
@@ -78,37 +89,46 @@ class ExcessLog:
 
 
 class RequestLog:
-    """Logs requests. It limits the lines of each second, because a guest can send any number of requests.
+    """Logs requests, as many as the budget of their instance allows, because a guest can send any number of them.
 
     Attributes:
         logged_from: the smallest status that is logged.
         excesses: exceeded limits.
     """
 
-    def __init__(self, settings: LogSettings, get_instance: Callable[[int], Instance | None]) -> None:
+    def __init__(
+        self,
+        settings: LogSettings,
+        get_instance: Callable[[int], Instance | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Log nothing yet.
 
         Args:
             settings: what is logged.
             get_instance: returns what the store has under an instance's id.
+            clock: returns seconds.
         """
         self._get_instance = get_instance
-        self.excesses = ExcessLog(get_instance)
+        self.excesses = ExcessLog(get_instance, clock)
         self.logged_from = _LOGGED_FROM[settings.requests]
-        self._throttle = LogThrottle(1.0, lines=settings.requests_per_second)
+        self._budget = LogBudget(settings.requests_per_second, settings.instance_bytes_per_second, clock)
+        self._left_out: dict[int, int] = {}
+        self._throttle = LogThrottle(keys=_REMEMBERED, clock=clock)
 
     def log_exchange(self, exchange: Exchange) -> None:
         """Log a response of the application, or count it if its request exceeded a limit."""
-        status = exchange.code
+        status, caller = exchange.code, exchange.caller
         environ = exchange.environ
         if EXCEEDED_LIMIT in environ:
-            self.excesses.count(exchange.caller.instance_id if exchange.caller else None, environ[EXCEEDED_LIMIT])
-        elif status >= self.logged_from and self._admit():
-            fields = _fields(exchange.caller, exchange.dialect, status, exchange.instance)
-            who = _who(exchange.caller, exchange.instance)
-            request = f"{environ['REQUEST_METHOD']} {environ['RAW_URI'][:200]}"
-            milliseconds = exchange.seconds * 1000
-            requests.info("%s: %s -> %d, %.1f ms", who, request, status, milliseconds, extra={"fields": fields})
+            self.excesses.count(caller.instance_id if caller else None, environ[EXCEEDED_LIMIT])
+        elif status >= self.logged_from and self._budget.admit(_budget_key(caller)):
+            target = environ["RAW_URI"][:_TARGET].translate(_UNPRINTABLE)
+            request = f"{environ['REQUEST_METHOD'][:_METHOD]} {target}"
+            instance = exchange.instance or self._find(caller)
+            self._log(
+                caller, instance, exchange.dialect, status, f"{request} -> {status}, {exchange.seconds * 1000:.1f} ms"
+            )
 
     def log_refusal(self, caller: Caller | None, dialect: str, status: int, text: str, limit: str | None) -> None:
         """Log what the server itself refused, or count it if it exceeded a limit.
@@ -122,16 +142,42 @@ class RequestLog:
         """
         if limit is not None:
             self.excesses.count(caller.instance_id if caller else None, limit)
-        elif status >= self.logged_from and self._admit():
-            instance = _find(self._get_instance, caller.instance_id) if caller else None
-            fields = _fields(caller, dialect, status, instance)
-            requests.info("%s: %d, %s", _who(caller, instance), status, text, extra={"fields": fields})
+        elif status >= self.logged_from and self._budget.admit(_budget_key(caller)):
+            self._log(caller, self._find(caller), dialect, status, f"{status}, {printable(text[:_TEXT])}")
 
-    def _admit(self) -> bool:
-        left_out = self._throttle.admit()
-        if left_out:
-            requests.warning("%d more requests were not logged", left_out)
-        return left_out is not None
+    def flush(self) -> int:
+        """Log from time to time which limits were exceeded, and how many requests of an instance were not logged.
+
+        Returns:
+            As `ExcessLog.flush`.
+        """
+        for key, count in self._budget.take_left_out().items():
+            self._left_out[key] = self._left_out.get(key, 0) + count
+        for key in list(self._left_out):
+            if self._throttle.admit(key) is not None:
+                count = self._left_out.pop(key)
+                instance = _find(self._get_instance, key if key > 0 else None)
+                fields = {"COUNT": str(count), **_instance_fields(instance)}
+                who = _who(None, instance)
+                requests.warning("%s: %d more requests were not logged", who, count, extra={"fields": fields})
+        return self.excesses.flush()
+
+    def _find(self, caller: Caller | None) -> Instance | None:
+        return _find(self._get_instance, caller.instance_id) if caller else None
+
+    def _log(self, caller: Caller | None, instance: Instance | None, dialect: str, status: int, text: str) -> None:
+        fields = _fields(caller, dialect, status, instance)
+        line = f"{_who(caller, instance)}: {text}"
+        size = len(line) + sum(len(name) + len(value) + 2 for name, value in fields.items())
+        self._budget.charge(_budget_key(caller), size)
+        requests.info("%s", line, extra={"fields": fields})
+
+
+def _budget_key(caller: Caller | None) -> int:
+    """Who pays for a line: the instance; a number below 0 for an unregistered container; 0 for all others."""
+    if caller is None:
+        return 0
+    return caller.instance_id if caller.instance_id is not None else -(caller.container or 0)
 
 
 def _find(get_instance: Callable[[int], Instance | None], instance_id: int | None) -> Instance | None:

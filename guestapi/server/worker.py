@@ -102,7 +102,7 @@ class GuestWorker(GeventWorker):
                 self.notify()
             self._wake.wait(_HEARTBEAT_SECONDS)
             self._wake.clear()
-            application.excesses.add(requests.excesses.flush())
+            application.excesses.add(requests.flush())
         for acceptor in acceptors:
             acceptor.close()
         self._finish()
