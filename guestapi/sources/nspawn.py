@@ -186,8 +186,11 @@ class Machines:
         Raises:
             SourceError: there is no machined.
         """
-        self._inotify = INotify()
         flags = inotify_simple.flags
+        try:
+            self._inotify = INotify()
+        except OSError as error:
+            raise MachinedError(f"{_DIRECTORY} cannot be watched: {error.strerror}") from None
         try:
             # A name that begins with a dot is a file that is just being written.
             self._inotify.add_watch(_DIRECTORY, flags.MOVED_TO | flags.DELETE | flags.DELETE_SELF)

@@ -203,11 +203,19 @@ class Directories:
     """Changes below the state directories. `read` never blocks."""
 
     def __init__(self, roots: tuple[str, ...]) -> None:
-        """Args:
-        roots: the state directories; one that is missing is waited for.
+        """Begin.
+
+        Args:
+            roots: the state directories; one that is missing is waited for.
+
+        Raises:
+            SourceError: there are no watches to be had.
         """
         self._roots = roots
-        self._inotify = INotify()
+        try:
+            self._inotify = INotify()
+        except OSError as error:
+            raise SourceError(f"the state directories cannot be watched: {error.strerror}") from None
         self._watched: dict[int, str] = {}
         self._watch_roots()
 
@@ -250,7 +258,7 @@ class Directories:
     def _watch_roots(self) -> None:
         for root in self._roots:
             if self._watch(root, _CHANGED):
-                for one in os.listdir(root):
+                for one in _listed(root):
                     self._watch(f"{root}/{one}", _WRITTEN)
                 continue
             above = os.path.dirname(root)
@@ -264,6 +272,14 @@ class Directories:
             # It is gone again, or no directory.
             return False
         return True
+
+
+def _listed(root: str) -> list[str]:
+    try:
+        return os.listdir(root)
+    except OSError:
+        # It is gone again, which is told.
+        return []
 
 
 def _read(key: str) -> _Kept:

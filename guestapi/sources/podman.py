@@ -35,6 +35,8 @@ _SHORT_ID = 12
 _CLOCK_SECONDS = 60.0
 #: Seconds that one look takes at the most, at everything and at one container, whatever the engine does.
 _ROUND_SECONDS, _ONE_SECONDS = 60.0, 15.0
+#: How many containers that have rung are remembered while the engine's events cannot be had.
+_RUNG = 10_000
 #: How often a container is looked at anew that changes during the look.
 _TRIES = 3
 #: Bytes of an instance's annotation that a sentence about it shows.
@@ -79,7 +81,7 @@ class Keys:
     """Containers to look at soon: written by one thread, read by another. Readable when there are some."""
 
     def __init__(self) -> None:
-        self._keys: deque[str] = deque()
+        self._keys: deque[str] = deque(maxlen=_RUNG)
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:

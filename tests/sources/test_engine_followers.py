@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from guestapi.callers.namespaces import examine
+from tests.docs.test_guides import block
 from tests.harness.containers import Container
 from tests.harness.engines import CURL, Docker, Engine, Podman
 from tests.harness.followers import RealFollower, hook_program, instances, status, until
 from tests.harness.images import Image
-from tests.harness.service import Service
+from tests.harness.service import COMMAND, Service
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -319,3 +320,25 @@ def test_hook_keeps_nobody_from_starting(host: Host, policy: str, tmp_path: Path
     for become in ([], ["setpriv", "--reuid=1000", "--clear-groups"]):
         done = subprocess.run([*become, *hook], input=state, capture_output=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("host", [Docker], indirect=True)
+def test_dockers_documented_commands(host: Host) -> None:
+    """docs/docker.md, from `docker run` on, with an image of ours in the place of Debian's, which has no curl."""
+    host.engine.load(Image(host.engine.rootfs), "debian")
+    client = host.engine.command()
+    environment = {
+        **host.engine.environment(),
+        "GUESTAPI_CONFIG": str(host.service.config),
+        "PATH": f"{COMMAND.parent}:{os.environ['PATH']}",
+    }
+    typed = [command for command, _shown in block("docs/docker.md", "make install") if "systemctl" not in command]
+    assert len(typed) == 5
+    for command in typed[1:]:
+        words = command.replace("/var/lib/incus/guestapi", str(host.service.socket.parent))
+        words = words.replace("sleep infinity", "sleep 1000").replace("docker ", f"{' '.join(client)} ", 1)
+        done = subprocess.run(["sh", "-c", words], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        if "docker run" in command:
+            until(lambda: host.is_running("web"), "web")
+    assert done.stdout == "frontend"

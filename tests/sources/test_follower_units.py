@@ -28,7 +28,7 @@ ROOTFS = str(CHECKOUT / "tests/harness/rootfs.py")
 #: What a development machine has not: controllers of cgroup2, overlay on overlay, limits that may be raised, a network.
 STORAGE = '[storage]\ndriver = "vfs"\nrunroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n'
 CONTAINERS = """[containers]
-pids_limit = -1
+cgroups = "disabled"
 netns = "none"
 default_ulimits = ["nofile=1024:4096", "nproc=1000:1000"]
 [engine]
@@ -267,7 +267,7 @@ def test_podman(machine: Machine) -> None:
     # The hook rings before the program runs: no event is needed, and no API.
     machine.run("systemctl", "stop", "podman.socket", "podman.service")
     mount = "--volume=/var/lib/incus/guestapi:/dev/incus"
-    once = machine.run("podman", "run", "--rm", mount, "debian", *CURL, "http://x/1.0")
+    once = machine.run("podman", "run", "--rm", mount, "docker.io/library/debian", *CURL, "http://x/1.0")
     assert json.loads(once.stdout)["state"] == "Started"
     machine.run("podman", "rm", "--all", "--force", "--time=0")
 
