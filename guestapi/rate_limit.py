@@ -35,12 +35,12 @@ class RateLimit:
         self.retry_after = math.ceil(1 / per_second)
         self._left: OrderedDict[int, tuple[float, float]] = OrderedDict()
 
-    def take(self, instance_id: int) -> bool:
-        """Take a token of an instance; return False if its bucket is empty."""
+    def take(self, instance_id: int, left: int = 0) -> bool:
+        """Take a token of an instance, unless no more than `left` are there; return whether one was taken."""
         now = self._clock()
         tokens, then = self._left.pop(instance_id, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - then) * self._per_second)
-        taken = tokens >= 1
+        taken = tokens >= 1 + left
         self._left[instance_id] = (tokens - 1 if taken else tokens, now)
         if len(self._left) > _REMEMBERED:
             self._left.popitem(last=False)

@@ -2,7 +2,8 @@
 
 A connection is pending from accept until its instance is known; meanwhile it counts for its process. Then it counts for
 its instance. When the worker has all the connections it may have, an instance with few gets one at the expense of the
-instance with most, so that no instance can occupy a worker.
+instance with most, so that no instance can occupy a worker. In an instance, a part of what it may have is for its root
+alone, so that none of its other users, who get no answers but refusals, keeps root from being answered.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from guestapi.http.errors import ProtocolError
 from guestapi.rate_limit import RateLimit
 from guestapi.settings import LimitSettings
 
+#: The part of an instance's connections and requests that only its root may have: one in so many.
+ROOT_PART = 8
 #: How many refused connections of an instance may stay open until their clients have read why.
 _MOST_LINGERING = 16
 #: From this many pending connections on, each process may have only one.
@@ -143,28 +146,39 @@ class ConnectionQuota:
         self._per_instance = per_instance
         self._most = most
         self._on_eviction = on_eviction
+        self._others_per_instance = per_instance - per_instance // ROOT_PART
         self._held: dict[int | None, dict[EvictableConnection, None]] = {}
+        #: Of these, the connections of users other than the instance's root.
+        self._others: dict[int | None, dict[EvictableConnection, None]] = {}
         self._count = 0
         self._lingering: Counter[int | None] = Counter()
 
-    def add(self, instance_id: int | None, connection: EvictableConnection, *, full: bool = False) -> Rejection | None:
+    def add(
+        self, instance_id: int | None, connection: EvictableConnection, *, full: bool = False, root: bool = True
+    ) -> Rejection | None:
         """Count a connection of an instance.
 
         Args:
             instance_id: whose.
             connection: to count.
             full: whether the worker is full although it may have fewer than ``most`` connections.
+            root: whether it is of the instance's root. If not, it has fewer places, and an idle one is ended in favour
+                of root's.
 
         Returns:
             None, or why it is not admitted.
         """
-        rejection = self.rejection(instance_id)
+        if root and self.rejection(instance_id) is not None:
+            self._evict_other(instance_id)
+        rejection = self.rejection(instance_id, root=root)
         if rejection is not None:
             return rejection
         count = len(self._held.get(instance_id, ()))
         if (full or self._count >= self._most) and not self.evict(count + 1):
             return UNKNOWN_CALLER if instance_id is None else WORKER_FULL
         self._held.setdefault(instance_id, {})[connection] = None
+        if not root:
+            self._others.setdefault(instance_id, {})[connection] = None
         self._count += 1
         return None
 
@@ -176,12 +190,26 @@ class ConnectionQuota:
             self._count -= 1
             if not held:
                 del self._held[instance_id]
+            others = self._others.get(instance_id)
+            if others is not None:
+                others.pop(connection, None)
+                if not others:
+                    del self._others[instance_id]
 
-    def rejection(self, instance_id: int | None) -> Rejection | None:
-        """Tell why an instance may have no more connections than it has; None if it may."""
-        if len(self._held.get(instance_id, ())) < self._per_instance:
+    def rejection(self, instance_id: int | None, *, root: bool = True) -> Rejection | None:
+        """Tell why an instance, or its users other than root, may have no more connections; None if they may."""
+        if len(self._held.get(instance_id, ())) < self._per_instance and (
+            root or len(self._others.get(instance_id, ())) < self._others_per_instance
+        ):
             return None
         return UNKNOWN_CALLER if instance_id is None else TOO_MANY_CONNECTIONS
+
+    def _evict_other(self, instance_id: int | None) -> None:
+        """End an idle connection of a user other than root, if the instance has one."""
+        idle = next((one for one in self._others.get(instance_id, ()) if one.idle), None)
+        if idle is not None:
+            self.remove(instance_id, idle)
+            idle.abort()
 
     def evict(self, least: int) -> bool:
         """End a connection of the instance that has most, if it has more than `least`.
@@ -194,7 +222,12 @@ class ConnectionQuota:
         if len(held) <= least:
             return False
         # They are in the order in which they came. Clients know that an idle connection may be closed at any time.
-        connection = next((connection for connection in held if connection.idle), None) or next(iter(held))
+        others = self._others.get(greediest, {})
+        connection = (
+            next((one for one in others if one.idle), None)
+            or next((one for one in held if one.idle), None)
+            or next(iter(others or held))
+        )
         self.remove(greediest, connection)
         connection.abort()
         self._on_eviction(greediest)
@@ -237,32 +270,44 @@ class Admission:
         self._requests = (
             RateLimit(limits.requests_per_second, limits.requests_burst) if limits.requests_per_second else None
         )
+        self._root_burst = limits.requests_burst // ROOT_PART
         self._most_unsent = limits.unsent_per_instance
         #: Bytes of responses that clients of an instance have not accepted yet, for those instances that have any.
         self._unsent: dict[int | None, int] = {}
 
-    def add(self, instance_id: int | None, connection: EvictableConnection, descriptor: int) -> Rejection | None:
+    def add(
+        self, instance_id: int | None, connection: EvictableConnection, descriptor: int, *, root: bool = True
+    ) -> Rejection | None:
         """As `ConnectionQuota.add`. The worker is also full when it is about to run out of descriptors.
 
         Args:
             instance_id: whose.
             connection: to count.
             descriptor: of its socket. The kernel assigns the lowest free number (open(2)), so that many are in use.
+            root: whether it is of the instance's root.
         """
-        return self.quota.add(instance_id, connection, full=descriptor >= self._descriptors)
+        return self.quota.add(instance_id, connection, full=descriptor >= self._descriptors, root=root)
 
     def must_pause(self, descriptor: int) -> bool:
         """Tell whether accepting must pause after a connection with this descriptor, so that a few stay free."""
         return descriptor >= self._pending_descriptors
 
-    def check_request(self, instance_id: int | None) -> None:
+    def check_request(self, instance_id: int | None, *, root: bool = True) -> None:
         """Count a request of an instance.
+
+        Args:
+            instance_id: whose.
+            root: whether it is of the instance's root. Other users leave root a part.
 
         Raises:
             ProtocolError: it sends too many requests, or leaves too much of earlier responses unread.
         """
         # Unknown callers get the same answer in any case.
-        if self._requests is not None and instance_id is not None and not self._requests.take(instance_id):
+        if (
+            self._requests is not None
+            and instance_id is not None
+            and not self._requests.take(instance_id, 0 if root else self._root_burst)
+        ):
             raise ProtocolError(429, "too many requests of this instance", "requests_per_second")
         # PERF: mostly nobody leaves anything unread.
         if self._unsent and self._unsent.get(instance_id, 0) >= self._most_unsent:

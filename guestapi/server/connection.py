@@ -148,7 +148,8 @@ class Connection:
                 self._serve(caller)
                 return
             self._enter_scheduler(caller.instance_id)
-            rejection = context.admission.add(caller.instance_id, self, transport.fileno())
+            root = caller.is_root or caller.instance_id is None
+            rejection = context.admission.add(caller.instance_id, self, transport.fileno(), root=root)
             if rejection is not None:
                 self._refuse_uncounted(rejection.status, rejection.text, rejection.limit)
                 return
@@ -201,6 +202,7 @@ class Connection:
         self._cache = context.cache.of(caller, self._dialect)
         # Whether the process that connected was seen alive after a whole request had come.
         confirmed = False
+        root = caller.is_root
         just_identified = bool(transport.received)
         transport.set_deadline(context.limits.head_seconds)
         if just_identified and len(transport.received) < LARGE_INPUT:
@@ -212,7 +214,7 @@ class Connection:
                 if not transport.received:
                     return
                 if admission is not None:
-                    admission.check_request(caller.instance_id)
+                    admission.check_request(caller.instance_id, root=root)
                 if self._send_cached(caller, confirmed or just_identified):
                     confirmed = True
                     transport.set_deadline(idle_seconds)

@@ -86,6 +86,47 @@ def test_unknown_callers_have_one_quota() -> None:
     assert (rejection.status, rejection.text) == (500, "pid not in container?")
 
 
+def test_root_finds_a_place() -> None:
+    """Other users of an instance have seven eighths of its places, and an idle one of theirs is ended for root's."""
+    held, ended = quota(each=16, most=1000)
+    others = [Holding(idle=number == 5) for number in range(20)]
+    refused = [held.add(1, one, root=False) for one in others]
+    assert refused == [None] * 14 + [TOO_MANY_CONNECTIONS] * 6
+    enter(held, 1, 2)
+    assert not any(one.ended for one in others)
+    enter(held, 1)
+    assert [one.ended for one in others[:14]] == [number == 5 for number in range(14)]
+    # The rest is not idle. What root has already is its reserve.
+    assert held.add(1, Holding()) == TOO_MANY_CONNECTIONS
+    assert held.add(1, Holding(), root=False) == TOO_MANY_CONNECTIONS
+    assert ended == []
+    # The worker is full: of the greediest instance, users other than root lose theirs first.
+    enter(held, 2, 14)
+    assert held.add(2, Holding(), full=True) is None
+    assert [one.ended for one in others[:3]] == [True, False, False]
+    for one in others:
+        held.remove(1, one)
+    assert vars(held)["_others"] == {}
+
+
+def test_root_has_a_part_of_the_requests() -> None:
+    """Users other than root leave root an eighth of the requests that their instance may send at once."""
+    admission = Admission(LimitSettings(requests_per_second=0.001, requests_burst=16), quota()[0], descriptors=1000)
+
+    def refused(count: int, *, root: bool) -> int:
+        found = 0
+        for _request in range(count):
+            try:
+                admission.check_request(1, root=root)
+            except ProtocolError:
+                found += 1
+        return found
+
+    assert refused(20, root=False) == 6
+    assert refused(2, root=True) == 0
+    assert refused(1, root=True) == 1
+
+
 def test_eviction_is_at_the_cost_of_the_greediest() -> None:
     """In a full worker, an instance with few connections evicts one of the greediest: idle or the oldest."""
     held, ended = quota()
