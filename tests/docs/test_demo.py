@@ -37,7 +37,7 @@ VARYING = (
     (r'"location":"[^"]*"', '"location":"HOST"'),
     (r"--pid \d+", "--pid PID"),
     (r"[━─]+", "━"),
-    (r" +│ +\d+ +│$", " │ PID │"),
+    (r"│ +\d+ +│", "│ PID │"),
     (r" +┃", " ┃"),
     (r"took [\d.]+ s", "took SECONDS s"),
 )
