@@ -102,6 +102,7 @@ update: $(VENV)/ready ## lock the newest versions that pyproject.toml allows int
 	VENV=$(VENV) tools/lock --upgrade
 
 install: ## put it into PREFIX (/opt/guestapi), with units, conf, user and state directory (DESTDIR respected)
+	@$(PYTHON) tools/installation.py may-install --destdir '$(DESTDIR)'
 	@if [ -z "$(DESTDIR)" ]; then tools/packages install install; fi
 	PYTHON=$(PYTHON) tools/venv $(DESTDIR)$(PREFIX) run
 	rm -rf build/manuals

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Puts guestapi's files besides the virtual environment into place, and takes them away again.
 
+    tools/installation.py may-install [--destdir DIRECTORY]
     tools/installation.py install [--destdir DIRECTORY] [--prefix /opt/guestapi]
     tools/installation.py uninstall [--destdir DIRECTORY] [--prefix /opt/guestapi]
     tools/installation.py stage DIRECTORY
 
-`install` and `uninstall` are for `make install` and `make uninstall`; `stage` lays the files out for a Debian package.
+`may-install` ends with 1 and says why if a Debian package of guestapi is installed. `install` and `uninstall` are for
+`make install` and `make uninstall`; `stage` lays the files out for a Debian package.
 All of them share one list of files, `find_files`.
 
 A configuration file that the operator has edited stays as it is, as dpkg does it: `install` writes the new one beside
@@ -164,6 +166,12 @@ def install_edited(file: File, layout: Layout) -> None:
     shutil.copyfile(file.source, last)
 
 
+def find_package(layout: Layout) -> str | None:
+    """Return the command of a Debian package of guestapi that is installed there; None if there is none."""
+    command = package_layout(layout.destdir).place(package_layout(layout.destdir).command)
+    return str(command) if command.is_symlink() else None
+
+
 def install(layout: Layout, manuals: Path | None) -> None:
     """Put all files into place."""
     for file in [*find_files(layout), *(find_manuals(layout, manuals) if manuals else ())]:
@@ -242,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("install", "uninstall"):
+    for verb in ("may-install", "install", "uninstall"):
         each = verbs.add_parser(verb)
         each.add_argument("--destdir", default="", help="what stands before each path")
         each.add_argument("--prefix", default=PREFIX, help="where the virtual environment is")
@@ -259,7 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write(file, layout)
         return 0
     layout = Layout(Path(given.destdir).absolute() if given.destdir else Path("/"), given.prefix)
-    if given.verb == "install":
+    if given.verb == "may-install":
+        if package := find_package(layout):
+            print(f"{package} is of a Debian package: run 'apt-get remove guestapi' first, or install a newer package")
+            return 1
+    elif given.verb == "install":
         install(layout, given.manuals)
     else:
         uninstall(layout)

@@ -128,3 +128,14 @@ def test_containers_start_without_the_command(system: System) -> None:
         # As LXC does it, with three more words.
         absent = hook.replace("/opt/guestapi", str(system.root / "opt/guestapi"))
         subprocess.run(["sh", "-c", f"exec {absent} web lxc start-host"], check=True)
+
+
+def test_beside_a_package(system: System) -> None:
+    """Where the Debian package is installed, `make install` does not begin; its units would hide the package's."""
+    system("may-install")
+    command = system.root / "usr/bin/guestapi"
+    command.parent.mkdir(parents=True)
+    command.symlink_to("../lib/guestapi/bin/guestapi")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        system("may-install")
+    assert "apt-get remove guestapi" in refused.value.stdout
