@@ -97,9 +97,12 @@ daemons: $(VENV)/ready
 			echo "$$kind cannot be had here; what needs it will say so" >&2; \
 	done
 
-update: $(VENV)/ready ## lock the newest versions that pyproject.toml allows into requirements/
+lock: $(VENV)/ready ## lock into requirements/ what is new in pyproject.toml; other versions stay
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
-	VENV=$(VENV) tools/lock --upgrade
+	VENV=$(VENV) tools/lock $(LOCK)
+
+update: ## lock the newest versions that pyproject.toml allows into requirements/
+	$(MAKE) lock LOCK=--upgrade
 
 install: ## put it into PREFIX (/opt/guestapi), with units, conf, user and state directory (DESTDIR respected)
 	@$(PYTHON) tools/installation.py may-install --destdir '$(DESTDIR)'

@@ -38,7 +38,7 @@ def test_lock_has_what_is_asked_for(purpose: str) -> None:
     """Each requirement of pyproject.toml is locked, in a version that it allows."""
     there = locked(purpose)
     for asked in map(Requirement, ASKED[purpose]):
-        assert there[canonicalize_name(asked.name)] in asked.specifier, f"{asked}: run tools/lock"
+        assert there[canonicalize_name(asked.name)] in asked.specifier, f"{asked}: run make lock"
 
 
 def test_every_lock_has_a_purpose() -> None:
