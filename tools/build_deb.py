@@ -39,8 +39,8 @@ UNUSED = (
     "sqlalchemy/dialects/mssql",
     "sqlalchemy/dialects/mysql",
     "sqlalchemy/dialects/oracle",
-    # rich would colour source code with them.
-    "pygments/lexers/[a-z]*.py",
+    # rich would colour source code with these.
+    "pygments/[a-z]*/[a-z]*.py",
     # Its benchmarks and commands.
     "falcon/bench",
     "falcon/cmd",
