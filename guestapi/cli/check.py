@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,6 +37,14 @@ _ROOM = 16 << 20
 _PATIENCE = 5.0
 #: Seconds after which a mirror or follower that has said nothing says nothing any more; it should every ten.
 _STALE_SECONDS = 30.0
+#: The programs by which a runtime is known to be installed.
+_RUNTIMES = {
+    "docker": ("dockerd",),
+    "lxc": ("lxc-start",),
+    "nspawn": ("systemd-nspawn",),
+    "oci": ("crun", "runc"),
+    "podman": ("podman",),
+}
 #: So many problems of a source are shown.
 _MOST_PROBLEMS = 50
 
@@ -96,6 +105,9 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
             yield _attempt("instances", lambda: _instances(operator))
             yield _attempt("images", lambda: _images(operator))
             yield from _sources(operator)
+            with operator.view() as view:
+                known = {status.name for status in list_sources(view)}
+            yield from _followers_off(known)
     yield from (one.finding for one in sockets)
 
 
@@ -194,6 +206,17 @@ def _sources(operator: Operator) -> Iterator[Finding]:
             yield _guest_socket(DIALECTS[status.name], running, operator.settings.listener)
 
 
+def _followers_off(known: Collection[str]) -> Iterator[Finding]:
+    """Runtimes of this host whose containers nothing registers; `known`: sources that have a mirror or a follower."""
+    for source, programs in _RUNTIMES.items():
+        if source == "oci" and any(map(shutil.which, (*_RUNTIMES["podman"], *_RUNTIMES["docker"]))):
+            continue  # An engine runs crun or runc here.
+        unit = f"guestapi-{source}.service"
+        if source not in known and any(map(shutil.which, programs)) and is_off(unit):
+            text = f"{unit} is switched off, so containers of {source} are not registered"
+            yield Finding(f"follower {source}", True, f"{text}; 'systemctl enable --now {unit}' registers them")
+
+
 def _is_missing(operator: Operator) -> bool:
     """Whether there is no database file. One that cannot be looked at is another matter."""
     try:
@@ -217,6 +240,8 @@ def _source(status: SourceStatus, owned: int, running: int) -> Finding:
         stale = f"{counts} as last known; {contact}; {status.fault or f'the {what} itself does not run'}"
         if not by_daemon:
             stale += "; containers that start meanwhile are not registered"
+            if is_off(f"guestapi-{status.name}.service"):
+                stale += f"; 'guestapi follow {status.name} --forget' if that is not wanted any more"
         return Finding(
             f"{what} {status.name}", False, f"{stale}; 'systemctl status {_units(status.name)}' may say more"
         )

@@ -12,6 +12,7 @@ from guestapi import journal
 from guestapi.cli.common import Operator
 from guestapi.settings import Settings
 from guestapi.sources.source import Source
+from guestapi.store import statuses
 
 
 def _lxc(settings: Settings) -> Source:
@@ -56,9 +57,15 @@ SOURCES: dict[str, Callable[[Settings], Source]] = {
 
 @click.command()
 @click.argument("source", type=click.Choice(sorted(SOURCES)))
+@click.option("--forget", is_flag=True, help="Remove all instances of SOURCE, and exit.")
 @click.pass_obj
-def follow(operator: Operator, source: str) -> None:
+def follow(operator: Operator, source: str, forget: bool) -> None:
     """Register containers of SOURCE when they start, and note their ends. Stays in the foreground."""
+    if forget:
+        with operator.writer.change() as change:
+            count = statuses.forget_source(change, source)
+        click.echo(f"forgotten: the follower {source} and its {count} instances")
+        return
     from guestapi.sources.follower import Follower
     from guestapi.sources.ledger import StoreLedger
 

@@ -327,3 +327,25 @@ def test_many_problems_are_counted(guestapi: Guestapi) -> None:
     texts = [one["text"] for one in found if one["check"] == "source lxc"]
     assert len(texts) == 51
     assert texts[-1] == "and 50 more, see the journal"
+
+
+def test_runtime_without_follower(guestapi: Guestapi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime that is installed and whose follower is switched off is named; one that has run before is stale."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("lxc-start", ""), ("podman", ""), ("systemctl", "case $1 in is-enabled) echo disabled;; esac")):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/nowhere")
+    with Writer(guestapi.settings, create=True).change() as change:
+        record_status(change, SourceStatus("podman", "", True, time.time() - 100, 0.01, ""))
+        reconcile(change, "podman", [Observed("1", "default", "web")])
+    found = findings(guestapi)
+    assert found["follower lxc"]["ok"]
+    assert "systemctl enable --now guestapi-lxc.service" in found["follower lxc"]["text"]
+    assert not found["follower podman"]["ok"]
+    assert "guestapi follow podman --forget" in found["follower podman"]["text"]
+    assert "follower docker" not in found
+    assert guestapi.good("follow", "podman", "--forget") == "forgotten: the follower podman and its 1 instances\n"
+    assert "systemctl enable --now guestapi-podman.service" in findings(guestapi)["follower podman"]["text"]
+    assert guestapi.state() == []
