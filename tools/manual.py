@@ -26,7 +26,17 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 DOCS = CHECKOUT / "docs"
 
 #: The documents that guestapi(7) consists of, in this order.
-GUIDE = ("operations.md", "lxc.md", "podman.md", "nspawn.md", "incus.md", "events.md", "images.md")
+GUIDE = (
+    "operations.md",
+    "lxc.md",
+    "podman.md",
+    "docker.md",
+    "oci.md",
+    "nspawn.md",
+    "incus.md",
+    "events.md",
+    "images.md",
+)
 
 #: What each page says that it is.
 TITLES = {

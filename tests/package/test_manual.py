@@ -63,6 +63,16 @@ def test_every_key(manuals: Path) -> None:
         assert f".TP\n{key}" in page, key
 
 
+def test_every_document_has_its_page() -> None:
+    """A document for operators is in guestapi(7); any other is on another page, or for who changes the code."""
+    elsewhere = {"configuration.md", "commands.md"}
+    not_for_operators = {"changelog.md", "design.md", "glossary.md", "modules.md", "performance.md", "testing.md"}
+    # What a guest can do is told where its limits and the code's guards are.
+    not_for_operators |= {"security.md"}
+    found = {path.name for path in (CHECKOUT / "docs").glob("*.md")}
+    assert found == set(manual.GUIDE) | elsewhere | not_for_operators
+
+
 def test_every_section_of_the_documents(manuals: Path) -> None:
     """guestapi(7) has each section of each document that it is made of, and their commands as they are."""
     page = plain((manuals / "guestapi.7").read_text())
