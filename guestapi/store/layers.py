@@ -72,5 +72,6 @@ def merge_devices(rows: Iterable[tuple[str, Device]]) -> dict[str, Device]:
         if definition.get("type"):
             merged[name] = definition
         elif (base := merged.get(name)) is not None:
-            merged[name] = {key: value for key, value in sorted({**base, **definition}.items()) if value}
+            amended = {**base, **definition, "type": base["type"]}
+            merged[name] = {key: value for key, value in sorted(amended.items()) if value}
     return merged
