@@ -61,7 +61,8 @@ def measure(
 
     Args:
         contenders: the first is what the others are measured by.
-        rounds, seconds: how many, and how long each is.
+        rounds: how many.
+        seconds: how long each is.
         paths: of `PATHS`.
         loads: by manner (of `MANNERS`), how many connections at a time.
     """
@@ -104,7 +105,6 @@ def _cell(manner: str, path: str, connections: int, name: str, results: list[dic
 
 def targets(cells: Sequence[Cell]) -> Iterator[Figure]:
     """What is to be reached, as far as it was measured."""
-
     found = {(cell.manner, cell.connections, cell.contender[:3]): cell for cell in cells if cell.path == "config/KEY"}
     for manner, number, least in (("keep", 16, 0.70), ("new", 16, 0.60), ("new", 64, 0.60)):
         if ours := found.get((manner, number, "(c)")):

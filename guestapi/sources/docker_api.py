@@ -66,8 +66,10 @@ class Engine:
     """One engine; every question is a connection of its own, so threads may share it."""
 
     def __init__(self, path: str) -> None:
-        """Args:
-        path: of the engine's socket.
+        """Address the engine.
+
+        Args:
+            path: of the engine's socket.
         """
         self.path = path
 
@@ -188,9 +190,11 @@ class Events:
     """An engine's event stream. `read` never blocks."""
 
     def __init__(self, path: str, connection: socket.socket) -> None:
-        """Args:
-        path: of the engine's socket, for errors.
-        connection: on which the question was sent; closed with this.
+        """Read a stream.
+
+        Args:
+            path: of the engine's socket, for errors.
+            connection: on which the question was sent; closed with this.
         """
         self._path, self._connection = path, connection
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_CHUNK)

@@ -78,11 +78,13 @@ class Follower:
     """The loop. `run` is called once."""
 
     def __init__(self, source: Source, ledger: Ledger, doorbell: Path, tell: Callable[..., None] = notify) -> None:
-        """Args:
-        source: what is followed.
-        ledger: where observations go.
-        doorbell: path of the socket at which hooks ring.
-        tell: called with fields for systemd, as of sd_notify(3).
+        """Prepare to follow.
+
+        Args:
+            source: what is followed.
+            ledger: where observations go.
+            doorbell: path of the socket at which hooks ring.
+            tell: called with fields for systemd, as of sd_notify(3).
         """
         self._source = source
         self._tell = tell

@@ -19,10 +19,12 @@ class StoreLedger:
     """Writes what a follower observes to the store. Used by one thread."""
 
     def __init__(self, settings: Settings, source: str, doorbell: Path) -> None:
-        """Args:
-        settings: the store's, and the template of instances that runtimes bring.
-        source: name of the source.
-        doorbell: where its hooks ring.
+        """Begin with what the store holds.
+
+        Args:
+            settings: the store's, and the template of instances that runtimes bring.
+            source: name of the source.
+            doorbell: where its hooks ring.
         """
         self._settings = settings
         self._source = source

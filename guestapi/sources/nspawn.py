@@ -65,8 +65,10 @@ class NspawnSource:
     name = "nspawn"
 
     def __init__(self, settings: Settings) -> None:
-        """Args:
-        settings: where our own sockets are.
+        """Describe the source.
+
+        Args:
+            settings: where our own sockets are.
         """
         self._project = settings.hooks.project
         self._places = Places.of(settings.listener)

@@ -81,8 +81,10 @@ class OciSource:
     name = "oci"
 
     def __init__(self, settings: Settings) -> None:
-        """Args:
-        settings: the runtimes' state directories, and where our own sockets are.
+        """Describe the source.
+
+        Args:
+            settings: the runtimes' state directories, and where our own sockets are.
         """
         self._roots = settings.sources.oci.roots
         self._annotations = settings.sources.oci.annotations

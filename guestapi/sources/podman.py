@@ -109,9 +109,11 @@ class EngineChanges:
     """An engine's events, and the containers whose hooks have rung. `read` never blocks."""
 
     def __init__(self, events: Events, rung: Keys) -> None:
-        """Args:
-        events: closed with this.
-        rung: not closed with this.
+        """Describe the source.
+
+        Args:
+            events: closed with this.
+            rung: not closed with this.
         """
         self._events, self._rung = events, rung
         self._epoll = select.epoll()
@@ -142,9 +144,11 @@ class EngineSource:
     """The containers of one engine."""
 
     def __init__(self, runtime: Runtime, settings: Settings) -> None:
-        """Args:
-        runtime: which engine.
-        settings: where it listens, and where our own sockets are.
+        """Describe the source.
+
+        Args:
+            runtime: which engine.
+            settings: where it listens, and where our own sockets are.
         """
         self.name = runtime.name
         self._runtime = runtime

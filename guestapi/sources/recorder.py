@@ -91,10 +91,12 @@ class Recorder:
         loaded: Callable[[Mapping[str, Init | None]], None],
         written: Callable[[Collection[str], Sequence[Problem]], None],
     ) -> None:
-        """Args:
-        ledger: where to write.
-        loaded: called by the thread, once the store could be read, with what it has.
-        written: called by the thread after each commit, with keys and what could not be taken over.
+        """Open the store.
+
+        Args:
+            ledger: where to write.
+            loaded: called by the thread, once the store could be read, with what it has.
+            written: called by the thread after each commit, with keys and what could not be taken over.
         """
         self._ledger = ledger
         self._loaded, self._written = loaded, written

@@ -53,9 +53,11 @@ class Commands:
     """The operator's command, to be killed."""
 
     def __init__(self, config: Path, *words: str) -> None:
-        """Args:
-        config: guestapi.toml.
-        words: of the command; ``NUMBER`` in them is another number each time. It runs once with 0, at once.
+        """Start the command.
+
+        Args:
+            config: guestapi.toml.
+            words: of the command; ``NUMBER`` in them is another number each time. It runs once with 0, at once.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-c", _COMMANDS, "--config", str(config), *words],

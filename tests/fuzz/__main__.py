@@ -25,7 +25,8 @@ def fuzz(name: str, target: Target, seconds: int, directory: Path) -> tuple[int,
     """Fuzz one target.
 
     Args:
-        name, target: which.
+        name: of the target.
+        target: the target.
         seconds: how long.
         directory: where to leave what is found.
 

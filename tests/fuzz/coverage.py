@@ -1,5 +1,6 @@
-"""One target under atheris, which goes by coverage: ``python -m tests.fuzz.coverage TARGET OPTION...``; the options are
-libFuzzer's (llvm.org/docs/LibFuzzer.html). Started by `tests.fuzz.__main__`.
+"""One target under atheris, which goes by coverage: ``python -m tests.fuzz.coverage TARGET OPTION...``.
+
+The options are libFuzzer's (llvm.org/docs/LibFuzzer.html). Started by `tests.fuzz.__main__`.
 """
 
 from __future__ import annotations

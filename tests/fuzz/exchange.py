@@ -1,5 +1,6 @@
-"""A real `Connection` with whatever bytes a client sends, and what it answers: in this process, without a kernel's word
-on who is calling and without a database.
+"""A real `Connection` with whatever bytes a client sends, and what it answers.
+
+All of it is in this process, without a kernel's word on who is calling and without a database.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""What is fuzzed. Each target takes bytes, and raises whenever something is not as it must be: hypothesis makes the
-bytes in the tests beside this, atheris in ``make fuzz``.
+"""What is fuzzed.
+
+Each target takes bytes, and raises whenever something is not as it must be: hypothesis makes the bytes in the tests
+beside this, atheris in ``make fuzz``.
 """
 
 from __future__ import annotations

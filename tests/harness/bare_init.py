@@ -14,9 +14,11 @@ class BareInit:
     """PID 1 of a PID namespace and nothing else: it connects where it is told to when it gets a byte."""
 
     def __init__(self, path: Path, pid: int | None = None) -> None:
-        """Args:
-        path: where to connect.
-        pid: which PID it is to have on the host, by /proc/sys/kernel/ns_last_pid; None: any.
+        """Start an init.
+
+        Args:
+            path: where to connect.
+            pid: which PID it is to have on the host, by /proc/sys/kernel/ns_last_pid; None: any.
         """
         self._ours, theirs = socket.socketpair()
         self._parent = os.fork()

@@ -101,11 +101,13 @@ class Container:
         hostname: str = "c1",
         enter: Sequence[str] = (),
     ) -> None:
-        """Args:
-        binds: host directories and where they are mounted inside.
-        base: which host UID is root inside; None: no user namespace, a privileged container.
-        hostname: its name inside.
-        enter: words before the launcher's command, to start it in other namespaces; `pid` is as seen from there.
+        """Start a container.
+
+        Args:
+            binds: host directories and where they are mounted inside.
+            base: which host UID is root inside; None: no user namespace, a privileged container.
+            hostname: its name inside.
+            enter: words before the launcher's command, to start it in other namespaces; `pid` is as seen from there.
         """
         forbid()
         self._enter = list(enter)

@@ -68,8 +68,10 @@ class Daemon:
     """A running daemon with one image, ``busybox``, which has curl, and one profile with its root disk."""
 
     def __init__(self, kind: str) -> None:
-        """Args:
-        kind: ``incus`` or ``lxd``.
+        """Describe a daemon that is not started yet.
+
+        Args:
+            kind: ``incus`` or ``lxd``.
         """
         forbid()
         self.kind = kind

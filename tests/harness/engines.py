@@ -161,6 +161,7 @@ class Engine:
             name: its name.
             image: the words that say what it is made of.
             options: of ``run``.
+            check: fail if it does.
         """
         named = [f"--name={name}"] if name else []
         words = ["run", "--detach", *named, *self.modest, *options, *image, "sleep", "1000"]

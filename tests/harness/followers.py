@@ -26,10 +26,12 @@ class RealFollower:
     """A follower of one source, as its unit runs it but for its rights."""
 
     def __init__(self, service: Service, source: str, enter: Sequence[str] = ()) -> None:
-        """Args:
-        service: whose store it writes; its guestapi.toml has ``sources.doorbells``.
-        source: which.
-        enter: words before the command, to run it where the runtime runs.
+        """Describe a follower that is not started yet.
+
+        Args:
+            service: whose store it writes; its guestapi.toml has ``sources.doorbells``.
+            source: which.
+            enter: words before the command, to run it where the runtime runs.
         """
         self.service = service
         self.doorbell = service.root / f"doorbells/{source}.sock"

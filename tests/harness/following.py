@@ -49,11 +49,13 @@ class RunningFollower:
     """`guestapi follow SOURCE` as its unit runs it: root in the store's group, with two capabilities of root's."""
 
     def __init__(self, service: Service, source: str = "lxc", sources: str = "", *, start: bool = True) -> None:
-        """Args:
-        service: whose store it writes; its guestapi.toml names the doorbells from here on.
-        source: what it follows.
-        sources: more of guestapi.toml, below ``[sources]``.
-        start: start it, and wait until it listens.
+        """Start a follower.
+
+        Args:
+            service: whose store it writes; its guestapi.toml names the doorbells from here on.
+            source: what it follows.
+            sources: more of guestapi.toml, below ``[sources]``.
+            start: start it, and wait until it listens.
         """
         self._service = service
         self._source = source

@@ -19,8 +19,10 @@ class HoldingHook:
     """The hook's program, at `path`. It ends when the block of `held` does, and not before."""
 
     def __init__(self, path: Path) -> None:
-        """Args:
-        path: where it is made.
+        """Make the program.
+
+        Args:
+            path: where it is made.
         """
         self.path = path
         path.write_text(_SCRIPT)

@@ -1,5 +1,7 @@
-"""Makes a container around agent.py, as container managers do: mounts first, as the host's root; then a user, PID,
-UTS, IPC and cgroup namespace; then PID 1. Prints the PID of the container's init, and ends when that ends.
+"""Makes a container around agent.py, as container managers do.
+
+Mounts come first, as the host's root; then a user, PID, UTS, IPC and cgroup namespace; then PID 1. It prints the PID of
+the container's init, and ends when that ends.
 
 Runs on the system's Python alone. Its one argument is JSON: ``binds`` (pairs of host and guest directories),
 ``base`` (which host UID is root inside; null: no user namespace), ``hostname``, ``agent`` (path of agent.py),
@@ -27,16 +29,19 @@ IDS = 65536
 
 
 def call(function: str, *arguments: int) -> None:
+    """Call a function of the C library that returns 0, or raise OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if getattr(libc, function)(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"{function}: {os.strerror(ctypes.get_errno())}")
 
 
 def mount(*arguments: str) -> None:
+    """Mount something, with the arguments of mount(8)."""
     subprocess.run(["mount", *arguments], check=True)
 
 
 def prepare_mounts(binds: list[list[str]], checkout: str) -> None:
+    """Make the mounts of the container, in a mount namespace of its own."""
     call("unshare", CLONE_NEWNS)
     mount("--make-rprivate", "/")
     mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/mnt")
@@ -59,6 +64,7 @@ def prepare_mounts(binds: list[list[str]], checkout: str) -> None:
 
 
 def main() -> None:
+    """Make the container and wait for its end."""
     options = json.loads(sys.argv[1])
     agent = open(options["agent"], "rb").read()  # noqa: SIM115 - /tmp is about to be another one
     prepare_mounts(options["binds"], options["checkout"])

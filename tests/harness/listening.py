@@ -36,17 +36,20 @@ SOCKET = "/dev/incus/sock"
 
 
 def say(document: object) -> None:
+    """Print a JSON document in a line."""
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 
 
 def connected() -> socket.socket:
+    """Connect to the service."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(SOCKET)
     return connection
 
 
 def raw(wanted: list[list[str]]) -> None:
+    """Send requests as they are, and print what comes until it ends with what is wanted."""
     connections = [connected() for _pair in wanted]
     received = ["" for _pair in wanted]
     for connection, (request, _last) in zip(connections, wanted, strict=True):
@@ -62,6 +65,7 @@ def raw(wanted: list[list[str]]) -> None:
 
 
 def opened(since: str) -> Any:
+    """Open a WebSocket that resumes after an id; "" for none."""
     # It would look at each byte by itself; json.loads does not take what is no UTF-8 either.
     client: Any = websocket.WebSocket(skip_utf8_validation=True)
     query = f"?since={since}" if since else ""
@@ -70,6 +74,7 @@ def opened(since: str) -> Any:
 
 
 def follow(since: str) -> None:
+    """Print each event, and come back whenever the connection is lost."""
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     while True:
         try:
@@ -88,6 +93,7 @@ def follow(since: str) -> None:
 
 
 def many(listeners: int, count: int, stuck: int) -> None:
+    """Listen many times at once, with some that never read; print the keys that each of the others heard."""
     clients = [opened("") for _number in range(listeners)]
     heard: list[list[str]] = [[] for _client in clients[stuck:]]
 
@@ -106,6 +112,7 @@ def many(listeners: int, count: int, stuck: int) -> None:
 
 
 def resume(since: str, opened_once: threading.Semaphore, ended: threading.Event) -> dict[str, Any]:
+    """Follow events until ``user.end`` is set, and come back whenever the connection is lost."""
     ids: list[int] = []
     codes: list[int] = []
     lost: list[str] = []
@@ -133,6 +140,7 @@ def resume(since: str, opened_once: threading.Semaphore, ended: threading.Event)
 
 
 def last(since: str, count: int) -> None:
+    """Follow events many times at once; print what each has seen."""
     opened_once, ended = threading.Semaphore(0), threading.Event()
     with ThreadPoolExecutor(2 * count) as pool:
         listeners = [pool.submit(resume, since, opened_once, ended) for _number in range(count)]

@@ -15,13 +15,17 @@ from typing import Any
 
 
 class Connection(http.client.HTTPConnection):
+    """An HTTP connection over the socket."""
+
     def connect(self) -> None:
+        """Connect, as http.client.HTTPConnection."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(10)
         self.sock.connect("/dev/incus/sock")
 
 
 def ask(keep: bool, go_on: Callable[[], bool], pause: float = 0.0) -> dict[str, Any]:
+    """Ask for the same key again and again; return how often it was answered rightly and what else came."""
     good, failed, longest = 0, [], 0.0
     connection = Connection("x")
     while go_on():

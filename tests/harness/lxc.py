@@ -37,14 +37,16 @@ class Lxc:
         config: str = "",
         snippet: str | None = None,
     ) -> None:
-        """Args:
-        directory: its lxcpath; can be entered by everybody.
-        name: the container's.
-        hook: the hook program, with options.
-        socket: the directory of the socket.
-        base: which host UID is root inside; None: no ID map, a privileged container.
-        config: more of its configuration; ``ROOTFS`` in it is its root file system.
-        snippet: what it includes; None: what is shipped.
+        """Describe a container that is not started yet.
+
+        Args:
+            directory: its lxcpath; can be entered by everybody.
+            name: the container's.
+            hook: the hook program, with options.
+            socket: the directory of the socket.
+            base: which host UID is root inside; None: no ID map, a privileged container.
+            config: more of its configuration; ``ROOTFS`` in it is its root file system.
+            snippet: what it includes; None: what is shipped.
         """
         self.name = name
         self.path = directory

@@ -26,8 +26,10 @@ class PlayedContainer:
     """A PID 1 that does one thing: once it is told to, it asks the service, first of all, and then sleeps."""
 
     def __init__(self, socket_path: Path) -> None:
-        """Args:
-        socket_path: of the service; the file system is the host's.
+        """Start a process.
+
+        Args:
+            socket_path: of the service; the file system is the host's.
         """
         self._ours, theirs = socket.socketpair()
         self._parent = os.fork()

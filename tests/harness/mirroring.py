@@ -26,10 +26,12 @@ class MirrorProcess:
     """A running mirror of a daemon."""
 
     def __init__(self, service: Service, kind: str, daemon: Path) -> None:
-        """Args:
-        service: whose store it fills.
-        kind: ``incus`` or ``lxd``.
-        daemon: the daemon's socket, which must be of group root.
+        """Describe a mirror that is not started yet.
+
+        Args:
+            service: whose store it fills.
+            kind: ``incus`` or ``lxd``.
+            daemon: the daemon's socket, which must be of group root.
         """
         self._service = service
         self._command = [

@@ -37,8 +37,10 @@ class OciRuntime:
     """crun or runc, with a state directory and a root file system of its own."""
 
     def __init__(self, kind: str) -> None:
-        """Args:
-        kind: ``crun`` or ``runc``.
+        """Find the runtime.
+
+        Args:
+            kind: ``crun`` or ``runc``.
         """
         self.kind = kind
         self._program = "crun" if kind == "crun" else str(packages("docker") / "usr/sbin/runc")

@@ -57,12 +57,14 @@ class Service:
         dialects: Sequence[str] = tuple(DIALECTS),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Args:
-        workers: how many.
-        toml: more of guestapi.toml; no [store] and no [[listener]].
-        gunicorn: gunicorn.conf.py.
-        dialects: which to listen for.
-        environment: more of it, for the service alone.
+        """Prepare a service that is not started yet.
+
+        Args:
+            workers: how many.
+            toml: more of guestapi.toml; no [store] and no [[listener]].
+            gunicorn: gunicorn.conf.py.
+            dialects: which to listen for.
+            environment: more of it, for the service alone.
         """
         forbid()
         # Not below pytest's own directory, which is root's alone.

@@ -68,9 +68,11 @@ class Monitor:
     """Asks one monitor. Each question has a connection of its own, as with liblxc; all have one deadline."""
 
     def __init__(self, address: bytes, seconds: float = SECONDS) -> None:
-        """Args:
-        address: of its command socket, without the NUL before it.
-        seconds: how long everything may take that is asked here.
+        """Address a monitor.
+
+        Args:
+            address: of its command socket, without the NUL before it.
+            seconds: how long everything may take that is asked here.
         """
         self._address = b"\0" + address
         self._where = "@" + address.decode(errors="backslashreplace")
