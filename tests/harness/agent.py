@@ -25,7 +25,7 @@ LOOK = 0.05
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces, as unshare(2); Python has it from 3.12 on."""
+    """Leave namespaces. Python has a function for that from 3.12 on."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(flags) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -36,7 +36,7 @@ def call(function: str, *arguments: int) -> None:
 
 
 def mount(*arguments: str) -> None:
-    """Mount something, with the arguments of mount(8)."""
+    """Mount something; the arguments are those of the command."""
     subprocess.run(["mount", *arguments], check=True)
 
 
