@@ -5,25 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.harness.service import COMMAND, Service
+from tests.harness.following import until
+from tests.harness.service import COMMAND, USER, Service
 
-
-def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Wait until that is so."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
+#: As the units have it: root in the store's group, with one capability of root's.
+_CONFINED = (
+    *("setpriv", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
+    *("--bounding-set=-all,+sys_ptrace", "--inh-caps=-all"),
+)
 
 
 class RealFollower:
-    """A follower of one source, as its unit runs it but for its rights."""
+    """A follower of one source, with the rights that its unit gives it."""
 
     def __init__(self, service: Service, source: str, enter: Sequence[str] = ()) -> None:
         """Describe a follower that is not started yet.
@@ -36,7 +34,7 @@ class RealFollower:
         self.service = service
         self.doorbell = service.root / f"doorbells/{source}.sock"
         self.log = service.root / f"follow-{source}.log"
-        self._command = [*enter, str(COMMAND), "--config", str(service.config), "follow", source]
+        self._command = [*enter, *_CONFINED, str(COMMAND), "--config", str(service.config), "follow", source]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> RealFollower:
@@ -50,9 +48,13 @@ class RealFollower:
 
     def start(self) -> None:
         """Start it, and wait until hooks can ring."""
+        # As StateDirectoryMode= of guestapi.service has it.
+        self.service.state.chmod(0o770)
+        for file in self.service.state.iterdir():
+            file.chmod(0o660)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, umask=0o007
             )
         process = self._process
         until(lambda: self.doorbell.exists() or process.poll() is not None, f"no doorbell: {self.log.read_text()}")

@@ -17,7 +17,8 @@ from guestapi.callers.namespaces import examine
 from tests.docs.test_guides import block
 from tests.harness.containers import Container
 from tests.harness.engines import CURL, Docker, Engine, Podman
-from tests.harness.followers import RealFollower, hook_program, instances, status, until
+from tests.harness.followers import RealFollower, hook_program, instances, status
+from tests.harness.following import until
 from tests.harness.images import Image
 from tests.harness.service import COMMAND, Service
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness.followers import RealFollower, hook_program, instances, status, until
+from tests.harness.followers import RealFollower, hook_program, instances, status
+from tests.harness.following import until
 from tests.harness.oci import OciRuntime
 from tests.harness.service import COMMAND, Service
 
