@@ -123,6 +123,34 @@ def test_operations(machine: Machine) -> None:
     machine.run("systemctl", "disable", "guestapi.service")
 
 
+#: Of a container whose root file system has curl; like what Debian's template writes, but without a network.
+LXC = """
+lxc.uts.name = web
+lxc.rootfs.path = dir:/var/lib/lxc/web/rootfs
+lxc.net.0.type = empty
+lxc.mount.auto = proc:rw
+"""
+
+
+def test_lxc(machine: Machine) -> None:
+    """A container that includes the file is registered when it starts, and asks with its own name."""
+    machine.run("/usr/bin/python3", "-I", "-S", str(CHECKOUT / "tests/harness/rootfs.py"), "/var/lib/lxc/web/rootfs")
+    machine.run("sh", "-c", 'printf %s "$1" >/var/lib/lxc/web/config', "write", LXC)
+    machine.run("lxc-start", "web")
+    if machine.run("test", "-e", "/opt/guestapi", check=False).returncode != 0:
+        play(machine, "README.md", "make install")
+    try:
+        play(machine, "docs/lxc.md", "systemctl enable --now guestapi-lxc.service")
+        play(machine, "docs/lxc.md", "guestapi config set web user.role=frontend")
+        play(machine, "docs/lxc.md", "systemctl restart guestapi-lxc.service")
+        assert "running" in machine.run("guestapi", "instance", "list").stdout
+    finally:
+        machine.run("lxc-stop", "-k", "web", check=False)
+        machine.run("guestapi", "instance", "remove", "web", check=False)
+        machine.run("lxc-destroy", "web", check=False)
+        machine.run("systemctl", "disable", "--now", "guestapi-lxc.service")
+
+
 @pytest.mark.parametrize("kind", ["incus"])
 def test_beside_a_daemon(machine: Machine, kind: str) -> None:
     """Take over while guestapi runs already, go back, use a device instead, and remove the mirror."""
