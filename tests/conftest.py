@@ -25,7 +25,7 @@ CI = os.environ.get("CI") == "true"
 #: Modules that share the one `machine`; they take longest together, so they begin first.
 _MACHINES = (
     *("test_systemd.py", "test_restart.py", "test_sandbox.py", "test_unit.py", "test_units.py"),
-    *("test_follower_units.py", "test_guides.py", "test_deb.py", "test_uninstall.py"),
+    *("test_follower_units.py", "test_lxc_unit.py", "test_guides.py", "test_deb.py", "test_uninstall.py"),
 )
 #: What takes a minute by itself, begins next.
 _LONG = ("test_daemons.py", "test_replay.py")

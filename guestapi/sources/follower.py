@@ -47,6 +47,10 @@ _AFTER_FREE = 0.2
 _AFTER_BAD_RING = 1.0
 #: Seconds until a new try with a runtime that could not be asked, at the first time and at the most.
 _FIRST_RETRY, _LAST_RETRY = 0.2, 30.0
+#: How many containers one look asks about singly, of which each may cost its source's deadline.
+_AT_ONCE = 32
+#: After so many looks at a container that said nothing, the operator is told of it.
+_TOLD_AFTER = 4
 #: Seconds that the loop sleeps at the most.
 _TICK = 1.0
 #: Seconds after which a thread that has come to nothing is taken for hung. A look is bounded by its source.
@@ -321,7 +325,7 @@ class Follower:
         if now >= self._all_at:
             self._due.clear()
             self._begin(None)
-        elif keys := [key for key, at in self._due.items() if at <= now]:
+        elif keys := [key for key, at in self._due.items() if at <= now][:_AT_ONCE]:
             for key in keys:
                 del self._due[key]
             self._begin(keys)
@@ -380,7 +384,11 @@ class Follower:
             elif isinstance(found, Unclear):
                 # As long as a hook runs, for example.
                 times = self._tries[key] = self._tries.get(key, 0) + 1
-                self._look_at(key, min(_FIRST_RETRY * 2**times, _LAST_RETRY))
+                self._look_at(key, min(_FIRST_RETRY * 2 ** min(times, 10), _LAST_RETRY))
+                if times == _TOLD_AFTER and self._known.get(key) is None:
+                    self._known[key] = None
+                    reason = f"it is not registered: {found.reason}"
+                    self._recorder.submit(key, Problem(self._source.name, key, "", key, reason, refused=True))
             else:
                 self._take(found)
         self._thorough = False

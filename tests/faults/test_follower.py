@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import subprocess
 import time
@@ -10,7 +11,8 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from guestapi.store.lookup import list_sources
+from guestapi.sources.lxc.monitor import address
+from guestapi.store.lookup import list_problems, list_sources
 from guestapi.store.view import view
 from tests.faults.killing import killed_before
 from tests.harness.following import RunningFollower, until
@@ -193,3 +195,23 @@ def test_stopped(rack: Rack) -> None:
     rack.lxc.end("one")
     rack.follower.start()
     until(rack.right, "the end of one")
+
+
+def test_monitor_that_hangs(rack: Rack) -> None:
+    """A monitor that answers nothing keeps nobody else from being registered, and the operator hears of it."""
+    # Before the socket is made, which they would inherit.
+    for name in ("one", "two", "three"):
+        rack.lxc.start(name)
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(b"\0" + address(str(rack.lxc.path), "hanging"))
+        hanging.listen()
+        rack.follower.start()
+        until(rack.right, "the others")
+
+        def is_told() -> bool:
+            with view(rack.service.settings.store.url) as store:
+                return any("did not answer within 1.0 s" in one.reason for one in list_problems(store))
+
+        until(is_told, "what the operator is told", 40)
+        assert rack.lxc.hook("one").communicate()[1] == ""
+    until(lambda: not is_told(), "its end", 90)

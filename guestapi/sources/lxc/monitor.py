@@ -187,7 +187,7 @@ class Monitor:
     def _failed(self, error: OSError) -> MonitorError:
         if isinstance(error, TimeoutError) or error.errno == errno.EAGAIN:
             return MonitorError(
-                f"the LXC monitor at {self._where} did not answer within {self._seconds:g} s",
+                f"the LXC monitor at {self._where} did not answer within {self._seconds:.1f} s",
                 "it waits for a hook, or hangs",
             )
         return MonitorError(f"the LXC monitor at {self._where}: {error.strerror}")

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _PID_DIGITS = 7
 #: Seconds for one monitor, and for all of them in one look at everything; one that waits for a hook answers nothing.
 _MONITOR_SECONDS, _LOOK_SECONDS = 1.0, 30.0
+#: Seconds to see whether somebody listens, which is not waited for.
+_CHECK_SECONDS = 0.1
 #: The programs that ring, by which a monitor's ``lxc.hook.start-host`` says that a container wants the guest API.
 _HOOKS = ("guestapi", "guestapi-hook")
 #: How many ``lxc.net.N`` are asked for at the most.
@@ -180,7 +182,7 @@ class LxcSource:
         try:
             if not _wants(asked.config_item("lxc.hook.start-host")):
                 return None
-            init = examine(asked.init_pid())
+            init = examine(asked.init_pid(), stated_root_uid=_root_by(asked))
             hostname = asked.config_item("lxc.uts.name")
             devices, problems = _devices_by(asked)
         except NoMonitorError:
@@ -267,7 +269,7 @@ class LxcChanges:
 
 def _has_monitor(path: str, name: str) -> bool:
     try:
-        Monitor(monitor.address(path, name)).check()
+        Monitor(monitor.address(path, name), _CHECK_SECONDS).check()
     except MonitorError:
         return False
     return True
@@ -295,6 +297,15 @@ def _wants(hooks: str | None) -> bool:
     """Whether one of a container's hooks is ours."""
     words = (word.strip("\"'") for word in (hooks or "").split())
     return any(os.path.basename(word) in _HOOKS for word in words)
+
+
+def _root_by(asked: Monitor) -> int | None:
+    """Which user of this host is root inside, as the monitor maps IDs: lines like ``u 0 100000 65536``."""
+    mappings = [line.split() for line in (asked.config_item("lxc.idmap") or "").splitlines()]
+    if not mappings:
+        return 0
+    found = [fields[2] for fields in mappings if fields[:2] == ["u", "0"] and len(fields) == 4 and fields[2].isdigit()]
+    return int(found[0]) if len(found) == 1 else None
 
 
 def _devices_by(asked: Monitor) -> tuple[dict[str, Device], list[str]]:
