@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from guestapi.callers.namespaces import NotAnInitError, examine
+from guestapi.callers.namespaces import NotAnInitError, examine, start_time
 from guestapi.model import Device, Init
 from guestapi.settings import PodmanSettings, Settings
 from guestapi.sources import bundles
@@ -37,6 +37,8 @@ _CLOCK_SECONDS = 60.0
 _ROUND_SECONDS, _ONE_SECONDS = 60.0, 15.0
 #: How many containers that have rung are remembered while the engine's events cannot be had.
 _RUNG = 10_000
+#: How an engine says that a container has no PID namespace of its own.
+_SHARED = ("host", "container:", "ns:")
 #: How often a container is looked at anew that changes during the look.
 _TRIES = 3
 #: Bytes of an instance's annotation that a sentence about it shows.
@@ -240,6 +242,8 @@ class EngineSource:
                 others = [mount for mount in mounts if not self._is_ours(mount, this)]
                 if len(others) == len(mounts):
                     return None
+                if container.host_config.pid_mode.startswith(_SHARED):
+                    return self._shares(container)
                 found = self._describe(container, others, known)
                 if found is not None:
                     return found
@@ -249,9 +253,7 @@ class EngineSource:
             return Unclear(key, str(error))
         return Unclear(key, f"{self.name} container {key[:_SHORT_ID]} has changed during each of {_TRIES} looks")
 
-    def _describe(
-        self, container: Container, mounts: list[ContainerMount], known: Init | None
-    ) -> Observed | Problem | None:
+    def _describe(self, container: Container, mounts: list[ContainerMount], known: Init | None) -> Observed | None:
         """What is known of a container with our mount, and its other `mounts`; None: it has changed during the look."""
         key, name, problems = container.id, container.name.removeprefix("/"), list[str]()
         init = None
@@ -261,9 +263,12 @@ class EngineSource:
             except NotAnInitError:
                 if self._engine.container(key).state != container.state:
                     return None
-                return self._no_init(container, name)
-            if init != known and not _belongs(init, container):
-                problems.append(f"{self.name} says that process {init.pid} is its init, which is another's")
+                # It has ended, and the engine has not noticed yet; or somebody else has its PID.
+                is_right = _is_gone(container.state.pid)
+            else:
+                is_right = init == known or _belongs(init, container)
+            if not is_right:
+                problems.append(f"{self.name} says that process {container.state.pid} is its init, which it is not")
                 init = None
         devices, of_devices = _devices(container, mounts)
         told = self._told(container)
@@ -281,14 +286,14 @@ class EngineSource:
             problems=(*problems, *of_devices, *of_config),
         )
 
-    def _no_init(self, container: Container, name: str) -> Problem:
-        mode = container.host_config.pid_mode
-        whose = "the host" if mode == "host" else "another container"
+    def _shares(self, container: Container) -> Problem | None:
+        """What there is to say of a container in another's PID namespace; nothing if it does not run."""
+        if container.state.pid <= 0:
+            return None
+        name = container.name.removeprefix("/")
+        whose = "the host" if container.host_config.pid_mode == "host" else "another container"
         reason = f"{self.name} container {name} is not registered: it shares the PID namespace of {whose}"
         hint = "its processes are answered as those of the container whose namespace it is, on the host not at all"
-        if not mode.startswith(("host", "container:")):
-            reason = f"{self.name} container {name} is not registered: process {container.state.pid} is not its init"
-            hint = "a container needs a PID namespace of its own"
         return Problem(self.name, container.id, self._project, name, reason, hint, refused=True)
 
     def _is_ours(self, mount: ContainerMount, this: _Round) -> bool:
@@ -359,6 +364,14 @@ def _devices(container: Container, mounts: list[ContainerMount]) -> tuple[dict[s
             # Which of them is eth0 inside is not told.
             devices.setdefault(name, nic)
     return devices, problems
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        start_time(pid)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def _belongs(init: Init, container: Container) -> bool:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -318,7 +319,7 @@ class LyingEngine(FakeEngine):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.answers: dict[str, object] = {}
+        self.answers: dict[str, Any] = {}
         self.does = self._answer
 
     def _answer(self, connection: socket.socket) -> None:
@@ -339,12 +340,13 @@ class Observer:
         self.source = EngineSource(DOCKER, Settings(listener=listener, sources=sources))
         self.mount = {"Type": "bind", "Source": str(place), "Destination": "/dev/incus"}
 
-    def has(self, pid: int, started: str, mounts: list[dict[str, str]] | None = None) -> None:
+    def has(self, pid: int, started: str, mounts: list[dict[str, str]] | None = None, mode: str = "") -> None:
         """There is one container."""
         mounts = [self.mount] if mounts is None else mounts
         self.engine.answers["/containers/json?all=1"] = [{"Id": ID, "Names": ["/web"], "Mounts": mounts}]
         container = {"Id": ID, "Name": "/web", "State": {"Pid": pid, "StartedAt": started}, "Mounts": mounts}
         self.engine.answers[f"/containers/{ID}/json"] = {**container, "Config": {"Hostname": ID[:12]}}
+        self.engine.answers[f"/containers/{ID}/json"]["HostConfig"] = {"PidMode": mode}
 
     def seen(self) -> list[object]:
         """What the source sees."""
@@ -367,7 +369,7 @@ def test_pid_of_another_process(observer: Observer) -> None:
         (found,) = observer.seen()
         assert isinstance(found, Observed)
         assert found.init is None
-        assert "which is another's" in found.problems[0]
+        assert "which it is not" in found.problems[0]
         # As podman has it for a container without a cgroup: the engine says when it was started.
         observer.has(other.pid, datetime.now(UTC).isoformat())
         (found,) = observer.seen()
@@ -384,13 +386,23 @@ def test_no_pid(observer: Observer, pid: int) -> None:
     assert found.init is None
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 1 << 22, 1 << 62])
-def test_no_init(observer: Observer, pid: int) -> None:
-    """A PID that is no container's init: refused, and named."""
+@pytest.mark.parametrize(("pid", "said"), [(os.getpid(), 1), (1 << 22, 0), (1 << 62, 0)])
+def test_no_init(observer: Observer, pid: int, said: int) -> None:
+    """A PID that is no container's init, or of nobody: it does not run; a process that is there is named."""
     observer.has(pid, "")
     (found,) = observer.seen()
-    assert isinstance(found, Problem)
-    assert found.refused
+    assert isinstance(found, Observed)
+    assert (found.init, len(found.problems)) == (None, said)
+
+
+@pytest.mark.parametrize("mode", ["host", "container:" + "b" * 64, "ns:/proc/1/ns/pid"])
+def test_no_pid_namespace_of_its_own(observer: Observer, mode: str) -> None:
+    """Named while it runs, nothing when it does not; never an instance."""
+    for pid, expected in ((os.getpid(), 1), (0, 0)):
+        observer.has(pid, "", mode=mode)
+        found = observer.seen()
+        assert len(found) == expected
+        assert all(isinstance(one, Problem) and one.refused for one in found)
 
 
 def test_container_that_is_not_told(observer: Observer) -> None:

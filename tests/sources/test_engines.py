@@ -20,6 +20,7 @@ from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.podman import DOCKER, PODMAN, EngineChanges, EngineSource
 from tests.harness.containers import BASE
 from tests.harness.engines import Docker, Engine, Podman
+from tests.harness.following import until
 from tests.harness.holding import HoldingHook
 from tests.harness.images import Image
 
@@ -136,8 +137,8 @@ def test_ended_unnoticed(seen: Seen) -> None:
         # Who would notice.
         kill(int(seen.engine.inspect("web")["State"]["ConmonPid"]))
     kill(seen.engine.pid("web"))
-    found = seen.source().observe_one(key, None)
-    assert isinstance(found, Problem) or (isinstance(found, Observed) and found.init is None)
+    found = seen.one(key)
+    assert (found.init, found.problems) == (None, ())
 
 
 @only_podman
@@ -297,6 +298,45 @@ def test_what_annotations_did(seen: Seen) -> None:
     assert any("'podman rename'" in problem for problem in found.problems)
     assert any("guestapi config set mine" in problem for problem in found.problems)
     assert seen.one(seen.run("web", *told)).problems == ()
+
+
+#: The containers that hold pods together take no options.
+_PODS = (
+    '[containers]\ncgroups = "disabled"\nnetns = "none"\ndefault_ulimits = ["nofile=1024:4096", "nproc=1000:1000"]\n'
+)
+
+
+@only_podman
+def test_member_of_a_pod(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A member of a pod is an instance of its own name, with the pod's host name; the pod itself is none."""
+    conf = seen.engine.path / "containers.conf"
+    conf.write_text(_PODS)
+    monkeypatch.setenv("CONTAINERS_CONF", str(conf))
+    image = seen.engine.load(Image(seen.engine.rootfs), "pod")[-1]
+    infra = (f"--infra-image={image}", "--infra-command=sleep 1000")
+    seen.engine("pod", "create", "--name=shop", "--share=uts,ipc", *infra)
+    try:
+        for name in ("web", "db"):
+            seen.engine("run", "--detach", "--pod=shop", f"--name={name}", seen.mount, image, "sleep", "1000")
+        found = seen.all()
+        assert found.keys() == {"web", "db"}
+        assert [one.hostname for one in found.values() if isinstance(one, Observed)] == ["shop", "shop"]
+        assert {one.init for one in found.values() if isinstance(one, Observed)} == {
+            examine(seen.engine.pid(name)) for name in ("web", "db")
+        }
+    finally:
+        seen.engine("pod", "rm", "--force", "shop")
+
+
+@only_podman
+def test_restart_policy(seen: Seen) -> None:
+    """podman starts a container again that has ended: the same key, another init."""
+    key = seen.run("web", "--restart=always")
+    first = seen.one(key).init
+    assert first is not None
+    kill(first.pid)
+    until(lambda: seen.one(key).init not in (None, first), "it runs again")
+    assert seen.one(key).init == examine(seen.engine.pid("web"))
 
 
 @only_podman
