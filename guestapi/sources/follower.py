@@ -96,7 +96,7 @@ class Follower:
         self._path = doorbell
         self._recorder = Recorder(
             ledger,
-            lambda known: self._post(lambda: self._start_with(known)),
+            lambda known: self._post(lambda: self._compare(known)),
             lambda keys, problems: self._post(lambda: self._written(keys, problems)),
         )
         self._looks: SimpleQueue[_Look | None] = SimpleQueue()
@@ -168,10 +168,21 @@ class Follower:
         while self._inbox:
             self._inbox.popleft()()
 
-    def _start_with(self, known: Mapping[str, Init | None]) -> None:
-        """The store could be read."""
+    def _compare(self, known: Mapping[str, Init | None]) -> None:
+        """The store was read: at the start, and after each look at everything."""
+        first = self._all_at == float("inf")
+        differs = {key: init for key, init in known.items() if key not in self._refused} != self._registered()
         self._known = {**known, **self._known}
-        self._all_at = 0.0
+        if first:
+            self._all_at = 0.0
+        elif differs:
+            # Somebody else has written to it; or it is about to be written, and then this costs a look.
+            self._all_at = min(self._all_at, time.monotonic() + _AFTER_END)
+            self._thorough_at = 0.0
+
+    def _registered(self) -> dict[str, Init | None]:
+        """What the store should have."""
+        return {key: init for key, init in self._known.items() if key in self._latest and key not in self._refused}
 
     # What is told: by hooks, pidfds and the runtime.
 
@@ -391,6 +402,9 @@ class Follower:
                     self._recorder.submit(key, Problem(self._source.name, key, "", key, reason, refused=True))
             else:
                 self._take(found)
+        if look.keys is None and not self._thorough:
+            # Never after a thorough one: what cannot be as it should would be written again and again.
+            self._recorder.check()
         self._thorough = False
 
     def _forget(self, key: str) -> None:

@@ -95,7 +95,7 @@ class Recorder:
 
         Args:
             ledger: where to write.
-            loaded: called by the thread, once the store could be read, with what it has.
+            loaded: called by the thread with what the store has: once it could be read, and after each `check`.
             written: called by the thread after each commit, with keys and what could not be taken over.
         """
         self._ledger = ledger
@@ -103,6 +103,7 @@ class Recorder:
         self._condition = Condition()
         self._batch = _Batch()
         self._busy = True
+        self._unchecked = False
         self._stop_at: float | None = None
         self._outage = ""
         self._status = Status()
@@ -123,6 +124,12 @@ class Recorder:
             self._batch.add(key, what)
             if caller is not None:
                 self._batch.callers.setdefault(key, []).append(caller)
+            self._condition.notify()
+
+    def check(self) -> None:
+        """Have the store read again: it may have been put back from a backup, or somebody has removed an instance."""
+        with self._condition:
+            self._unchecked = True
             self._condition.notify()
 
     def tell(self, status: Status) -> None:
@@ -154,6 +161,10 @@ class Recorder:
                 else:
                     self._write(batch)
                     self._note()
+                    if self._unchecked:
+                        known = self._ledger.known()
+                        self._unchecked = False
+                        self._loaded(known)
                 retry = _FIRST_RETRY
                 if self._outage:
                     log.warning("the store can be written again")
@@ -173,13 +184,18 @@ class Recorder:
                 return False
             return not self._batch.wanted or time.monotonic() > self._stop_at
 
+    def _has_work(self) -> bool:
+        """Whether there is something to write, to note, to read, or no more to do."""
+        news = _is_news(self._status, self._noted)
+        return bool(self._batch.wanted) or self._unchecked or news or self._stop_at is not None
+
     def _take(self) -> _Batch:
         """What is to be written now; waits for it, or for the next note."""
         with self._condition:
             self._busy = False
             self._condition.notify_all()
             until = self._noted_at + NOTE_SECONDS
-            while not self._batch.wanted and not _is_news(self._status, self._noted) and self._stop_at is None:
+            while not self._has_work():
                 self.beat = time.monotonic()
                 if (left := until - self.beat) <= 0:
                     break

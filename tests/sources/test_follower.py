@@ -283,6 +283,24 @@ def test_refused_by_the_source(tmp_path: Path) -> None:
         assert book.entries == {}
 
 
+def test_store_that_was_put_back(tmp_path: Path, inits: Inits) -> None:
+    """What somebody else has taken out of the store, or put back into it, is set right by the next look."""
+    book, source = Book(), PlayedSource()
+    (pid,) = inits.start()
+    source.run("web", pid)
+    with following(source, book, tmp_path):
+        until(lambda: book.pid("web") == pid, "the first look")
+        looks = source.looks
+        old = source.observed("old", None)
+        book.entries = {old.key: old}
+        source.say("")
+        until(lambda: book.pid("web") == pid, "what is there")
+        until(lambda: "key of old" not in book.entries, "what is not")
+        # One look that was asked for, one that has set it right; and no more.
+        time.sleep(1)
+        assert source.looks <= looks + 2
+
+
 def test_what_came_together_is_written_together(tmp_path: Path, inits: Inits) -> None:
     """Thirty containers that start while the store is locked are one transaction, and so are their ends."""
     book = Book()
