@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import h11
@@ -102,6 +103,12 @@ def test_length_in_any_pieces(content: bytes, places: list[int], reader: str) ->
     assert READERS[reader](body) == content
     assert body.read() == b""
     assert source.rest == NEXT
+
+
+def test_body_can_be_buffered() -> None:
+    """An application may read a body through any reader of io, as PEP 3333 lets it expect of a file."""
+    with io.BufferedReader(Body(Pieces(b"one\ntwo"), 7, 1000, False)) as reader:
+        assert list(reader) == [b"one\n", b"two"]
 
 
 def test_many_chunks_are_refused() -> None:

@@ -331,6 +331,8 @@ def test_end_of_a_head_in_pieces(end: bytes) -> None:
         assert ends_head(whole, seen)
     assert ends_head(whole + b"more", len(whole) - 1)
     assert not ends_head(whole + b"more of it", len(whole) + 3)
+    assert ends_head(end[1:] if end.startswith(b"\r") else end), "with nothing before it"
+    assert not ends_head(b"x\n\nmore", len(b"x\n\n") + 2)
 
 
 def test_what_is_too_large_whatever_follows() -> None:

@@ -158,11 +158,13 @@ def test_responses_that_are_not_logged(host: Host) -> None:
     quiet.cache = ResponseCache(quiet.look, logged_from=400)
     for one in (host, quiet):
         one.answer(guest)
-        one.answer(guest, raw=request("/1.0/config/none"), code=404)
+        one.answer(guest, raw=request("/1.0/config/bad"), code=399)
+        one.answer(guest, raw=request("/1.0/config/none"), code=400)
     assert found(quiet, guest) == found(host, guest)
     assert guest.init is not None
-    ours = [quiet.cache_of(guest).get(raw, guest.init) for raw in (REQUEST, request("/1.0/config/none"))]
-    assert [one is not None and one.exchange is not None for one in ours] == [False, True]
+    raws = (REQUEST, request("/1.0/config/bad"), request("/1.0/config/none"))
+    ours = [quiet.cache_of(guest).get(raw, guest.init) for raw in raws]
+    assert [one is not None and one.exchange is not None for one in ours] == [False, False, True]
     assert quiet.cache_of(guest).size < host.cache_of(guest).size * 2 / 3
 
 
