@@ -386,7 +386,9 @@ def test_no_pid(observer: Observer, pid: int) -> None:
     assert found.init is None
 
 
-@pytest.mark.parametrize(("pid", "said"), [(os.getpid(), 1), (1 << 22, 0), (1 << 62, 0)])
+@pytest.mark.parametrize(
+    ("pid", "said"), [(os.getpid(), 1), (1 << 22, 0), (1 << 62, 0)], ids=["our own", "of nobody", "too large"]
+)
 def test_no_init(observer: Observer, pid: int, said: int) -> None:
     """A PID that is no container's init, or of nobody: it does not run; a process that is there is named."""
     observer.has(pid, "")
