@@ -64,6 +64,7 @@ def test_first_call_waits_to_be_known(patient: Service) -> None:
     assert (response.status, response.text) == (200, "bar")
 
 
+@pytest.mark.root
 def test_unknown_caller_is_told_in_the_end() -> None:
     """A container that is not registered in time gets 500, on which cloud-init tries again."""
     with waits(SHORT, 2) as hasty, Container(hasty.binds) as container:
@@ -192,6 +193,7 @@ def test_places_are_shared_out(steps: list[tuple[int, bool]], most: int) -> None
         assert len(made) == len(taken) <= most
 
 
+@pytest.mark.root
 def test_one_container_cannot_take_all_places() -> None:
     """A container that is never registered fills all places: fresh ones are known all the same, every one of them."""
     with waits(LONG, 8) as own, Container(own.binds) as greedy, ExitStack() as stack:
