@@ -296,6 +296,18 @@ def test_instance_greater_than_all_that_is_kept(
     assert reader.instance(small.id) is first
 
 
+@pytest.mark.parametrize(("short", "kept"), [(0, True), (1, False)])
+def test_kept_bytes_are_counted(
+    writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch, short: int, kept: bool
+) -> None:
+    """Instances that take exactly as many bytes as may be kept are kept; with a byte less, the older one goes."""
+    one, other = add(writer, "one", a="x"), add(writer, "other", a="xx")
+    monkeypatch.setattr(reading, "KEPT_BYTES", sum(map(reading._size, (one, other))) - short)
+    first = reader.instance(one.id)
+    reader.instance(other.id)
+    assert (reader.instance(one.id) is first) == kept
+
+
 def test_changed_instance_counts_once(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instance that is changed and read again and again takes no room from the others."""
     monkeypatch.setattr(reading, "KEPT_BYTES", 10_000)
