@@ -177,3 +177,21 @@ def test_control_characters_in_options() -> None:
         names.check_devices({"eth0": definition})
     assert names.check_options("eth0", {"type": "nic", "mtu": ""}) == {"type": "nic"}
     assert names.check_options("eth0", {"type": "nic", "mtu": ""}, keep_empty=True) == {"type": "nic", "mtu": ""}
+
+
+def test_devices_have_a_type() -> None:
+    """A device needs a type that is not empty, unless it amends one that has it; empty options are left out."""
+    nic = {"type": "nic", "mtu": ""}
+    assert names.check_devices({"eth0": nic}) == {"eth0": {"type": "nic"}}
+    for definition in ({}, {"mtu": "1500"}, {"type": ""}):
+        with pytest.raises(InvalidNameError, match="a type is needed"):
+            names.check_devices({"eth0": definition})
+    amended = {"eth0": {"mtu": "", "name": "x"}}
+    assert names.check_devices(amended, amending={"eth0"}) == amended
+    with pytest.raises(InvalidNameError):
+        names.check_devices(amended, amending={"eth1"})
+    with pytest.raises(InvalidNameError):
+        names.check_devices({"eth0": {"type": ""}}, amending={"eth0"})
+    assert names.check_devices({"eth0": nic}, amending={"eth0"}) == {"eth0": {"type": "nic"}}
+    with pytest.raises(InvalidNameError):
+        names.check_devices({"": {"type": "nic"}})

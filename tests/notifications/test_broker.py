@@ -423,6 +423,15 @@ def test_what_was_missed_ends_with_its_store(store: Settings) -> None:
     assert subscription.closing == 1013
 
 
+def test_foreign_id_when_the_store_is_replaced(store: Settings) -> None:
+    """A client with an id that the log has not come to is told nothing of a store that took its place meanwhile."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    listener = broker.subscribe(1, None, 10**9, lambda: None)
+    put_another(store, "foreign")
+    assert list(listener.missed()) == []
+    assert listener.closing == 1013
+
+
 def test_events_of_two_stores_are_not_taken_for_each_other(store: Settings) -> None:
     """An event that a slow client still has to send is not given to others for that of the same id in another store."""
     set_key(store, "first")

@@ -294,3 +294,15 @@ def test_removed_instance_cannot_be_changed(settings: Settings, writer: Writer) 
     with pytest.raises(StoreError), writer.change() as change:
         steps.configure(change, one, {"user.a": "1"})
     assert told(settings) == log
+
+
+def test_what_a_source_provides_counts_again(writer: Writer) -> None:
+    """A key that the operator has set and unset has the source's value again; without a source it has none."""
+    for source in ("lxc", None):
+        with writer.change() as change:
+            name = source or "none"
+            steps.add(change, "default", name, config={"user.a": "first", "user.b": "b"}, source=source, key=source)
+            for value, expected in (("operator's", "operator's"), ("", "first" if source else None)):
+                found = steps.configure(change, get_instance(change, "default", name), {"user.a": value})
+                assert found.config.get("user.a") == expected
+                assert found.config["user.b"] == "b"
