@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -67,9 +68,20 @@ class OciRuntime:
         if self.root.is_dir():
             for one in self.root.iterdir():
                 self("delete", "--force", one.name, check=False)
+        # runc does not wait until the last process has left it.
+        until = time.monotonic() + 5
+        while self._cgroups() and time.monotonic() < until:
+            time.sleep(0.05)
         self._holder.kill()
         self._holder.wait()
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _cgroups(self) -> bool:
+        """Remove the cgroups of containers that have ended; whether some are left."""
+        script = f"find /sys/fs/cgroup -maxdepth 1 -name '{self.path.name}-*' -exec rmdir {{}} + 2>/dev/null"
+        subprocess.run([*self._enter, "sh", "-c", script], check=False)
+        left = f"find /sys/fs/cgroup -maxdepth 1 -name '{self.path.name}-*'"
+        return bool(subprocess.run([*self._enter, "sh", "-c", left], check=True, capture_output=True).stdout)
 
     def __call__(self, *words: str, check: bool = True) -> str:
         """Run a command of the runtime."""
