@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from guestapi import settings
 from guestapi.callers.namespaces import boot_id
 from guestapi.model import Init
+from guestapi.notifications import broker as broker_module
 from guestapi.notifications.broker import BATCH, Broker, Subscription, TooManySubscriptionsError
 from guestapi.notifications.events import EventFormat
 from guestapi.settings import Settings
@@ -301,6 +302,41 @@ def test_worker_that_was_left_behind(store: Settings) -> None:
             steps.configure(change, get_instance(change, "default", "a"), {"user.k": str(number)})
     broker.poll()
     assert subscription.closing == 1013
+
+
+@pytest.mark.parametrize(("lost", "ended"), [(0, None), (1, 1013)])
+def test_log_that_was_trimmed_up_to_what_was_read(store: Settings, lost: int, ended: int | None) -> None:
+    """A worker that has read all that was trimmed has missed nothing; with one entry more it has."""
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
+    listener = broker.subscribe(1, None, None, lambda: None)
+    set_key(store, "read")
+    broker.poll()
+    position = Reader(store.store.url).latest()
+    for number in range(3):
+        set_key(store, str(number))
+    with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
+        connection.execute("DELETE FROM notifications WHERE id <= ?", (position + lost,))
+    broker.poll()
+    assert listener.closing == ended
+
+
+@pytest.mark.parametrize(("short", "overrun"), [(0, False), (1, True)])
+def test_bytes_that_may_wait(store: Settings, monkeypatch: pytest.MonkeyPatch, short: int, overrun: bool) -> None:
+    """A client may leave exactly as many bytes waiting as is allowed, and not one more."""
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
+    quick, slow = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
+    for number in range(2):
+        set_key(store, str(number))
+    broker.poll()
+    quick.pop()
+    waiting = sum(event.size for event in slow.pop())
+    monkeypatch.setattr(broker_module, "QUEUE_BYTES", waiting - short)
+    for number in range(2, 4):
+        set_key(store, str(number))
+        broker.poll()
+        quick.pop()
+    assert not quick.overrun
+    assert slow.overrun == overrun
 
 
 def test_log_that_begins_anew(store: Settings) -> None:
