@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import threading
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from guestapi.model import Init
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store import backup, steps
+from guestapi.store.errors import StoreBusyError
 from guestapi.store.lookup import (
     find_instance,
     get_instance,
@@ -247,6 +249,8 @@ def test_others_write_meanwhile(guestapi: Guestapi, saved: Path) -> None:
                     else:
                         steps.configure(change, found, {"user.n": str(written[number])})
                 written[number] += 1
+            except StoreBusyError:
+                continue  # A loaded machine: the other one held the store for longer than lock_seconds.
             except Exception as error:
                 failures.append(error)
                 return
@@ -255,7 +259,10 @@ def test_others_write_meanwhile(guestapi: Guestapi, saved: Path) -> None:
     for thread in threads:
         thread.start()
     try:
-        for number in range(5):
+        # As often as it takes until both have written in between.
+        for number in count():
+            if number >= 5 and (min(written) > 5 or failures):
+                break
             other = saved.parent / f"{number}.db"
             backup.back_up(settings.store.url, other)
             with view(f"sqlite:///{other}") as store:
