@@ -119,6 +119,41 @@ class Identifier:
             log.error("process %d cannot be looked at: the service needs CAP_SYS_PTRACE", who.pid)
             return Caller(who)
 
+    def find_container(self, connection: socket.SocketType, who: Credentials) -> int:
+        """Tell which container a connection is from, for less than it takes to identify its caller.
+
+        Args:
+            connection: as accepted.
+            who: its `credentials`.
+
+        Returns:
+            The inode number of the outermost PID namespace around the process that is not ours, as `Caller.container`;
+            0 for a process of the host, and for one that has ended or cannot be looked at. It proves nothing.
+        """
+        try:
+            pidfd = peer_pidfd(connection) if self._pidfd else None
+            try:
+                namespace = namespaces.open_namespace(who.pid, pidfd, by_ioctl=self._pidfd)
+            finally:
+                if pidfd is not None:
+                    os.close(pidfd)
+        except OSError:
+            return 0
+        container = 0
+        try:
+            while (number := namespaces.inode(namespace)) != namespaces.own_namespace():
+                container = number
+                around = namespaces.open_parent(namespace)
+                if around is None:
+                    break
+                os.close(namespace)
+                namespace = around
+        except OSError:
+            pass
+        finally:
+            os.close(namespace)
+        return container
+
     def confirm(self, connection: socket.SocketType, caller: Caller) -> Caller:
         """The same caller, if the process that connected is still there; unknown if not. For the first request.
 

@@ -118,7 +118,7 @@ def admit(accepted: socket.SocketType, dialect: str, context: WorkerContext, *, 
         return None
     peer = credentials(accepted)
     pending = context.admission.pending
-    if pending.add(peer.pid):
+    if pending.add(peer.pid, partial(context.identifier.find_container, accepted, peer)):
         return peer
     instance_id, rejection = pending.rejection(peer.pid)
     caller = Caller(peer, instance_id)

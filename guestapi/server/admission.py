@@ -22,7 +22,7 @@ from guestapi.settings import LimitSettings
 ROOT_PART = 8
 #: How many refused connections of an instance may stay open until their clients have read why.
 _MOST_LINGERING = 16
-#: From this many pending connections on, each process may have only one.
+#: From this many pending connections on, each process may have only one, and the new ones of a container are counted.
 _MOST_PENDING = 1024
 #: Descriptors that admitted connections leave free: for pending and lingering connections, namespaces and processes
 #: that the worker looks at, image files, and the store.
@@ -67,9 +67,10 @@ WORKER_FULL = Rejection(500, "temporarily unavailable, try again", "worker_conne
 
 
 class _Process:
-    __slots__ = ("identified", "instance_id", "pending")
+    __slots__ = ("container", "identified", "instance_id", "pending")
 
-    def __init__(self) -> None:
+    def __init__(self, container: int | None) -> None:
+        self.container = container
         self.pending = 0
         self.identified = False
         self.instance_id: int | None = None
@@ -81,7 +82,8 @@ class PendingConnections:
     Identifying a caller takes longer than connecting, so a guest can have any number of connections waiting. If they
     waited in the kernel's queue, no other client could connect (connect(2), EAGAIN). So they are accepted at once and
     wait here. The kernel names their process at once. A process with more of them than an instance may have is refused
-    without being identified.
+    without being identified. When there are very many, a container may add as many processes as an instance may have
+    connections.
     """
 
     def __init__(self, per_process: int) -> None:
@@ -92,13 +94,25 @@ class PendingConnections:
         """
         self._per_process = per_process
         self._processes: dict[int, _Process] = {}
+        #: Processes of each container that were added when there were very many.
+        self._containers: Counter[int] = Counter()
         self._count = 0
 
-    def add(self, pid: int) -> bool:
-        """Count one more of process `pid`; return False if it may have no more."""
+    def add(self, pid: int, get_container: Callable[[], int]) -> bool:
+        """Count one more of process `pid`; return False if it, or its container, may have no more.
+
+        Args:
+            pid: the process.
+            get_container: returns a number of its container. Called only when there are very many.
+        """
         process = self._processes.get(pid)
         if process is None:
-            process = self._processes[pid] = _Process()
+            container = get_container() if self._count >= _MOST_PENDING else None
+            if container is not None:
+                if self._containers[container] >= self._per_process:
+                    return False
+                self._containers[container] += 1
+            process = self._processes[pid] = _Process(container)
         elif process.pending >= self._per_process or self._count >= _MOST_PENDING:
             return False
         process.pending += 1
@@ -120,16 +134,19 @@ class PendingConnections:
         self._count -= 1
         if not process.pending:
             del self._processes[pid]
+            if process.container is not None:
+                self._containers[process.container] -= 1
+                if not self._containers[process.container]:
+                    del self._containers[process.container]
 
     def rejection(self, pid: int) -> tuple[int | None, Rejection]:
         """Return the instance of a process that `add` refused, as far as it is known, and why it was refused."""
-        process = self._processes[pid]
+        process = self._processes.get(pid)
+        if process is None:
+            # Its container has too many processes, and it is not known which instance that is.
+            return None, WORKER_FULL
         unknown = process.identified and process.instance_id is None
         return process.instance_id, UNKNOWN_CALLER if unknown else TOO_MANY_CONNECTIONS
-
-    def has_one_process(self) -> bool:
-        """Tell whether all pending connections are of one process."""
-        return len(self._processes) < 2
 
 
 class ConnectionQuota:

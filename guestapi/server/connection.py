@@ -26,7 +26,6 @@ from guestapi.server.context import WorkerContext
 from guestapi.server.event_stream import EventStream
 from guestapi.server.exchange import Exchange
 from guestapi.server.response_cache import CallerCache
-from guestapi.server.scheduler import LARGE_INPUT
 from guestapi.server.sendfile import send_content
 from guestapi.server.transport import DeadlineError, Transport
 from guestapi.store.errors import StoreError
@@ -175,13 +174,13 @@ class Connection:
                 context.scheduler.leave(self._scheduled)
 
     def _identify(self) -> Caller | None:
-        """Identify the caller when it is its process's turn; None if it has gone without a request."""
+        """Identify the caller when it is its container's turn; None if it has gone without a request."""
         context, peer, sock = self._context, self._credentials, self._transport.sock
         if peer is None:
             return context.identifier.identify(sock, credentials(sock))
         caller: Caller | None = None
         try:
-            context.newcomers.acquire(peer.pid)
+            context.arrivals.acquire(peer.uid, partial(context.identifier.find_container, sock, peer))
             # A request that is here already is answered in this very turn.
             if self._transport.receive_now() == 0:
                 return None
@@ -205,7 +204,7 @@ class Connection:
         root = caller.is_root
         just_identified = bool(transport.received)
         transport.set_deadline(context.limits.head_seconds)
-        if just_identified and len(transport.received) < LARGE_INPUT:
+        if just_identified:
             self._state = _READING
         else:
             self._wait_for_request()
@@ -246,13 +245,11 @@ class Connection:
         if transport.received:
             # A pipelined request waits for its turn as if it came only now.
             self._state = _READING
-            transport.give_way(len(transport.received))
+            transport.give_way()
             return
         self._state = _IDLE
-        size = transport.receive()
+        transport.receive()
         self._state = _READING
-        if size >= LARGE_INPUT:
-            transport.give_way(size)
 
     def _send_cached(self, caller: Caller, confirmed: bool) -> bool:
         """Answer the request in `received` from the cache; return False if that is not possible.
@@ -308,8 +305,6 @@ class Connection:
                 received = transport.received
                 # Parse again only when the head may be complete. Otherwise it would be parsed once for each byte.
                 if ends_head(received, seen) or is_too_large(received, limits):
-                    if len(received) >= LARGE_INPUT:
-                        transport.give_way(len(received))
                     head = parse_head(received, limits)
         # Only a request that was received alone can be compared with what is received later.
         head.alone = transport.received if len(transport.received) == head.size and head.length == 0 else None

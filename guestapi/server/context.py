@@ -11,19 +11,16 @@ from gevent.threadpool import ThreadPool
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Instance
 from guestapi.server.admission import Admission
+from guestapi.server.arrivals import ArrivalQueue
 from guestapi.server.event_stream import PingTimer
 from guestapi.server.exchange import Exchange
 from guestapi.server.greenlets import GreenletPool
 from guestapi.server.identification_retry import IdentificationRetry
 from guestapi.server.response_cache import ResponseCache
-from guestapi.server.scheduler import FairScheduler, IterationLimiter
+from guestapi.server.scheduler import FairScheduler
 from guestapi.server.sendfile import DISK_THREADS
 from guestapi.settings import LimitSettings
 from guestapi.wsgi import Application, Environ
-
-#: How many new connections of a process are identified in an iteration of the event loop. Few, because all others wait
-#: for them.
-_IDENTIFIED_PER_ITERATION = 2
 
 
 class OpenConnection(Protocol):
@@ -52,7 +49,7 @@ class WorkerContext:
         retry: for callers that may be registered in a moment; None for none.
         connections: all connections that are open.
         scheduler: decides who is served next.
-        newcomers: limits how many new connections are identified in an iteration of the event loop.
+        arrivals: decides which new connection is identified next.
         greenlets: serve the connections.
         cache: responses that may be sent again.
         pings: tells streams when to send a ping.
@@ -98,7 +95,7 @@ class WorkerContext:
         self.retry = retry
         self.connections: set[OpenConnection] = set()
         self.scheduler = FairScheduler()
-        self.newcomers = IterationLimiter(_IDENTIFIED_PER_ITERATION, admission.pending.has_one_process)
+        self.arrivals = ArrivalQueue()
         self.greenlets = GreenletPool()
         self.cache = ResponseCache(get_instance, logged_from)
         self.pings = PingTimer()

@@ -10,7 +10,6 @@ from typing import Protocol
 from guestapi.http.response import stream_head
 from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, CloseCode, Opcode, close_frame, frame
 from guestapi.notifications.events import EncodedEvent, EventFormat
-from guestapi.server.scheduler import LARGE_INPUT
 from guestapi.server.transport import DeadlineError
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import Handover
@@ -60,8 +59,8 @@ class StreamPeer(Protocol):
         """Move the deadline of what is being sent, if it is later."""
         ...
 
-    def give_way(self, size: int = 0) -> None:
-        """Let other connections proceed before `size` bytes are processed."""
+    def give_way(self) -> None:
+        """Let other connections proceed."""
         ...
 
     def abort(self) -> None:
@@ -109,7 +108,7 @@ class EventStream:
                 if self._subscription.overrun or self._subscription.closing is not None:
                     break
                 # Reading a batch takes milliseconds, so others proceed in between.
-                self._peer.give_way(LARGE_INPUT)
+                self._peer.give_way()
             self._follow()
         except StoreError as error:
             log.error("an event stream ends: %s", error)

@@ -16,7 +16,7 @@ from gevent.hub import get_hub
 from greenlet import getcurrent, greenlet
 
 from guestapi.http.errors import ProtocolError
-from guestapi.server.scheduler import LARGE_INPUT, InstanceQueue
+from guestapi.server.scheduler import InstanceQueue
 
 #: How many bytes one read asks for. Only an attack has a larger head.
 READ_SIZE = 65536
@@ -39,10 +39,12 @@ class _Wait(Enum):
     INPUT = "input"
     INPUT_OR_WAKE = "input or wake"
     OUTPUT = "output"
+    TURN = "turn"
 
 
 #: PERF: the members by names of the module, because an enumeration looks its members up slowly (0.1 µs each).
 _NOTHING, _INPUT, _INPUT_OR_WAKE, _OUTPUT = _Wait.NOTHING, _Wait.INPUT, _Wait.INPUT_OR_WAKE, _Wait.OUTPUT
+_TURN = _Wait.TURN
 
 
 class Transport:
@@ -204,12 +206,13 @@ class Transport:
         if self._wait is _INPUT_OR_WAKE:
             # Once is enough: the next caller finds it awake.
             self._wait = _INPUT
-            self._hub.loop.run_callback(self._switch_if_waiting)
+            assert self._queue is not None
+            self._queue.requeue(self._switch_if_waiting)
 
-    def give_way(self, size: int = 0) -> None:
-        """Let other connections proceed before `size` bytes are processed. No deadline counts meanwhile."""
+    def give_way(self) -> None:
+        """Let other connections proceed. No deadline counts meanwhile."""
         assert self._queue is not None
-        self._queue.requeue(self._greenlet.switch, size)
+        self._queue.requeue(self._greenlet.switch)
         self._hub.switch()
 
     # Reading a body (`http.body.ByteSource`).
@@ -244,8 +247,6 @@ class Transport:
     def _receive_body(self) -> None:
         try:
             size = self.receive()
-            if size >= LARGE_INPUT:
-                self.give_way(size)
         except DeadlineError:
             raise ProtocolError(400, "the body did not come in time") from None
         if not size:
@@ -281,7 +282,7 @@ class Transport:
         self.send(data, b"", seconds)
 
     def wait_writable(self) -> None:
-        """Wait until the client accepts more.
+        """Wait until the client accepts more, and for a turn to send it.
 
         Raises:
             DeadlineError: the deadline passes first.
@@ -289,7 +290,7 @@ class Transport:
         if self._writable is None:
             self._writable = self._hub.loop.io(self._socket.fileno(), _WRITABLE)
         self._wait = _OUTPUT
-        self._writable.start(self._greenlet.switch)
+        self._writable.start(self._on_writable)
         try:
             self._hub.switch()
         finally:
@@ -340,10 +341,10 @@ class Transport:
 
     def _on_timer(self) -> None:
         left = self._deadline - time.monotonic()
-        if self._wait is not _NOTHING and left <= 0:
+        if self._wait is not _NOTHING and self._wait is not _TURN and left <= 0:
             self._greenlet.throw(DeadlineError)
         else:
-            # The greenlet does not wait, so it is at work.
+            # The greenlet does not wait for its client, so it is at work, or others are.
             self._start_timer(max(left, _RECHECK_SECONDS))
 
     # Waiting.
@@ -374,6 +375,19 @@ class Transport:
             return True
         self._queued = False
         return False
+
+    def _on_writable(self) -> None:
+        """The client accepts more. Copying it into the socket takes time, so it takes a turn like a request."""
+        if self._queue is None:
+            self._greenlet.switch()
+            return
+        self._writable.stop()
+        self._wait = _TURN
+        self._queue.requeue(self._switch_on_turn)
+
+    def _switch_on_turn(self) -> None:
+        if self._wait is _TURN:
+            self._greenlet.switch()
 
     def _switch_if_waiting(self) -> None:
         # Otherwise input came meanwhile; or the socket is closed, and the greenlet serves another connection.

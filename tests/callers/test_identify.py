@@ -294,6 +294,39 @@ def test_unregistered_container(door: Door, inside: Container, levels: int) -> N
         assert caller.container == os.stat(f"/proc/{other.pid}/ns/pid").st_ino
 
 
+@pytest.mark.parametrize("levels", [0, 3])
+def test_container_is_found_without_the_store(door: Door, inside: Container, levels: int) -> None:
+    """The first look finds the outermost namespace, from however deep, asks nobody who is registered, keeps nothing."""
+    door.identifier = Identifier(Unasked(), pidfd=door.identifier._pidfd)
+    looking = door.identifier
+    found: list[int] = []
+    before = len(os.listdir("/proc/self/fd"))
+
+    class Looking:
+        """Looks where it would identify."""
+
+        def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
+            """The first look alone."""
+            found.append(looking.find_container(connection, who))
+            return Caller(who)
+
+    door.identifier = Looking()  # type: ignore[assignment]  # as much of one as the door asks for
+    with door.caller(knocks(inside, become=["pidns"] * levels)):
+        pass
+    with door.caller(lambda: from_host(door.path, *KNOCK)):
+        pass
+    assert found == [os.stat(f"/proc/{inside.pid}/ns/pid").st_ino, 0]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Unasked:
+    """A store that nobody may ask."""
+
+    def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
+        """Fail."""
+        raise AssertionError("the store is asked")
+
+
 def test_two_containers(door: Door, inside: Container) -> None:
     """Two containers with the same ID map are told apart."""
     with Container([(door.directory, "/dev/incus")]) as other:

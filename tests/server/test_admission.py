@@ -25,6 +25,11 @@ class Holding:
         self.ended = True
 
 
+def anywhere() -> int:
+    """Return the number of a container."""
+    return 1
+
+
 def quota(each: int = 4, most: int = 10) -> tuple[ConnectionQuota, list[int | None]]:
     """Make a quota; return it and the list of instances whose connections are evicted."""
     ended: list[int | None] = []
@@ -65,7 +70,7 @@ def test_nothing_is_left_of_who_has_gone() -> None:
     assert _tables(held) == _tables(empty)
     pending = PendingConnections(3)
     for pid in range(500):
-        while pending.add(pid):
+        while pending.add(pid, anywhere):
             pass
         for _time in range(3):
             pending.remove(pid, caller(instance_id=pid))
@@ -248,31 +253,30 @@ def test_limits_hold_in_any_order(steps: list[tuple[int | None, bool, bool]]) ->
 def test_pending_connections_count_by_process() -> None:
     """A process may have as many pending connections as an instance may have; another process has its own."""
     pending = PendingConnections(3)
-    assert [pending.add(7) for _time in range(4)] == [True, True, True, False]
-    assert pending.add(8)
+    assert [pending.add(7, anywhere) for _time in range(4)] == [True, True, True, False]
+    assert pending.add(8, anywhere)
     assert pending.rejection(7) == (None, TOO_MANY_CONNECTIONS)
     pending.remove(7, caller(instance_id=42))
-    assert pending.add(7)
-    assert not pending.add(7)
+    assert pending.add(7, anywhere)
+    assert not pending.add(7, anywhere)
     assert pending.rejection(7) == (42, TOO_MANY_CONNECTIONS)
     for _time in range(3):
         pending.remove(7, caller(instance_id=42))
-    assert pending.has_one_process()
-    assert [pending.add(7) for _time in range(4)] == [True, True, True, False]
+    assert [pending.add(7, anywhere) for _time in range(4)] == [True, True, True, False]
 
 
 def test_unknown_process_gets_the_answer_of_unknown_callers() -> None:
     """A process that was identified as unknown gets the answer of unknown callers; one not yet identified gets 429."""
     pending = PendingConnections(2)
     for _time in range(3):
-        pending.add(7)
+        pending.add(7, anywhere)
     pending.remove(7, None)
-    pending.add(7)
-    assert not pending.add(7)
+    pending.add(7, anywhere)
+    assert not pending.add(7, anywhere)
     assert pending.rejection(7) == (None, TOO_MANY_CONNECTIONS)
     pending.remove(7, caller(instance_id=None))
-    pending.add(7)
-    assert not pending.add(7)
+    pending.add(7, anywhere)
+    assert not pending.add(7, anywhere)
     assert pending.rejection(7)[1].status == 500
 
 
@@ -281,7 +285,22 @@ def test_process_without_pending_connections_is_always_admitted() -> None:
     pending = PendingConnections(300)
     for pid in range(1, 5):
         for _time in range(256):
-            pending.add(pid)
-    assert not pending.add(1)
-    assert pending.add(5)
-    assert not pending.add(5)
+            pending.add(pid, anywhere)
+    assert not pending.add(1, anywhere)
+    assert pending.add(5, anywhere)
+    assert not pending.add(5, anywhere)
+
+
+def test_container_with_thousands_of_processes() -> None:
+    """When very many connections are pending, a container adds no more processes than an instance may have connections.
+
+    So it takes a bounded number of the worker's descriptors; other containers are still admitted.
+    """
+    pending = PendingConnections(100)
+    admitted = [pid for pid in range(1, 60_000) if pending.add(pid, anywhere)]
+    assert len(admitted) == 1024 + 100
+    assert pending.rejection(59_999)[1].status == 500
+    assert pending.add(60_000, lambda: 2)
+    for pid in (*admitted, 60_000):
+        pending.remove(pid, None)
+    assert _tables(pending) == _tables(PendingConnections(100))

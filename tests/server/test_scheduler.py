@@ -10,7 +10,7 @@ import gevent
 import pytest
 from gevent.hub import get_hub
 
-from guestapi.server.scheduler import ALONE_FACTOR, LARGE_INPUT, QUANTUM, FairScheduler, InstanceQueue
+from guestapi.server.scheduler import ALONE_FACTOR, MOST_DEBT, QUANTUM, TURN_SECONDS, FairScheduler, InstanceQueue
 
 
 class Connections:
@@ -138,21 +138,90 @@ def test_pipelined_request(connections: Connections) -> None:
     assert max(map(len, gaps)) <= QUANTUM + 1
 
 
-def test_large_input_is_a_turn(connections: Connections) -> None:
-    """A large piece of input is the whole turn of its instance."""
-    large, quiet = connections.queue(), connections.queue()
+class Clock:
+    """Time that passes when a request takes some."""
 
-    def again() -> bool:
-        connections.order.append("large")
-        large.requeue(again, LARGE_INPUT)
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+@pytest.mark.parametrize("turns", [0.6, 1, 3, 20])
+def test_instances_share_time(connections: Connections, turns: float, pipelined: bool) -> None:
+    """However long its requests take, an instance gets about as much time as another one whose requests are cheap."""
+    clock, cheap = Clock(), TURN_SECONDS / QUANTUM / 1.01
+    dear = turns * TURN_SECONDS
+    spent = {"dear": 0.0, "cheap": 0.0}
+    queues = {name: InstanceQueue(lambda: False, clock) for name in spent}
+    sockets: list[socket.socket] = []
+
+    def take(name: str, seconds: float) -> bool:
+        clock.now += seconds
+        spent[name] += seconds
         return True
 
-    for _one in range(20):
-        large.requeue(again, LARGE_INPUT)
-    connections.ready(quiet, "quiet")
-    connections.until(lambda: connections.order.count("quiet") > 10)
-    gaps = "".join(name[0] for name in connections.order).split("q")
-    assert max(map(len, gaps[1:-1])) == 1
+    def again() -> None:
+        take("dear", dear)
+        queues["dear"].requeue(again)
+
+    for name, seconds in (("dear", dear), ("cheap", cheap)):
+        for _connection in range(30):
+            if pipelined and name == "dear":
+                queues[name].requeue(again)
+                continue
+            ours, theirs = socket.socketpair()
+            theirs.send(b"x")
+            sockets += [ours, theirs]
+            queues[name].join(ours.fileno(), lambda name=name, seconds=seconds: take(name, seconds))  # type: ignore[misc]
+    connections.until(lambda: spent["dear"] > 100 * dear and spent["cheap"] > 100 * TURN_SECONDS)
+    assert spent["dear"] < 2.2 * spent["cheap"] + 2 * dear
+    for one in sockets:
+        one.close()
+    for queue in queues.values():
+        queue.close()
+
+
+def test_debt_is_bounded_and_not_another_instance_s(connections: Connections) -> None:
+    """An instance owes a bounded time, and a queue that is used for the next instance owes nothing."""
+    clock = Clock()
+    queue = InstanceQueue(lambda: False, clock)
+
+    def take() -> None:
+        clock.now += 3600
+
+    queue.requeue(take)
+    connections.until(lambda: clock.now > 0)
+    assert vars(queue)["_debt"] == MOST_DEBT
+    queue.reset()
+    assert vars(queue)["_debt"] == 0
+    queue.close()
+
+
+def test_no_connection_starves_in_an_expensive_instance(connections: Connections) -> None:
+    """Where each request takes more than a turn, all connections of an instance are served equally often."""
+    clock, order = Clock(), connections.order
+    queue = InstanceQueue(lambda: False, clock)
+    sockets: list[socket.socket] = []
+
+    def take(name: str) -> bool:
+        clock.now += 2 * TURN_SECONDS
+        order.append(name)
+        return True
+
+    for number in range(10):
+        ours, theirs = socket.socketpair()
+        theirs.send(b"x")
+        sockets += [ours, theirs]
+        queue.join(ours.fileno(), lambda number=number: take(str(number)))  # type: ignore[misc]  # bound at once
+    connections.until(lambda: len(order) >= 100)
+    assert {order[:100].count(str(number)) for number in range(10)} <= {9, 10, 11}
+    queue.close()
+    for one in sockets:
+        one.close()
 
 
 def test_forgotten_socket(connections: Connections) -> None:

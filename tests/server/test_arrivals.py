@@ -1,0 +1,132 @@
+"""`ArrivalQueue`: containers take turns at being identified, then their users; a turn has a number and a time."""
+
+from __future__ import annotations
+
+import gevent
+import pytest
+from gevent.hub import get_hub
+
+from guestapi.server.arrivals import ALONE_FACTOR, FREE_STARTS, STARTS, TURN_SECONDS, ArrivalQueue
+
+
+class Clock:
+    """Time that passes when identifying takes some."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+class Arrivals:
+    """Connections that arrive at a queue; who is identified is recorded in order, with the iteration."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.queue = ArrivalQueue(self.clock)
+        self.order: list[tuple[int, int]] = []
+        self.iterations: list[int] = []
+        self.looks = 0
+        self._greenlets: list[gevent.Greenlet[..., None]] = []
+
+    def come(self, container: int, uid: int = 0, count: int = 1, seconds: float = 0.0) -> None:
+        """Have `count` connections of a user of a container come, each of which takes `seconds` to identify."""
+        self._greenlets += [gevent.spawn(self._take, container, uid, seconds) for _number in range(count)]
+
+    def wait(self) -> None:
+        """Wait until all are identified."""
+        with gevent.Timeout(10):
+            gevent.joinall(self._greenlets, raise_error=True)
+
+    def _take(self, container: int, uid: int, seconds: float) -> None:
+        def look() -> int:
+            self.looks += 1
+            return container
+
+        self.queue.acquire(uid, look)
+        self.clock.now += seconds
+        self.order.append((container, uid))
+        self.iterations.append(get_hub().loop.iteration)
+
+
+@pytest.fixture
+def arrivals() -> Arrivals:
+    """Nobody yet."""
+    return Arrivals()
+
+
+def test_few_are_identified_at_once_without_a_look(arrivals: Arrivals) -> None:
+    """A few connections in an iteration cost nothing more than themselves."""
+    arrivals.come(1, count=FREE_STARTS)
+    arrivals.wait()
+    assert arrivals.looks == 0
+    assert len(set(arrivals.iterations)) == 1
+
+
+def test_nobody_waits_for_thousands_of_one_container(arrivals: Arrivals) -> None:
+    """Between two connections of a container, another one's thousands, of whatever processes, have their few starts."""
+    arrivals.come(3, count=FREE_STARTS)
+    arrivals.come(2, count=20)
+    arrivals.come(1, count=3000)
+    arrivals.wait()
+    rest = [container for container, _uid in arrivals.order[FREE_STARTS:]]
+    last = len(rest) - rest[::-1].index(2)
+    assert rest[:last].count(1) <= STARTS * (20 // STARTS + 1)
+    assert len(rest) == 3020
+
+
+def test_alone_a_container_has_more(arrivals: Arrivals) -> None:
+    """While only one container waits, an iteration has more starts."""
+    arrivals.come(1, count=FREE_STARTS + 10 * STARTS * ALONE_FACTOR)
+    arrivals.wait()
+    assert len(set(arrivals.iterations)) <= 11
+
+
+def test_users_of_a_container_take_turns(arrivals: Arrivals) -> None:
+    """A user with a thousand connections does not keep another one of the same container waiting."""
+    arrivals.come(3, count=FREE_STARTS)
+    arrivals.come(2, count=5)
+    arrivals.come(1, uid=0, count=5)
+    arrivals.come(1, uid=1000, count=1000)
+    arrivals.wait()
+    mine = [uid for container, uid in arrivals.order[FREE_STARTS:] if container == 1]
+    assert mine[:10].count(0) == 5
+
+
+def test_first_come_first_served(arrivals: Arrivals) -> None:
+    """The connections of a user are identified in the order in which they came."""
+    numbers: list[int] = []
+
+    def take(number: int) -> None:
+        arrivals.queue.acquire(0, lambda: 1)
+        numbers.append(number)
+
+    with gevent.Timeout(10):
+        gevent.joinall([gevent.spawn(take, number) for number in range(100)])
+    assert numbers == list(range(100))
+
+
+@pytest.mark.parametrize("turns", [0.3, 1, 5, 40])
+def test_containers_share_time(arrivals: Arrivals, turns: float) -> None:
+    """A container whose callers take long to identify, in chains of namespaces, gets no more time than others."""
+    dear, cheap = turns * TURN_SECONDS, TURN_SECONDS / STARTS / 1.01
+    arrivals.come(3, count=FREE_STARTS)
+    arrivals.come(2, count=400, seconds=cheap)
+    arrivals.come(1, count=400, seconds=dear)
+    arrivals.wait()
+    rest = [container for container, _uid in arrivals.order[FREE_STARTS:]]
+    last = len(rest) - rest[::-1].index(2)
+    spent = rest[:last].count(1) * dear
+    assert spent <= 1.5 * 400 * cheap + 2 * dear
+
+
+def test_nothing_is_left(arrivals: Arrivals) -> None:
+    """When nobody waits any more, nothing is remembered of who did."""
+    for container in range(50):
+        arrivals.come(container, count=3, seconds=2 * TURN_SECONDS)
+    arrivals.wait()
+    gevent.sleep(0.001)
+    assert len(arrivals.queue) == 0
+    assert vars(arrivals.queue)["_debts"] == {}
