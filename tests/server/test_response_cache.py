@@ -92,6 +92,14 @@ def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(dates) == 2
 
 
+def test_bytes_are_joined_once_a_second(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a second the very same bytes are sent, for joining them takes time."""
+    monkeypatch.setattr("guestapi.http.response.time.time", lambda: 1_000_000_000)
+    guest = caller()
+    host.answer(guest)
+    assert found(host, guest) is found(host, guest)
+
+
 @pytest.mark.parametrize("what", ["changed", "same again", "removed", "fault", "ended"])
 def test_not_when_anything_has_changed(host: Host, what: str) -> None:
     """A response is not used when the store returns another object or fails, or when the init has ended."""
