@@ -306,3 +306,11 @@ def test_what_a_source_provides_counts_again(writer: Writer) -> None:
                 found = steps.configure(change, get_instance(change, "default", name), {"user.a": value})
                 assert found.config.get("user.a") == expected
                 assert found.config["user.b"] == "b"
+
+
+def test_instance_that_runs_when_it_is_added(writer: Writer) -> None:
+    """To add an instance with its init is to add it and start it: it is in its first run."""
+    with writer.change() as change:
+        at_once = steps.add(change, "default", "at-once", init=init(1))
+        later = steps.start(change, steps.add(change, "default", "later"), init(2))
+    assert (at_once.init, at_once.run) == (init(1), later.run)
