@@ -87,6 +87,18 @@ def test_largest_goes_first() -> None:
     assert [sentence[:11] for sentence in found.left_out] == ["'user.1000'"]
 
 
+def test_devices_that_are_too_much_are_named() -> None:
+    """The smallest devices stay, as long as they fit together; the others are named, and so are keys after them."""
+    sizes = {"a": 300, "b": 500, "c": 600}
+    devices: dict[str, Device] = {
+        name: {"type": "disk", "path": "p" * (size - len(f"{name}typediskpath"))} for name, size in sizes.items()
+    }
+    found = sanitize("incus", observed({"user.a": "x" * 194, "user.b": "x" * 195}, devices), {}, 1000)
+    assert found.devices == {"a": devices["a"], "b": devices["b"]}
+    assert found.config == {"user.a": "x" * 194}
+    assert [sentence.split(" is left out")[0] for sentence in found.left_out] == ["device 'c'", "'user.b'"]
+
+
 def test_container_sets_no_switch() -> None:
     """Whatever a container's image, labels or annotations say, they switch nothing; the operator's template does."""
     said = observed({"security.guestapi.images": "true", "security.anything": "1", "user.a": "container"})
