@@ -20,8 +20,7 @@ from guestapi.store.rows import LAST_ID, Entries
 
 #: How many entries are read at a time.
 BATCH = 256
-#: The most bytes of events that may wait for one client: four events of the largest size, of which each has an old and
-#: a new value of 2 MiB.
+#: The most bytes of events that may wait for one client, unless it is a single event.
 QUEUE_BYTES = 16 * 1024 * 1024
 
 
@@ -163,7 +162,10 @@ class Subscription:
             if self._wants(event) and self.closing is None:
                 self._queue.append(event)
                 self._queued_bytes += event.size
-                if len(self._queue) > self._broker.queue_limit or self._queued_bytes > QUEUE_BYTES:
+                # A client that has taken everything before gets any event, however large it is.
+                if len(self._queue) > self._broker.queue_limit or (
+                    self._queued_bytes > QUEUE_BYTES and len(self._queue) > 1
+                ):
                     self.overrun = True
                 self.wake()
         else:

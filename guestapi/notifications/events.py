@@ -52,26 +52,31 @@ class EncodedEvent:
             return self._line_with_id if with_id else self._line
         return self._frame_with_id if with_id else self._frame
 
+    # An event may have many MiB, so what is made on the way to a format is not kept.
+
     @cached_property
     def _line(self) -> bytes:
         return f"{self._start}}}\n".encode()
 
     @cached_property
     def _line_with_id(self) -> bytes:
-        return f'{self._start},"id":{self.id}}}\n'.encode()
+        return self._text_with_id().encode()
 
     @cached_property
     def _frame(self) -> bytes:
-        return frame(Opcode.TEXT, self._line)
+        return frame(Opcode.TEXT, f"{self._start}}}\n".encode())
 
     @cached_property
     def _frame_with_id(self) -> bytes:
-        return frame(Opcode.TEXT, self._line_with_id)
+        return frame(Opcode.TEXT, self._text_with_id().encode())
 
     @cached_property
     def _server_sent(self) -> bytes:
         # html.spec.whatwg.org, "Parsing an event stream". JSON contains no line breaks.
-        return f"id: {self.id}\ndata: {self._line_with_id.decode()}\n".encode()
+        return f"id: {self.id}\ndata: {self._text_with_id()}\n".encode()
+
+    def _text_with_id(self) -> str:
+        return f'{self._start},"id":{self.id}}}\n'
 
 
 def gap_event(since: int, oldest: int) -> EncodedEvent:

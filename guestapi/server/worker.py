@@ -56,6 +56,8 @@ _HEARTBEAT_SECONDS = 1.0
 _PROBE_SECONDS = 3.0
 #: Seconds after which the change log is polled although the doorbell did not ring.
 _POLL_SECONDS = 1.0
+#: Seconds between two batches of the change log.
+_BETWEEN_BATCHES = 0.001
 #: The longest sleep of the ping timer, in seconds, so that it sees a new stream in time.
 _PING_CHECK_SECONDS = 1.0
 
@@ -209,7 +211,8 @@ def _follow_log(store: OffloadedStore) -> None:
                 check_at = time.monotonic() + _POLL_SECONDS
                 store.broker.check_all()
             while store.broker.poll():
-                gevent.sleep(0)
+                # Streams take what they have, so that no client is behind for what it could not take yet.
+                gevent.sleep(_BETWEEN_BATCHES)
         except StoreError as error:
             log.error("events are delayed: %s", error)
             gevent.sleep(_POLL_SECONDS)

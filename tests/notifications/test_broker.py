@@ -335,6 +335,20 @@ def test_bytes_that_may_wait(store: Settings, monkeypatch: pytest.MonkeyPatch, s
     assert slow.overrun == overrun
 
 
+def test_event_larger_than_a_queue(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that keeps up gets events that are larger than what may wait; one that does not is dropped."""
+    monkeypatch.setattr(broker_module, "QUEUE_BYTES", 1000)
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
+    quick, slow = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
+    for number in range(3):
+        set_key(store, str(number) * 2000)
+        broker.poll()
+        (event,) = quick.pop()
+        assert event.size > 2000
+        assert not quick.overrun
+        assert slow.overrun == (number > 0)
+
+
 def test_log_that_begins_anew(store: Settings) -> None:
     """A log that is shorter than it was, in the same file, ends the streams, because their ids mean nothing in it."""
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
