@@ -1,0 +1,48 @@
+"""The bounds that docs/security.md states follow from the limits, and the unit leaves room for them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from guestapi.notifications.broker import QUEUE_BYTES
+from guestapi.settings import LimitSettings
+
+ROOT = Path(__file__).parents[2]
+MIB = 1 << 20
+
+
+def test_memory_of_one_instance() -> None:
+    """What one instance can make a worker hold is what the document says, by the limits as they are by default."""
+    limits = LimitSettings()
+    each = limits.head + 2 * limits.body
+    held = limits.connections_per_instance * each + limits.unsent_per_instance + 2 * MIB
+    text = " ".join((ROOT / "docs/security.md").read_text().split())
+    found = re.search(
+        r"(\d+) × \((\d+) KiB head \+ (\d+) KiB body\) \+ (\d+) MiB of unread responses \+ 2 MiB: (\d+) MiB", text
+    )
+    assert found is not None
+    stated = [int(number) for number in found.groups()]
+    unread = limits.unsent_per_instance // MIB
+    assert stated == [
+        limits.connections_per_instance,
+        limits.head // 1024,
+        2 * limits.body // 1024,
+        unread,
+        held // MIB,
+    ]
+    assert f"events wait: {QUEUE_BYTES // MIB} MiB or one event" in text
+
+
+def test_unit_has_room_for_hostile_instances() -> None:
+    """MemoryHigh= of the unit holds two workers and some instances that do all they can at the same time."""
+    unit = (ROOT / "systemd/guestapi.service").read_text()
+    high = re.search(r"(?m)^MemoryHigh=(\d+)G$", unit)
+    stated = re.search(
+        r"a worker has about (\d+) MiB, and one hostile instance makes it hold about (\d+) MiB",
+        " ".join((ROOT / "docs/operations.md").read_text().split()),
+    )
+    assert high is not None
+    assert stated is not None
+    worker, hostile = int(stated[1]), int(stated[2])
+    assert 2 * (worker + 6 * hostile) <= int(high[1]) * 1024
