@@ -184,8 +184,11 @@ class Netlink:
                 if sequence != self._sequence:
                     continue  # Of a request that was given up.
                 changed |= bool(answer_flags & _NLM_F_DUMP_INTR)
-                if answer == _NLMSG_ERROR and (code := -struct.unpack_from("=i", content)[0]):
-                    raise OSError(code, os.strerror(code))
+                # A dump that fails says so at its end (net/netlink/af_netlink.c, netlink_dump_done).
+                if answer in (_NLMSG_ERROR, _NLMSG_DONE) and len(content) >= 4:
+                    code = -int(struct.unpack_from("=i", content)[0])
+                    if code > 0:
+                        raise OSError(code, os.strerror(code))
                 if answer in (_NLMSG_DONE, _NLMSG_ERROR):
                     if changed:
                         raise InterruptedError
