@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, Opcode, close_frame, frame
+from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, CloseCode, Opcode, close_frame, frame
 
 MASK = b"\x01\x02\x03\x04"
 
@@ -132,3 +132,14 @@ def test_no_bytes_do_harm(pieces: list[bytes]) -> None:
 def test_close_frame() -> None:
     """The frame contains the code."""
     assert close_frame(1008, "no") == b"\x88\x04\x03\xf0no"
+
+
+def test_close_codes() -> None:
+    """The codes are those that RFC 6455 and the registry of IANA name."""
+    assert {code.name: int(code) for code in CloseCode} == {
+        "GOING_AWAY": 1001,
+        "PROTOCOL_ERROR": 1002,
+        "POLICY_VIOLATION": 1008,
+        "INTERNAL_ERROR": 1011,
+        "TRY_AGAIN_LATER": 1013,
+    }

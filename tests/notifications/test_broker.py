@@ -349,6 +349,21 @@ def test_event_larger_than_a_queue(store: Settings, monkeypatch: pytest.MonkeyPa
         assert slow.overrun == (number > 0)
 
 
+def test_who_serves_a_listener_is_woken(store: Settings) -> None:
+    """Whoever serves a listener is woken by each event of the types that it wants, and once when it is ended."""
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
+    woken: list[str] = []
+    for kind in ("config", "device"):
+        listener = broker.subscribe(1, frozenset({kind}), None, lambda: None)
+        listener.wake = partial(woken.append, kind)
+    set_key(store, "1")
+    broker.poll()
+    assert woken == ["config"]
+    for _time in range(2):
+        broker.close_all(1001)
+    assert sorted(woken) == ["config", "config", "device"]
+
+
 def test_log_that_begins_anew(store: Settings) -> None:
     """A log that is shorter than it was, in the same file, ends the streams, because their ids mean nothing in it."""
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)

@@ -475,3 +475,19 @@ def test_a_value_of_another_store(settings: Settings, writer: Writer, reader: Re
     seen = reader.instance(one.id)
     assert seen is not None
     assert ValueReader(settings.store.url).value(replace_instance(seen, uuid=str(uuid4())), "user.a") is None
+
+
+def test_entries_are_read_in_small_portions(writer: Writer, reader: Reader) -> None:
+    """Of large entries fewer are read at a time, and all in the end."""
+    one = add(writer, "one")
+    with writer.change() as change:
+        steps.configure(change, one, {f"user.{number}": "x" * 100_000 for number in range(7)})
+    portions, after = [], 1
+    while True:
+        read = reader.entries(after, 1000)
+        portions.append(len(read.found))
+        after = read.found[-1].id
+        if not read.more:
+            break
+    assert portions == [3, 3, 1]
+    assert len(reader.entries(1, 2).found) == 2
