@@ -326,6 +326,14 @@ class Admission:
             and not self._requests.take(instance_id, 0 if root else self._root_burst)
         ):
             raise ProtocolError(429, "too many requests of this instance", "requests_per_second")
+        self.check_unsent(instance_id)
+
+    def check_unsent(self, instance_id: int | None) -> None:
+        """Refuse what would be sent to an instance that leaves much unread.
+
+        Raises:
+            ProtocolError: it leaves too much of earlier responses unread.
+        """
         # PERF: mostly nobody leaves anything unread.
         if self._unsent and self._unsent.get(instance_id, 0) >= self._most_unsent:
             raise ProtocolError(429, "this instance leaves too many answers unread", "unsent_per_instance")

@@ -48,6 +48,9 @@ _LINGER_SECONDS = 0.5
 #: How many times it is read at most.
 _LINGER_READS = 32
 
+#: From this size on, in bytes, a response is refused to an instance that leaves too much unread.
+_LARGE_CONTENT = 65536
+
 _NO_BODY = io.BytesIO()
 #: The scheduler's id for the worker's own probes. No instance has it.
 _PROBE_ID = 0
@@ -402,6 +405,9 @@ class Connection:
             self._send_content(prefix, content)
             sent = content.length
         else:
+            if len(content) > _LARGE_CONTENT and self._credentials is not None:
+                # Many requests may have passed the check before any of them had its large value.
+                context.admission.check_unsent(caller.instance_id)
             self._transport.send(prefix, content)
             sent = len(content)
         exchange = Exchange(environ, caller, self._dialect, status, headers, sent, time.monotonic() - began)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -206,6 +207,10 @@ def test_unread_bytes_are_counted_by_instance() -> None:
     assert refusal(admission, 1) == "429 unsent_per_instance"
     assert refusal(admission, 2) is None
     assert refusal(admission, None) is None
+    # A large response that many requests have waited for is checked again.
+    with pytest.raises(ProtocolError):
+        admission.check_unsent(1)
+    admission.check_unsent(2)
     admission.add_unsent(1, -1)
     assert refusal(admission, 1) is None
     admission.add_unsent(1, 1 - most)
