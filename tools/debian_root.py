@@ -125,7 +125,7 @@ class Bind:
 
 
 def find_mirror() -> str:
-    """Return the URL of a Debian mirror: $DEBIAN_MIRROR, or that of the host apt."""
+    """Return the URL of a Debian mirror: $DEBIAN_MIRROR, or that of the host's apt."""
     if mirror := os.environ.get("DEBIAN_MIRROR"):
         return mirror
     for name in ("sources.list.d/debian.sources", "sources.list"):
