@@ -1,0 +1,101 @@
+"""guestapi-lxc.service as it is shipped, under a real systemd, with a dozen real containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.harness.machine import CHECKOUT, Installed
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+UNIT = "guestapi-lxc.service"
+#: The machine shares this one's network namespace, in which the monitors' sockets are.
+NAMES = [f"unit{os.getpid()}-{number}" for number in range(12)]
+#: capabilities(7), by their bits: CAP_NET_ADMIN and CAP_SYS_PTRACE.
+CAPABILITIES = 1 << 12 | 1 << 19
+
+CONFIG = """
+lxc.uts.name = {name}
+lxc.rootfs.path = dir:/var/lib/lxc/rootfs-of-all
+lxc.init.cmd = /sbin/init
+lxc.net.0.type = empty
+lxc.mount.auto = proc:rw
+lxc.include = /etc/guestapi/lxc-guestapi.conf
+"""
+
+
+class Followed:
+    """The machine's follower and what it has registered."""
+
+    def __init__(self, machine: Installed) -> None:
+        self.machine = machine
+
+    def running(self) -> set[str]:
+        """Names of the registered containers of LXC that run."""
+        found = json.loads(self.machine.run("guestapi", "instance", "list", "--format", "json").stdout)
+        return {one["name"] for one in found if one["source"] == "lxc" and one["status"] == "running"}
+
+    def until(self, true: Callable[[], object]) -> None:
+        """Wait until that is so."""
+        end = time.monotonic() + 40
+        while not true():
+            assert time.monotonic() < end, self.machine.run("systemctl", "status", UNIT, check=False).stdout
+            time.sleep(0.2)
+
+    def each(self, command: str, names: list[str]) -> None:
+        """Run a command of LXC's on several containers at once."""
+        self.machine.run("sh", "-c", f'for name; do {command} "$name" & done; wait', "each", *names)
+
+
+@pytest.fixture
+def followed(machine: Installed) -> Iterator[Followed]:
+    """A machine with a dozen containers that do not run yet."""
+    machine.run("/usr/bin/python3", "-I", "-S", str(CHECKOUT / "tests/harness/rootfs.py"), "/var/lib/lxc/rootfs-of-all")
+    for name in NAMES:
+        machine.run("mkdir", "-p", f"/var/lib/lxc/{name}")
+        machine.write(f"/var/lib/lxc/{name}/config", CONFIG.format(name=name))
+    machine.run("systemctl", "enable", "--now", UNIT)
+    yield Followed(machine)
+    machine.run("sh", "-c", 'for name; do lxc-stop -k "$name" & done; wait', "stop", *NAMES, check=False)
+    machine.run("systemctl", "disable", "--now", UNIT)
+    machine.run("rm", "-rf", *(f"/var/lib/lxc/{name}" for name in [*NAMES, "rootfs-of-all"]))
+
+
+def test_dozen(followed: Followed) -> None:
+    """Twelve that start at once are registered; a follower that is killed, stopped or restarted changes nothing."""
+    machine = followed.machine
+    pid = machine.run("systemctl", "show", "--value", "-p", "MainPID", UNIT).stdout.strip()
+    status = dict(line.split(":\t", 1) for line in machine.run("cat", f"/proc/{pid}/status").stdout.splitlines())
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == CAPABILITIES
+    assert (status["NoNewPrivs"], status["Uid"].split()[0]) == ("1", "0")
+    followed.each("lxc-start", NAMES)
+    followed.until(lambda: followed.running() == set(NAMES))
+    for name in NAMES[:3]:
+        init = machine.run("lxc-info", "-pH", name).stdout.strip()
+        inside = [
+            "nsenter",
+            "-t",
+            init,
+            "-a",
+            "curl",
+            "-s",
+            "--unix-socket",
+            "/dev/incus/sock",
+            "http://x/1.0/meta-data",
+        ]
+        assert f"local-hostname: {name}\n" in machine.run(*inside).stdout
+    found = json.loads(machine.run("guestapi", "check", "--format", "json", check=False).stdout)
+    assert [one["text"] for one in found if "lxc" in one["check"] and not one["ok"]] == []
+    machine.run("systemctl", "kill", "--signal=KILL", UNIT)
+    followed.each("lxc-stop -k", NAMES[:6])
+    followed.until(lambda: followed.running() == set(NAMES[6:]))
+    machine.run("systemctl", "stop", UNIT)
+    followed.each("lxc-start", NAMES[:2])
+    assert followed.running() == set(NAMES[6:])
+    machine.run("systemctl", "start", UNIT)
+    followed.until(lambda: followed.running() == {*NAMES[:2], *NAMES[6:]})
