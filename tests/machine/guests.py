@@ -17,7 +17,7 @@ from tests.machine.virtual import VirtualMachine
 _INIT = r"""#!/bin/sh
 read began rest </proc/uptime
 url=http://x/1.0/config/user.role
-answer=$(/usr/bin/curl -sS --max-time 120 -w ' %{http_code}' --unix-socket /dev/incus/sock $url 2>&1)
+answer=$(/usr/bin/curl -sS --max-time 600 -w ' %{http_code}' --unix-socket /dev/incus/sock $url 2>&1)
 read ended rest </proc/uptime
 echo "$began $ended $answer" >/asked.new
 mv /asked.new /asked
@@ -85,7 +85,7 @@ def make(vm: VirtualMachine, kind: str, names: Sequence[str]) -> None:
         kind: "lxc" or "nspawn".
         names: theirs.
     """
-    vm.script(_MAKE, kind, *names, timeout=600)
+    vm.script(_MAKE, kind, *names, timeout=1800)
 
 
 def first_act(vm: VirtualMachine, root: str) -> FirstAct:
@@ -98,7 +98,7 @@ def first_act(vm: VirtualMachine, root: str) -> FirstAct:
     Returns:
         what came of it.
     """
-    vm.wait_until(f"[ -e {root}/asked ]", 180, "journalctl -b -n 60 --no-pager; guestapi instance list")
+    vm.wait_until(f"[ -e {root}/asked ]", 660, "journalctl -b -n 60 --no-pager; guestapi instance list")
     text = vm.run("cat", f"{root}/asked").stdout
     found = re.fullmatch(r"(\S+) (\S+) (.*?) ?(\d{3})\n", text, re.DOTALL)
     assert found, text
@@ -136,10 +136,10 @@ def load(vm: VirtualMachine, name: str) -> Iterator[Load]:
     outcome = Load()
     asking = vm.spawn("lxc-attach", "--clear-env", "-n", name, "--", "/usr/bin/python3", "/load.py", f"role of {name}")
     try:
-        vm.wait_until(f"[ -e {root}/started ]", 60)
+        vm.wait_until(f"[ -e {root}/started ]", 300)
         yield outcome
     finally:
         vm.run("touch", f"{root}/stop")
-        said, _ = asking.communicate(timeout=120)
+        said, _ = asking.communicate(timeout=900)
     told = json.loads(said)
     outcome.requests, outcome.failures, outcome.longest = told["requests"], tuple(told["failures"]), told["longest"]

@@ -55,10 +55,10 @@ class Product:
     def _install(self, vm: VirtualMachine, file: Path) -> None:
         if KIND == "tree":
             vm.put(file, "/root/guestapi.tar.gz")
-            vm.script(_UNPACK, timeout=600)
+            vm.script(_UNPACK, timeout=1800)
         else:
             vm.put(file, f"/root/{file.name}")
-            vm.run("dpkg", "--install", f"/root/{file.name}", timeout=600)
+            vm.run("dpkg", "--install", f"/root/{file.name}", timeout=1800)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from tests.machine import guests
 from tests.machine.virtual import VirtualMachine
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 ROOTS = {"web1": "/var/lib/lxc/web1/rootfs", "web2": "/var/lib/lxc/web2/rootfs", "shop": "/var/lib/machines/shop"}
 TWELVE = [f"together{number}" for number in range(1, 13)]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.machine.virtual import VirtualMachine
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 #: The exposure that `systemd-analyze security` may report, out of 10: what it calls "OK" ends at 4.
 HIGHEST = 2.5

@@ -13,7 +13,7 @@ import pytest
 from tests.machine import guests
 from tests.machine.virtual import VirtualMachine
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 WRITER = Path(__file__).with_name("inside") / "writer.py"
 STORE = "/var/lib/guestapi/store.db"
@@ -60,7 +60,7 @@ def test_nothing_acknowledged_is_lost(vm: VirtualMachine) -> None:
         "user.second": Acknowledged(vm.spawn(*python, "/root/writer.py", "user.second")),
         "user.command": Acknowledged(vm.spawn("sh", "-c", _COMMAND)),
     }
-    until = time.monotonic() + 180
+    until = time.monotonic() + 600
     while not all(writer.last for writer in writers.values()):
         assert time.monotonic() < until, {key: writer.last for key, writer in writers.items()}
         time.sleep(0.2)

@@ -44,7 +44,7 @@ def plain() -> Iterator[VirtualMachine]:
         subprocess.run([*run, "--", "sh", "-ec", _PACK], check=True)
         with VirtualMachine(build_image("bookworm")) as machine:
             machine.put(Path(name) / "guestapi.tar.gz", "/srv/guestapi.tar.gz")
-            machine.script("tar -C /srv -xzf /srv/guestapi.tar.gz; rm /srv/guestapi.tar.gz", timeout=600)
+            machine.script("tar -C /srv -xzf /srv/guestapi.tar.gz; rm /srv/guestapi.tar.gz", timeout=1800)
             yield machine
 
 

@@ -6,10 +6,10 @@ import pytest
 
 from tests.machine.virtual import VirtualMachine
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 #: Each prints the answer's status; a request of the host's own root is answered with 403 or 500, but answered.
-_ASK = "curl -sS --max-time 60 -o /dev/null -w '%{http_code}\\n' --unix-socket "
+_ASK = "curl -sS --max-time 300 -o /dev/null -w '%{http_code}\\n' --unix-socket "
 INCUS, LXD = "/var/lib/incus/guestapi/sock", "/var/lib/lxd/devlxd/sock"
 
 #: systemctl's words, and the sockets that answer afterwards.
@@ -31,7 +31,7 @@ def ask(vm: VirtualMachine, path: str) -> int:
     return int(vm.run("sh", "-c", f"{_ASK} {path} http://x/1.0").stdout)
 
 
-@pytest.mark.parametrize("time", [1, 2, 3])
+@pytest.mark.parametrize("time", [1, 2])
 def test_at_any_time(vm: VirtualMachine, time: int) -> None:
     """While the service runs each of these commands succeeds, and then every open socket answers; again and again."""
     ask(vm, INCUS)

@@ -10,7 +10,7 @@ from tests.machine import guests
 from tests.machine.product import KIND, Product
 from tests.machine.virtual import VirtualMachine
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 
 def reload(vm: VirtualMachine, product: Product) -> None:
@@ -36,7 +36,7 @@ def test_no_request_fails(vm: VirtualMachine, product: Product, act: Callable[[V
     vm.script("lxc-info -q -s -n web1 | grep -q RUNNING || lxc-start -n web1")
     with guests.load(vm, "web1") as load:
         act(vm, product)
-        vm.wait_until("systemctl is-active --quiet guestapi.service", 60)
+        vm.wait_until("systemctl is-active --quiet guestapi.service", 300)
     assert load.failures == ()
     assert load.requests > 20
 

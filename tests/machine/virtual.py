@@ -144,7 +144,7 @@ class VirtualMachine:
         return ["ssh", "-q", "-F", "none", "-p", str(self._port), "-i", key, *words, "root@127.0.0.1", shlex.join(argv)]
 
     def run(
-        self, *argv: str, check: bool = True, timeout: float = 300, given: bytes | None = None
+        self, *argv: str, check: bool = True, timeout: float = 900, given: bytes | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on the machine, as root.
 
@@ -168,7 +168,7 @@ class VirtualMachine:
         assert not check or text.returncode == 0, f"{shlex.join(argv)}: {text.stdout}{text.stderr}"
         return text
 
-    def script(self, text: str, *arguments: str, timeout: float = 300) -> str:
+    def script(self, text: str, *arguments: str, timeout: float = 900) -> str:
         """Run a shell script on the machine; it ends at the first command that fails, and the test with it.
 
         Args:

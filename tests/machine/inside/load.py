@@ -16,7 +16,7 @@ import threading
 import time
 
 #: Seconds that one request may wait: longer than any restart takes on an emulated processor.
-PATIENCE = 180.0
+PATIENCE = 600.0
 
 EXPECTED = sys.argv[1].encode()
 
