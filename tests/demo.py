@@ -19,6 +19,7 @@ from tests.harness.containers import Container
 from tests.harness.enterable import run_where_enterable
 from tests.harness.following import install_hook
 from tests.harness.lxc import Lxc
+from tests.harness.scratch import SCRATCH
 from tests.harness.service import COMMAND, UNPRIVILEGED, USER
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
@@ -41,7 +42,7 @@ class Demo:
     """One run: a directory for everything, the service, and the container c1."""
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="guestapi-demo-", dir="/run"))
+        self.directory = Path(tempfile.mkdtemp(prefix="guestapi-demo-", dir=SCRATCH))
         self.directory.chmod(0o755)
         self.config = self.directory / "guestapi.toml"
         self.socket = self.directory / "incus" / "sock"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.enterable import CHECKOUT
+from tests.harness.scratch import SCRATCH
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -85,6 +86,13 @@ def test_with_lxc() -> None:
     assert not any("instance start" in line for line in printed)
 
 
+def test_where_run_allows_no_programs() -> None:
+    """Debian's initramfs mounts /run noexec, so the root file system of a container cannot be there."""
+    script = 'mount -t tmpfs -o noexec tmpfs /run && exec "$@"'
+    done = demo(before=["unshare", "--mount", "/bin/sh", "-c", script, "noexec"])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_below_a_closed_directory() -> None:
     """A checkout below a directory with mode 0700, such as /root, which the service's user cannot enter."""
     before = ["unshare", "--mount", "/bin/sh", "-c", CLOSED, "closed", str(CHECKOUT), str(CHECKOUT.parent)]
@@ -96,7 +104,7 @@ def test_below_a_closed_directory() -> None:
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
     """A directory that everybody can enter, which pytest's own ones are not."""
-    with tempfile.TemporaryDirectory(prefix="guestapi-", dir="/run") as name:
+    with tempfile.TemporaryDirectory(prefix="guestapi-", dir=SCRATCH) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
@@ -112,6 +120,6 @@ def test_failure_is_explained(open_directory: Path) -> None:
     assert "The log of the service:" in done.stderr
     assert "broken on purpose" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("The demo failed: curl http://x/: ")
-    left = re.search(r"/run/guestapi-demo-\w+", done.stderr)
+    left = re.search(SCRATCH + r"/guestapi-demo-\w+", done.stderr)
     assert left is not None
     assert not Path(left[0]).exists()

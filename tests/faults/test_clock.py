@@ -14,6 +14,7 @@ import pytest
 
 from guestapi.store.lookup import read_entries
 from guestapi.store.view import view
+from tests.harness.scratch import SCRATCH
 from tests.harness.service import COMMAND, Service
 from tests.server.test_events import Follower, latest
 
@@ -39,7 +40,7 @@ class Clock:
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     """A clock that every user can see."""
-    directory = Path(tempfile.mkdtemp(prefix="guestapi-clock-", dir="/run"))
+    directory = Path(tempfile.mkdtemp(prefix="guestapi-clock-", dir=SCRATCH))
     directory.chmod(0o755)
     yield Clock(directory)
     shutil.rmtree(directory)

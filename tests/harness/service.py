@@ -27,6 +27,7 @@ from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.containers import BASE, Container
 from tests.harness.fast import forbid
+from tests.harness.scratch import SCRATCH
 
 #: A user that nobody is. The service needs no entry in /etc/passwd.
 USER = 64_042
@@ -68,7 +69,7 @@ class Service:
         """
         forbid()
         # Not below pytest's own directory, which is root's alone.
-        self.root = Path(tempfile.mkdtemp(prefix="guestapi-", dir="/run"))
+        self.root = Path(tempfile.mkdtemp(prefix="guestapi-", dir=SCRATCH))
         self.root.chmod(0o755)
         self.state = self.root / "state"
         self.state.mkdir(mode=0o750)

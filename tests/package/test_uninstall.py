@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness.lxc import Lxc
 from tests.harness.machine import CHECKOUT, Machine
+from tests.harness.scratch import SCRATCH
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -21,7 +22,7 @@ UNIT = "systemd-nspawn@web.service"
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory that everybody can enter."""
-    with tempfile.TemporaryDirectory(prefix="guestapi-", dir="/run") as name:
+    with tempfile.TemporaryDirectory(prefix="guestapi-", dir=SCRATCH) as name:
         os.chmod(name, 0o755)
         yield Path(name)
 
