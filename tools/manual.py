@@ -155,7 +155,7 @@ def commands(each: click.Command, context: click.Context) -> Iterator[str]:
             below = each.get_command(context, name)
             assert below is not None, name
             if not below.hidden:
-                yield from commands(below, click.Context(below, context, name))
+                yield from commands(below, click.Context(below, context, name, **below.context_settings))
 
 
 def page(name: str, body: Iterator[str]) -> str:
@@ -177,7 +177,7 @@ def page(name: str, body: Iterator[str]) -> str:
 
 def manual_of_command() -> Iterator[str]:
     """Yield guestapi(1) after NAME."""
-    context = click.Context(command, info_name="guestapi")
+    context = click.Context(command, info_name="guestapi", **command.context_settings)
     yield from (".SH SYNOPSIS", "\\fBguestapi\\fR [OPTIONS] COMMAND [ARGS]...", ".SH COMMANDS")
     yield from commands(command, context)
     yield from (".SH SEE ALSO", "\\fBguestapi.toml\\fR(5), \\fBguestapi\\fR(7)")

@@ -30,7 +30,7 @@ def find_commands(command: click.Command, name: str) -> Iterator[tuple[str, clic
     """Yield a command and all below it, each with the words that call it."""
     yield name, command
     if isinstance(command, click.Group):
-        context = click.Context(command)
+        context = click.Context(command, **command.context_settings)
         for child in command.list_commands(context):
             found = command.get_command(context, child)
             assert found is not None
@@ -54,7 +54,7 @@ def write_commands() -> str:
     ]
     for name, command in find_commands(main, "guestapi"):
         arguments = [
-            parameter.make_metavar(click.Context(command))
+            parameter.make_metavar(click.Context(command, **command.context_settings))
             for parameter in command.params
             if parameter.param_type_name == "argument"
         ]
@@ -67,7 +67,11 @@ def write_commands() -> str:
             lines += ["", "| option | |", "|---|---|"]
         for option in options:
             names = ", ".join(f"`{one}`" for one in (*option.opts, *option.secondary_opts))
-            value = "" if option.is_flag or option.count else f" `{option.make_metavar(click.Context(command))}`"
+            value = (
+                ""
+                if option.is_flag or option.count
+                else f" `{option.make_metavar(click.Context(command, **command.context_settings))}`"
+            )
             lines.append(f"| {cell(names + value)} | {cell((option.help or '') + describe_default(option))} |")
     return "\n".join(lines) + "\n"
 

@@ -24,7 +24,7 @@ DOCS = CHECKOUT / "docs"
 def wrong_use(arguments: list[str]) -> str | None:
     """What `guestapi` would say of being called like that; None if it knows the command and its options."""
     command: click.Command = main
-    context = click.Context(main, info_name="guestapi")
+    context = click.Context(main, info_name="guestapi", **main.context_settings)
     # A placeholder stands for something that a reader replaces.
     rest = [re.sub(r"^\[(.*?)\]$", r"\1", word) for word in arguments if word not in ("...", "[...]", "COMMAND")]
     while True:

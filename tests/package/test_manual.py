@@ -36,7 +36,7 @@ def commands(each: click.Command, path: str) -> Iterator[tuple[str, click.Comman
     """A command and all below it, by what is typed."""
     yield path, each
     if isinstance(each, click.Group):
-        context = click.Context(each)
+        context = click.Context(each, **each.context_settings)
         for name in each.list_commands(context):
             below = each.get_command(context, name)
             assert below is not None
