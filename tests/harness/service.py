@@ -99,7 +99,7 @@ class Service:
     def start(self) -> Service:
         """Start it, and wait until it answers and all of its workers are there."""
         self._process = self.launch("--workers", str(self._workers))
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         for path in self.sockets.values():
             while not _answers(path) or len(self.workers) < self._workers:
                 assert self._process.poll() is None, self.log.read_text()
