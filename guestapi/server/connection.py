@@ -230,6 +230,9 @@ class Connection:
                         self._cache = None
                 outcome = self._respond(head, caller)
             except ProtocolError as error:
+                # Its traceback refers to the frames below, and so to a large response that is not sent after all. The
+                # refused client may stay for a while.
+                error.__traceback__ = None
                 self._refuse(error.status, str(error), error.limit)
                 return
             if isinstance(outcome, Handover):
