@@ -100,12 +100,14 @@ class Walk(RuleBasedStateMachine):
             init = self.world.make(inside, container=True, shifted=shifted, pid=self.pid(which, again))
             self.occupy(name, init)
 
-    @rule(which=ANY, init=ANY, again=st.booleans(), uid=st.sampled_from([0, 0, 0, 1000]))
-    def start_process(self, which: int, init: int, again: bool, uid: int) -> None:
-        """In a container, as root or another user."""
+    @rule(which=ANY, init=ANY, again=st.booleans(), uid=st.sampled_from([0, 1000]), path=st.none() | ASKED)
+    def start_process(self, which: int, init: int, again: bool, uid: int, path: str | None) -> None:
+        """In a container, as root or another user, who asks at once or not yet."""
         if self.inits() and len(self.world.nodes) < NODES:
             self.step("start a process")
-            self.world.make(pick(self.inits(), init), container=False, uid=uid, pid=self.pid(which, again))
+            made = self.world.make(pick(self.inits(), init), container=False, uid=uid, pid=self.pid(which, again))
+            if path is not None and len(self.world.held) < HELD:
+                self.world.ask(self.world.connect(made, "incus"), path)
 
     @rule(node=ANY)
     def kill(self, node: int) -> None:
@@ -223,12 +225,16 @@ class Walk(RuleBasedStateMachine):
             self.step("configure")
             self.world.configure(pick(list(self.world.rows), name))
 
-    @rule(name=ANY, key=st.sampled_from(["security.guestapi", "security.devlxd"]))
-    def switch(self, name: int, key: str) -> None:
-        """The operator switches an instance off, or on again."""
+    @rule(name=ANY, key=st.sampled_from(["security.guestapi", "security.devlxd"]), path=st.none() | ASKED)
+    def switch(self, name: int, key: str, path: str | None) -> None:
+        """The operator switches an instance off, or on again; its init asks at once or not."""
         if self.world.rows:
             self.step("switch")
-            self.world.switch(pick(list(self.world.rows), name), key)
+            chosen = pick(list(self.world.rows), name)
+            self.world.switch(chosen, key)
+            init = self.world.rows[chosen].init
+            if path is not None and init is not None and init.alive and len(self.world.held) < HELD:
+                self.world.ask(self.world.connect(init, "incus" if key == "security.guestapi" else "lxd"), path)
 
     @rule(node=ANY, dialect=DIALECT, path=st.none() | ASKED)
     def connect(self, node: int, dialect: str, path: str | None) -> None:
