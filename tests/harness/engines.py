@@ -135,7 +135,18 @@ class Engine:
 
     def __call__(self, *words: str, check: bool = True) -> str:
         """Run a command of the client; what it prints, with standard error if it may fail."""
-        done = subprocess.run(
+        done = self._execute(*words)
+        names = [word.removeprefix("--name=") for word in words if word.startswith("--name=")]
+        if "OCI permission denied" in done.stderr and names:
+            # Seen once in some hundred starts: podman 4.3 had closed its own directory to ID-mapped containers for a
+            # moment, while another podman began.
+            self._execute("rm", "--force", *names)
+            done = self._execute(*words)
+        assert not check or done.returncode == 0, done.stderr
+        return (done.stdout if check else done.stdout + done.stderr).strip()
+
+    def _execute(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             self.command(*words),
             capture_output=True,
             text=True,
@@ -144,8 +155,6 @@ class Engine:
             timeout=60,
             env=self.environment(),
         )
-        assert not check or done.returncode == 0, done.stderr
-        return (done.stdout if check else done.stdout + done.stderr).strip()
 
     def remove_all(self) -> None:
         """Remove all containers. podman needs a second try with one whose conmon was killed."""
