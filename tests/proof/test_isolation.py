@@ -17,7 +17,7 @@ from tools.mutate import cover
 pytestmark = pytest.mark.root
 
 #: How many steps the walk has; 100,000 take about a quarter of an hour: ``PROOF_STEPS=100000 pytest tests/proof``.
-STEPS = int(os.environ.get("PROOF_STEPS", "4000"))
+STEPS = int(os.environ.get("PROOF_STEPS", "2000"))
 OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 #: What has to have happened, often, for the walk to have proven anything.
 HAPPENED = [
