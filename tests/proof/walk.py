@@ -107,7 +107,10 @@ class Walk(RuleBasedStateMachine):
             self.step("start a process")
             made = self.world.make(pick(self.inits(), init), container=False, uid=uid, pid=self.pid(which, again))
             if path is not None and len(self.world.held) < HELD:
-                self.world.ask(self.world.connect(made, "incus"), path)
+                held = self.world.connect(made, "incus")
+                self.world.ask(held, path)
+                # It takes no place of the connections that are held open.
+                self.world.drop(held)
 
     @rule(node=ANY)
     def kill(self, node: int) -> None:
@@ -234,7 +237,9 @@ class Walk(RuleBasedStateMachine):
             self.world.switch(chosen, key)
             init = self.world.rows[chosen].init
             if path is not None and init is not None and init.alive and len(self.world.held) < HELD:
-                self.world.ask(self.world.connect(init, "incus" if key == "security.guestapi" else "lxd"), path)
+                held = self.world.connect(init, "incus" if key == "security.guestapi" else "lxd")
+                self.world.ask(held, path)
+                self.world.drop(held)
 
     @rule(node=ANY, dialect=DIALECT, path=st.none() | ASKED)
     def connect(self, node: int, dialect: str, path: str | None) -> None:
