@@ -30,8 +30,6 @@ HAPPENED = [
     "asked without an instance",
     "asked by another instance",
     "answered 200",
-    "answered 401",
-    "answered 403",
     "answered 500",
     "streams",
     "streams ended",
