@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ HAPPENED = [
     "asked without an instance",
     "asked by another instance",
     "answered 200",
+    "answered 401",
+    "answered 403",
     "answered 500",
     "streams",
     "streams ended",
@@ -62,9 +65,14 @@ def test_no_answer_carries_a_byte_of_another_instance(record_property: Callable[
     That holds across thousands of starts and ends, while names, PIDs and namespaces are used again, sources see
     containers of one name, and connections and streams are held open all the while.
     """
-    walked = walk(STEPS)
-    assert walked.returncode == 0, walked.stderr[-20_000:]
-    happened = json.loads(walked.stdout)
+    happened: Counter[str] = Counter()
+    # Of one walk hypothesis leaves some rules out, so what has to happen may need several.
+    for _walk in range(8):
+        walked = walk(STEPS)
+        assert walked.returncode == 0, walked.stderr[-20_000:]
+        happened.update(json.loads(walked.stdout))
+        if all(happened[name] for name in HAPPENED):
+            break
     for name, count in happened.items():
         record_property(name, count)
     assert happened["steps"] >= STEPS
