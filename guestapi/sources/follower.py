@@ -55,6 +55,8 @@ _TOLD_AFTER = 4
 _TICK = 1.0
 #: Seconds after which a thread that has come to nothing is taken for hung. A look is bounded by its source.
 _HUNG = 150.0
+#: What is told until the runtime has answered for the first time.
+_NOT_YET = "it has not yet looked at all containers since its start"
 #: Seconds that the last observations have to be written when the follower is stopped.
 _STOP_SECONDS = 1.5
 
@@ -123,7 +125,7 @@ class Follower:
         #: Whether this look writes what has not changed, too; and when the next one does.
         self._thorough, self._thorough_at = False, 0.0
         self._looked_since = time.monotonic()
-        self._contact, self._fault = 0.0, ""
+        self._contact, self._fault = 0.0, _NOT_YET
         self._reported = -_TICK
         self._stopping = False
 

@@ -40,6 +40,11 @@ class Followed:
         found = json.loads(self.machine.run("guestapi", "instance", "list", "--format", "json").stdout)
         return {one["name"] for one in found if one["source"] == "lxc" and one["status"] == "running"}
 
+    def faults(self) -> list[str]:
+        """What ``guestapi check`` finds wrong with the source."""
+        found = json.loads(self.machine.run("guestapi", "check", "--format", "json", check=False).stdout)
+        return [one["text"] for one in found if "lxc" in one["check"] and not one["ok"]]
+
     def until(self, true: Callable[[], object]) -> None:
         """Wait until that is so."""
         end = time.monotonic() + 40
@@ -89,8 +94,7 @@ def test_dozen(followed: Followed) -> None:
             "http://x/1.0/meta-data",
         ]
         assert f"local-hostname: {name}\n" in machine.run(*inside).stdout
-    found = json.loads(machine.run("guestapi", "check", "--format", "json", check=False).stdout)
-    assert [one["text"] for one in found if "lxc" in one["check"] and not one["ok"]] == []
+    followed.until(lambda: followed.faults() == [])
     machine.run("systemctl", "kill", "--signal=KILL", UNIT)
     followed.each("lxc-stop -k", NAMES[:6])
     followed.until(lambda: followed.running() == set(NAMES[6:]))
