@@ -1,1 +1,1 @@
-"""Guests that do harm on purpose, from real containers: whatever they do, others are answered as if nothing was."""
+"""Attacks from real containers: while they last, other instances get correct answers."""

@@ -1,4 +1,4 @@
-"""A service under attack: who attacks, who is answered meanwhile, and what is left of it afterwards."""
+"""A service under attack: runs an attacker and a victim, and measures what remains of the attack."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Inside:
-    """A program in a container."""
+    """A program that runs in a container."""
 
     process: subprocess.Popen[bytes]
 
     def ended(self, seconds: float = 60) -> Any:
-        """End its standard input; what it prints last, as JSON."""
+        """Close its standard input, and return the JSON that it prints last."""
         out, _none = self.process.communicate(timeout=seconds)
         assert self.process.returncode == 0
         return json.loads(out)
 
     def says(self) -> str:
-        """A line of what it prints."""
+        """Return the next line of its output."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode().strip()
 
 
 @contextmanager
 def inside(container: Container, program: str, *arguments: str) -> Iterator[Inside]:
-    """Run one of this directory's programs in a container."""
+    """Run a program of this directory in a container."""
     enter = ["nsenter", "-t", str(container.pid), "-a", "--setuid", "0", "--setgid", "0"]
     source = (HERE / program).read_text()
     process = subprocess.Popen(
         [*enter, "/usr/bin/python3", "-I", "-S", "-c", source, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # The scheduler shares the processors between sessions (sched(7), autogroup) as it does between the control
-        # groups that containers have on a host; otherwise a hundred processes would be a hundred against one of ours.
+        # The kernel shares the processors between sessions (sched(7), autogroup), as it does between the control groups
+        # of containers on a host. Without a session of their own, a hundred processes would get a hundred shares.
         start_new_session=True,
     )
     try:
@@ -57,15 +57,15 @@ def inside(container: Container, program: str, *arguments: str) -> Iterator[Insi
 
 @dataclass
 class Report:
-    """What came of an attack.
+    """The result of an attack.
 
     Attributes:
-        name: which.
-        attacker: what it saw.
-        victim: what another instance saw meanwhile.
-        grown: bytes that a worker's memory grew by at the most while it lasted.
-        left: bytes by which it was larger afterwards.
-        log: what the service has logged meanwhile.
+        name: the attack.
+        attacker: the counts that the attacker printed.
+        victim: the results and times of another instance during the attack.
+        grown: bytes by which a worker's memory grew at the most during the attack.
+        left: bytes by which a worker's memory was larger afterwards.
+        log: what the service logged during the attack.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Report:
 
 
 def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Wait for what no event tells of: another process's memory and descriptors."""
+    """Poll for a condition of another process's memory or descriptors, for which there is no event."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
@@ -85,7 +85,7 @@ def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
 
 
 def memory(pid: int, name: str = "VmRSS") -> int:
-    """Bytes, by /proc/PID/status; VmHWM is the most since `forget_peak`."""
+    """Return bytes from /proc/PID/status; VmHWM is the peak since `forget_peak`."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -93,31 +93,31 @@ def memory(pid: int, name: str = "VmRSS") -> int:
 
 
 def forget_peak(pid: int) -> None:
-    """proc(5), /proc/PID/clear_refs: 5 sets the peak back to what there is."""
+    """Reset the memory peak of a process to its present use (proc(5), /proc/PID/clear_refs, value 5)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def descriptors(pid: int) -> int:
-    """How many a process has open."""
+    """Return the number of open descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-#: Descriptors that are kept for longer: pidfds of instances' inits, a few epoll sets to spare, and of the database one
-#: for each of the ten threads of gevent's pool. SQLite cannot close those while a connection of the same process has a
-#: lock, so it uses them again (os_unix.c, setPendingFd).
+# Descriptors that a worker may keep: pidfds of instances' inits, a few epoll sets, and one of the database for each of
+# the ten threads of gevent's pool. SQLite cannot close those while a connection of the same process has a lock, so it
+# reuses them (os_unix.c, setPendingFd).
 KEPT = 8 + 10
 
 
 @dataclass
 class Arena:
-    """A service, an instance that attacks it and one that does nothing but ask."""
+    """A service, an instance that sends requests during attacks, and the reports of all attacks."""
 
     service: Service
     victim: Container
     reports: list[Report] = field(default_factory=list)
 
     def attack(self, name: str, attacker: Container, seconds: float = 2) -> Report:
-        """Have `attacker` do it, while the victim asks; then wait until its traces are gone."""
+        """Run an attack while the victim sends requests; then wait until its descriptors are closed."""
         service = self.service
         report = Report(name)
         self.reports.append(report)

@@ -1,6 +1,6 @@
-"""What a hostile guest does to the socket. Runs inside a container, on the system's Python alone.
+"""Attacks of a hostile guest on the socket. Runs inside a container, on the system's Python alone.
 
-Usage: attacks.py NAME SECONDS. Does it for so long, lets go of everything, and prints a JSON object of what it saw.
+Usage: attacks.py NAME SECONDS. Runs the attack for SECONDS, closes everything, and prints its counts as a JSON object.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Seen = dict[str, int]
 
 
 def connected(first: bytes = b"") -> socket.socket | None:
-    """A connection on which `first` was sent, not to be waited for; None if the service has no room just now."""
+    """Return a non-blocking connection on which `first` was sent; None if the service accepts no more at the moment."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(2)
     try:
@@ -46,7 +46,7 @@ def connected(first: bytes = b"") -> socket.socket | None:
 
 
 def push(connection: socket.socket, data: bytes, flags: int = 0) -> bool:
-    """Send what the socket takes at once; False if it is closed."""
+    """Send as much as the socket takes at once; return False if it is closed."""
     try:
         connection.send(data, flags)
     except BlockingIOError:
@@ -57,7 +57,7 @@ def push(connection: socket.socket, data: bytes, flags: int = 0) -> bool:
 
 
 def pull(connection: socket.socket) -> bytes | None:
-    """What has come; b"" at the end, None if nothing."""
+    """Return the received bytes; b"" at the end of the stream, None if there are none."""
     try:
         return connection.recv(65536)
     except BlockingIOError:
@@ -67,7 +67,7 @@ def pull(connection: socket.socket) -> bytes | None:
 
 
 def crowd(count: int, until: float, first: bytes = b"") -> Iterator[list[socket.socket]]:
-    """So many connections, again and again until the time is over; whoever was closed is replaced by a new one."""
+    """Hold `count` connections until the time is over; replace the closed ones."""
     held: list[socket.socket] = []
     while time.monotonic() < until:
         while len(held) < count and time.monotonic() < until and (made := connected(first)):
@@ -79,7 +79,7 @@ def crowd(count: int, until: float, first: bytes = b"") -> Iterator[list[socket.
 
 
 def statuses(connection: socket.socket, seen: Seen) -> None:
-    """Count the status of the response that has come; close what is at its end."""
+    """Count the status of a received response; close a connection at the end of its stream."""
     data = pull(connection)
     if data:
         key = data[9:12].decode("latin-1") if data.startswith(b"HTTP/1.") else "other"
@@ -89,7 +89,7 @@ def statuses(connection: socket.socket, seen: Seen) -> None:
 
 
 def silence(until: float) -> Seen:
-    """1,000 connections that say nothing."""
+    """Open 1,000 connections and send nothing."""
     seen: Seen = {}
     for held in crowd(1000, until):
         for connection in held:
@@ -99,7 +99,7 @@ def silence(until: float) -> Seen:
 
 
 def dripping(until: float) -> Seen:
-    """Heads and bodies that come a byte now and then."""
+    """Send heads and bodies one byte at a time."""
     seen: Seen = {}
     bodies = [PATCH + b"Content-Length: 1000\r\n\r\n", PATCH + b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"]
     for first in (b"GET / HTTP/1.1\r\nHost: x\r\nX: ", *bodies):
@@ -124,7 +124,7 @@ def gather() -> None:
 
 
 def pipelining(until: float) -> Seen:
-    """Requests without end, and no answer is read."""
+    """Send requests without end, and read no response."""
     block = GET * 500
     for held in crowd(100, until):
         for connection in held:
@@ -134,11 +134,11 @@ def pipelining(until: float) -> Seen:
 
 
 def unread(until: float) -> Seen:
-    """Answers of 2 MiB on as many connections as there may be, and nobody takes them."""
+    """Request 2 MiB on as many connections as possible, and read no response."""
     seen: Seen = {}
     for held in crowd(500, until, LARGE * 20):
         time.sleep(0.2)
-        # A look without taking it: how many were refused.
+        # Peek, so that the response stays unread: count the refused connections.
         for connection in held:
             with contextlib.suppress(OSError):
                 status = connection.recv(12, socket.MSG_PEEK | socket.MSG_DONTWAIT)[9:].decode()
@@ -147,7 +147,7 @@ def unread(until: float) -> Seen:
 
 
 def slow_readers(until: float) -> Seen:
-    """Answers of 2 MiB that are taken a byte at a time."""
+    """Request 2 MiB and read one byte at a time."""
     for held in crowd(200, until, LARGE):
         for connection in held:
             with contextlib.suppress(OSError):
@@ -156,7 +156,7 @@ def slow_readers(until: float) -> Seen:
 
 
 def bodies(until: float) -> Seen:
-    """A body of 1 GiB is announced, by length and by chunk, and begun."""
+    """Announce bodies of 1 GiB, by length and by chunk, and bodies that are costly to parse; begin to send them."""
     seen: Seen = {}
     announced = [
         PATCH + b"Content-Length: 1073741824\r\n\r\n",
@@ -179,7 +179,7 @@ def bodies(until: float) -> Seen:
 
 
 def streams(until: float) -> Seen:
-    """1,000 streams of events, of all forms."""
+    """Open 1,000 event streams, of every form."""
     seen: Seen = {}
     for first in (
         UPGRADE,
@@ -194,7 +194,7 @@ def streams(until: float) -> Seen:
 
 
 def frame(first: int, payload: bytes = b"", *, length: int | None = None, mask: bool = True) -> bytes:
-    """A WebSocket frame that may lie about its length."""
+    """Return a WebSocket frame, whose length field may be wrong."""
     size = len(payload) if length is None else length
     bit = 0x80 if mask else 0
     head = bytes([first, bit | size]) if size < 126 else bytes([first, bit | 127]) + size.to_bytes(8, "big")
@@ -224,7 +224,7 @@ FRAMES = [
 
 
 def frames(until: float) -> Seen:
-    """Every kind of frame that is none, on WebSockets that were opened for it."""
+    """Send every kind of invalid frame on WebSockets."""
     seen: Seen = {}
     turn = 0
     for held in crowd(20, until, UPGRADE):
@@ -242,7 +242,7 @@ def frames(until: float) -> Seen:
 
 
 def pings(until: float) -> Seen:
-    """Pings without end on 40 WebSockets, half of which never read a pong."""
+    """Send pings without end on 40 WebSockets; on half of them, read no pong."""
     block = frame(0x89, b"x" * 125) * 400
     for held in crowd(40, until, UPGRADE):
         for number, connection in enumerate(held):
@@ -254,7 +254,7 @@ def pings(until: float) -> Seen:
 
 
 def changes(until: float) -> Seen:
-    """Changes of state, as fast as they can be sent."""
+    """Change the state as fast as requests can be sent."""
     seen: Seen = {}
     states = [
         PATCH + b"Content-Length: %d\r\n\r\n%s" % (len(b), b) for b in (b'{"state":"Ready"}', b'{"state":"Started"}')
@@ -268,7 +268,7 @@ def changes(until: float) -> Seen:
 
 
 def heads(until: float) -> Seen:
-    """Heads as large as may be, and larger; and such as are looked at again for each byte that comes."""
+    """Send heads of the largest permitted size, larger ones, and ones that grow one byte at a time."""
     seen: Seen = {}
     many = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 400) for n in range(126))
     firsts = [
@@ -297,7 +297,7 @@ def heads(until: float) -> Seen:
 
 
 def exits(until: float) -> Seen:
-    """Processes that connect, perhaps ask, and are gone."""
+    """Fork processes that connect, perhaps send a request, and exit."""
     seen: Seen = {"processes": 0}
     while time.monotonic() < until:
         for first in (b"", b"GET", GET, EVENTS + b"\r\n"):
@@ -310,10 +310,10 @@ def exits(until: float) -> Seen:
 
 
 def forks(until: float) -> Seen:
-    """As many processes as the container may have, each of which connects all the time."""
-    # Whoever is root in a user namespace is bound by this as anybody else.
+    """Fork as many processes as the container may have, each of which connects all the time."""
+    # This limit binds root in a user namespace like any other user.
     resource.setrlimit(resource.RLIMIT_NPROC, (100, 100))
-    # A process of another user, of which there are no others.
+    # The limit counts the processes of a user, and this user has no others.
     os.setresuid(4242, 4242, 4242)
     seen: Seen = {"processes": 1}
     with contextlib.suppress(BlockingIOError):
@@ -329,7 +329,7 @@ def forks(until: float) -> Seen:
 
 
 def queue(until: float) -> Seen:
-    """The kernel's queue of connections that nobody has accepted yet is kept full."""
+    """Keep the kernel's queue of connections that are not accepted yet full."""
     seen: Seen = {"connected": 0, "refused": 0}
     held: list[socket.socket] = []
     while time.monotonic() < until:
@@ -351,7 +351,7 @@ def queue(until: float) -> Seen:
 
 
 def halves(until: float) -> Seen:
-    """Sides are closed at every moment, the wrong ones too."""
+    """Shut down either side of connections at random moments."""
     seen: Seen = {}
     for held in crowd(60, until):
         for connection in held:
@@ -368,7 +368,7 @@ def halves(until: float) -> Seen:
 
 
 def oddities(until: float) -> Seen:
-    """Out-of-band bytes, sends of nothing, the smallest buffers, names of one's own, lingering."""
+    """Send out-of-band and empty data, use the smallest buffers, bind client addresses, and linger on close."""
     seen: Seen = {}
     number = 0
     for held in crowd(40, until):
@@ -386,7 +386,7 @@ def oddities(until: float) -> Seen:
             statuses(connection, seen)
             if number % 5 == 0:
                 connection.close()
-    # Nothing but out-of-band bytes on what waits without a deadline.
+    # Send only out-of-band bytes on streams, which have no deadline.
     for first in (UPGRADE, EVENTS + b"\r\n"):
         for connection in filter(None, [connected(first) for _time in range(10)]):
             for _time in range(20):
@@ -395,7 +395,7 @@ def oddities(until: float) -> Seen:
 
 
 def descriptors(until: float) -> Seen:
-    """Descriptors are sent along: as many as go into a message, and sockets whose last close waits for a minute."""
+    """Send descriptors with requests: as many as fit into a message, and sockets whose last close lingers a minute."""
     seen: Seen = {"sent": 0, "refused": 0}
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
@@ -427,17 +427,17 @@ def descriptors(until: float) -> Seen:
                 others.append(connection)
             else:
                 connection.close()
-        # What is left of it is with the service alone.
+        # Only the service still has it open.
         slow.close()
         if len(others) > 500:
             break
-    # On and on, whoever is stuck.
+    # The attack lasts its full time, even if the service is stuck.
     time.sleep(max(0, until - time.monotonic()))
     return seen
 
 
 def busy(until: float) -> Seen:
-    """As many connections as there may be, each of which asks again as soon as it has its answer."""
+    """Hold as many connections as possible, and send the next request on each as soon as its response arrives."""
     waiting = select.epoll()
     byte_count = 0
     held = {one.fileno(): one for one in (connected(GET) for _number in range(500)) if one}
@@ -454,7 +454,7 @@ def busy(until: float) -> Seen:
 
 
 def churn(until: float) -> Seen:
-    """A new connection for each request, from four processes."""
+    """Open a new connection for each request, from four processes."""
     for _process in range(3):
         if os.fork() == 0:
             break
@@ -498,10 +498,10 @@ ATTACKS: dict[str, Callable[[float], Seen]] = {
 
 
 def main() -> None:
-    """Do it, and tell."""
-    # PR_SET_PDEATHSIG: nsenter, which has started this, is what a test ends.
+    """Run the attack and print what it counted."""
+    # PR_SET_PDEATHSIG: a test ends nsenter, which started this process.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    # It is the service that is attacked. That nobody takes the processors from others is a matter of cgroups.
+    # The target is the service. Sharing the processors between containers is a matter of control groups.
     os.nice(10)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -15,7 +15,7 @@ from tests.hostile.table import PROPERTY
 
 @pytest.fixture(scope="package")
 def arena() -> Iterator[Arena]:
-    """A service of two workers, and the instance to which nothing may happen."""
+    """A service of two workers, and the victim, whose requests must not be disturbed."""
     with Service(dialects=["incus"]) as service, service.container("victim", {"user.foo": "bar"}) as victim:
         yield Arena(service, victim)
 
@@ -25,7 +25,7 @@ def mallory(arena: Arena) -> Iterator[Container]:
     """The instance that attacks; it has a value of 2 MiB."""
     config = {"user.foo": "bar", "user.large": "x" * (1 << 21)}
     with arena.service.container("mallory", config) as container:
-        # So that the workers have opened what they open once, the store in each of their threads.
+        # Makes the workers open what they open only once, such as the store in each of their threads.
         with inside(container, "attacks.py", "changes", "0.5") as changes:
             changes.ended()
         yield container
@@ -33,14 +33,14 @@ def mallory(arena: Arena) -> Iterator[Container]:
 
 @pytest.fixture(scope="package")
 def stranger(arena: Arena) -> Iterator[Container]:
-    """A container that has the socket and is no instance."""
+    """A container that has the socket but is not registered as an instance."""
     with Container(arena.service.binds, hostname="stranger") as container:
         yield container
 
 
 @pytest.fixture(autouse=True)
 def noticed(arena: Arena, record_property: Callable[[str, object], None]) -> Iterator[None]:
-    """Every test's attacks go into its report, from whichever process it ran in."""
+    """Record the attacks of each test in its report, from any process of the test run."""
     before = len(arena.reports)
     yield
     for report in arena.reports[before:]:

@@ -1,4 +1,4 @@
-"""The table of what others noticed of the attacks: figures to look at, on which no test depends."""
+"""A table of the figures that the victim measured during attacks; no test depends on them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 
 from tests.hostile.arena import Report
 
-#: Of a test's report: an attack's.
+# The name of the property of a test's report that holds an attack.
 PROPERTY = "attack"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What another instance noticed, attack by attack. For tests/conftest.py, the only one that all processes load."""
+    """Print the victim's figures for each attack. For tests/conftest.py, the only plugin that all processes load."""
     ended = [one for ones in terminalreporter.stats.values() for one in ones if getattr(one, "when", "") == "teardown"]
     lines = [Report(**value) for one in ended for name, value in one.user_properties if name == PROPERTY]
     if not lines:

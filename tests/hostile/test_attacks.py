@@ -1,4 +1,4 @@
-"""One instance attacks, another asks meanwhile and is answered rightly, always. Afterwards all is as it was."""
+"""While one instance attacks, another always gets correct answers; afterwards the service has released everything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
 
 
 def assert_harmless(arena: Arena, report: Report) -> None:
-    """Nobody else noticed, and nothing is left of it."""
+    """The victim got correct answers, and the workers have released the attack's memory."""
     assert report.victim["failed"] == []
     assert report.victim["answered"] >= 10
     assert "Traceback" not in report.log, report.log[-4000:]
@@ -26,7 +26,7 @@ def assert_harmless(arena: Arena, report: Report) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(arena: Arena, mallory: Container, name: str) -> None:
-    """The victim has every answer, the workers live on and let go of all; the attacker's instance is served again."""
+    """The victim gets every answer, the workers survive and release everything, and the attacker is served again."""
     report = arena.attack(name, mallory)
     assert_harmless(arena, report)
     assert mallory.ask("/1.0/config/user.foo").text == "bar"

@@ -1,4 +1,4 @@
-"""What guests do together, or as if they were others: nobody is served as somebody else."""
+"""Attacks by several containers, and with another container's connection: no instance is served as another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.server.inside import Talk, asking, talk
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
 
-#: Asks over a socket that it was given when it was started.
+# Sends a request over a socket that it inherited.
 _ASK = """
 import socket, sys
 with socket.socket(fileno=int(sys.argv[1])) as connection:
@@ -26,7 +26,7 @@ with socket.socket(fileno=int(sys.argv[1])) as connection:
 
 
 def ask_over(guest: Talk, container: Container, path: str) -> Response:
-    """Ask over another container's connection, from inside this one."""
+    """Send a request over another container's connection, from inside this one."""
     enter = ["nsenter", "-t", str(container.pid), "-a", "--setuid", "0", "--setgid", "0"]
     number = guest.socket.fileno()
     ran = subprocess.run(
@@ -41,8 +41,8 @@ def ask_over(guest: Talk, container: Container, path: str) -> Response:
 
 
 @pytest.mark.parametrize("name", ["silence", "busy", "queue"])
-def test_strangers_attack(arena: Arena, mallory: Container, stranger: Container, name: str) -> None:
-    """A container that is no instance does it: nothing but "unknown" is said to it, and nobody else notices."""
+def test_attack_from_unregistered_container(arena: Arena, mallory: Container, stranger: Container, name: str) -> None:
+    """An attack by an unregistered container gets only "unknown" answers, and does not disturb the instances."""
     report = arena.attack(name, stranger)
     report.name = f"{name}, unknown"
     assert_harmless(arena, report)
@@ -51,7 +51,7 @@ def test_strangers_attack(arena: Arena, mallory: Container, stranger: Container,
 
 
 def test_many_attack(arena: Arena) -> None:
-    """Four instances do four things at the same time; a fifth is answered rightly all the time."""
+    """While four instances run four attacks at the same time, a fifth gets correct answers."""
     names = ["busy", "silence", "heads", "churn"]
     with ExitStack() as stack:
         attackers = [stack.enter_context(arena.service.container(f"many{name}", {"user.foo": "bar"})) for name in names]
@@ -66,8 +66,8 @@ def test_many_attack(arena: Arena) -> None:
         assert_harmless(arena, report)
 
 
-def test_a_connection_is_who_connected(arena: Arena, mallory: Container) -> None:
-    """A socket that another container was given speaks for who connected it: not for who has it, and not for both."""
+def test_passed_connection_acts_for_its_connector(arena: Arena, mallory: Container) -> None:
+    """A socket that was passed to another container acts for the instance that connected it, and for no other."""
     with arena.service.container("giver", {"user.foo": "the giver's"}) as giver:
         with talk(giver) as given, talk(mallory) as own:
             assert given.ask("/1.0/config/user.foo").text == "the giver's"

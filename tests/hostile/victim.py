@@ -1,8 +1,7 @@
-"""A guest among hostile ones. It sends requests all the time, and prints results and times as JSON.
+"""An instance among attackers. It sends requests all the time, and prints results and times as JSON.
 
-It uses new and kept connections. It runs inside a container, with the system's Python alone.
-
-Usage: victim.py. Ends when its standard input does.
+It uses new and kept connections. It runs inside a container, with the system's Python alone. It ends when its standard
+input does.
 """
 
 import ctypes
@@ -16,13 +15,13 @@ import time
 
 
 class Connection(http.client.HTTPConnection):
-    """To the guest API."""
+    """A connection to the guest API."""
 
-    #: How often the kernel's queue was full.
+    # How often the kernel's queue was full.
     full = 0
 
     def connect(self) -> None:
-        """As http.client's, but patient: while the kernel's queue is full, a socket with a timeout is told EAGAIN."""
+        """Connect as http.client does, and retry on EAGAIN, which a full queue gives a socket with a timeout."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(10)
         while True:
@@ -34,7 +33,7 @@ class Connection(http.client.HTTPConnection):
 
 
 def ask(connection: Connection) -> str:
-    """One request; what was wrong with its answer."""
+    """Send one request; return what was wrong with the response."""
     try:
         connection.request("GET", "/1.0/config/user.foo")
         answer = connection.getresponse()
@@ -46,8 +45,8 @@ def ask(connection: Connection) -> str:
 
 
 def main() -> None:
-    """Ask until told to stop."""
-    # PR_SET_PDEATHSIG: nsenter, which has started this, is what a test ends.
+    """Send requests until the standard input ends."""
+    # PR_SET_PDEATHSIG: a test ends nsenter, which started this process.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     kept = Connection("x")
     took: list[float] = []

@@ -1,7 +1,7 @@
-"""Connections that a process in a container makes and a test uses.
+"""Connections that a process in a container opens and a test uses.
 
 The kernel reports the process that called connect(2), and the service requires it to be alive. So a process in the
-container connects, passes the sockets to the test (SCM_RIGHTS) and stays until the test ends them.
+container connects, passes the sockets to the test (SCM_RIGHTS) and stays until the test ends it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Talk:
         self._received = b""
 
     def send(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all the data."""
         self.socket.sendall(data)
 
     def wait_read(self) -> None:
-        """Wait until the server has read all that was sent (unix(7), SIOCOUTQ)."""
+        """Wait until the server has read all sent bytes (unix(7), SIOCOUTQ)."""
         until = time.monotonic() + 20
         while fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)) != bytes(4):
             assert time.monotonic() < until, "the server reads nothing"
@@ -84,7 +84,7 @@ class Talk:
 
 
 def asking(path: str, *lines: str, method: str = "GET", body: bytes = b"", version: str = "HTTP/1.1") -> bytes:
-    """A request's bytes."""
+    """Return the bytes of a request."""
     fields = ["Host: x", *lines, *([f"Content-Length: {len(body)}"] if body else [])]
     return "\r\n".join([f"{method} {path} {version}", *fields, "", ""]).encode() + body
 

@@ -1,4 +1,4 @@
-"""`ExcessLog`: exceeded limits are logged in few lines, whatever their number, for each instance."""
+"""`ExcessLog`: exceeded limits are logged in few lines for each instance, however often they are exceeded."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Records(logging.Handler):
         self.seen: list[tuple[str, dict[str, str]]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Store message and fields."""
+        """Store the message and the fields."""
         self.seen.append((record.getMessage(), record.__dict__["fields"]))
 
 
 @pytest.fixture
 def records() -> Iterator[Records]:
-    """Collect what is logged about requests."""
+    """Collect log records about requests."""
     handler = Records()
     requests.addHandler(handler)
     yield handler
@@ -33,7 +33,7 @@ def records() -> Iterator[Records]:
 
 
 def test_excesses_are_logged_once_in_ten_seconds(records: Records) -> None:
-    """A thousand excesses are one line; later ones wait ten seconds for the next line; each instance has its own."""
+    """A thousand excesses give one line; later ones are logged after ten seconds; each instance has its own line."""
     now = 100.0
     excesses = ExcessLog({7: instance()}.get, lambda: now)
     for _time in range(1000):

@@ -1,4 +1,4 @@
-"""Which connections are admitted, and which are evicted for others. All without a socket."""
+"""Admission and eviction of connections, without a socket."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.api.fakes import caller
 
 @dataclass(eq=False)
 class Holding:
-    """A connection that is idle or not, and records whether it was ended."""
+    """A stand-in for a connection, idle or not, that records whether it was ended."""
 
     idle: bool = False
     ended: bool = False
 
     def abort(self) -> None:
-        """Record it."""
+        """Record the end."""
         self.ended = True
 
 
@@ -45,7 +45,7 @@ def enter(held: ConnectionQuota, instance_id: int | None, count: int = 1, *, idl
 
 
 def test_limit_of_each_instance() -> None:
-    """An instance gets as many connections as its limit, whatever others have, and another one when one ends."""
+    """An instance gets as many connections as its limit, however many others have, and one more when one ends."""
     held, _ended = quota()
     first, *_others = enter(held, 1, 4)
     rejection = held.add(1, Holding())
@@ -59,8 +59,8 @@ def test_limit_of_each_instance() -> None:
     assert held.add(1, Holding()) == TOO_MANY_CONNECTIONS
 
 
-def test_nothing_is_left_of_who_has_gone() -> None:
-    """Whoever has come and gone, refused, evicted or not, leaves nothing behind: tables grow with who is there."""
+def test_closed_connections_leave_no_entries() -> None:
+    """The tables keep no entry of a closed connection, whether it was refused, evicted or served."""
     held, empty = (ConnectionQuota(4, 10, print) for _time in range(2))
     for instance_id in (None, *range(1, 500)):
         for one in enter(held, instance_id, 4 if instance_id else 3):
@@ -79,12 +79,12 @@ def test_nothing_is_left_of_who_has_gone() -> None:
 
 
 def _tables(held: object) -> dict[str, object]:
-    """What it holds. A counter of zeros equals an empty one, so dictionaries are compared."""
+    """Return the attributes; dictionaries for counters, because a counter of zeros equals an empty one."""
     return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(held).items()}
 
 
 def test_unknown_callers_have_one_quota() -> None:
-    """All unknown callers have one quota. Beyond it they get the answer that they get in any case: 500."""
+    """All unknown callers share one quota. Beyond it they get the same answer as any unknown caller: 500."""
     held, _ended = quota()
     enter(held, None, 4)
     rejection = held.add(None, Holding())
@@ -92,8 +92,8 @@ def test_unknown_callers_have_one_quota() -> None:
     assert (rejection.status, rejection.text) == (500, "pid not in container?")
 
 
-def test_root_finds_a_place() -> None:
-    """Other users of an instance have seven eighths of its places, and an idle one of theirs is ended for root's."""
+def test_root_has_reserved_places() -> None:
+    """Users other than root get seven eighths of an instance's places; root evicts their idle connections."""
     held, ended = quota(each=16, most=1000)
     others = [Holding(idle=number == 5) for number in range(20)]
     refused = [held.add(1, one, root=False) for one in others]
@@ -102,11 +102,11 @@ def test_root_finds_a_place() -> None:
     assert not any(one.ended for one in others)
     enter(held, 1)
     assert [one.ended for one in others[:14]] == [number == 5 for number in range(14)]
-    # The rest is not idle. What root has already is its reserve.
+    # The remaining ones are not idle, and root already has its reserve.
     assert held.add(1, Holding()) == TOO_MANY_CONNECTIONS
     assert held.add(1, Holding(), root=False) == TOO_MANY_CONNECTIONS
     assert ended == []
-    # The worker is full: of the greediest instance, users other than root lose theirs first.
+    # In a full worker, the greediest instance loses connections of users other than root first.
     enter(held, 2, 14)
     assert held.add(2, Holding(), full=True) is None
     assert [one.ended for one in others[:3]] == [True, False, False]
@@ -115,8 +115,8 @@ def test_root_finds_a_place() -> None:
     assert vars(held)["_others"] == {}
 
 
-def test_root_has_a_part_of_the_requests() -> None:
-    """Users other than root leave root an eighth of the requests that their instance may send at once."""
+def test_root_has_reserved_requests() -> None:
+    """Requests of users other than root leave an eighth of their instance's burst to root."""
     admission = Admission(LimitSettings(requests_per_second=0.001, requests_burst=16), quota()[0], descriptors=1000)
 
     def refused(count: int, *, root: bool) -> int:
@@ -133,8 +133,8 @@ def test_root_has_a_part_of_the_requests() -> None:
     assert refused(1, root=True) == 1
 
 
-def test_eviction_is_at_the_cost_of_the_greediest() -> None:
-    """In a full worker, an instance with few connections evicts one of the greediest: idle or the oldest."""
+def test_eviction_from_the_greediest_instance() -> None:
+    """In a full worker, an instance with few connections evicts one of the greediest: an idle one or the oldest."""
     held, ended = quota()
     greedy = enter(held, 1, 3)
     idle = enter(held, 1, idle=True)
@@ -143,10 +143,10 @@ def test_eviction_is_at_the_cost_of_the_greediest() -> None:
     enter(held, 4)
     assert ended == [1]
     assert [one.ended for one in (*greedy, *idle)] == [False, False, False, True]
-    # Now 1, 2 and 3 have three each; 4 has one and may have a second, so that it has fewer than others still.
+    # Now 1, 2 and 3 have three connections each. 4 has one and may have a second: still fewer than the others.
     enter(held, 4)
     assert len(ended) == 2
-    # Nobody has two more than 2, 3 or 4 have: who takes whose would go on for ever.
+    # No instance has two connections more than another, so none may evict: they would evict each other for ever.
     rejection = held.add(4, Holding())
     assert rejection
     assert (rejection.status, rejection.limit) == (500, "worker_connections")
@@ -154,7 +154,7 @@ def test_eviction_is_at_the_cost_of_the_greediest() -> None:
 
 
 def test_full_without_descriptors() -> None:
-    """A worker that is about to run out of descriptors is full, whatever the number of connections."""
+    """A worker with few free descriptors counts as full, whatever the number of connections."""
     held, ended = quota(most=1000)
     enter(held, 1, 3)
     assert held.add(2, Holding(), full=True) is None
@@ -165,7 +165,7 @@ def test_full_without_descriptors() -> None:
 
 
 def test_descriptors_are_left_free() -> None:
-    """Of 1,000 descriptors, admitted connections leave 64 free, and pending ones 16: accepting pauses before that."""
+    """Of 1,000 descriptors, admitted connections leave 64 free and pending ones 16; below that, accepting pauses."""
     limits = LimitSettings()
     for descriptor, full in ((935, False), (936, True)):
         held, ended = quota(most=5)
@@ -178,7 +178,7 @@ def test_descriptors_are_left_free() -> None:
 
 
 def refusal(admission: Admission, instance_id: int | None) -> str | None:
-    """Which limit a request of an instance exceeds."""
+    """Return the limit that a request of an instance exceeds, with its status, or None."""
     try:
         admission.check_request(instance_id)
     except ProtocolError as error:
@@ -187,7 +187,7 @@ def refusal(admission: Admission, instance_id: int | None) -> str | None:
 
 
 def test_requests_are_counted_by_instance() -> None:
-    """An instance has its burst, another one its own; unknown callers, who get one answer anyway, are not counted."""
+    """Each instance has its own burst; unknown callers, who get the same answer in any case, are not counted."""
     limits = LimitSettings(requests_per_second=0.001, requests_burst=3)
     admission = Admission(limits, quota()[0], descriptors=1000)
     assert [refusal(admission, 1) for _time in range(4)] == [None, None, None, "429 requests_per_second"]
@@ -198,7 +198,7 @@ def test_requests_are_counted_by_instance() -> None:
 
 
 def test_unread_bytes_are_counted_by_instance() -> None:
-    """Whoever leaves as much unread as is allowed gets no more until some is read; who has read all is forgotten."""
+    """An instance at its limit of unread bytes is refused until it reads some; its entry goes when all is read."""
     most = 1 << 16
     admission = Admission(LimitSettings(unsent_per_instance=most), quota()[0], descriptors=1000)
     admission.add_unsent(1, most - 1)
@@ -207,7 +207,7 @@ def test_unread_bytes_are_counted_by_instance() -> None:
     assert refusal(admission, 1) == "429 unsent_per_instance"
     assert refusal(admission, 2) is None
     assert refusal(admission, None) is None
-    # A large response that many requests have waited for is checked again.
+    # A large response is checked again when it is ready, because many requests may have waited for it.
     with pytest.raises(ProtocolError):
         admission.check_unsent(1)
     admission.check_unsent(2)
@@ -218,7 +218,7 @@ def test_unread_bytes_are_counted_by_instance() -> None:
 
 
 def test_lingering_is_bounded() -> None:
-    """Only sixteen of an instance's refused connections stay open until their clients have read why."""
+    """At most sixteen refused connections of an instance stay open for their clients to read the refusal."""
     held, _ended = quota()
     assert [held.begin_linger(1) for _time in range(17)] == [True] * 16 + [False]
     assert held.begin_linger(2)
@@ -246,7 +246,7 @@ def test_limits_hold_in_any_order(steps: list[tuple[int | None, bool, bool]]) ->
         counts = [sum(whose == other for whose, _one in living) for other in (None, 1, 2, 3, 4, 5)]
         assert max(counts) <= 4
         if len(living) == 9:
-            # Whoever has none gets one, or all have one at the most.
+            # An instance without a connection gets one, unless every instance has one at the most.
             poor = next((other for other in (1, 2, 3, 4, 5) if counts[(None, 1, 2, 3, 4, 5).index(other)] == 0), None)
             if poor is not None and max(counts) > 1:
                 fresh = Holding()
@@ -256,7 +256,7 @@ def test_limits_hold_in_any_order(steps: list[tuple[int | None, bool, bool]]) ->
 
 
 def test_pending_connections_count_by_process() -> None:
-    """A process may have as many pending connections as an instance may have; another process has its own."""
+    """A process may have as many pending connections as an instance; the count of another process is separate."""
     pending = PendingConnections(3)
     assert [pending.add(7, anywhere) for _time in range(4)] == [True, True, True, False]
     assert pending.add(8, anywhere)
@@ -271,7 +271,7 @@ def test_pending_connections_count_by_process() -> None:
 
 
 def test_unknown_process_gets_the_answer_of_unknown_callers() -> None:
-    """A process that was identified as unknown gets the answer of unknown callers; one not yet identified gets 429."""
+    """A process that was identified as unknown gets the answer of unknown callers; an unidentified one gets 429."""
     pending = PendingConnections(2)
     for _time in range(3):
         pending.add(7, anywhere)
@@ -286,7 +286,7 @@ def test_unknown_process_gets_the_answer_of_unknown_callers() -> None:
 
 
 def test_process_without_pending_connections_is_always_admitted() -> None:
-    """However many connections are pending, a process that has none gets one."""
+    """A process without a pending connection gets one, however many others are pending."""
     pending = PendingConnections(300)
     for pid in range(1, 5):
         for _time in range(256):
@@ -297,9 +297,9 @@ def test_process_without_pending_connections_is_always_admitted() -> None:
 
 
 def test_container_with_thousands_of_processes() -> None:
-    """When very many connections are pending, a container adds no more processes than an instance may have connections.
+    """With very many pending connections, a container may add only as many processes as an instance has connections.
 
-    So it takes a bounded number of the worker's descriptors; other containers are still admitted.
+    So it takes a bounded number of the worker's descriptors, and other containers are still admitted.
     """
     pending = PendingConnections(100)
     admitted = [pid for pid in range(1, 60_000) if pending.add(pid, anywhere)]

@@ -1,4 +1,4 @@
-"""`ArrivalQueue`: containers take turns at being identified, then their users; a turn has a number and a time."""
+"""`ArrivalQueue`: containers take turns at identification, then their users; a turn is limited in number and time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from guestapi.server.arrivals import ALONE_FACTOR, FREE_STARTS, STARTS, TURN_SEC
 
 
 class Clock:
-    """Time that passes when identifying takes some."""
+    """A clock that advances by the time that an identification takes."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def __call__(self) -> float:
-        """Seconds."""
+        """Return the time in seconds."""
         return self.now
 
 
 class Arrivals:
-    """Connections that arrive at a queue; who is identified is recorded in order, with the iteration."""
+    """Connections that arrive at a queue; records their order of identification and the event loop's iterations."""
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -32,11 +32,11 @@ class Arrivals:
         self._greenlets: list[gevent.Greenlet[..., None]] = []
 
     def come(self, container: int, uid: int = 0, count: int = 1, seconds: float = 0.0) -> None:
-        """Have `count` connections of a user of a container come, each of which takes `seconds` to identify."""
+        """Let `count` connections of a user of a container arrive; each takes `seconds` to identify."""
         self._greenlets += [gevent.spawn(self._take, container, uid, seconds) for _number in range(count)]
 
     def wait(self) -> None:
-        """Wait until all are identified."""
+        """Wait until all connections are identified."""
         with gevent.Timeout(10):
             gevent.joinall(self._greenlets, raise_error=True)
 
@@ -53,20 +53,20 @@ class Arrivals:
 
 @pytest.fixture
 def arrivals() -> Arrivals:
-    """Nobody yet."""
+    """A queue without connections."""
     return Arrivals()
 
 
-def test_few_are_identified_at_once_without_a_look(arrivals: Arrivals) -> None:
-    """A few connections in an iteration cost nothing more than themselves."""
+def test_few_arrivals_are_identified_at_once(arrivals: Arrivals) -> None:
+    """A few connections in an iteration are identified at once, without finding their containers."""
     arrivals.come(1, count=FREE_STARTS)
     arrivals.wait()
     assert arrivals.looks == 0
     assert len(set(arrivals.iterations)) == 1
 
 
-def test_nobody_waits_for_thousands_of_one_container(arrivals: Arrivals) -> None:
-    """Between two connections of a container, another one's thousands, of whatever processes, have their few starts."""
+def test_thousands_of_one_container_do_not_delay_another(arrivals: Arrivals) -> None:
+    """Thousands of connections of a container get only a few starts between two connections of another container."""
     arrivals.come(3, count=FREE_STARTS)
     arrivals.come(2, count=20)
     arrivals.come(1, count=3000)
@@ -77,15 +77,15 @@ def test_nobody_waits_for_thousands_of_one_container(arrivals: Arrivals) -> None
     assert len(rest) == 3020
 
 
-def test_alone_a_container_has_more(arrivals: Arrivals) -> None:
-    """While only one container waits, an iteration has more starts."""
+def test_lone_container_has_more_starts(arrivals: Arrivals) -> None:
+    """While only one container has waiting connections, it gets more starts in an iteration."""
     arrivals.come(1, count=FREE_STARTS + 10 * STARTS * ALONE_FACTOR)
     arrivals.wait()
     assert len(set(arrivals.iterations)) <= 11
 
 
 def test_users_of_a_container_take_turns(arrivals: Arrivals) -> None:
-    """A user with a thousand connections does not keep another one of the same container waiting."""
+    """A user with a thousand connections does not delay another user of the same container."""
     arrivals.come(3, count=FREE_STARTS)
     arrivals.come(2, count=5)
     arrivals.come(1, uid=0, count=5)
@@ -96,7 +96,7 @@ def test_users_of_a_container_take_turns(arrivals: Arrivals) -> None:
 
 
 def test_first_come_first_served(arrivals: Arrivals) -> None:
-    """The connections of a user are identified in the order in which they came."""
+    """The connections of a user are identified in the order of their arrival."""
     numbers: list[int] = []
 
     def take(number: int) -> None:
@@ -110,7 +110,7 @@ def test_first_come_first_served(arrivals: Arrivals) -> None:
 
 @pytest.mark.parametrize("turns", [0.3, 1, 5, 40])
 def test_containers_share_time(arrivals: Arrivals, turns: float) -> None:
-    """A container whose callers take long to identify, in chains of namespaces, gets no more time than others."""
+    """A container whose callers take long to identify, such as in nested namespaces, gets no more time than others."""
     dear, cheap = turns * TURN_SECONDS, TURN_SECONDS / STARTS / 1.01
     arrivals.come(3, count=FREE_STARTS)
     arrivals.come(2, count=400, seconds=cheap)
@@ -123,7 +123,7 @@ def test_containers_share_time(arrivals: Arrivals, turns: float) -> None:
 
 
 def test_nothing_is_left(arrivals: Arrivals) -> None:
-    """When nobody waits any more, nothing is remembered of who did."""
+    """When no connection waits, the queue keeps no entry of a container."""
     for container in range(50):
         arrivals.come(container, count=3, seconds=2 * TURN_SECONDS)
     arrivals.wait()

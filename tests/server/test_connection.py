@@ -26,7 +26,7 @@ from tests.harness.service import Service
 from tests.server.inside import Talk, asking, talk, talks
 
 READY = b'{"state":"Ready"}'
-#: Seconds of each limit of the service `hasty`, and how much later than that a machine under load may be.
+# The limits of the service `hasty` in seconds, and by how many seconds a machine under load may exceed them.
 SHORT, LENIENT = 0.6, 4.0
 
 
@@ -41,7 +41,7 @@ def hasty() -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def c2(hasty: Service) -> Iterator[Container]:
-    """A container of that service, with a large value."""
+    """A container of that service, with a value of 2 MiB."""
     with hasty.container("c2", {"user.foo": "bar", "user.large": "é" * (1 << 20)}) as container:
         yield container
 
@@ -56,7 +56,7 @@ def state(service: Service, name: str) -> bool:
 
 
 def test_keep_alive(c1: Container) -> None:
-    """A connection serves one request after another, refused ones too, until the client says which is the last."""
+    """A connection serves any number of requests, also after refusals, until the client sends Connection: close."""
     with talk(c1) as guest:
         for _time in range(3):
             assert guest.ask("/1.0/config/user.foo").text == "bar"
@@ -99,7 +99,7 @@ def test_pipelining(c1: Container) -> None:
 )
 @pytest.mark.parametrize("at_once", [True, False])
 def test_body(service: Service, c1: Container, raw: bytes, at_once: bool) -> None:
-    """A body with a length or in chunks is read to its end, in one piece or byte by byte; the next request follows."""
+    """A body, by length or chunked, is read completely, in one piece or byte by byte; then comes the next request."""
     with talk(c1) as guest:
         for number in range(0, len(raw), len(raw) if at_once else 1):
             guest.send(raw[number : len(raw) if at_once else number + 1])
@@ -110,7 +110,7 @@ def test_body(service: Service, c1: Container, raw: bytes, at_once: bool) -> Non
 
 
 def test_unread_body_is_skipped(c1: Container) -> None:
-    """A body that nobody reads is no request: neither with a length nor in chunks."""
+    """A body that the application does not read is skipped, not parsed as a request, by length and in chunks."""
     inner = asking("/1.0/config/user.foo")
     in_chunks = asking("/nowhere", "Transfer-Encoding: chunked") + b"%x\r\n%s\r\n0\r\n\r\n" % (len(inner), inner)
     with talk(c1) as guest:
@@ -120,7 +120,7 @@ def test_unread_body_is_skipped(c1: Container) -> None:
 
 @pytest.mark.parametrize(("line", "most", "status"), [(b"", 16384, 414), (b"GET / HTTP/1.1\r\n", 65536, 431)])
 def test_endless_head_in_pieces(c1: Container, line: bytes, most: int, status: int) -> None:
-    """A line or head without an end is refused once it is larger than it may be, however it comes, and not kept."""
+    """A line or head that exceeds its limit is refused, also when it arrives in pieces."""
     endless = line + b"X: y" * most
     with talk(c1) as guest:
         for number in range(0, most, 1024):
@@ -140,13 +140,13 @@ def test_expect_continue(service: Service, c1: Container) -> None:
         guest.send(READY)
         assert guest.receive()[0].status == 200
         assert state(service, "c1")
-        # Refused before the body is read: then it may come or not, so nothing can follow.
+        # After a refusal before the body, the client may or may not send the body, so the connection must end.
         assert guest.ask("/1.0/config", expect, "Content-Length: 5", method="PATCH").status == 405
         assert guest.end() == b""
 
 
 def test_head(c1: Container) -> None:
-    """HEAD has GET's length and no body; a request that is pipelined behind it is answered."""
+    """A response to HEAD has GET's Content-Length and no body; a pipelined request after it is answered."""
     with talk(c1) as guest:
         guest.send(asking("/1.0/config/user.foo", method="HEAD") + asking("/1.0/config/user.no", method="HEAD"))
         first, second = guest.receive(2, "HEAD")
@@ -186,7 +186,7 @@ def test_half_close(c1: Container) -> None:
     ],
 )
 def test_early_end(c1: Container, raw: bytes) -> None:
-    """A client that closes its side in the middle of a request gets a refusal and the end, at once."""
+    """A client that closes its side in the middle of a request gets a refusal and the end of the connection at once."""
     with talk(c1) as guest:
         guest.send(raw)
         guest.socket.shutdown(socket.SHUT_WR)
@@ -204,8 +204,8 @@ def test_clients_that_disconnect(service: Service, c1: Container) -> None:
     assert service.workers == before
 
 
-def test_another_parser_reads_the_answers(c1: Container) -> None:
-    """h11 as a client accepts every kind of response, and the connection for the next request."""
+def test_h11_accepts_the_responses(c1: Container) -> None:
+    """h11 as a client accepts every kind of response, and sends its next request on the same connection."""
     client = h11.Connection(h11.CLIENT)
     with talk(c1) as guest:
         for method, path in [
@@ -262,19 +262,19 @@ def until_end(guest: Talk, drip: bytes = b"", every: float = 0.1) -> tuple[bytes
 
 @pytest.mark.parametrize("raw", [b"", b"GET / HTTP/1.1\r\nX: "])
 def test_head_must_come_in_time(c2: Container, raw: bytes) -> None:
-    """A head that does not come, or comes byte by byte, is cut when its time is over."""
+    """A connection whose head is not complete within its time is closed, whether bytes still come or not."""
     with talks(c2, 2) as (stopping, dripping):
         for guest in (stopping, dripping):
             guest.send(raw)
         data, seconds = until_end(stopping)
         assert data == b""
         assert SHORT - 0.3 < seconds < SHORT + LENIENT
-        # Its time began as early, and it was not prolonged by what was sent: it ended with the other or soon after.
+        # The bytes that were sent did not extend its time: it ended with the other connection or soon after.
         assert until_end(dripping, b"x" if raw else b"")[1] < LENIENT
 
 
 def test_head_that_drips_is_cut(c2: Container) -> None:
-    """A byte of a head does not extend its deadline."""
+    """Bytes of a head do not extend its deadline."""
     with talk(c2) as guest:
         guest.send(b"GET / HTTP/1.1\r\nX: ")
         data, seconds = until_end(guest, b"x")
@@ -284,7 +284,7 @@ def test_head_that_drips_is_cut(c2: Container) -> None:
 
 @pytest.mark.parametrize("lines", [["Content-Length: 1000"], ["Transfer-Encoding: chunked"]])
 def test_body_must_come_in_time(c2: Container, lines: list[str]) -> None:
-    """A body that comes byte by byte is refused with 400 when its time is over."""
+    """A body that arrives byte by byte is refused with 400 when its time is over."""
     with talk(c2) as guest:
         guest.send(asking("/1.0", *lines, method="PATCH") + (b"3e8\r\n" if "chunked" in lines[0] else b""))
         data, seconds = until_end(guest, b"x")
@@ -347,12 +347,12 @@ def test_connections_per_instance(hasty: Service, c2: Container) -> None:
 
 
 def test_unknown_callers_cannot_stop_the_worker(hasty: Service, c2: Container) -> None:
-    """Unknown callers with more connections than they may have do not stop the worker."""
+    """Unknown callers that exceed their limit of connections do not stop the worker."""
     before = hasty.workers
     strangers = [socket.socket(socket.AF_UNIX) for _number in range(6)]
     for stranger in strangers:
         stranger.connect(str(hasty.socket))
-    # Longer than the worker's timeout: by then it would have been taken for one that hangs.
+    # Longer than the worker's timeout: after it, the arbiter would replace a worker that hangs.
     until = time.monotonic() + 5
     while time.monotonic() < until and hasty.workers == before:
         for stranger in strangers:
@@ -360,7 +360,7 @@ def test_unknown_callers_cannot_stop_the_worker(hasty: Service, c2: Container) -
                 stranger.sendall(asking("/"))
                 stranger.recv(4096)
             except OSError:
-                continue  # Refused, as it may be.
+                continue  # A refusal is permitted.
         time.sleep(0.1)
     assert hasty.workers == before
     assert c2.ask("/1.0/config/user.foo").text == "bar"
@@ -369,7 +369,7 @@ def test_unknown_callers_cannot_stop_the_worker(hasty: Service, c2: Container) -
 
 
 def test_curl_sees_the_refusal(hasty: Service, c2: Container) -> None:
-    """curl, which sends its request while the connection is refused, shows the 429 and no broken pipe."""
+    """curl sends its request while the connection is refused, and still shows the 429 instead of a broken pipe."""
     with talks(c2, 4) as guests:
         assert all(guest.ask("/").status == 200 for guest in guests)
         command = ["curl", "-sS", "--unix-socket", "/dev/incus/sock", "-w", "%{http_code}", "-o", "/dev/null"]
@@ -378,17 +378,17 @@ def test_curl_sees_the_refusal(hasty: Service, c2: Container) -> None:
             assert (ran.out, ran.err) == ("429", "")
 
 
-class Nobody:
+class EmptyStore:
     """A store without instances."""
 
     def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
-        """None."""
+        """Return no instance."""
         return []
 
 
 @pytest.mark.parametrize("size", [0, 10, 20_000, 100_000])
 def test_one_send_for_a_response(size: int) -> None:
-    """Head and body are sent by one system call: where a socket preserves message boundaries, they are one message."""
+    """Head and body are sent by one system call: on a socket that preserves message boundaries they are one message."""
 
     def application(_environ: object, start_response: object) -> Iterable[bytes]:
         assert callable(start_response)
@@ -398,7 +398,7 @@ def test_one_send_for_a_response(size: int) -> None:
     refused: list[int] = []
     context = WorkerContext(
         application,
-        Identifier(Nobody()),
+        Identifier(EmptyStore()),
         LimitSettings(),
         lambda _number: None,
         lambda _answer: None,
@@ -426,19 +426,19 @@ def test_one_send_for_a_response(size: int) -> None:
 
 
 class Counting(Identifier):
-    """Counts its calls."""
+    """An identifier that records its calls."""
 
     def __init__(self) -> None:
-        super().__init__(Nobody())
+        super().__init__(EmptyStore())
         self.asked: list[str] = []
 
     def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
-        """As Identifier."""
+        """Record the call."""
         self.asked.append("identify")
         return super().identify(connection, who)
 
     def confirm(self, connection: socket.SocketType, caller: Caller) -> Caller:
-        """As Identifier."""
+        """Record the call."""
         self.asked.append("confirm")
         return super().confirm(connection, caller)
 

@@ -1,4 +1,4 @@
-"""Event streams end to end: two workers, real containers, websocket-client, kills and reloads in the middle of it."""
+"""Event streams end to end: two workers, real containers, websocket-client, killed workers and reloads."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def websocket(query: str = "") -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def silent(service: Service) -> Iterator[Future[Exchanged]]:
-    """What will have come to a client that answers no ping: it begins before the first test, the last asks for it."""
+    """Start a client that answers no ping before the first test; the last test examines its result."""
     with ThreadPoolExecutor(1) as pool, service.container("silent") as container:
         yield pool.submit(container.exchange, send(websocket("?type=device")), receive(99, "GET", 40))
 
 
 @pytest.fixture
 def own() -> Iterator[Service]:
-    """A service for one test, which kills and reloads it."""
+    """A service that one test may kill and reload."""
     with Service(gunicorn="graceful_timeout = 30\n", dialects=["incus"]) as running:
         yield running
 
@@ -85,19 +85,19 @@ class Follower:
                 self._news.notify()
 
     def wait_for(self, last: int) -> None:
-        """Wait until it has received the event of that id."""
+        """Wait until the event with this id was received."""
         with self._news:
             assert self._news.wait_for(lambda: last in self.ids, 20), f"{last} is not among {self.ids[-5:]}"
 
     def wait_for_code(self) -> int:
-        """Wait until it was closed; return the code."""
+        """Wait until the stream is closed; return the code."""
         with self._news:
             assert self._news.wait_for(lambda: bool(self.codes), 20), "not closed"
             return self.codes[-1]
 
 
 def test_change_after_the_answer_is_delivered(service: Service, c1: Container) -> None:
-    """A change that is committed after the client has its head always reaches it; fifty times."""
+    """A client receives every change that is committed after the response head was sent; fifty times."""
     plain = "GET /1.0/events HTTP/1.1\r\nHost: x\r\n\r\n"
     for number in range(50):
         request = plain if number % 2 else websocket().decode()
@@ -124,8 +124,8 @@ def test_killed_workers_lose_nothing(own: Service) -> None:
         assert set(follower.types) == {"config"}
 
 
-def test_reload_loses_nothing_and_says_1001(own: Service) -> None:
-    """Streams are closed with 1001 on each reload, and clients that resume have missed nothing after three of them."""
+def test_reload_closes_with_1001_and_loses_nothing(own: Service) -> None:
+    """Each reload closes streams with 1001, and a resuming client has received every event after three reloads."""
     with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
         begin = latest(own)
         follower = Follower(client)
@@ -177,14 +177,14 @@ def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None
                         assert instance.init
                         steps.start(change, get_instance(change, "default", name), instance.init)
             assert follower.wait_for_code() == (1008 if how == "switch" else 1001)
-            # Meant to be 100 ms; that is for a benchmark to say, this only tells it from waiting for the next ping.
+            # The goal of 100 ms is for the benchmark. This bound only excludes a wait for the next ping.
             assert time.monotonic() - began < 8
         if how != "remove":
             service.remove(name)
 
 
-def test_burst_past_a_stuck_listener(service: Service) -> None:
-    """Of fifty clients one reads nothing; the others receive a burst of a thousand changes completely and in order."""
+def test_stuck_listener_does_not_delay_a_burst(service: Service) -> None:
+    """One of fifty clients reads nothing; the others receive a burst of a thousand changes completely and in order."""
     with service.container("burst") as container, container.listening("many", "50 1000 1") as clients:
         assert clients.say() == "ready"
         names = [f"user.k{number:04}" for number in range(1000)]
@@ -246,7 +246,7 @@ def test_server_sent_events(service: Service, c1: Container) -> None:
 
 @pytest.mark.parametrize("since", ["x", "-1", "1.5", "9" * 19, "%20", "٣"])
 def test_since_must_be_an_id(c1: Container, since: str) -> None:
-    """Anything but an id is refused, with a text that says what is right."""
+    """A `since` that is no id is refused with a text that states what is accepted."""
     answer = c1.exchange(send(websocket(f"?since={since}")), receive()).responses[0]
     assert answer.status == 400
     assert "or 0 for all" in answer.text
@@ -274,7 +274,7 @@ def test_operator_follows_everything(service: Service, c1: Container) -> None:
 
 
 def test_idle_streams_are_small() -> None:
-    """Five hundred idle streams cost a worker less than 32 kB each; the figure is for the benchmark to say."""
+    """Each of five hundred idle streams takes less than 32 kB of a worker's memory; the benchmark has the figure."""
     toml = "[limits]\nstreams_per_instance = 600\nconnections_per_instance = 600\n"
     with (
         Service(workers=1, toml=toml, dialects=["incus"]) as own,
@@ -295,10 +295,10 @@ def resident(pid: int) -> int:
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")))
 
 
-def test_ping_without_pong_ends_it(silent: Future[Exchanged]) -> None:
-    """A client that answers none of three pings is disconnected when the fourth is due, after thirty seconds."""
+def test_missing_pongs_end_a_stream(silent: Future[Exchanged]) -> None:
+    """A client that answers none of three pings is disconnected after thirty seconds, when the fourth is due."""
     result = silent.result()
     assert result.closed
     assert result.received[0].count(b"\x89\tkeepalive") == 3
-    # Not sooner; how much later depends on the machine. Without any limit, the client would have given up by itself.
+    # The lower bound is exact. The upper one depends on the machine, but is below the client's own timeout.
     assert 29 < result.seconds < 60

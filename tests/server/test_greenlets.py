@@ -14,7 +14,7 @@ from guestapi.server.greenlets import GreenletPool
 
 
 class Work:
-    """A task that takes a while."""
+    """A task that yields to the event loop once."""
 
     def __init__(self, done: list[greenlet]) -> None:
         self._done = done
@@ -22,12 +22,12 @@ class Work:
     def do(self) -> None:
         """Record the greenlet."""
         gevent.sleep(0)
-        # Itself, not its number, which another can have when it is gone.
+        # The greenlet itself: its number could be reused after its end.
         self._done.append(getcurrent())
 
 
-def test_one_after_another() -> None:
-    """A task that comes after another has ended runs in the same greenlet."""
+def test_sequential_tasks_share_a_greenlet() -> None:
+    """A task that starts after the end of another runs in the same greenlet."""
     pool, done = GreenletPool(), list[greenlet]()
     with gevent.Timeout(10):
         for number in range(1, 6):
@@ -37,8 +37,8 @@ def test_one_after_another() -> None:
     assert len(set(done)) == 1
 
 
-def test_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks that come together run together; few of the greenlets stay afterwards."""
+def test_concurrent_tasks_have_a_greenlet_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Concurrent tasks run in a greenlet each; few idle greenlets are kept."""
     monkeypatch.setattr(greenlets, "_MOST_IDLE", 3)
     pool, done = GreenletPool(), list[greenlet]()
     with gevent.Timeout(10):

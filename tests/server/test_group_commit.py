@@ -1,4 +1,4 @@
-"""Many changes at once are few transactions."""
+"""`GroupCommit`: many concurrent changes are written in few transactions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from guestapi.server.group_commit import MOST_IN_GROUP, GroupCommit
 
 
 class Disk:
-    """A writer that notes each group, and is as slow as the test lets it be."""
+    """A writer that records each group, and waits until the test lets it go on."""
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []
         self.ready = Event()
 
     def write(self, changes: Sequence[int]) -> list[int]:
-        """Wait, and give back ten times of each."""
+        """Wait, and return ten times each change."""
         self.groups.append(list(changes))
         self.ready.wait()
         if -1 in changes:
@@ -27,8 +27,8 @@ class Disk:
         return [10 * change for change in changes]
 
 
-def test_what_comes_meanwhile_is_one_group() -> None:
-    """While one is written, others collect; each gets its own result, in the order in which they came."""
+def test_changes_during_a_write_form_one_group() -> None:
+    """Changes that arrive during a write form one group; each caller gets its own result, in the order of arrival."""
     disk = Disk()
     group: GroupCommit[int, int] = GroupCommit(disk.write)
     callers = [gevent.spawn(group.submit, number) for number in range(40)]
@@ -42,7 +42,7 @@ def test_what_comes_meanwhile_is_one_group() -> None:
 
 
 def test_groups_are_bounded() -> None:
-    """A transaction does not grow with the crowd: others of the store's writers wait for it."""
+    """The size of a group is bounded, because the store's other writers wait for its transaction."""
     disk = Disk()
     group: GroupCommit[int, int] = GroupCommit(disk.write)
     callers = [gevent.spawn(group.submit, number) for number in range(3 * MOST_IN_GROUP)]
@@ -51,8 +51,8 @@ def test_groups_are_bounded() -> None:
     assert max(map(len, disk.groups)) == MOST_IN_GROUP
 
 
-def test_an_error_is_that_of_its_group_alone() -> None:
-    """Who was in the group hears of it, who comes later is written."""
+def test_error_affects_only_its_group() -> None:
+    """An error reaches the callers of its group; a later change is written."""
     disk = Disk()
     disk.ready.set()
     group: GroupCommit[int, int] = GroupCommit(disk.write)

@@ -1,4 +1,4 @@
-"""A caller whose instance is not known yet: who waits, for how long, and how many at a time."""
+"""Callers from unregistered containers: which connections wait, for how long, and how many at a time."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from tests.harness.containers import Container, from_host, receive, request, sen
 from tests.harness.service import Service
 from tests.server.inside import Talk, asking, talk, talks
 
-#: Seconds that callers wait at the most. So long that a refusal at once is told from one in the end on any machine.
+# The longest wait in seconds. LONG tells an immediate refusal from one after the wait on any machine.
 LONG, SHORT = 10, 0.5
 
 
 @contextmanager
 def waits(seconds: float, places: int) -> Iterator[Service]:
-    """A service of one worker on a host with a mirror, where so many callers may wait so long."""
+    """A service of one worker on a host with a mirror, where this many callers may wait this long."""
     toml = f"[callers]\nwait_seconds = {seconds}\nwaiting = {places}\n"
     with Service(workers=1, toml=toml, dialects=["incus"]) as running:
         with running.writer.change() as change:
@@ -48,16 +48,16 @@ def waits(seconds: float, places: int) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def patient() -> Iterator[Service]:
-    """A service where two callers may wait long."""
+    """A service where two callers may wait for `LONG` seconds."""
     with waits(LONG, 2) as running:
         yield running
 
 
-def test_first_call_waits_to_be_known(patient: Service) -> None:
-    """A container that connects before it is registered is answered as soon as it is."""
+def test_first_request_waits_for_registration(patient: Service) -> None:
+    """A container that connects before its registration is answered as soon as it is registered."""
     with Container(patient.binds) as container, talk(container) as guest:
         guest.send(asking("/1.0/config/user.foo"))
-        # It is not told anything yet.
+        # There is no answer yet.
         assert not select.select([guest.socket], [], [], 0.3)[0]
         patient.add("late", container, {"user.foo": "bar"})
         (response,) = guest.receive()
@@ -65,8 +65,8 @@ def test_first_call_waits_to_be_known(patient: Service) -> None:
 
 
 @pytest.mark.root
-def test_unknown_caller_is_told_in_the_end() -> None:
-    """A container that is not registered in time gets 500, on which cloud-init tries again."""
+def test_unregistered_caller_is_refused_after_the_wait() -> None:
+    """A container that is not registered in time gets 500, after which cloud-init tries again."""
     with waits(SHORT, 2) as hasty, Container(hasty.binds) as container:
         exchanged = container.exchange(send(request("/1.0")), receive())
     assert [(one.status, one.text) for one in exchanged.responses] == [(500, "pid not in container?\n")]
@@ -74,14 +74,14 @@ def test_unknown_caller_is_told_in_the_end() -> None:
 
 
 def test_host_does_not_wait(patient: Service) -> None:
-    """A process of the host itself is refused at once, because it will never be in an instance."""
+    """A process of the host itself is refused at once, because it can never belong to an instance."""
     exchanged = from_host(patient.socket, send(request("/1.0")), receive())
     assert exchanged.responses[0].status == 500
     assert exchanged.seconds < LONG
 
 
 def test_waiting_is_bounded(patient: Service) -> None:
-    """Of more callers than may wait, the others get 500 at once; registered callers are served meanwhile."""
+    """Callers beyond the limit of waiting callers get 500 at once; registered callers are served meanwhile."""
     with (
         patient.container("known", {"user.foo": "bar"}) as known,
         Container(patient.binds) as container,
@@ -98,12 +98,12 @@ def test_waiting_is_bounded(patient: Service) -> None:
 
 
 def count_answered(guests: list[Talk]) -> int:
-    """How many of these connections have something to read."""
+    """Return the number of connections with something to read."""
     return sum(bool(select.select([guest.socket], [], [], 0)[0]) for guest in guests)
 
 
-def test_without_a_source_nobody_waits(patient: Service) -> None:
-    """Where no source registers containers, an unregistered one is refused at once."""
+def test_without_a_source_no_caller_waits(patient: Service) -> None:
+    """Without a source that registers containers, an unregistered one is refused at once."""
     with patient.writer.change() as change:
         forget_source(change, "incus")
     with Container(patient.binds) as container:
@@ -113,14 +113,14 @@ def test_without_a_source_nobody_waits(patient: Service) -> None:
 
 
 class Place(NamedTuple):
-    """A container, and one of its callers that wait."""
+    """A container and one of its waiting callers."""
 
     container: int
     waiting: _Waiting
 
 
 def places(most: int, *containers: int) -> tuple[WaitingPlaces, list[Place]]:
-    """Places that callers of these containers have taken, in this order."""
+    """Return places, and the ones that callers of these containers have taken, in this order."""
     made = WaitingPlaces(most)
     taken = []
     for container in containers:
@@ -131,12 +131,12 @@ def places(most: int, *containers: int) -> tuple[WaitingPlaces, list[Place]]:
 
 
 def evicted(taken: list[Place]) -> list[int]:
-    """The numbers of those that have lost their place."""
+    """Return the indexes of the places that were evicted."""
     return [number for number, place in enumerate(taken) if place.waiting.evicted]
 
 
-def test_places_are_taken_while_there_are_any() -> None:
-    """One container may have all places as long as nobody else wants one; a place that is left is another's."""
+def test_one_container_may_take_all_places() -> None:
+    """One container may take all places while no other needs one; a released place can be taken again."""
     made, taken = places(3, 1, 1, 1)
     assert made.add(1) is None
     made.remove(*taken[1])
@@ -147,25 +147,25 @@ def test_places_are_taken_while_there_are_any() -> None:
     assert evicted(taken) == []
 
 
-def test_container_with_few_takes_the_place_of_one_with_most() -> None:
-    """Who has waited longest in the container with most gives way to one that has at least two less."""
+def test_container_with_few_evicts_from_one_with_most() -> None:
+    """A container evicts the longest waiting caller of the container with most, if that has at least two more."""
     made, taken = places(5, 1, 2, 1, 2, 1)
     assert made.add(3) is not None
     assert evicted(taken) == [0]
-    # Now 1 and 2 have two each, and 3 has one: who takes whose would go on for ever.
+    # Now 1 and 2 have two places each and 3 has one: if they could evict, they would evict each other for ever.
     for container in (1, 2, 3):
         assert made.add(container) is None
     assert evicted(taken) == [0]
     assert made.add(4) is not None
     assert len(evicted(taken)) == 2
-    # Who has lost his place leaves none behind.
+    # Removing an evicted place does not free another one.
     for place in taken:
         made.remove(*place)
     assert len(made) == 2
 
 
 def test_no_places() -> None:
-    """Where nobody may wait, nobody does."""
+    """With a limit of zero, no caller waits."""
     made, _taken = places(0)
     assert made.add(1) is None
     assert len(made) == 0
@@ -173,7 +173,7 @@ def test_no_places() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=60), st.integers(0, 6))
 def test_places_are_shared_out(steps: list[tuple[int, bool]], most: int) -> None:
-    """There are never more than the limit, and a container without a place is refused only if no container has two."""
+    """The limit is never exceeded, and a container without a place is refused only if no container has two."""
     made = WaitingPlaces(most)
     taken: list[Place] = []
     for container, comes in steps:
@@ -195,7 +195,7 @@ def test_places_are_shared_out(steps: list[tuple[int, bool]], most: int) -> None
 
 @pytest.mark.root
 def test_one_container_cannot_take_all_places() -> None:
-    """A container that is never registered fills all places: fresh ones are known all the same, every one of them."""
+    """A container that is never registered cannot keep others from waiting: each new container gets a place."""
     with waits(LONG, 8) as own, Container(own.binds) as greedy, ExitStack() as stack:
         fresh = [stack.enter_context(Container(own.binds)) for _number in range(6)]
         filling = stack.enter_context(talks(greedy, 40))
@@ -215,38 +215,38 @@ def test_one_container_cannot_take_all_places() -> None:
 
 
 def wait_until(true: Callable[[], object], what: str) -> None:
-    """Wait for what no event tells of."""
+    """Poll for a condition for which there is no event."""
     until = time.monotonic() + 30
     while not true():
         assert time.monotonic() < until, f"{what}: not within 30 s"
         time.sleep(0.01)
 
 
-class Nobody:
+class EmptyStore:
     """A store without instances."""
 
     def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
-        """None."""
+        """Return no instance."""
         return []
 
 
 class Endless(IdentificationRetry):
-    """Waits until the test lets it continue."""
+    """A retry that waits until the test ends it."""
 
     def __init__(self, identifier: Identifier) -> None:
         super().__init__(identifier, lambda: True, lambda: 0, CallerSettings())
         self.waiting, self.over = Event(), Event()
 
     def wait(self, _connection: socket.SocketType, caller: Caller) -> Caller:
-        """As IdentificationRetry."""
+        """Wait for the test."""
         self.waiting.set()
         self.over.wait()
         return caller
 
 
-def test_who_waits_is_not_pending() -> None:
-    """A connection that waits for registration is not pending any more, so its process can connect again."""
-    identifier = Identifier(Nobody())
+def test_waiting_connection_is_not_pending() -> None:
+    """A connection that waits for registration is no longer pending, so its process can connect again."""
+    identifier = Identifier(EmptyStore())
     retry = Endless(identifier)
     limits = LimitSettings(connections_per_instance=1)
     context = WorkerContext(
@@ -277,14 +277,14 @@ def test_who_waits_is_not_pending() -> None:
 
 
 class Counting(Identifier):
-    """Counts identifications of a caller in an unregistered container."""
+    """An identifier that counts its calls, and finds an unregistered container."""
 
     def __init__(self) -> None:
-        super().__init__(Nobody())
+        super().__init__(EmptyStore())
         self.looks = 0
 
     def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
-        """As Identifier."""
+        """Count the call."""
         self.looks += 1
         return Caller(who, container=1)
 

@@ -1,4 +1,4 @@
-"""Images from the real service to real containers: whole, in parts, in parallel, and never when files were changed."""
+"""Images from the real service to real containers: whole, in ranges, in parallel, and refused when files changed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.harness.service import COMMAND, Service
 from tests.server.inside import Talk, asking, talk, talks
 
 MIB = 1 << 20
-#: Seconds that the service of these tests waits for a client that takes nothing.
+# Seconds after which the service of these tests disconnects a client that reads nothing.
 SEND_SECONDS = 1.0
-#: How curl is told of the socket.
+# curl's option for the socket.
 SOCKET = ["--unix-socket", "/dev/incus/sock"]
 
 
@@ -44,7 +44,7 @@ def guest(alone: Service) -> Iterator[Container]:
 
 @pytest.fixture
 def take_in(alone: Service, tmp_path: Path) -> Iterator[Callable[..., Image]]:
-    """Import files with these contents, or of these sizes, which are all zeros but for their ends; public."""
+    """Return a function that imports a public image of files with these contents, or of these sizes."""
     taken: list[Image] = []
 
     def take(*contents: bytes | int) -> Image:
@@ -67,23 +67,23 @@ def take_in(alone: Service, tmp_path: Path) -> Iterator[Callable[..., Image]]:
 
 
 def path_of(service: Service, image: Image) -> Path:
-    """Return the path of its first file."""
+    """Return the path of the image's first file."""
     return paths(directory(service.settings), image)[0]
 
 
 def url(image: Image) -> str:
-    """Return the path of the request."""
+    """Return the request path of an image."""
     return f"/1.0/images/{image.fingerprint}/export"
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that are a process's own (proc_pid_status(5), RssAnon)."""
+    """Return the bytes of a process's anonymous memory (proc_pid_status(5), RssAnon)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 def descriptors(pid: int) -> set[str]:
-    """The image files that a process has open."""
+    """Return the image files that a process has open."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -96,7 +96,7 @@ def descriptors(pid: int) -> set[str]:
 
 
 def drop_from_memory(path: Path) -> None:
-    """Have the kernel forget a file's pages, so that the disk has to be asked."""
+    """Drop a file's pages from the page cache, so that reads go to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -105,8 +105,8 @@ def drop_from_memory(path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 65_535, 300_000, 3 * MIB + 1])
 @pytest.mark.parametrize("dialect", ["incus", "lxd"])
-def test_curl_gets_it(guest: Container, take_in: Callable[..., Image], size: int, dialect: str) -> None:
-    """What curl downloads has the SHA-256 that it asked for, whatever the size, in each dialect."""
+def test_curl_downloads_an_image(guest: Container, take_in: Callable[..., Image], size: int, dialect: str) -> None:
+    """curl downloads content with the requested SHA-256, of any size, whole or resumed, in each dialect."""
     content = os.urandom(size)
     image = take_in(content)
     socket = ["--unix-socket", f"/dev/{dialect}/sock"]
@@ -120,7 +120,7 @@ def test_curl_gets_it(guest: Container, take_in: Callable[..., Image], size: int
 
 
 def test_split_image(guest: Container, take_in: Callable[..., Image]) -> None:
-    """Both files of a split image come in one form, and the connection is good for more."""
+    """Both files of a split image come in one multipart response, after which the connection can be used again."""
     meta, root = os.urandom(1000), os.urandom(2 * MIB)
     image = take_in(meta, root)
     with talk(guest) as client:
@@ -132,7 +132,7 @@ def test_split_image(guest: Container, take_in: Callable[..., Image]) -> None:
 
 
 def test_pipelined_requests(guest: Container, take_in: Callable[..., Image]) -> None:
-    """Requests sent behind one for an image are answered after it, ranges and 304 among them, on one connection."""
+    """Requests that are pipelined after one for an image, with ranges and 304, are answered in order."""
     content = os.urandom(2 * MIB)
     image = take_in(content)
     with talk(guest) as client:
@@ -164,7 +164,7 @@ def test_names_of_header_fields(guest: Container, take_in: Callable[..., Image])
 
 
 def test_parallel_downloads(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
-    """While eight guests download, others are answered soon and the worker's memory does not grow."""
+    """While eight guests download, another one gets its answers soon, and the worker's memory does not grow."""
     size = 256 * MIB
     image = take_in(size)
     drop_from_memory(path_of(alone, image))
@@ -196,7 +196,8 @@ def test_parallel_downloads(alone: Service, guest: Container, take_in: Callable[
             thread.join()
     assert digests == [image.fingerprint] * 8
     assert len(waits) > 20
-    # This process digests eight downloads in threads, so what is measured is mostly itself; a blocked loop is longer.
+    # This process hashes eight downloads in threads, which dominates the measured time. A blocked event loop would take
+    # longer.
     assert sorted(waits)[len(waits) // 2] < 0.5
     assert highest - before < 16 * MIB
     assert descriptors(worker) == set()
@@ -213,7 +214,7 @@ def test_slow_clients_cost_nothing(alone: Service, guest: Container, take_in: Ca
         taken = 0
         while time.monotonic() < until:
             taken += len(slow.socket.recv(65536))
-            # As slow as this client is meant to be.
+            # This client reads slowly on purpose.
             time.sleep(SEND_SECONDS / 10)
         assert 0 < len(stuck.end()) < 8 * MIB
         while more := slow.socket.recv(MIB):
@@ -224,7 +225,7 @@ def test_slow_clients_cost_nothing(alone: Service, guest: Container, take_in: Ca
     wait_until(lambda: descriptors(worker) == set())
 
 
-def test_client_that_goes_away(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
+def test_disconnect_closes_the_file(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
     """When a client disconnects during a download, its file is closed at once."""
     image = take_in(64 * MIB)
     with talk(guest) as client:
@@ -235,7 +236,7 @@ def test_client_that_goes_away(alone: Service, guest: Container, take_in: Callab
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    """Wait for what no event tells of: another process's descriptors."""
+    """Poll for a condition of another process's descriptors, for which there is no event."""
     until = time.monotonic() + 10
     while not true():
         assert time.monotonic() < until
@@ -243,7 +244,9 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "changed"])
-def test_spoilt_under_way(alone: Service, guest: Container, take_in: Callable[..., Image], how: str) -> None:
+def test_file_changed_during_a_download(
+    alone: Service, guest: Container, take_in: Callable[..., Image], how: str
+) -> None:
     """A download whose file is cut or changed ends early, and the log names the file."""
     image = take_in(32 * MIB)
     path = path_of(alone, image)
@@ -261,7 +264,9 @@ def test_spoilt_under_way(alone: Service, guest: Container, take_in: Callable[..
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "changed"])
-def test_spoilt_before(alone: Service, guest: Container, take_in: Callable[..., Image], how: str) -> None:
+def test_file_changed_before_a_download(
+    alone: Service, guest: Container, take_in: Callable[..., Image], how: str
+) -> None:
     """A missing, cut or changed file is answered with 404, and the log names the file and the reason."""
     image = take_in(os.urandom(1000))
     path = path_of(alone, image)
@@ -278,24 +283,24 @@ def test_spoilt_before(alone: Service, guest: Container, take_in: Callable[..., 
     assert str(path) in alone.log.read_text()
 
 
-def test_removed_under_way(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
+def test_image_removed_during_a_download(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
     """An image that is removed during a download is still sent completely; the next request gets 404."""
     image = take_in(16 * MIB)
     with talk(guest) as client:
         client.send(asking(url(image)))
         wait_until(lambda: bool(descriptors(alone.workers[0])))
-        # As the operator's command does, which would take as long to start as the service waits for this client.
+        # Not with the operator's command: it would take as long to start as the service waits for this client.
         remove_image(alone.writer, directory(alone.settings), image.fingerprint)
         assert guest.ask(url(image)).status == 404
         (answer,) = client.receive()
         assert hashlib.sha256(answer.body).hexdigest() == image.fingerprint
     assert not path_of(alone, image).exists()
     with alone.writer.change() as change:
-        add_image(change, image)  # For the fixture, which takes it away.
+        add_image(change, image)  # The fixture removes it.
 
 
 def test_operators_command(alone: Service, guest: Container, tmp_path: Path) -> None:
-    """Imported, opened to guests and removed by the command, an image is there for the next request, or not."""
+    """An image that the command imports, opens to guests or removes is served, or not, from the next request on."""
     (tmp_path / "a.tar.gz").write_bytes(b"content")
     fingerprint = alone.command("image", "import", str(tmp_path / "a.tar.gz"), "--alias", "a").stdout.strip()
     path = f"/1.0/images/{fingerprint}/export"
@@ -311,7 +316,7 @@ def test_operators_command(alone: Service, guest: Container, tmp_path: Path) -> 
 
 
 def test_killed_import(alone: Service, guest: Container, tmp_path: Path) -> None:
-    """A guest gets all of an image or is told that there is none, whenever the command that imports it is killed."""
+    """A guest gets the complete image or 404, whenever the importing command is killed."""
     content = os.urandom(24 * MIB)
     (tmp_path / "big.tar.gz").write_bytes(content)
     fingerprint = hashlib.sha256(content).hexdigest()
@@ -319,7 +324,7 @@ def test_killed_import(alone: Service, guest: Container, tmp_path: Path) -> None
     for half in range(0, 24 * MIB, 4 * MIB):
         command = [str(COMMAND), "--config", str(alone.config), "image", "import", f"{tmp_path}/big.tar.gz", "--public"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
-            # Bound by defaults, for the loop goes on; mypy cannot infer such a lambda.
+            # Bound by defaults because of the loop; mypy cannot infer the type of such a lambda.
             wait_until(lambda half=half, run=run: run.poll() is not None or draft_size(where) >= half)  # type: ignore[misc]
             run.kill()
         answer = guest.run(
@@ -338,7 +343,7 @@ def test_killed_import(alone: Service, guest: Container, tmp_path: Path) -> None
 
 
 def draft_size(where: Path) -> int:
-    """Bytes of what is being imported."""
+    """Return the size of the files that are being imported."""
     try:
         return max((path.stat().st_size for path in where.glob(".import-*")), default=0)
     except FileNotFoundError:
@@ -346,5 +351,5 @@ def draft_size(where: Path) -> int:
 
 
 def full(fingerprint: str) -> str:
-    """An image's URL for curl."""
+    """Return an image's URL for curl."""
     return f"http://x/1.0/images/{fingerprint}/export"

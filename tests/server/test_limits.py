@@ -1,4 +1,4 @@
-"""Limits of each instance, in the real service: the guest gets 429, the operator a log line, others notice nothing."""
+"""Limits of each instance in the real service: the guest gets 429, the operator a log line, others no disturbance."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def full() -> Iterator[Service]:
 
 
 def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
-    """Wait for what no event tells of: what another process does."""
+    """Poll for a condition of another process, for which there is no event."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
@@ -44,7 +44,7 @@ def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
 
 
 def is_open(guest: Talk) -> bool:
-    """Tell whether the server has not closed the connection."""
+    """Return whether the server has neither sent anything nor closed the connection."""
     return not select.select([guest.socket], [], [], 0)[0]
 
 
@@ -55,7 +55,7 @@ def test_requests_per_second(strict: Service) -> None:
         with talk(often) as guest:
             for _time in range(27):
                 statuses.append(guest.ask("/1.0/config/user.foo").status)
-            # The very same again, which the worker need not think about; a token may have come meanwhile.
+            # The same request again comes from the response cache; the bucket may have got a token meanwhile.
             again = (guest.ask("/1.0/config/user.foo") for _time in range(100))
             refused = next(response for response in again if response.status != 200)
         assert statuses == [404] * 3 + [200] * 27
@@ -68,17 +68,17 @@ def test_requests_per_second(strict: Service) -> None:
 
 
 def test_unread_answers(strict: Service) -> None:
-    """An instance that leaves megabytes unread gets 429 until it reads them; another instance is answered."""
+    """An instance with megabytes of unread responses gets 429 until it reads them; another instance is answered."""
     with (
         strict.container("lazy", {"user.large": "x" * LARGE, "user.foo": "bar"}) as lazy,
         strict.container("eager", {"user.large": "x" * LARGE}) as eager,
         talks(lazy, 5) as guests,
     ):
-        # An answer that the worker has ready from then on.
+        # From here on this response is in the cache.
         assert guests[3].ask("/1.0/config/user.foo").text == "bar"
         for guest in guests[:3]:
             guest.send(asking("/1.0/config/user.large"))
-            # It is under way: its first bytes have come.
+            # Wait for the first bytes, without reading them.
             guest.socket.recv(1, socket.MSG_PEEK)
         refused = guests[3]
         refused.send(asking("/1.0/config/user.foo"))
@@ -89,15 +89,15 @@ def test_unread_answers(strict: Service) -> None:
         assert guests[4].ask("/1.0/config/user.foo").text == "bar"
 
 
-def test_full_worker_has_room(full: Service) -> None:
-    """When two instances have all connections of a worker, a third is served and the greediest loses idle ones."""
+def test_full_worker_admits_another_instance(full: Service) -> None:
+    """When two instances hold all connections of a worker, a third is served; the greediest loses idle connections."""
     with ExitStack() as stack:
         first, second, third = (stack.enter_context(full.container(name)) for name in ("one", "two", "three"))
         greedy = stack.enter_context(talks(first, 8))
         other = stack.enter_context(talks(second, 4))
         for guest in (*greedy, *other):
             assert guest.ask("/").status == 200
-        # One of them is in the middle of a request.
+        # One of its connections is in the middle of a request.
         greedy[0].send(b"GET / HTTP/1.1\r\n")
         modest = stack.enter_context(talks(third, 2))
         for guest in modest:
@@ -107,7 +107,7 @@ def test_full_worker_has_room(full: Service) -> None:
         assert all(is_open(guest) for guest in other)
         greedy[0].send(b"Host: x\r\n\r\n")
         assert greedy[0].receive()[0].status == 200
-        # It is not the greedy one who has more of it.
+        # The greediest instance itself gets no further connection.
         assert first.ask("/").status == 500
         until(lambda: "default/one: limit worker_connections exceeded " in full.log.read_text(), "a line")
 
@@ -127,7 +127,7 @@ def short() -> Iterator[Service]:
 
 
 def test_no_descriptors_left(short: Service) -> None:
-    """When instances have as many connections as the process has descriptors, another instance is still served."""
+    """When instances hold as many connections as the process has descriptors, another instance is still served."""
     before = short.workers
     with ExitStack() as stack:
         holding = [stack.enter_context(short.container(f"hold{number}")) for number in range(2)]
@@ -141,7 +141,7 @@ def test_no_descriptors_left(short: Service) -> None:
 
 
 def test_descriptors_cannot_be_sent(c1: Container) -> None:
-    """The kernel refuses a client that sends descriptors, if it can; its requests are answered."""
+    """A kernel that can refuse it keeps a client from sending descriptors; its requests are answered."""
     release = tuple(int(part) for part in os.uname().release.split(".")[:2])
     with talk(c1) as guest:
         if release >= (6, 16):

@@ -1,4 +1,4 @@
-"""`LogBudget` and `RequestLog`: what an instance makes the service log is bounded, and hides nothing of another's."""
+"""`LogBudget` and `RequestLog`: an instance's log lines are bounded, and never suppress those of another."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tests.server.test_access_log import Records
 
 
 class Clock:
-    """Seconds that pass when the test says so."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def __call__(self) -> float:
-        """The time."""
+        """Return the time."""
         return self.now
 
 
 def written(budget: LogBudget, key: int, count: int, size: int = 100) -> int:
-    """Ask for `count` lines; return how many were admitted."""
+    """Try to write `count` lines; return how many were admitted."""
     admitted = 0
     for _line in range(count):
         if budget.admit(key):
@@ -38,15 +38,15 @@ def written(budget: LogBudget, key: int, count: int, size: int = 100) -> int:
     return admitted
 
 
-def test_a_prober_hides_nothing_of_another() -> None:
-    """However many lines an instance asks for, another one has all of its twenty in the same second."""
+def test_many_lines_do_not_suppress_another_instance_s() -> None:
+    """However many lines an instance writes, another one can write all its twenty in the same second."""
     budget = LogBudget(100, 1 << 20, Clock())
     assert written(budget, 1, 100_000) == 100
     assert written(budget, 2, 20) == 20
 
 
 def test_equal_parts() -> None:
-    """In a second all instances together have at most twice the lines, and each has its equal part."""
+    """In a second, all instances together write at most twice the limit of lines, and each gets an equal share."""
     clock = Clock()
     budget = LogBudget(100, 1 << 20, clock)
     for _second in range(3):
@@ -62,7 +62,7 @@ def test_equal_parts() -> None:
 
 
 def test_bytes_over_a_long_time() -> None:
-    """In an hour, an instance that asks all the time has its bytes a second, and what it may have at once."""
+    """In an hour, an instance can write its bytes per second plus its burst, and no more."""
     clock = Clock()
     budget = LogBudget(100, 1024, clock)
     lines = 0
@@ -73,8 +73,8 @@ def test_bytes_over_a_long_time() -> None:
     assert lines * 300 >= 3600 * 1024
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    """Instances that came and went leave a bounded number of entries."""
+def test_entries_are_bounded() -> None:
+    """The number of entries of instances that no longer write is bounded."""
     clock = Clock()
     budget = LogBudget(100, 1024, clock)
     for key in range(10_000):
@@ -85,7 +85,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def exchange(target: str, status: str = "404 Not Found", *, method: str = "GET", who: Caller | None = None) -> Exchange:
-    """A response of the application to a request of instance 7 for which no instance was noted."""
+    """Return an exchange with instance 7 for which the application noted no instance."""
     who = who or caller()
     environ: dict[str, Any] = {"REQUEST_METHOD": method, "RAW_URI": target, CALLER: who}
     return Exchange(cast("Environ", environ), who, "incus", status, [], 0, 0.001)
@@ -93,7 +93,7 @@ def exchange(target: str, status: str = "404 Not Found", *, method: str = "GET",
 
 @pytest.fixture
 def records() -> Any:
-    """Collect what is logged about requests."""
+    """Collect log records about requests."""
     handler = Records()
     requests.addHandler(handler)
     requests.setLevel("INFO")
@@ -102,7 +102,7 @@ def records() -> Any:
 
 
 def test_lines_are_printable_and_short(records: Records) -> None:
-    """Whatever bytes and characters a request has, its line has printable ones only, and a bounded number of them."""
+    """A line has only printable characters and a bounded length, whatever the bytes of the request."""
     log = RequestLog(LogSettings(), {7: instance()}.get)
     log.log_exchange(exchange("/\x9b31m\x07\x00\x7f\xe2\x80\xae%9b"))
     log.log_exchange(exchange("/" + "\x9b" * 16000, method="M" * 16000))
@@ -113,7 +113,7 @@ def test_lines_are_printable_and_short(records: Records) -> None:
 
 
 def test_unknown_paths_have_an_instance(records: Records) -> None:
-    """A response for which the application noted no instance is logged with that of its caller."""
+    """A response for which the application noted no instance is logged with its caller's instance."""
     log = RequestLog(LogSettings(), {7: instance()}.get)
     log.log_exchange(exchange("/no/such"))
     (line, fields) = records.seen[0]
@@ -126,8 +126,8 @@ def test_unknown_paths_have_an_instance(records: Records) -> None:
     assert records.seen[1][1]["INSTANCE"] == "c1"
 
 
-def test_lines_that_were_left_out_are_counted(records: Records) -> None:
-    """How many requests were not logged is one line for each instance in ten seconds."""
+def test_suppressed_lines_are_counted(records: Records) -> None:
+    """The number of suppressed lines is logged once in ten seconds for each instance."""
     clock = Clock()
     log = RequestLog(LogSettings(requests_per_second=10), {7: instance()}.get, clock)
     stranger = Caller(Credentials(1, 0, 0), container=4026532999)

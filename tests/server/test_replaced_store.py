@@ -1,4 +1,4 @@
-"""Another database takes the place of the open one: nothing of the old one is used any more."""
+"""When another database replaces the open one, the service uses nothing of the old one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def own() -> Iterator[Service]:
-    """A service whose store is about to be replaced."""
+    """A service whose store the test replaces."""
     toml = "[limits]\nwrites_per_second = 0.1\n"
     with Service(workers=1, toml=toml, dialects=["incus"]) as running:
         yield running
 
 
 def replace_store(own: Service) -> None:
-    """Remove the database and create another."""
+    """Remove the database and create another one."""
     for suffix in ("", "-wal", "-shm"):
         (own.state / f"store.db{suffix}").unlink(missing_ok=True)
     own.writer = Writer(own.settings, create=True)
 
 
-def test_number_of_another_instance(own: Service) -> None:
-    """A connection that was recognised is not taken for the instance that has its number in the new store."""
+def test_id_reused_by_another_instance(own: Service) -> None:
+    """A caller that was identified in the old store gets nothing of the instance with its id in the new one."""
     with Container(own.binds) as c1, Container(own.binds) as other:
         own.add("c1", c1, {"user.secret": "of c1"})
         assert c1.ask("/1.0/config/user.secret").text == "of c1"
@@ -43,12 +43,12 @@ def test_number_of_another_instance(own: Service) -> None:
         assert other.ask("/1.0/config/user.secret").text == "of other"
 
 
-def test_connection_across_the_change(own: Service) -> None:
-    """A connection that was recognised, kept, and answered, gets nothing of the instance that has its number now."""
+def test_open_connection_after_a_replacement(own: Service) -> None:
+    """An open connection, with cached responses, gets nothing of the instance that has its id in the new store."""
     with Container(own.binds) as c1, Container(own.binds) as other:
         before = own.add("c1", c1, {"user.secret": "of c1"})
         with talk(c1) as kept:
-            # Twice: the second answer is one that the worker had ready.
+            # The second response comes from the cache.
             for _time in range(2):
                 assert kept.ask("/1.0/config/user.secret").text == "of c1"
             replace_store(own)
@@ -62,7 +62,7 @@ def test_connection_across_the_change(own: Service) -> None:
 
 
 def test_new_values_are_seen(own: Service) -> None:
-    """After the store was restored, the guest reads what the operator changes."""
+    """After the store is restored, a guest reads the values of the new store."""
     with Container(own.binds) as c1:
         own.add("c1", c1, {"user.foo": "old"})
         assert c1.ask("/1.0/config/user.foo").text == "old"

@@ -1,4 +1,4 @@
-"""Cached responses: only the same one, to the same caller, and only while it still holds."""
+"""Cached responses: only the same response, to the same caller, and only while it is current."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REQUEST = request("/1.0/config/user.foo")
 
 
 class Host:
-    """The store's answer about instance 7, and a cache."""
+    """A stand-in for the store with one instance, number 7, and a response cache."""
 
     def __init__(self) -> None:
         self.says: Instance | None = instance({"user.foo": "bar"})
@@ -70,7 +70,7 @@ def found(host: Host, who: Caller, raw: bytes = REQUEST, dialect: str = "incus")
 
 
 def test_same_bytes_again(host: Host) -> None:
-    """The same request of the same caller gets the same bytes with a Date; any other request is not cached."""
+    """The same request of the same caller gets the same bytes with a Date; a differing request misses the cache."""
     guest = caller()
     host.answer(guest)
     assert found(host, guest) == b"HTTP/1.1 200 OK\r\n" + response.date_line() + b"\r\nbar"
@@ -80,7 +80,7 @@ def test_same_bytes_again(host: Host) -> None:
 
 
 def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cached response has the date of the moment when it is sent."""
+    """A cached response has the date of the moment at which it is sent."""
     guest = caller()
     host.answer(guest)
     dates = set()
@@ -93,7 +93,7 @@ def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bytes_are_joined_once_a_second(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a second the very same bytes are sent, for joining them takes time."""
+    """Within a second the same bytes object is sent, because joining the bytes takes time."""
     monkeypatch.setattr("guestapi.http.response.time.time", lambda: 1_000_000_000)
     guest = caller()
     host.answer(guest)
@@ -101,8 +101,8 @@ def test_bytes_are_joined_once_a_second(host: Host, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("what", ["changed", "same again", "removed", "fault", "ended"])
-def test_not_when_anything_has_changed(host: Host, what: str) -> None:
-    """A response is not used when the store returns another object or fails, or when the init has ended."""
+def test_not_reused_after_a_change(host: Host, what: str) -> None:
+    """A response is not reused when the store returns another object or fails, or when the init has ended."""
     init = StandIn()
     guest = caller()._replace(init=init)
     host.answer(guest)
@@ -122,8 +122,8 @@ def test_not_when_anything_has_changed(host: Host, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["user", "run", "init", "dialect"])
-def test_not_to_anybody_else(host: Host, what: str) -> None:
-    """A response is not used for another caller whom the gate could treat differently."""
+def test_not_reused_for_another_caller(host: Host, what: str) -> None:
+    """A response is not reused for another caller whom the gate could treat differently."""
     guest = caller()
     host.answer(guest)
     other = {
@@ -159,7 +159,7 @@ def test_memory_of_one_caller(host: Host) -> None:
 
 
 def test_responses_that_are_not_logged(host: Host) -> None:
-    """A response that is not logged takes less memory and has the same bytes."""
+    """A response that is not logged takes less memory, and its bytes are the same."""
     guest = caller()
     quiet = Host()
     quiet.says = host.says
@@ -177,7 +177,7 @@ def test_responses_that_are_not_logged(host: Host) -> None:
 
 
 def test_memory_of_all_callers(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many responses are kept as there is room for; of whom nothing was kept for longest goes first."""
+    """The cache has a size limit, beyond which the least recently extended cache of a caller is dropped."""
     guests = [caller(uid=uid) for uid in range(100)]
     host.answer(guests[0])
     each = host.cache.size
@@ -185,7 +185,7 @@ def test_memory_of_all_callers(host: Host, monkeypatch: pytest.MonkeyPatch) -> N
     for guest in guests[1:20]:
         host.answer(guest)
     assert all(found(host, guest) for guest in guests[:20])
-    # It is answered anew, and so is the last of whom something was kept.
+    # Another response to the first caller renews its cache; the new caller's response evicts the oldest one.
     host.answer(guests[0], raw=REQUEST)
     host.answer(guests[20])
     assert [number for number, guest in enumerate(guests) if found(host, guest)] == [0, *range(2, 21)]
@@ -195,8 +195,8 @@ def test_memory_of_all_callers(host: Host, monkeypatch: pytest.MonkeyPatch) -> N
     assert [number for number, guest in enumerate(guests) if found(host, guest)] == [*range(80, 100)]
 
 
-def test_one_guest_does_not_fill_the_memory_of_all(host: Host) -> None:
-    """However many things a guest asks for, what is kept for another one stays."""
+def test_one_guest_does_not_evict_the_cache_of_another(host: Host) -> None:
+    """However many responses a guest requests, the cached responses of another one stay."""
     modest, greedy = caller(uid=1), caller(uid=2)
     host.answer(modest)
     for number in range(1 + response_cache.CACHE_BYTES // 1000):
@@ -205,8 +205,8 @@ def test_one_guest_does_not_fill_the_memory_of_all(host: Host) -> None:
     assert host.cache.size <= host.cache_of(modest).size + response_cache.CALLER_BYTES
 
 
-def test_how_much_is_kept(host: Host) -> None:
-    """8 MiB in all, and 128 KiB for one caller: security.md says so."""
+def test_documented_size_limits(host: Host) -> None:
+    """The limits are 8 MiB in all and 128 KiB for one caller, as security.md states."""
     mib, kib = 1 << 20, 1 << 10
     for uid in range(4000):
         host.answer(caller(uid=uid))
@@ -216,7 +216,7 @@ def test_how_much_is_kept(host: Host) -> None:
     for number in range(60):
         host.answer(guest, raw=request(f"/{number}"), body=b"x" * 500)
         assert host.cache_of(guest).size <= 128 * kib
-    # Alone, the largest body that fits is kept, and one that has a byte more is not. Each byte counts twice.
+    # For a lone caller, the largest body that fits is cached, and one with a byte more is not. Each byte counts twice.
     small = Host()
     small.answer(caller())
     most = len(b"bar") + (128 * kib - small.cache.size) // 2
@@ -229,7 +229,7 @@ def test_how_much_is_kept(host: Host) -> None:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little is kept of all and of each."""
+    """Set small limits, for all callers and for each."""
     monkeypatch.setattr(response_cache, "CACHE_BYTES", 30_000)
     monkeypatch.setattr(response_cache, "CALLER_BYTES", 10_000)
 
@@ -241,8 +241,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 )
 @pytest.mark.usefixtures("small")
-def test_sum_of_what_is_kept(steps: list[tuple[int, int, int, str]]) -> None:
-    """Whatever is answered to whom, restarted and changed: the size is that of all caches, and within its bounds."""
+def test_size_is_the_sum_of_all_caches(steps: list[tuple[int, int, int, str]]) -> None:
+    """After any sequence of responses, restarts and changes, the total is the sum of all caches and limited."""
     host = Host()
     guests = [caller(uid=uid) for uid in range(6)]
     for who, path, size, what in steps:
@@ -258,7 +258,7 @@ def test_sum_of_what_is_kept(steps: list[tuple[int, int, int, str]]) -> None:
 
 
 def test_nothing_is_kept_alive(host: Host) -> None:
-    """The cache keeps neither an instance nor an init in memory."""
+    """The cache keeps neither an instance nor an init alive."""
     guest = caller()
     host.answer(guest)
     assert host.says is not None

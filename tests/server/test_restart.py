@@ -1,4 +1,4 @@
-"""`systemctl restart` and `reload` under way: clients in containers ask and listen, the operator changes things."""
+"""`systemctl restart` and `reload` while clients in containers send requests and an operator changes instances."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from tests.harness.machine import Installed
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-#: With so many looping clients and listeners in each.
+# The number of containers, and of clients and listeners in each.
 CONTAINERS, CLIENTS = 4, 4
 
-#: An operator who adds instances (NAME:PID), prints the id of the log's last entry, and changes every instance again
-#: and again; told to end, does so a last time and prints the ids of what each was told; removes all when input ends.
+# An operator's program. It adds instances (NAME:PID), prints the id of the log's last entry, and changes every instance
+# repeatedly. On a first line of input it makes a last change and prints the ids of each instance's events; on a second
+# one it removes all.
 OPERATOR = """
 import json, select, sys
 from guestapi import settings
@@ -65,7 +66,7 @@ with writer.change() as change:
 
 
 class Operator:
-    """OPERATOR at work. `begin` is the id of the last entry of the log before it began to change."""
+    """The running OPERATOR. `begin` is the id of the last entry of the log before its first change."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
@@ -74,7 +75,7 @@ class Operator:
         self.begin = self._out.readline().strip()
 
     def end(self) -> dict[str, list[int]]:
-        """Have it change no more; the ids of what each instance was told."""
+        """Stop the changes; return the ids of each instance's events."""
         self._in.write("end\n")
         self._in.flush()
         told: dict[str, list[int]] = json.loads(self._out.readline())
@@ -83,7 +84,7 @@ class Operator:
 
 @contextmanager
 def operating(machine: Installed, containers: dict[str, Container]) -> Iterator[Operator]:
-    """An operator at work on that machine, with these containers as instances."""
+    """Run an operator on that machine, with these containers as instances."""
     words = [f"{name}:{container.pid}" for name, container in containers.items()]
     command = [*machine.enter, "/opt/guestapi/bin/python", "-c", OPERATOR, *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -96,9 +97,9 @@ def operating(machine: Installed, containers: dict[str, Container]) -> Iterator[
 
 @pytest.mark.parametrize("verb", ["restart", "reload"])
 def test_nothing_is_lost(machine: Installed, verb: str) -> None:
-    """Ten times, with another number of workers: no connect fails, no answer is cut, no event is lost or told twice."""
+    """In ten restarts or reloads no connect fails, no response is cut, and no event is lost or sent twice."""
     binds = [(Path("/var/lib/incus/guestapi"), "/dev/incus")]
-    # Whoever asks first starts it, and it makes the store.
+    # The first request starts the service, which creates the store.
     machine.ask()
     with ExitStack() as stack:
         names = [f"{verb}-{number}" for number in range(CONTAINERS)]

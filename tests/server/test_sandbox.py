@@ -1,4 +1,4 @@
-"""What a worker can do that somebody has taken over: a true worker of the true unit tries."""
+"""What the sandbox denies a compromised worker: a real worker of the real unit makes the attempts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.server.test_worker import until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
-#: What it needs. The namespace is what CAP_SYS_PTRACE is for.
+# What a worker needs, and so may do. The namespace needs CAP_SYS_PTRACE.
 DONE = {"socket UNIX", "write /var/lib/guestapi", "write /tmp", "namespace"}
 NO_FAMILY, READ_ONLY, REFUSED = {"EAFNOSUPPORT"}, {"EROFS"}, {"EPERM", "EACCES"}
 EXPECTED = {
     **dict.fromkeys(("socket INET", "socket INET6", "socket NETLINK", "socket PACKET"), NO_FAMILY),
     **dict.fromkeys(("write /etc", "write /usr", "write /var", "write /var/lib", "write /dev"), READ_ONLY),
-    # Not writable by its user anyway.
+    # Its user could not write there in any case.
     "write /run": READ_ONLY | REFUSED,
     "write /dev/shm": REFUSED,
     **dict.fromkeys(("ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "kcmp"), REFUSED),
@@ -33,13 +33,13 @@ EXPECTED = {
 
 
 def configuration(pid: int, file: str) -> str:
-    """A gunicorn.conf.py with which workers try it on that process, and tell that file."""
+    """Return a gunicorn.conf.py whose workers make the attempts on that process and write the outcomes to that file."""
     return Path(probing.__file__).read_text() + f"\n_WHOM_AND_WHERE = ({pid}, {file!r})\n"
 
 
 @contextmanager
-def somebody(*enter: str) -> Iterator[int]:
-    """Another process, root's; its PID where `enter` leads."""
+def other_process(*enter: str) -> Iterator[int]:
+    """Another process, root's; yields its PID as seen by the worker."""
     sleep = [*enter, "sh", "-c", "echo $$; exec sleep 300"]
     with subprocess.Popen(sleep, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -50,8 +50,8 @@ def somebody(*enter: str) -> Iterator[int]:
 
 
 def test_sandbox_refuses(machine: Installed) -> None:
-    """Inside the unit's sandbox a worker cannot open a network socket, write but to the store, or touch a process."""
-    with somebody(*machine.enter) as pid:
+    """In the unit's sandbox a worker opens no network socket, writes only to its state, and accesses no process."""
+    with other_process(*machine.enter) as pid:
         machine.write("/etc/guestapi/gunicorn.conf.py", configuration(pid, "/var/lib/guestapi/probed"))
         try:
             machine.run("systemctl", "restart", "guestapi.service")
@@ -65,9 +65,9 @@ def test_sandbox_refuses(machine: Installed) -> None:
     assert outcomes.keys() == DONE | EXPECTED.keys()
 
 
-def test_it_is_the_sandbox_that_refuses() -> None:
-    """The same attempts succeed in a worker of the same user and capability without the unit: the probe can tell."""
-    with somebody() as pid, Service(workers=1, dialects=["incus"]) as service:
+def test_attempts_succeed_without_the_sandbox() -> None:
+    """Without the unit's sandbox, the same attempts of the same user with the same capability succeed."""
+    with other_process() as pid, Service(workers=1, dialects=["incus"]) as service:
         service.stop()
         probed = service.state / "probed"
         (service.root / "gunicorn.conf.py").write_text(configuration(pid, str(probed)))

@@ -1,4 +1,4 @@
-"""Instances take turns, then their connections; each waits for a few requests of every other instance."""
+"""`FairScheduler`: instances take turns, then their connections; the time of a turn is bounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guestapi.server.scheduler import ALONE_FACTOR, MOST_DEBT, QUANTUM, TURN_SEC
 
 
 class Connections:
-    """Connections of some instances; their turns are recorded in order."""
+    """Connections of some instances; records the order of their turns."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
@@ -22,12 +22,12 @@ class Connections:
         self._queues: list[InstanceQueue] = []
 
     def queue(self) -> InstanceQueue:
-        """Make the queue of one more instance."""
+        """Make the queue of another instance."""
         self._queues.append(InstanceQueue(lambda: False))
         return self._queues[-1]
 
     def ready(self, queue: InstanceQueue, name: str, *, waited: Callable[[], bool] = lambda: True) -> int:
-        """Add a connection that always has input."""
+        """Add a connection that always has input; return its descriptor."""
         ours, theirs = socket.socketpair()
         theirs.send(b"x")
         self._sockets += [ours, theirs]
@@ -55,7 +55,7 @@ class Connections:
 
 @pytest.fixture
 def connections() -> Iterator[Connections]:
-    """No connections yet."""
+    """No connections, and queues that are closed afterwards."""
     made = Connections()
     yield made
     made.close()
@@ -139,20 +139,20 @@ def test_pipelined_request(connections: Connections) -> None:
 
 
 class Clock:
-    """Time that passes when a request takes some."""
+    """A clock that advances by the time that a request takes."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def __call__(self) -> float:
-        """Seconds."""
+        """Return the time in seconds."""
         return self.now
 
 
 @pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize("turns", [0.6, 1, 3, 20])
 def test_instances_share_time(connections: Connections, turns: float, pipelined: bool) -> None:
-    """However long its requests take, an instance gets about as much time as another one whose requests are cheap."""
+    """An instance with expensive requests gets about as much time as another one with cheap requests."""
     clock, cheap = Clock(), TURN_SECONDS / QUANTUM / 1.01
     dear = turns * TURN_SECONDS
     spent = {"dear": 0.0, "cheap": 0.0}
@@ -185,8 +185,8 @@ def test_instances_share_time(connections: Connections, turns: float, pipelined:
         queue.close()
 
 
-def test_debt_is_bounded_and_not_another_instance_s(connections: Connections) -> None:
-    """An instance owes a bounded time, and a queue that is used for the next instance owes nothing."""
+def test_debt_is_bounded_and_not_inherited(connections: Connections) -> None:
+    """An instance's debt of time is bounded, and a queue that is reused for another instance has no debt."""
     clock = Clock()
     queue = InstanceQueue(lambda: False, clock)
 

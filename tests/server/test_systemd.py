@@ -1,4 +1,4 @@
-"""The units, for real: a systemd as PID 1, what `make install` installs, containers, journald."""
+"""The installed units with a systemd as PID 1: `make install`, containers, journald."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def container(machine: Installed) -> Iterator[Container]:
 
 
 def test_first_connection_activates(machine: Installed, container: Container) -> None:
-    """The service is not running; a guest's first request starts it, and is answered."""
+    """A guest's first request starts the service, and is answered."""
     machine.run("systemctl", "stop", "guestapi.service")
     assert machine.property_of("ActiveState") == "inactive"
     assert container.ask("/1.0/config/user.foo").text == "bar"
@@ -38,7 +38,7 @@ def test_first_connection_activates(machine: Installed, container: Container) ->
 
 
 def test_names_of_descriptors_are_dialects(container: Container, machine: Installed) -> None:
-    """Each socket unit's FileDescriptorName= decides what is spoken on it."""
+    """FileDescriptorName= of a socket unit sets the dialect of its socket."""
     machine.run("guestapi", "config", "set", "c1", "security.devlxd=false")
     assert container.ask("/1.0/config", socket="/dev/lxd/sock").status == 403
     assert container.ask("/1.0/config", socket="/dev/incus/sock").status == 200
@@ -46,8 +46,8 @@ def test_names_of_descriptors_are_dialects(container: Container, machine: Instal
     assert container.ask("/1.0/config", socket="/dev/lxd/sock").status == 200
 
 
-def test_check_finds_all_in_place(machine: Installed, container: Container) -> None:
-    """After `make install` and enabling the sockets, `guestapi check` has nothing to complain of."""
+def test_check_reports_no_failure(machine: Installed, container: Container) -> None:
+    """After `make install` and enabling the sockets, `guestapi check` reports no failure."""
     assert container.ask("/").status == 200
     checked = machine.run("guestapi", "check")
     assert "FAIL" not in checked.stdout
@@ -55,7 +55,7 @@ def test_check_finds_all_in_place(machine: Installed, container: Container) -> N
 
 
 def test_journal_has_the_fields(machine: Installed, container: Container) -> None:
-    """A refused request is in the journal with instance, project, caller, status and dialect, to be searched for."""
+    """A refused request is in the journal with instance, project, caller, status and dialect as searchable fields."""
     assert container.ask("/1.0/config/security.x").status == 403
     assert container.ask("/1.0", become=["uid:1000"]).status == 401
     found = machine.run("journalctl", "-u", "guestapi", "-o", "json", "INSTANCE=c1", "STATUS=403").stdout.splitlines()
@@ -68,7 +68,7 @@ def test_journal_has_the_fields(machine: Installed, container: Container) -> Non
 
 
 def test_bad_configuration_is_not_loaded(machine: Installed, container: Container) -> None:
-    """`systemctl reload` with a typo fails and says where; the service goes on with what it had."""
+    """`systemctl reload` with an unknown setting fails and names it; the service keeps its configuration."""
     before = machine.property_of("MainPID")
     machine.run("sh", "-c", "echo 'wrokers = 2' >/etc/guestapi/gunicorn.conf.py")
     assert machine.run("systemctl", "reload", "guestapi.service", check=False).returncode != 0
@@ -80,11 +80,11 @@ def test_bad_configuration_is_not_loaded(machine: Installed, container: Containe
 
 
 def test_stop_is_quick(machine: Installed, container: Container) -> None:
-    """A stop is done well before systemd loses its patience, and the socket starts the service again."""
+    """A stop ends well before its timeout, and the socket starts the service again."""
     assert container.ask("/").status == 200
     began = time.monotonic()
     machine.run("systemctl", "stop", "guestapi.service")
-    # TimeoutStopSec= is 15. How much quicker it is, test_worker.py looks at; here is a whole systemd under load.
+    # TimeoutStopSec= is 15. test_worker.py tests the duration itself; here a whole systemd adds to the load.
     assert time.monotonic() - began < 10
     assert container.ask("/").status == 200
 
@@ -101,7 +101,7 @@ def test_hardening(machine: Installed) -> None:
 
 
 def test_watchdog_bites_when_workers_hang(machine: Installed, container: Container) -> None:
-    """The master lives, its workers are stopped: it is not enough for the watchdog, and the service is restarted."""
+    """When only the workers hang, the watchdog restarts the service, although the arbiter runs."""
     with machine.drop_in("[Service]\nWatchdogSec=3\n"):
         machine.set_workers(1, "timeout = 300\n")
         machine.run("systemctl", "restart", "guestapi.service")
@@ -118,16 +118,16 @@ def test_watchdog_bites_when_workers_hang(machine: Installed, container: Contain
 
 
 def test_uninstall_leaves_the_state(machine: Installed, container: Container) -> None:
-    """`make uninstall` takes away all that `make install` brought, but for the store and what containers include."""
+    """`make uninstall` leaves only the store and the file that LXC configurations include."""
     machine.run("make", "-C", str(CHECKOUT), "uninstall")
     left = machine.run("sh", "-c", "ls -d /opt/guestapi /etc/guestapi/* /etc/systemd/system/guestapi*", check=False)
-    # A test before this one may have edited gunicorn.conf.py, which then stays.
+    # An earlier test may have edited gunicorn.conf.py, which then stays.
     assert set(left.stdout.split()) - {"/etc/guestapi/gunicorn.conf.py"} == {"/etc/guestapi/lxc-guestapi.conf"}
     assert machine.run("ls", "/var/lib/guestapi/store.db").stdout
 
 
 def test_destdir_is_respected(tmp_path: Path) -> None:
-    """With DESTDIR nothing outside of it is touched, and what is installed knows its final place."""
+    """With DESTDIR, nothing outside of it changes, and the installed files refer to their final paths."""
     import subprocess
 
     subprocess.run(["make", "-C", CHECKOUT, "install", f"DESTDIR={tmp_path}"], check=True, capture_output=True)

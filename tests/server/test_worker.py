@@ -25,12 +25,13 @@ pytestmark = pytest.mark.root
 
 LOOPING = (Path(__file__).parents[1] / "harness" / "looping.py").read_text()
 READY = b'{"state":"Ready"}'
-#: How long a stop may take that does not wait for the end of graceful_timeout: about a second, but machines are busy.
+# A graceful_timeout, and an upper bound in seconds for a stop that does not wait for it. It takes about a second when
+# the machine is idle.
 PATIENT, SOON = "graceful_timeout = 30\n", 15
 
 
 class Configured(Service):
-    """A service whose number of workers gunicorn.conf.py decides, not the command line."""
+    """A service whose number of workers is set by gunicorn.conf.py, not by the command line."""
 
     def __enter__(self) -> Configured:
         try:
@@ -41,7 +42,7 @@ class Configured(Service):
         return self
 
     def start(self) -> Service:
-        """Start it, and wait until its workers are there."""
+        """Start the service, and wait until its workers run."""
         self._process = self.launch()
         until(lambda: len(self.workers) == self._workers, "workers")
         return self
@@ -52,7 +53,7 @@ class Configured(Service):
 
 
 def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
-    """Wait for what no event tells of: another process's children and files."""
+    """Poll for a condition of another process's children and files, for which there is no event."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
@@ -60,12 +61,12 @@ def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
 
 
 def has_workers(service: Service, count: int) -> bool:
-    """Whether there are so many."""
+    """Return whether the service has this number of workers."""
     return len(service.workers) == count
 
 
 def state_of(pid: int) -> dict[str, str]:
-    """/proc/PID/status."""
+    """Return the fields of /proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
@@ -85,7 +86,7 @@ def clients(container: Container, seconds: float) -> Iterator[list[dict[str, Any
 
 
 def assert_none_failed(seen: list[dict[str, Any]]) -> None:
-    """Check that both clients were always answered."""
+    """Check that every request of both clients was answered."""
     assert len(seen) == 2
     for client in seen:
         assert client["failed"] == []
@@ -108,7 +109,7 @@ def test_privileges() -> None:
 
 
 def test_max_requests() -> None:
-    """Workers are replaced after max_requests, and no client notices."""
+    """Workers are replaced after max_requests without a failed request."""
     with Service(gunicorn="max_requests = 100\nmax_requests_jitter = 20\n", dialects=["incus"]) as service:
         before = set(service.workers)
         with service.container("c1", {"user.foo": "bar"}) as c1, clients(c1, 1.8) as seen:
@@ -117,7 +118,7 @@ def test_max_requests() -> None:
 
 
 def test_reload_changes_the_workers() -> None:
-    """SIGHUP to the arbiter applies the new number of workers and new settings, and no client notices."""
+    """SIGHUP to the arbiter applies the new number of workers and the new settings without a failed request."""
     with Configured(gunicorn="workers = 2\n", dialects=["incus"]) as service:
         before = set(service.workers)
         with service.container("c1", {"user.foo": "bar"}) as c1:
@@ -135,8 +136,8 @@ def test_reload_changes_the_workers() -> None:
             assert c1.ask("/1.0/config/user.foo").text == "bar"
 
 
-def test_one_worker_more_and_less() -> None:
-    """SIGTTIN adds a worker, SIGTTOU removes one, SIGUSR1 is harmless; clients notice nothing."""
+def test_signals_add_and_remove_workers() -> None:
+    """SIGTTIN adds a worker, SIGTTOU removes one, SIGUSR1 changes nothing; no request fails."""
     with Service(dialects=["incus"], gunicorn="accesslog = '/dev/null'\n") as service:
         with service.container("c1", {"user.foo": "bar"}) as c1, clients(c1, 1.8) as seen:
             os.kill(service.pid, signal.SIGTTIN)
@@ -149,8 +150,8 @@ def test_one_worker_more_and_less() -> None:
         assert len(service.workers) == 1
 
 
-def test_worker_that_starts_hears_that_it_is_to_stop() -> None:
-    """A signal that comes before a worker has its own handlers is not lost."""
+def test_signal_during_a_worker_s_start_is_not_lost() -> None:
+    """A SIGTERM that arrives before a worker has installed its handlers is not lost."""
     slow = PATIENT + "import time\ndef post_fork(server, worker):\n    time.sleep(1.5)\n"
     with Service(workers=1, gunicorn=slow, dialects=["incus"]) as service:
         os.kill(service.pid, signal.SIGTTIN)
@@ -159,7 +160,7 @@ def test_worker_that_starts_hears_that_it_is_to_stop() -> None:
 
 
 def test_killed_worker_is_replaced() -> None:
-    """kill -9 of a worker ends at most its own connections; the other serves, and a new one takes its place."""
+    """kill -9 of a worker ends only its own connections; the other worker serves, and a new one is started."""
     with Service(dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
         before = service.workers
         os.kill(before[0], signal.SIGKILL)
@@ -190,7 +191,7 @@ def test_working_worker_is_not_replaced() -> None:
 
 
 def test_graceful_stop() -> None:
-    """A request whose body is being sent when the service stops is answered with Connection: close."""
+    """During a stop, a request whose body is still arriving is answered with Connection: close."""
     with Service(workers=1, gunicorn=PATIENT, dialects=["incus"]) as service, service.container("c1") as c1:
         with talk(c1) as guest, ThreadPoolExecutor() as pool:
             answer = guest.ask("/1.0", "Expect: 100-continue", f"Content-Length: {len(READY)}", method="PATCH")
@@ -207,7 +208,7 @@ def test_graceful_stop() -> None:
 
 
 def test_stop_is_quick() -> None:
-    """Idle and new connections delay a stop only for a moment, and are closed without a response."""
+    """Idle and new connections hardly delay a stop, and are closed without a response."""
     with (
         Service(gunicorn=PATIENT, dialects=["incus"]) as service,
         service.container("c1") as c1,
@@ -221,7 +222,7 @@ def test_stop_is_quick() -> None:
 
 
 def test_guests_cannot_hold_up_a_stop() -> None:
-    """Unfinished requests are abandoned when the graceful time is over."""
+    """Unfinished requests are aborted at the end of the graceful time."""
     patient = "[limits]\nhead_seconds = 60.0\nbody_seconds = 60.0\nsend_seconds = 60.0\n"
     stubborn = Service(gunicorn="graceful_timeout = 4\n", toml=patient, dialects=["incus"])
     large = {"user.large": "x" * (2 << 20)}
@@ -229,14 +230,14 @@ def test_guests_cannot_hold_up_a_stop() -> None:
         for number, guest in enumerate(guests):
             started = ["GET / HTT", "PATCH /1.0 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"]
             guest.send(started[number % 2].encode())
-        # This one gets an answer, and does not take the next.
+        # This request gets a response; the pipelined one after it does not.
         guests[0].send(b"P/1.1\r\nHost: x\r\n\r\nGET /1.0/config/user.large HTTP/1.1\r\nHost: x\r\n\r\n")
         assert guests[0].socket.recv(12) == b"HTTP/1.1 200"
         assert 1.5 < service.stop() < 30
 
 
-def test_idle_connection_has_one_more_request() -> None:
-    """A request on an idle connection during a stop is answered, or the client learns that it was not read."""
+def test_idle_connection_gets_one_more_response() -> None:
+    """A request on an idle connection during a stop is answered with Connection: close."""
     patient = Service(workers=1, gunicorn=PATIENT, dialects=["incus"])
     with patient as service, service.container("c1") as c1, talk(c1) as guest:
         assert guest.ask("/").status == 200
@@ -249,8 +250,8 @@ def test_idle_connection_has_one_more_request() -> None:
             assert stopped.result() < SOON
 
 
-def test_stop_counts_the_time_in_which_it_works() -> None:
-    """A stopping worker counts the time in which it runs, so a busy machine does not shorten its clients' time."""
+def test_stop_counts_only_running_time() -> None:
+    """A stopping worker counts only the time in which it runs, so a busy machine does not shorten its clients' time."""
     patient = Service(workers=1, gunicorn=PATIENT, dialects=["incus"])
     with patient as service, service.container("c1") as c1, talks(c1, 3) as (first, during, after):
         for guest in (first, during, after):
@@ -307,7 +308,7 @@ def worker_exit(server, worker):
 
 
 def hooked(service: Configured, *, wrong: bool = False) -> Path:
-    """Restart it with hooks; return the file to which they write."""
+    """Restart the service with hooks; return the file to which they write."""
     service.stop()
     file = service.state / "hooks"
     service.configure_gunicorn(
@@ -338,7 +339,7 @@ def test_hooks() -> None:
 
 
 def test_hook_that_raises() -> None:
-    """A hook that raises is logged, as in gunicorn itself, and ends no connection."""
+    """A hook that raises is logged, as by gunicorn itself, and ends no connection."""
     with Configured(workers=1, gunicorn="workers = 1\n", dialects=["incus"]) as service, service.container("c1") as c1:
         hooked(service, wrong=True)
         with talk(c1) as guest:
@@ -362,7 +363,7 @@ def test_second_service_does_not_take_the_socket() -> None:
 
 
 def test_socket_of_a_killed_service_is_used() -> None:
-    """After kill -9 of arbiter and workers, the next start uses the socket that they left."""
+    """After kill -9 of arbiter and workers, the next start reuses the socket file."""
     lasting = Configured(gunicorn="workers = 2\n", dialects=["incus"])
     with lasting as service, service.container("c1", {"user.foo": "bar"}) as c1:
         for pid in (service.pid, *service.workers):
@@ -375,7 +376,7 @@ def test_socket_of_a_killed_service_is_used() -> None:
 
 
 def test_each_socket_has_its_dialect() -> None:
-    """Each socket has the dialect that the configuration gives it, whatever their order, also after a reload."""
+    """Each socket has the dialect from the configuration, in any order of the listeners, also after a reload."""
     dialects = ["lxd-legacy", "incus", "lxd"]
     with Service(dialects=dialects) as service, service.container("c1", {"security.devlxd": "false"}) as c1:
         assert [listener.dialect for listener in load(service.config).listener] == dialects

@@ -1,6 +1,7 @@
-"""Every difference between the recordings and this service, with its reason. What is not here is the same.
+"""Every intended difference between the recordings and this service, with its reason.
 
-The first rule that fits a case holds. ``change`` says what is expected in place of what was recorded.
+Everything else must be equal. The first rule that fits a case applies. ``change`` replaces the recorded responses by
+the expected ones.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from tests.wire.recordings import Case
 
 Responses = list[dict[str, Any]]
 
-#: A body that is one sentence of ours and LF, whatever it says.
+# A body that is one sentence in guestapi's own words, followed by LF.
 SENTENCE = "<one sentence>\n"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What is expected instead of what was recorded, and why."""
+    """A rule: which recorded cases differ, what is expected in their place, and why."""
 
     cases: str
     reason: str
@@ -30,16 +31,16 @@ class Difference:
     ready_after: bool | None = None
     type: str | None = None
     nosniff: bool | None = None
-    #: How many responses come before the one that differs.
+    # The number of responses before the one that differs.
     after: int = 0
     applies: Callable[[Case], bool] = field(default=lambda _case: True)
 
     def fits(self, case: Case) -> bool:
-        """Whether this rule is about `case`."""
+        """Whether this rule applies to `case`."""
         return any(fnmatchcase(case.name, pattern) for pattern in self.cases.split()) and self.applies(case)
 
     def change(self, responses: Responses) -> Responses:
-        """The responses that are expected."""
+        """Return the expected responses."""
         if self.status is None and self.body is None:
             return responses
         changed = dict(responses[self.after]) if responses else {}
@@ -54,7 +55,7 @@ class Difference:
 
 
 def _read_by_another_method(case: Case) -> bool:
-    """Incus ran the read for a method that the endpoint does not offer; of an image that is not there, in vain."""
+    """Whether Incus ran the read for a method that the endpoint does not offer, or tried to for a missing image."""
     known = case.name.endswith("-image") and case.expected[0]["type"] == "application/json"
     return case.method not in ("GET", "HEAD") and (case.expected[0]["status"] == 200 or known)
 
@@ -96,7 +97,7 @@ RULES = [
     Difference("get-*-gone", "no path of the host for a caller that has exited", 500, "pid not in container?\n"),
     Difference("patch-array patch-number-state patch-array-state patch-big-number", _OWN_WORDS, 400, SENTENCE),
     Difference("patch-bad-json-* patch-empty-body patch-space-body patch-deep", _OWN_WORDS, 400, SENTENCE),
-    # Python's decoder gives up at its own depth, Go's at 10000.
+    # Python's JSON decoder stops at its own nesting depth, Go's at 10000.
     Difference("patch-deep-field", _OWN_WORDS, 400, SENTENCE),
     Difference("patch-big-body", "bodies are limited to 64 KiB", 413, SENTENCE, closed=True),
     Difference("get-unread-body-100k", "bodies are limited to 64 KiB, read or not", 413, SENTENCE, closed=True),
@@ -133,7 +134,7 @@ RULES = [
 
 
 def expected(case: Case) -> tuple[Responses, bool, bool | None]:
-    """Responses, whether the connection is closed, and the state after it, as they are to be."""
+    """Return the expected responses, whether the connection is closed, and the expected state after the exchange."""
     for rule in RULES:
         if rule.fits(case):
             responses = rule.change(case.expected)

@@ -1,12 +1,12 @@
-"""The recorded exchanges with a live Incus 7.0.2, in a format of our own: incus-7.0.2.jsonl, one case a line.
+"""The recorded exchanges with a live Incus 7.0.2: incus-7.0.2.jsonl, in a format of this project, one case a line.
 
-``case``: its name. ``as``: who sent it (`KINDS`). ``state``: the instance's configuration then (`CONFIG`).
-``steps``: ``send`` bytes, ``wait`` seconds, ``shutdown``, ``receive`` responses. ``closed``: the server had closed the
-connection 30 ms after the last answer. ``ready_after``: the state that the exchange left.
+``case``: its name. ``as``: the kind of sender (`KINDS`). ``state``: the instance's configuration before the exchange
+(`CONFIG`). ``steps``: ``send`` bytes, ``wait`` seconds, ``shutdown``, ``receive`` responses. ``closed``: the server had
+closed the connection 30 ms after the last response. ``ready_after``: the instance's state after the exchange.
 
-Bytes are text with one character for each; where a piece repeats, a list of pieces, [piece, times] for those. Of a
-response there is what is compared: status, Content-Type, nosniff, Location, other header fields of images, body; chunks
-are joined.
+Bytes are text with one character for each byte. A list of pieces stands for their concatenation; the piece [text,
+times] repeats the text. A response has only the compared parts: status, Content-Type, nosniff, Location, the other
+header fields of images, and the body with its chunks joined.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ CONFIG: dict[str, dict[str, str]] = {
     **{f"size {size}": {"user.size": "s" * size} for size in (2000, 2048, 2049, 4096, 5000)},
 }
 
-#: The images that the recorded Incus had: a public one, whose bytes were recorded; a private one, and a split one.
+# The fingerprints of the recorded images: a public one, whose bytes were recorded, a private one and a split one.
 PUBLIC = "429bc2e451d8a560c27cf01b5a82a4adc3d908408fb4bb564f2d3a8503bdad06"
 PRIVATE = "bb960cdb220dbfe2a987122c59eab1bda63ff7936c3bbaabb1e637d711195a75"
 SPLIT = "2153261497f9376ff1df8b8aa26e472c0d8b7925c72c1fc5fe37437195317649"
 
-#: What every recorded container had besides.
+# Configuration that every recorded container had in addition.
 HWADDR = {"volatile.eth0.hwaddr": "10:66:6a:36:7b:81"}
 DEVICES = {
     "eth0": {"name": "eth0", "nictype": "bridged", "parent": "br0", "type": "nic"},
@@ -94,7 +94,7 @@ class Case:
 
     @property
     def method(self) -> str:
-        """The first request's method."""
+        """The method of the first request."""
         return self.sent.split(b" ", 1)[0].decode("latin-1")
 
     @property
@@ -103,7 +103,7 @@ class Case:
         return b"".join(unfold(step[1]) for step in self.steps if step[0] == "send")
 
     def renamed(self, names: Mapping[str, str]) -> Case:
-        """The case with other images' fingerprints, and their first twelve digits, in place of the recorded ones."""
+        """Return the case with these fingerprints, and their first twelve digits, in place of the recorded ones."""
         text = json.dumps(self.steps)
         for old, new in names.items():
             text = text.replace(old, new).replace(old[:12], new[:12])
@@ -111,7 +111,7 @@ class Case:
 
     @property
     def ready_before(self) -> bool:
-        """Whether the instance was ready already, going by what was answered."""
+        """Whether the instance was ready before the exchange, according to the recorded responses."""
         return any('"state":"Ready"' in response.get("body", "") for response in self.expected if response)
 
     @property
@@ -121,7 +121,7 @@ class Case:
 
 
 def unfold(pieces: str | list[Any]) -> bytes:
-    """The bytes that a text, or a list of pieces, stands for."""
+    """Return the bytes that a text, or a list of pieces, stands for."""
     if isinstance(pieces, str):
         return pieces.encode("latin-1")
     return b"".join(
@@ -130,13 +130,13 @@ def unfold(pieces: str | list[Any]) -> bytes:
 
 
 def public_image(cases: list[Case]) -> bytes:
-    """The public image, as it was sent."""
+    """Return the recorded bytes of the public image."""
     (body,) = [case.expected[0]["body"] for case in cases if case.name == "image-true-public"]
     return bytes(body, "latin-1")
 
 
 def load() -> list[Case]:
-    """All cases."""
+    """Return all cases."""
     found = []
     for line in FILE.read_text(encoding="ascii").splitlines():
         entry = json.loads(line)

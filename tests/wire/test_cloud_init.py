@@ -1,4 +1,4 @@
-"""Debian's own cloud-init, unmodified, in a container: its DataSourceLXD finds everything at our /dev/lxd/sock."""
+"""Debian's unmodified cloud-init in a container: DataSourceLXD finds its data at guestapi's /dev/lxd/sock."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from tests.harness.service import COMMAND, Service
 
-#: Where `make test` unpacks the package.
+# The directory into which `make test` unpacks the package.
 UNPACKED = COMMAND.parents[1] / "cloud-init" / "usr/lib/python3/dist-packages"
 
-#: Runs inside, on the system's Python, as cloud-init itself does.
+# Runs in the container, on the system's Python, as cloud-init itself does.
 FIND = """
 import json
 import os
@@ -36,7 +36,7 @@ print(json.dumps({
 }))
 """
 
-# ASCII: cloud-init 22.4 guesses the encoding of a body (requests' ``.text``), and guesses wrong, here as with LXD.
+# ASCII only: cloud-init 22.4 guesses the encoding of a body (requests' ``.text``) and guesses wrong, with LXD too.
 USER_DATA = "#cloud-config\nruncmd:\n- [echo, hello]\n"
 VENDOR_DATA = "#cloud-config\npackages: [curl]\n"
 NETWORK = "version: 2\nethernets:\n  eth0:\n    dhcp4: true\n"
@@ -44,7 +44,7 @@ DEVICES = {"eth0": {"type": "nic", "nictype": "bridged"}, "root": {"type": "disk
 
 
 def find(service: Service, name: str, config: dict[str, str]) -> dict[str, object]:
-    """What the data source finds in a container with this configuration."""
+    """Return what the data source finds in a container with this configuration."""
     with service.container(name, config, DEVICES) as container:
         ran = container.run("env", f"PYTHONPATH={UNPACKED}", "/usr/bin/python3", "-c", FIND)
         assert ran.code == 0, ran.err
@@ -55,13 +55,13 @@ def find(service: Service, name: str, config: dict[str, str]) -> dict[str, objec
 
 @pytest.fixture(scope="module", autouse=True)
 def unpacked() -> None:
-    """The package is there: `make test` unpacks it."""
+    """Check that `make test` has unpacked the package."""
     assert Path(UNPACKED).is_dir(), "run the tests by 'make test', which unpacks Debian's cloud-init"
 
 
 @pytest.mark.parametrize("namespace", ["cloud-init", "user"])
 def test_data_source_finds_everything(service: Service, namespace: str) -> None:
-    """Meta-data, user-data, vendor-data, network-config and devices, from keys of either namespace."""
+    """The data source finds meta-data, user-data, vendor-data, network and devices, with keys of either namespace."""
     config = {
         f"{namespace}.user-data": USER_DATA,
         f"{namespace}.vendor-data": VENDOR_DATA,
@@ -89,7 +89,7 @@ def test_data_source_finds_everything(service: Service, namespace: str) -> None:
 
 
 def test_data_source_finds_a_bare_instance(service: Service) -> None:
-    """With nothing configured it still finds identity and devices, and makes up a network configuration of them."""
+    """With no configuration, the data source finds identity and devices, and generates a network configuration."""
     found = find(service, "ci-bare", {})
     assert found["found"] is True
     assert found["instance-id"] == found["expected-id"]

@@ -1,4 +1,4 @@
-"""The recorded event streams of a live Incus, replayed: handshakes, client frames, and what listeners heard."""
+"""The recorded event streams of a live Incus, replayed: handshakes, client frames and received events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEARD = [case for case in CASES if "events" in case and not case["case"].startsw
 BURSTS = [case for case in CASES if case["case"].startswith("burst")]
 HANDSHAKES = [case for case in CASES if "events" not in case]
 
-#: Cases that go another way here, and why; what is compared is (status, what follows the head, closed).
+# Cases with another result than the recorded one, and why; compared are (status, bytes after the head, closed).
 DIFFERENCES: dict[str, tuple[str, tuple[int, str, bool]]] = {
     "head-events": ("HEAD is answered, it is no stream", (200, "", False)),
     "patch-events": ("405 where Incus runs the read", (405, 'method "PATCH" not allowed\n', False)),
@@ -48,14 +48,14 @@ def c1(service: Service) -> Iterator[Container]:
 
 
 def split(data: bytes) -> tuple[int, str]:
-    """Status, and what follows the head; Incus ends the lines of a stream's head with a bare LF."""
+    """Return the status and the bytes after the head; Incus ends the lines of a stream's head with a bare LF."""
     head, _, rest = data.decode("latin-1").replace("\n\n", "\r\n\r\n", 1).partition("\r\n\r\n")
     return (int(head.split()[1]) if head else 0), rest
 
 
 @pytest.mark.parametrize("case", HANDSHAKES, ids=lambda case: str(case["case"]))
 def test_recorded_handshake(case: dict[str, Any], c1: Container) -> None:
-    """Each recorded handshake, and each frame of a client, comes to the same here, but for the differences above."""
+    """Each recorded handshake and client frame has the recorded result, except for the differences listed above."""
     steps: list[list[Any]] = []
     recorded = b""
     for step in case["steps"]:
@@ -76,7 +76,7 @@ def test_recorded_handshake(case: dict[str, Any], c1: Container) -> None:
 
 
 def act(service: Service) -> None:
-    """What was changed while the listeners of the recording were open, as far as it is ours to change."""
+    """Make the changes that were made while the recorded listeners were connected, as far as guestapi has them."""
     one: list[dict[str, str]] = [
         {"user.foo": "baz"},
         {"user.foo": "baz"},
@@ -110,24 +110,24 @@ def act(service: Service) -> None:
 
 
 def of(change: Change) -> Instance:
-    """The recorded instance."""
+    """Return the recorded instance."""
     return get_instance(change, "recorded-events", "c1")
 
 
 def configure(service: Service, config: dict[str, str]) -> None:
-    """One change of configuration."""
+    """Change the configuration once."""
     with service.writer.change() as change:
         steps.configure(change, of(change), config)
 
 
 def devices(service: Service, **changed: Device) -> None:
-    """One change of devices, from those that it had at first."""
+    """Change the devices once, starting from the recorded ones."""
     with service.writer.change() as change:
         steps.replace_devices(change, of(change), {**DEVICES, **changed})
 
 
 def heard(data: str) -> list[dict[str, Any]]:
-    """The events in a stream's bytes, whatever frames them, without their timestamps."""
+    """Return the events in a stream's bytes, in any framing, without their timestamps."""
     found = []
     for text in re.findall(r'\{"type":"(?:config|device)".*?\}\}(?=\n)', data):
         event = json.loads(text.encode("latin-1"))
@@ -139,10 +139,10 @@ def heard(data: str) -> list[dict[str, Any]]:
 
 
 def ours(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is expected for what was recorded.
+    """Return the events that guestapi sends for the recorded ones.
 
-    Incus takes a disk away and adds it again to change its source; to us a device of the same name and type is
-    updated. Keys that are set at once come in any order from Incus, in that of their names from us.
+    To change a disk's source, Incus removes the device and adds it again; guestapi updates a device of the same name
+    and type. Incus sends keys that were set in one change in any order, guestapi in the order of their names.
     """
     found: list[dict[str, Any]] = []
     for event in recorded:
@@ -160,7 +160,7 @@ def ours(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def clients_of(cases: list[dict[str, Any]]) -> str:
-    """The recorded requests for listening.py, each with what its listener hears last."""
+    """Return the recorded requests for listening.py, each with the last event that its listener receives."""
     wanted = []
     for case in cases:
         request = unfold(case["steps"][0][1]).decode("latin-1")
@@ -171,7 +171,7 @@ def clients_of(cases: list[dict[str, Any]]) -> str:
 
 
 def mark_the_end(service: Service) -> None:
-    """The last change that every listener hears of: nothing of before comes after it."""
+    """Make the last change that every listener receives; no event of an earlier change follows it."""
     with service.writer.change() as change:
         instance = steps.configure(change, of(change), {"user.end": "1"})
         steps.replace_devices(change, instance, {**instance.devices, "end": {"type": "none"}})
@@ -181,14 +181,14 @@ def mark_the_end(service: Service) -> None:
 
 
 def without_end(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events without those of `mark_the_end`, and what came after."""
+    """Return the events before those of `mark_the_end`."""
     names = [event["metadata"].get("key", event["metadata"].get("name")) for event in events]
     ends = [number for number, name in enumerate(names) if name in ("user.end", "end")]
     return events[: ends[0]] if ends else events
 
 
 def test_recorded_listeners(service: Service, c1: Container) -> None:
-    """Listeners with every recorded filter hear the recorded events, in the recorded order, through both workers."""
+    """Through both workers, a listener with any recorded filter receives the recorded events in the recorded order."""
     with c1.listening("raw", clients_of(HEARD)) as clients:
         assert clients.say() == "ready"
         act(service)
@@ -201,7 +201,7 @@ def test_recorded_listeners(service: Service, c1: Container) -> None:
 
 
 def test_recorded_burst(service: Service, c1: Container) -> None:
-    """Twenty keys set at once come as twenty events."""
+    """Twenty keys that are set in one change produce twenty events."""
     with c1.listening("raw", clients_of(BURSTS)) as clients:
         assert clients.say() == "ready"
         configure(service, {event["metadata"]["key"]: "v" for event in BURSTS[0]["events"]})

@@ -1,4 +1,4 @@
-"""The recordings of a live Incus, replayed against the real service from real containers: bytes in, bytes out."""
+"""The recordings of a live Incus, replayed byte for byte against the real service from real containers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.wire.recordings import DEVICES, HWADDR, Case
 
 CASES = recordings.load()
 
-#: These wait for the server's own time limits, so they run beside all others: three seconds, twenty, thirty.
+# Cases that wait for a time limit of the server, and its seconds. They run in parallel with all other cases.
 SLOW = {
     "no-request": 3,
     "partial-header": 3,
@@ -30,7 +30,7 @@ SLOW = {
     "idle-20s-then-request": 20,
     "idle-after-response": 30,
 }
-#: Where a container writes while it looks like another's to a careless reader.
+# Where a process is put into a cgroup that bears another container's name.
 CGROUP = Path("/sys/fs/cgroup/unified") if Path("/sys/fs/cgroup/unified").is_dir() else Path("/sys/fs/cgroup")
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -38,7 +38,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @pytest.fixture(scope="module")
 def containers(service: Service) -> Iterator[dict[str, Container]]:
-    """The recorded containers: c1, another with an ID map of its own, and a privileged one."""
+    """The recorded containers: c1, one with an ID map of its own, and a privileged one."""
     with (
         service.container("c1", devices=DEVICES, location="peerhost", project="recorded") as c1,
         service.container("ciso", base=BASE + 65536, location="peerhost", project="recorded") as ciso,
@@ -49,7 +49,7 @@ def containers(service: Service) -> Iterator[dict[str, Container]]:
 
 @pytest.fixture(scope="module")
 def fingerprints(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Images like the recorded ones: the recorded fingerprints, and those of ours."""
+    """Import images like the recorded ones; return the fingerprint of each by the recorded fingerprint."""
     where, files = images.directory(service.settings), tmp_path_factory.mktemp("images")
     (files / "public.tar.gz").write_bytes(recordings.public_image(CASES))
     for name in ("private.tar.gz", "metadata.tar.xz", "rootfs.squashfs"):
@@ -78,7 +78,7 @@ def in_cgroup(container: Container, name: str) -> Iterator[None]:
 
 
 def steps_of(case: Case) -> list[list[Any]]:
-    """The case's steps for an exchange; nothing is expected for 1.2 s where nothing was received."""
+    """Return the case's steps for an exchange; where no response was recorded, a short wait checks that none comes."""
     steps = []
     for step in case.steps:
         if step[0] == "send":
@@ -92,7 +92,7 @@ def steps_of(case: Case) -> list[list[Any]]:
 
 
 def sender(case: Case, service: Service, containers: dict[str, Container]) -> Callable[[list[list[Any]]], Exchanged]:
-    """How the recorded kind of caller exchanges bytes with the service."""
+    """Return a function that exchanges bytes with the service as the recorded kind of caller."""
     c1 = containers["c1"]
     from_c1: dict[str, dict[str, Any]] = {
         "root": {},
@@ -121,7 +121,7 @@ def sender(case: Case, service: Service, containers: dict[str, Container]) -> Ca
 
 
 def entered(container: Container, steps: list[list[Any]]) -> Exchanged:
-    """By the host's root in the container's mount and PID namespaces, but not in its user namespace."""
+    """Exchange bytes as the host's root in the container's mount and PID namespaces, but not in its user namespace."""
     import subprocess
 
     command = {"do": "exchange", "steps": steps, "socket": "/dev/incus/sock"}
@@ -145,7 +145,7 @@ def prepare(case: Case, service: Service, name: str) -> None:
 
 
 def compare(case: Case, service: Service, name: str, result: Exchanged) -> None:
-    """Status, Content-Type, nosniff, Location, images' fields, body, open or closed, and the state that is left."""
+    """Compare status, Content-Type, nosniff, Location, image fields, body, closure, and the state afterwards."""
     wanted, closed, ready = expected(case)
     got = [response for data in result.received for response in parse(data, case.method)]
     assert [response.status for response in got] == [response["status"] for response in wanted]
@@ -167,7 +167,7 @@ def compare(case: Case, service: Service, name: str, result: Exchanged) -> None:
 
 
 def in_same_parts(response: Response, want: dict[str, Any]) -> tuple[str, str, str, str]:
-    """Content-Type and body, got and wanted, with one boundary in all of them: it may be any, but not of any length."""
+    """Return both Content-Types and bodies with the boundaries replaced by a stand-in of the same length."""
     return (
         *_without_boundary(response.headers.get("content-type", ""), response.body.decode("latin-1")),
         *_without_boundary(want.get("type", ""), want["body"]),
@@ -181,7 +181,7 @@ def _without_boundary(kind: str, body: str) -> tuple[str, str]:
 
 
 def compare_body(got: str, want: str, kind: str | None) -> None:
-    """Exactly; but UUIDs vary, one sentence may be ours, and we sort what Go leaves in any order."""
+    """Compare two bodies exactly, except for UUIDs, sentences of guestapi's own, and lists that Go does not sort."""
     if want == SENTENCE:
         assert re.fullmatch(r"[^\n]{8,120}\n", got)
     elif kind == "application/json" and want.startswith("["):
@@ -197,18 +197,18 @@ def compare_body(got: str, want: str, kind: str | None) -> None:
 
 
 def instance_of(case: Case) -> str:
-    """The instance that a case is about."""
+    """Return the name of the instance that a case is about."""
     return case.sender if case.sender in ("cpriv", "ciso") else "c1"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waits(service: Service) -> Iterator[dict[str, Future[Exchanged]]]:
-    """What will have come of each that waits. All begin before the first test, and the last ones ask for it."""
+    """Start every slow case before the first test; the tests at the end wait for the results."""
     with ThreadPoolExecutor(len(SLOW)) as pool, ExitStack() as stack:
         begun = {}
         for case in (case for case in CASES if case.name in SLOW):
             name = f"slow-{case.name}"
-            # A container's agent does one thing at a time.
+            # A container's agent runs one exchange at a time, so each slow case has a container of its own.
             container = stack.enter_context(service.container(name, location="peerhost", project="recorded"))
             prepare(case, service, name)
             begun[case.name] = pool.submit(container.exchange, *steps_of(case))
@@ -219,7 +219,7 @@ def waits(service: Service) -> Iterator[dict[str, Future[Exchanged]]]:
 def test_recorded_exchange(
     case: Case, service: Service, containers: dict[str, Container], fingerprints: dict[str, str]
 ) -> None:
-    """Each recorded exchange goes the same way here, but for the differences in the table."""
+    """Each recorded exchange has the recorded result, except for the differences in the table."""
     case, name = case.renamed(fingerprints), instance_of(case)
     prepare(case, service, name)
     compare(case, service, name, sender(case, service, containers)(steps_of(case)))
@@ -227,16 +227,16 @@ def test_recorded_exchange(
 
 @pytest.mark.parametrize(("name", "seconds"), SLOW.items())
 def test_recorded_wait(service: Service, waits: dict[str, Future[Exchanged]], name: str, seconds: float) -> None:
-    """Connections end after 3 s without a head, 3 s into a body, 30 s idle; and are good for a request after 20 s."""
+    """A connection ends after 3 s without a head, 3 s without a body, or 30 s idle; after 20 s idle it still works."""
     (case,) = (case for case in CASES if case.name == name)
     result = waits[name].result()
     compare(case, service, f"slow-{name}", result)
-    # Later on a busy machine, but not so much that one limit could be taken for another.
+    # The upper bound allows for a busy machine, but still tells the limits apart.
     assert seconds <= result.seconds + 0.1 < seconds + 15
 
 
 def test_every_difference_is_needed() -> None:
-    """No rule in the table of differences is left over."""
+    """Every rule in the table of differences applies to a recorded case."""
     from tests.wire.differences import RULES
 
     used = {next((rule.cases for rule in RULES if rule.fits(case)), None) for case in CASES}
