@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 #: include/uapi/asm-generic/socket.h, since Linux 6.5. Not in Python's socket module before 3.14.
 SO_PEERPIDFD = 77
-#: Same header, since Linux 6.16. What a listening socket has is what those that it accepts have.
+#: Same header, since Linux 6.16. An accepted socket inherits the value of its listening socket.
 _SO_PASSRIGHTS = 83
 
 #: struct ucred (unix(7)): pid, uid, gid.
@@ -19,7 +19,7 @@ _UCRED = struct.Struct("iII")
 
 
 class Credentials(NamedTuple):
-    """Who connected, as seen in the namespaces of the service. ``pid`` is 0 if it cannot be seen from there."""
+    """The process that connected, as seen in the namespaces of the service. ``pid`` is 0 if it is not visible there."""
 
     pid: int
     uid: int
@@ -54,15 +54,15 @@ def peer_pidfd(connection: socket.SocketType) -> int | None:
             return None
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise
-        # ESRCH, and EINVAL and ENODATA from some versions, all say that nobody is there any more.
+        # ESRCH, or EINVAL or ENODATA in some kernel versions: the process has ended.
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
 
 
 def refuse_descriptors(listening: socket.socket) -> bool:
-    """Let nobody who connects pass descriptors along (unix(7), SCM_RIGHTS): sendmsg(2) fails with EPERM there.
+    """Refuse descriptors from clients (unix(7), SCM_RIGHTS): their sendmsg(2) fails with EPERM.
 
-    Nobody looks at them here, but who reads the bytes beside them closes them. That may take as long as their sender
-    likes: of a TCP socket with SO_LINGER and bytes that its other end does not read, close(2) waits.
+    The service never uses passed descriptors, but it closes them when it reads the bytes beside them. The sender can
+    make that slow: close(2) of a TCP socket with SO_LINGER waits while the peer does not read.
 
     Returns:
         False if this kernel cannot.

@@ -1,12 +1,11 @@
 """A connected socket -> the instance that it was connected from.
 
-A PID and the inode number of a namespace are both given to somebody else once their owner is gone. So what the store
-holds is only a hint. An instance is recognised when its init, the very process that was registered (PID, start time,
-boot), is alive *now* in the very PID namespace of the caller or in one around it. The namespace is held open
-meanwhile, so its number cannot change hands between two looks.
+The kernel reuses PIDs and inode numbers of namespaces, so the store's record is only a hint. An instance is recognised
+when its init, the very process that was registered (PID, start time, boot), is alive *now* in the PID namespace of the
+caller or in one around it. The namespace is held open meanwhile, so that its number cannot be reused during the check.
 
 Root inside is the user that was recorded when the init was registered, with the user namespace that owns the init's PID
-namespace. The init's own ID map tells nothing: a hostile init enters another user namespace and brings another map.
+namespace. The init's own ID map proves nothing: a hostile init can enter another user namespace, which has another map.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from guestapi.model import Init
 
 log = logging.getLogger(__name__)
 
-#: How many inits are remembered at the least before those that have ended are looked for.
+#: When more inits than this are remembered, those that have ended are removed.
 _FEW_INITS = 64
 
 
 class Registrations(Protocol):
-    """What must be known about instances to recognise one: `store.reading.Reader` does."""
+    """Look-up of registered inits; `store.reading.Reader` implements it."""
 
     def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
-        """Id, run and init of the instances registered with this PID namespace's inode number."""
+        """Return id, run and init of the instances that are registered with this PID namespace's inode number."""
         ...
 
 
 class LiveInit:
-    """An instance's init that was seen alive, held by a pidfd so that its end is noticed."""
+    """The init of an instance, with a pidfd that shows when it ends."""
 
     __slots__ = ("__weakref__", "_pidfd", "_poll", "init", "root_uid")
 
     def __init__(self, init: Init, pidfd: int, root_uid: int | None) -> None:
         self._pidfd = pidfd
-        # PERF: made once, it is asked at every request (0.4 µs instead of 0.9).
+        # PERF: one poll object for all requests (0.4 µs instead of 0.9).
         self._poll = select.poll()
         self._poll.register(pidfd, select.POLLIN)
         self.init = init
@@ -53,20 +52,20 @@ class LiveInit:
         os.close(self._pidfd)
 
     def alive(self) -> bool:
-        """Whether it still runs, asked of the kernel each time: a pidfd is readable after the end (pidfd_open(2))."""
+        """Whether it still runs, as the kernel says now: the pidfd of an ended process is readable (pidfd_open(2))."""
         return not self._poll.poll(0)
 
 
 class Caller(NamedTuple):
-    """Who is at the other end of a connection, for as long as the connection lasts.
+    """The process at the other end of a connection, for as long as the connection lasts.
 
     Attributes:
-        credentials: as the kernel keeps them, from the time of connect(2).
+        credentials: those that the kernel recorded at connect(2).
         instance_id, run: the instance, in the run in which it was recognised. None, 0: no known instance.
-        init: the proof; None if there is no instance.
-        started: the calling process's start time, where only /proc tells one process from the next of its PID.
-        container: inode number of the outermost PID namespace around it that is not ours: of the container that it is
-            in, be it registered or not. None: it is a process of the host, or that cannot be told.
+        init: the init that proves it; None if there is no instance.
+        started: the calling process's start time, on kernels where only /proc shows that a PID was reused.
+        container: inode number of the outermost PID namespace around it that is not the service's own. It stands for
+            the container, registered or not. None: a process of the host, or a process that cannot be examined.
     """
 
     credentials: Credentials
@@ -97,10 +96,10 @@ class Identifier:
         self._inits = LiveInits()
 
     def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
-        """Who connected. Call it once, right after accept.
+        """Identify the process that connected. Call it once, right after accept.
 
         Args:
-            connection: as accepted.
+            connection: the accepted socket.
             who: its `credentials`.
 
         Raises:
@@ -120,15 +119,15 @@ class Identifier:
             return Caller(who)
 
     def find_container(self, connection: socket.SocketType, who: Credentials) -> int:
-        """Tell which container a connection is from, for less than it takes to identify its caller.
+        """Find the container that a connection is from. This is cheaper than `identify`, and proves nothing.
 
         Args:
-            connection: as accepted.
+            connection: the accepted socket.
             who: its `credentials`.
 
         Returns:
-            The inode number of the outermost PID namespace around the process that is not ours, as `Caller.container`;
-            0 for a process of the host, and for one that has ended or cannot be looked at. It proves nothing.
+            The inode number, as in `Caller.container`; 0 for a process of the host, and for a process that has ended or
+            cannot be examined.
         """
         try:
             pidfd = peer_pidfd(connection) if self._pidfd else None
@@ -155,9 +154,9 @@ class Identifier:
         return container
 
     def confirm(self, connection: socket.SocketType, caller: Caller) -> Caller:
-        """The same caller, if the process that connected is still there; unknown if not. For the first request.
+        """Return the caller for the first request: the same if the process that connected still runs, else unknown.
 
-        Whoever holds the socket of a process that has ended could be anybody, so Incus gives no answer, nor do we.
+        When that process has ended, any other process may hold its socket. Incus, too, gives no answer then.
         """
         if caller.instance_id is None:
             return caller
@@ -198,13 +197,13 @@ class Identifier:
         return Caller(who, container=container)
 
     def _live(self, init: Init, namespace: int, caller: int) -> LiveInit | None:
-        """The init that was registered with an open namespace, if it is alive in it; `caller` is in it or below."""
+        """Return the init that is registered with an open PID namespace, if alive there. `caller` is in it or below."""
         known = self._inits.get(init)
         if known is None:
             known = self._look(init, namespace, caller)
             if known is None:
                 return None
-            # A user ID map is written once, but perhaps only after the first call: do not keep that there is none.
+            # An ID map is written once, perhaps after the first connection. So its absence is not cached.
             if known.root_uid is not None:
                 self._inits.add(known)
         return known
@@ -230,19 +229,19 @@ class Identifier:
             if isinstance(error, ProcessLookupError):
                 return None
             raise
-        # Still there after all the looks: so all of them were at the process of the pidfd.
+        # The process is still alive, so every look before was at the process of the pidfd.
         return live if started == init.start_time and live.alive() else None
 
 
 class LiveInits:
-    """The inits that were seen alive. From time to time those that have ended are let go."""
+    """The inits that were seen alive. Those that have ended are removed from time to time."""
 
     def __init__(self) -> None:
         self._inits: dict[tuple[int, int], LiveInit] = {}
         self._most = _FEW_INITS
 
     def get(self, init: Init) -> LiveInit | None:
-        """The process of `init`, if it was seen as that and is still alive."""
+        """Return the process of `init`, if it is remembered and still alive."""
         live = self._inits.get((init.pid, init.start_time))
         return live if live is not None and live.init == init and live.alive() else None
 
@@ -258,7 +257,7 @@ class LiveInits:
 
 
 def _root_uid(init: Init, namespace: int, caller: int) -> int | None:
-    """Which user is root in the container of `init`, whose PID namespace is open as `namespace`; None: nobody is."""
+    """Return the user who is root in the container of `init`; `namespace` is its open PID namespace. None: nobody."""
     if init.root_uid is not None:
         owner = namespaces.open_owner(namespace)
         if owner is not None:
@@ -267,6 +266,6 @@ def _root_uid(init: Init, namespace: int, caller: int) -> int | None:
                     return init.root_uid
             finally:
                 os.close(owner)
-    # Not recorded, by an earlier version or by who could not tell. We may not enter the owner of the PID namespace, but
+    # Not recorded, for example by version 0.1. The service may not enter the owner of the PID namespace, but
     # init is in it as a rule, and so is a caller that is root there.
     return namespaces.find_root(namespace, (init.pid, caller))[0]

@@ -1,11 +1,11 @@
 """Looking at processes: PID namespaces, start times, user ID maps.
 
 Rules:
-- Every answer is about the process that was asked about, or is ProcessLookupError; never about another process that
-  got its PID meanwhile.
+- Every function answers for the process that it was given, or raises ProcessLookupError. It never answers for another
+  process that got the same PID meanwhile.
 - Nothing that a container's init does to itself later changes an answer. It may create a PID namespace for its
-  children, and it may enter another user namespace; neither moves it out of its own PID namespace, and the user
-  namespace that owns that PID namespace stays the same for as long as the PID namespace exists.
+  children, and it may enter another user namespace. Neither moves it out of its own PID namespace, and the owner of
+  that PID namespace stays the same for as long as the PID namespace exists.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _PIDFD_GET_PID_NAMESPACE = 0xFF05
 _NS_GET_USERNS = 0xB701
 _NS_GET_PARENT = 0xB702
 
-#: Enters the user namespace of the descriptor that it is given, says so, and stays until its standard input ends.
+#: Enters the user namespace of the given descriptor, prints a line, and stays until its standard input ends.
 _ENTER = (
     "import ctypes, sys; print(ctypes.CDLL(None).setns(int(sys.argv[1]), 0x10000000), flush=True); sys.stdin.read()"
 )
-#: Seconds until a process that should have entered a user namespace is given up.
+#: Seconds that a process has to enter a user namespace.
 _ENTER_SECONDS = 5.0
 
 #: proc_pid_stat(5): after the command's closing parenthesis the fields start with 3, "state"; "starttime" is 22.
@@ -42,7 +42,7 @@ _STATE, _START_TIME = 3 - 3, 22 - 3
 
 
 class NotAnInitError(OperatorError):
-    """A process cannot be an instance's identity; the text is one sentence that says what would be right."""
+    """A process cannot be the init of an instance. The message says which process would be right."""
 
 
 @cache
@@ -59,12 +59,12 @@ def own_namespace() -> int:
 
 
 def start_time(pid: int) -> int:
-    """When process `pid` started, in clock ticks since boot.
+    """Return when process `pid` started, in clock ticks since boot.
 
     Raises:
-        ProcessLookupError: there is none, or it has ended and waits for its parent to notice.
+        ProcessLookupError: there is no such process, or it is a zombie.
     """
-    # The command's name stands in parentheses and may itself hold any, so count from the last one.
+    # The command's name is in parentheses and may contain parentheses itself, so count from the last one.
     fields = _read(pid, "stat").rpartition(b")")[2].split()
     if fields[_STATE] in (b"Z", b"X"):
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
@@ -72,7 +72,7 @@ def start_time(pid: int) -> int:
 
 
 def root_uid(pid: int, user_namespace: int) -> int | None:
-    """Which user of ours is root in a user namespace (user_namespaces(7)), as a process that is in it shows.
+    """Return the host user who is root in a user namespace (user_namespaces(7)), by the ID map of a process in it.
 
     Args:
         pid: the process. Which one it is does not matter: the ID map belongs to the namespace.
@@ -86,7 +86,7 @@ def root_uid(pid: int, user_namespace: int) -> int | None:
         PermissionError: CAP_SYS_PTRACE is missing.
     """
     try:
-        # What is opened through this descriptor is of one process, even if its PID is handed out again.
+        # All files opened through this descriptor belong to one process, even if its PID is reused.
         process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
@@ -116,13 +116,13 @@ def is_gone(pidfd: int) -> bool:
 
 
 def open_namespace(pid: int, pidfd: int | None, *, by_ioctl: bool = True) -> int:
-    """A descriptor of the PID namespace of a process. While it is open, nobody else gets the inode number.
+    """Open the PID namespace of a process. While it is open, its inode number is not reused.
 
     Args:
         pid: the process.
-        pidfd: of the same process, or None where there is none: then `pid` alone is trusted, and only if no other
-            process takes it over during the look.
-        by_ioctl: ask the pidfd itself, where the kernel can (6.11). Otherwise, and before, /proc is asked.
+        pidfd: of the same process. None: there is none; then the result is valid only if `pid` was not reused
+            meanwhile.
+        by_ioctl: use the ioctl of the pidfd, since Linux 6.11. Otherwise /proc is read.
 
     Raises:
         ProcessLookupError: the process is gone.
@@ -149,7 +149,7 @@ def open_namespace(pid: int, pidfd: int | None, *, by_ioctl: bool = True) -> int
 
 
 def open_parent(namespace: int) -> int | None:
-    """A descriptor of the PID namespace around `namespace`; None at the top of what can be seen from here."""
+    """Open the PID namespace around `namespace`; None at the top of those that are visible here."""
     try:
         return fcntl.ioctl(namespace, _NS_GET_PARENT, 0)
     except PermissionError:
@@ -157,7 +157,7 @@ def open_parent(namespace: int) -> int | None:
 
 
 def open_owner(namespace: int) -> int | None:
-    """A descriptor of the user namespace that owns `namespace`; None if that lies around our own."""
+    """Open the user namespace that owns `namespace`; None if it lies around the service's own."""
     try:
         return fcntl.ioctl(namespace, _NS_GET_USERNS, 0)
     except PermissionError:
@@ -165,15 +165,15 @@ def open_owner(namespace: int) -> int | None:
 
 
 def find_root(namespace: int, pids: Iterable[int], *, enter: bool = False) -> tuple[int | None, int | None]:
-    """Which user of ours is root in the user namespace that owns a PID namespace.
+    """Find the host user who is root in the user namespace that owns a PID namespace.
 
     Args:
         namespace: a descriptor of the PID namespace.
-        pids: processes that may be in that user namespace; the first one that is shows its ID map.
-        enter: if none of them is, start a process that enters it. That needs CAP_SYS_ADMIN.
+        pids: processes that may be in that user namespace. The ID map of the first that is there is used.
+        enter: if none of them is there, start a process that enters it. That needs CAP_SYS_ADMIN.
 
     Returns:
-        The user, None if that cannot be told; and the inode number of the user namespace, None if it cannot be seen.
+        The user, None if it is unknown; and the inode number of the user namespace, None if it is not visible.
 
     Raises:
         PermissionError: CAP_SYS_PTRACE is missing.
@@ -196,14 +196,14 @@ def find_root(namespace: int, pids: Iterable[int], *, enter: bool = False) -> tu
 
 def _root_by_entering(user_namespace: int, number: int) -> int | None:
     command = [sys.executable, "-I", "-S", "-c", _ENTER, str(user_namespace)]
-    # A process of its own, not a fork of this one, which may have threads. It runs nothing of the container's, and the
+    # A new process, not a fork of this one, which may have threads. It runs nothing of the container's, and the
     # container cannot see it: it enters no PID namespace.
     with subprocess.Popen(
         command, pass_fds=[user_namespace], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as child:
         assert child.stdout is not None
         try:
-            # If it could not enter, it is in our own user namespace, and its map counts for nothing.
+            # If it could not enter, it is still in our own user namespace, whose map is of no use.
             select.select([child.stdout], [], [], _ENTER_SECONDS)
             return root_uid(child.pid, number)
         except ProcessLookupError:
@@ -213,20 +213,20 @@ def _root_by_entering(user_namespace: int, number: int) -> int | None:
 
 
 def inode(namespace: int) -> int:
-    """The inode number of an open namespace, its name for as long as it exists."""
+    """Return the inode number of an open namespace, which identifies it for as long as it exists."""
     return os.fstat(namespace).st_ino
 
 
 def examine(pid: int, *, stated_root_uid: int | None = None) -> Init:
-    """What identifies the process `pid` as an instance's init, and which user of ours is root there.
+    """Examine the process `pid` as the init of an instance: its identity, and the host user who is root there.
 
-    Root is told by the ID map of the user namespace that owns the init's PID namespace, not by the init's own, which
-    may have entered another one. Then we have to enter the owner ourselves to see its map, which needs CAP_SYS_ADMIN.
+    Root follows from the ID map of the user namespace that owns the init's PID namespace. The init itself may have
+    entered another user namespace. Then a process of ours has to enter the owner, which needs CAP_SYS_ADMIN.
 
     Args:
-        pid: the process, as seen from here.
-        stated_root_uid: which user is root inside according to whoever made the container; it counts only where the
-            kernel does not tell us.
+        pid: the process, in the PID namespace of this process.
+        stated_root_uid: the root user that the container's runtime states. It is used only if the kernel does not
+            tell.
 
     Raises:
         NotAnInitError: there is no such process, it is in our own PID namespace, or it is not PID 1 of its own.
@@ -262,7 +262,7 @@ def examine(pid: int, *, stated_root_uid: int | None = None) -> Init:
 
 
 def is_alive(init: Init) -> bool:
-    """Whether that very process still runs."""
+    """Whether this very process still runs."""
     try:
         return init.boot_id == boot_id() and start_time(init.pid) == init.start_time
     except ProcessLookupError:

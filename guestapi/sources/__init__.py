@@ -1,5 +1,6 @@
-"""Who fills the store when nobody types: hooks of container runtimes.
+"""Sources: registers the containers of each runtime as instances, without an operator's command.
 
-Rules: one module a runtime turns what that runtime tells its hooks into a `register.Report`, and knows nothing of the
-store; `register` writes it down, and knows nothing of runtimes.
+Rules: a source observes its runtime and returns `Observed` instances; it does not use the store. `reconcile` makes the
+store equal to what was observed, and is the same for all sources, the mirrors included. A hook only rings the doorbell
+of its `Follower`, which then looks at the container itself.
 """

@@ -1,4 +1,4 @@
-"""Containers of OCI runtimes, as their bundles tell: the state that a hook gets, and the bundle's config.json.
+"""Containers of OCI runtimes, as their bundles describe them: the state that a hook gets, and the bundle's config.json.
 
 github.com/opencontainers/runtime-spec, runtime.md "State" and config.md. Shared by the sources of podman, Docker and
 of crun and runc alone.
@@ -22,17 +22,17 @@ from guestapi.names import KEY_BYTES
 from guestapi.sources.processes import arguments, is_roots, parent
 
 CONFIG_PREFIX = "guestapi.config."
-#: Never taken from annotations, whoever brings them: these switch the guest API itself on and off.
+#: Never taken from annotations, the operator's included: these switch the guest API itself on and off.
 _SWITCHES = "security."
 #: Bytes of a file that a runtime writes. A config.json has some 10 KiB; the annotations of an image come on top.
 _FILE_BYTES = 16 << 20
-#: Bytes of an id at the most: it names a directory of the runtime's (limits.h, NAME_MAX).
+#: Most bytes of an id, which is the name of a directory of the runtime (limits.h, NAME_MAX).
 _ID_BYTES = 255
-#: How far above an init its conmon can be: crun or runc, and one that these run in.
+#: How many generations above an init its conmon can be: crun or runc and a helper process may be between.
 _GENERATIONS = 5
 #: Below which directories runtimes mount what every container needs, and single files that podman mounts.
 _USUAL = re.compile(r"/(proc|sys|dev/(console|mqueue|pts|shm|init))(/.*)?|/run/podman-init")
-#: What podman keeps of a container, or of its pod: /etc/hosts and the like, which are mounted in it.
+#: Files that podman keeps for a container or its pod, like /etc/hosts, and mounts in it.
 _KEPT = re.compile(r"-containers/[0-9a-f]{64}/userdata/")
 #: Where podman keeps a volume. One that an image declares has 64 hexadecimal digits for a name.
 _VOLUME = re.compile(r"/volumes/([^/]+)/_data\Z")
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 class BundleError(SourceError):
-    """What a runtime says of a container cannot be understood."""
+    """A runtime's description of a container cannot be used."""
 
 
 class _State(Struct):
@@ -84,7 +84,7 @@ class Bind:
     Attributes:
         source: on the host.
         path: inside.
-        readonly: nobody can write through it.
+        readonly: it is mounted read-only.
     """
 
     source: str
@@ -99,11 +99,11 @@ class Bundle:
     Attributes:
         id: the whole one.
         pid: of its init, on the host; None: it has none now.
-        hostname: the host name inside that the runtime sets; empty: it sets none.
+        hostname: the host name that the runtime sets inside; empty: none.
         mounts: paths of the host that are mounted inside.
         annotations: of the operator and, with podman, of the image.
         has_own_pid_namespace: the runtime makes one for it; otherwise, its processes are in another's.
-        is_stored: podman (or CRI-O) has made the bundle, and answers for the container.
+        is_stored: podman or CRI-O made the bundle and manages the container.
     """
 
     id: str
@@ -140,7 +140,7 @@ def read_state(state: bytes) -> Bundle | None:
 
 
 def read_config(file: str, key: str, pid: int | None, bundle: str) -> Bundle:
-    """A container by its config.json.
+    """Read a container's config.json.
 
     Args:
         file: the config.json, or a copy that the runtime keeps.
@@ -239,7 +239,7 @@ def _following(words: list[str], option: str) -> str | None:
 
 
 def configuration(annotations: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The configuration in annotations or labels, and what of it is not used."""
+    """Return the configuration in annotations or labels, and a sentence for each key that is not used."""
     found = {
         key.removeprefix(CONFIG_PREFIX): value for key, value in annotations.items() if key.startswith(CONFIG_PREFIX)
     }
@@ -252,7 +252,7 @@ def configuration(annotations: Mapping[str, str]) -> tuple[dict[str, str], tuple
 
 
 def podman_disks(mounts: Iterable[Bind]) -> list[Device]:
-    """What the operator has mounted, of all that podman mounts in a container, as its API will tell it."""
+    """Return the mounts that the operator gave, of all those that podman makes, as podman's API will list them."""
     found = []
     for mount in mounts:
         volume = _VOLUME.search(mount.source)

@@ -1,9 +1,9 @@
-"""Which instance of the store an observation is about, and whether it may be. Pure.
+"""Decides which instance of the store an observation is about, and whether the source may have it. Pure.
 
 Rules: a source's own key identifies an instance for ever; its name is a property. A name that belongs to another owner
-is refused, whether that one runs or not, and the instance that has it is not touched. Two kinds of instances have no
-owner, and are adopted by the first container of their name: those that were added by hand and do not run, and those
-that their source has released because their container is gone.
+is refused, whether or not the owner's instance runs, and that instance is not changed. Two kinds of instances have no
+owner, and the first container of their name adopts them: those that were added by hand and do not run, and those whose
+source has released them because their container is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from guestapi.model import DAEMONS, Device, Init, Instance
 from guestapi.sources.observed import Observed
 
-#: Sources whose runtimes tell devices themselves. The others' are what a process of the container has.
+#: Sources whose runtimes list devices themselves. For other sources, the mounts and links of the init are devices.
 _TELLING = frozenset({"podman", "docker", "oci"})
 
 
@@ -35,11 +35,11 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to be done with an observation.
+    """The decision about an observation.
 
     Attributes:
         instance: the instance that it is about; None: a new one, unless it is refused.
-        replaced: an instance that goes first: it has the name, or the key, and nothing that would be missed.
+        replaced: an instance to remove first: it has the name or the key, and no settings of the operator's.
         refusal: why the observation is refused, in one sentence; None: it is not.
         hint: what to do about the refusal.
         holder: key of the same source's instance that has the name.
@@ -67,7 +67,7 @@ def decide(
         observed: what it sees.
         candidates: the instances that it could be about.
         is_alive: whether a process still runs.
-        is_empty: whether nothing of an instance would be missed: it has no settings of the operator's.
+        is_empty: whether an instance has no settings of the operator's.
 
     Returns:
         The decision.
@@ -105,7 +105,7 @@ def _adopted(
     is_alive: Callable[[Init], bool],
     is_empty: Callable[[Instance], bool],
 ) -> Decision:
-    """Decide about a name that an instance without a container has."""
+    """Decide about a name that belongs to an instance without a container."""
     remove = f"'guestapi instance remove {named.name}' makes room for it"
     if source in DAEMONS:
         # Its configuration would be mixed with the daemon's for good, and could not be changed.
@@ -122,10 +122,10 @@ def _adopted(
 
 
 def choose_init(source: str, observed: Observed, known: Init | None, is_alive: Callable[[Init], bool]) -> Init | None:
-    """Which init an instance has after an observation.
+    """Return the init that an instance has after an observation.
 
-    A look at a runtime may be older than what is known: a container may have been registered since. So a process that
-    is alive gives way to another live one only. A mirror asks its daemon in order, so what that says counts.
+    An observation may be older than the store: the container may have been registered since. So a live init is replaced
+    only by another live one. A mirror asks its daemon in order, so its observations always count.
 
     Args:
         source: name of the source.
@@ -142,10 +142,10 @@ def choose_init(source: str, observed: Observed, known: Init | None, is_alive: C
 def choose_devices(
     source: str, observed: Observed, devices: dict[str, Device] | None, known: Instance | None, init: Init | None
 ) -> dict[str, Device] | None:
-    """Which devices the source's layer has after an observation; None: those that it has.
+    """Return the devices of the source's layer after an observation; None to keep those that it has.
 
-    What a runtime made of a container is seen before its init runs; afterwards a hostile root inside chooses it. So
-    devices are taken once for each init, and kept; but for runtimes that tell them, which no container can change.
+    Before the init runs, mounts and links are as the runtime made them; afterwards a hostile root inside can change
+    them. So devices are taken once for each init. A runtime that lists devices itself is believed each time.
 
     Args:
         source: name of the source.

@@ -1,10 +1,10 @@
 """A client of the Docker-compatible API on a Unix socket, as Docker's engine and podman offer it.
 
-It asks four things: list, inspect, one volume, events. Facts about fields: docs.docker.com/reference/api/engine.
+It has four requests: list, inspect, one volume, events. Fields: docs.docker.com/reference/api/engine.
 
-Rules: the other side is not believed. Each answer has a deadline and a size in all, so an engine that hangs,
-trickles or answers gigabytes costs a bounded time and memory, and is one sentence. Paths have no version: each engine
-then speaks its newest, and the fields used here are the same since 1.24.
+Rules: the engine is not trusted. Each answer has one deadline and one bound on its size, so an engine that hangs,
+trickles or sends gigabytes costs bounded time and memory, and one line in the log. Paths have no version: each engine
+then uses its newest, and the fields used here are the same since 1.24.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from msgspec import Struct, field
 from guestapi.errors import SourceError
 from guestapi.sources.docker_model import ID, Annotated, Container, LibpodContainer, Listed, Volume
 
-#: Seconds until an answer must be there as a whole: for the list, and for one container. podman's list was seen to take
+#: Seconds until an answer must be complete: for the list, and for one container. podman's list was seen to take
 #: 1.3 s while twenty containers start, and a container that is just being made blocks it.
 _LIST_SECONDS, _ONE_SECONDS = 15.0, 5.0
 #: Bytes of an answer. A list has about 2 KiB for a container, one container 8 KiB, and both as many labels as images
@@ -32,7 +32,7 @@ _LIST_BYTES, _ONE_BYTES = 32 << 20, 16 << 20
 #: Bytes of an event; it has the labels of the container's image too.
 _EVENT_BYTES = 16 << 20
 _CHUNK = 1 << 16
-#: What says that a container is to be looked at anew. Engines name two of these differently, and ignore unknown ones.
+#: Events after which a container is observed again. Engines name two of these differently, and ignore unknown ones.
 _EVENTS = ("create", "start", "die", "died", "rename", "remove", "destroy")
 
 T = TypeVar("T")
@@ -43,11 +43,11 @@ class EngineError(SourceError):
 
 
 class ContainerGoneError(EngineError):
-    """The engine knows no such container or volume (any more)."""
+    """The engine has no such container or volume."""
 
 
 class TooLargeError(EngineError):
-    """An answer has more bytes than are taken."""
+    """An answer exceeds the bound on its size."""
 
 
 class _Actor(Struct, frozen=True, rename="pascal"):
@@ -63,7 +63,7 @@ class _Refusal(Struct, frozen=True):
 
 
 class Engine:
-    """One engine; every question is a connection of its own, so threads may share it."""
+    """A client of one engine. Each request has its own connection, so threads may share the client."""
 
     def __init__(self, path: str) -> None:
         """Address the engine.
@@ -109,7 +109,7 @@ class Engine:
         return self._get(f"/volumes/{quote(name, safe='')}", Volume)
 
     def annotations(self, key: str) -> Mapping[str, str]:
-        """Annotations of a container, of its image and the operator's merged. podman's own API alone has them.
+        """Return a container's annotations, its image's and the operator's merged. Only podman's own API has them.
 
         Raises:
             EngineError: it cannot be asked, or answers something else.
@@ -118,7 +118,7 @@ class Engine:
         return found.config.annotations or {}
 
     def image_annotations(self, image: str) -> Mapping[str, str]:
-        """Annotations that an image brings into each container that is made of it. podman's own API alone has them.
+        """Return the annotations that an image brings into its containers. Only podman's own API has them.
 
         Raises:
             EngineError: it cannot be asked, or answers something else.
@@ -127,7 +127,7 @@ class Engine:
         return found.annotations or {}
 
     def events(self) -> Events:
-        """Follow what happens to containers, from now on.
+        """Subscribe to the events of containers, from now on.
 
         Raises:
             EngineError: it cannot be asked.
@@ -194,7 +194,7 @@ class Events:
 
         Args:
             path: of the engine's socket, for errors.
-            connection: on which the question was sent; closed with this.
+            connection: on which the request was sent; closed with this object.
         """
         self._path, self._connection = path, connection
         self._parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=_CHUNK)
@@ -205,14 +205,14 @@ class Events:
         connection.setblocking(False)
 
     def fileno(self) -> int:
-        """The socket's, for poll(2): readable when there is something to `read`."""
+        """Return the socket's descriptor for poll(2), readable when `read` has something."""
         return self._connection.fileno()
 
     def read(self) -> frozenset[str] | None:
-        """What has happened since the last time.
+        """Read what happened since the last call.
 
         Returns:
-            Ids of containers to look at; None: look at all of them, since something could not be understood.
+            Ids of containers to observe; None: observe all, because an event could not be read.
 
         Raises:
             EngineError: the stream has ended, or is none.
@@ -226,7 +226,7 @@ class Events:
                 event = self._parser.next_event()
                 if event is h11.NEED_DATA:
                     break
-                # ConnectionClosed, PAUSED: the engine has said all that it will.
+                # ConnectionClosed, PAUSED: the engine sends nothing more.
                 if isinstance(event, h11.Response) and event.status_code != 200:
                     raise EngineError(f"{self._path}: GET /events: the engine answers {event.status_code}")
                 if isinstance(event, h11.Data):
@@ -244,7 +244,7 @@ class Events:
         self._connection.close()
 
     def _take(self, data: bytes, found: set[str]) -> bool:
-        """Add the ids of whole lines to `found`; whether all could be understood."""
+        """Add the ids of complete lines to `found`; return whether all could be read."""
         understood = True
         *lines, rest = data.split(b"\n")
         for line in lines:
@@ -265,7 +265,7 @@ class Events:
 
 
 class _TooMuchError(Exception):
-    """An answer is larger than is taken."""
+    """An answer exceeds the bound on its size."""
 
 
 def _send(connection: socket.socket, target: str, until: float) -> None:
@@ -297,7 +297,7 @@ def _receive(connection: socket.socket, until: float, limit: int) -> tuple[int, 
 
 
 def _allow(connection: socket.socket, until: float) -> None:
-    """Let the next call take what is left of the time."""
+    """Give the next call the rest of the time."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError

@@ -1,4 +1,4 @@
-"""What the Docker-compatible API tells of a container, as far as it is used (docs.docker.com/reference/api/engine)."""
+"""The part of the Docker-compatible API's answers that is used here (docs.docker.com/reference/api/engine)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct, field
 
-#: An identity: what is shorter could be the beginning of another.
+#: A full id: a shorter one could be the prefix of another.
 ID = re.compile("[0-9a-f]{64}")
 
 
@@ -30,7 +30,7 @@ class ContainerMount(Struct, frozen=True, rename="pascal"):
 
 
 class Listed(Struct, frozen=True, rename="pascal"):
-    """A container, as the list has it. ``mounts`` None: this engine's list does not say."""
+    """A container in the list. ``mounts`` None: this engine's list has no mounts."""
 
     id: str
     names: list[str] | None = None
@@ -38,7 +38,7 @@ class Listed(Struct, frozen=True, rename="pascal"):
 
 
 class State(Struct, frozen=True, rename="pascal"):
-    """How a container is now.
+    """The state of a container.
 
     Attributes:
         pid: of its init; 0: it does not run.
@@ -50,7 +50,7 @@ class State(Struct, frozen=True, rename="pascal"):
 
 
 class HostConfig(Struct, frozen=True, rename="pascal"):
-    """What the operator set; modes are empty, ``private``, ``host``, or ``container:ID``."""
+    """The operator's settings; modes are empty, ``private``, ``host``, or ``container:ID``."""
 
     pid_mode: str = ""
     uts_mode: str = field(default="", name="UTSMode")
@@ -64,7 +64,7 @@ class Config(Struct, frozen=True, rename="pascal"):
 
 
 class Network(Struct, frozen=True, rename="pascal"):
-    """A network that a container is in."""
+    """A container's interface in one network."""
 
     mac_address: str = ""
 
@@ -76,7 +76,7 @@ class NetworkSettings(Struct, frozen=True, rename="pascal"):
 
 
 class Container(Struct, frozen=True, rename="pascal"):
-    """A container, as inspecting it has it. ``image``: of what it is made; ``sha256:`` alone if of none."""
+    """The answer to inspect. ``image``: the container's image; ``sha256:`` alone if it has none."""
 
     id: str
     name: str
@@ -108,7 +108,7 @@ class Volume(Struct, frozen=True, rename="pascal"):
 
 
 def operators(names: Sequence[ContainerMount]) -> list[ContainerMount]:
-    """Those mounts that only the operator can have given: binds and volumes with a name, not what an image declares.
+    """Return the mounts that only the operator can give: binds and named volumes, not volumes that an image declares.
 
     A volume that an image declares has no name; engines give it one of 64 hexadecimal digits.
     """

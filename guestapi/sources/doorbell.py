@@ -1,8 +1,8 @@
 """The doorbell of a follower: a Unix socket at which the hooks of one runtime ring (`guestapi.sources.hook` says how).
 
-Rules: only root may ring, and a ring has bounds in bytes and in seconds. A ring that is cut, garbage or too long gets
-one sentence as its answer and in the journal. Nothing here blocks: the follower's loop says when there is something to
-read, and no hook keeps another waiting.
+Rules: only root may ring, and a ring is bounded in bytes and in seconds. A ring that is incomplete, malformed or too
+long gets one sentence as its answer and in the journal. Nothing here blocks: the follower's loop calls when a socket
+is readable, and no hook waits for another.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from guestapi.sources.hook import STATE_BYTES
 
 log = logging.getLogger(__name__)
 
-#: How many hooks may wait to be accepted, and how many that were accepted may wait for their answers.
+#: Most hooks that wait to be accepted, and most accepted ones that wait for their answers.
 _BACKLOG, CONNECTIONS = 4096, 1024
-#: Bytes of a ring at the most: a state on standard input, and some variables.
+#: Most bytes of a ring: a state on standard input, and some variables.
 RING_BYTES = STATE_BYTES + (1 << 16)
-#: Seconds until a ring must be whole. The hook itself gives up after two.
+#: Seconds until a ring must be complete. The hook itself gives up after two.
 RING_SECONDS = 3.0
 _READ = 1 << 16
-#: Bytes of an answer at the most, so that it is sent at once, and the hook reads all of it.
+#: Most bytes of an answer, so that one send and one read are enough.
 _ANSWER_BYTES = 2048
 
 
 class RingError(SourceError):
-    """What came was no ring."""
+    """The bytes that were received are no ring."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """What a hook said.
+    """The content of a ring.
 
     Attributes:
         source: the runtime, like ``lxc``.
-        arguments: what the runtime called its hook with.
-        environ: those variables of the hook's environment that this source's follower is told.
-        state: what the hook had on standard input; empty for runtimes that give nothing there.
-        hostname: the host name that the runtime has set inside, if the hook could tell.
+        arguments: the hook's arguments.
+        environ: the variables of the hook's environment that this source uses.
+        state: the hook's standard input; empty for runtimes that write nothing there.
+        hostname: the host name that the runtime has set inside, if the hook could read it.
     """
 
     source: str
@@ -59,10 +59,10 @@ class Ring:
 
 
 def parse(data: bytes) -> Ring:
-    """A ring from the bytes that came.
+    """Parse a ring.
 
     Raises:
-        RingError: they are not whole, or no ring.
+        RingError: the bytes are incomplete, or no ring.
     """
     if not data.endswith(b"\0\0"):
         raise RingError(f"a ring of {len(data)} bytes was cut off in the middle")
@@ -87,7 +87,7 @@ def parse(data: bytes) -> Ring:
 
 
 class DoorbellCaller:
-    """A hook that has rung, and waits for its answer."""
+    """A connected hook, which waits for its answer."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -99,17 +99,17 @@ class DoorbellCaller:
         return self._connection.fileno()
 
     def receive(self) -> bytes | None:
-        """What has come; None: nothing yet. Empty: the hook has said all."""
+        """Read what is there; None: nothing yet. Empty: the hook has sent everything."""
         try:
             return self._connection.recv(_READ)
         except (BlockingIOError, InterruptedError):
             return None
 
     def answer(self, refused: str | None = None) -> None:
-        """Let the hook go.
+        """Answer the hook, which then ends.
 
         Args:
-            refused: why the container was not registered, in one sentence; None: it was.
+            refused: one sentence why the container was not registered; None: it was.
         """
         text = "ok" if refused is None else "no " + " ".join(refused.split())
         try:
@@ -120,7 +120,7 @@ class DoorbellCaller:
 
 
 class DoorbellServer:
-    """Listens for hooks. Belongs to a follower's loop, whose selector it uses; each key's ``data`` is what to call."""
+    """Listens for hooks, with the selector of the follower's loop; the ``data`` of each key is the function to call."""
 
     def __init__(
         self,
@@ -134,11 +134,11 @@ class DoorbellServer:
         Args:
             selector: of the loop.
             path: of the socket; its directory is made if it is missing.
-            rung: called for each ring; has to see to it that the caller is answered, sooner or later.
-            spoilt: called for what was no ring: perhaps a container starts of which the hook could not tell.
+            rung: called for each ring; must answer the caller, at once or later.
+            spoilt: called when a ring could not be used, because a container may have started that is now unknown.
 
         Raises:
-            SourceError: another follower listens there, or nobody can.
+            SourceError: another follower listens there, or the socket cannot be made.
         """
         self.path = path
         self._selector = selector
@@ -151,7 +151,7 @@ class DoorbellServer:
             self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             # Kept until the process ends, however it ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # In one step: a hook finds the old socket, on which nobody listens, or this one.
+            # By rename, so that a hook finds either the old socket, on which nobody listens, or this one.
             new = path.with_suffix(".new")
             new.unlink(missing_ok=True)
             self._socket.bind(str(new))
@@ -165,14 +165,14 @@ class DoorbellServer:
         selector.register(self._socket, EVENT_READ, self._accept)
 
     def close(self) -> None:
-        """Listen no more. Who has rung keeps its connection."""
+        """Stop listening. Hooks that are connected stay connected."""
         self._selector.unregister(self._socket)
         self.path.unlink(missing_ok=True)
         self._socket.close()
         os.close(self._lock)
 
     def tidy(self) -> None:
-        """Send those away that have not finished in time. To be called once a second or so."""
+        """Refuse the hooks whose rings are not complete in time. The loop calls this about once a second."""
         late = [caller for caller in self._callers if caller.since < time.monotonic() - RING_SECONDS]
         for caller in late:
             self._refuse(caller, RingError(f"a hook has not said all within {RING_SECONDS:g} s"))
@@ -197,9 +197,9 @@ class DoorbellServer:
             caller = DoorbellCaller(connection)
             self._callers.add(caller)
             self._selector.register(caller, EVENT_READ, lambda caller=caller: self._read(caller))
-            # PERF: a hook has mostly said all by now.
+            # PERF: most rings are complete by now.
             self._read(caller)
-        # Those that wait are in the kernel's queue.
+        # Further hooks wait in the kernel's queue.
         self._selector.unregister(self._socket)
         self._full = True
 
@@ -220,12 +220,12 @@ class DoorbellServer:
         try:
             part = caller.receive()
         except OSError:
-            part = b""  # Reset: what has come is all there is.
+            part = b""  # Connection reset: no more bytes come.
         if part is None:
             return
         caller.data += part
         if not part and not caller.data:
-            # Somebody who wanted to know whether a follower is there, or a hook that was killed.
+            # A connection to test whether a follower listens, or a hook that was killed.
             self._forget(caller)
             caller.answer("nothing was said")
             self._spoilt()

@@ -4,11 +4,11 @@
     runtime changes, slow timer ----> observe (thread) ----> Recorder (thread) ----> store
     an init ends (pidfd) -----------'
 
-Three threads. The loop never waits for the runtime or for the store, so each container is looked at the moment its
-hook rings, before its init runs. `_Look`s ask the runtime, one at a time. The `Recorder` writes.
+Three threads. The loop never waits for the runtime or for the store, so each container is observed when its hook
+rings, before its init runs. A second thread asks the runtime, one `_Look` at a time. The `Recorder` writes.
 
-Nothing is kept between two runs: at its start a follower looks at everything, so it may be killed at any moment. While
-it runs, it looks at everything again each minute, for what no event has told.
+A follower keeps no state between two runs and observes everything when it starts, so it may be killed at any moment. It
+observes everything again each minute, because an event may be missed.
 """
 
 from __future__ import annotations
@@ -35,42 +35,42 @@ from guestapi.systemd import notify, watchdog_seconds
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at everything, whatever happens.
+#: Seconds between two looks at all containers.
 LOOK_SECONDS = 60.0
-#: Seconds between two looks after which all is written, for somebody may have changed the store.
+#: Seconds between two looks after which every instance is written again: the store may have been changed.
 THOROUGH_SECONDS = 600.0
-#: Seconds until a container is looked at whose init has ended: whether it is gone for good, or runs anew.
+#: Seconds from the end of an init to the look that shows whether its container is gone or runs again.
 _AFTER_END = 0.5
-#: Seconds until who was refused is looked at when a name has become free, so that this is written.
+#: Seconds from when a name becomes free to a look at refused containers, so that the release is written first.
 _AFTER_FREE = 0.2
-#: Seconds until everything is looked at after a ring that could not be used: a hook was cut off, so one is missing.
+#: Seconds from a ring that could not be used to a look at all containers: one of them may be unknown.
 _AFTER_BAD_RING = 1.0
-#: Seconds until a new try with a runtime that could not be asked, at the first time and at the most.
+#: Seconds until the next try after the runtime could not be asked: first, and longest.
 _FIRST_RETRY, _LAST_RETRY = 0.2, 30.0
-#: How many containers one look asks about singly, of which each may cost its source's deadline.
+#: Most containers that one look asks about one by one; each may take as long as the source's deadline.
 _AT_ONCE = 32
-#: After so many looks at a container that said nothing, the operator is told of it.
+#: The operator is told of a container after so many looks without a result.
 _TOLD_AFTER = 4
-#: Seconds that the loop sleeps at the most.
+#: Longest sleep of the loop, in seconds.
 _TICK = 1.0
-#: Seconds after which a thread that has come to nothing is taken for hung. A look is bounded by its source.
+#: Seconds without progress after which a thread counts as hung. A look is bounded by its source.
 _HUNG = 150.0
-#: What is told until the runtime has answered for the first time.
+#: The status until the runtime has answered for the first time.
 _NOT_YET = "it has not yet looked at all containers since its start"
-#: Seconds that the last observations have to be written when the follower is stopped.
+#: Seconds for writing the last observations when the follower stops.
 _STOP_SECONDS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """A look at the runtime: what is wanted, and then what was found.
+    """A look at the runtime: the question, and then the result.
 
     Attributes:
         keys: which containers; None: all.
-        known: what the follower knew when it asked: key and init.
-        number: of the latest event then.
-        found: by key; None: it is gone.
-        error: why the runtime could not be asked; None: it could.
+        known: keys and inits that the follower knew when it asked.
+        number: the number of the latest event then.
+        found: observations by key; None: the container is gone.
+        error: why the runtime could not be asked; None: it answered.
     """
 
     keys: Collection[str] | None
@@ -87,8 +87,8 @@ class Follower:
         """Prepare to follow.
 
         Args:
-            source: what is followed.
-            ledger: where observations go.
+            source: the runtime to follow.
+            ledger: where observations are written.
             doorbell: path of the socket at which hooks ring.
             tell: called with fields for systemd, as of sd_notify(3).
         """
@@ -104,25 +104,25 @@ class Follower:
         self._looks: SimpleQueue[_Look | None] = SimpleQueue()
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        #: Key and init, of the store and of what was observed since; the last observation of each key.
+        #: Keys and inits in the store or observed since; and the last observation of each key.
         self._known: dict[str, Init | None] = {}
         self._latest: dict[str, Observed] = {}
-        #: Keys that were refused when they were last written; they are written at each look.
+        #: Keys whose last write was refused. They are written again at each look.
         self._refused: set[str] = set()
-        #: Number of the latest event, and of the latest of each key: what was looked up before it is out of date.
+        #: Number of the latest event, and of the latest of each key. An older look at the key is out of date.
         self._number = 0
         self._numbers: dict[str, int] = {}
         #: pidfd and init of each that runs.
         self._watched: dict[str, tuple[int, Init]] = {}
         self._changes: Changes | None = None
         self._changes_at, self._changes_retry = 0.0, _FIRST_RETRY
-        #: When to look at everything, and at which keys; whether a look is under way.
+        #: When to look at all containers, and when at single keys; whether a look is in progress.
         self._all_at = float("inf")
         self._due: dict[str, float] = {}
         self._tries: dict[str, int] = {}
         self._looking = False
         self._look_retry = _FIRST_RETRY
-        #: Whether this look writes what has not changed, too; and when the next one does.
+        #: Whether this look also writes unchanged instances; and when the next such look is due.
         self._thorough, self._thorough_at = False, 0.0
         self._looked_since = time.monotonic()
         self._contact, self._fault = 0.0, _NOT_YET
@@ -139,9 +139,9 @@ class Follower:
         self._selector.register(self._wake, EVENT_READ, self._read_inbox)
         _start(self._recorder.run)
         _start(self._look_for_ever)
-        # From here on no hook finds the door closed; what is in the store already is not needed for that.
+        # Hooks can ring from here on; the content of the store is not needed for that.
         self._tell("READY=1")
-        # Less than half of what systemd waits for.
+        # Less than half of systemd's watchdog interval.
         tick = min(_TICK, (watchdog_seconds() or 3 * _TICK) / 3)
         while not self._stopping:
             for key, _events in self._selector.select(max(0.0, min(tick, self._next() - time.monotonic()))):
@@ -161,7 +161,7 @@ class Follower:
         os.eventfd_write(self._wake, 1)
 
     def _post(self, call: Callable[[], None]) -> None:
-        """Have the loop call something: from another thread."""
+        """Have the loop call a function. May be called by any thread."""
         self._inbox.append(call)
         os.eventfd_write(self._wake, 1)
 
@@ -171,19 +171,19 @@ class Follower:
             self._inbox.popleft()()
 
     def _compare(self, known: Mapping[str, Init | None]) -> None:
-        """The store was read: at the start, and after each look at everything."""
+        """Compare with the store, which is read at the start and after each look at all containers."""
         first = self._all_at == float("inf")
         differs = {key: init for key, init in known.items() if key not in self._refused} != self._registered()
         self._known = {**known, **self._known}
         if first:
             self._all_at = 0.0
         elif differs:
-            # Somebody else has written to it; or it is about to be written, and then this costs a look.
+            # The store was changed by another program; or a write is pending, and then this costs one look.
             self._all_at = min(self._all_at, time.monotonic() + _AFTER_END)
             self._thorough_at = 0.0
 
     def _registered(self) -> dict[str, Init | None]:
-        """What the store should have."""
+        """Return what the store should hold."""
         return {key: init for key, init in self._known.items() if key in self._latest and key not in self._refused}
 
     # What is told: by hooks, pidfds and the runtime.
@@ -197,7 +197,7 @@ class Follower:
             self._look_soon()
             return
         except Exception:
-            # Nothing that a container is may keep the others from being registered.
+            # A container with any property must not keep others from being registered.
             log.exception("%s hook: a container cannot be registered", self._source.name)
             caller.answer("it cannot be registered, see the journal")
             return
@@ -207,29 +207,29 @@ class Follower:
         self._take(found, caller)
 
     def _look_soon(self) -> None:
-        """A hook rang in vain, so perhaps something was missed."""
+        """Look at all containers soon: a ring could not be used."""
         if self._all_at != float("inf"):
             self._all_at = min(self._all_at, time.monotonic() + _AFTER_BAD_RING)
 
     def _written(self, keys: Collection[str], problems: Sequence[Problem]) -> None:
-        """The recorder has written these, but for what could not be taken over."""
+        """Note that the recorder has written these keys, except for `problems`."""
         self._refused -= set(keys)
         for problem in problems:
             if problem.refused:
                 self._refused.add(problem.key)
                 if problem.holder is not None:
-                    # If that one is gone, the name is free.
+                    # If the holder is gone, the name is free.
                     self._look_at(problem.holder, 0.0)
 
     def _take(self, found: Observed | Problem, caller: DoorbellCaller | None = None) -> None:
-        """Something was seen just now."""
+        """Take over an observation that was made just now."""
         key, latest = found.key, self._latest.get(found.key)
         self._number += 1
         self._numbers[key] = self._number
         self._due.pop(key, None)
         if isinstance(found, Observed):
             if found.devices is None and latest is not None and latest.init == found.init:
-                # What was seen before it ran.
+                # Keep what was seen before the init ran.
                 hostname = latest.hostname if found.hostname is None else found.hostname
                 problems = found.problems or latest.problems
                 found = replace(found, devices=latest.devices, hostname=hostname, problems=problems)
@@ -238,13 +238,13 @@ class Follower:
             self._known[key] = found.init
             self._latest[key] = found
         if caller is None and found == latest and key not in self._refused and not self._thorough:
-            return  # It stands there.
+            return  # The store holds it already.
         self._recorder.submit(key, found, caller)
         if isinstance(found, Observed):
             self._watch(key, found.init)
 
     def _watch(self, key: str, init: Init | None) -> None:
-        """See when this init ends, and no other of that key any more."""
+        """Watch for the end of this init, in place of an earlier one of the same key."""
         pidfd, watched = self._watched.get(key, (-1, None))
         if watched is not None:
             if watched == init:
@@ -270,7 +270,7 @@ class Follower:
         os.close(pidfd)
 
     def _ended(self, key: str, init: Init) -> None:
-        """That init of that container has ended."""
+        """Note that an init has ended."""
         if key in self._watched:
             self._unwatch(key)
         latest = self._latest.get(key)
@@ -288,7 +288,7 @@ class Follower:
             self._retry_changes(error)
             return
         self._changes_retry = _FIRST_RETRY
-        # What happened meanwhile was not heard.
+        # Events between were missed.
         self._all_at = min(self._all_at, time.monotonic()) if self._all_at != float("inf") else self._all_at
 
     def _read_changes(self) -> None:
@@ -319,19 +319,19 @@ class Follower:
         self._due[key] = min(at, self._due.get(key, at))
 
     def _look_at_refused(self) -> None:
-        """A name is free, perhaps one that was refused to another container."""
+        """Look at the refused containers: a name became free that one of them may want."""
         for key in self._refused:
             self._look_at(key, _AFTER_FREE)
 
     def _next(self) -> float:
-        """When there is something to do though nothing happens."""
+        """Return when the loop must act even if no event arrives."""
         if self._looking:
             return float("inf")
         changes = self._changes_at if self._changes is None else float("inf")
         return min(self._all_at, changes, *self._due.values())
 
     def _ask(self) -> None:
-        """Have the runtime asked what is to be asked now, unless it is being asked."""
+        """Begin the look that is due, unless one is in progress."""
         now = time.monotonic()
         if self._looking or self._all_at == float("inf"):
             return
@@ -365,7 +365,7 @@ class Follower:
             self._post(lambda done=done: self._looked(done))  # type: ignore[misc]  # mypy infers no default's type
 
     def _looked(self, look: _Look) -> None:
-        """The runtime has answered."""
+        """Take over the result of a look."""
         self._looking = False
         self._looked_since = time.monotonic()
         now = time.monotonic()
@@ -390,12 +390,12 @@ class Follower:
             wanted.update(dict.fromkeys(look.known.keys() - look.found.keys()))
         for key, found in wanted.items():
             if self._numbers.get(key, 0) > look.number:
-                continue  # Something happened to it since; this is out of date.
+                continue  # An event has happened since; the result is out of date.
             self._tries.pop(key, None) if not isinstance(found, Unclear) else None
             if found is None:
                 self._forget(key)
             elif isinstance(found, Unclear):
-                # As long as a hook runs, for example.
+                # For example while a hook runs.
                 times = self._tries[key] = self._tries.get(key, 0) + 1
                 self._look_at(key, min(_FIRST_RETRY * 2 ** min(times, 10), _LAST_RETRY))
                 if times == _TOLD_AFTER and self._known.get(key) is None:
@@ -405,12 +405,12 @@ class Follower:
             else:
                 self._take(found)
         if look.keys is None and not self._thorough:
-            # Never after a thorough one: what cannot be as it should would be written again and again.
+            # Not after a thorough look, because instances that cannot be written would be written again and again.
             self._recorder.check()
         self._thorough = False
 
     def _forget(self, key: str) -> None:
-        """A container is gone for good."""
+        """Remove a container that is gone."""
         if key in self._watched:
             self._unwatch(key)
         self._refused.discard(key)

@@ -1,17 +1,17 @@
 #!/usr/bin/python3 -IS
 """The hook of every container runtime: rings the doorbell of its follower, and waits until the container is registered.
 
-``guestapi-hook [--config FILE] SOURCE [WORD]...``, installed as a program of its own, and called by
-``guestapi hook SOURCE`` too. It is run for each container that starts, with nothing imported but what is built in:
-``python3 -I -S`` starts in 5 ms of processor time, and all of this takes two more.
+``guestapi-hook [--config FILE] SOURCE [WORD]...`` is a program of its own; ``guestapi hook SOURCE`` calls it too. It
+runs for each container that starts, so it imports only built-in modules: ``python3 -I -S`` starts in 5 ms of processor
+time, and the hook takes two more.
 
 A ring is fields, each ended by a NUL: the protocol's version, the source, then any number of fields of which the first
 letter says the kind (``a`` an argument, ``e`` a variable of the environment, ``h`` the host name inside, ``i`` standard
 input), and an empty field at the end, without which it is not whole. The answer is one line: ``ok``, or ``no`` and a
 sentence.
 
-There is one deadline in all. When it is over, or when nobody answers, the container goes on without; or it does not
-start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
+There is one deadline for everything. When it has passed, or when nobody listens, the container starts without being
+registered; or it does not start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
 """
 
 import _signal  # type: ignore[import-not-found]  # typeshed has the module around it alone, which imports enum
@@ -19,40 +19,40 @@ import _socket
 import posix
 import sys
 
-#: Seconds until the runtime goes on in any case.
+#: Seconds until the hook ends in any case.
 LIMIT_SECONDS = 2.0
 #: Where followers listen, unless guestapi.toml says otherwise.
 DOORBELLS = b"/run/guestapi/sources"
 _CONFIGURATION = b"/etc/guestapi/guestapi.toml"
-#: Bytes that are read of standard input, and of guestapi.toml, at the most.
+#: Most bytes that are read of standard input and of guestapi.toml.
 STATE_BYTES, _CONFIGURATION_BYTES = 1 << 20, 1 << 20
 #: Bytes of the longest answer.
 _ANSWER_BYTES = 4096
-#: How the variables begin that a source's follower is told.
+#: Prefixes of the variables that are sent to each source's follower.
 _VARIABLES = {b"lxc": b"LXC_", b"nspawn": b"MAINPID"}
-#: Whose hooks have a state on standard input (runtime-spec, config.md, "POSIX-platform Hooks").
+#: Sources whose hooks have a state on standard input (runtime-spec, config.md, "POSIX-platform Hooks").
 _WITH_STATE = (b"oci", b"podman")
-#: Whose followers a hook rings for: an OCI hook does not know whether the container is one of podman's.
+#: Followers that a hook rings: an OCI hook does not know whether podman or Docker manages the container.
 _FOLLOWERS = {b"oci": (b"podman", b"oci")}
-#: Whose follower must ask the runtime, which answers nothing while a hook runs: nobody waits.
+#: Sources whose runtime answers nothing while a hook runs. Their hooks do not wait for an answer.
 _UNATTENDED = (b"podman",)
 #: include/uapi/linux/sched.h.
 _CLONE_NEWUTS = 0x04000000
 
 
 class HookError(Exception):
-    """The container was not registered; the text is one sentence."""
+    """The container was not registered; the text is one sentence for the operator."""
 
 
 class _TooLateError(Exception):
-    """The time is up."""
+    """The deadline has passed."""
 
 
 def run(words: list[bytes], environ: dict[bytes, bytes]) -> int:
     """Ring, and wait for the answer.
 
     Args:
-        words: the source, and what the runtime says behind it; before it, maybe ``--config FILE``.
+        words: the source, then the runtime's arguments; ``--config FILE`` may stand before them.
         environ: the environment.
 
     Returns:
@@ -69,21 +69,21 @@ def run(words: list[bytes], environ: dict[bytes, bytes]) -> int:
         return 2
     source = words[0]
     if _is_end(source, words[1:], environ):
-        # The follower sees an init's end by itself.
+        # The follower notices the end of an init by its pidfd.
         return 0
     try:
         _ring(source, words[1:], environ, file)
     except HookError as error:
         if source in _UNATTENDED:
-            # It is called for every container with a bind mount, also of users who may not ring; most have nothing to
-            # do with us.
+            # It runs for every container with a bind mount, also for users who may not ring; most of them do not use
+            # the guest API.
             return 0
         return _failed(f"{source.decode(errors='replace')} hook: {error}", file)
     return 0
 
 
 def _is_end(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> bool:
-    """Whether a runtime says that a container ends, which configurations of guestapi 0.1 have it say."""
+    """Whether the runtime announces the end of a container, as configurations of guestapi 0.1 make it do."""
     if source == b"lxc":
         # lxc.container.conf(5): with lxc.hook.version = 0, the arguments are name, section and type.
         return environ.get(b"LXC_HOOK_TYPE", (words + [b""] * 3)[2]) in (b"stop", b"post-stop")
@@ -91,7 +91,7 @@ def _is_end(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> b
 
 
 def _ring(source: bytes, words: list[bytes], environ: dict[bytes, bytes], file: bytes | None) -> None:
-    """Ring for every follower that may know the container, and wait for those that answer while the hook runs."""
+    """Ring every follower that may know the container, and wait for those that can answer while the hook runs."""
     _signal.signal(_signal.SIGALRM, _on_alarm)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
     _signal.setitimer(_signal.ITIMER_REAL, LIMIT_SECONDS)
@@ -113,7 +113,7 @@ def _ring(source: bytes, words: list[bytes], environ: dict[bytes, bytes], file: 
 
 
 def _ring_one(directory: bytes, follower: bytes, fields: list[bytes]) -> bool:
-    """Ring at one doorbell; False if nobody listens there."""
+    """Ring one doorbell; False if nobody listens there."""
     path = b"%s/%s.sock" % (directory, follower)
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     answer = b""
@@ -131,7 +131,7 @@ def _ring_one(directory: bytes, follower: bytes, fields: list[bytes]) -> bool:
     except (ConnectionRefusedError, FileNotFoundError):
         return False
     except (BrokenPipeError, ConnectionResetError):
-        pass  # It has ended, or answered before it had heard all.
+        pass  # The follower has ended, or it answered before it had read everything.
     except OSError as error:
         raise HookError(f"{path.decode(errors='replace')}: {error.strerror}") from None
     finally:
@@ -168,7 +168,7 @@ def _state() -> bytes:
 
 
 def _hostname(pid: bytes) -> bytes | None:
-    """The host name that the runtime has set for an init that has not run yet; None: none, or it cannot be told."""
+    """Return the host name of an init that has not run yet; None: the runtime set none, or it cannot be read."""
     if not pid.isdigit():
         return None
     before = posix.uname().nodename
@@ -184,14 +184,14 @@ def _hostname(pid: bytes) -> bytes | None:
                 return None
         posix.close(namespace)
     except OSError:
-        # No such process, or no CAP_SYS_ADMIN: the follower asks LXC later.
+        # No such process, or CAP_SYS_ADMIN is missing: the follower asks LXC later.
         return None
     after = posix.uname().nodename
     return after.encode(errors="surrogateescape") if after != before else None
 
 
 def _doorbells(file: bytes | None) -> bytes:
-    """The directory of the doorbells: what guestapi.toml says, if it says anything."""
+    """Return the directory of the doorbells, from guestapi.toml or the default."""
     for line in _lines(file):
         if b"doorbells" in line:
             key, _equals, value = line.partition(b"=")
@@ -203,12 +203,12 @@ def _doorbells(file: bytes | None) -> bytes:
 
 
 def _lines(file: bytes | None) -> list[bytes]:
-    """The lines of guestapi.toml but for comments."""
+    """Return the lines of guestapi.toml without comments."""
     return [line for line in _configuration(file).split(b"\n") if not line.lstrip().startswith(b"#")]
 
 
 def _configuration(file: bytes | None) -> bytes:
-    """What guestapi.toml holds; nothing if it cannot be read."""
+    """Return the content of guestapi.toml; nothing if it cannot be read."""
     try:
         descriptor = posix.open(file or _CONFIGURATION, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK)
     except OSError:
@@ -222,7 +222,7 @@ def _configuration(file: bytes | None) -> bytes:
 
 
 def _setting(file: bytes | None, table: str, key: str) -> object:
-    """A value of guestapi.toml; None if it is not there. PERF: takes as long as all else together."""
+    """Return a value of guestapi.toml; None if it is missing. PERF: this takes as long as everything else together."""
     import tomllib
 
     try:
@@ -233,7 +233,7 @@ def _setting(file: bytes | None, table: str, key: str) -> object:
 
 
 def _failed(sentence: str, file: bytes | None) -> int:
-    """Tell the operator, and do as guestapi.toml says."""
+    """Log the failure, and return the exit status that guestapi.toml asks for."""
     refuse = any(b"refuse" in line for line in _lines(file)) and _setting(file, "hooks", "on-failure") == "refuse"
     sentence += "; the container does not start" if refuse else "; the container goes on without"
     _say(sentence)
@@ -249,7 +249,7 @@ def _say(sentence: str) -> None:
 
 
 def _to_journal(sentence: str) -> None:
-    """Send one entry, as systemd.io/JOURNAL_NATIVE_PROTOCOL has it; where there is no journal, nothing is sent."""
+    """Send one entry by the journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), if there is a journal."""
     text = sentence.replace("\n", " ").encode(errors="replace")
     with_fields = b"MESSAGE=%s\nPRIORITY=3\nSYSLOG_IDENTIFIER=guestapi\n" % text
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
@@ -262,7 +262,7 @@ def _to_journal(sentence: str) -> None:
 
 
 def main() -> int:
-    """Run as a program."""
+    """The program's entry point."""
     return run([word.encode(errors="surrogateescape") for word in sys.argv[1:]], dict(posix.environ))
 
 

@@ -41,7 +41,7 @@ class StoreLedger:
         """As `Ledger.known`; makes the store if it is missing."""
         with self._writer.change() as change:
             found = list_instances(change, source=self._source)
-            # Containers that could not be registered are looked for, too: a problem ends with its container.
+            # Refused containers are among them, so that a problem is removed with its container.
             refused = statuses.list_problem_keys(change, self._source)
         return {**dict.fromkeys(refused), **{one.key: one.init for one in found if one.key is not None}}
 

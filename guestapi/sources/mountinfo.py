@@ -1,8 +1,8 @@
 """The mounts of a process (proc_pid_mountinfo(5)), and which of them a runtime made from what lies on this host.
 
-A container's root can mount and unmount as it likes: fifteen ``mount --bind`` made 65,000 mounts, and a read of all of
-them took 27 seconds; and it can make any text stand in a line. So: what is read is bounded, it is read before the init
-runs, and two mounts are the same directory only if device and root are, never by their text alone.
+A container's root can mount and unmount anything: fifteen ``mount --bind`` made 65,000 mounts, which took 27 seconds to
+read; and it can make a line contain any text. So the read is bounded, it happens before the init runs, and two mounts
+are the same directory only if their device and root are equal, never by their text alone.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from guestapi.errors import SourceError
 from guestapi.model import Device
 
-#: Bytes of a mountinfo that are read at the most: a line has 100 to 300, and 64 KiB take up to 0.25 s to be written by
-#: the kernel where tens of thousands of mounts are.
+#: Most bytes of a mountinfo that are read. A line has 100 to 300; the kernel takes up to 0.25 s for 64 KiB where there
+#: are tens of thousands of mounts.
 BYTES = 1 << 18
-#: The same for a process of the host, of whose mounts root is the master: a host may have thousands.
+#: The same for a process of the host, where root alone mounts, possibly thousands of file systems.
 HOST_BYTES = 4 << 20
 #: proc_pid_mountinfo(5): blank, tab, newline and backslash are written in octal.
 _OCTAL = re.compile(rb"\\([0-7]{3})")
-#: Below these a runtime mounts what every container needs; what is left of them is told.
+#: Below these, runtimes mount what every container needs. Other mounts below them are told.
 _KERNEL = ("/proc", "/sys")
 #: What runtimes put into every container's /dev (runtime-spec, config-linux.md "Default Devices"; LXC's autodev).
 _DEV = frozenset(
@@ -45,7 +45,7 @@ class Mount:
         device: ``MAJOR:MINOR`` of its file system.
         root: which directory of that file system it shows.
         path: where it is, below the root directory of the process.
-        readonly: nobody can write through it.
+        readonly: it is mounted read-only.
         kind: of the file system, like ``ext4``.
         source: as the file system names it, like ``/dev/sda1``; a guest can choose it.
     """
@@ -61,16 +61,16 @@ class Mount:
 
     @property
     def place(self) -> tuple[str, str]:
-        """Which directory it shows: the same for every mount of that directory."""
+        """Device and root, which are equal for all mounts of one directory."""
         return self.device, self.root
 
 
 def read(pid: int, limit: int = BYTES) -> list[Mount]:
-    """The mounts of a process.
+    """Read the mounts of a process.
 
     Args:
         pid: the process.
-        limit: bytes that are read at the most.
+        limit: most bytes to read.
 
     Raises:
         MountsError: there is no such process, or there is more than `limit`.
@@ -88,7 +88,7 @@ def read(pid: int, limit: int = BYTES) -> list[Mount]:
 
 
 def parse(data: bytes) -> list[Mount]:
-    """The mounts in the bytes of a mountinfo; a line that is none is left out."""
+    """Parse a mountinfo. Malformed lines are left out."""
     return [mount for line in data.split(b"\n") if (mount := _parse_line(line)) is not None]
 
 
@@ -112,25 +112,25 @@ def _text(field: bytes) -> str:
 
 
 def visible(mounts: Iterable[Mount]) -> list[Mount]:
-    """Those that can be reached: not those that another one was mounted over."""
+    """Return the mounts that are visible, not those that are covered by another mount."""
     mounts = list(mounts)
     at = {(mount.parent, mount.path) for mount in mounts if mount.id != mount.parent}
     reachable: dict[int, bool] = {}
     known = {mount.id: mount for mount in mounts}
 
     def is_reachable(mount: Mount) -> bool:
-        """Whether the way to where it is mounted leads there."""
+        """Whether the path of its mount point leads to it."""
         way: list[Mount] = []
         one: Mount | None = mount
         while one is not None and one.id not in reachable:
-            # Until there is an answer: a line can name a parent that it is above of.
+            # Preset, because a hostile mountinfo can have circles of parents.
             reachable[one.id] = True
             way.append(one)
             one = known.get(one.parent)
         for one in reversed(way):
             parent = known.get(one.parent)
             above = parent is None or parent is one or reachable[parent.id]
-            # A sibling that lies above its mount point was mounted later, or it would have been mounted on that one.
+            # A sibling above its mount point was mounted later; otherwise it would be the parent.
             reachable[one.id] = above and not any((one.parent, path) in at for path in _above(one.path))
         return reachable[mount.id]
 
@@ -138,17 +138,17 @@ def visible(mounts: Iterable[Mount]) -> list[Mount]:
 
 
 def _above(path: str) -> list[str]:
-    """The directories above a path, but for the root directory."""
+    """Return the directories above a path, without the root directory."""
     parts = path.split("/")
     return ["/".join(parts[:end]) for end in range(2, len(parts))]
 
 
 def place_of(directory: str, mounts: Sequence[Mount]) -> tuple[str, str] | None:
-    """Device and root of a directory, as a mount of it would have them.
+    """Return device and root of a directory, as a bind mount of it would have them.
 
     Args:
         directory: its absolute path, without symbolic links.
-        mounts: of a process that sees it there.
+        mounts: those of a process that has the directory at this path.
 
     Returns:
         None if it is below none of these mounts.
@@ -163,7 +163,7 @@ def place_of(directory: str, mounts: Sequence[Mount]) -> tuple[str, str] | None:
 
 
 def path_of(place: tuple[str, str], mounts: Sequence[Mount]) -> str | None:
-    """A path of a directory, in the eyes of a process with these mounts; None if it sees that directory nowhere."""
+    """Return a path of a directory for a process with these mounts; None if they do not show it."""
     device, root = place
     best: Mount | None = None
     for mount in mounts:
@@ -185,12 +185,12 @@ def _join(above: str, rest: str) -> str:
 
 
 def disks(inside: Sequence[Mount], outside: Sequence[Mount], own: Collection[tuple[str, str]]) -> Mapping[str, Device]:
-    """What is mounted in a container from this host, as disk devices, by the path that it has inside.
+    """Return what is mounted from this host in a container, as disk devices by their paths inside.
 
     Args:
         inside: the mounts of its init, which has not run yet.
-        outside: the mounts of a process of this host that sees what they come from.
-        own: device and root of the directories of our sockets, which are no devices of the container's.
+        outside: the mounts of a host process that sees their sources.
+        own: device and root of the guest API's socket directories, which are no devices of the container.
 
     Returns:
         For the root file system, and for each directory or file of this host and each block device that is mounted:

@@ -3,8 +3,8 @@
 Needs CAP_NET_ADMIN and nothing else. ``RTM_NEWNSID`` gives the namespace of a process a number in ours, and
 ``RTM_GETLINK`` with ``IFLA_TARGET_NETNSID`` lists its links. The number is gone when that namespace is.
 
-A container's root can rename its links and change their addresses at any time. What is read before its init runs is
-what the runtime made; what is read later is the guest's word.
+A container's root can rename its links and change their addresses at any time. So links are as the runtime made them
+only before the init runs; later the guest may have chosen them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from guestapi.model import Device
 _RTM_GETLINK, _RTM_NEWNSID, _RTM_GETNSID = 18, 88, 90
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x1, 0x4, 0x300, 0x10
-# include/uapi/linux/net_namespace.h; an NSID of -1 lets the kernel choose, and says that there is none yet.
+# include/uapi/linux/net_namespace.h. NSID -1: in a request, let the kernel choose; in an answer, none yet.
 _NETNSA_NSID, _NETNSA_PID, _NO_NSID = 1, 2, -1
 # include/uapi/linux/if_link.h.
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
@@ -41,18 +41,18 @@ _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 _ATTRIBUTE = struct.Struct("=HH")
 
-#: Seconds that the kernel has for all its answers; it needs less than a millisecond.
+#: Seconds for all answers of the kernel, which take less than a millisecond.
 _SECONDS = 1.0
-#: The largest message that a dump is sent in is 32 KiB (net/netlink/af_netlink.c, netlink_recvmsg).
+#: The kernel sends a dump in messages of at most 32 KiB (net/netlink/af_netlink.c, netlink_recvmsg).
 _RECEIVE = 1 << 16
-#: Bytes of one dump at the most: about a kilobyte a link, so a host with 16,000 links can be read.
+#: Most bytes of a dump: about a kilobyte for each link, so enough for 16,000 links.
 _DUMP_BYTES = 16 << 20
-#: How often a dump is begun again that was disturbed by a change.
+#: How often a dump is repeated that a change has interrupted.
 _TRIES = 5
 
-#: ``nictype`` of a device by the kind of its link; what has none is a device of the host that was moved there.
+#: ``nictype`` of a device by the kind of its link. A link without a kind is a moved host device.
 _NIC_TYPES = {"macvlan": "macvlan", "macvtap": "macvlan", "ipvlan": "ipvlan"}
-#: What the kernel itself puts into every new network namespace, if its module is loaded (sysctl/net.rst,
+#: Links that the kernel makes in every new network namespace if their modules are loaded (sysctl/net.rst,
 #: fb_tunnels_only_for_init_net).
 _FALLBACK = {"tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"}
 
@@ -67,14 +67,14 @@ class Link:
 
     Attributes:
         index: its number in its namespace.
-        name: as it is there.
-        loopback: it is that namespace's ``lo``.
+        name: its name there.
+        loopback: whether it is the namespace's ``lo``.
         address: hardware address; None if it has none.
         mtu: bytes of its largest packet; 0 if that is not known.
         kind: ``veth``, ``macvlan`` and so on; empty: a device of the machine itself.
         link: number of its peer or lower device; None if it has none.
-        link_namespace: in which namespace `link` is, by the number that we know it by; None: in the link's own.
-        master: number of the bridge that it is a port of; None if it is none's.
+        link_namespace: the namespace of `link`, as its number in ours; None: the link's own.
+        master: number of the bridge of which it is a port; None if it is none.
     """
 
     index: int
@@ -95,7 +95,7 @@ class Netlink:
         """Open the socket.
 
         Raises:
-            NetlinkError: there is no such socket to be had.
+            NetlinkError: the socket cannot be opened.
         """
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
@@ -108,7 +108,7 @@ class Netlink:
         self._socket.close()
 
     def namespace(self, pid: int) -> int:
-        """The number, in our network namespace, of the network namespace of a process; assigned if it has none.
+        """Return the number of a process's network namespace in ours; one is assigned if it has none.
 
         Args:
             pid: the process.
@@ -122,7 +122,7 @@ class Netlink:
             try:
                 self._ask(_RTM_NEWNSID, _NLM_F_ACK, b"\0\0\0\0" + wanted)
             except OSError as error:
-                # EEXIST: somebody else was quicker.
+                # EEXIST: another process has assigned one meanwhile.
                 if error.errno != errno.EEXIST:
                     raise NetlinkError(f"the network namespace of process {pid}: {error.strerror}") from None
             found = self._namespace(pid)
@@ -146,7 +146,7 @@ class Netlink:
             namespace: its number, of `namespace`; None: our own.
 
         Raises:
-            NetlinkError: the kernel did not say.
+            NetlinkError: the kernel did not answer.
         """
         target = b"" if namespace is None else _attribute(_IFLA_TARGET_NETNSID, struct.pack("=i", namespace))
         for _ in range(_TRIES):
@@ -160,11 +160,11 @@ class Netlink:
         raise NetlinkError("links change faster than they can be listed")
 
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """Send a request; the bodies of the answers.
+        """Send a request, and return the bodies of the answers.
 
         Raises:
-            InterruptedError: what was listed has changed meanwhile.
-            OSError: the kernel refuses, or answers nothing in time.
+            InterruptedError: the list changed during the dump.
+            OSError: the kernel refuses, or does not answer in time.
         """
         self._sequence += 1
         length = _HEADER.size + len(body)
@@ -175,14 +175,14 @@ class Netlink:
         size, changed = 0, False
         while True:
             self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            # An empty one cannot come: the kernel's end is never shut.
+            # Never empty: the kernel does not shut its end.
             data = self._socket.recv(_RECEIVE)
             size += len(data)
             if size > _DUMP_BYTES:
                 raise OSError(errno.EMSGSIZE, f"more than {_DUMP_BYTES >> 20} MiB of links")
             for answer, answer_flags, sequence, content in _messages(data):
                 if sequence != self._sequence:
-                    continue  # Of a request that was given up.
+                    continue  # An answer to an earlier request that was given up.
                 changed |= bool(answer_flags & _NLM_F_DUMP_INTR)
                 # A dump that fails says so at its end (net/netlink/af_netlink.c, netlink_dump_done).
                 if answer in (_NLMSG_ERROR, _NLMSG_DONE) and len(content) >= 4:
@@ -199,18 +199,18 @@ class Netlink:
 
 
 def nics(pid: int) -> dict[str, Device]:
-    """The network interfaces of the namespace of a process, by the names that they have there, as NIC devices.
+    """Return the network interfaces of a process's namespace as NIC devices, by their names there.
 
     Args:
-        pid: the process. Its init must not have run yet, or its root chooses what is found here.
+        pid: the process. Its init must not have run yet; otherwise the guest may have chosen the result.
 
     Returns:
-        For each link but ``lo``: type, name, nictype, and where there is one hwaddr, mtu, parent (the bridge or lower
-        device on this host) and host_name (this host's end of a veth pair). Nothing if the process shares our own
-        namespace, of which the links are the host's.
+        For each link except ``lo``: type, name, nictype, and where they exist hwaddr, mtu, parent (the bridge or lower
+        device on this host) and host_name (this host's end of a veth pair). Empty if the process is in our own
+        namespace, whose links are the host's.
 
     Raises:
-        NetlinkError: the kernel could not be asked.
+        NetlinkError: the kernel did not answer.
     """
     netlink = Netlink()
     try:
@@ -233,7 +233,7 @@ def _device(link: Link, namespace: int, ours: int, outside: dict[int, Link]) -> 
     lower = outside.get(link.link) if link.link is not None and link.link_namespace == ours else None
     if link.kind == "veth":
         bridge = None
-        # Both ends name each other, or the number is another link's by now.
+        # Both ends must refer to each other; otherwise the number was reused.
         if lower is not None and (lower.link, lower.link_namespace) == (link.index, namespace):
             device["host_name"] = lower.name
             bridge = outside.get(lower.master) if lower.master is not None else None
@@ -251,7 +251,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and value of each attribute; stops at what is none."""
+    """Yield type and value of each attribute, until one is malformed."""
     position = 0
     while position + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, position)
@@ -262,7 +262,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Type, flags, sequence number and body of each message; stops at what is none."""
+    """Yield type, flags, sequence number and body of each message, until one is malformed."""
     position = 0
     while position + _HEADER.size <= len(data):
         length, kind, flags, sequence, _port = _HEADER.unpack_from(data, position)

@@ -2,8 +2,8 @@
 
 Rules: machined is asked by its commands, since its files are private. Only containers that root has made and that have
 our socket's directory mounted are instances; a virtual machine's leader is no init. A container that was started with
-``--register=no`` is unknown to machined, and so to us. machined knows those that run; one that does not run exists as
-long as its directory or image does, so that a restart makes no new instance.
+``--register=no`` is unknown to machined, and so to guestapi. machined lists running containers only. A stopped one
+exists as long as its directory or image does, so that a restart makes no new instance.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from guestapi.sources.places import Places
 from guestapi.sources.processes import born, children, is_made_by_root, parent
 from guestapi.sources.source import Unclear
 
-#: Where machined notes each machine. What is in there is private; that something changes is not.
+#: Where machined has a file for each machine. The content is private; a change shows that something happened.
 _DIRECTORY = "/run/systemd/machines"
-#: Seconds and bytes of an answer. A machine has some hundred bytes.
+#: Most seconds and bytes of an answer. A machine has some hundred bytes.
 _SECONDS, _BYTES = 5.0, 4 << 20
-#: Where a container of a name is kept, or is told how to run (systemd-nspawn(1), systemd.nspawn(5)).
+#: Where a container of a name, or its settings, may be kept (systemd-nspawn(1), systemd.nspawn(5)).
 _KEPT = ("/var/lib/machines/{}", "/var/lib/machines/{}.raw", "/etc/systemd/nspawn/{}.nspawn")
 #: What nspawn itself mounts in each container, besides what every runtime does.
 _USUAL = re.compile(r"/run/(host|systemd)(/.*)?|/etc/(resolv\.conf|localtime)")
-#: Seconds for which an init can have run already, if what is mounted is to be what nspawn has mounted.
+#: Most seconds since an init's start for which its mounts count as those that nspawn made.
 _FRESH_SECONDS = 2.0
 _LATE = "its devices are not told, since guestapi-nspawn.service did not run when it started"
-#: hostname(7), and machined's own rule for a machine's name: what it lists is put behind a command.
+#: hostname(7), and machined's own rule for a machine's name: listed names become arguments of commands.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-#: At the doorbell: how many processes below nspawn are looked at, and seconds until the init must be among them.
+#: At the doorbell: most processes below nspawn that are examined, and seconds until the init must be among them.
 _PROCESSES, _INIT_SECONDS = 100, 1.0
 
 
 class MachinedError(SourceError):
-    """machined cannot be asked, or answers something else."""
+    """machined cannot be asked, or its answer is malformed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +68,13 @@ class NspawnSource:
         """Describe the source.
 
         Args:
-            settings: where our own sockets are.
+            settings: the paths of the guest API's sockets.
         """
         self._project = settings.hooks.project
         self._places = Places.of(settings.listener)
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
-        """All containers with our mount that run, and those known that do not.
+        """Observe all running containers with our mount, and the known ones that do not run.
 
         Args:
             known: the inits that the store has, by name.
@@ -93,7 +93,7 @@ class NspawnSource:
                 yield stopped
 
     def observe_one(self, key: str, known: Init | None) -> Observed | Unclear | Problem | None:
-        """One container; None: it is gone, or has not our mount.
+        """Observe one container; None: it is gone, or has not our mount.
 
         Args:
             key: its name.
@@ -106,7 +106,7 @@ class NspawnSource:
         return self._describe(found, known) if found is not None else self._stopped(key)
 
     def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
-        """A container whose unit says that it has started (``nspawn start NAME``, with ``MAINPID``).
+        """Observe a container whose unit has just started it (``nspawn start NAME``, with ``MAINPID``).
 
         Raises:
             SourceError: its init cannot be found.
@@ -133,7 +133,7 @@ class NspawnSource:
             select.select([], [], [], 0.01)
 
     def changes(self) -> Machines:
-        """The directory in which machined notes each machine.
+        """Return the directory with a file for each machine.
 
         Raises:
             SourceError: there is no machined.
@@ -141,10 +141,10 @@ class NspawnSource:
         return Machines()
 
     def _describe(self, machine: _Machine, known: Init | None) -> Observed | Unclear | None:
-        """A container; None: it has not our mount, or is not root's."""
+        """Observe a running container; None: it has not our mount, or is not root's."""
         try:
             init = examine(machine.leader)
-            # What is mounted is looked at once: later, who is root inside may have changed it.
+            # Mounts are read once: later, root inside may have changed them.
             if init != known and not (is_made_by_root(init.pid) and self._places.look().mounted_in(init.pid)):
                 return None
         except (NotAnInitError, ProcessLookupError):
@@ -157,17 +157,17 @@ class NspawnSource:
         )
 
     def _stopped(self, name: str) -> Observed | None:
-        """A container that does not run; None: there is none of that name any more."""
+        """Observe a container that does not run; None: it is gone."""
         if not any(os.path.lexists(place.format(name)) for place in _KEPT):
             return None
         return Observed(name, self._project, name, "container", devices=None)
 
     def _devices(self, init: Init) -> tuple[dict[str, Device], tuple[str, ...]]:
-        """The devices of a container that has just been started, and what could not be told of them."""
+        """Return the devices of a container that has just started, and a sentence for each that cannot be told."""
         if time.time() - born(init) > _FRESH_SECONDS:
             return {}, (_LATE,)
         try:
-            # Its parent is systemd-nspawn, which sees where the mounts come from.
+            # Its parent is systemd-nspawn, whose mount namespace has the sources of the mounts.
             outside = mountinfo.read(parent(init.pid), mountinfo.HOST_BYTES)
             places = {mountinfo.place_of(os.path.realpath(path), outside) for path in self._places.paths}
             own = {place for place in places if place is not None}
@@ -180,7 +180,7 @@ class NspawnSource:
 
 
 class Machines:
-    """Changes of what machined knows. `read` never blocks."""
+    """Changes of machined's list. `read` never blocks."""
 
     def __init__(self) -> None:
         """Begin.
@@ -194,7 +194,7 @@ class Machines:
         except OSError as error:
             raise MachinedError(f"{_DIRECTORY} cannot be watched: {error.strerror}") from None
         try:
-            # A name that begins with a dot is a file that is just being written.
+            # A name that begins with a dot is a file that is being written.
             self._inotify.add_watch(_DIRECTORY, flags.MOVED_TO | flags.DELETE | flags.DELETE_SELF)
         except OSError as error:
             self._inotify.close()
@@ -209,7 +209,7 @@ class Machines:
         self._inotify.close()
 
     def read(self) -> frozenset[str] | None:
-        """The names of machines that have come, changed or gone; None: look at all.
+        """Return the names of machines that were added, changed or removed; None: look at all.
 
         Raises:
             SourceError: machined's directory is gone.
@@ -228,7 +228,7 @@ class Machines:
 
 
 def _machines() -> list[_Machine]:
-    """The containers that machined knows, without the host itself.
+    """Return machined's containers, without the host itself.
 
     Raises:
         MachinedError: it cannot be asked.
@@ -246,7 +246,7 @@ def _machines() -> list[_Machine]:
     show = ("machinectl", "show", "--property=Name", "--property=Leader")
     code, text = _run(*show, *names)
     if code != 0:
-        # One of them is gone, and none behind it is shown: each for itself.
+        # A container is gone, so those after it are missing in the answer. Ask for each one.
         text = b"\n\n".join(_run(*show, name)[1] for name in names)
     found = []
     for block in text.decode(errors="replace").split("\n\n"):
@@ -257,7 +257,7 @@ def _machines() -> list[_Machine]:
 
 
 def _run(*words: str) -> tuple[int, bytes]:
-    """Exit status of a command, and what it prints.
+    """Run a command; return its exit status and output.
 
     Raises:
         MachinedError: it cannot be run, takes too long, or prints too much.
@@ -299,7 +299,7 @@ def _run(*words: str) -> tuple[int, bytes]:
 
 
 def _below(pid: int) -> list[int]:
-    """Children of a process, then theirs; nearest first."""
+    """Yield the children of a process, then theirs; nearest first."""
     found = [pid]
     for one in found:
         found += children(one)

@@ -1,7 +1,7 @@
-"""What a source tells the reconciler: the instances that exist there now, and what of them could not be told.
+"""The input of the reconciler: instances that exist at a source now, and problems with them.
 
-Rules: these are nouns without behaviour. They hold what a runtime made of an instance, never what a guest or an image
-asked for. A source fills them; `reconcile` alone turns them into changes of the store.
+Rules: these classes have no behaviour. They hold what a runtime made of an instance, never what a guest or an image
+asked for. A source fills them; only `reconcile` turns them into changes of the store.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ class Observed:
     """A container or virtual machine that exists at its source now, running or not.
 
     Attributes:
-        key: names it for ever within its source: it survives renames and restarts, and no guest can choose it.
+        key: identifies it for ever within its source. It survives renames and restarts, and no guest can choose it.
         project: the project that the instance is to be in.
         name: the name that the instance is to have; the runtime's own.
         type: container or virtual machine.
         hostname: the host name inside, as the runtime set it; None: it follows from `name`.
-        init: the running init, with what was recorded of its root; None: it exists, but does not run.
+        init: the running init with its root user; None: it exists, but does not run.
         config: configuration that the source provides; an empty value is none.
-        devices: devices that the source provides; None: nothing new was seen of this init, so the devices, the host
-            name and the problems that are known of it are kept, unless there are new ones.
+        devices: devices that the source provides; None: nothing new is known of this init, so its recorded devices,
+            host name and problems are kept, unless there are new ones.
         uuid: the instance's UUID, where the source knows one; None: the store makes one and keeps it.
         cloud_init_id: the meta-data's instance-id, where the source knows one; None: the store's.
         location: the cluster member; None: this host.
-        ready: what the source holds of the instance's readiness; None: it does not hold that.
-        problems: what could not be told of it, one sentence each.
+        ready: the instance's readiness at the source; None: the source does not store it.
+        problems: one sentence for each thing that cannot be told of it.
     """
 
     key: str

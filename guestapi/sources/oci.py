@@ -1,4 +1,4 @@
-"""Containers of crun and runc that neither podman nor Docker runs, by the state that the runtimes keep of each.
+"""Containers of crun and runc that neither podman nor Docker manages, by the runtimes' state files.
 
 Rules: the directory of a container's state is its key, so two runtimes may use the same id; the whole id is its name.
 The operator decides by a bind mount of our socket's directory in the bundle. The entry of a dead container stays there
@@ -26,7 +26,7 @@ from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.places import Look, Places
 from guestapi.sources.source import Unclear
 
-#: What crun and runc write into a container's directory when its init is there.
+#: Files that crun and runc write into a container's directory when its init exists.
 _CRUN, _RUNC = "status", "state.json"
 #: mount(2), MS_RDONLY.
 _READONLY = 1
@@ -69,7 +69,7 @@ class _RuncState(Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What a runtime keeps of a container. ``start``: its init's start time, in ticks."""
+    """A runtime's state file. ``start``: the init's start time, in clock ticks."""
 
     bundle: Bundle
     start: int
@@ -84,7 +84,7 @@ class OciSource:
         """Describe the source.
 
         Args:
-            settings: the runtimes' state directories, and where our own sockets are.
+            settings: the runtimes' state directories, and the paths of the guest API's sockets.
         """
         self._roots = settings.sources.oci.roots
         self._annotations = settings.sources.oci.annotations
@@ -95,7 +95,7 @@ class OciSource:
         """All containers with our mount, running or dead but not deleted.
 
         Args:
-            known: not needed here: the runtimes note who an init is.
+            known: not used; the state files identify the init.
 
         Raises:
             SourceError: a state directory cannot be read.
@@ -105,7 +105,7 @@ class OciSource:
             try:
                 found = sorted(os.listdir(root))
             except FileNotFoundError:
-                # The runtime makes it with its first container.
+                # The runtime makes the directory with its first container.
                 continue
             except OSError as error:
                 raise SourceError(f"{root}: {error.strerror}") from None
@@ -115,7 +115,7 @@ class OciSource:
                     yield seen
 
     def observe_one(self, key: str, known: Init | None) -> Observed | Unclear | Problem | None:
-        """One container; None: it is gone, has not our mount, or is podman's.
+        """Observe one container; None: it is gone, has not our mount, or is podman's.
 
         Args:
             key: the directory of its state.
@@ -124,10 +124,10 @@ class OciSource:
         return self._observe(key, known is not None, self._places.look())
 
     def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
-        """A container whose init does not run yet, as its bundle says.
+        """Observe a container whose init does not run yet, by its bundle.
 
         Raises:
-            SourceError: the state is none, or the container's state directory is not known.
+            SourceError: the state is malformed, or the container's state directory is unknown.
         """
         bundle = bundles.read_state(ring.state)
         if bundle is None or bundle.pid is None or not self._is_ours(bundle, self._places.look()):
@@ -141,14 +141,14 @@ class OciSource:
             raise SourceError(error.message, error.hint) from None
 
     def changes(self) -> Directories:
-        """The state directories, as inotify(7) tells of them."""
+        """Watch the state directories by inotify(7)."""
         return Directories(self._roots)
 
     def _observe(self, key: str, is_known: bool, look: Look) -> Observed | Unclear | Problem | None:
         try:
             kept = _read(key)
         except BundleError as error:
-            # It is just being made or deleted; what is not ours and cannot be read is nobody's business here.
+            # It is being made or deleted; or it has not our mount, and then it does not matter.
             return Unclear(key, str(error)) if os.path.isdir(key) and is_known else None
         if not self._is_ours(kept.bundle, look):
             return None
@@ -161,7 +161,7 @@ class OciSource:
         return not bundle.is_stored and any(map(look.has, bundle.binds))
 
     def _key(self, bundle: Bundle) -> str:
-        """The directory of a container that is just being made."""
+        """Return the state directory of a container that is being made."""
         found = [key for root in self._roots if os.path.isdir(key := f"{root}/{bundle.id}")]
         if not found:
             raise SourceError(
@@ -169,7 +169,7 @@ class OciSource:
                 "if its runtime is called with --root, give that directory in sources.oci.roots",
             )
         for key in found:
-            # The runtime writes these when its hooks have run.
+            # The runtime writes these after its hooks.
             if not any(os.path.exists(f"{key}/{file}") for file in (_CRUN, _RUNC)):
                 return key
         return found[0]
@@ -208,10 +208,10 @@ class Directories:
         """Begin.
 
         Args:
-            roots: the state directories; one that is missing is waited for.
+            roots: the state directories. A missing one is watched for.
 
         Raises:
-            SourceError: there are no watches to be had.
+            SourceError: no watch can be added.
         """
         self._roots = roots
         try:
@@ -230,7 +230,7 @@ class Directories:
         self._inotify.close()
 
     def read(self) -> frozenset[str] | None:
-        """The containers to look at; None: all, since a state directory has come."""
+        """Return the containers to look at; None: all, because a state directory was made."""
         found: set[str] = set()
         everything = False
         for event in self._inotify.read(timeout=0):
@@ -250,7 +250,7 @@ class Directories:
             elif directory is not None and os.path.dirname(directory) in self._roots:
                 found.add(directory)
             else:
-                # Something new where a state directory is missing.
+                # A new entry where a state directory is missing.
                 everything |= any(root.startswith(f"{directory}/{event.name}") for root in self._roots)
         if everything:
             self._watch_roots()
@@ -271,7 +271,7 @@ class Directories:
         try:
             self._watched[self._inotify.add_watch(directory, mask)] = directory
         except OSError:
-            # It is gone again, or no directory.
+            # It was removed again, or is no directory.
             return False
         return True
 
@@ -280,15 +280,15 @@ def _listed(root: str) -> list[str]:
     try:
         return os.listdir(root)
     except OSError:
-        # It is gone again, which is told.
+        # It was removed again, which is another event.
         return []
 
 
 def _read(key: str) -> _Kept:
-    """What is kept in the directory `key`.
+    """Read the state in the directory `key`.
 
     Raises:
-        BundleError: it cannot be read, or not yet.
+        BundleError: it cannot be read, or is not written yet.
     """
     container = os.path.basename(key)
     if os.path.exists(f"{key}/{_RUNC}"):

@@ -1,7 +1,7 @@
-"""Which mounts are the guest API's own socket directories: the operator's will that a container is to be served.
+"""Recognises mounts of the guest API's own socket directories, by which an operator has a container served.
 
-Rules: device and inode decide, or device and path within it, never what a path is called. A path is text that a
-container may choose; the device number and what the kernel says lies below it are not.
+Rules: device and inode decide, or device and path within the file system, never a path's text. A container may choose
+the text, but not the device number or the path within the file system that the kernel reports.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from guestapi.sources import mountinfo
 
 log = logging.getLogger(__name__)
 
-#: Seconds that stat(2) has for a path of somebody else's, and how many may hang at a time.
+#: Seconds for stat(2) of a foreign path, and how many calls may hang at a time.
 _STAT_SECONDS, _STUCK = 1.0, 64
-#: By path: who hangs. Threads of a follower share them.
+#: The hanging calls by path. The threads of a follower share them.
 _stuck: dict[str, Thread] = {}
 _lock = Lock()
 
@@ -30,14 +30,14 @@ class Places:
     """The directories in which our sockets are, and the sockets themselves.
 
     Attributes:
-        paths: where they are supposed to be; they need not exist.
+        paths: their configured paths, which need not exist.
     """
 
     paths: tuple[str, ...]
 
     @classmethod
     def of(cls, listeners: Iterable[ListenSocket]) -> Places:
-        """The places of the sockets that the configuration names."""
+        """Return the places of the configured sockets."""
         found: dict[str, None] = {}
         for listener in listeners:
             found[str(Path(listener.path).parent)] = None
@@ -45,7 +45,7 @@ class Places:
         return cls(tuple(found))
 
     def look(self) -> Look:
-        """See where the places are now: a socket unit that is started anew makes them anew."""
+        """Read device and inode of the places: a socket unit that is restarted makes new directories."""
         return Look(frozenset(key for path in self.paths if (key := _key(path)) is not None), self.paths)
 
 
@@ -62,17 +62,17 @@ class Look:
     paths: tuple[str, ...]
 
     def has(self, source: str) -> bool:
-        """Whether `source`, a path on the host that an operator gave, is one of the places."""
+        """Whether `source`, a host path that an operator gave, is one of the places."""
         if not source:
             return False
-        # Also a place that is away at the moment, because its socket unit is.
+        # Also a place that is missing now, because its socket unit is stopped.
         return os.path.normpath(source) in self.paths or _key_within(source) in self.keys
 
     def mounted_in(self, pid: int) -> bool:
-        """Whether one of the places is mounted where process `pid` is, by device and path within it.
+        """Whether one of the places is mounted for process `pid`, by device and path within the file system.
 
         Raises:
-            MountsError: there is no such process, or too much is mounted there.
+            MountsError: there is no such process, or it has too many mounts.
         """
         ours = mountinfo.read(os.getpid(), mountinfo.HOST_BYTES)
         real = [os.path.realpath(path) for path in self.paths if _key(path) is not None]
@@ -90,7 +90,7 @@ def _key(path: str) -> tuple[int, int] | None:
 
 
 def _key_within(path: str) -> tuple[int, int] | None:
-    """The same, or None if that takes too long: a container may have a network file system that hangs."""
+    """Call stat(2); None if it takes too long: the path may be on a network file system that hangs."""
     with _lock:
         for other, thread in list(_stuck.items()):
             if not thread.is_alive():

@@ -1,8 +1,8 @@
 """podman and Docker: their containers that have our socket's directory mounted.
 
-Rules: the operator decides by a mount, because an image cannot bring one from the host. The container's own name names
-the instance, the full id is its key. What an image can bring (annotations, labels, volumes, environment) decides
-nothing; it becomes configuration only if the operator says so for all images (``annotations = true``).
+Rules: the operator decides by a mount, because an image cannot bring one from the host. The instance has the
+container's name, and the full id is its key. Whatever an image can bring (annotations, labels, volumes, environment)
+decides nothing. It becomes configuration only if the operator allows that for all images (``annotations = true``).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from guestapi.sources.places import Look, Places
 from guestapi.sources.processes import born, in_cgroup
 from guestapi.sources.source import Unclear
 
-#: Digits of the id that engines make a host name of, where the operator sets none.
+#: Digits of the id in the host name that engines set by default.
 _SHORT_ID = 12
-#: Seconds by which an init may seem to be younger than its container, since one is told by the clock and the other is
-#: counted from boot: more than a step of the clock takes, less than it takes for a PID to be used again.
+#: Seconds by which an init may seem younger than its container, because one time is by the clock and the other counts
+#: from boot. It is more than a step of the clock, and less than the time until a PID is reused.
 _CLOCK_SECONDS = 60.0
-#: Seconds that one look takes at the most, at everything and at one container, whatever the engine does.
+#: Most seconds of a look at all containers, and at one.
 _ROUND_SECONDS, _ONE_SECONDS = 60.0, 15.0
-#: How many containers that have rung are remembered while the engine's events cannot be had.
+#: Most containers with rings that are remembered while the engine's events are not available.
 _RUNG = 10_000
-#: How an engine says that a container has no PID namespace of its own.
+#: PID modes of a container without a PID namespace of its own.
 _SHARED = ("host", "container:", "ns:")
-#: How often a container is looked at anew that changes during the look.
+#: How often a look at a container is repeated that changes meanwhile.
 _TRIES = 3
-#: Bytes of an instance's annotation that a sentence about it shows.
+#: Bytes of an annotation that a message about it shows.
 _SHOWN = 80
 
 
@@ -51,8 +51,8 @@ class Runtime:
 
     Attributes:
         name: of the source.
-        unit: that offers the API.
-        has_annotations: there are annotations besides labels, which the engine's own API tells.
+        unit: the unit that offers the API.
+        has_annotations: whether the engine's own API has annotations besides labels.
     """
 
     name: str
@@ -69,9 +69,9 @@ class _Round:
     """One look at an engine.
 
     Attributes:
-        look: where our sockets are now.
-        until: when it ends, in seconds of the monotonic clock, whoever was not looked at.
-        volumes: by name: whether it shows one of the places. Several containers may have one.
+        look: device and inode of our socket directories now.
+        until: when the look ends, in seconds of the monotonic clock, even if containers are left.
+        volumes: by name, whether a volume shows one of the places. Several containers may share a volume.
     """
 
     look: Look
@@ -80,7 +80,7 @@ class _Round:
 
 
 class Keys:
-    """Containers to look at soon: written by one thread, read by another. Readable when there are some."""
+    """Containers to look at soon, handed from one thread to another. Readable when there are some."""
 
     def __init__(self) -> None:
         self._keys: deque[str] = deque(maxlen=_RUNG)
@@ -96,7 +96,7 @@ class Keys:
         os.eventfd_write(self._event, 1)
 
     def take(self) -> set[str]:
-        """All that were added."""
+        """Remove and return all that were added."""
         try:
             os.eventfd_read(self._event)
         except BlockingIOError:
@@ -108,14 +108,14 @@ class Keys:
 
 
 class EngineChanges:
-    """An engine's events, and the containers whose hooks have rung. `read` never blocks."""
+    """An engine's events, together with the containers whose hooks rang. `read` never blocks."""
 
     def __init__(self, events: Events, rung: Keys) -> None:
         """Describe the source.
 
         Args:
-            events: closed with this.
-            rung: not closed with this.
+            events: the engine's events, closed with this object.
+            rung: the containers whose hooks rang; not closed with this object.
         """
         self._events, self._rung = events, rung
         self._epoll = select.epoll()
@@ -127,7 +127,7 @@ class EngineChanges:
         return self._epoll.fileno()
 
     def read(self) -> frozenset[str] | None:
-        """Ids of containers to look at; None: look at all.
+        """Return ids of containers to look at; None: look at all.
 
         Raises:
             SourceError: the event stream has ended.
@@ -149,8 +149,8 @@ class EngineSource:
         """Describe the source.
 
         Args:
-            runtime: which engine.
-            settings: where it listens, and where our own sockets are.
+            runtime: the engine.
+            settings: the engine's socket, and the paths of the guest API's sockets.
         """
         self.name = runtime.name
         self._runtime = runtime
@@ -162,7 +162,7 @@ class EngineSource:
         self._rung = Keys()
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
-        """All containers with our mount, running or not.
+        """Observe all containers with our mount, running or not.
 
         Args:
             known: the inits that the store has, by key.
@@ -178,7 +178,7 @@ class EngineSource:
             raise EngineError(error.message, hint) from None
         for one in listed:
             if time.monotonic() > this.until and one.id not in known:
-                # The next look is for these.
+                # The next look observes these.
                 continue
             try:
                 if one.mounts is not None and not any(self._is_ours(mount, this) for mount in operators(one.mounts)):
@@ -191,7 +191,7 @@ class EngineSource:
                 yield found
 
     def observe_one(self, key: str, known: Init | None) -> Observed | Unclear | Problem | None:
-        """One container; None: it is gone, or has not our mount.
+        """Observe one container; None: it is gone, or has not our mount.
 
         Args:
             key: its full id.
@@ -200,10 +200,10 @@ class EngineSource:
         return self._observe(key, known, _Round(self._places.look(), time.monotonic() + _ONE_SECONDS))
 
     def at_doorbell(self, ring: Ring) -> Observed | Problem | None:
-        """A container whose init does not run yet, as its bundle and its conmon say; the API is not asked.
+        """Observe a container whose init does not run yet, by its bundle and its conmon, without the API.
 
-        podman answers no question about a container while its hooks run. It is asked right afterwards, for what only it
-        tells: networks, and what is wrong with a container that cannot be registered.
+        podman does not answer for a container while its hooks run. It is asked right afterwards for networks, and for
+        the reason why a container cannot be registered.
         """
         bundle = bundles.read_state(ring.state)
         look = self._places.look()
@@ -225,10 +225,10 @@ class EngineSource:
         return Observed(bundle.id, self._project, name, "container", hostname, init, config, devices, problems=problems)
 
     def changes(self) -> EngineChanges:
-        """The engine's event stream, and who has rung.
+        """Subscribe to the engine's events and the rings.
 
         Raises:
-            SourceError: it cannot be had.
+            SourceError: the events are not available.
         """
         return EngineChanges(self._engine.events(), self._rung)
 
@@ -254,7 +254,7 @@ class EngineSource:
         return Unclear(key, f"{self.name} container {key[:_SHORT_ID]} has changed during each of {_TRIES} looks")
 
     def _describe(self, container: Container, mounts: list[ContainerMount], known: Init | None) -> Observed | None:
-        """What is known of a container with our mount, and its other `mounts`; None: it has changed during the look."""
+        """Observe a container with our mount and other `mounts`; None: it changed during the look."""
         key, name, problems = container.id, container.name.removeprefix("/"), list[str]()
         init = None
         if container.state.pid > 0:
@@ -263,7 +263,7 @@ class EngineSource:
             except NotAnInitError:
                 if self._engine.container(key).state != container.state:
                     return None
-                # It has ended, and the engine has not noticed yet; or somebody else has its PID.
+                # It has ended and the engine has not noticed yet, or its PID was reused.
                 is_right = _is_gone(container.state.pid)
             else:
                 is_right = init == known or _belongs(init, container)
@@ -287,7 +287,7 @@ class EngineSource:
         )
 
     def _shares(self, container: Container) -> Problem | None:
-        """What there is to say of a container in another's PID namespace; nothing if it does not run."""
+        """Report a container that shares another's PID namespace; nothing if it does not run."""
         if container.state.pid <= 0:
             return None
         name = container.name.removeprefix("/")
@@ -305,21 +305,21 @@ class EngineSource:
             try:
                 options = self._engine.volume(mount.name).options or {}
             except ContainerGoneError:
-                # It has just been removed, so it shows our directory to nobody.
+                # It was removed meanwhile, so no container has it mounted.
                 options = {}
             is_bind = "bind" in options.get("o", "").split(",")
             this.volumes[mount.name] = is_bind and this.look.has(options.get("device", ""))
         return this.volumes[mount.name]
 
     def _told(self, container: Container) -> dict[str, str]:
-        """Annotations and labels, of the image and the operator's merged."""
+        """Return annotations and labels, the image's and the operator's merged."""
         found = dict(container.config.labels or {})
         if self._runtime.has_annotations:
             found |= self._engine.annotations(container.id)
         return found
 
     def _relies(self, container: Container, name: str, told: Mapping[str, str]) -> tuple[str, ...]:
-        """Sentences about the operator's annotations that guestapi 0.1 obeyed; what the image brings is left out."""
+        """Yield a sentence for each annotation of the operator that guestapi 0.1 used, but none for the image's."""
         wanted = {key: value for key, value in told.items() if key.startswith("guestapi.")}
         if not wanted or not self._runtime.has_annotations:
             return ()
@@ -329,7 +329,7 @@ class EngineSource:
             try:
                 of_image = self._engine.image_annotations(digest)
             except EngineError:
-                # The image is gone, or does not tell: whose annotations these are is then not known.
+                # The image is gone or has none to compare, so it is unknown whose annotations these are.
                 return ()
         labels = container.config.labels or {}
         operator = {k: v for k, v in wanted.items() if of_image.get(k) != v and k not in labels}
@@ -350,7 +350,7 @@ class EngineSource:
 
 
 def _devices(container: Container, mounts: list[ContainerMount]) -> tuple[dict[str, Device], tuple[str, ...]]:
-    """Mounts that the operator gave, and networks, as the engine tells them: no guest can change these."""
+    """Return the operator's mounts, and networks, from the engine: no guest can change them."""
     devices, problems = bundles.disk_devices(
         bundles.disk(mount.name or mount.source, mount.destination, readonly=not mount.rw) for mount in mounts
     )
@@ -361,7 +361,7 @@ def _devices(container: Container, mounts: list[ContainerMount]) -> tuple[dict[s
         if len(nics) == 1:
             devices.setdefault("eth0", {**nic, "name": "eth0"})
         else:
-            # Which of them is eth0 inside is not told.
+            # The engine does not say which of them is eth0 inside.
             devices.setdefault(name, nic)
     return devices, problems
 
@@ -375,7 +375,7 @@ def _is_gone(pid: int) -> bool:
 
 
 def _belongs(init: Init, container: Container) -> bool:
-    """Whether a process is a container's init, and not one that has got the PID of one that has ended unnoticed."""
+    """Whether a process is a container's init, and not one that reuses the PID of an ended init."""
     if in_cgroup(init.pid, container.id):
         return True
     try:

@@ -1,4 +1,4 @@
-"""Whether a process is the one that a runtime means: runtimes tell PIDs, and a PID is handed out again."""
+"""Whether a process is the one that a runtime means: runtimes report PIDs, and PIDs are reused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from guestapi.callers.namespaces import open_namespace, open_owner
 from guestapi.model import Init
 
-#: include/uapi/linux/nsfs.h: the user who made a user namespace (ioctl_ns(2)).
+#: include/uapi/linux/nsfs.h: the owner of a user namespace (ioctl_ns(2)).
 _NS_GET_OWNER_UID = 0xB704
 _TICKS = os.sysconf("SC_CLK_TCK")
 #: Bytes of a process's /proc/PID/cgroup and cmdline that are read.
@@ -18,12 +18,12 @@ _BYTES = 1 << 16
 
 
 def born(init: Init) -> float:
-    """When an init was born, in seconds of Unix time, by the clock as it is set now."""
+    """Return when an init started, in seconds of Unix time, by the clock as it is set now."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + init.start_time / _TICKS
 
 
 def in_cgroup(pid: int, name: str) -> bool:
-    """Whether a process is in a cgroup whose path has `name` in it, which is long enough to be there for one reason."""
+    """Whether the path of a process's cgroup contains `name`, which is long enough to be no coincidence."""
     return name.encode() in _read(pid, "cgroup")
 
 
@@ -47,7 +47,7 @@ def is_roots(pid: int) -> bool:
 
 
 def is_made_by_root(pid: int) -> bool:
-    """Whether a process's PID namespace belongs to the host's root, and not to a user who has made one for himself.
+    """Whether a process's PID namespace belongs to the host's root, and not to another user who made it.
 
     Raises:
         ProcessLookupError: there is no such process.

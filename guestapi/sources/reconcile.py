@@ -1,9 +1,8 @@
-"""Makes the store as the sources are: observations become the differences of one transaction.
+"""Makes the store equal to the sources: writes the differences of observations in one transaction.
 
-Rules: one bad instance never costs another anything, nor is an error raised for it; what cannot be taken over is
-recorded as a `Problem`, which ``guestapi check`` shows. An instance that cannot be kept as its source has it is not
-served from old data: it counts as not running until it can. `decide` and `sanitize` hold what can be decided without a
-store.
+Rules: an instance that cannot be used never affects another, and raises no error. It is recorded as a `Problem`, which
+``guestapi check`` shows. An instance that cannot be stored as its source has it is not served from old data: it
+counts as not running until it can. `decide` and `sanitize` hold the decisions that need no store.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ from guestapi.store.transaction import Change
 
 log = logging.getLogger(__name__)
 
-#: Begins the name of an instance whose name another one gets within the same transaction. Real names have no NUL.
+#: Begins the temporary name of an instance whose name another one gets in the same transaction. No name has a NUL.
 _PARKED = "\0"
-#: Characters of a reason that are recorded: a source may have found a name of any length.
+#: Most characters of a reason that are recorded: a name at the source may have any length.
 _REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
 class _Reconciliation:
-    """What one call has to do with: its transaction, its arguments, and the keys that had problems before."""
+    """The transaction and arguments of one call, and the keys that had problems before."""
 
     change: Change
     source: str
     template: Mapping[str, str]
     is_alive: Callable[[Init], bool]
     troubled: Collection[str]
-    #: Keys of which nothing new was seen: their devices and problems stay.
+    #: Keys without new observations: their devices and problems stay.
     unchanged: set[str] = field(default_factory=set)
 
 
@@ -60,21 +59,21 @@ def reconcile(
     template: Mapping[str, str] | None = None,
     is_alive: Callable[[Init], bool] = namespaces.is_alive,
 ) -> list[Problem]:
-    """Make the instances of a source in the store as they are there now.
+    """Make a source's instances in the store equal to what was observed.
 
     Args:
         change: the transaction; a hundred observations take about a quarter of a second.
         source: name of the source.
-        observations: what exists there, in any order.
-        complete: these are all: what else the store has of this source is gone there.
-        gone: keys of which it is known that the source has them no more.
-        refused: containers that exist there and can be no instances.
-        template: configuration that every instance of the source has, unless the source says otherwise.
+        observations: instances that exist there, in any order.
+        complete: whether these are all; then the source's other instances in the store are gone.
+        gone: keys that the source no longer has.
+        refused: containers that exist there and cannot be instances.
+        template: configuration of every instance of the source that the source itself does not set.
         is_alive: whether a process still runs.
 
     Returns:
-        What could not be taken over. A problem with a `Problem.holder` may be solved by a look at that container: if
-        it is gone, the same observation is taken once that is said in `gone`.
+        The problems. One with a `Problem.holder` may be solved by a look at that container: if it is gone, a call with
+        its key in `gone` and the same observation succeeds.
     """
     troubled = statuses.list_problem_keys(change, source)
     work = _Reconciliation(change, source, template or {}, is_alive, troubled)
@@ -99,14 +98,14 @@ def reconcile(
         if found or observed.key not in work.unchanged:
             problems += _record(work, observed.key, found)
     for observed in doubled:
-        # Not recorded: its key stands for another one, or for none.
+        # Not recorded, because its key is missing or another instance's.
         problems.append(_problem(work, observed, "it is not registered: its source gives it no key of its own"))
         log.warning("%s", _sentence(problems[-1]))
     return problems
 
 
 def is_current(instance: Instance, source: str, observed: Observed) -> bool:
-    """Whether `reconcile` would change nothing; for daemons, which provide everything, and what was taken whole.
+    """Whether `reconcile` would change nothing. Only for daemons, which provide everything.
 
     Args:
         instance: as the store has it.
@@ -146,7 +145,7 @@ def is_current(instance: Instance, source: str, observed: Observed) -> bool:
 
 
 def _in_order(work: _Reconciliation, pending: dict[str, Observed]) -> Iterable[Observed]:
-    """The observations in an order in which a name is given up before another instance gets it."""
+    """Order the observations so that a name is released before another instance gets it."""
     while pending:
         waiting = len(pending)
         blocked = []
@@ -158,14 +157,14 @@ def _in_order(work: _Reconciliation, pending: dict[str, Observed]) -> Iterable[O
             else:
                 yield pending.pop(key)
         if pending and len(pending) == waiting:
-            # A circle: one steps aside. Its name is written again before the transaction ends, for it is pending.
+            # A circle of names: one instance gets a temporary name, and its own before the transaction ends.
             first = find_by_key(work.change, work.source, blocked[0])
             assert first is not None, "it was found by its name"
             steps.park(work.change, first, f"{_PARKED}{first.id}")
 
 
 def _settle(work: _Reconciliation, observed: Observed) -> list[Problem]:
-    """Take one observation over, or nothing of it; what could not be taken over."""
+    """Write one observation as a whole or not at all; return the problems."""
     change = work.change
     told = change.told
     try:
@@ -202,14 +201,14 @@ def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
 
 
 def _named(change: Change, observed: Observed, own: Instance | None) -> Instance | None:
-    """The instance that has the wanted name."""
+    """Return the instance that has the wanted name."""
     if own is not None and (own.project, own.name) == (observed.project, observed.name):
         return own
     return find_instance(change, observed.project, observed.name)
 
 
 def _running(change: Change, observed: Observed, own: Instance | None) -> Instance | None:
-    """The instance that has the same init."""
+    """Return the instance that has the same init."""
     if observed.init is None or (own is not None and own.init == observed.init):
         return own if observed.init is not None else None
     found = steps.find_by_init(change, observed.init)
@@ -244,7 +243,7 @@ def _update(work: _Reconciliation, observed: Observed, acceptable: Acceptable, k
     devices: Mapping[str, Device] | None = choose_devices(source, observed, wanted, known, init)
     hostname = acceptable.hostname
     if observed.devices is None and observed.init is not None and observed.init == known.init:
-        # A follower that has started anew knows no more of an init that it did not see start.
+        # A restarted follower knows nothing more of an init whose start it did not see.
         work.unchanged.add(observed.key)
         hostname = known.hostname if observed.hostname is None else hostname
     columns: dict[str, object] = {
@@ -270,7 +269,7 @@ def _finish(work: _Reconciliation, observed: Observed, instance: Instance) -> No
 
 
 def _let_go(work: _Reconciliation, key: str) -> list[Problem]:
-    """A source has a container no more: remove its instance, or release it if something of it would be missed."""
+    """Remove the instance of a container that is gone, or release it if it has settings of the operator's."""
     instance = find_by_key(work.change, work.source, key)
     if instance is None:
         return []
@@ -286,7 +285,7 @@ def _let_go(work: _Reconciliation, key: str) -> list[Problem]:
 
 
 def _refuse(work: _Reconciliation, observed: Observed, own: Instance | None, decision: Decision) -> Problem:
-    """Note a refusal. An instance that was registered before is not served from what is not current any more."""
+    """Record a refusal. An instance that was registered before is no longer served: its data is out of date."""
     if own is not None:
         steps.stop(work.change, own)
         if own.name.startswith(_PARKED):
@@ -317,12 +316,12 @@ def _sentence(problem: Problem) -> str:
 
 
 def _is_empty(change: Change, instance: Instance) -> bool:
-    """Whether nothing of an instance would be missed."""
+    """Whether an instance has no settings of the operator's."""
     return not instance.kept and not load_layers(change.connection, instance.id).operator
 
 
 def _free_uuid(work: _Reconciliation, observed: Observed) -> str | None:
-    """The UUID for a new instance; one that another instance has is made into another one."""
+    """Return the UUID for a new instance; one that another instance has is replaced by one derived from it."""
     if observed.uuid is None or steps.find_by_uuid(work.change, observed.uuid) is None:
         return observed.uuid
     return str(uuid5(UUID(observed.uuid), f"{work.source}/{observed.key}"))

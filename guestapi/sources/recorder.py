@@ -1,7 +1,7 @@
-"""Writes what a follower has observed to the store: in batches, again and again until it is written.
+"""Writes a follower's observations to the store in batches, and repeats a batch until it is written.
 
-A thread of its own, since a commit takes as long as the disk does, and a store may be locked for seconds: the follower
-goes on looking meanwhile. What is observed anew before it is written replaces what was observed before.
+It has its own thread, because a commit waits for the disk and a store may be locked for seconds; the follower continues
+meanwhile. A new observation of a key replaces one that is not written yet.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from guestapi.sources.observed import Observed, Problem
 
 log = logging.getLogger(__name__)
 
-#: Seconds until the first new try after the store could not be written, and at the most; they double in between.
+#: Seconds until the next try after the store could not be written: first, and longest; they double between.
 _FIRST_RETRY, _LAST_RETRY = 0.05, 2.0
-#: Seconds between two notes of how the follower is; `guestapi check` takes one for stale after thirty.
+#: Seconds between two records of the follower's status; `guestapi check` treats one as stale after thirty.
 NOTE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a follower is.
+    """The status of a follower.
 
     Attributes:
-        contact: when it last saw that its runtime was as it thinks, in seconds of Unix time; 0.0: never.
-        fault: what keeps it from that, in one sentence; empty: nothing does.
+        contact: when it last agreed with its runtime, in seconds of Unix time; 0.0: never.
+        fault: why it cannot follow the runtime, in one sentence; empty: it can.
         lag: seconds from the latest observation to its commit.
     """
 
@@ -42,29 +42,29 @@ class Status:
 
 
 class Ledger(Protocol):
-    """Where observations are written: the store. Each method is one transaction, done or not done."""
+    """Where observations are written: the store. Each method is one transaction."""
 
     def known(self) -> Mapping[str, Init | None]:
-        """Key and init of each instance of this source."""
+        """Return key and init of each instance of this source."""
 
     def write(
         self, observed: Sequence[Observed], gone: Collection[str], refused: Sequence[Problem]
     ) -> Sequence[Problem]:
-        """Make the store so; what could not be taken over.
+        """Write observations; return the problems.
 
         Args:
-            observed: what is there.
-            gone: keys of what is there no more.
-            refused: what is there, and can be no instance.
+            observed: instances that exist.
+            gone: keys that no longer exist.
+            refused: containers that exist and cannot be instances.
         """
 
     def note(self, status: Status) -> None:
-        """Write down how the follower is."""
+        """Record the follower's status."""
 
 
 @dataclass(slots=True)
 class _Batch:
-    """What is to be written: of each key the latest (None: it is gone), who waits for it, and since when."""
+    """A batch: the latest observation of each key (None: it is gone), the hooks that wait for it, and its age."""
 
     wanted: dict[str, Observed | Problem | None] = field(default_factory=dict)
     callers: dict[str, list[DoorbellCaller]] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class _Batch:
         self.since = self.since or time.monotonic()
 
     def add_before(self, older: _Batch) -> None:
-        """Take over what could not be written before."""
+        """Add a batch that could not be written before."""
         self.wanted = {**older.wanted, **self.wanted}
         self.since = older.since or self.since
         for key, callers in older.callers.items():
@@ -83,7 +83,7 @@ class _Batch:
 
 
 class Recorder:
-    """Made and used by a follower's loop; `run` is the thread's."""
+    """Used by a follower's loop; `run` belongs to its own thread."""
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class Recorder:
 
         Args:
             ledger: where to write.
-            loaded: called by the thread with what the store has: once it could be read, and after each `check`.
-            written: called by the thread after each commit, with keys and what could not be taken over.
+            loaded: called by the thread with the store's content, after the first read and after each `check`.
+            written: called by the thread after each commit, with the keys and the problems.
         """
         self._ledger = ledger
         self._loaded, self._written = loaded, written
@@ -110,7 +110,7 @@ class Recorder:
         self._noted = Status()
         self._noted_at = -NOTE_SECONDS
         self._lag = 0.0
-        #: When the thread last came to something, in seconds of the monotonic clock.
+        #: When the thread last made progress, in seconds of the monotonic clock.
         self.beat = time.monotonic()
 
     @property
@@ -119,7 +119,7 @@ class Recorder:
         return self._outage
 
     def submit(self, key: str, what: Observed | Problem | None, caller: DoorbellCaller | None = None) -> None:
-        """Have something written, and then the caller answered."""
+        """Queue an observation; the caller is answered when it is written."""
         with self._condition:
             self._batch.add(key, what)
             if caller is not None:
@@ -127,20 +127,20 @@ class Recorder:
             self._condition.notify()
 
     def check(self) -> None:
-        """Have the store read again: it may have been put back from a backup, or somebody has removed an instance."""
+        """Have the store read again: it may have been restored from a backup, or an instance removed."""
         with self._condition:
             self._unchecked = True
             self._condition.notify()
 
     def tell(self, status: Status) -> None:
-        """Have it noted how the follower is."""
+        """Queue the follower's status."""
         with self._condition:
             self._status = status
             if _is_news(status, self._noted):
                 self._condition.notify()
 
     def stop(self, seconds: float) -> None:
-        """Wait until all is written, so long at the most, and end the thread's work."""
+        """Wait until everything is written, at most so many seconds, and end the thread's work."""
         with self._condition:
             self._stop_at = time.monotonic() + seconds
             self._condition.notify()
@@ -170,7 +170,7 @@ class Recorder:
                     log.warning("the store can be written again")
                     self._outage = ""
             except GuestapiError as error:
-                # Locked, full, missing: that passes, and all that is lost until then is time.
+                # The store is locked, full or missing. The batch is written when that has passed.
                 if not self._outage:
                     log.error("what was observed cannot be written yet: %s", error)
                 self._outage = str(error)
@@ -185,12 +185,12 @@ class Recorder:
             return not self._batch.wanted or time.monotonic() > self._stop_at
 
     def _has_work(self) -> bool:
-        """Whether there is something to write, to note, to read, or no more to do."""
+        """Whether the thread has something to do, or is to end."""
         news = _is_news(self._status, self._noted)
         return bool(self._batch.wanted) or self._unchecked or news or self._stop_at is not None
 
     def _take(self) -> _Batch:
-        """What is to be written now; waits for it, or for the next note."""
+        """Wait for a batch or for the next status, and return it."""
         with self._condition:
             self._busy = False
             self._condition.notify_all()
@@ -213,7 +213,7 @@ class Recorder:
         except GuestapiError:
             raise
         except Exception:
-            # Nothing that a container is may keep the others from being registered.
+            # A container with any property must not keep others from being registered.
             if len(batch.wanted) > 1:
                 for key, what in batch.wanted.items():
                     self._write(_Batch({key: what}, {key: batch.callers.get(key, [])}, batch.since))
@@ -236,7 +236,7 @@ class Recorder:
     def _put_back(self, batch: _Batch) -> None:
         now = time.monotonic()
         for key, callers in batch.callers.items():
-            # Who has given up keeps no descriptor here.
+            # Hooks that have given up are closed, so that they use no descriptors.
             for caller in callers:
                 if caller.since < now - RING_SECONDS:
                     caller.answer(self._outage)
@@ -256,7 +256,7 @@ class Recorder:
 
 
 def _is_news(now: Status, noted: Status) -> bool:
-    """Whether somebody may be waiting to read this."""
+    """Whether a hook may wait for the answer."""
     return now.fault != noted.fault or bool(now.contact) != bool(noted.contact)
 
 

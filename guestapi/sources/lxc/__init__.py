@@ -1,6 +1,6 @@
 """LXC: containers that include conf/lxc-guestapi.conf are registered when they start.
 
-Rules: what LXC parses, nobody parses here. Before the init runs, `doorbell` rings, and `/proc` and netlink say what
-LXC made of the configuration. `monitor` asks the process that looks after a running container for what was missed
-then; it answers nobody while a hook runs.
+Rules: no code here parses what LXC parses. Before the init runs, the hook rings, and `/proc` and netlink show what LXC
+made of the configuration. For what was missed then, `monitor` asks the process that supervises a running container. A
+monitor answers nothing while a hook runs.
 """

@@ -1,11 +1,11 @@
-"""A client of LXC's monitors: the process that looks after one running container, and answers on a command socket.
+"""A client of LXC's monitors. A monitor supervises one running container, and answers on a command socket.
 
-The protocol is that of LXC 4 to 7 (src/lxc/commands.h there): a request has a number, and maybe data behind it; an
-answer has a result, the length of what follows, and a word that some commands answer in. liblxc's own client has no
-deadline in version 5, and takes an answer over 8 KiB for none.
+The protocol is that of LXC 4 to 7 (src/lxc/commands.h there): a request has a number and optional data; an answer has a
+result, the length of its data, and a word that is the result of some commands. liblxc's own client has no deadline in
+version 5, and ignores answers above 8 KiB.
 
-The sockets are abstract, so everybody in the host's network namespace may bind one, a container with that namespace
-too. A monitor is only who listens as uid 0. What it says is bounded, and has one deadline in all.
+The sockets are abstract, so any process in the host's network namespace can bind one, even in a container that shares
+the namespace. Only a process that listens as uid 0 counts as a monitor. Answers are bounded, with one deadline in all.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from guestapi.errors import SourceError
 
 #: Commands (src/lxc/commands.h, lxc_cmd_t).
 _GET_INIT_PID, _GET_CONFIG_ITEM, _GET_NAME, _GET_LXCPATH = 4, 7, 8, 9
-#: struct lxc_cmd_req: cmd, datalen, data; struct lxc_cmd_rsp: ret, datalen, data. The pointers are of no use here.
+#: struct lxc_cmd_req: cmd, datalen, data; struct lxc_cmd_rsp: ret, datalen, data. The pointers are not used.
 _REQUEST = struct.Struct("@iiQ")
 _ANSWER = struct.Struct("@iiQ")
 _UCRED = struct.Struct("@iII")
 
-#: Seconds that a monitor has for everything that one `Monitor` asks it, unless the caller says otherwise. It needs 0.04
-#: ms an answer, and answers nothing while it waits for a hook.
+#: Seconds for all requests of one `Monitor`, unless the caller sets others. An answer takes 0.04 ms, but a monitor
+#: answers nothing while it waits for a hook.
 SECONDS = 1.0
-#: Bytes of one answer at the most. The longest true one is the list of a container's mounts, 13 KiB with 150 of them.
+#: Most bytes of an answer. The longest true one lists a container's mounts: 13 KiB for 150 of them.
 ANSWER_BYTES = 1 << 20
 #: unix(7): a socket's name has 108 bytes at the most, and begins with a NUL if it is abstract.
 _NAME_BYTES = 107
@@ -37,7 +37,7 @@ _FNV_BASIS, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
 
 
 class MonitorError(SourceError):
-    """A monitor cannot be asked, or its answer cannot be understood."""
+    """A monitor cannot be asked, or its answer is malformed."""
 
 
 class NoMonitorError(MonitorError):
@@ -45,7 +45,7 @@ class NoMonitorError(MonitorError):
 
 
 def address(path: str, name: str) -> bytes:
-    """The abstract address of a container's monitor, without the NUL before it.
+    """Return the abstract address of a container's monitor, without the NUL at its start.
 
     Args:
         path: the lxcpath, as LXC was given it.
@@ -65,14 +65,14 @@ def _hash(data: bytes) -> int:
 
 
 class Monitor:
-    """Asks one monitor. Each question has a connection of its own, as with liblxc; all have one deadline."""
+    """A client of one monitor. Each request has its own connection, as in liblxc; all share one deadline."""
 
     def __init__(self, address: bytes, seconds: float = SECONDS) -> None:
         """Address a monitor.
 
         Args:
             address: of its command socket, without the NUL before it.
-            seconds: how long everything may take that is asked here.
+            seconds: how long all requests may take together.
         """
         self._address = b"\0" + address
         self._where = "@" + address.decode(errors="backslashreplace")
@@ -80,11 +80,11 @@ class Monitor:
         self._seconds = seconds
 
     def check(self) -> None:
-        """See whether a monitor listens there; asks it nothing, so it may be about to run a hook.
+        """Check whether a monitor listens there. It sends no request, so the monitor may be running a hook.
 
         Raises:
             NoMonitorError: nobody listens there.
-            MonitorError: somebody else than root does.
+            MonitorError: a process listens that is not root's.
         """
         self._connect().close()
 
@@ -92,7 +92,7 @@ class Monitor:
         """The PID of the container's init, as the host sees it.
 
         Raises:
-            MonitorError: it cannot be asked, or says what is no PID.
+            MonitorError: it cannot be asked, or its answer is no PID.
         """
         _data, pid = self._ask(_GET_INIT_PID)
         if not 0 < pid <= 1 << 22:
@@ -100,13 +100,13 @@ class Monitor:
         return pid
 
     def config_item(self, key: str) -> str | None:
-        """A value of the running container's configuration, as the monitor holds it.
+        """Return a value of the running container's configuration.
 
         Args:
             key: as in lxc.container.conf(5).
 
         Returns:
-            Several values are lines. None: it has no such value, or an empty one.
+            The value; a list has one line for each item. None: the key is not set, or empty.
 
         Raises:
             MonitorError: it cannot be asked.
@@ -202,9 +202,9 @@ def _strerror(number: int) -> str:
 
 
 def listening() -> list[bytes]:
-    """The addresses of all command sockets in our network namespace, without the NUL before them.
+    """Return the addresses of all command sockets in this network namespace, without the NUL at their start.
 
-    Whose they are is not known: everybody may bind one.
+    Any process may have bound them.
     """
     with open("/proc/net/unix", "rb") as file:
         lines = file.read().splitlines()[1:]

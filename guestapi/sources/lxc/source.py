@@ -1,7 +1,7 @@
-"""LXC as a source: what LXC made of a container, seen when its hook rings; and its monitor, for what was missed then.
+"""LXC as a source: observes a container when its hook rings, and asks its monitor for what was missed then.
 
-A container's key is its lxcpath and its name. Who wants the guest API says so in the container's configuration, by
-including conf/lxc-guestapi.conf: its hook rings, and its monitor lists that hook.
+A container's key is its lxcpath and its name. The operator includes conf/lxc-guestapi.conf in the configuration of a
+container that gets the guest API; then its hook rings, and its monitor lists that hook.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ log = logging.getLogger(__name__)
 
 #: Digits of the highest possible PID, 2²² (include/linux/threads.h, PID_MAX_LIMIT).
 _PID_DIGITS = 7
-#: Seconds for one monitor, and for all of them in one look at everything; one that waits for a hook answers nothing.
+#: Seconds for one monitor, and for all monitors in one look. A monitor that runs a hook answers nothing.
 _MONITOR_SECONDS, _LOOK_SECONDS = 1.0, 30.0
-#: Seconds to see whether somebody listens, which is not waited for.
+#: Seconds to check whether a process listens, which needs no answer.
 _CHECK_SECONDS = 0.1
-#: The programs that ring, by which a monitor's ``lxc.hook.start-host`` says that a container wants the guest API.
+#: Programs that ring. A container whose ``lxc.hook.start-host`` names one of them is an instance.
 _HOOKS = ("guestapi", "guestapi-hook")
-#: How many ``lxc.net.N`` are asked for at the most.
+#: Most ``lxc.net.N`` that are asked for.
 _NICS = 256
 #: ``lxc.net.N.type`` of a container that is not looked at before it runs, to the ``nictype`` of a device.
 _NIC_TYPES = {"veth": "p2p", "macvlan": "macvlan", "ipvlan": "ipvlan", "vlan": "physical", "phys": "physical"}
@@ -44,7 +44,7 @@ _READ = 1 << 16
 
 
 def key_of(path: str, name: str) -> str:
-    """The key of a container; no name has a ``/``, and a path begins with one."""
+    """Return the key of a container. No name contains a ``/``, and a path begins with one."""
     return f"{path}/{name}"
 
 
@@ -55,11 +55,11 @@ class LxcSource:
 
     def __init__(self, settings: Settings) -> None:
         self._project = settings.hooks.project
-        # As LXC itself takes them.
+        # Normalised as LXC does.
         self._paths = tuple(path.rstrip("/") or "/" for path in settings.sources.lxc.paths)
         self._directories = sorted({os.path.dirname(listener.path) for listener in settings.listener})
 
-    # When a hook rings.
+    # At the doorbell.
 
     def at_doorbell(self, ring: Ring) -> Observed:
         """As `Source.at_doorbell`: for ``lxc.hook.start-host``, before the init runs."""
@@ -80,10 +80,10 @@ class LxcSource:
         return self._observed(path, name, init, ring.hostname, devices, problems)
 
     def _path_of(self, name: str, pid: int) -> str:
-        """Which lxcpath a container is in that is just starting; its monitor answers nothing now."""
+        """Return the lxcpath of a container that is starting, while its monitor answers nothing."""
         found = [path for path in self._paths if _has_monitor(path, name)]
         if len(found) > 1:
-            # Each has a container of that name that runs. LXC writes into the monitor's command line which this one is.
+            # Several have a running container of that name. The monitor's command line, by LXC, says which it is.
             title = _title(pid)
             found = [path for path in found if title == f"[lxc monitor] {path} {name}"]
         if len(found) != 1:
@@ -95,7 +95,7 @@ class LxcSource:
         return found[0]
 
     def _devices(self, pid: int) -> tuple[dict[str, Device], list[str]]:
-        """The devices of a container whose init has not run, and what could not be told of them."""
+        """Return the devices of a container whose init has not run, and a sentence for each that cannot be told."""
         devices: dict[str, Device] = {}
         problems: list[str] = []
         try:
@@ -118,7 +118,7 @@ class LxcSource:
                 devices[name] = disk
         return devices, problems
 
-    # What runs, whoever has rung or not.
+    # All containers, whether or not their hooks rang.
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear]:
         """As `Source.observe`."""
@@ -131,7 +131,7 @@ class LxcSource:
             there.add(key)
             found = self._look(path, name, address, known.get(key), until)
             if found is None and key in known:
-                # It runs, and no longer wants to be an instance.
+                # It runs, and its configuration no longer names our hook.
                 found = self._stopped(key)
             if found is not None:
                 yield found
@@ -150,11 +150,11 @@ class LxcSource:
         return found if found is not None else self._stopped(key)
 
     def _running(self, until: float) -> Iterator[tuple[str, str, bytes]]:
-        """Lxcpath, name and socket of each monitor below the configured lxcpaths."""
+        """Yield lxcpath, name and socket address of each monitor below the configured lxcpaths."""
         for address in monitor.listening():
             text = os.fsdecode(address)
             if text.startswith("lxc/"):
-                # The name was too long for a socket's.
+                # The name is too long for a socket address, which has a hash instead.
                 seconds = min(_MONITOR_SECONDS, max(0.0, until - time.monotonic()))
                 try:
                     asked = Monitor(address, seconds)
@@ -162,7 +162,7 @@ class LxcSource:
                 except MonitorError as error:
                     log.debug("%s", error)
                     continue
-                # Anybody can listen at a name like this one, and say what he likes.
+                # Any process can listen at such an address and send anything.
                 if path in self._paths and monitor.address(path, name) == address:
                     yield path, name, address
                 continue
@@ -173,10 +173,10 @@ class LxcSource:
     def _look(
         self, path: str, name: str, address: bytes, known: Init | None, until: float
     ) -> Observed | Unclear | None:
-        """One container as its monitor has it; None: it does not run, or does not want to be an instance."""
+        """Observe one container by its monitor; None: it does not run, or it is no instance."""
         key = key_of(path, name)
         if known is not None and is_alive(known):
-            # All that could be told was told when it started.
+            # It was observed when it started; nothing else can be trusted now.
             return self._observed(path, name, known, None, None, ())
         asked = Monitor(address, min(_MONITOR_SECONDS, max(0.0, until - time.monotonic())))
         try:
@@ -188,14 +188,14 @@ class LxcSource:
         except NoMonitorError:
             return None
         except NotAnInitError:
-            # It ended between the two, or somebody lies.
+            # It ended between the two requests, or another process answers.
             return Unclear(key, f"{name}: the process that its monitor names is no container's init")
         except MonitorError as error:
             return Unclear(key, f"{name}: {error}")
         return self._observed(path, name, init, hostname, devices, [*problems, _LATE])
 
     def _stopped(self, key: str) -> Observed | None:
-        """A container that does not run, if it is defined; LXC keeps each in a directory of its name."""
+        """Observe a container that does not run, if it is defined: LXC keeps each in a directory of its name."""
         path, _slash, name = key.rpartition("/")
         if path not in self._paths:
             return None
@@ -204,7 +204,7 @@ class LxcSource:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
-            pass  # It is there.
+            pass  # It is defined.
         return self._observed(path, name, None, None, None, ())
 
     def _observed(
@@ -233,7 +233,7 @@ class LxcSource:
 
 
 class LxcChanges:
-    """Hears when containers are made and destroyed: then their directories come and go."""
+    """Watches the lxcpaths: a directory is made or removed with its container."""
 
     def __init__(self, paths: Collection[str]) -> None:
         self._inotify = INotify(nonblocking=True)
@@ -243,7 +243,7 @@ class LxcChanges:
             try:
                 self._paths[self._inotify.add_watch(path, wanted)] = path
             except OSError:
-                pass  # LXC makes it with the first container; each slow look sees what was missed.
+                pass  # LXC makes it with the first container; the look each minute finds what was missed.
 
     def fileno(self) -> int:
         """As `Changes.fileno`."""
@@ -276,17 +276,17 @@ def _has_monitor(path: str, name: str) -> bool:
 
 
 def _parent(pid: int) -> int:
-    """The parent of an init that LXC has started: its monitor."""
+    """Return the PID of an init's parent: its monitor."""
     status = Path(f"/proc/{pid}/stat")
     try:
-        # proc_pid_stat(5): state and parent come behind the command's last parenthesis.
+        # proc_pid_stat(5): state and parent follow the command's last parenthesis.
         return int(status.read_bytes().rpartition(b")")[2].split()[1])
     except (OSError, ValueError, IndexError):
         raise SourceError(f"process {pid} has just ended") from None
 
 
 def _title(pid: int) -> str:
-    """What stands in the command line of an init's monitor."""
+    """Return the command line of an init's monitor."""
     try:
         return os.fsdecode(Path(f"/proc/{_parent(pid)}/cmdline").read_bytes().split(b"\0")[0])
     except (OSError, SourceError):
@@ -300,7 +300,7 @@ def _wants(hooks: str | None) -> bool:
 
 
 def _root_by(asked: Monitor) -> int | None:
-    """Which user of this host is root inside, as the monitor maps IDs: lines like ``u 0 100000 65536``."""
+    """Return the host user who is root inside, from the monitor's ID map: lines like ``u 0 100000 65536``."""
     mappings = [line.split() for line in (asked.config_item("lxc.idmap") or "").splitlines()]
     if not mappings:
         return 0
@@ -309,10 +309,10 @@ def _root_by(asked: Monitor) -> int | None:
 
 
 def _devices_by(asked: Monitor) -> tuple[dict[str, Device], list[str]]:
-    """Root and network interfaces as the monitor has them: the names that LXC gave, and no addresses that it chose."""
+    """Return root and network interfaces from the monitor: names that LXC gave, and no addresses that it chose."""
     devices: dict[str, Device] = {"root": {"type": "disk", "path": "/"}}
     problems: list[str] = []
-    # The types alone, without their numbers, of which some may be free.
+    # The list has types without their numbers, and numbers may be missing.
     left = len((asked.config_item("lxc.net") or "").split())
     for number in range(_NICS):
         if not left:
