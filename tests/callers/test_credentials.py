@@ -1,4 +1,4 @@
-"""What the kernel keeps with a connected socket, and the listening socket that takes no descriptors."""
+"""Peer credentials and pidfds of connected sockets, and the refusal of passed descriptors on a listening socket."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def listening(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def connect(listening: socket.socket) -> socket.socket:
-    """A connection to it."""
+    """Return a connection to the listening socket."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(listening.getsockname())
     return connection
 
 
-def test_credentials_of_who_connected(listening: socket.socket) -> None:
-    """Process, user and group of the process that called connect(2)."""
+def test_credentials_of_the_connecting_process(listening: socket.socket) -> None:
+    """The credentials are process, user and group of the process that called connect(2)."""
     with connect(listening), listening.accept()[0] as accepted:
         found = credentials.credentials(accepted)
         assert found == (os.getpid(), os.geteuid(), os.getegid())
 
 
-def test_closed_and_shut_are_told_apart(listening: socket.socket) -> None:
-    """An end that is shut for writing still reads; only a closed one is gone."""
+def test_shutdown_is_not_a_close(listening: socket.socket) -> None:
+    """A connection whose peer has only shut down writing is not closed."""
     with connect(listening) as connection, listening.accept()[0] as accepted:
         assert not credentials.is_closed(accepted)
         connection.shutdown(socket.SHUT_WR)
@@ -49,50 +49,50 @@ def test_closed_and_shut_are_told_apart(listening: socket.socket) -> None:
 
 
 class Refusing:
-    """A socket of which this kernel tells nothing, for one reason or the other."""
+    """A stand-in for a socket whose options fail with this error number."""
 
     def __init__(self, number: int) -> None:
         self._number = number
 
     def refuse(self, *_arguments: object) -> int:
-        """As getsockopt(2) and setsockopt(2)."""
+        """As getsockopt(2) and setsockopt(2): fail."""
         raise OSError(self._number, os.strerror(self._number))
 
     getsockopt = setsockopt = refuse
 
 
 def refusing(number: int) -> Any:
-    """A socket that fails so."""
+    """Return a socket whose options fail with this error number."""
     return Refusing(number)
 
 
 def test_kernel_without_pidfds_of_peers() -> None:
-    """Before Linux 6.5 there is no pidfd, which is no failure."""
+    """A kernel before Linux 6.5 has no pidfd of the peer: the result is None, not an error."""
     assert credentials.peer_pidfd(refusing(errno.ENOPROTOOPT)) is None
 
 
 @pytest.mark.parametrize("number", [errno.ESRCH, errno.EINVAL, errno.ENODATA])
-def test_peer_that_is_gone(number: int) -> None:
-    """Kernels say in several ways that the process has ended; it is one error here."""
+def test_ended_peer(number: int) -> None:
+    """Kernels report an ended process with several errors; each becomes ProcessLookupError."""
     with pytest.raises(ProcessLookupError):
         credentials.peer_pidfd(refusing(number))
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_no_descriptor_for_a_pidfd(number: int) -> None:
-    """That there are no descriptors left says nothing about the process: it is not taken for one that is gone."""
+    """A lack of descriptors or memory is not reported as an ended process."""
     with pytest.raises(OSError, match=os.strerror(number)) as raised:
         credentials.peer_pidfd(refusing(number))
     assert not isinstance(raised.value, ProcessLookupError)
 
 
 def kernel() -> tuple[int, ...]:
-    """The version of the running kernel, as (6, 16)."""
+    """Return the version of the running kernel, such as (6, 16)."""
     return tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
 
 
-def test_pidfd_is_of_who_connected(listening: socket.socket) -> None:
-    """From Linux 6.5 on there is a pidfd of the process that connected."""
+def test_pidfd_of_the_connecting_process(listening: socket.socket) -> None:
+    """From Linux 6.5 on, the kernel has a pidfd of the process that connected."""
     with connect(listening), listening.accept()[0] as accepted:
         pidfd = credentials.peer_pidfd(accepted)
         if kernel() < (6, 5):
@@ -105,12 +105,12 @@ def test_pidfd_is_of_who_connected(listening: socket.socket) -> None:
 
 
 def pass_descriptor(connection: socket.socket) -> None:
-    """Send a descriptor along with a byte."""
+    """Send a byte with a descriptor."""
     connection.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [connection.fileno()]))])
 
 
 def test_descriptors_are_refused(listening: socket.socket) -> None:
-    """From Linux 6.16 on nobody can pass a descriptor along; before, it is said that this kernel cannot refuse them."""
+    """From Linux 6.16 on a client cannot pass a descriptor; on an older kernel the return value is False."""
     with connect(listening) as connection:
         pass_descriptor(connection)
     assert credentials.refuse_descriptors(listening) == (kernel() >= (6, 16))
@@ -122,7 +122,7 @@ def test_descriptors_are_refused(listening: socket.socket) -> None:
 
 
 def test_kernel_that_cannot_refuse_descriptors() -> None:
-    """A kernel without the option is no failure; anything else is."""
+    """A kernel without the option is no error; any other failure is."""
     assert credentials.refuse_descriptors(refusing(errno.ENOPROTOOPT)) is False
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         credentials.refuse_descriptors(refusing(errno.EBADF))

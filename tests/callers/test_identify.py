@@ -1,4 +1,4 @@
-"""Who is calling, with real processes: by pidfd as this kernel has it, and by /proc alone as older kernels need it."""
+"""Identification of callers with real processes: by pidfd if the kernel has it, and by /proc alone as on older ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUN = 7
 
 
 class Registered:
-    """What the store would say: instances by id."""
+    """A stand-in for the store: the running instances, with ids from 1."""
 
     def __init__(self, **inits: Init) -> None:
         self.inits = inits
@@ -41,12 +41,12 @@ class Registered:
         ]
 
 
-class Door:
-    """A listening socket that identifies whoever comes, then answers one byte, as an HTTP response."""
+class IdentifyingListener:
+    """A listening socket that identifies each caller, and then sends the head of an HTTP response."""
 
     def __init__(self, identifier: Identifier) -> None:
         self.identifier = identifier
-        self.directory = Path(tempfile.mkdtemp(prefix="guestapi-door-", dir="/run"))
+        self.directory = Path(tempfile.mkdtemp(prefix="guestapi-listener-", dir="/run"))
         self.directory.chmod(0o755)
         self.path = self.directory / "sock"
         self._listening = socket.socket(socket.AF_UNIX)
@@ -55,14 +55,14 @@ class Door:
         self._listening.listen()
 
     @contextmanager
-    def caller(self, knock: Callable[[], Any], *, confirm: bool = False) -> Iterator[Caller]:
-        """Who `knock` comes as; with `confirm`, as a first request confirms it, which comes before the look."""
-        thread = threading.Thread(target=knock)
+    def caller(self, connect: Callable[[], Any], *, confirm: bool = False) -> Iterator[Caller]:
+        """Yield the caller that `connect` is identified as; with `confirm`, as a first request confirms it."""
+        thread = threading.Thread(target=connect)
         thread.start()
         connection, _address = self._listening.accept()
         with connection:
             if confirm:
-                # The first bytes of a request are there, so whatever was to happen before them has happened.
+                # The first bytes of the request have arrived, so the client's steps before it are done.
                 connection.recv(1)
             caller = self.identifier.identify(connection, credentials(connection))
             yield self.identifier.confirm(connection, caller) if confirm else caller
@@ -72,14 +72,14 @@ class Door:
         thread.join()
 
     @contextmanager
-    def leaving(self, knock: Callable[[], Any]) -> Iterator[tuple[Caller, Caller]]:
-        """Who `knock` comes as: while the process that connected is there, and as a request after its end confirms."""
-        thread = threading.Thread(target=knock)
+    def leaving(self, connect: Callable[[], Any]) -> Iterator[tuple[Caller, Caller]]:
+        """Yield the caller as identified before the process that connected ends, and as confirmed after its end."""
+        thread = threading.Thread(target=connect)
         thread.start()
         connection, _address = self._listening.accept()
         with connection:
             recognised = self.identifier.identify(connection, credentials(connection))
-            # The process waits for this to end; then the one that has inherited its socket sends something.
+            # The process ends when it receives this; then the one that inherited its socket sends a byte.
             connection.sendall(b"!")
             connection.recv(1)
             yield recognised, self.identifier.confirm(connection, recognised)
@@ -87,45 +87,45 @@ class Door:
         thread.join()
 
     def close(self) -> None:
-        """Away with it."""
+        """Close the socket and remove its directory."""
         self._listening.close()
         self.path.unlink()
         self.directory.rmdir()
 
 
-KNOCK = [send(b"x"), receive(1, "HEAD")]
+STEPS = [send(b"x"), receive(1, "HEAD")]
 
 
 @pytest.fixture(params=[True, False], ids=["pidfd", "proc"])
-def door(request: pytest.FixtureRequest) -> Iterator[Door]:
-    """A door with both ways to recognise callers."""
-    opened = Door(Identifier(Registered(), pidfd=request.param))
+def listener(request: pytest.FixtureRequest) -> Iterator[IdentifyingListener]:
+    """A listener for both ways of identification."""
+    opened = IdentifyingListener(Identifier(Registered(), pidfd=request.param))
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def inside(door: Door) -> Iterator[Container]:
+def inside(listener: IdentifyingListener) -> Iterator[Container]:
     """A container that runs as instance 1."""
-    with Container([(door.directory, "/dev/incus")]) as container:
-        register(door, namespaces.examine(container.pid))
+    with Container([(listener.directory, "/dev/incus")]) as container:
+        register(listener, namespaces.examine(container.pid))
         yield container
 
 
-def register(door: Door, *inits: Init) -> None:
-    """Make these the known instances, 1, 2 and so on, for an identifier that has seen nothing yet."""
+def register(listener: IdentifyingListener, *inits: Init) -> None:
+    """Make these inits the running instances, 1, 2 and so on, for a new identifier."""
     known = Registered(**{f"i{number}": init for number, init in enumerate(inits)})
-    door.identifier = Identifier(known, pidfd=door.identifier._pidfd)
+    listener.identifier = Identifier(known, pidfd=listener.identifier._pidfd)
 
 
-def knocks(container: Container, **how: Any) -> Callable[[], Any]:
-    """A knock from inside."""
-    return lambda: container.exchange(*KNOCK, **how)
+def connecting(container: Container, **how: Any) -> Callable[[], Any]:
+    """Return a function that connects from inside a container."""
+    return lambda: container.exchange(*STEPS, **how)
 
 
-def test_root_in_a_container(door: Door, inside: Container) -> None:
-    """A process of a registered container is recognised, as its root, by host credentials."""
-    with door.caller(knocks(inside)) as caller:
+def test_root_in_a_container(listener: IdentifyingListener, inside: Container) -> None:
+    """A process of a registered container is identified as its root, with the host's credentials."""
+    with listener.caller(connecting(inside)) as caller:
         assert (caller.instance_id, caller.run) == (1, RUN)
         assert caller.is_root
         assert caller.credentials.uid == BASE
@@ -133,25 +133,25 @@ def test_root_in_a_container(door: Door, inside: Container) -> None:
         assert caller.init.alive()
 
 
-def test_user_in_a_container(door: Door, inside: Container) -> None:
-    """Another user of the container is recognised too, and is not root."""
-    with door.caller(knocks(inside, become=["uid:1000"])) as caller:
+def test_user_in_a_container(listener: IdentifyingListener, inside: Container) -> None:
+    """Another user of the container is identified too, and is not root."""
+    with listener.caller(connecting(inside, become=["uid:1000"])) as caller:
         assert caller.instance_id == 1
         assert not caller.is_root
 
 
-def test_root_of_a_user_namespace_inside(door: Door, inside: Container) -> None:
-    """Root of a user namespace that an ordinary user made is not the instance's root."""
-    with door.caller(knocks(inside, become=["uid:1000", "userns"])) as caller:
+def test_root_of_a_user_namespace_inside(listener: IdentifyingListener, inside: Container) -> None:
+    """Root of a user namespace that an ordinary user created is not the instance's root."""
+    with listener.caller(connecting(inside, become=["uid:1000", "userns"])) as caller:
         assert caller.instance_id == 1
         assert not caller.is_root
 
 
-def who_is_root(door: Door, container: Container) -> dict[str, bool]:
-    """Whether root, another user, and root of a user namespace of that user's are taken for instance 1's root."""
+def find_roots(listener: IdentifyingListener, container: Container) -> dict[str, bool]:
+    """Return whether root, another user, and root of that user's user namespace are identified as instance 1's root."""
     found = {}
     for name, become in (("stranger", ["uid:1000", "userns"]), ("user", ["uid:1000"]), ("root", [])):
-        with door.caller(knocks(container, become=become)) as caller:
+        with listener.caller(connecting(container, become=become)) as caller:
             assert caller.instance_id == 1
             found[name] = caller.is_root
     return found
@@ -159,7 +159,7 @@ def who_is_root(door: Door, container: Container) -> dict[str, bool]:
 
 ROOT_ALONE = {"root": True, "user": False, "stranger": False}
 
-#: What PID 1 does to itself, and which host UID is root in its container.
+# The namespaces and users that PID 1 enters, and the host UID of root in its container.
 changes = pytest.mark.parametrize(
     ("change", "base"),
     [
@@ -174,75 +174,78 @@ changes = pytest.mark.parametrize(
 
 @changes
 @pytest.mark.parametrize("when", ["before it is registered", "after it is registered", "after it was recognised"])
-def test_init_that_changes_itself(door: Door, base: int | None, change: list[str], when: str) -> None:
-    """PID 1 that enters other user or PID namespaces changes nothing for anybody in its container."""
-    with Container([(door.directory, "/dev/incus")], base=base) as container:
+def test_init_that_enters_namespaces(
+    listener: IdentifyingListener, base: int | None, change: list[str], when: str
+) -> None:
+    """When PID 1 enters other user or PID namespaces, the identification of callers in its container stays the same."""
+    with Container([(listener.directory, "/dev/incus")], base=base) as container:
         if when == "before it is registered":
             container.change_init(*change)
-        register(door, namespaces.examine(container.pid))
+        register(listener, namespaces.examine(container.pid))
         if when == "after it was recognised":
-            assert who_is_root(door, container) == ROOT_ALONE
+            assert find_roots(listener, container) == ROOT_ALONE
         if when != "before it is registered":
             container.change_init(*change)
-        assert who_is_root(door, container) == ROOT_ALONE
+        assert find_roots(listener, container) == ROOT_ALONE
 
 
 @changes
-def test_init_without_a_recorded_root(door: Door, base: int | None, change: list[str]) -> None:
-    """Of an init whose root was not recorded, only who is root in the owner of its PID namespace is taken for root.
+def test_init_without_a_recorded_root(listener: IdentifyingListener, base: int | None, change: list[str]) -> None:
+    """Without a recorded root, root is the user that is root in the user namespace that owns the PID namespace.
 
-    That is what the store has of an instance that an earlier version registered.
+    A store has such instances if an earlier version registered them.
     """
-    with Container([(door.directory, "/dev/incus")], base=base) as container:
+    with Container([(listener.directory, "/dev/incus")], base=base) as container:
         old = replace(namespaces.examine(container.pid), root_uid=None, user_namespace=None)
-        register(door, old)
-        assert who_is_root(door, container) == ROOT_ALONE
+        register(listener, old)
+        assert find_roots(listener, container) == ROOT_ALONE
         container.change_init(*change)
-        register(door, old)
-        assert who_is_root(door, container) == ROOT_ALONE
+        register(listener, old)
+        assert find_roots(listener, container) == ROOT_ALONE
 
 
-def test_recorded_root_of_another_user_namespace(door: Door, inside: Container) -> None:
-    """A recorded root counts for the user namespace that it was recorded of, and for no other."""
+def test_recorded_root_of_another_user_namespace(listener: IdentifyingListener, inside: Container) -> None:
+    """A recorded root applies only to the user namespace that was recorded with it."""
     init = namespaces.examine(inside.pid)
     assert init.user_namespace is not None
-    register(door, replace(init, root_uid=BASE + 1000))
-    with door.caller(knocks(inside, become=["uid:1000"])) as caller:
+    register(listener, replace(init, root_uid=BASE + 1000))
+    with listener.caller(connecting(inside, become=["uid:1000"])) as caller:
         assert caller.is_root, "as recorded"
-    register(door, replace(init, root_uid=BASE + 1000, user_namespace=init.user_namespace + 1))
-    assert who_is_root(door, inside) == ROOT_ALONE
+    register(listener, replace(init, root_uid=BASE + 1000, user_namespace=init.user_namespace + 1))
+    assert find_roots(listener, inside) == ROOT_ALONE
 
 
-def test_user_of_the_host_who_enters_a_container(door: Door, inside: Container) -> None:
-    """Root of the host that is in the container's PID namespace alone is not root of the container's."""
-    code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(door.path)!r}); s.send(b'x'); s.recv(100)"
+def test_user_of_the_host_who_enters_a_container(listener: IdentifyingListener, inside: Container) -> None:
+    """The host's root in a container's PID namespace, but not in its user namespace, is not the container's root."""
+    path = str(listener.path)
+    code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r}); s.send(b'x'); s.recv(100)"
     command = ["nsenter", "-t", str(inside.pid), "-p", "/usr/bin/python3", "-I", "-S", "-c", code]
-    with door.caller(lambda: subprocess.run(command, check=True)) as caller:
+    with listener.caller(lambda: subprocess.run(command, check=True)) as caller:
         assert caller.instance_id == 1
         assert not caller.is_root
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_nested_namespaces(door: Door, inside: Container, levels: int) -> None:
+def test_nested_namespaces(listener: IdentifyingListener, inside: Container, levels: int) -> None:
     """PID namespaces inside the container belong to its instance."""
-    with door.caller(knocks(inside, become=["pidns"] * levels)) as caller:
+    with listener.caller(connecting(inside, become=["pidns"] * levels)) as caller:
         assert caller.instance_id == 1
         assert caller.is_root
 
 
-def test_innermost_instance_wins(door: Door, inside: Container) -> None:
-    """A container inside a container that is an instance of its own is that instance, not the one around it."""
+def test_nested_instance_is_identified(listener: IdentifyingListener, inside: Container) -> None:
+    """A nested container that is registered is its own instance, not the one around it."""
     namespace = nested_namespace(inside)
     outer = namespaces.examine(inside.pid)
     inner = namespaces.examine(namespace)
-    register(door, outer, inner)
-    with door.caller(lambda: entered(namespace, door.path)) as caller:
+    register(listener, outer, inner)
+    with listener.caller(lambda: entered(namespace, listener.path)) as caller:
         assert caller.instance_id == 2
     os.kill(namespace, signal.SIGKILL)
 
 
 def nested_namespace(container: Container) -> int:
-    """Start a process that is PID 1 of a namespace inside the container; its PID on the host."""
+    """Start a process that is PID 1 of a namespace inside the container; return its PID on the host."""
     ran = container.run("sh", "-c", "unshare --pid --fork sleep 60 >/dev/null 2>&1 & echo started")
     assert ran.out == "started\n"
     for _try in range(200):
@@ -259,7 +262,7 @@ def nested_namespace(container: Container) -> int:
 
 
 def entered(pid: int, path: Path) -> None:
-    """Knock from a process that `nsenter` puts into all namespaces of `pid`; connect by the host's path."""
+    """Connect from a process that `nsenter` puts into all namespaces of `pid`."""
     code = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/dev/incus/sock'); s.send(b'x'); s.recv(100)"
     )
@@ -267,162 +270,162 @@ def entered(pid: int, path: Path) -> None:
     subprocess.run([*command, code], check=True)
 
 
-def test_process_entered_by_nsenter(door: Door, inside: Container) -> None:
-    """A process that the host's operator starts inside by nsenter is one of the instance."""
-    with door.caller(lambda: entered(inside.pid, door.path)) as caller:
+def test_process_entered_by_nsenter(listener: IdentifyingListener, inside: Container) -> None:
+    """A process that the host's operator starts in a container with nsenter belongs to the instance."""
+    with listener.caller(lambda: entered(inside.pid, listener.path)) as caller:
         assert caller.instance_id == 1
         assert caller.is_root
 
 
 @pytest.mark.parametrize("become", [[], ["uid:1000"], [f"uid:{BASE}"]], ids=["root", "user", "mapped"])
-def test_host_process(door: Door, inside: Container, become: list[str]) -> None:
-    """A process on the host is in no instance, whatever its user."""
-    with door.caller(lambda: from_host(door.path, *KNOCK, become=become)) as caller:
+def test_host_process(listener: IdentifyingListener, inside: Container, become: list[str]) -> None:
+    """A process of the host belongs to no instance, whatever its user."""
+    with listener.caller(lambda: from_host(listener.path, *STEPS, become=become)) as caller:
         assert caller.instance_id is None
         assert caller.container is None
         assert not caller.is_root
 
 
 @pytest.mark.parametrize("levels", [0, 2])
-def test_unregistered_container(door: Door, inside: Container, levels: int) -> None:
-    """A container that nobody registered is no instance, though another one is; what it nests is of that container."""
+def test_unregistered_container(listener: IdentifyingListener, inside: Container, levels: int) -> None:
+    """A process of an unregistered container has no instance; its container is the outermost one."""
     with (
-        Container([(door.directory, "/dev/incus")]) as other,
-        door.caller(knocks(other, become=["pidns"] * levels)) as caller,
+        Container([(listener.directory, "/dev/incus")]) as other,
+        listener.caller(connecting(other, become=["pidns"] * levels)) as caller,
     ):
         assert caller.instance_id is None
         assert caller.container == os.stat(f"/proc/{other.pid}/ns/pid").st_ino
 
 
 @pytest.mark.parametrize("levels", [0, 3])
-def test_container_is_found_without_the_store(door: Door, inside: Container, levels: int) -> None:
-    """The first look finds the outermost namespace, from however deep, asks nobody who is registered, keeps nothing."""
-    door.identifier = Identifier(Unasked(), pidfd=door.identifier._pidfd)
-    looking = door.identifier
+def test_container_is_found_without_the_store(listener: IdentifyingListener, inside: Container, levels: int) -> None:
+    """`find_container` finds the outermost namespace at any depth, without the store, and leaves no descriptor open."""
+    listener.identifier = Identifier(Unasked(), pidfd=listener.identifier._pidfd)
+    looking = listener.identifier
     found: list[int] = []
     before = len(os.listdir("/proc/self/fd"))
 
     class Looking:
-        """Looks where it would identify."""
+        """An identifier that only finds the container."""
 
         def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
-            """The first look alone."""
+            """Find the container."""
             found.append(looking.find_container(connection, who))
             return Caller(who)
 
-    door.identifier = Looking()  # type: ignore[assignment]  # as much of one as the door asks for
-    with door.caller(knocks(inside, become=["pidns"] * levels)):
+    listener.identifier = Looking()  # type: ignore[assignment]  # it has the one method that the listener calls
+    with listener.caller(connecting(inside, become=["pidns"] * levels)):
         pass
-    with door.caller(lambda: from_host(door.path, *KNOCK)):
+    with listener.caller(lambda: from_host(listener.path, *STEPS)):
         pass
     assert found == [os.stat(f"/proc/{inside.pid}/ns/pid").st_ino, 0]
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 class Unasked:
-    """A store that nobody may ask."""
+    """A store that must not be read."""
 
     def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
-        """Fail."""
+        """Fail the test."""
         raise AssertionError("the store is asked")
 
 
-def test_two_containers(door: Door, inside: Container) -> None:
-    """Two containers with the same ID map are told apart."""
-    with Container([(door.directory, "/dev/incus")]) as other:
-        register(door, namespaces.examine(inside.pid), namespaces.examine(other.pid))
-        with door.caller(knocks(other)) as caller:
+def test_two_containers(listener: IdentifyingListener, inside: Container) -> None:
+    """Two containers with the same ID map are different instances."""
+    with Container([(listener.directory, "/dev/incus")]) as other:
+        register(listener, namespaces.examine(inside.pid), namespaces.examine(other.pid))
+        with listener.caller(connecting(other)) as caller:
             assert caller.instance_id == 2
-        with door.caller(knocks(inside)) as caller:
+        with listener.caller(connecting(inside)) as caller:
             assert caller.instance_id == 1
 
 
-def test_caller_that_exits(door: Door, inside: Container) -> None:
-    """A process that connects and exits is not answered for, though its socket lives on in another."""
-    with door.caller(knocks(inside, how="exited"), confirm=True) as caller:
+def test_caller_that_exits(listener: IdentifyingListener, inside: Container) -> None:
+    """A process that connects and exits is not identified, although another process still holds its socket."""
+    with listener.caller(connecting(inside, how="exited"), confirm=True) as caller:
         assert caller.instance_id is None
 
 
-def test_caller_that_exits_after_being_recognised(door: Door, inside: Container) -> None:
-    """Recognised at accept, gone before the first request: not answered for either, though it was recognised."""
-    with door.leaving(knocks(inside, how="leaving")) as (recognised, confirmed):
+def test_caller_that_exits_after_identification(listener: IdentifyingListener, inside: Container) -> None:
+    """A process that exits after its identification, but before its first request, is not confirmed."""
+    with listener.leaving(connecting(inside, how="leaving")) as (recognised, confirmed):
         assert recognised.instance_id == 1
         assert confirmed == Caller(recognised.credentials)
 
 
-def test_child_with_an_inherited_socket(door: Door, inside: Container) -> None:
-    """A child that inherited the socket is answered as the process that connected, which is still there."""
-    with door.caller(knocks(inside, how="parent"), confirm=True) as caller:
+def test_child_with_an_inherited_socket(listener: IdentifyingListener, inside: Container) -> None:
+    """A request through an inherited socket counts as one of the process that connected, while that is alive."""
+    with listener.caller(connecting(inside, how="parent"), confirm=True) as caller:
         assert caller.instance_id == 1
         assert caller.is_root
 
 
-def test_another_start_time(door: Door, inside: Container) -> None:
-    """The registered PID and namespace number match, but the process is not the one that was registered."""
+def test_another_start_time(listener: IdentifyingListener, inside: Container) -> None:
+    """An init with the registered PID and namespace, but another start time, is not the registered one."""
     init = namespaces.examine(inside.pid)
-    register(door, replace(init, start_time=init.start_time - 1))
-    with door.caller(knocks(inside)) as caller:
+    register(listener, replace(init, start_time=init.start_time - 1))
+    with listener.caller(connecting(inside)) as caller:
         assert caller.instance_id is None
 
 
-def test_another_boot(door: Door, inside: Container) -> None:
-    """What was registered before the host was booted is not taken for anything that runs now."""
-    register(door, replace(namespaces.examine(inside.pid), boot_id="0" * 36))
-    with door.caller(knocks(inside)) as caller:
+def test_another_boot(listener: IdentifyingListener, inside: Container) -> None:
+    """A registration from an earlier boot matches no process."""
+    register(listener, replace(namespaces.examine(inside.pid), boot_id="0" * 36))
+    with listener.caller(connecting(inside)) as caller:
         assert caller.instance_id is None
 
 
-def test_init_in_another_namespace(door: Door, inside: Container) -> None:
-    """A registered process that is alive, but in another namespace than registered, proves nothing."""
+def test_init_in_another_namespace(listener: IdentifyingListener, inside: Container) -> None:
+    """A registered init that is alive in another namespace than the registered one does not count."""
     with Container() as other:
         forged = replace(namespaces.examine(other.pid), namespace=namespaces.examine(inside.pid).namespace)
-        register(door, forged)
-        with door.caller(knocks(inside)) as caller:
+        register(listener, forged)
+        with listener.caller(connecting(inside)) as caller:
             assert caller.instance_id is None
 
 
-def test_reused_pid_and_namespace(door: Door) -> None:
-    """A container died unnoticed; the next one got its very PID and namespace number, and is not taken for it."""
-    # Others on this machine make namespaces too. If one of those has got the number, it is not to be had again.
+def test_reused_pid_and_namespace(listener: IdentifyingListener) -> None:
+    """A container with the PID and the namespace number of a registered one that has ended is not identified as it."""
+    # Other processes of this machine create namespaces, too. If one of them has got the number, start anew.
     for number in range(200):
         if number % 5 == 0:
-            first = BareInit(door.path)
+            first = BareInit(listener.path)
             registered = namespaces.examine(first.pid)
             first.end()
-        second = BareInit(door.path, registered.pid)
+        second = BareInit(listener.path, registered.pid)
         found = namespaces.examine(second.pid)
         if (found.pid, found.namespace) == (registered.pid, registered.namespace):
             break
         second.end()
     else:
         pytest.fail("the kernel did not hand out the same numbers again")
-    # Time is counted in ticks of 10 ms; that it differs is what tells the two apart.
+    # Start times are in ticks of 10 ms; only the difference in start time distinguishes the two inits.
     assert found.start_time != registered.start_time
-    register(door, registered)
-    with door.caller(second.knock) as caller:
+    register(listener, registered)
+    with listener.caller(second.connect) as caller:
         assert caller.instance_id is None
     second.end()
 
 
-def test_end_is_noticed(door: Door) -> None:
-    """What was recognised knows at once when the instance's init has ended."""
-    with Container([(door.directory, "/dev/incus")]) as container:
-        register(door, namespaces.examine(container.pid))
-        with door.caller(knocks(container)) as caller:
+def test_ended_init_is_not_alive(listener: IdentifyingListener) -> None:
+    """An identified caller's init is not alive any more as soon as the process has ended."""
+    with Container([(listener.directory, "/dev/incus")]) as container:
+        register(listener, namespaces.examine(container.pid))
+        with listener.caller(connecting(container)) as caller:
             assert caller.init
             assert caller.init.alive()
         container.kill()
         assert not caller.init.alive()
 
 
-def test_many_inits_are_let_go(door: Door) -> None:
-    """An identifier that has seen many instances come and go holds descriptors of the living alone."""
+def test_descriptors_of_ended_inits_are_closed(listener: IdentifyingListener) -> None:
+    """An identifier keeps descriptors only of living inits, however many instances have ended."""
     before = len(os.listdir("/proc/self/fd"))
     for _round in range(140):
-        init = BareInit(door.path)
-        identifier = door.identifier
+        init = BareInit(listener.path)
+        identifier = listener.identifier
         identifier._registrations = Registered(i=namespaces.examine(init.pid))
-        with door.caller(init.knock) as caller:
+        with listener.caller(init.connect) as caller:
             assert caller.instance_id == 1
         del caller
         init.end()
@@ -430,7 +433,7 @@ def test_many_inits_are_let_go(door: Door) -> None:
 
 
 class Ending(LiveInit):
-    """An init that lives as long as is said."""
+    """An init whose life the test sets."""
 
     __slots__ = ("living",)
 
@@ -439,15 +442,15 @@ class Ending(LiveInit):
         self.living = True
 
     def __del__(self) -> None:
-        """There is nothing to close."""
+        """Close nothing."""
 
     def alive(self) -> bool:
-        """As was said."""
+        """Return what the test has set."""
         return self.living
 
 
-def test_known_inits_grow_with_the_living() -> None:
-    """Those that have ended are let go when there are 64, and then whenever there are twice as many as lived then."""
+def test_number_of_live_inits_is_bounded() -> None:
+    """Ended inits are dropped at 64 entries, then at twice the number of the inits that were alive at that time."""
     known = LiveInits()
     inits = [Ending(number) for number in range(300)]
     for one in inits[:64]:
@@ -457,7 +460,7 @@ def test_known_inits_grow_with_the_living() -> None:
         one.living = False
     known.add(inits[64])
     assert len(known) == 5
-    # Few lived, so again it is 64; all of these live, so next it is twice that.
+    # Few were alive, so the next limit is 64; all of these are alive, so the one after it is 128.
     for one in inits[65:124]:
         known.add(one)
     assert len(known) == 64
@@ -476,13 +479,13 @@ def test_known_inits_grow_with_the_living() -> None:
     assert known.get(replace(inits[2].init, namespace=1)) is None
 
 
-def test_pidfds_are_used_where_there_are_any(door: Door, inside: Container) -> None:
-    """Unless it is told not to, an identifier asks for the pidfd of who connects, and then needs no start time."""
+def test_pidfds_are_used_by_default(listener: IdentifyingListener, inside: Container) -> None:
+    """By default an identifier asks for the peer's pidfd, and with one it needs no start time."""
     kernel = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
-    by_pidfd = door.identifier._pidfd and kernel >= (6, 5)
+    by_pidfd = listener.identifier._pidfd and kernel >= (6, 5)
     if by_pidfd:
-        door.identifier = Identifier(door.identifier._registrations)
-    with door.caller(knocks(inside)) as caller:
+        listener.identifier = Identifier(listener.identifier._registrations)
+    with listener.caller(connecting(inside)) as caller:
         assert caller.instance_id == 1
         assert caller.started == (None if by_pidfd else namespaces.start_time(caller.credentials.pid))
 
@@ -490,9 +493,11 @@ def test_pidfds_are_used_where_there_are_any(door: Door, inside: Container) -> N
 @pytest.mark.parametrize(
     ("pid", "pidfd", "seen"), [(0, True, False), (0, False, False), (-1, True, False), (1, True, True)]
 )
-def test_process_that_cannot_be_seen(monkeypatch: pytest.MonkeyPatch, pid: int, pidfd: bool, seen: bool) -> None:
-    """A caller from outside of what can be seen from here has PID 0: it is nobody, whatever its pidfd says."""
-    # So that the namespace that we are in counts as a container.
+def test_process_outside_of_the_pid_namespace(
+    monkeypatch: pytest.MonkeyPatch, pid: int, pidfd: bool, seen: bool
+) -> None:
+    """A caller with PID 0 is outside of the visible PID namespaces: it has no instance, whatever its pidfd."""
+    # Makes the test's own PID namespace count as a container.
     monkeypatch.setattr(namespaces, "own_namespace", lambda: 1)
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -500,8 +505,8 @@ def test_process_that_cannot_be_seen(monkeypatch: pytest.MonkeyPatch, pid: int, 
         assert (caller.instance_id, caller.container is not None) == (None, seen)
 
 
-def test_descriptors_are_closed(door: Door, inside: Container) -> None:
-    """Whoever comes, known or not, from however deep, and is confirmed or not: nothing is left open but known inits."""
+def test_descriptors_are_closed(listener: IdentifyingListener, inside: Container) -> None:
+    """Identifying a caller, registered or not, nested or not, leaves no descriptor open except those of live inits."""
     unknown = Registered()
     registered = Registered(i=namespaces.examine(inside.pid))
     old = Registered(i=replace(namespaces.examine(inside.pid), root_uid=None, user_namespace=None))
@@ -510,25 +515,27 @@ def test_descriptors_are_closed(door: Door, inside: Container) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for registrations in (unknown, registered, old, forged, ended):
         for become in ([], ["pidns"]):
-            identifiers = [Identifier(registrations, pidfd=door.identifier._pidfd) for _number in range(5)]
-            for door.identifier in identifiers:
-                with door.caller(knocks(inside, become=become), confirm=True):
+            identifiers = [Identifier(registrations, pidfd=listener.identifier._pidfd) for _number in range(5)]
+            for listener.identifier in identifiers:
+                with listener.caller(connecting(inside, become=become), confirm=True):
                     pass
-            door.identifier = Identifier(unknown)
+            listener.identifier = Identifier(unknown)
             del identifiers
             assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_init_is_looked_at_once(door: Door, inside: Container) -> None:
-    """The callers of an instance share the init that was seen alive."""
-    with door.caller(knocks(inside)) as first:
+def test_callers_share_a_live_init(listener: IdentifyingListener, inside: Container) -> None:
+    """The callers of an instance share one `LiveInit`."""
+    with listener.caller(connecting(inside)) as first:
         assert first.init is not None
-    with door.caller(knocks(inside, become=["uid:1000"])) as second:
+    with listener.caller(connecting(inside, become=["uid:1000"])) as second:
         assert first.init is second.init
 
 
-def test_process_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Without CAP_SYS_PTRACE nobody is recognised, and the operator is told why."""
+def test_identification_without_the_capability(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without CAP_SYS_PTRACE no caller is identified, and the log states why."""
 
     def refuse(*_arguments: object, **_options: object) -> int:
         raise PermissionError

@@ -1,4 +1,4 @@
-"""Looking at processes, and what the operator is told of one that cannot be an instance's init."""
+"""Examination of processes, and the errors for a process that cannot be an instance's init."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.harness.containers import BASE, Container
 
 
 def ended() -> int:
-    """The PID of a process that is gone."""
+    """Return the PID of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
 
-def test_start_time_tells_processes_apart() -> None:
-    """It is the same on each look, and that of a process that has ended is an error, before and after it is reaped."""
+def test_start_time() -> None:
+    """The start time of a process is constant, and that of an ended one is an error, before and after it is reaped."""
     assert namespaces.start_time(os.getpid()) == namespaces.start_time(os.getpid())
     with pytest.raises(ProcessLookupError):
         namespaces.start_time(ended())
@@ -39,8 +39,8 @@ def test_start_time_tells_processes_apart() -> None:
     zombie.wait()
 
 
-def test_start_time_of_an_odd_name() -> None:
-    """A process may be called anything, parentheses and numbers too."""
+def test_start_time_with_any_process_name() -> None:
+    """The start time is found whatever the process's name, also with parentheses and numbers in it."""
     code = "import ctypes, sys; ctypes.CDLL(None).prctl(15, b') R 1 2 (3'); print(flush=True); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -54,7 +54,7 @@ def test_start_time_of_an_odd_name() -> None:
 @pytest.mark.parametrize("by_ioctl", [True, False])
 @pytest.mark.parametrize("with_pidfd", [True, False])
 def test_all_ways_find_the_same_namespace(by_ioctl: bool, with_pidfd: bool) -> None:
-    """By ioctl, by /proc guarded by a pidfd (Linux 6.5 to 6.10), by /proc alone: one answer."""
+    """ioctl, /proc guarded by a pidfd (Linux 6.5 to 6.10) and /proc alone find the same namespace."""
     with Container() as container:
         pidfd = os.pidfd_open(container.pid) if with_pidfd else None
         found = namespaces.open_namespace(container.pid, pidfd, by_ioctl=by_ioctl)
@@ -72,15 +72,15 @@ def test_all_ways_find_the_same_namespace(by_ioctl: bool, with_pidfd: bool) -> N
 
 
 def user_namespace(pid: int | str) -> int:
-    """The inode number of the user namespace that a process is in."""
+    """Return the inode number of the user namespace of a process."""
     return os.stat(f"/proc/{pid}/ns/user").st_ino
 
 
 @pytest.mark.root
 def test_root_uid() -> None:
-    """Which user is root in a user namespace comes from the ID map of a process that is in it; on the host it is root.
+    """The root UID comes from the ID map of a process in that user namespace; on the host it is 0.
 
-    A process that is in another user namespace tells nothing.
+    A process in another user namespace gives no root UID.
     """
     host = user_namespace("self")
     assert namespaces.root_uid(os.getpid(), host) == 0
@@ -93,7 +93,7 @@ def test_root_uid() -> None:
 
 @pytest.mark.root
 def test_root_uid_before_the_map_is_written() -> None:
-    """In a user namespace without a root user, nobody is root."""
+    """A user namespace without an ID map, or without a mapped root, has no root UID."""
     code = (
         "import sys; from tests.harness.agent import unshare; unshare(0x10000000); print(flush=True); sys.stdin.read()"
     )
@@ -109,7 +109,7 @@ def test_root_uid_before_the_map_is_written() -> None:
         process.communicate()
 
 
-#: What PID 1 may do to itself, as often as it likes.
+# Sequences of users and namespaces that PID 1 may enter.
 CHANGES = {
     "nothing": [],
     "userns": ["userns"],
@@ -122,8 +122,8 @@ CHANGES = {
 @pytest.mark.root
 @pytest.mark.parametrize("base", [BASE, None], ids=["unprivileged", "privileged"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_init_that_changed_itself_is_examined_as_before(base: int | None, change: str) -> None:
-    """User and PID namespaces that PID 1 has entered before its registration change nothing that is recorded."""
+def test_examination_of_an_init_that_entered_namespaces(base: int | None, change: str) -> None:
+    """User and PID namespaces that PID 1 has entered before its registration do not change the recorded init."""
     with Container(base=base) as container:
         before = namespaces.examine(container.pid)
         owner = user_namespace(container.pid)
@@ -141,8 +141,8 @@ def test_init_that_changed_itself_is_examined_as_before(base: int | None, change
 
 @pytest.mark.root
 @pytest.mark.parametrize("stated", [None, 4711])
-def test_root_is_as_stated_where_it_cannot_be_told(stated: int | None) -> None:
-    """Without CAP_SYS_ADMIN nobody enters another user namespace: then whoever made the container says who is root."""
+def test_stated_root_uid_is_used_if_unknown(stated: int | None) -> None:
+    """Without CAP_SYS_ADMIN, and if PID 1 has changed its user namespace, the stated root UID is recorded."""
     code = f"""if True:
         import sys
         from guestapi.callers.namespaces import examine
@@ -162,8 +162,8 @@ def test_root_is_as_stated_where_it_cannot_be_told(stated: int | None) -> None:
 
 
 @pytest.mark.root
-def test_nobody_enters_unless_asked() -> None:
-    """Where no process shows the map, it is not known, unless a process of ours may enter."""
+def test_user_namespace_is_entered_only_on_request() -> None:
+    """If no process shows the ID map, the root UID is unknown, unless a child may enter the user namespace."""
     with Container() as container:
         owner = user_namespace(container.pid)
         container.change_init("uid:1000", "userns")
@@ -175,8 +175,8 @@ def test_nobody_enters_unless_asked() -> None:
 
 
 @pytest.mark.root
-def test_looking_leaves_nothing_open() -> None:
-    """Neither descriptors nor processes are left of an examination, whatever comes of it."""
+def test_examination_leaves_nothing_open() -> None:
+    """An examination leaves neither descriptors nor processes behind, whatever its result."""
     with Container() as container, Container() as changed:
         changed.change_init("uid:1000", "userns")
         child = subprocess.Popen(["nsenter", "-t", str(container.pid), "-p", "sleep", "60"])
@@ -195,7 +195,7 @@ def test_looking_leaves_nothing_open() -> None:
 
 
 def test_process_that_ends_while_its_map_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was in /proc a moment ago is not there: the process has ended, and no file is missing."""
+    """A file that vanishes from /proc during the examination means that the process has ended."""
     stat = os.stat
 
     def gone(path: str, *, dir_fd: int | None = None) -> os.stat_result:
@@ -209,8 +209,8 @@ def test_process_that_ends_while_its_map_is_read(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.root
-def test_init_that_may_not_be_looked_at() -> None:
-    """Who has not the right to look at a process is told what to do."""
+def test_examination_without_privileges() -> None:
+    """Without the right to examine a process, the error states what to do."""
     code = "import sys; from guestapi.callers.namespaces import examine; examine(int(sys.argv[1]))"
     privileges = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
     with Container() as container:
@@ -221,8 +221,8 @@ def test_init_that_may_not_be_looked_at() -> None:
 
 
 @pytest.mark.root
-def test_owner_around_our_own_user_namespace() -> None:
-    """From inside a user namespace, the one around it cannot be seen, so neither who is root there."""
+def test_root_uid_outside_of_our_user_namespace() -> None:
+    """From inside a user namespace the one around it cannot be examined, so its root UID is unknown."""
     code = """if True:
         import os
         from guestapi.callers import namespaces
@@ -238,7 +238,7 @@ def test_owner_around_our_own_user_namespace() -> None:
 
 @pytest.mark.root
 def test_kernels_without_the_ioctl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a pidfd tells no namespace (before Linux 6.11), /proc is asked; another failure is not hidden."""
+    """Before Linux 6.11, when the ioctl fails as unsupported, /proc is read; any other failure is raised."""
     with Container() as container:
         pidfd = os.pidfd_open(container.pid)
         refusal = errno.ENOTTY
@@ -259,8 +259,8 @@ def test_kernels_without_the_ioctl(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.root
-def test_pidfd_is_asked_where_it_can_be() -> None:
-    """Where a pidfd tells the namespace, nothing is asked by PID: that could mean another process by now."""
+def test_pidfd_takes_precedence_over_pid() -> None:
+    """If a pidfd gives the namespace, nothing is looked up by PID, which may belong to another process by now."""
     kernel = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
     with Container() as container:
         pidfd = os.pidfd_open(container.pid)
@@ -271,8 +271,8 @@ def test_pidfd_is_asked_where_it_can_be() -> None:
         os.close(pidfd)
 
 
-def test_pid_that_was_given_to_another_process() -> None:
-    """The process of the pidfd has ended, and somebody else has its PID by now: no namespace, and nothing left open."""
+def test_pid_reused_before_the_examination() -> None:
+    """If the pidfd's process has ended and its PID is in use again, the examination fails and closes everything."""
     process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL)
     pidfd = os.pidfd_open(process.pid)
     process.wait()
@@ -283,8 +283,8 @@ def test_pid_that_was_given_to_another_process() -> None:
     os.close(pidfd)
 
 
-def test_pid_that_is_given_to_another_process_during_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By /proc alone, another start time after the look than before it says that it was at two processes."""
+def test_pid_reused_during_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By /proc alone, a start time that changes during the examination means that the PID was reused."""
     times = iter([1, 2])
     monkeypatch.setattr(namespaces, "start_time", lambda _pid: next(times))
     before = os.listdir("/proc/self/fd")
@@ -294,7 +294,7 @@ def test_pid_that_is_given_to_another_process_during_the_look(monkeypatch: pytes
 
 
 def test_namespace_without_pidfd_and_ioctl_of_a_living_process() -> None:
-    """A pidfd without the ioctl, and no pidfd: a living process has its namespace told by /proc."""
+    """/proc gives the namespace of a living process, with a pidfd or without one."""
     pidfd = os.pidfd_open(os.getpid())
     for descriptor in (pidfd, None):
         found = namespaces.open_namespace(os.getpid(), descriptor, by_ioctl=False)
@@ -305,13 +305,13 @@ def test_namespace_without_pidfd_and_ioctl_of_a_living_process() -> None:
 
 
 def test_process_without_proc_entry() -> None:
-    """A PID that nobody has is said to be nobody's, not to lack a file."""
+    """An unused PID is reported as a process that does not exist, not as a missing file."""
     with pytest.raises(ProcessLookupError):
         namespaces.open_namespace(ended(), os.pidfd_open(os.getpid()), by_ioctl=False)
 
 
-def test_no_namespace_around_the_topmost() -> None:
-    """At the top of what can be seen there is nothing around."""
+def test_initial_namespace_has_no_parent() -> None:
+    """The initial PID namespace has no parent."""
     namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
     if namespaces.inode(namespace) == 0xEFFFFFFC:  # include/linux/proc_ns.h, PROC_PID_INIT_INO
         assert namespaces.open_parent(namespace) is None
@@ -319,15 +319,15 @@ def test_no_namespace_around_the_topmost() -> None:
 
 
 @pytest.mark.root
-def test_init_that_ends_during_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was read may be of a process that got the PID of an init that ended: nothing is said of either."""
+def test_init_that_ends_during_the_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the init ends during the examination, the error says so: what was read may belong to another process."""
     with Container() as container:
         find_root = namespaces.find_root
 
         def end(namespace: int, pids: list[int], *, enter: bool) -> tuple[int | None, int | None]:
             found = find_root(namespace, pids, enter=enter)
             os.kill(container.pid, signal.SIGKILL)
-            # Not reaped by its parent, so that all that is read of it afterwards is still there.
+            # Its parent does not reap it, so its files in /proc can still be read.
             poll = select.poll()
             poll.register(os.pidfd_open(container.pid), select.POLLIN)
             poll.poll()
@@ -346,7 +346,7 @@ read = namespaces._read
 
 @pytest.mark.root
 def test_init_with_a_long_pid() -> None:
-    """PIDs have up to seven digits (PID_MAX_LIMIT, 2²²)."""
+    """An init with a PID of seven digits can be examined (PID_MAX_LIMIT, 2²²)."""
     highest = int(Path("/proc/sys/kernel/pid_max").read_text()) - 100
     for pid in range(highest, highest - 50, -1):
         init = BareInit(Path("/nowhere"), pid)
@@ -362,7 +362,7 @@ def test_init_with_a_long_pid() -> None:
 
 @pytest.mark.root
 def test_init_of_a_container_is_examined() -> None:
-    """What identifies a container's init is its PID, start time, boot and namespace, and it is alive until it ends."""
+    """A container's init is identified by PID, start time, boot and namespace, and is alive until it ends."""
     with Container() as container:
         init = namespaces.examine(container.pid)
         assert (init.pid, init.boot_id) == (container.pid, namespaces.boot_id())
@@ -375,7 +375,7 @@ def test_init_of_a_container_is_examined() -> None:
 
 
 def test_no_such_process_is_refused() -> None:
-    """A PID that nobody has cannot be an init; the error says which to give."""
+    """An unused PID is refused; the error states which PID to give."""
     with pytest.raises(NotAnInitError, match=r"no process \d+; give the PID of the container's init"):
         namespaces.examine(ended())
     with pytest.raises(NotAnInitError):
@@ -383,14 +383,14 @@ def test_no_such_process_is_refused() -> None:
 
 
 def test_process_of_the_host_is_refused() -> None:
-    """A process in the host's own PID namespace is no container's init."""
+    """A process in the host's PID namespace is refused."""
     with pytest.raises(NotAnInitError, match="in the host's PID namespace"):
         namespaces.examine(os.getpid())
 
 
 @pytest.mark.root
 def test_other_process_of_a_container_is_refused() -> None:
-    """Only PID 1 of a namespace can stand for it: the others may end before it does."""
+    """Another process than PID 1 of a namespace is refused, because it may end before the namespace does."""
     with Container() as container:
         child = subprocess.Popen(["nsenter", "-t", str(container.pid), "-p", "sleep", "60"])
         (inside,) = _children(child.pid)

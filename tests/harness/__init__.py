@@ -1,1 +1,1 @@
-"""What tests stand on: real unprivileged containers, the real service as an unprivileged user, raw exchanges."""
+"""The harness of the tests: real unprivileged containers, the real service as an unprivileged user, raw exchanges."""

@@ -1,6 +1,6 @@
-"""PID 1 of a test container. Runs on the system's Python alone; also imported by tests, to do the same on the host.
+"""PID 1 of a test container. Runs on the system's Python alone. Tests also import it, to do the same on the host.
 
-Reads one JSON command a line from standard input and answers with one line, each done by a child process. When
+It reads one JSON command a line from standard input, runs each in a child process, and answers with one line. When
 standard input ends, PID 1 ends, and with it the container.
 """
 
@@ -20,12 +20,12 @@ from typing import Any
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
-#: Seconds after an answer to see whether the server closes the connection.
+# Seconds to wait after the last response for the server to close the connection.
 LOOK = 0.05
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces. Python has a function for that from 3.12 on."""
+    """Leave namespaces. From 3.12 on Python has a function for this."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(flags) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -57,13 +57,13 @@ def become(steps: list[str]) -> None:
 
 
 def connect(path: str, how: str = "self") -> socket.socket:
-    """A connected socket.
+    """Return a connected socket.
 
     Args:
-        path: of the listening socket.
-        how: ``self``; ``exited``: a child connects and is gone before this returns; ``leaving``: the same, but it goes
-            only when the server has sent a byte; ``parent``: this process connects, and a child of it, which inherited
-            the socket, goes on.
+        path: the path of the listening socket.
+        how: ``self``: this process connects; ``exited``: a child connects and has exited when this returns;
+            ``leaving``: the same, but the child exits only after a byte from the server; ``parent``: this process
+            connects, and its child, which inherits the socket, continues.
     """
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(10)
@@ -85,7 +85,7 @@ def connect(path: str, how: str = "self") -> socket.socket:
 
 
 def exchange(connection: socket.socket, steps: list[list[Any]]) -> dict[str, Any]:
-    """Do as a recording did.
+    """Perform the steps of an exchange.
 
     Args:
         connection: a connected socket.
@@ -122,7 +122,7 @@ def exchange(connection: socket.socket, steps: list[list[Any]]) -> dict[str, Any
 
 
 def receive(connection: socket.socket, count: int, method: str, patience: float) -> tuple[bytes, bool]:
-    """Read until `count` responses are complete, or the server closes, or `patience` seconds pass."""
+    """Read until `count` responses are complete, the server closes the connection, or the time is over."""
     data = b""
     until = time.monotonic() + patience
     while not complete(data, count, method):
@@ -140,7 +140,7 @@ def receive(connection: socket.socket, count: int, method: str, patience: float)
 
 
 def complete(data: bytes, count: int, method: str) -> bool:
-    """Whether `data` holds `count` whole responses."""
+    """Return whether `data` holds `count` complete responses."""
     while count:
         head, end, rest = data.partition(b"\r\n\r\n")
         if not end:
@@ -157,7 +157,7 @@ def complete(data: bytes, count: int, method: str) -> bool:
 
 
 def perform(command: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one command in this process."""
+    """Execute one command in this process."""
     become(command.get("become", []))
     if command["do"] == "exchange":
         return exchange(connect(command["socket"], command.get("how", "self")), command["steps"])
@@ -175,7 +175,7 @@ def perform(command: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_child(command: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one command in a child process, and be told by it."""
+    """Execute one command in a child process, and return its answer."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -199,7 +199,7 @@ def in_child(command: dict[str, Any]) -> dict[str, Any]:
 
 
 def change_init(steps: list[str]) -> None:
-    """Turn PID 1 into something else, by the steps of `become`. A child goes on serving, as PID 1 was before."""
+    """Apply the steps of `become` to PID 1 itself. A child takes over the commands."""
     reading, writing = os.pipe()
     steward = os.fork()
     if steward == 0:
@@ -213,7 +213,7 @@ def change_init(steps: list[str]) -> None:
     with os.fdopen(writing, "wb") as pipe:
         for step in steps:
             if step == "pidns":
-                # Who unshares a PID namespace stays where it is; its children are in the new one.
+                # A process that unshares its PID namespace stays in the old one; only its children are in the new one.
                 unshare(CLONE_NEWPID)
                 if os.fork() == 0:
                     pipe.close()
@@ -226,10 +226,10 @@ def change_init(steps: list[str]) -> None:
 
 
 def main() -> None:
-    """Serve commands until standard input ends."""
-    # Orphans of test commands are nobody's business.
+    """Execute commands until standard input ends."""
+    # Orphaned processes of earlier commands need no handler.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Not by iterating: a line that was read ahead would be PID 1's and its steward's.
+    # Not by iteration: it reads ahead, and the buffered line would reach both PID 1 and its child.
     while line := sys.stdin.buffer.readline():
         command = json.loads(line)
         if command["do"] == "change init":

@@ -1,4 +1,4 @@
-"""The smallest container: PID 1 of a PID namespace, with nothing else of its own."""
+"""The smallest container: PID 1 of a PID namespace, which shares everything else with the host."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.harness.agent import CLONE_NEWPID, unshare
 
 
 class BareInit:
-    """PID 1 of a PID namespace and nothing else: it connects where it is told to when it gets a byte."""
+    """PID 1 of a PID namespace, which connects to a socket when it receives a byte."""
 
     def __init__(self, path: Path, pid: int | None = None) -> None:
         """Start an init.
 
         Args:
-            path: where to connect.
-            pid: which PID it is to have on the host, by /proc/sys/kernel/ns_last_pid; None: any.
+            path: the socket to connect to.
+            pid: its PID on the host, set by /proc/sys/kernel/ns_last_pid; None: any.
         """
         self._ours, theirs = socket.socketpair()
         self._parent = os.fork()
@@ -47,15 +47,15 @@ class BareInit:
             connection.recv(100)
         os._exit(0)
 
-    def knock(self) -> None:
-        """Connect."""
+    def connect(self) -> None:
+        """Let the init connect."""
         self._ours.send(b"x")
 
     def end(self) -> None:
-        """Be gone, reaped by its parent."""
+        """End the init, and wait until its parent has reaped it."""
         try:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
-            pass  # It has knocked, and is done.
+            pass  # It has connected, and then ended by itself.
         os.waitpid(self._parent, 0)
         self._ours.close()

@@ -19,7 +19,7 @@ from tests.harness.fast import forbid
 
 HERE = Path(__file__).parent
 
-#: Which host UID is root in a container that says nothing else.
+# The host UID of root in a container, by default.
 BASE = 100_000
 
 
@@ -39,7 +39,7 @@ class Response:
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What came back in an exchange: raw bytes of each ``receive``, whether the server closed, seconds in all."""
+    """The result of an exchange: the bytes of each ``receive``, whether the server closed, and the seconds in all."""
 
     received: list[bytes]
     closed: bool
@@ -53,7 +53,7 @@ class Exchanged:
 
 @dataclass(frozen=True)
 class Ran:
-    """A program that ran inside."""
+    """The exit status and output of a program that ran in a container."""
 
     code: int
     out: str
@@ -61,7 +61,7 @@ class Ran:
 
 
 def parse(data: bytes, method: str = "GET") -> list[Response]:
-    """Responses in the bytes of a connection; they must have a Content-Length, end with the bytes, or be of HEAD."""
+    """Return the responses in the bytes of a connection. One without a Content-Length ends with the bytes."""
     found = []
     while data:
         head, _, data = data.partition(b"\r\n\r\n")
@@ -75,23 +75,23 @@ def parse(data: bytes, method: str = "GET") -> list[Response]:
 
 
 def send(data: bytes) -> list[Any]:
-    """An exchange's step: send bytes."""
+    """Return a step of an exchange: send bytes."""
     return ["send", base64.b64encode(data).decode()]
 
 
 def receive(count: int = 1, method: str = "GET", patience: float = 10) -> list[Any]:
-    """An exchange's step: receive so many responses to that method."""
+    """Return a step of an exchange: receive this many responses to that method."""
     return ["receive", count, method, patience]
 
 
 def request(path: str, method: str = "GET", body: bytes = b"") -> bytes:
-    """A request's bytes."""
+    """Return the bytes of a request."""
     length = f"Content-Length: {len(body)}\r\n" if body else ""
     return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n".encode() + body
 
 
 class Container:
-    """A container that runs until the end of its ``with`` block. `pid` is its init, as the host sees it."""
+    """A container that runs until the end of its ``with`` block. `pid` is the PID of its init on the host."""
 
     def __init__(
         self,
@@ -104,10 +104,10 @@ class Container:
         """Start a container.
 
         Args:
-            binds: host directories and where they are mounted inside.
-            base: which host UID is root inside; None: no user namespace, a privileged container.
-            hostname: its name inside.
-            enter: words before the launcher's command, to start it in other namespaces; `pid` is as seen from there.
+            binds: host directories and their mount points in the container.
+            base: the host UID of root in the container; None: no user namespace, a privileged container.
+            hostname: the host name in the container.
+            enter: a prefix of the launcher's command, to start it in other namespaces; `pid` is as seen from there.
         """
         forbid()
         self._enter = list(enter)
@@ -130,7 +130,7 @@ class Container:
 
     @property
     def launcher(self) -> int:
-        """The PID of the process that has started it, which is our child."""
+        """The PID of the process that started it, which is a child of this one."""
         return self._launcher.pid
 
     def __enter__(self) -> Container:
@@ -142,21 +142,21 @@ class Container:
         self.kill()
 
     def kill(self) -> None:
-        """End it, as by a power cut: nobody is told."""
+        """Kill the container, without an update of the store."""
         if self._launcher.poll() is None:
             if not self._enter:
                 try:
                     os.kill(self.pid, signal.SIGKILL)
                 except ProcessLookupError:
-                    pass  # It has ended by itself, and its launcher is about to.
-            # Its init ends with its standard input, at the latest.
+                    pass  # It has ended by itself, and its launcher is about to end.
+            # Its init ends when its standard input does.
             for pipe in (self._launcher.stdin, self._launcher.stdout):
                 assert pipe is not None
                 pipe.close()
             self._launcher.wait(10)
 
     def command(self, **command: Any) -> dict[str, Any]:
-        """Have the agent do something (see agent.py)."""
+        """Have the agent execute a command (see agent.py)."""
         assert self._launcher.stdin is not None
         assert self._launcher.stdout is not None
         self._launcher.stdin.write(json.dumps(command).encode() + b"\n")
@@ -166,13 +166,13 @@ class Container:
         return answer
 
     def change_init(self, *become: str) -> None:
-        """Have PID 1 itself become something else: ``uid:1000``, ``userns``, ``pidns``. Commands work as before."""
+        """Have PID 1 itself apply ``uid:1000``, ``userns`` or ``pidns``. Commands work as before."""
         self.command(do="change init", become=list(become))
 
     def exchange(
         self, *steps: list[Any], socket: str = "/dev/incus/sock", become: Sequence[str] = (), how: str = "self"
     ) -> Exchanged:
-        """Exchange bytes with the service from inside."""
+        """Exchange bytes with the service from inside the container."""
         return exchanged(self.command(do="exchange", steps=list(steps), socket=socket, become=list(become), how=how))
 
     def ask(
@@ -185,13 +185,13 @@ class Container:
         become: Sequence[str] = (),
         how: str = "self",
     ) -> Response:
-        """One request from inside, and its response."""
+        """Send one request from inside the container; return its response."""
         steps = [send(request(path, method, body)), receive(1, method)]
         (response,) = parse(self.exchange(*steps, socket=socket, become=become, how=how).received[0], method)
         return response
 
     def run(self, *argv: str, stdin: bytes = b"", become: Sequence[str] = (), timeout: float = 60) -> Ran:
-        """Run a program inside."""
+        """Run a program in the container."""
         answer = self.command(
             do="run", argv=argv, input=base64.b64encode(stdin).decode(), become=list(become), timeout=timeout
         )
@@ -199,12 +199,12 @@ class Container:
         return Ran(answer["code"], out, err)
 
     def listening(self, kind: str, argument: str) -> Listening:
-        """A client of the event stream inside (see listening.py), for the length of a ``with`` block."""
+        """Return a client of the event stream in the container (see listening.py), to be used in a ``with`` block."""
         return Listening(self.pid, kind, argument, self._enter)
 
 
 class Listening:
-    """A running listening.py."""
+    """A running listening.py in a container."""
 
     def __init__(self, pid: int, kind: str, argument: str, around: Sequence[str] = ()) -> None:
         enter = [*around, "nsenter", "-t", str(pid), "-a", "--setuid", "0", "--setgid", "0"]
@@ -222,8 +222,8 @@ class Listening:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._process.poll() is None:
-            # nsenter's child is what listens. Killed first, it is reaped by nsenter; as an orphan it would be left to
-            # the host's PID 1, and its container could not end before that has looked.
+            # The listener is nsenter's child. Killed first, it is reaped by nsenter. As an orphan it would wait for the
+            # host's PID 1 to reap it, and its container could not end before.
             pid = self._process.pid
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             for child in children or [str(pid)]:
@@ -234,27 +234,27 @@ class Listening:
             self._process.communicate()
 
     def say(self) -> Any:
-        """The next document that it prints."""
+        """Return the next document that it prints."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, "the client has ended"
         return json.loads(line)
 
     def end(self) -> list[Any]:
-        """End its standard input; what it prints until it ends."""
+        """Close its standard input; return the documents that it prints until it ends."""
         out, _none = self._process.communicate(timeout=30)
         return [json.loads(line) for line in out.splitlines()]
 
 
 def exchanged(answer: dict[str, Any]) -> Exchanged:
-    """An agent's answer to an exchange."""
+    """Return an agent's answer to an exchange."""
     return Exchanged([base64.b64decode(data) for data in answer["received"]], answer["closed"], answer["seconds"])
 
 
 def from_host(
     path: Path, *steps: list[Any], become: Sequence[str] = (), how: str = "self", socket_path: str | None = None
 ) -> Exchanged:
-    """The same exchange by a process on the host, in no container."""
+    """Perform an exchange from a process of the host, in no container."""
     command = {
         "do": "exchange",
         "steps": list(steps),
@@ -268,5 +268,5 @@ def from_host(
 
 
 def ask_from_host(path: Path, target: str, method: str = "GET", become: Sequence[str] = ()) -> Response:
-    """One request by a process on the host."""
+    """Send one request from a process of the host; return its response."""
     return from_host(path, send(request(target, method)), receive(1, method), become=become).responses[0]

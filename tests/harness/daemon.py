@@ -1,7 +1,7 @@
-"""A real Incus or LXD, in namespaces of its own over this machine's root.
+"""A real Incus or LXD, in namespaces of its own, with an overlay over this machine's root.
 
-It shares the PID namespace with whoever started it, and /run, so a service of the tests is seen by its containers. All
-that it starts is in one cgroup, so all of that is gone in the end.
+It shares the PID namespace of the test and /run, so its containers reach a service of the tests. All its processes are
+in one cgroup, which is killed at the end.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from tests.harness import rootfs
 from tests.harness.containers import Response, parse
 from tests.harness.fast import forbid
 
-#: Where tools/unpack-daemon has put them.
+# The directory into which tools/unpack-daemon unpacks the packages.
 PACKAGES = Path(sys.executable).parent.parent
 
-#: Run by /bin/sh in mount and network namespaces of its own (liblxc has sockets that belong to the latter). What it
-#: leaves running holds them.
+# Run by /bin/sh in new mount and network namespaces; liblxc has sockets in the latter. Its last process keeps them.
 _PREPARE = """
 set -e
 mount --make-rprivate /
@@ -52,12 +51,12 @@ exec unshare --cgroup /bin/sh -c 'umount -R /sys/fs/cgroup; mount -t cgroup2 cgr
 exec sleep infinity'
 """
 
-#: What a daemon is run by: in the cgroup, without a terminal.
+# Runs a command in the cgroup.
 _JOIN = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
 
 
 def packages(kind: str) -> Path:
-    """Where the packages of a daemon are unpacked; without them, the test is skipped."""
+    """Return the directory of a daemon's packages; skip the test if there is none."""
     found = PACKAGES / kind
     if not found.is_dir():
         pytest.skip(f"the package of {kind} could not be had: 'make test' unpacks it to {found}")
@@ -68,7 +67,7 @@ class Daemon:
     """A running daemon with one image, ``busybox``, which has curl, and one profile with its root disk."""
 
     def __init__(self, kind: str) -> None:
-        """Describe a daemon that is not started yet.
+        """Describe a daemon, without starting it.
 
         Args:
             kind: ``incus`` or ``lxd``.
@@ -104,7 +103,7 @@ class Daemon:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # cgroups(7): all that is in it, containers too, and nothing else.
+        # The cgroup has the daemon's processes and containers, and no others (cgroups(7)).
         cgroup = self.root / str(self._directory)[1:] / "cgroup" / self._cgroup
         (cgroup / "cgroup.kill").write_text("1")
         self._holder.wait(20)
@@ -121,8 +120,8 @@ class Daemon:
                 time.sleep(0.1)
 
     def start(self) -> None:
-        """Start the daemon, and wait until it answers."""
-        # Within, a file system of its own lies over this directory.
+        """Start the daemon, and wait until its API responds."""
+        # Inside, another file system covers this directory.
         self._log = self._directory / "log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -139,28 +138,28 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """The daemon's own PID."""
+        """The PID of the daemon."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the daemon runs."""
         return self._process.poll() is None
 
     def kill(self, signal: int) -> None:
-        """End the daemon alone; its containers stay."""
+        """End the daemon with this signal; its containers stay."""
         self._process.send_signal(signal)
         self._process.wait(30)
 
     def client(self, *words: str, check: bool = True, stdin: str = "") -> str:
-        """Run the daemon's own command; what it prints."""
+        """Run the daemon's client; return its output."""
         command = [*self._enter, self._packages / self._client, "--quiet", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, input=stdin)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def query(self, path: str, method: str = "GET", document: object = None) -> Any:
-        """Ask the daemon's API; waits for an operation's end."""
+        """Send a request to the daemon's API, and wait for the end of its operation."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://daemon") as client:
             answer = client.request(method, path, json=document, timeout=60).json()
             if answer["type"] == "async":
@@ -169,19 +168,19 @@ class Daemon:
         return answer["metadata"]
 
     def init(self, name: str, project: str = "default") -> int:
-        """PID of a running instance's init."""
+        """Return the PID of a running instance's init."""
         pid: int = self.query(f"/1.0/instances/{name}/state?project={project}")["pid"]
         assert pid > 0, f"{name} does not run"
         return pid
 
     def run(self, name: str, *argv: str, project: str = "default") -> str:
-        """Run a program in an instance, by an exec session."""
+        """Run a program in an instance by an exec session; return its output."""
         return self.client("--project", project, "exec", name, "--", *argv)
 
     def ask(
         self, name: str, path: str, socket: str, *, method: str = "GET", body: str = "", project: str = "default"
     ) -> Response:
-        """One request from inside, by curl; its response."""
+        """Send one request with curl from inside an instance; return its response."""
         words = ["curl", "-s", "-i", "--max-time", "20", "-X", method, "--unix-socket", socket, f"http://x{path}"]
         words += ["-d", body] if body else []
         command = [*self._enter, self._packages / self._client, "--project", project, "exec", name, "--", *words]
@@ -191,7 +190,7 @@ class Daemon:
         return response
 
     def listen(self, name: str, socket: str, path: str = "/1.0/events") -> subprocess.Popen[str]:
-        """A program in an instance that prints events, one a line; to be killed by the caller."""
+        """Start a program in an instance that prints events, one a line. The caller kills it."""
         command = [*self._enter, self._packages / self._client, "exec", name, "--", "curl", "-sN"]
         return subprocess.Popen(
             [*command, "--unix-socket", socket, f"http://x{path}"],
@@ -219,7 +218,7 @@ class Daemon:
 
     def _set_up(self) -> None:
         self.client("storage", "create", "default", "dir")
-        # Below the cgroup that we have made, not below that of PID 1.
+        # Below the cgroup of this daemon, not below that of PID 1.
         self.client("profile", "set", "default", "raw.lxc", "lxc.cgroup.relative=1")
         self.client("profile", "device", "add", "default", "root", "disk", "path=/", "pool=default")
         image = self._directory / "image.tar"
@@ -234,9 +233,9 @@ class Daemon:
         self.import_image("busybox", image)
 
     def import_image(self, alias: str, *files: Path) -> str:
-        """Import an image of one file, or of metadata and root file system; its fingerprint."""
+        """Import an image of one file, or of metadata and root file system; return its fingerprint."""
         for file in files:
-            # As seen from within, this machine's temporary directories are others.
+            # The daemon's namespaces have other temporary directories.
             shutil.move(file, self.root / "var/cache" / file.name)
         self.client("image", "import", *(f"/var/cache/{file.name}" for file in files), "--alias", alias)
         fingerprint: str = self.query(f"/1.0/images/aliases/{alias}")["target"]

@@ -1,4 +1,4 @@
-"""Incus and LXD on a machine with a real systemd: Debian's packages where they belong, with their own units."""
+"""Incus and LXD on a machine with a real systemd: Debian's packages, installed with their own units."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.harness.machine import Machine
 CLIENTS = {"incus": "incus", "lxd": "lxc"}
 _ROOTFS = Path(__file__).with_name("rootfs.py")
 
-#: Run by /bin/sh on the machine with the unpacked packages, the daemon's name and its client's. First what packages do
-#: when they are installed (lxd's group is made by its postinst), then what an operator does.
+# Run by /bin/sh on the machine, with the unpacked packages, the daemon's name and its client's name. It does first what
+# the packages do at their installation (lxd's postinst adds the group), then what an operator does.
 _INSTALL = f"""
 set -e
 tar -C "$1" -c . | tar -C / -x --keep-directory-symlink
@@ -33,10 +33,10 @@ tar -c -f image.tar metadata.yaml rootfs
 
 
 def install_daemon(machine: Machine, kind: str) -> None:
-    """Install a daemon and start its unit; it has an image ``busybox``, with curl in it.
+    """Install a daemon and start its unit. It has an image ``busybox``, with curl in it.
 
     Args:
-        machine: a booted one.
+        machine: a booted machine.
         kind: ``incus`` or ``lxd``.
     """
     machine.run("/bin/sh", "-c", _INSTALL, "sh", str(packages(kind)), kind, CLIENTS[kind])

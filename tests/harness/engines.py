@@ -1,4 +1,4 @@
-"""Real podman and Docker, each with a storage and namespaces of its own, offering their API on a socket."""
+"""Real podman and Docker, each with its own storage and namespaces, and with its API on a socket."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.harness.containers import BASE
 from tests.harness.daemon import packages
 from tests.harness.images import Image
 
-#: Run by sh: a mount namespace whose cgroups are of version 2 alone, as both want it, and in which OCI runtimes keep
-#: their states apart from those of other tests.
+# Run by sh: makes a mount namespace with only version 2 of cgroups, as both engines need it, and with a state directory
+# of the OCI runtimes that is separate from other tests.
 _PREPARE = """
 set -e
 mount --make-rprivate /
@@ -33,22 +33,22 @@ echo ready
 exec sleep infinity
 """
 
-#: Without these podman needs controllers of cgroup2, and limits that it may raise, which a development machine has not.
+# Options without which podman needs cgroup controllers and limits that a development machine may lack.
 MODEST = ("--pids-limit=-1", "--ulimit=nofile=1024:4096", "--ulimit=nproc=1000:1000", "--network=none")
 UNPRIVILEGED = (f"--uidmap=0:{BASE}:65536", f"--gidmap=0:{BASE}:65536")
 CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
 
 
 class Engine:
-    """What podman and Docker have in common. `path` is a directory of its own, `socket` that of its API."""
+    """The common parts of podman and Docker. `path` is the engine's own directory, `socket` its API socket."""
 
-    #: Options of ``run`` without which it does not run here.
+    # Options of ``run`` that are needed on this machine.
     modest: Sequence[str] = ()
-    #: What removes a container that runs.
+    # The command that removes a running container.
     remove: Sequence[str] = ("rm", "--force")
 
     def __enter__(self) -> Engine:
-        # podman makes an image's name of its path, so not every path will do.
+        # podman derives an image's name from its path, so not every path is possible.
         self.path = Path(f"/var/tmp/guestapi-engine-{secrets.token_hex(6)}")
         self.path.mkdir(mode=0o755)
         self.rootfs = self.path / "rootfs"
@@ -60,7 +60,7 @@ class Engine:
         )
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"ready\n"
-        #: Words before a command that is to run where the engine runs.
+        # A prefix that runs a command in the engine's namespaces.
         self.enter = ["nsenter", "-t", str(self._holder.pid), "-m", "-n"]
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -78,7 +78,7 @@ class Engine:
                 self.remove_all()
                 self.stop()
         finally:
-            # What is left of the containers' cgroups; one that is another test's is in use.
+            # Remove the containers' cgroups; those of other tests are in use, so they stay.
             clean = "find /sys/fs/cgroup/libpod_parent /sys/fs/cgroup/docker -depth -type d -exec rmdir {} +"
             subprocess.run([*self.enter, "sh", "-c", clean], check=False, capture_output=True)
             self._holder.kill()
@@ -87,27 +87,27 @@ class Engine:
 
     @property
     def plain(self) -> Sequence[str]:
-        """What a container is made of that is made of nothing special."""
+        """The arguments of ``run`` for a container without special properties."""
         raise NotImplementedError
 
     def load(self, image: Image, tag: str) -> Sequence[str]:
-        """Take an image; the words that make a container of it."""
+        """Load an image; return the arguments of ``run`` for a container of it."""
         raise NotImplementedError
 
     def serve(self) -> list[str]:
-        """The command that offers the API."""
+        """Return the command that serves the API."""
         raise NotImplementedError
 
     def command(self, *words: str) -> list[str]:
-        """A command of the engine's client."""
+        """Return a command of the engine's client."""
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
-        """The environment of both."""
+        """Return the environment of the server and the client."""
         return dict(os.environ)
 
     def start(self) -> None:
-        """Offer the API, and wait until it answers."""
+        """Serve the API, and wait until it responds."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self.enter, *self.serve()],
@@ -128,18 +128,18 @@ class Engine:
                 time.sleep(0.05)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End what offers the API."""
+        """End the API server with this signal."""
         assert self._process is not None
         self._process.send_signal(number)
         self._process.wait(30)
 
     def __call__(self, *words: str, check: bool = True) -> str:
-        """Run a command of the client; what it prints, with standard error if it may fail."""
+        """Run a command of the client; return its output, with standard error if it may fail."""
         done = self._execute(*words)
         names = [word.removeprefix("--name=") for word in words if word.startswith("--name=")]
         if "OCI permission denied" in done.stderr and names:
             # Seen once in some hundred starts: podman 4.3 had closed its own directory to ID-mapped containers for a
-            # moment, while another podman began.
+            # moment, while another podman started.
             self._execute("rm", "--force", *names)
             done = self._execute(*words)
         assert not check or done.returncode == 0, done.stderr
@@ -157,40 +157,40 @@ class Engine:
         )
 
     def remove_all(self) -> None:
-        """Remove all containers. podman needs a second try with one whose conmon was killed."""
+        """Remove all containers. podman needs a second try for one whose conmon was killed."""
         until = time.monotonic() + 30
         while keys := [one.id for one in Api(str(self.socket)).containers()]:
             said = self(*self.remove, *keys, check=False)
             assert time.monotonic() < until, said
 
     def run(self, name: str, image: Sequence[str], *options: str, check: bool = True) -> str:
-        """``run --detach``: a container that sleeps; its id.
+        """Start a sleeping container with ``run --detach``; return its id.
 
         Args:
             name: its name.
-            image: the words that say what it is made of.
-            options: of ``run``.
-            check: fail if it does.
+            image: the arguments that name its image or root file system.
+            options: options of ``run``.
+            check: fail if the command does.
         """
         named = [f"--name={name}"] if name else []
         words = ["run", "--detach", *named, *self.modest, *options, *image, "sleep", "1000"]
         return self(*words, check=check)
 
     def once(self, image: Sequence[str], url: str, *options: str) -> str:
-        """A container whose first program asks for `url`; what it was answered."""
+        """Run a container whose first program requests `url`; return the output."""
         return self("run", "--rm", *self.modest, *options, *image, *CURL, url)
 
     def ask(self, container: str, path: str) -> str:
-        """A request from inside a running container."""
+        """Send a request from inside a running container; return the output."""
         return self("exec", container, *CURL, f"http://x{path}")
 
     def inspect(self, container: str) -> dict[str, Any]:
-        """What the client's inspect says."""
+        """Return the output of the client's inspect."""
         found: dict[str, Any] = json.loads(self("container", "inspect", container))[0]
         return found
 
     def pid(self, container: str) -> int:
-        """The PID of its init."""
+        """Return the PID of a container's init."""
         return int(self.inspect(container)["State"]["Pid"])
 
 
@@ -223,14 +223,14 @@ class Podman(Engine):
 
     @property
     def plain(self) -> tuple[str, ...]:
-        """What a container is made of that is made of no image: a directory, which belongs to its root."""
+        """The arguments for a container without an image: a directory that its root user owns."""
         if self.rootfs.stat().st_uid != BASE:
             for path in [self.rootfs, *self.rootfs.rglob("*")]:
                 os.chown(path, BASE, BASE, follow_symlinks=False)
         return (*UNPRIVILEGED, "--rootfs", str(self.rootfs))
 
     def load(self, image: Image, tag: str) -> tuple[str, ...]:
-        """Take an image; the words that make a container of it."""
+        """Load an image; return the arguments of ``run`` for a container of it."""
         place = self.path / f"image-{tag}"
         image.write_layout(place)
         self("tag", self("pull", "--quiet", f"oci:{place}").splitlines()[-1], tag)
@@ -248,7 +248,7 @@ class Docker(Engine):
         return self
 
     def environment(self) -> dict[str, str]:
-        """As Engine: with the engine's programs found first."""
+        """As Engine: with the engine's own programs first in PATH."""
         paths = f"{self._packages}/usr/bin:{self._packages}/usr/sbin:{os.environ['PATH']}"
         return {**os.environ, "PATH": paths}
 
@@ -265,7 +265,7 @@ class Docker(Engine):
         return [str(self._packages / "usr/bin/docker"), f"--host=unix://{self.socket}", *words]
 
     def load(self, image: Image, tag: str) -> tuple[str, ...]:
-        """Take an image; the words that make a container of it."""
+        """Load an image; return the arguments of ``run`` for a container of it."""
         place = self.path / f"{tag}.tar"
         image.write_archive(place, f"{tag}:latest")
         self("load", "--input", str(place))
@@ -273,7 +273,7 @@ class Docker(Engine):
 
     @property
     def plain(self) -> tuple[str, ...]:
-        """What a container is made of that is made of an image which says nothing."""
+        """The arguments for a container of an image without labels, annotations and volumes."""
         if not getattr(self, "_plain", None):
             self._plain = self.load(Image(self.rootfs), "plain")
         return self._plain

@@ -1,7 +1,7 @@
 """`pytest --fast`: the tests that start no service, container, daemon or machine, and need no root.
 
-A test is left out if it is marked `root`, or if one of its fixtures yields one of `HOSTS`, as the fixture's annotation
-says. A test that has neither and starts a `Service` itself fails: `forbid` names the mark that is missing.
+A test is deselected if it is marked `root`, or if the return annotation of one of its fixtures names one of `HOSTS`. A
+test that has neither and starts a `Service` itself fails: `forbid` names the missing mark.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import re
 
 import pytest
 
-#: Set for this process, and for pytest-xdist's, while `--fast` holds.
+# Set for this process and those of pytest-xdist if `--fast` is given.
 _VARIABLE = "GUESTAPI_TESTS_FAST"
 
-#: Classes of the harness that start something on the host.
+# Classes of the harness that start processes on the host.
 HOSTS = frozenset({"Service", "Container", "Machine", "Installed", "Daemon", "Host", "Lxc"})
 
 
 def enable() -> None:
-    """Let `forbid` fail from now on."""
+    """Make `forbid` fail from now on."""
     os.environ[_VARIABLE] = "1"
 
 
 def forbid() -> None:
-    """Called by what starts something on the host: fail if this is a run of fast tests.
+    """Fail in a run of fast tests. Everything that starts processes on the host calls this.
 
     Raises:
         AssertionError: this run has `--fast`.
@@ -33,7 +33,7 @@ def forbid() -> None:
 
 
 def needs_host(item: pytest.Item) -> bool:
-    """Whether a test needs root and something on the host, as its marks and its fixtures say."""
+    """Return whether a test needs root or processes on the host, according to its marks and its fixtures."""
     if item.get_closest_marker("root"):
         return True
     info = getattr(item, "_fixtureinfo", None)

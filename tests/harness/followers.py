@@ -13,7 +13,7 @@ from typing import Any
 from tests.harness.following import until
 from tests.harness.service import COMMAND, USER, Service
 
-#: As the units have it: root in the store's group, with one capability of root's.
+# As in the units: root in the store's group, with one capability of root's.
 _CONFINED = (
     *("setpriv", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
     *("--bounding-set=-all,+sys_ptrace", "--inh-caps=-all"),
@@ -21,15 +21,15 @@ _CONFINED = (
 
 
 class RealFollower:
-    """A follower of one source, with the rights that its unit gives it."""
+    """A follower of one source, with the rights from its unit."""
 
     def __init__(self, service: Service, source: str, enter: Sequence[str] = ()) -> None:
-        """Describe a follower that is not started yet.
+        """Describe a follower, without starting it.
 
         Args:
-            service: whose store it writes; its guestapi.toml has ``sources.doorbells``.
-            source: which.
-            enter: words before the command, to run it where the runtime runs.
+            service: the service whose store it writes; its guestapi.toml has ``sources.doorbells``.
+            source: the source that it follows.
+            enter: a prefix of the command, to run it in the runtime's namespaces.
         """
         self.service = service
         self.doorbell = service.root / f"doorbells/{source}.sock"
@@ -47,8 +47,8 @@ class RealFollower:
         self.kill()
 
     def start(self) -> None:
-        """Start it, and wait until hooks can ring."""
-        # As StateDirectoryMode= of guestapi.service has it.
+        """Start the follower, and wait until its doorbell exists."""
+        # As StateDirectoryMode= of guestapi.service sets it.
         self.service.state.chmod(0o770)
         for file in self.service.state.iterdir():
             file.chmod(0o660)
@@ -61,7 +61,7 @@ class RealFollower:
         assert process.poll() is None, self.log.read_text()
 
     def kill(self) -> None:
-        """SIGKILL: a follower keeps nothing that it would have to save."""
+        """Kill the follower with SIGKILL; it has no state to save."""
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -69,17 +69,17 @@ class RealFollower:
 
 
 def instances(service: Service) -> dict[str, dict[str, Any]]:
-    """What `guestapi instance list` says, by name."""
+    """Return the output of `guestapi instance list`, by name."""
     return {one["name"]: one for one in service.listed()}
 
 
 def status(service: Service, name: str) -> str:
-    """Whether an instance runs; empty: there is none of that name."""
+    """Return the status of an instance; empty: there is none with that name."""
     return str(instances(service).get(name, {}).get("status", ""))
 
 
 def hook_program() -> Path:
-    """The hook as it is installed."""
+    """Return the path of the hook program."""
     from guestapi.sources import hook
 
     return Path(hook.__file__)

@@ -1,4 +1,4 @@
-"""A follower of a runtime that a test plays itself, and hooks that ring for real."""
+"""A follower of a runtime that the test simulates, with real hooks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from guestapi.sources.recorder import Ledger
 from guestapi.sources.source import Changes, Found
 from tests.harness.service import COMMAND, USER, Service
 
-#: The program that runtimes call, as it is installed: on its own, with nothing imported but what is built in.
+# The command of the hook as it is installed: without the package, with built-in modules only.
 HOOK = ["/usr/bin/python3", "-I", "-S", hook.__file__]
 
 
 def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Wait until that is so."""
+    """Poll until a condition holds."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, what
@@ -37,7 +37,7 @@ def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
 
 
 def processor_milliseconds(command: Sequence[str | Path], environ: Mapping[str, str]) -> float:
-    """Run a command to its end; the processor time that it has taken."""
+    """Run a command to its end; return the processor time that it took."""
     process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL)
     _pid, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -52,9 +52,9 @@ class RunningFollower:
         """Start a follower.
 
         Args:
-            service: whose store it writes; its guestapi.toml names the doorbells from here on.
-            source: what it follows.
-            sources: more of guestapi.toml, below ``[sources]``.
+            service: the service whose store it writes; its guestapi.toml names the doorbells from here on.
+            source: the source that it follows.
+            sources: more settings of guestapi.toml, below ``[sources]``.
             start: start it, and wait until it listens.
         """
         self._service = service
@@ -64,7 +64,7 @@ class RunningFollower:
         text = service.config.read_text()
         if "[sources]" not in text:
             service.config.write_text(f'{text}\n[sources]\ndoorbells = "{self.doorbells}"\n{sources}')
-        # As StateDirectoryMode= of guestapi.service has it.
+        # As StateDirectoryMode= of guestapi.service sets it.
         service.state.chmod(0o770)
         for file in service.state.iterdir():
             file.chmod(0o660)
@@ -82,12 +82,12 @@ class RunningFollower:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The PID of the follower."""
         assert self._process is not None
         return self._process.pid
 
     def launch(self) -> None:
-        """Start it, and do not wait."""
+        """Start the follower without waiting."""
         group = ["nice", "-n", "-20", "setpriv", f"--regid={USER}", "--clear-groups", "--no-new-privs"]
         with self.log.open("ab") as log:
             capabilities = ["--bounding-set=-all,+net_admin,+sys_ptrace", "--inh-caps=-all"]
@@ -100,12 +100,12 @@ class RunningFollower:
             )
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start the follower, and wait until it listens."""
         self.launch()
         until(self.listens, "the follower")
 
     def listens(self) -> bool:
-        """Whether it does."""
+        """Return whether the follower listens at its doorbell."""
         with socket.socket(socket.AF_UNIX) as connection:
             try:
                 connection.connect(str(self.doorbells / f"{self._source}.sock"))
@@ -116,18 +116,18 @@ class RunningFollower:
             return True
 
     def is_alive(self) -> bool:
-        """Whether it has not ended by itself."""
+        """Return whether the follower runs."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """kill -9."""
+        """Kill the follower with SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> int:
-        """systemctl stop; its exit status."""
+        """Stop the follower as systemctl stop does; return its exit status."""
         assert self._process is not None
         self._process.terminate()
         status = self._process.wait(20)
@@ -136,7 +136,7 @@ class RunningFollower:
 
 
 def install_hook(directory: Path) -> Path:
-    """The hook as `make install` installs it: a program of its own."""
+    """Install the hook as `make install` does, as a program of its own; return its path."""
     path = directory / "guestapi-hook"
     if not path.exists():
         shutil.copy(hook.__file__, path)
@@ -145,7 +145,7 @@ def install_hook(directory: Path) -> Path:
 
 
 class Inits:
-    """PID 1 of PID namespaces, and nothing else: as many as wanted, of which each sleeps."""
+    """Sleeping processes that are PID 1 of a PID namespace each."""
 
     def __init__(self) -> None:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -160,7 +160,7 @@ class Inits:
             self.end(pid)
 
     def start(self, number: int = 1) -> list[int]:
-        """Start so many; their PIDs."""
+        """Start this many; return their PIDs."""
         unshare = ["unshare", "--pid", "--fork", "--kill-child", "sleep", "1000"]
         started = [subprocess.Popen(unshare) for _ in range(number)]
         found = []
@@ -171,14 +171,14 @@ class Inits:
         return found
 
     def end(self, pid: int) -> None:
-        """End one, and wait for that."""
+        """End one, and wait for its end."""
         process = self._processes.pop(pid)
         os.kill(pid, 9)
         process.wait()
 
 
 def _init_below(pid: int) -> int:
-    """The init that ``unshare`` with that PID has started."""
+    """Return the PID of the init that ``unshare`` with that PID has started."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     until(children.read_text, "an init")
     init = int(children.read_text())
@@ -188,7 +188,7 @@ def _init_below(pid: int) -> int:
 
 
 class PlayedChanges:
-    """The event stream of a `PlayedSource`: a line is a key, an empty one stands for everything."""
+    """The event stream of a `PlayedSource`: each line is a key; an empty one stands for all keys."""
 
     def __init__(self, readable: socket.socket) -> None:
         self._readable = readable
@@ -210,7 +210,7 @@ class PlayedChanges:
 
 
 class PlayedSource:
-    """A runtime: a test says what it has. A hook's words are a container's name, and the PID of its init."""
+    """A runtime whose containers the test sets. A hook's arguments are a container's name and the PID of its init."""
 
     name = "lxc"
 
@@ -221,17 +221,17 @@ class PlayedSource:
         self._writable: socket.socket | None = None
 
     def observed(self, name: str, pid: int | None, **more: str) -> Observed:
-        """A container with that init."""
+        """Return an observation of a container with that init."""
         init = examine(pid) if pid is not None else None
         return Observed(key=f"key of {name}", project="default", name=name, init=init, config=more)
 
     def run(self, name: str, pid: int | None, **more: str) -> None:
-        """There is such a container now."""
+        """Make the container exist, with that init."""
         one = self.observed(name, pid, **more)
         self.there[one.key] = one
 
     def say(self, line: str) -> None:
-        """Tell of a change."""
+        """Send a change to the follower."""
         until(lambda: self._writable, "somebody who hears of changes")
         assert self._writable is not None
         self._writable.send(f"{line}\n".encode())
@@ -276,7 +276,7 @@ class PlayedSource:
 
 @contextmanager
 def following(source: PlayedSource, ledger: Ledger, doorbells: Path) -> Iterator[list[str]]:
-    """A follower, for a while; what it tells systemd."""
+    """Run a follower for the length of the block; yield what it has sent to systemd."""
     told: list[str] = []
     follower = Follower(source, ledger, doorbells / "lxc.sock", lambda *fields: told.extend(fields))
     thread = Thread(target=follower.run)

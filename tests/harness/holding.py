@@ -1,4 +1,4 @@
-"""A hook that holds its container until a test lets it go."""
+"""A hook that blocks its container's start until a test lets it go on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ cat "$0.go" >/dev/null
 
 
 class HoldingHook:
-    """The hook's program, at `path`. It ends when the block of `held` does, and not before."""
+    """The hook's program, at `path`. It ends when the block of `held` does."""
 
     def __init__(self, path: Path) -> None:
         """Make the program.
 
         Args:
-            path: where it is made.
+            path: the path of the program.
         """
         self.path = path
         path.write_text(_SCRIPT)
@@ -32,11 +32,11 @@ class HoldingHook:
 
     @contextmanager
     def held(self, seconds: float = 20) -> Iterator[bytes]:
-        """Wait until a runtime has called it; what it was told on standard input."""
+        """Wait until a runtime has called the hook; yield the hook's standard input."""
         here = os.open(f"{self.path}.here", os.O_RDONLY | os.O_NONBLOCK)
         try:
             assert select.select([here], [], [], seconds)[0], "the hook was not called"
-            # Its reader comes with the hook's last command.
+            # The hook's last command opens the other end.
             go = os.open(f"{self.path}.go", os.O_WRONLY)
             try:
                 yield Path(f"{self.path}.state").read_bytes()

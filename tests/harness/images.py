@@ -1,6 +1,6 @@
 """Container images made by hand: an OCI image layout (github.com/opencontainers/image-spec), and Docker's archive.
 
-An image is what a stranger has made, so tests put into it whatever a stranger could: annotations, labels, volumes.
+An image is untrusted, so tests put into it whatever an attacker could: annotations, labels, volumes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 @dataclass(frozen=True)
 class Image:
-    """What an image says.
+    """The content and the metadata of an image.
 
     Attributes:
         rootfs: the directory that it contains.
@@ -61,7 +61,7 @@ class Image:
         return json.dumps(document).encode()
 
     def write_layout(self, directory: Path) -> None:
-        """Write it as an OCI image layout, which podman takes as ``oci:DIRECTORY``."""
+        """Write the image as an OCI image layout, which podman accepts as ``oci:DIRECTORY``."""
         (directory / "blobs/sha256").mkdir(parents=True)
         layer = self._layer()
         config = self._config(layer)
@@ -77,7 +77,7 @@ class Image:
         (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
     def write_archive(self, file: Path, tag: str) -> None:
-        """Write it as an archive that ``docker load`` takes."""
+        """Write the image as an archive for ``docker load``."""
         layer = self._layer()
         config = self._config(layer)
         name = hashlib.sha256(config).hexdigest()

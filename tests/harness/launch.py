@@ -1,10 +1,10 @@
 """Makes a container around agent.py, as container managers do.
 
-Mounts come first, as the host's root; then a user, PID, UTS, IPC and cgroup namespace; then PID 1. It prints the PID of
-the container's init, and ends when that ends.
+It makes the mounts as the host's root, then a user, PID, UTS, IPC and cgroup namespace, then PID 1. It prints the PID
+of the container's init, and ends with it.
 
-Runs on the system's Python alone. Its one argument is JSON: ``binds`` (pairs of host and guest directories),
-``base`` (which host UID is root inside; null: no user namespace), ``hostname``, ``agent`` (path of agent.py),
+Runs on the system's Python alone. Its one argument is JSON: ``binds`` (pairs of host and guest directories), ``base``
+(the host UID of root in the container; null: no user namespace), ``hostname``, ``agent`` (path of agent.py),
 ``checkout`` (the project's directory).
 """
 
@@ -24,7 +24,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
-#: How many IDs a container has, as /etc/subuid usually gives them.
+# The number of IDs of a container, as usual in /etc/subuid.
 IDS = 65536
 
 
@@ -36,12 +36,12 @@ def call(function: str, *arguments: int) -> None:
 
 
 def mount(*arguments: str) -> None:
-    """Mount something; the arguments are those of the command."""
+    """Run the command mount with these arguments."""
     subprocess.run(["mount", *arguments], check=True)
 
 
 def prepare_mounts(binds: list[list[str]], checkout: str) -> None:
-    """Make the mounts of the container, in a mount namespace of its own."""
+    """Make the container's mounts, in a mount namespace of its own."""
     call("unshare", CLONE_NEWNS)
     mount("--make-rprivate", "/")
     mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/mnt")
@@ -54,8 +54,8 @@ def prepare_mounts(binds: list[list[str]], checkout: str) -> None:
             os.makedirs(f"/mnt/{guest[5:]}")
             mount("--bind", host, f"/mnt/{guest[5:]}")
     mount("--move", "/mnt", "/dev")
-    # A /tmp of its own, which is also the only directory that the container's root may write to. The checkout stays
-    # visible in it, if that is where it lies.
+    # A /tmp of its own, the only directory that the container's root may write to. A checkout below /tmp stays visible
+    # in it.
     mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/mnt")
     if checkout.startswith("/tmp/"):
         os.makedirs(f"/mnt/{checkout[5:]}")
@@ -66,7 +66,7 @@ def prepare_mounts(binds: list[list[str]], checkout: str) -> None:
 def main() -> None:
     """Make the container and wait for its end."""
     options = json.loads(sys.argv[1])
-    agent = open(options["agent"], "rb").read()  # noqa: SIM115 - /tmp is about to be another one
+    agent = open(options["agent"], "rb").read()  # noqa: SIM115 - another /tmp is mounted next
     prepare_mounts(options["binds"], options["checkout"])
     base = options["base"]
     ours, theirs = socket.socketpair()
@@ -81,7 +81,7 @@ def main() -> None:
         ours.send(b"x")
         os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
     ours.close()
-    # A second mount namespace, owned by the new user namespace: only there may its root mount /proc.
+    # A second mount namespace, owned by the new user namespace: root may mount /proc only in that one.
     flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP
     call("unshare", flags | (CLONE_NEWUSER if base is not None else 0))
     theirs.send(b"x")
@@ -96,13 +96,13 @@ def main() -> None:
         os.close(0)
         os.close(1)
         os._exit(os.waitstatus_to_exitcode(os.waitpid(init, 0)[1]) & 0xFF)
-    # The kernel kills it if the launcher dies: tests leave nothing behind.
+    # The kernel kills it if the launcher dies, so tests leave no process behind.
     ctypes.CDLL(None).prctl(1, 9)
     mount("-t", "proc", "proc", "/proc")
     socket.sethostname(options["hostname"])
     with open("/tmp/agent.py", "wb") as copy:
         copy.write(agent)
-    # What the namespaces were made from stays behind: only standard input, output and error go along.
+    # Close all descriptors except standard input, output and error.
     os.closerange(3, 256)
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8"}
     os.execve("/usr/bin/python3", ["python3", "-I", "-S", "/tmp/agent.py"], environment)

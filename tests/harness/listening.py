@@ -1,19 +1,19 @@
-"""Clients of the event stream, in one process inside a container. Runs on the system's Python and websocket-client.
+"""Clients of the event stream, in one process in a container. Runs on the system's Python and websocket-client.
 
-Usage: listening.py KIND ARGUMENT, and what it prints is one JSON document a line:
+Usage: listening.py KIND ARGUMENT. It prints one JSON document a line:
 
-``raw``: ARGUMENT is a JSON list of [request, last]. Sends each request on a connection of its own, prints "ready" when
-each has a response's head, and, when each has received its ``last``, all that came on each (text, ISO 8859-1).
+``raw``: ARGUMENT is a JSON list of [request, last]. Sends each request on a connection of its own. Prints "ready" when
+each has the head of a response and, when each has received its ``last``, all that each received (text, ISO 8859-1).
 
-``follow``: ARGUMENT is an id, or empty. A WebSocket that resumes whenever it is closed; prints each event as it
-comes, and ``{"closed": code}``. Ends when standard input ends.
+``follow``: ARGUMENT is an id, or empty. A WebSocket that resumes whenever it is closed. Prints each event, and
+``{"closed": code}``. Ends when standard input ends.
 
-``many``: ARGUMENT is ``LISTENERS COUNT STUCK``. Prints "ready" when all WebSockets are open; STUCK of them read
-nothing. Prints for each of the others, when it has so many events, the keys that changed.
+``many``: ARGUMENT is ``LISTENERS COUNT STUCK``. Prints "ready" when all WebSockets are open. STUCK of them read
+nothing. Prints the changed keys of each of the others, when each has received COUNT events.
 
 ``last``: ARGUMENT is ``ID COUNT``. COUNT WebSockets that resume after ID whenever they are closed, and as many clients
-that ask in a loop (see looping.py), half of them on a connection that they keep. Prints "ready" when all WebSockets are
-open, and, when each has heard of a change of ``user.end``, what each client saw and heard.
+that send requests in a loop (see looping.py), half of them on a kept connection. Prints "ready" when all WebSockets are
+open and, when each has received a change of ``user.end``, the results of each client.
 """
 
 import ctypes
@@ -49,7 +49,7 @@ def connected() -> socket.socket:
 
 
 def raw(wanted: list[list[str]]) -> None:
-    """Send requests as they are, and print what comes until it ends with what is wanted."""
+    """Send requests unchanged, and print all that was received when each connection has received its `last`."""
     connections = [connected() for _pair in wanted]
     received = ["" for _pair in wanted]
     for connection, (request, _last) in zip(connections, wanted, strict=True):
@@ -66,7 +66,7 @@ def raw(wanted: list[list[str]]) -> None:
 
 def opened(since: str) -> Any:
     """Open a WebSocket that resumes after an id; "" for none."""
-    # It would look at each byte by itself; json.loads does not take what is no UTF-8 either.
+    # Its validation takes a time for each byte, and json.loads rejects invalid UTF-8, too.
     client: Any = websocket.WebSocket(skip_utf8_validation=True)
     query = f"?since={since}" if since else ""
     client.connect(f"ws://guest/1.0/events{query}", socket=connected(), suppress_origin=True)
@@ -74,7 +74,7 @@ def opened(since: str) -> Any:
 
 
 def follow(since: str) -> None:
-    """Print each event, and come back whenever the connection is lost."""
+    """Print each event, and resume whenever the connection is lost."""
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     while True:
         try:
@@ -93,7 +93,7 @@ def follow(since: str) -> None:
 
 
 def many(listeners: int, count: int, stuck: int) -> None:
-    """Listen many times at once, with some that never read; print the keys that each of the others heard."""
+    """Open many WebSockets, some of which are never read; print the changed keys that each of the others received."""
     clients = [opened("") for _number in range(listeners)]
     heard: list[list[str]] = [[] for _client in clients[stuck:]]
 
@@ -112,7 +112,7 @@ def many(listeners: int, count: int, stuck: int) -> None:
 
 
 def resume(since: str, opened_once: threading.Semaphore, ended: threading.Event) -> dict[str, Any]:
-    """Follow events until ``user.end`` is set, and come back whenever the connection is lost."""
+    """Follow events until ``user.end`` is set, and resume whenever the connection is lost."""
     ids: list[int] = []
     codes: list[int] = []
     lost: list[str] = []
@@ -140,20 +140,20 @@ def resume(since: str, opened_once: threading.Semaphore, ended: threading.Event)
 
 
 def last(since: str, count: int) -> None:
-    """Follow events many times at once; print what each has seen."""
+    """Follow events on many WebSockets at once; print the results of each."""
     opened_once, ended = threading.Semaphore(0), threading.Event()
     with ThreadPoolExecutor(2 * count) as pool:
         listeners = [pool.submit(resume, since, opened_once, ended) for _number in range(count)]
         for _listener in listeners:
             opened_once.acquire()
-        # The pause leaves others some of the processor: it is not load that is tried here.
+        # The pause leaves processor time to others: this is no load test.
         loops = [pool.submit(ask, bool(number % 2), lambda: not ended.is_set(), 0.05) for number in range(count)]
         say("ready")
         say({"loops": [loop.result() for loop in loops], "listeners": [one.result() for one in listeners]})
 
 
 if __name__ == "__main__":
-    # PR_SET_PDEATHSIG: nsenter, which has started this, is what the test ends.
+    # PR_SET_PDEATHSIG: the test ends nsenter, which started this process.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if sys.argv[1] == "raw":
         raw(json.loads(sys.argv[2]))

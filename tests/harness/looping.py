@@ -1,7 +1,7 @@
-"""A client that asks for ``user.foo`` again and again, by itself in a container: prints a JSON object of what it saw.
+"""A client in a container that requests ``user.foo`` repeatedly, and prints a JSON object of the results.
 
 Usage: looping.py SECONDS KIND, where KIND is ``connect`` (a connection for each request) or ``keep`` (one connection
-for as long as the server keeps it). It ends sooner if ``user.foo`` is no more ``bar``, but ``enough``. Runs on the
+for as long as the server keeps it). It ends early if ``user.foo`` is ``enough`` instead of ``bar``. Runs on the
 system's Python alone.
 """
 
@@ -25,7 +25,7 @@ class Connection(http.client.HTTPConnection):
 
 
 def ask(keep: bool, go_on: Callable[[], bool], pause: float = 0.0) -> dict[str, Any]:
-    """Ask for the same key again and again; return how often it was answered rightly and what else came."""
+    """Request the same key repeatedly; return the number of correct responses, other results, and the longest time."""
     good, failed, longest = 0, [], 0.0
     connection = Connection("x")
     while go_on():

@@ -11,7 +11,7 @@ from tests.harness.containers import BASE, Ran
 
 SNIPPET = Path(__file__).parents[2] / "conf" / "lxc-guestapi.conf"
 
-#: The very first thing that the container does is to ask.
+# The container's init requests a key at once.
 INIT = """#!/bin/sh
 /usr/bin/curl -s --unix-socket /dev/incus/sock http://x/1.0/config/user.foo >/tmp/first 2>&1
 echo " $?" >>/tmp/first
@@ -19,7 +19,7 @@ mv /tmp/first /tmp/answer
 exec sleep 1000
 """
 
-#: Lets root map IDs, whatever /etc/subuid says here, for the one command that it runs.
+# Runs a command with other contents of /etc/subuid and /etc/subgid, which let root map IDs.
 _WITH_IDS = 'mount --make-rprivate /; mount --bind "$0" /etc/subuid; mount --bind "$0" /etc/subgid; exec "$@"'
 
 
@@ -37,16 +37,16 @@ class Lxc:
         config: str = "",
         snippet: str | None = None,
     ) -> None:
-        """Describe a container that is not started yet.
+        """Describe a container, without starting it.
 
         Args:
-            directory: its lxcpath; can be entered by everybody.
-            name: the container's.
+            directory: its lxcpath, which every user must be able to enter.
+            name: the container's name.
             hook: the hook program, with options.
             socket: the directory of the socket.
-            base: which host UID is root inside; None: no ID map, a privileged container.
-            config: more of its configuration; ``ROOTFS`` in it is its root file system.
-            snippet: what it includes; None: what is shipped.
+            base: the host UID of root in the container; None: no ID map, a privileged container.
+            config: more of its configuration; ``ROOTFS`` in it is replaced by its root file system.
+            snippet: the file that it includes; None: the shipped one.
         """
         self.name = name
         self.path = directory
@@ -79,7 +79,7 @@ class Lxc:
         self._ids.write_text(f"root:{owner or BASE}:65536\n")
 
     def configure(self, config: str) -> None:
-        """Write its configuration, with this in it."""
+        """Write its configuration, with this added."""
         text = self._config + config.replace("ROOTFS", str(self.path / self.name / "rootfs"))
         if "lxc.uts.name" not in config:
             text += f"lxc.uts.name = {self.name}\n"
@@ -96,7 +96,7 @@ class Lxc:
         self.stop(check=False)
 
     def command(self, program: str, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run one of LXC's programs on it."""
+        """Run one of LXC's programs on the container."""
         words = [program, "-P", str(self.path), "-n", self.name, *argv]
         done = subprocess.run(
             [*self.enter, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
@@ -106,27 +106,27 @@ class Lxc:
 
     @property
     def enter(self) -> list[str]:
-        """The words before one of LXC's commands, that let root map IDs."""
+        """A prefix that lets root map IDs."""
         return ["unshare", "--mount", "sh", "-c", _WITH_IDS, str(self._ids)]
 
     def start(self) -> None:
-        """lxc-start."""
+        """Start the container with lxc-start."""
         self.command("lxc-start")
 
     def stop(self, *, check: bool = True) -> None:
-        """lxc-stop, without asking the container."""
+        """Kill the container with lxc-stop."""
         self.command("lxc-stop", "-k", check=check)
 
     def run(self, *argv: str) -> Ran:
-        """Run a program inside."""
+        """Run a program in the container."""
         done = self.command("lxc-attach", "--clear-env", "--", *argv, check=False)
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def ask(self, path: str) -> str:
-        """curl, inside."""
+        """Send a request with curl from inside the container; return the output."""
         return self.run("/usr/bin/curl", "-s", "--unix-socket", "/dev/incus/sock", f"http://x{path}").out
 
     @property
     def pid(self) -> int:
-        """Its init, as LXC says."""
+        """The PID of its init, from lxc-info."""
         return int(self.command("lxc-info", "--pid", "--no-humanize").stdout)

@@ -1,4 +1,4 @@
-"""Containers of an LXC that a test plays: inits in PID namespaces, and monitors that answer for them."""
+"""A simulated LXC: inits in PID namespaces, and monitors that answer for them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tests.harness.agent import CLONE_NEWPID, unshare
 from tests.harness.following import install_hook
 from tests.harness.service import Service
 
-#: What a monitor answers of its container's configuration.
+# The monitor's answers about its container's configuration.
 _CONFIG = {b"lxc.hook.start-host": b"/opt/guestapi/bin/guestapi-hook lxc"}
 
 
 class PlayedContainer:
-    """A PID 1 that does one thing: once it is told to, it asks the service, first of all, and then sleeps."""
+    """A PID 1 that sends a request to the service when the test tells it to."""
 
     def __init__(self, socket_path: Path) -> None:
         """Start a process.
 
         Args:
-            socket_path: of the service; the file system is the host's.
+            socket_path: the service's socket; the file system is the host's.
         """
         self._ours, theirs = socket.socketpair()
         self._parent = os.fork()
@@ -60,16 +60,16 @@ class PlayedContainer:
         os._exit(0)
 
     def ask(self) -> None:
-        """Let it ask."""
+        """Let it send a request."""
         self._ours.send(b"x")
 
     def status(self) -> int:
-        """The status that it was answered with."""
+        """Return the status of the response."""
         self._ours.settimeout(60)
         return int(self._ours.recv(3))
 
     def end(self) -> None:
-        """Be gone, reaped by its parent."""
+        """End it, and wait until its parent has reaped it."""
         try:
             os.kill(self.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -79,7 +79,7 @@ class PlayedContainer:
 
 
 class PlayedLxc:
-    """An lxcpath with containers that run; LXC's side of what a follower sees of them."""
+    """An lxcpath with running containers, as a follower sees it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -104,7 +104,7 @@ class PlayedLxc:
         self._thread.join()
 
     def start(self, name: str) -> PlayedContainer:
-        """A container and its monitor; its hook has not run."""
+        """Start a container and its monitor, without running its hook."""
         (self.path / name).mkdir(exist_ok=True)
         container = PlayedContainer(self._service.socket)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -115,19 +115,19 @@ class PlayedLxc:
         return container
 
     def end(self, name: str) -> None:
-        """The container ends, and its monitor with it."""
+        """End a container and its monitor."""
         self._selector.unregister(self._listeners[name])
         self._listeners.pop(name).close()
         self.containers.pop(name).end()
 
     def hook(self, name: str, command: list[str | Path] | None = None) -> subprocess.Popen[str]:
-        """LXC runs the container's hook."""
+        """Run the container's hook as LXC does."""
         if command is None:
             command = [install_hook(self._service.root), "--config", self._service.config, "lxc"]
         return subprocess.Popen(command, env=self.environ(name), stderr=subprocess.PIPE, text=True)
 
     def environ(self, name: str) -> Mapping[str, str]:
-        """What LXC puts into its hook's environment."""
+        """Return the environment of LXC's hook."""
         kind = {"LXC_HOOK_TYPE": "start-host", "LXC_HOOK_VERSION": "1"}
         return {"LXC_NAME": name, "LXC_PID": str(self.containers[name].pid), **kind}
 
@@ -144,7 +144,7 @@ class PlayedLxc:
                     try:
                         self._answer(connection, key.data)
                     except OSError:
-                        pass  # It has only looked whether somebody is there.
+                        pass  # The client has only tested whether the monitor listens.
 
     def _answer(self, connection: socket.socket, name: str) -> None:
         head = connection.recv(16)

@@ -19,7 +19,7 @@ from tests.harness.fast import forbid
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-#: Run by /bin/sh as PID 1 of new mount, PID, UTS, IPC and cgroup namespaces; becomes systemd.
+# Run by /bin/sh as PID 1 of new mount, PID, UTS, IPC and cgroup namespaces; becomes systemd.
 _BOOT = """
 set -e
 mount --make-rprivate /
@@ -56,9 +56,10 @@ exec env -i container=guestapi-test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/syst
 
 
 class Machine:
-    """A booted systemd; everything that is done in it is gone with it.
+    """A booted systemd, with an overlay that is removed at the end.
 
-    There is one at a time, another process waits: `make install` builds in the checkout, and two would share a cgroup.
+    Only one exists at a time, and another process waits: `make install` builds in the checkout, and two would share a
+    cgroup.
     """
 
     def __enter__(self) -> Machine:
@@ -93,7 +94,7 @@ class Machine:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # PID 1's end is the end of all that is in its namespace.
+        # The end of PID 1 ends all processes of its namespace.
         os.kill(self.pid, signal.SIGKILL)
         self._process.wait(20)
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -109,12 +110,12 @@ class Machine:
 
     @property
     def enter(self) -> list[str]:
-        """The words before a command that is to run on the machine."""
+        """A prefix that runs a command on the machine."""
         return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-C"]
 
 
 class Installed(Machine):
-    """A machine on which guestapi was installed as the README says, with both of its sockets."""
+    """A machine on which guestapi is installed as in the README, with both sockets enabled."""
 
     def __enter__(self) -> Installed:
         super().__enter__()
@@ -127,7 +128,7 @@ class Installed(Machine):
         return self
 
     def property_of(self, name: str) -> str:
-        """A property of the service's unit."""
+        """Return a property of the service's unit."""
         return self.run("systemctl", "show", "--value", "-p", name, "guestapi.service").stdout.strip()
 
     def wait_for(self, name: str, value: str, seconds: float = 20) -> None:
@@ -138,11 +139,11 @@ class Installed(Machine):
             time.sleep(0.1)
 
     def wait_for_workers(self, count: int) -> None:
-        """Wait until so many workers answer."""
+        """Wait until this many workers answer."""
         self.wait_for("StatusText", f"{count} of {count} workers answer on 2 sockets")
 
     def ask(self) -> None:
-        """Ask the service whether it is there, and wait for the answer, in the queue behind everybody else."""
+        """Send a request, which waits behind earlier connections in the socket's queue, and wait for its response."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(20)
             connection.connect(f"/proc/{self.pid}/root/var/lib/incus/guestapi/sock")
@@ -150,7 +151,7 @@ class Installed(Machine):
             assert connection.recv(100).startswith(b"HTTP/1.0 200")
 
     def workers(self) -> list[int]:
-        """The PIDs of the workers, as seen on the machine."""
+        """Return the PIDs of the workers, as seen on the machine."""
         return [int(pid) for pid in self.run("pgrep", "-P", self.property_of("MainPID")).stdout.split()]
 
     def write(self, path: str, content: str) -> None:
@@ -163,7 +164,7 @@ class Installed(Machine):
 
     @contextmanager
     def drop_in(self, content: str) -> Iterator[None]:
-        """More of the service's unit, for a while; somebody else restarts it."""
+        """Add a drop-in to the service's unit for the length of the block. The caller restarts the service."""
         directory = "/run/systemd/system/guestapi.service.d"
         self.run("mkdir", "-p", directory)
         self.write(f"{directory}/test.conf", content)

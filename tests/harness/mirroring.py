@@ -15,10 +15,11 @@ from types import TracebackType
 from tests.harness.daemon import Daemon
 from tests.harness.service import COMMAND, USER, Service
 
-#: Where our socket is in each container, by a device of the default profile; the daemon's own is at its usual place.
+# The directory of guestapi's socket in each container, from a device of the default profile. The daemon's own socket is
+# in its usual place.
 OURS = "/dev/guestapi/sock"
 
-#: A user that nobody is, in the store's group.
+# A user without an entry in /etc/passwd, in the store's group.
 MIRROR_USER = USER + 1
 
 
@@ -26,10 +27,10 @@ class MirrorProcess:
     """A running mirror of a daemon."""
 
     def __init__(self, service: Service, kind: str, daemon: Path) -> None:
-        """Describe a mirror that is not started yet.
+        """Describe a mirror, without starting it.
 
         Args:
-            service: whose store it fills.
+            service: the service whose store it fills.
             kind: ``incus`` or ``lxd``.
             daemon: the daemon's socket, which must be of group root.
         """
@@ -41,7 +42,7 @@ class MirrorProcess:
         ]
 
     def __enter__(self) -> MirrorProcess:
-        # As in its unit (StateDirectoryMode=0770): the group writes too.
+        # As in its unit (StateDirectoryMode=0770): the group may write, too.
         self._service.state.chmod(0o770)
         self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._path = self._service.root / "notify"
@@ -58,7 +59,7 @@ class MirrorProcess:
         self._path.unlink()
 
     def start(self) -> None:
-        """Start it, and wait until it is ready."""
+        """Start the mirror, and wait until it is ready."""
         with self._service.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -71,12 +72,12 @@ class MirrorProcess:
         self.status()
 
     def kill(self) -> None:
-        """End it without a word."""
+        """Kill the mirror with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(10)
 
     def status(self, wanted: str = "", patience: float = 30) -> str:
-        """The next status text that it tells systemd which has `wanted` in it."""
+        """Return the next status text sent to systemd that contains `wanted`."""
         until = time.monotonic() + patience
         self._notified.settimeout(patience)
         while time.monotonic() < until:
@@ -90,11 +91,11 @@ class MirrorProcess:
 
 @contextmanager
 def beside(kind: str, toml: str = "") -> Iterator[tuple[Daemon, Service, MirrorProcess]]:
-    """A daemon, a service that its containers reach at `OURS`, and the mirror between them.
+    """Run a daemon, a service that its containers reach at `OURS`, and the mirror between them.
 
     Args:
         kind: ``incus`` or ``lxd``.
-        toml: more of guestapi.toml.
+        toml: more settings of guestapi.toml.
     """
     with ExitStack() as stack:
         service = stack.enter_context(Service(workers=2, dialects=[kind], toml=toml))

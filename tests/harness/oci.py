@@ -1,4 +1,4 @@
-"""crun and runc alone: bundles made by hand, state directories of the tests' own."""
+"""crun and runc without an engine: bundles made by hand, and state directories of the tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.harness import rootfs
 from tests.harness.containers import BASE
 from tests.harness.daemon import packages
 
-#: runc wants cgroups of version 2 alone.
+# runc needs a system with only version 2 of cgroups.
 _PREPARE = """
 set -e
 mount --make-rprivate /
@@ -68,7 +68,7 @@ class OciRuntime:
         if self.root.is_dir():
             for one in self.root.iterdir():
                 self("delete", "--force", one.name, check=False)
-        # runc does not wait until the last process has left it.
+        # runc does not wait until the last process has left the cgroup.
         until = time.monotonic() + 5
         while self._cgroups() and time.monotonic() < until:
             time.sleep(0.05)
@@ -77,17 +77,17 @@ class OciRuntime:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _cgroups(self) -> bool:
-        """Remove the cgroups of containers that have ended; whether some are left."""
+        """Remove the cgroups of ended containers; return whether some are left."""
         script = f"find /sys/fs/cgroup -maxdepth 1 -name '{self.path.name}-*' -exec rmdir {{}} + 2>/dev/null"
         subprocess.run([*self._enter, "sh", "-c", script], check=False)
         left = f"find /sys/fs/cgroup -maxdepth 1 -name '{self.path.name}-*'"
         return bool(subprocess.run([*self._enter, "sh", "-c", left], check=True, capture_output=True).stdout)
 
     def __call__(self, *words: str, check: bool = True) -> str:
-        """Run a command of the runtime."""
+        """Run a command of the runtime; return its output."""
         options = ["--cgroup-manager=disabled"] if self.kind == "crun" else []
         done = subprocess.run(
-            # With --detach, the container keeps standard output.
+            # With --detach, the container keeps standard output open.
             [*self._enter, self._program, f"--root={self.root}", *options, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if words[0] in ("state", "list") else subprocess.DEVNULL,
@@ -109,15 +109,15 @@ class OciRuntime:
         annotations: Mapping[str, str] | None = None,
         pid_namespace: str | None = None,
     ) -> Path:
-        """Make a bundle.
+        """Make a bundle; return its directory.
 
         Args:
-            name: of its directory.
-            mounts: what is mounted from the host, and where.
-            arguments: what the container runs.
+            name: the name of its directory.
+            mounts: paths on the host and their mount points.
+            arguments: the container's program and arguments.
             hook: path and arguments of a hook for createRuntime.
-            annotations: of the bundle.
-            pid_namespace: path of the one to join.
+            annotations: the annotations of the bundle.
+            pid_namespace: path of the PID namespace to join.
         """
         directory = self.path / name
         directory.mkdir()
@@ -130,16 +130,16 @@ class OciRuntime:
         return directory
 
     def start(self, key: str, bundle: Path) -> str:
-        """Run a container in the background; its state's directory."""
+        """Run a container in the background; return the directory of its state."""
         self("run", "--detach", f"--bundle={bundle}", key)
         return f"{self.root}/{key}"
 
     def pid(self, key: str) -> int:
-        """The PID of its init."""
+        """Return the PID of its init."""
         return int(json.loads(self("state", key))["pid"])
 
     def execute(self, key: str, *argv: str) -> str:
-        """Run a program inside; what it prints."""
+        """Run a program in the container; return its output."""
         words = ["nsenter", "-t", str(self.pid(key)), "-a", "--setuid", "0", "--setgid", "0", *argv]
         return subprocess.run(words, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
 
@@ -150,13 +150,13 @@ def write_bundle(
     arguments: Sequence[str] = ("sleep", "1000"),
     pid_namespace: str | None = None,
 ) -> dict[str, Any]:
-    """What a bundle's config.json has, for a container with an ID map.
+    """Return the config.json of a bundle, for a container with an ID map.
 
     Args:
         rootfs: its root file system.
-        mounts: what is mounted from the host, and where.
-        arguments: what the container runs.
-        pid_namespace: path of the one to join.
+        mounts: paths on the host and their mount points.
+        arguments: the container's program and arguments.
+        pid_namespace: path of the PID namespace to join.
     """
     pid = {"type": "pid", **({"path": pid_namespace} if pid_namespace else {})}
     mapping = [{"containerID": 0, "hostID": BASE, "size": 65536}]
@@ -171,7 +171,7 @@ def write_bundle(
         },
         "root": {"path": str(rootfs)},
         "mounts": [
-            # The processes of a PID namespace that another user namespace owns cannot be mounted.
+            # proc cannot be mounted for a PID namespace that another user namespace owns.
             *([{"destination": "/proc", "source": "/proc", "options": ["rbind"]}] if pid_namespace else []),
             *(_MOUNTS[1:] if pid_namespace else _MOUNTS),
             *({"destination": inside, "source": str(path), "options": ["rbind"]} for path, inside in mounts),

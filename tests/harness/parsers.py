@@ -1,7 +1,7 @@
-"""The versions of gunicorn_h1c that tests run with: the installed one, and the one that tools/parsers put beside it.
+"""The versions of gunicorn_h1c that tests run with: the installed one, and those from tools/parsers.
 
-What guests see must not depend on a parser's version. Tests of what is accepted and refused use the fixture `parser`
-(tests/conftest.py), which runs them once with each version. `Parser.environment` makes a service use one.
+What guests receive must not depend on a parser's version. Tests of accepted and refused requests use the fixture
+`parser` (tests/conftest.py), which runs them with each version. `Parser.environment` makes a service use one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from types import ModuleType
 
 NAME = "gunicorn_h1c"
 
-#: Where 'make test' and 'make test-fast' have put the second version: in this environment, or in the one around it.
+# The directories into which 'make test' and 'make test-fast' put other versions: in this environment, or in the one
+# around it.
 DIRECTORIES = (Path(sys.prefix) / "parsers", Path(sys.prefix).parent / "parsers")
 
 
@@ -27,7 +28,7 @@ class Parser:
 
     Attributes:
         version: as in "0.6.10".
-        directory: what to import it from; None if it is the installed one.
+        directory: the directory to import it from; None: it is the installed one.
     """
 
     version: str
@@ -40,14 +41,14 @@ class Parser:
 
 
 def find_parsers() -> list[Parser]:
-    """Return the installed version, and the other ones that are there."""
+    """Return the installed version, and the others from the directories."""
     installed = Parser(version(NAME))
     found = [Parser(each.name, each) for directory in DIRECTORIES for each in sorted(directory.glob("*"))]
     return [installed, *(each for each in found if each.version != installed.version)]
 
 
 def load(parser: Parser) -> ModuleType:
-    """Import a version of gunicorn_h1c; the installed one stays what ``import gunicorn_h1c`` yields.
+    """Import a version of gunicorn_h1c; ``import gunicorn_h1c`` still yields the installed one.
 
     Args:
         parser: one of `find_parsers`.
@@ -70,11 +71,11 @@ def load(parser: Parser) -> ModuleType:
 
 @contextmanager
 def use(parser: Parser, module: ModuleType) -> Iterator[None]:
-    """Let a module use a version of gunicorn_h1c for a while.
+    """Let a module use a version of gunicorn_h1c for the length of the block.
 
     Args:
         parser: one of `find_parsers`.
-        module: what has done ``from gunicorn_h1c import ...``.
+        module: a module with ``from gunicorn_h1c import ...``.
     """
     installed, other = importlib.import_module(NAME), load(parser)
     names = [name for name in vars(module) if not name.startswith("__") and hasattr(installed, name)]

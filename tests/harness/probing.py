@@ -1,6 +1,6 @@
-"""A gunicorn.conf.py that has each worker try what its sandbox is to refuse, and write what came of it to a file.
+"""A gunicorn.conf.py whose workers attempt what the sandbox must refuse, and write the outcomes to a file.
 
-Who installs it puts a line behind it that says on whom it is tried, and which file (`_WHOM_AND_WHERE`).
+The test appends a line with the target process and the file (`_WHOM_AND_WHERE`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 
 workers = 1
 
-#: The PID of another user's process, and a file in the state directory.
+# The PID of another user's process, and a file in the state directory.
 _WHOM_AND_WHERE = (1, "/nowhere")
 
 #: Numbers of system calls on x86_64 (arch/x86/entry/syscalls/syscall_64.tbl).
@@ -28,7 +28,7 @@ _PTRACE_SEIZE, _KCMP_FILES = 0x4206, 2
 def _call(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = ctypes.c_long
-    # As long: what is left of a register that only half is written to is anybody's guess.
+    # As long: the upper half of a register that is passed as int is undefined.
     words = [ctypes.c_long(one) if isinstance(one, int) else one for one in (number, *arguments)]
     if libc.syscall(*words) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -69,7 +69,7 @@ def _open_memory(pid: int, flags: int) -> None:
 
 
 def post_worker_init(_worker: object) -> None:
-    """gunicorn's hook: runs in the worker, before it serves."""
+    """As gunicorn's hook: runs in the worker, before it serves."""
     pid, file = _WHOM_AND_WHERE
     attempts: dict[str, Callable[[], object]] = {
         f"socket {name}": partial(_open_socket, name) for name in ("UNIX", "INET", "INET6", "NETLINK", "PACKET")

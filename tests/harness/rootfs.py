@@ -1,6 +1,6 @@
-"""A root file system that containers can be started from: busybox, curl with its libraries, and little else.
+"""A root file system for containers: busybox, curl with its libraries, and little else.
 
-Runs on the system's Python alone, also as a program (``rootfs.py DIRECTORY``), where only that is at hand.
+Runs on the system's Python alone, also as a program (``rootfs.py DIRECTORY``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 _DIRECTORIES = ["bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/lib", "var"]
 _APPLETS = ["cat", "ln", "ls", "mkdir", "poweroff", "reboot", "sh", "sleep", "true"]
-#: Container runtimes write into these, or look whether they are there.
+# Container runtimes write to these files, or check that they exist.
 _FILES = {
     "etc/group": "root:x:0:\n",
     "etc/hostname": "",
@@ -23,8 +23,8 @@ _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
     "etc/resolv.conf": "",
 }
-#: SIGRTMIN+3, which is 37, is how systemd-nspawn tells an init to halt (systemd(1)), and SIGPWR, which is 30, how LXC
-#: does (lxc.container.conf(5)); busybox's own knows neither.
+# systemd-nspawn halts an init with SIGRTMIN+3, which is 37 (systemd(1)), LXC with SIGPWR, which is 30
+# (lxc.container.conf(5)). busybox's own init handles neither.
 _INIT = """#!/bin/sh
 trap 'exit 0' 30 37
 while :; do

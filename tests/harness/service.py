@@ -29,11 +29,11 @@ from tests.harness.containers import BASE, Container
 from tests.harness.fast import forbid
 from tests.harness.scratch import SCRATCH
 
-#: A user that nobody is. The service needs no entry in /etc/passwd.
+# An unused user ID. The service needs no entry in /etc/passwd.
 USER = 64_042
 COMMAND = Path(sys.executable).with_name("guestapi")
 
-#: As guestapi.service has it: one capability, of which no program that is started can get more.
+# As in guestapi.service: one capability, and no program that it starts can gain more.
 UNPRIVILEGED = [
     "setpriv",
     f"--reuid={USER}",
@@ -58,17 +58,17 @@ class Service:
         dialects: Sequence[str] = tuple(DIALECTS),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare a service that is not started yet.
+        """Prepare a service, without starting it.
 
         Args:
-            workers: how many.
-            toml: more of guestapi.toml; no [store] and no [[listener]].
-            gunicorn: gunicorn.conf.py.
-            dialects: which to listen for.
-            environment: more of it, for the service alone.
+            workers: the number of workers.
+            toml: more settings of guestapi.toml; no [store] and no [[listener]].
+            gunicorn: the contents of gunicorn.conf.py.
+            dialects: the dialects to listen for.
+            environment: environment variables of the service in addition.
         """
         forbid()
-        # Not below pytest's own directory, which is root's alone.
+        # Not below pytest's own directory, which only root can enter.
         self.root = Path(tempfile.mkdtemp(prefix="guestapi-", dir=SCRATCH))
         self.root.chmod(0o755)
         self.state = self.root / "state"
@@ -81,23 +81,23 @@ class Service:
         self.write_config(toml)
         (self.root / "gunicorn.conf.py").write_text(gunicorn)
         self.settings = settings.load(self.config)
-        # Made by root, as by an operator's first command; used by the service as another user.
+        # Created by root, as with an operator's first command; the service uses it as another user.
         self.writer = Writer(self.settings, create=True)
         self.log = self.root / "log"
         self._workers = workers
-        # After the change of user: a library that is loaded before it might make things that are root's.
+        # Set after the change of user: a library that is loaded before it might make files that belong to root.
         self._environment = ["env", *(f"{name}={value}" for name, value in (environment or {}).items())]
         self._process: subprocess.Popen[bytes] | None = None
 
     def write_config(self, toml: str) -> None:
-        """Write guestapi.toml anew."""
+        """Write guestapi.toml again."""
         listeners = "".join(
             f'[[listener]]\npath = "{path}"\ndialect = "{name}"\n' for name, path in self.sockets.items()
         )
         self.config.write_text(f'{listeners}[store]\nurl = "sqlite:///{self.state}/store.db"\n{toml}')
 
     def start(self) -> Service:
-        """Start it, and wait until it answers and all of its workers are there."""
+        """Start the service, and wait until it answers and all its workers run."""
         self._process = self.launch("--workers", str(self._workers))
         until = time.monotonic() + 60
         for path in self.sockets.values():
@@ -108,7 +108,7 @@ class Service:
         return self
 
     def launch(self, *words: str) -> subprocess.Popen[bytes]:
-        """`guestapi serve` with these words, in a session of its own: who signals us does not mean it."""
+        """Run `guestapi serve` with these arguments, in a session of its own, which the test's signals do not reach."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 [*UNPRIVILEGED, *self._environment, COMMAND, "--config", self.config, "serve", *words],
@@ -120,17 +120,17 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """The master's PID."""
+        """The PID of the arbiter."""
         assert self._process is not None
         return self._process.pid
 
     @property
     def workers(self) -> list[int]:
-        """The workers' PIDs."""
+        """The PIDs of the workers."""
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def stop(self) -> float:
-        """SIGTERM and wait; the seconds that it took."""
+        """Stop the service with SIGTERM; return the seconds that it took."""
         assert self._process is not None
         began = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
@@ -148,19 +148,19 @@ class Service:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._process is not None and self._process.poll() is None:
-            # How it ends is for those tests to see that call stop(); for all others that second would add up.
+            # Only the tests of stop() need a graceful end; it would take every other test a second.
             os.killpg(self.pid, signal.SIGKILL)
             self._process.wait()
         shutil.rmtree(self.root)
 
     @property
     def socket(self) -> Path:
-        """The incus dialect's."""
+        """The socket of the incus dialect."""
         return self.sockets["incus"]
 
     @property
     def binds(self) -> list[tuple[Path, str]]:
-        """What to mount into a container: each dialect's directory at /dev/DIALECT."""
+        """The mounts of a container: each dialect's directory at /dev/DIALECT."""
         return [(path.parent, f"/dev/{dialect}") for dialect, path in self.sockets.items()]
 
     def add(
@@ -172,7 +172,7 @@ class Service:
         project: str = "default",
         **options: Any,
     ) -> Instance:
-        """Register an instance, running if there is a container."""
+        """Register an instance; it runs if there is a container."""
         with self.writer.change() as change:
             instance = steps.add(change, project, name, config=config, devices=devices, **options)
             return steps.start(change, instance, examine(container.pid)) if container else instance
@@ -183,13 +183,13 @@ class Service:
             steps.remove(change, get_instance(change, project, name))
 
     def configure(self, name: str, **config: str) -> None:
-        """Set keys; ``user_foo`` means ``user.foo``."""
+        """Set keys; ``user_foo`` stands for ``user.foo``."""
         with self.writer.change() as change:
             named = {key.replace("_", "."): value for key, value in config.items()}
             steps.configure(change, get_instance(change, "default", name), named)
 
     def instance(self, name: str, project: str = "default") -> Instance:
-        """What the store holds."""
+        """Return the stored instance."""
         with view(self.settings.store.url) as store:
             return get_instance(store, project, name)
 
@@ -204,7 +204,7 @@ class Service:
         project: str = "default",
         **options: Any,
     ) -> Iterator[Container]:
-        """A container that runs as the instance `name`, for a while."""
+        """Run a container as the instance `name` for the length of the block."""
         with Container(self.binds, base=base, hostname=name) as container:
             self.add(name, container, config, devices, project, **options)
             try:
@@ -219,7 +219,7 @@ class Service:
         return done
 
     def listed(self) -> list[dict[str, Any]]:
-        """What `guestapi instance list` says."""
+        """Return the output of `guestapi instance list`."""
         found: list[dict[str, Any]] = json.loads(self.command("instance", "list", "--format", "json").stdout)
         return found
 

@@ -1,4 +1,4 @@
-"""Fast tests start nothing on the host: what would is left out, or fails and says which mark is missing."""
+"""Fast tests start nothing on the host: others are deselected, or fail with the name of the missing mark."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: A test of each kind that may be overlooked: marked, known by its fixture, and neither.
+# A test of each kind: with the fixture, with the mark, with neither, and one that starts nothing.
 TESTS = """
 from collections.abc import Iterator
 import pytest
@@ -30,7 +30,7 @@ def test_fast() -> None: ...
 
 
 def test_selection(tmp_path: Path) -> None:
-    """With `--fast`, tests that say that they need the host are left out, and one that does not say so fails."""
+    """With `--fast`, tests with the mark or fixture are deselected, and a `Service` in any other test fails."""
     (tmp_path / "test_it.py").write_text(TESTS)
     words = ["-m", "pytest", "--fast", "-p", "tests.conftest", "--rootdir", str(tmp_path), "-c", "/dev/null", "-p"]
     done = subprocess.run(

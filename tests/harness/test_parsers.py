@@ -1,4 +1,4 @@
-"""The harness has two versions of the parser, and tests really run with each."""
+"""The harness has at least two versions of the parser, and tests run with each."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tests.harness import parsers
 
 
 def test_there_are_two() -> None:
-    """Tests run with the locked version, and with another that pyproject.toml allows."""
+    """Tests run with the locked version, and with another one that pyproject.toml allows."""
     assert len(parsers.find_parsers()) >= 2, "'make test' and 'make test-fast' call tools/parsers; call it yourself"
 
 
 def test_each_is_its_own(parser: parsers.Parser) -> None:
-    """The module that parses heads uses the version that it was given, and parses with it."""
+    """The module that parses heads uses the given version."""
     given = parsers.load(parser)
     assert given.__version__ == parser.version
     assert vars(guestapi.http.request)["ParseError"] is given.ParseError

@@ -1,9 +1,7 @@
 """A process of the isolation proof: the host's, an instance's init, or one inside an instance.
 
-It needs nothing but the system's Python, so that thousands can be made: each is a fork of the one that made it.
-
-It obeys whoever has the other end of its control socket: one JSON object a message, descriptors beside it (SCM_RIGHTS).
-When that end is closed, it ends.
+It needs only the system's Python, and is a fork of the process that made it, so thousands can be made. It executes the
+commands on its control socket: one JSON object a message, with descriptors (SCM_RIGHTS). It exits when that is closed.
 """
 
 from __future__ import annotations
@@ -19,17 +17,18 @@ from typing import Any
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
-#: clone(2), which glibc wraps for threads alone; arch/x86/entry/syscalls and include/uapi/asm-generic/unistd.h.
+# The system call clone(2), which glibc wraps only for threads; arch/x86/entry/syscalls and
+# include/uapi/asm-generic/unistd.h.
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}[platform.machine()]
 PR_SET_DUMPABLE = 4
-#: Seconds to wait for an answer.
+# Seconds to wait for a response.
 PATIENCE = 20
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def clone(flags: int) -> int:
-    """As fork, with these namespaces new."""
+    """Fork, with these new namespaces."""
     pid: int = libc.syscall(SYS_CLONE, flags | signal.SIGCHLD, 0, 0, 0, 0)
     if pid < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -39,15 +38,15 @@ def clone(flags: int) -> int:
 def make(
     control: socket.socket, container: bool, privileged: bool, base: int, count: int, uid: int
 ) -> tuple[dict[str, Any], list[int]]:
-    """Another process, which obeys a control socket of its own: that is what is handed back.
+    """Make another process; return its PID and the control socket through which it takes commands.
 
     Args:
-        control: this process's own.
-        container: in a PID namespace of its own; otherwise in that of this process.
-        privileged: in the user namespace of this process; otherwise, if it is a container, in one of its own.
-        base: which user of this namespace it has as 0, if it has one of its own.
-        count: how many users it has from there on.
-        uid: who it is, in its own namespace.
+        control: this process's own control socket.
+        container: make it PID 1 of a new PID namespace; otherwise it is in this process's namespace.
+        privileged: keep it in this process's user namespace; otherwise a container gets one of its own.
+        base: the UID, in this process's user namespace, of root in the new one.
+        count: the number of IDs in the new user namespace.
+        uid: the UID of the new process in its own namespace.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mapped = container and not privileged
@@ -55,13 +54,14 @@ def make(
         try:
             control.close()
             ours.close()
-            # The /proc that is mounted is the outermost one, so this is how the test and the service know this process.
+            # The mounted /proc is of the outermost namespace, so this is the PID by which the test and the service know
+            # it.
             theirs.send(os.readlink("/proc/self").encode())
             theirs.recv(1)
             os.setgroups([])
             os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
-            # After a change of user its /proc/PID is the host's root's, and it could have no containers of its own.
+            # A change of user makes its /proc/PID root's; then it could not make containers of its own.
             libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
             theirs.send(b"there")
             serve(theirs)
@@ -80,14 +80,14 @@ def make(
 
 
 def connect(path: str) -> tuple[dict[str, Any], list[int]]:
-    """A connection that was made by this process."""
+    """Connect to a socket; hand over the connection."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     return {}, [connection.detach()]
 
 
 def ask(given: int, question: str) -> tuple[dict[str, Any], list[int]]:
-    """Ask on a connection that somebody else has made: send, and receive until there is a whole answer, or the end."""
+    """Send a request on a passed connection; return what arrives until a response is complete or the end."""
     with socket.socket(fileno=given) as connection:
         connection.settimeout(PATIENCE)
         answer = b""
@@ -96,12 +96,12 @@ def ask(given: int, question: str) -> tuple[dict[str, Any], list[int]]:
             while not whole(answer) and (more := connection.recv(65536)):
                 answer += more
         except OSError:
-            pass  # The end, too.
+            pass  # An error ends the connection, too.
     return {"answer": answer.decode("latin-1")}, []
 
 
 def whole(answer: bytes) -> bool:
-    """Whether there is one whole response."""
+    """Return whether `answer` is one complete response."""
     head, end, body = answer.partition(b"\r\n\r\n")
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
@@ -110,7 +110,7 @@ def whole(answer: bytes) -> bool:
 
 
 def serve(control: socket.socket) -> None:
-    """Obey until the control socket ends."""
+    """Execute commands until the control socket is closed."""
     while True:
         message, given, _flags, _address = socket.recv_fds(control, 65536, 1)
         if not message:
@@ -132,6 +132,6 @@ def serve(control: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    # Whoever has ended is gone at once, and its PID is free.
+    # Have the kernel reap ended children at once, which frees their PIDs.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

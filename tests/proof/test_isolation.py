@@ -1,4 +1,4 @@
-"""The isolation proof: whatever instances do, in whatever order, nobody is ever answered what is another's."""
+"""The isolation proof: in any order of events, no instance receives data of another one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tools.mutate import cover
 
 pytestmark = pytest.mark.root
 
-#: How many steps the walk has; 100,000 take about a quarter of an hour: ``PROOF_STEPS=100000 pytest tests/proof``.
+# The number of steps; 100,000 take about a quarter of an hour: ``PROOF_STEPS=100000 pytest tests/proof``.
 STEPS = int(os.environ.get("PROOF_STEPS", "2000"))
 OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-#: What has to have happened, often, for the walk to have proven anything.
+# Events that must have occurred for the walk to be meaningful.
 HAPPENED = [
     "connections",
     "secrets",
@@ -49,7 +49,7 @@ HAPPENED = [
 
 
 def walk(steps: int, *words: str, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Walk so many steps; `before` are words before the command."""
+    """Walk that many steps; `before` is a prefix of the command."""
     command = [*before, *OWN_NAMESPACE, sys.executable, "-m", "tests.proof.walk", str(steps), *words]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     nowhere = subprocess.DEVNULL
@@ -60,13 +60,13 @@ def walk(steps: int, *words: str, before: Sequence[str] = ()) -> subprocess.Comp
 
 @pytest.mark.timeout(300 + STEPS)
 def test_no_answer_carries_a_byte_of_another_instance(record_property: Callable[[str, object], None]) -> None:
-    """Every answer is exactly what its instance must be told, or a refusal.
+    """Every response is exactly the one for its instance, or a refusal.
 
-    That holds across thousands of starts and ends, while names, PIDs and namespaces are used again, sources see
-    containers of one name, and connections and streams are held open all the while.
+    This holds over thousands of starts and ends, with reused names, PIDs and namespace numbers, sources with containers
+    of the same name, and connections and streams that stay open.
     """
     happened: Counter[str] = Counter()
-    # Of one walk hypothesis leaves some rules out, so what has to happen may need several.
+    # In each walk hypothesis leaves out some rules at random, so several walks may be needed for all events.
     for _walk in range(8):
         walked = walk(STEPS)
         assert walked.returncode == 0, walked.stderr[-20_000:]
@@ -79,7 +79,7 @@ def test_no_answer_carries_a_byte_of_another_instance(record_property: Callable[
     assert [name for name in HAPPENED if not happened.get(name)] == []
 
 
-#: What is taken away, and what stands there then.
+# Guards: the file, the code that is removed, and its replacement.
 GUARDS = {
     "another run": ("guestapi/api/gate.py", "instance.run != caller.run or ", ""),
     "an init that has ended": ("guestapi/api/gate.py", " or not caller.init.alive()", ""),
@@ -104,7 +104,7 @@ GUARDS = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("guard", GUARDS)
 def test_walk_notices_a_missing_guard(tmp_path: Path, guard: str) -> None:
-    """Without any one of these guards somebody is told what is another's, and the walk finds it out."""
+    """Without any one of these guards an instance receives data of another one, and the walk detects it."""
     file, there, instead = GUARDS[guard]
     source = (CHECKOUT / file).read_text()
     assert source.count(there) == 1

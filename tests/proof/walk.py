@@ -1,7 +1,7 @@
-"""The walk of the isolation proof: what can happen to instances, in any order.
+"""The walk of the isolation proof: a random sequence of events of instances.
 
-``python -m tests.proof.walk STEPS``, in a PID namespace of its own, walks so many steps at least, and prints as JSON
-how often what has happened. With ``--no-shrink`` a failure is not made any shorter, which takes minutes.
+``python -m tests.proof.walk STEPS``, in a PID namespace of its own, walks at least STEPS steps and prints the number of
+each event as JSON. ``--no-shrink`` does not shorten a failing sequence, which would take minutes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from tests.proof.world import PATHS, Held, Node, World
 
-#: How much there is at a time.
+# The highest numbers of processes, held connections and streams at a time.
 NODES, HELD, STREAMS = 16, 40, 12
-#: Sources that see containers with names that collide, and their keys of these.
+# Sources with containers whose names collide, and the keys of these containers.
 SOURCES, KEYS = ["lxc", "podman", "incus"], ["first", "second"]
-#: Instances that run before the first step.
+# The number of instances that run before the first step.
 INSTANCES = 3
-#: How often the PID and namespace number of a container are tried to be had again: others on the host take them too.
+# How often to try to get an ended container's PID and namespace number again; other processes take them, too.
 TRIES = 7
-#: Seconds after which the number of a namespace that has ended may be free; twice as many at each try.
+# Seconds after which the number of an ended namespace may be free; doubled at each try.
 FREE_SECONDS = 0.01
-#: Steps from an empty host to the next.
+# Steps before the walk starts again with an empty host.
 STEPS = 100
 
 T = TypeVar("T")
 
-#: One of some things, whatever they are: what is drawn must not depend on what processes and the service do.
+# An index into any list: the drawn value must not depend on processes and the service.
 ANY = st.integers(0, 720719)
 NAME = st.none() | ANY
 ASKED = st.sampled_from(PATHS)
@@ -41,12 +41,15 @@ DIALECT = st.sampled_from(["incus", "incus", "lxd", "lxd-legacy"])
 
 
 def pick(among: Sequence[T], which: int) -> T:
-    """One of them."""
+    """Return an element."""
     return among[which % len(among)]
 
 
 class Walk(RuleBasedStateMachine):
-    """Each rule is a step, if it can be made. Whatever is answered on the way is judged where it is received."""
+    """A state machine whose rules are the steps. A rule does nothing if its step is not possible.
+
+    `World` checks responses.
+    """
 
     world: ClassVar[World]
 
@@ -57,32 +60,32 @@ class Walk(RuleBasedStateMachine):
             self.occupy(name, self.world.make(self.world.host, container=True, privileged=name > 0))
 
     def step(self, name: str) -> None:
-        """This happens."""
+        """Count a step."""
         self.world.happened["steps"] += 1
         self.world.happened[f"did: {name}"] += 1
 
     def inits(self) -> list[Node]:
-        """The containers that run."""
+        """Return the inits of the running containers."""
         return [node for node in self.world.nodes if node.is_init]
 
     def idle(self) -> list[Held]:
-        """Connections on which something can be asked; those of instances that run stand there more often."""
+        """Return connections without a pending request; those of running instances are repeated, for more weight."""
         idle = [held for held in self.world.held if held.asked is None]
         return idle + 2 * [held for held in idle if any(map(self.world.lasts, held.identities))]
 
     def callers(self) -> list[Node]:
-        """Processes that can connect; those in instances stand there more often."""
+        """Return the processes that can connect; those in instances are repeated, for a higher weight."""
         nodes = self.world.nodes
         return [self.world.host, *nodes, *2 * [node for node in nodes if self.world.recognised(node) is not None]]
 
     def pid(self, which: int, again: bool) -> int | None:
-        """A PID that was another's, if there is one and it is wanted."""
+        """Return a PID that was in use before, if there is one and `again` is set."""
         free = self.world.free_pids
         return pick(free, which) if free and again else None
 
     @rule(which=ANY, again=st.booleans(), kind=st.sampled_from(["", "shifted", "privileged", "privileged"]), name=NAME)
     def start_container(self, which: int, again: bool, kind: str, name: int | None) -> None:
-        """On the host; registered at once, later or never."""
+        """Start a container on the host, and perhaps register it."""
         if len(self.world.nodes) < NODES:
             self.step("start a container")
             pid = self.pid(which, again)
@@ -92,7 +95,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(which=ANY, around=ANY, again=st.booleans(), shifted=st.booleans(), name=NAME)
     def nest_container(self, which: int, around: int, again: bool, shifted: bool, name: int | None) -> None:
-        """In another one; three levels are enough to be nested."""
+        """Start a container in another one, at most three levels deep."""
         possible = [node for node in self.inits() if node.around is None or node.around.around is None]
         if possible and len(self.world.nodes) < NODES:
             self.step("nest a container")
@@ -102,34 +105,34 @@ class Walk(RuleBasedStateMachine):
 
     @rule(which=ANY, init=ANY, again=st.booleans(), uid=st.sampled_from([0, 0, 0, 1000]))
     def start_process(self, which: int, init: int, again: bool, uid: int) -> None:
-        """In a container, as root or another user."""
+        """Start a process in a container, as root or another user."""
         if self.inits() and len(self.world.nodes) < NODES:
             self.step("start a process")
             self.world.make(pick(self.inits(), init), container=False, uid=uid, pid=self.pid(which, again))
 
     @rule(node=ANY)
     def kill(self, node: int) -> None:
-        """A process, or a container with all in it; the store is not told."""
+        """Kill a process, or a container's init and so all its processes, without an update of the store."""
         if self.world.nodes:
             self.step("kill")
             self.world.end(pick(self.world.nodes, node))
 
     @rule(name=ANY)
     def remove(self, name: int) -> None:
-        """An instance is no more, running or not; its name is soon another's."""
+        """Remove an instance, running or not; its name can be used again."""
         if self.world.rows:
             self.step("remove")
             self.world.remove(pick(list(self.world.rows), name))
 
     @rule(name=ANY, init=ANY)
     def register(self, name: int, init: int) -> None:
-        """A container that runs, for a while already perhaps."""
+        """Register a running container."""
         if self.inits():
             self.step("register")
             self.occupy(name, pick(self.inits(), init))
 
     def occupy(self, name: int | None, init: Node) -> None:
-        """An instance, known already or not, runs in this container, and no other one does."""
+        """Start an instance, added if necessary, with this init, and stop the instance that had it."""
         if name is None:
             return
         chosen = pick(self.world.names, name)
@@ -142,14 +145,14 @@ class Walk(RuleBasedStateMachine):
 
     @rule(name=ANY)
     def stop(self, name: int) -> None:
-        """The store is told that an instance has stopped, true or not."""
+        """Record that an instance has stopped, whether it has or not."""
         if self.world.rows:
             self.step("stop")
             self.world.stop(pick(list(self.world.rows), name))
 
     @rule(name=ANY, path=ASKED)
     def restart(self, name: int, path: str) -> None:
-        """An instance stops and starts, the very same process is its init: what was connected before counts no more."""
+        """Stop and start an instance with the same init: its earlier connections become invalid."""
         running = self.running()
         if running and len(self.world.held) < HELD:
             self.step("restart")
@@ -162,19 +165,19 @@ class Walk(RuleBasedStateMachine):
             self.world.ask(held, path)
 
     def running(self) -> list[str]:
-        """Instances whose init is alive."""
+        """Return the instances whose init is alive."""
         return [name for name, row in self.world.rows.items() if row.init is not None and row.init.alive]
 
     @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), name=ANY, init=NAME, late=st.booleans())
     def observe(self, source: str, key: str, name: int, init: int | None, late: bool) -> None:
-        """A source sees a container of its own, whose name and whose init may be another one's."""
+        """Have a source observe one of its containers, perhaps with the name and the init of another instance."""
         self.step("observe")
         node = None if init is None or not self.inits() else pick(self.inits(), init)
         self.world.observe(source, key, pick(self.world.names, name), node, late=late)
 
     @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), name=ANY, again=st.booleans(), path=ASKED)
     def start_at_source(self, source: str, key: str, name: int, again: bool, path: str) -> None:
-        """A container starts, its source sees that, and it asks."""
+        """Start a container, have its source observe it, and send a request from it."""
         if len(self.world.nodes) < NODES and len(self.world.held) < HELD:
             self.step("start at a source")
             init = self.world.make(self.world.host, container=True, pid=self.pid(name, again))
@@ -183,7 +186,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), name=ANY, configured=st.booleans(), path=ASKED)
     def live_at_source(self, source: str, key: str, name: int, configured: bool, path: str) -> None:
-        """A container starts under a name that is free, gets another one, ends and is gone, and asks all the while."""
+        """Start, rename and end a container at a source, and send requests at each stage."""
         free = [one for one in self.world.names if one not in self.world.rows]
         if (
             len(free) < 2
@@ -209,7 +212,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from(SOURCES), key=st.sampled_from(KEYS), ended=st.booleans())
     def let_go(self, source: str, key: str, ended: bool) -> None:
-        """A source has a container no more, which has ended, or so it says."""
+        """Have a source report that a container is gone, whether its init has ended or not."""
         self.step("let go")
         row = self.world.find_owned(source, key)
         if ended and row is not None and row.init is not None and row.init.alive:
@@ -218,21 +221,21 @@ class Walk(RuleBasedStateMachine):
 
     @rule(name=ANY)
     def configure(self, name: int) -> None:
-        """The operator changes all that an instance can read."""
+        """Have the operator change all values that an instance can read."""
         if self.world.rows:
             self.step("configure")
             self.world.configure(pick(list(self.world.rows), name))
 
     @rule(name=ANY, key=st.sampled_from(["security.guestapi", "security.devlxd"]))
     def switch(self, name: int, key: str) -> None:
-        """The operator switches an instance off, or on again."""
+        """Have the operator switch an instance's API off, or on again."""
         if self.world.rows:
             self.step("switch")
             self.world.switch(pick(list(self.world.rows), name), key)
 
     @rule(node=ANY, dialect=DIALECT, path=st.none() | ASKED)
     def connect(self, node: int, dialect: str, path: str | None) -> None:
-        """A process connects, and asks at once or not yet."""
+        """Connect, and send a request at once or later."""
         if len(self.world.held) < HELD:
             self.step("connect")
             held = self.world.connect(pick(self.callers(), node), dialect)
@@ -241,7 +244,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(node=ANY, path=ASKED, before=st.booleans(), shifted=st.booleans())
     def take_over(self, node: int, path: str, before: bool, shifted: bool) -> None:
-        """A process connects and ends, another container has its PID, and only now there is a question."""
+        """Connect, end the process, give its PID to another container, and only then send a request."""
         if self.world.nodes and len(self.world.held) < HELD:
             self.step("take over")
             victim = pick(self.world.nodes, node)
@@ -253,14 +256,14 @@ class Walk(RuleBasedStateMachine):
             self.world.ask(held, path)
 
     def succeed(self, init: Node) -> Node:
-        """A container with the PID of one that has ended, and with its namespace's number as far as it can be had.
+        """Return a container with the PID of one that has ended, and with its namespace number if possible.
 
-        The kernel gives out the lowest number that is free. So what is free below that one is taken meanwhile.
+        The kernel assigns the lowest free number, so all lower ones are taken for the time being.
         """
         world = self.world
         fillers: list[Node] = []
         for number in range(TRIES):
-            # Nothing tells when the number of a namespace that has ended is free.
+            # No event reports that the number of an ended namespace is free.
             time.sleep(FREE_SECONDS * 2**number)
             successor = world.make(world.host, container=True, privileged=True, pid=init.pid)
             if (successor.pid, successor.namespace) == (init.pid, init.namespace):
@@ -270,7 +273,7 @@ class Walk(RuleBasedStateMachine):
                 break
             world.end(successor)
             if successor.namespace < init.namespace:
-                # They take the number that the successor had, and all others below.
+                # These take the number that the successor had, and all lower ones.
                 while not fillers or fillers[-1].namespace < init.namespace:
                     fillers.append(world.make(world.host, container=True, privileged=True))
                 world.end(fillers.pop())
@@ -280,9 +283,9 @@ class Walk(RuleBasedStateMachine):
 
     @rule(name=ANY, path=ASKED)
     def replace_silent(self, name: int, path: str) -> None:
-        """An instance ends before it has ever called, and another container has its PID and its namespace's number.
+        """End an instance before its first request, and give its PID and namespace number to another container.
 
-        Once it has called, whoever holds its connection or a pidfd of it keeps the kernel from giving the number away.
+        After a request, the connection or a pidfd of its init would keep the kernel from assigning the number again.
         """
         if len(self.world.nodes) < NODES and len(self.world.held) < HELD:
             self.step("replace a silent one")
@@ -294,7 +297,7 @@ class Walk(RuleBasedStateMachine):
 
     @rule(name=ANY, path=ASKED, other=NAME, told=st.booleans())
     def replace(self, name: int, path: str, other: int | None, told: bool) -> None:
-        """An instance ends, and another container has its PID and perhaps its name."""
+        """End an instance, and give its PID and perhaps its name to another container."""
         running = self.running()
         if not running or len(self.world.held) >= HELD - 1:
             return
@@ -314,28 +317,28 @@ class Walk(RuleBasedStateMachine):
 
     @rule(held=ANY, path=ASKED)
     def ask(self, held: int, path: str) -> None:
-        """On a connection that was held open, whatever has happened since."""
+        """Send a request on a connection that was held open."""
         if self.idle():
             self.step("ask")
             self.world.ask(pick(self.idle(), held), path)
 
     @rule(held=ANY, node=ANY, path=ASKED)
     def ask_from_elsewhere(self, held: int, node: int, path: str) -> None:
-        """The connection is another process's by now, of another instance perhaps."""
+        """Pass a connection to another process, perhaps of another instance, which sends a request."""
         if self.idle() and self.world.nodes:
             self.step("ask from elsewhere")
             self.world.ask_from(pick(self.world.nodes, node), pick(self.idle(), held), path)
 
     @rule(held=ANY, path=ASKED)
     def send(self, held: int, path: str) -> None:
-        """Ask, and let other things happen before the answer is looked at."""
+        """Send a request; other steps come before its response is received."""
         if self.idle():
             self.step("send")
             self.world.send(pick(self.idle(), held), path)
 
     @rule(path=ASKED)
     def ask_all(self, path: str) -> None:
-        """Ask on every connection, and look at all answers that are due."""
+        """Send a request on every connection, and receive all responses."""
         if self.world.held:
             self.step("ask all")
             for held in self.world.held:
@@ -346,8 +349,8 @@ class Walk(RuleBasedStateMachine):
 
     @rule(held=ANY)
     def say_ready(self, held: int) -> None:
-        """The workload of an instance says that it is ready."""
-        # On a connection of which it is known where it comes from, or there would be no telling who is ready now.
+        """Report Ready from the workload of an instance."""
+        # Only on a connection with a known instance; otherwise the expected state of the instances would be unknown.
         certain = [
             one
             for one in self.idle()
@@ -362,42 +365,42 @@ class Walk(RuleBasedStateMachine):
 
     @rule(held=ANY, websocket=st.booleans())
     def stream(self, held: int, websocket: bool) -> None:
-        """A connection becomes a stream of events."""
+        """Turn a connection into an event stream."""
         if self.idle() and len(self.world.streams) < STREAMS:
             self.step("stream")
             self.world.listen_on(pick(self.idle(), held), websocket)
 
     @rule(node=ANY, dialect=DIALECT, websocket=st.booleans())
     def connect_stream(self, node: int, dialect: str, websocket: bool) -> None:
-        """A process connects for nothing else."""
+        """Connect, and turn the connection into an event stream."""
         if len(self.world.streams) < STREAMS:
             self.step("connect a stream")
             self.world.listen_on(self.world.connect(pick(self.callers(), node), dialect), websocket)
 
     @rule()
     def listen(self) -> None:
-        """Take what the streams say."""
+        """Receive the events of all streams."""
         if self.world.streams:
             self.step("listen")
             self.world.listen()
 
     @rule(held=ANY)
     def close(self, held: int) -> None:
-        """A connection."""
+        """Close a connection."""
         if self.world.held:
             self.step("close")
             self.world.drop(pick(self.world.held, held))
 
 
 def main(steps: int, *, shrink: bool = True) -> None:
-    """Walk; a failure is hypothesis's, with the steps that lead to it, as few as can be found with `shrink`."""
+    """Walk. A failure raises hypothesis's error with the steps that lead to it, minimal with `shrink`."""
     Walk.world = World()
     how = settings(
         max_examples=max(1, steps // STEPS),
         stateful_step_count=STEPS,
         deadline=None,
         database=None,
-        # As it is wherever CI is set, each walk would be the same.
+        # In CI hypothesis derandomizes by default, so each walk would be the same.
         derandomize=False,
         phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
         suppress_health_check=list(HealthCheck),
@@ -410,7 +413,7 @@ def main(steps: int, *, shrink: bool = True) -> None:
     except BaseException:
         sys.stderr.write(Walk.world.service.log.read_text())
         raise
-    print(json.dumps(happened))  # noqa: T201 - this is what whoever has started it reads
+    print(json.dumps(happened))  # noqa: T201 - the calling process reads it
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the isolation proof is about: real processes in real namespaces, the real service, and what both must come to.
+"""The world of the isolation proof: real processes in real namespaces, the real service, and the expected responses.
 
-Runs in a PID namespace of its own, together with the service, so that it can say which PID comes next.
+It runs with the service in a PID namespace of its own, so that it can choose the next PID.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
 
-#: Nothing is to end of itself while it is held open.
+# No connection may reach a limit or a deadline.
 LIMITS = """[limits]
 connections_per_instance = 65536
 streams_per_instance = 65536
@@ -39,14 +39,14 @@ idle_seconds = 3600
 writes_per_second = 1000000
 writes_burst = 1000000
 """
-#: What every secret looks like: nothing else that is answered does.
+# The form of every secret, which no other part of a response has.
 SECRET = re.compile(rb"tok[0-9a-f]{32}")
 WRITTEN_SECRET = re.compile(SECRET.pattern.decode())
-#: proc_pid_stat(5): a process's start time is in ticks of which there are so many a second.
+# Ticks in a second, the unit of a process's start time (proc_pid_stat(5)).
 TICKS = os.sysconf("SC_CLK_TCK")
-#: Seconds to wait for what must come.
+# Seconds to wait for an expected response.
 PATIENCE = 20
-#: How many IDs a container has, as /etc/subuid usually gives them.
+# The number of IDs of a container, as usual in /etc/subuid.
 IDS = 65536
 
 EVENTS = "/1.0/events"
@@ -55,22 +55,22 @@ PATHS = ["/", "/1.0", "/1.0/config", TOKEN, "/1.0/devices", "/1.0/meta-data"]
 
 
 def secret() -> str:
-    """What nobody can guess, and nobody has by chance."""
+    """Return a unique random secret."""
     return f"tok{secrets.token_hex(16)}"
 
 
 @dataclass(eq=False)
 class Node:
-    """A process that does as it is told: the host's, a container's init, or another one inside a container.
+    """A process that takes commands: the host's, a container's init, or another one inside a container.
 
     Attributes:
-        control: where it is told.
+        control: the socket for commands.
         pid, started: as the service sees it; `started` in ticks since boot.
-        container: the init of the container that it is in, or is; None: the host's.
-        around: the init of the container that its container is in; None: that is the host itself.
-        root, count: the host's UID of root in its user namespace, and how many IDs that has.
-        uid: its own, as the host sees it.
-        namespace: inode number of the PID namespace of which it is the init; 0: of none.
+        container: the init of its container; None: it is on the host.
+        around: the init of the container around its container; None: that one is on the host.
+        root, count: the host's UID of root in its user namespace, and the number of IDs in it.
+        uid: its UID on the host.
+        namespace: the inode number of the PID namespace whose init it is; 0: it is no init.
         privileged: it is an init without a user namespace of its own.
     """
 
@@ -92,7 +92,7 @@ class Node:
         return self.container is self
 
     def command(self, what: str, given: int | None = None, **arguments: Any) -> tuple[dict[str, Any], list[int]]:
-        """Have it do something (see node.py): what it says, and what it hands over."""
+        """Execute a command (see node.py); return its answer and the descriptors that it passes."""
         message = json.dumps({"do": what, **arguments}).encode()
         socket.send_fds(self.control, [message], [] if given is None else [given])
         said, found, _flags, _address = socket.recv_fds(self.control, 65536, 1)
@@ -111,7 +111,7 @@ class Node:
 
 @dataclass(eq=False)
 class Row:
-    """An instance that the store knows, from when it is added until it is removed."""
+    """An instance in the store."""
 
     stored: Instance
     init: Node | None = None
@@ -130,7 +130,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a request may come to, if its connection was recognised as this. `body` None: whatever."""
+    """A possible response to a request whose connection was identified as `identity`. `body` None: any body."""
 
     identity: Identity | None
     status: int
@@ -142,12 +142,12 @@ class Held:
     """A connection that is held open.
 
     Attributes:
-        node: the process that called connect.
-        identities: as what it may have been recognised: one if nothing has happened between connect and first answer.
-        answered: it has had an answer, so was recognised.
-        asked: what was asked last and is not answered yet.
-        outcomes: what that may come to.
-        may_end: it is a stream, and there was a reason to end it: an instance that is switched on again had one.
+        node: the process that called connect(2).
+        identities: the possible identifications: one, if nothing has changed between connect and the first response.
+        answered: it has had a response, so it was identified.
+        asked: the path of the last request, while its response is pending.
+        outcomes: the possible responses to that request.
+        may_end: it is a stream that the service may have ended, for example because its instance was switched off.
     """
 
     socket: socket.socket
@@ -179,15 +179,15 @@ class World:
         self.rows: dict[str, Row] = {}
         self.held: list[Held] = []
         self.streams: list[Held] = []
-        #: PIDs that had an owner, and the inode numbers of PID namespaces.
+        # PIDs that have been in use.
         self.pids: list[int] = []
-        #: What sources saw last of each container, and which process an init is.
+        # The last observation of each container, and the process of each init.
         self._seen: dict[tuple[str, str], Observed] = {}
         self._inits: dict[Init, Node] = {}
         self._namespaces: set[int] = set()
 
     def close(self) -> None:
-        """All must be as it should have been; then away with it."""
+        """Remove everything, stop the service, and check its log."""
         self.clear()
         self.host.control.close()
         self._process.wait(PATIENCE)
@@ -197,7 +197,7 @@ class World:
         assert "unexpected" not in log, log
 
     def clear(self) -> None:
-        """No instances, no processes, no connections; the streams are ended by the service."""
+        """Close all connections, and end all processes and instances; the service must end the streams."""
         for held in self.held:
             held.socket.close()
         self.held.clear()
@@ -225,15 +225,15 @@ class World:
         uid: int = 0,
         pid: int | None = None,
     ) -> Node:
-        """A process, made by another one.
+        """Have a process make another one.
 
         Args:
-            parent: by which.
-            container: as the init of a new container.
-            shifted: the container's root is not the user who is root around it.
-            privileged: the container's root is the host's.
-            uid: as which user of its namespace.
-            pid: with this PID, which is free.
+            parent: the process that makes it.
+            container: make it the init of a new container.
+            shifted: the container's root is another user than root around it.
+            privileged: the container's root is the host's root.
+            uid: its UID in its user namespace.
+            pid: its PID, which must be free; None: any.
         """
         if privileged:
             base, root, count = 0, 0, IDS
@@ -246,7 +246,7 @@ class World:
         else:
             base, root, count = 0, parent.root, parent.count
         if pid is not None:
-            # proc_sys_kernel(5): what was given out last, in this process's PID namespace.
+            # The last assigned PID of this PID namespace (proc_sys_kernel(5)).
             Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
         answer, (control,) = parent.command(
             "make", container=container, privileged=privileged, base=base, count=count, uid=uid
@@ -280,14 +280,14 @@ class World:
         return node
 
     def end(self, node: Node) -> None:
-        """Kill a process, and so all that is in its container if it is an init. Nobody is told."""
-        # Two processes that start within one tick and have one PID would be one and the same to whoever asks /proc.
+        """Kill a process, and with an init all processes of its container, without an update of the store."""
+        # Two processes with the same PID that start within one tick cannot be distinguished by /proc.
         while time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS < node.started + 1:
             time.sleep(0.001)
         ended = [one for one in self.nodes if one is node or (node.is_init and one.inside(node))]
         os.kill(node.pid, signal.SIGKILL)
         for one in ended:
-            # Nothing tells when a PID is free again, but that nobody has it.
+            # No event reports that a PID is free.
             while Path(f"/proc/{one.pid}").exists():
                 time.sleep(0.0002)
             one.alive = False
@@ -297,14 +297,14 @@ class World:
 
     @property
     def free_pids(self) -> list[int]:
-        """PIDs that had an owner and have none."""
+        """Return the PIDs that were in use and are free."""
         taken = {node.pid for node in self.nodes}
         return [pid for pid in self.pids if pid not in taken]
 
     # Instances.
 
     def add(self, name: str) -> None:
-        """Have an instance of that name."""
+        """Add an instance with that name."""
         with self.service.writer.change() as change:
             row = Row(steps.add(change, "default", name))
         row.secrets.add(name.encode())
@@ -312,7 +312,7 @@ class World:
         self.configure(name)
 
     def configure(self, name: str) -> None:
-        """Give it other secrets."""
+        """Give an instance new secrets."""
         row = self.rows[name]
         with self.service.writer.change() as change:
             row.stored = self._renew(change, row)
@@ -328,7 +328,7 @@ class World:
         return renewed
 
     def switch(self, name: str, key: str) -> None:
-        """Switch it off, or on again."""
+        """Switch an instance's API off, or on again."""
         row = self.rows[name]
         value = "" if row.stored.config.get(key) else "false"
         with self.service.writer.change() as change:
@@ -336,7 +336,7 @@ class World:
         self._changed()
 
     def start(self, name: str, init: Node) -> None:
-        """Say that it runs, and has this init; it has other secrets in each run."""
+        """Record a start of an instance with this init, and give it new secrets."""
         row = self.rows[name]
         with self.service.writer.change() as change:
             row.stored = steps.start(change, self._renew(change, row), examine(init.pid))
@@ -346,7 +346,7 @@ class World:
         self._changed()
 
     def stop(self, name: str) -> None:
-        """Say that it runs no more."""
+        """Record that an instance has stopped."""
         row = self.rows[name]
         with self.service.writer.change() as change:
             row.stored = steps.stop(change, row.stored)
@@ -354,14 +354,14 @@ class World:
         self._changed()
 
     def observe(self, source: str, key: str, name: str, init: Node | None, *, late: bool = False) -> None:
-        """A source sees one of its containers, under a name that another one's instance may have.
+        """Have a source observe one of its containers, perhaps with the name of another instance.
 
         Args:
-            source: which one.
-            key: the source's own of the container.
-            name: what it is called there.
+            source: the source.
+            key: the source's key of the container.
+            name: the container's name at the source.
             init: its init; None: it does not run.
-            late: what is seen is what was seen last of it, however long ago.
+            late: repeat the last observation of it.
         """
         seen = self._seen.get((source, key)) if late else None
         if seen is None:
@@ -383,19 +383,19 @@ class World:
         self._sync(source, key, seen, refused=bool(problems))
 
     def find_owned(self, source: str, key: str) -> Row | None:
-        """The instance of a source's container, if there is one."""
+        """Return the instance of a source's container, or None."""
         owned = [row for row in self.rows.values() if (row.stored.source, row.stored.key) == (source, key)]
         return owned[0] if owned else None
 
     def let_go(self, source: str, key: str) -> None:
-        """A source has a container no more; that its init is alive, it says perhaps in error."""
+        """Have a source report that a container is gone, perhaps in error."""
         with self.service.writer.change() as change:
             reconcile(change, source, [], gone=[key])
         self.happened["let go"] += 1
         self._sync(source, key, None, refused=False)
 
     def _sync(self, source: str, key: str, seen: Observed | None, *, refused: bool) -> None:
-        """Take over what the store has; only the one that was observed may be another, and nobody has its secrets."""
+        """Compare the store with the observation: only the observed instance may change, without foreign secrets."""
         with view(self.service.settings.store.url) as store:
             found = {one.id: one for one in list_instances(store)}
         rows = {row.stored.id: row for row in self.rows.values()}
@@ -404,7 +404,7 @@ class World:
             before, now = row.stored, found.get(number)
             its_own = (before.source, before.key) == (source, key)
             waits = before.key is None and (before.source in (None, source))
-            # Its workload may have said that it is ready since.
+            # Its workload may have reported Ready since.
             if now is None or now != replace(before, ready=now.ready, revision=now.revision):
                 assert its_own or (waits and not refused), f"{before} was changed by {source} {key}"
             if now is None:
@@ -436,7 +436,7 @@ class World:
         self._changed()
 
     def _store(self, row: Row, now: Instance, allowed: set[bytes]) -> None:
-        """What the store has of an instance now, in which there is no secret of another one's."""
+        """Take over the stored state of an instance, in which there must be no secret of another one."""
         has = {one.encode() for one in WRITTEN_SECRET.findall(str((now.name, now.config, now.devices)))}
         assert has <= allowed, f"{now} has another instance's secret"
         if now.init != row.stored.init or now.run != row.stored.run:
@@ -445,7 +445,7 @@ class World:
         row.secrets = allowed
 
     def remove(self, name: str) -> None:
-        """Take it away."""
+        """Remove an instance."""
         row = self.rows.pop(name)
         with self.service.writer.change() as change:
             steps.remove(change, row.stored)
@@ -465,21 +465,21 @@ class World:
         return held
 
     def send(self, held: Held, path: str) -> None:
-        """Ask, and do not wait for the answer."""
+        """Send a request without waiting for the response."""
         self._ask(held, path)
         held.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
     def receive(self, held: Held) -> None:
-        """Take the answer; it must be one of those that are right."""
+        """Receive the response, and check it."""
         self._judge(held, self._response(held))
 
     def ask(self, held: Held, path: str) -> None:
-        """Ask, and take the answer."""
+        """Send a request and check its response."""
         self.send(held, path)
         self.receive(held)
 
     def ask_from(self, node: Node, held: Held, path: str) -> None:
-        """Hand the connection to another process, whose question it is then."""
+        """Pass the connection to another process, which sends the request; check the response."""
         self._ask(held, path)
         question = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"
         answer, _none = node.command("ask", held.socket.fileno(), question=question)
@@ -487,7 +487,7 @@ class World:
         self._judge(held, answer["answer"].encode("latin-1"))
 
     def say_ready(self, held: Held) -> None:
-        """PATCH the state, on a connection of which it is known where it comes from."""
+        """Send PATCH with Ready on a connection whose instance is known."""
         (identity,) = held.identities
         self._ask(held, "PATCH")
         body = b'{"state":"Ready"}'
@@ -497,7 +497,7 @@ class World:
             identity.row.ready = True
 
     def listen_on(self, held: Held, websocket: bool) -> None:
-        """Make a stream of events of a connection."""
+        """Turn a connection into an event stream."""
         self._ask(held, EVENTS)
         upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         key = f"Sec-WebSocket-Key: {'A' * 22}==\r\n"
@@ -514,7 +514,7 @@ class World:
         self.held.remove(held)
 
     def listen(self) -> None:
-        """Take what the streams have; one that has ended must have had a reason."""
+        """Receive the events of all streams; a stream that ended must have had a reason."""
         for stream in list(self.streams):
             stream.socket.setblocking(False)
             try:
@@ -535,7 +535,7 @@ class World:
         try:
             while data := stream.socket.recv(1 << 20):
                 self._check_secrets(stream, data)
-                # There may be pings all the while.
+                # Pings may arrive all the time.
                 stream.socket.settimeout(max(0.001, until - time.monotonic()))
         except ConnectionResetError:
             pass
@@ -558,10 +558,10 @@ class World:
             data += more
         return data
 
-    # What must be.
+    # Expectations.
 
     def recognised(self, node: Node) -> Identity | None:
-        """As what a process is to be recognised that connects now: the innermost instance that it is in."""
+        """Return the expected identification of a process that connects now: the innermost instance around it."""
         if not node.alive:
             return None
         at = node.container
@@ -573,7 +573,7 @@ class World:
         return None
 
     def _changed(self) -> None:
-        """Whatever the service has not said yet, it may say of the world as it is now, too."""
+        """Add the outcomes in the new state to those of each pending request."""
         for held in self.held:
             if not held.answered:
                 held.identities.add(self.recognised(held.node))
@@ -585,7 +585,7 @@ class World:
 
     def _ask(self, held: Held, path: str) -> None:
         if not held.answered and not held.node.alive:
-            # At the first request the process must be there; otherwise nobody knows who holds its socket.
+            # At the first request the process must be alive; otherwise another process may hold its socket.
             held.identities = {None}
         held.asked = path
         held.outcomes.clear()
@@ -603,7 +603,7 @@ class World:
         held.outcomes |= {self._outcome(held, identity, path) for identity in held.identities}
 
     def lasts(self, identity: Identity | None) -> bool:
-        """Whether what was recognised once is so still."""
+        """Whether an identification is still valid."""
         if identity is None:
             return False
         row = identity.row
@@ -622,7 +622,7 @@ class World:
         return Outcome(identity, 200, None if path == EVENTS else _body(row, dialect, path))
 
     def _judge(self, held: Held, response: bytes) -> int:
-        """Whether an answer is right: only those identities are left that explain it."""
+        """Check a response, and keep only the identities that explain it."""
         self._check_secrets(held, response)
         head, end, body = response.partition(b"\r\n\r\n")
         assert end, f"no whole response: {response!r}"
@@ -643,7 +643,7 @@ class World:
 
 
 def _body(row: Row, dialect: Dialect, path: str) -> bytes:
-    """What an instance must be answered."""
+    """Return the expected body for an instance."""
     instance = row.stored
     match path:
         case "PATCH":
