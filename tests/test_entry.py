@@ -31,7 +31,7 @@ def test_hook(tmp_path: Path, source: str) -> None:
         done = run(*words, "hook", source)
         assert done.returncode == 0
         assert f"nobody listens at {tmp_path}/{source}.sock" in done.stderr
-        assert {"click", "msgspec", "sqlalchemy", "json", "socket"} & set(done.stderr.split()) == set()
+        assert {"click", "msgspec", "sqlite3", "json", "socket"} & set(done.stderr.split()) == set()
 
 
 def test_end(tmp_path: Path) -> None:

@@ -35,10 +35,6 @@ BUILD_ONLY = frozenset({".c", ".cc", ".cpp", ".h", ".hpp", ".pxd", ".pyx", ".pxi
 TESTS = frozenset({"tests", "testing", "__pycache__"})
 #: What a package of the environment has and guestapi has no use for; by patterns below site-packages.
 UNUSED = (
-    # Databases that the store cannot be.
-    "sqlalchemy/dialects/mssql",
-    "sqlalchemy/dialects/mysql",
-    "sqlalchemy/dialects/oracle",
     # rich would colour source code with these.
     "pygments/[a-z]*/[a-z]*.py",
     # Its benchmarks and commands.

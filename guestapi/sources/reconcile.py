@@ -8,11 +8,10 @@ counts as not running until it can. `decide` and `sanitize` hold the decisions t
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid5
-
-from sqlalchemy.exc import DataError, IntegrityError
 
 from guestapi.callers import namespaces
 from guestapi.errors import OperatorError
@@ -25,7 +24,7 @@ from guestapi.store import changes, statuses, steps
 from guestapi.store.layers import Layer, Layers
 from guestapi.store.lookup import find_by_key, find_instance, find_owner
 from guestapi.store.rows import load, load_layers
-from guestapi.store.transaction import Change
+from guestapi.store.transaction import Change, savepoint
 
 log = logging.getLogger(__name__)
 
@@ -166,12 +165,10 @@ def _in_order(work: _Reconciliation, pending: dict[str, Observed]) -> Iterable[O
 def _settle(work: _Reconciliation, observed: Observed) -> list[Problem]:
     """Write one observation as a whole or not at all; return the problems."""
     change = work.change
-    told = change.told
     try:
-        with change.connection.begin_nested():
+        with savepoint(change):
             return _take_over(work, observed)
-    except (OperatorError, IntegrityError, DataError, OverflowError, UnicodeError) as error:
-        change.told = told
+    except (OperatorError, sqlite3.IntegrityError, sqlite3.DataError, OverflowError, UnicodeError) as error:
         reason = error.message if isinstance(error, OperatorError) else f"the store refuses it ({error})"
         hint = error.hint if isinstance(error, OperatorError) else None
         decision = Decision(refusal=f"it is not registered: {reason}", hint=hint)

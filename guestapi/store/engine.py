@@ -7,16 +7,12 @@ database itself is given to the owner of its directory when it is created.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.pool import NullPool
 
 from guestapi.store.errors import StoreBusyError, StoreError, explain
 from guestapi.store.files import create as create_file
@@ -27,28 +23,55 @@ _AGAIN_SECONDS = 0.01
 #: How long a reader waits at most for the process that closes the database last and removes the write-ahead log: the
 #: one time that a reader can find it locked (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
 _TIDYING_SECONDS = 0.1
+#: A URL: name of a kind of database and perhaps of its driver, host, path, options.
+_URL = re.compile(r"(?P<kind>\w+)(?:\+\w+)?://(?P<host>[^/?]*)(?:/(?P<path>[^?]*))?(?:\?.*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database that was found to be in order.
+
+    Attributes:
+        file: where it is.
+        lock_seconds: how long a connection waits for a lock.
+    """
+
+    file: Path
+    lock_seconds: float
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection, in autocommit mode: who wants a transaction begins it.
+
+        Raises:
+            sqlite3.Error: it cannot be opened.
+        """
+        connection = _connect(self.file, self.lock_seconds)
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys = ON")
+        # A change is told to guests and operator once it is durable: sync at each commit, not only at checkpoints.
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
 
 
 def database_file(url: str) -> Path:
     """The file that a ``store.url`` names.
 
     Raises:
-        StoreError: it is no SQLAlchemy URL, not of SQLite, or not of a file.
+        StoreError: it is no URL, not of SQLite, or not of a file.
     """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # ValueError: its port is no number.
-        raise StoreError(f"store.url: {url!r} is no SQLAlchemy URL like sqlite:////var/lib/guestapi/store.db") from None
-    if parsed.get_backend_name() != "sqlite":
-        raise StoreError(f"store.url: only sqlite:// is supported, not {parsed.get_backend_name()}://")
-    if not parsed.database or not parsed.database.startswith("/") or "\0" in parsed.database:
+    parsed = _URL.fullmatch(url)
+    if parsed is None:
+        raise StoreError(f"store.url: {url!r} is no URL like sqlite:////var/lib/guestapi/store.db")
+    if parsed["kind"] != "sqlite":
+        raise StoreError(f"store.url: only sqlite:// is supported, not {parsed['kind']}://")
+    path = parsed["path"] or ""
+    if parsed["host"] or not path.startswith("/") or "\0" in path:
         raise StoreError("store.url: an absolute path is needed: sqlite:/// and then /var/lib/guestapi/store.db")
-    return Path(parsed.database)
+    return Path(path)
 
 
-def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Engine:
-    """Open the database for transactions that change it; each takes the one write lock when it begins.
+def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Database:
+    """Open the database for transactions that change it.
 
     Args:
         url: ``store.url``.
@@ -62,12 +85,10 @@ def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Engin
     if create:
         _create_file(file)
     _check_tables(file, lock_seconds=lock_seconds, create=create)
-    engine = _engine(file, lock_seconds)
-    event.listen(engine, "begin", _take_write_lock)
-    return engine
+    return Database(file, lock_seconds)
 
 
-def open_reader(url: str) -> Engine:
+def open_reader(url: str) -> Database:
     """Open the database for reading: each statement sees what was committed last, and none waits for writers.
 
     Raises:
@@ -75,18 +96,7 @@ def open_reader(url: str) -> Engine:
     """
     file = database_file(url)
     _check_tables(file, lock_seconds=_TIDYING_SECONDS, create=False)
-    return _engine(file, _TIDYING_SECONDS)
-
-
-def _engine(file: Path, lock_seconds: float) -> Engine:
-    engine = create_engine(
-        "sqlite://",
-        creator=lambda: _connect(file, lock_seconds),
-        # A connection for each use: the worker keeps its one reader open itself, writers are rare and short.
-        poolclass=NullPool,
-    )
-    event.listen(engine, "connect", _on_connect)
-    return engine
+    return Database(file, _TIDYING_SECONDS)
 
 
 def _connect(file: Path, lock_seconds: float) -> sqlite3.Connection:
@@ -117,16 +127,3 @@ def _check_tables(file: Path, *, lock_seconds: float, create: bool) -> None:
             if not isinstance(explained, StoreBusyError) or time.monotonic() > until:
                 raise explained from None
             time.sleep(_AGAIN_SECONDS)
-
-
-def _on_connect(connection: Any, _record: object) -> None:
-    # Transactions are begun below, not by the driver's guess (docs.sqlalchemy.org, "pysqlite transactions").
-    connection.isolation_level = None
-    connection.execute("PRAGMA foreign_keys = ON")
-    # A change is told to guests and operator once it is durable: sync at each commit, not only at checkpoints.
-    connection.execute("PRAGMA synchronous = FULL")
-
-
-def _take_write_lock(connection: Connection) -> None:
-    # At once: a writer must not find out at its first write that what it has read is stale.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")

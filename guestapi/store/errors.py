@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError
-
 from guestapi.errors import GuestapiError, OperatorError
 
 
@@ -45,21 +43,20 @@ def explained(file: Path, cleanup: Callable[[], None] = lambda: None) -> Iterato
     """
     try:
         yield
-    except (DBAPIError, sqlite3.Error) as error:
+    except sqlite3.Error as error:
         cleanup()
         raise explain(error, file) from None
 
 
-def explain(error: sqlite3.Error | DBAPIError, file: Path) -> StoreError:
+def explain(error: sqlite3.Error, file: Path) -> StoreError:
     """Turn what the driver says into a sentence for the operator."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
     # The primary result code is the low byte (sqlite.org/rescode.html).
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreBusyError(f"{file}: another writer holds the store", "try again")
     if code == sqlite3.SQLITE_CANTOPEN:
         return missing(file)
-    return StoreError(f"{file}: {cause}")
+    return StoreError(f"{file}: {error}")
 
 
 def missing(file: Path) -> StoreError:

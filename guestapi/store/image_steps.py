@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import delete, insert, select, update
-
 from guestapi import names
 from guestapi.model import Image
 from guestapi.store.errors import ConflictError
 from guestapi.store.rows import load_image
-from guestapi.store.tables import image_aliases, image_files, images
 from guestapi.store.transaction import Change
 
 
@@ -23,8 +20,10 @@ def add_image(change: Change, image: Image) -> None:
     """
     if load_image(change.connection, image.fingerprint) is not None:
         raise ConflictError(f"image {image.fingerprint} is there already", "'guestapi image set' changes it")
-    values = {name: getattr(image, name) for name in ("fingerprint", "type", "public", "cached", "created", "source")}
-    change.connection.execute(insert(images).values(values))
+    change.connection.execute(
+        "INSERT INTO images (fingerprint, type, public, cached, created, source) VALUES (?, ?, ?, ?, ?, ?)",
+        (image.fingerprint, image.type, image.public, image.cached, image.created, image.source),
+    )
     _write_files(change, image)
     for alias in dict.fromkeys(image.aliases):
         _add_alias(change, image.fingerprint, alias)
@@ -45,13 +44,14 @@ def set_image(
         InvalidNameError: an alias cannot be taken.
         ConflictError: another image has the alias, or this one has not the alias that it shall lose.
     """
-    values = {"public": image.public if public is None else public}
-    values["cached"] = image.cached if cached is None else cached
-    change.connection.execute(update(images).where(images.c.fingerprint == image.fingerprint).values(values))
+    public = image.public if public is None else public
+    cached = image.cached if cached is None else cached
+    statement = "UPDATE images SET public = ?, cached = ? WHERE fingerprint = ?"
+    change.connection.execute(statement, (public, cached, image.fingerprint))
     for alias in dict.fromkeys(remove_aliases):
         if alias not in image.aliases:
             raise ConflictError(f"image {image.fingerprint[:12]} has no alias {alias!r}")
-        change.connection.execute(delete(image_aliases).where(image_aliases.c.alias == alias))
+        change.connection.execute("DELETE FROM image_aliases WHERE alias = ?", (alias,))
     for alias in dict.fromkeys(add_aliases):
         if alias not in image.aliases:
             _add_alias(change, image.fingerprint, alias)
@@ -59,24 +59,28 @@ def set_image(
 
 def record_files(change: Change, image: Image) -> None:
     """Its files were found to be right, though they look different: this is how they look now."""
-    change.connection.execute(delete(image_files).where(image_files.c.fingerprint == image.fingerprint))
+    change.connection.execute("DELETE FROM image_files WHERE fingerprint = ?", (image.fingerprint,))
     _write_files(change, image)
 
 
 def remove_image(change: Change, image: Image) -> None:
     """Forget an image; its files are left."""
-    change.connection.execute(delete(images).where(images.c.fingerprint == image.fingerprint))
+    change.connection.execute("DELETE FROM images WHERE fingerprint = ?", (image.fingerprint,))
 
 
 def _write_files(change: Change, image: Image) -> None:
-    for number, file in enumerate(image.files):
-        values = {"extension": file.extension, "size": file.size, "mtime_ns": file.mtime_ns}
-        change.connection.execute(insert(image_files).values(fingerprint=image.fingerprint, number=number, **values))
+    change.connection.executemany(
+        "INSERT INTO image_files (fingerprint, number, extension, size, mtime_ns) VALUES (?, ?, ?, ?, ?)",
+        [
+            (image.fingerprint, number, file.extension, file.size, file.mtime_ns)
+            for number, file in enumerate(image.files)
+        ],
+    )
 
 
 def _add_alias(change: Change, fingerprint: str, alias: str) -> None:
     names.check_alias(alias)
-    query = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == alias)
-    if (other := change.connection.execute(query).scalar()) is not None:
-        raise ConflictError(f"alias {alias!r} is one of image {other[:12]} already")
-    change.connection.execute(insert(image_aliases).values(alias=alias, fingerprint=fingerprint))
+    query = "SELECT fingerprint FROM image_aliases WHERE alias = ?"
+    if (other := change.connection.execute(query, (alias,)).fetchone()) is not None:
+        raise ConflictError(f"alias {alias!r} is one of image {other[0][:12]} already")
+    change.connection.execute("INSERT INTO image_aliases (alias, fingerprint) VALUES (?, ?)", (alias, fingerprint))

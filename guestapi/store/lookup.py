@@ -5,37 +5,36 @@ Every function takes an object with a connection: a `view.View`, or a `transacti
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
-
-from sqlalchemy import Connection, Select, bindparam, func, select
 
 from guestapi.model import Image, Instance, Problem, SourceStatus
 from guestapi.names import is_text
 from guestapi.store import rows
 from guestapi.store.errors import UnknownImageError, UnknownInstanceError
 from guestapi.store.layers import Layers
-from guestapi.store.tables import image_aliases, images, instances, source_problems, sources
 
-_STATUS = [sources.c[name] for name in ("name", "socket", "connected", "contact", "lag", "fault")]
-# PERF: made once; asked for each instance that is added or observed.
-_OWNER = select(instances.c.source, instances.c.source_key).where(
-    instances.c.project == bindparam("project"), instances.c.name == bindparam("name")
+_OWNER = "SELECT source, source_key FROM instances WHERE project = ? AND name = ?"
+_STATUSES = "SELECT name, socket, connected, contact, lag, fault FROM sources ORDER BY name"
+_PROBLEMS = (
+    "SELECT source, key, project, name, reason, hint, refused FROM source_problems "
+    "WHERE :source IS NULL OR source = :source ORDER BY source, project, name, key, number"
 )
-_PROBLEM = [source_problems.c[name] for name in ("source", "key", "project", "name", "reason", "hint", "refused")]
 
 
 class Moment(Protocol):
     """The store at one moment."""
 
     @property
-    def connection(self) -> Connection:
+    def connection(self) -> sqlite3.Connection:
         """For the modules of this room alone."""
         ...
 
 
 def find_corruption(store: Moment) -> str | None:
     """What is wrong with the database's pages, if anything is; all of them are read."""
-    found = str(store.connection.exec_driver_sql("PRAGMA quick_check(1)").scalar())
+    found = str(store.connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     return None if found == "ok" else " ".join(found.split())
 
 
@@ -59,34 +58,31 @@ def list_instances(store: Moment, project: str | None = None, *, source: str | N
     """
     if not all(name is None or is_text(name) for name in (project, source)):
         return []
-    query = select(instances.c.id).order_by(instances.c.project, instances.c.name)
-    if project is not None:
-        query = query.where(instances.c.project == project)
-    if source is not None:
-        query = query.where(instances.c.source == source)
-    return _load(store, query)
+    wanted = {"project": project, "source": source}
+    where = " AND ".join(f"{column} = :{column}" for column, value in wanted.items() if value is not None) or "1"
+    return load_all(store, f"SELECT id FROM instances WHERE {where} ORDER BY project, name", wanted)
 
 
 def find_instance(store: Moment, project: str, name: str) -> Instance | None:
     """The instance of that name, or None."""
     if not (is_text(project) and is_text(name)):
         return None
-    query = select(instances.c.id).where(instances.c.project == project, instances.c.name == name)
-    return next(iter(_load(store, query)), None)
+    found = load_all(store, "SELECT id FROM instances WHERE project = ? AND name = ?", (project, name))
+    return next(iter(found), None)
 
 
 def find_owner(store: Moment, project: str, name: str) -> tuple[str | None, str | None] | None:
     """Source and key of the instance of that name; None if there is none."""
     if not (is_text(project) and is_text(name)):
         return None
-    row = store.connection.execute(_OWNER, {"project": project, "name": name}).first()
-    return None if row is None else (row.source, row.source_key)
+    row = store.connection.execute(_OWNER, (project, name)).fetchone()
+    return None if row is None else (row[0], row[1])
 
 
 def find_by_key(store: Moment, source: str, key: str) -> Instance | None:
     """The instance that a source has under a key of its own, or None."""
-    query = select(instances.c.id).where(instances.c.source == source, instances.c.source_key == key)
-    return next(iter(_load(store, query)), None)
+    found = load_all(store, "SELECT id FROM instances WHERE source = ? AND source_key = ?", (source, key))
+    return next(iter(found), None)
 
 
 def get_instance(store: Moment, project: str, name: str) -> Instance:
@@ -109,23 +105,27 @@ def get_layers(store: Moment, instance: Instance) -> Layers:
 
 def list_sources(store: Moment) -> list[SourceStatus]:
     """How the sources are, by name."""
-    query = select(*_STATUS).order_by(sources.c.name)
-    return [SourceStatus(*row) for row in store.connection.execute(query)]
+    return [
+        SourceStatus(name, socket, bool(connected), contact, lag, fault)
+        for name, socket, connected, contact, lag, fault in store.connection.execute(_STATUSES)
+    ]
 
 
 def list_problems(store: Moment, source: str | None = None) -> list[Problem]:
     """What could not be taken over, of one source or of all, by source, project and name."""
-    columns = source_problems.c
-    query = select(*_PROBLEM).order_by(columns.source, columns.project, columns.name, columns.key, columns.number)
-    if source is not None:
-        query = query.where(columns.source == source)
-    return [Problem(*row) for row in store.connection.execute(query)]
+    return [problem_of(row) for row in store.connection.execute(_PROBLEMS, {"source": source})]
+
+
+def problem_of(row: tuple[Any, ...]) -> Problem:
+    """The problem that the columns of a row of ``source_problems`` from ``source`` to ``refused`` tell of."""
+    source, key, project, name, reason, hint, refused = row
+    return Problem(source, key, project, name, reason, hint, bool(refused))
 
 
 def list_images(store: Moment) -> list[Image]:
     """All images, by fingerprint."""
-    query = select(images.c.fingerprint).order_by(images.c.fingerprint)
-    found = (rows.load_image(store.connection, one) for one in store.connection.execute(query).scalars().all())
+    known = store.connection.execute("SELECT fingerprint FROM images ORDER BY fingerprint").fetchall()
+    found = (rows.load_image(store.connection, one) for (one,) in known)
     return [image for image in found if image is not None]
 
 
@@ -136,20 +136,21 @@ def get_image(store: Moment, name: str) -> Image:
         UnknownImageError: there is none, or more than one.
     """
     known = is_text(name)
-    alias = select(image_aliases.c.fingerprint).where(image_aliases.c.alias == name)
-    found = list(store.connection.execute(alias).scalars()) if known else []
+    alias = "SELECT fingerprint FROM image_aliases WHERE alias = ?"
+    found = store.connection.execute(alias, (name,)).fetchall() if known else []
     if not found and name and known:
-        begins = func.substr(images.c.fingerprint, 1, len(name)) == name.lower()
-        found = list(store.connection.execute(select(images.c.fingerprint).where(begins).limit(2)).scalars())
+        begins = "SELECT fingerprint FROM images WHERE substr(fingerprint, 1, ?) = ? LIMIT 2"
+        found = store.connection.execute(begins, (len(name), name.lower())).fetchall()
     if len(found) > 1:
         raise UnknownImageError(f"{name!r} is the beginning of more than one fingerprint", "give more of it")
-    image = rows.load_image(store.connection, found[0]) if found else None
+    image = rows.load_image(store.connection, found[0][0]) if found else None
     if image is None:
         raise UnknownImageError(f"no image {name!r}", "'guestapi image list' shows all")
     return image
 
 
-def _load(store: Moment, query: Select[Any]) -> list[Instance]:
-    """The instances that `query` has the ids of."""
-    found = (rows.load(store.connection, number) for number in store.connection.execute(query).scalars().all())
+def load_all(store: Moment, query: str, parameters: Sequence[object] | Mapping[str, object]) -> list[Instance]:
+    """The instances that a query has the ids of."""
+    numbers = store.connection.execute(query, parameters).fetchall()
+    found = (rows.load(store.connection, number) for (number,) in numbers)
     return [instance for instance in found if instance is not None]

@@ -8,12 +8,10 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy.schema import CreateIndex, CreateTable
-
 from guestapi.model import Device
 from guestapi.store.errors import StoreError
 from guestapi.store.layers import OPERATOR, SOURCE
-from guestapi.store.tables import VERSION, config, devices, instances, metadata, notifications, plain, source_problems
+from guestapi.store.tables import INDEXES, TABLES, VERSION
 
 #: What version 2 called a container of an OCI runtime that had no other name: the first digits of its id.
 _EPHEMERAL_NAME = re.compile("[0-9a-f]{12}")
@@ -69,10 +67,8 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
     # Another process may have been quicker.
     if connection.execute("PRAGMA user_version").fetchone() == (0,):
-        for table in metadata.sorted_tables:
-            connection.execute(plain(CreateTable(table)))
-            for index in sorted(table.indexes, key=lambda index: str(index.name)):
-                connection.execute(plain(CreateIndex(index)))
+        for statement in (*TABLES.values(), *INDEXES.values()):
+            connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute("COMMIT")
 
@@ -117,19 +113,18 @@ def _from_2_to_3(connection: sqlite3.Connection) -> None:
         # A mirror gave each of its instances a UUID of its own, and knew it again by that.
         "UPDATE instances SET source_key = uuid WHERE source IS NOT NULL",
         "ALTER TABLE mirrors RENAME TO sources",
-        plain(CreateTable(source_problems)),
+        TABLES["source_problems"],
         "ALTER TABLE notifications ADD COLUMN by_guest BOOLEAN DEFAULT 0 NOT NULL",
     ):
         connection.execute(statement)
-    for index in instances.indexes | notifications.indexes:
-        if index.name in ("instances_by_source", "notifications_not_by_guest", "notifications_by_guest"):
-            connection.execute(plain(CreateIndex(index)))
+    for index in ("instances_by_source", "notifications_not_by_guest", "notifications_by_guest"):
+        connection.execute(INDEXES[index])
     by_hand = connection.execute("SELECT id, name FROM instances WHERE source IS NULL").fetchall()
     kept = [(number,) for number, name in by_hand if not _EPHEMERAL_NAME.fullmatch(name)]
     connection.executemany("UPDATE instances SET kept = 1 WHERE id = ?", kept)
-    for table in (config, devices):
-        connection.execute(f"ALTER TABLE {table.name} RENAME TO {table.name}_2")
-        connection.execute(plain(CreateTable(table)))
+    for table in ("config", "devices"):
+        connection.execute(f"ALTER TABLE {table} RENAME TO {table}_2")
+        connection.execute(TABLES[table])
     layer = f"CASE WHEN instances.source IS NULL THEN {OPERATOR} ELSE {SOURCE} END"
     connection.execute(
         "INSERT INTO config (instance_id, key, layer, size, value) "

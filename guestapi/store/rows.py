@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, case, func, select
-
 from guestapi.model import Device, Image, ImageFile, Init, Instance, Notification
 from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers, merge_devices
-from guestapi.store.tables import config, devices, image_aliases, image_files, images, instances, notifications, plain
 
 #: The largest number that SQLite has (sqlite.org/autoinc.html).
 LARGEST = (1 << 63) - 1
@@ -21,59 +20,36 @@ LAST_ID = LARGEST
 #: Bytes of the change log's entries after which no more are read at a time: one may have 4 MiB.
 ENTRIES_BYTES = 256 * 1024
 
-_ONE = select(instances).where(instances.c.id == bindparam("id"))
-_CONFIG = (
-    select(config.c.key, case((config.c.size <= bindparam("most"), config.c.value)))
-    .where(config.c.instance_id == bindparam("id"))
-    .order_by(config.c.key, config.c.layer)
+#: The columns of an instance, in the order in which they are read.
+COLUMNS = (
+    "id, revision, run, project, name, type, uuid, cloud_init_id, location, ready, source, source_key, hostname, kept, "
+    "init_pid, init_start_time, init_boot_id, init_namespace, init_root_uid, init_user_namespace"
 )
-_DEVICES = (
-    select(devices.c.name, devices.c.definition)
-    .where(devices.c.instance_id == bindparam("id"))
-    .order_by(devices.c.name, devices.c.layer)
-)
-_CONFIG_LAYERS = select(config.c.layer, config.c.key, config.c.value).where(config.c.instance_id == bindparam("id"))
-_DEVICE_LAYERS = select(devices.c.layer, devices.c.name, devices.c.definition).where(
-    devices.c.instance_id == bindparam("id")
-)
+#: Where among these those of the init stand.
+INIT = slice(14, 20)
+_ONE = f"SELECT {COLUMNS} FROM instances WHERE id = ?"
+_CONFIG = "SELECT key, CASE WHEN size <= :most THEN value END FROM config WHERE instance_id = :id ORDER BY key, layer"
+_DEVICES = "SELECT name, definition FROM devices WHERE instance_id = ? ORDER BY name, layer"
+_CONFIG_LAYERS = "SELECT layer, key, value FROM config WHERE instance_id = ?"
+_DEVICE_LAYERS = "SELECT layer, name, definition FROM devices WHERE instance_id = ?"
 
 #: Whether a device's definition has a type, so stands for itself.
 _HAS_TYPE = methodcaller("get", "type")
 
-_IMAGE = select(images).where(images.c.fingerprint == bindparam("fingerprint"))
-_IMAGE_FILES = (
-    select(image_files.c.extension, image_files.c.size, image_files.c.mtime_ns)
-    .where(image_files.c.fingerprint == bindparam("fingerprint"))
-    .order_by(image_files.c.number)
-)
-_ALIASES = (
-    select(image_aliases.c.alias)
-    .where(image_aliases.c.fingerprint == bindparam("fingerprint"))
-    .order_by(image_aliases.c.alias)
+_IMAGE = "SELECT fingerprint, type, public, cached, created, source FROM images WHERE fingerprint = ?"
+_IMAGE_FILES = "SELECT extension, size, mtime_ns FROM image_files WHERE fingerprint = ? ORDER BY number"
+_ALIASES = "SELECT alias FROM image_aliases WHERE fingerprint = ? ORDER BY alias"
+
+_LATEST = "SELECT max(id) FROM notifications"
+_OLDEST = "SELECT min(id) FROM notifications"
+_ENTRIES, _OWN_ENTRIES = (
+    "SELECT id, instance_id, project, instance, type, timestamp, metadata, for_guest FROM notifications "
+    f"WHERE id > :after AND id <= :until{own} ORDER BY id"
+    for own in ("", " AND instance_id = :instance_id AND for_guest")
 )
 
-_log = notifications.c
-_LATEST = select(func.max(_log.id))
-_ENTRIES = (
-    select(
-        _log.id,
-        _log.instance_id,
-        _log.project,
-        _log.instance,
-        _log.type,
-        _log.timestamp,
-        _log.metadata,
-        _log.for_guest,
-    )
-    .where(_log.id > bindparam("after"), _log.id <= bindparam("until"))
-    .order_by(_log.id)
-)
-_OWN_ENTRIES = _ENTRIES.where(_log.instance_id == bindparam("instance_id"), _log.for_guest)
-# PERF: asked of the driver itself, which every event waits for.
-_ENTRIES_SQL, _OWN_ENTRIES_SQL, _OLDEST_SQL = map(plain, (_ENTRIES, _OWN_ENTRIES, select(func.min(_log.id))))
 
-
-def load(connection: Connection, instance_id: int, *, value_bytes: int | None = None) -> Instance | None:
+def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int | None = None) -> Instance | None:
     """Read one instance, as it was at one moment, through any connection to the store.
 
     Args:
@@ -86,7 +62,7 @@ def load(connection: Connection, instance_id: int, *, value_bytes: int | None = 
     """
     # Three statements, one snapshot. Inside a writer's transaction there is one already.
     with snapshot(connection):
-        row = connection.execute(_ONE, {"id": instance_id}).mappings().first()
+        row = connection.execute(_ONE, (instance_id,)).fetchone()
         if row is None:
             return None
         settings: dict[str, str] = {}
@@ -100,99 +76,85 @@ def load(connection: Connection, instance_id: int, *, value_bytes: int | None = 
                 large.add(key)
             else:
                 settings[key] = value
-        return Instance(
-            id=row["id"],
-            revision=row["revision"],
-            run=row["run"],
-            project=row["project"],
-            name=row["name"],
-            type=row["type"],
-            uuid=row["uuid"],
-            cloud_init_id=row["cloud_init_id"],
-            location=row["location"],
-            ready=row["ready"],
-            init=init_of(row),
-            config=settings,
-            devices=_devices(connection, instance_id),
-            source=row["source"],
-            key=row["source_key"],
-            hostname=row["hostname"],
-            kept=row["kept"],
-            large=frozenset(large),
-        )
+        devices = _devices(connection, instance_id)
+    number, revision, run, project, name, kind, identity, cloud_init_id, location, ready, *owner = row[: INIT.start]
+    source, key, hostname, kept = owner
+    return Instance(
+        id=number,
+        revision=revision,
+        run=run,
+        project=project,
+        name=name,
+        type=kind,
+        uuid=identity,
+        cloud_init_id=cloud_init_id,
+        location=location,
+        ready=bool(ready),
+        init=init_of(row[INIT]),
+        config=settings,
+        devices=devices,
+        source=source,
+        key=key,
+        hostname=hostname,
+        kept=bool(kept),
+        large=frozenset(large),
+    )
 
 
-def _devices(connection: Connection, instance_id: int) -> dict[str, Device]:
-    rows = connection.execute(_DEVICES, {"id": instance_id}).all()
+def _devices(connection: sqlite3.Connection, instance_id: int) -> dict[str, Device]:
+    rows = [(name, json.loads(text)) for name, text in connection.execute(_DEVICES, (instance_id,))]
     # PERF: of one name the layer that wins comes last, and hardly ever amends the other.
     devices: dict[str, Device] = dict(rows)
     return devices if all(map(_HAS_TYPE, devices.values())) else merge_devices(rows)
 
 
-def load_layers(connection: Connection, instance_id: int) -> Layers:
+def load_layers(connection: sqlite3.Connection, instance_id: int) -> Layers:
     """Read both layers of an instance's configuration and devices, through any connection to the store."""
     settings: dict[int, dict[str, str]] = {SOURCE: {}, OPERATOR: {}}
     definitions: dict[int, dict[str, Device]] = {SOURCE: {}, OPERATOR: {}}
     with snapshot(connection):
-        for layer, key, value in connection.execute(_CONFIG_LAYERS, {"id": instance_id}):
+        for layer, key, value in connection.execute(_CONFIG_LAYERS, (instance_id,)):
             settings[layer][key] = value
-        for layer, name, definition in connection.execute(_DEVICE_LAYERS, {"id": instance_id}):
-            definitions[layer][name] = definition
+        for layer, name, text in connection.execute(_DEVICE_LAYERS, (instance_id,)):
+            definitions[layer][name] = json.loads(text)
     source, operator = (Layer(settings[layer], definitions[layer]) for layer in (SOURCE, OPERATOR))
     return Layers(source, operator)
 
 
-def load_image(connection: Connection, fingerprint: str) -> Image | None:
+def load_image(connection: sqlite3.Connection, fingerprint: str) -> Image | None:
     """Read one image whole, as it was at one moment, through any connection to the store."""
     with snapshot(connection):
-        row = connection.execute(_IMAGE, {"fingerprint": fingerprint}).mappings().first()
+        row = connection.execute(_IMAGE, (fingerprint,)).fetchone()
         if row is None:
             return None
-        return Image(
-            fingerprint=row["fingerprint"],
-            type=row["type"],
-            public=row["public"],
-            cached=row["cached"],
-            created=row["created"],
-            files=tuple(ImageFile(*file) for file in connection.execute(_IMAGE_FILES, {"fingerprint": fingerprint})),
-            aliases=tuple(connection.execute(_ALIASES, {"fingerprint": fingerprint}).scalars()),
-            source=row["source"],
-        )
+        files = tuple(ImageFile(*file) for file in connection.execute(_IMAGE_FILES, (fingerprint,)))
+        aliases = tuple(alias for (alias,) in connection.execute(_ALIASES, (fingerprint,)))
+    _fingerprint, kind, public, cached, created, source = row
+    return Image(fingerprint, kind, bool(public), bool(cached), created, files, aliases, source)
 
 
-def init_of(row: RowMapping) -> Init | None:
-    """The init that a row of ``instances`` names."""
-    if row["init_pid"] is None:
-        return None
-    return Init(
-        row["init_pid"],
-        row["init_start_time"],
-        row["init_boot_id"],
-        row["init_namespace"],
-        row["init_root_uid"],
-        row["init_user_namespace"],
-    )
+def init_of(columns: tuple[Any, ...]) -> Init | None:
+    """The init that the columns `INIT` name."""
+    return None if columns[0] is None else Init(*columns)
 
 
 @contextmanager
-def snapshot(connection: Connection) -> Iterator[None]:
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
     """Several statements that see the same moment; a writer's transaction is that already.
 
     Raises:
         sqlite3.Error: the store cannot be read.
     """
-    driver: Any = connection.connection.driver_connection
-    if driver.in_transaction:
+    if connection.in_transaction:
         yield
         return
-    # PERF: said to the driver itself, as all that an event waits for.
-    driver.execute("BEGIN")
+    connection.execute("BEGIN")
     try:
         yield
     finally:
         # SQLite may have ended it by itself, after an error that matters more than this.
-        if driver.in_transaction:
-            driver.execute("ROLLBACK")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +172,14 @@ class Entries:
     oldest: int
 
 
-def latest(connection: Connection) -> int:
+def latest(connection: sqlite3.Connection) -> int:
     """The id of the change log's last entry, 0 if there was none yet."""
-    return connection.execute(_LATEST).scalar() or 0
+    (number,) = connection.execute(_LATEST).fetchone()
+    return number or 0
 
 
 def entries(
-    connection: Connection, after: int, limit: int, *, instance_id: int | None = None, until: int = LAST_ID
+    connection: sqlite3.Connection, after: int, limit: int, *, instance_id: int | None = None, until: int = LAST_ID
 ) -> Entries:
     """Entries of the change log, and where the log begins, as they were at one moment.
 
@@ -234,11 +197,10 @@ def entries(
     if instance_id is not None:
         parameters["instance_id"] = instance_id
     with snapshot(connection):
-        driver: Any = connection.connection.driver_connection
         found: list[Notification] = []
         size = 0
         # Closed: rows that are not fetched would keep the snapshot open.
-        with closing(driver.execute(_ENTRIES_SQL if instance_id is None else _OWN_ENTRIES_SQL, parameters)) as rows:
+        with closing(connection.execute(_ENTRIES if instance_id is None else _OWN_ENTRIES, parameters)) as rows:
             for row in rows:
                 if len(found) == limit or size > ENTRIES_BYTES:
                     break
@@ -246,7 +208,7 @@ def entries(
                 size += len(found[-1].metadata)
             else:
                 row = None
-        (oldest,) = driver.execute(_OLDEST_SQL).fetchone()
+        (oldest,) = connection.execute(_OLDEST).fetchone()
         return Entries(found, row is not None, oldest or 0)
 
 

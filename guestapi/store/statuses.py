@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.dialects import sqlite
-
 from guestapi.model import Instance, Problem, SourceStatus
 from guestapi.store import steps
-from guestapi.store.lookup import Moment, list_instances
-from guestapi.store.rows import load
-from guestapi.store.tables import instances, source_problems, sources
+from guestapi.store.lookup import Moment, list_instances, load_all, problem_of
 from guestapi.store.transaction import Change
 
-_PROBLEM = ("source", "key", "project", "name", "reason", "hint", "refused")
+_RECORD = "INSERT OR REPLACE INTO sources (name, socket, connected, contact, lag, fault) VALUES (?, ?, ?, ?, ?, ?)"
+_PROBLEMS = (
+    "SELECT source, key, project, name, reason, hint, refused FROM source_problems WHERE source = ? AND key = ? "
+    "ORDER BY number"
+)
+_ADD_PROBLEM = (
+    "INSERT INTO source_problems (number, source, key, project, name, reason, hint, refused) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_UNACKNOWLEDGED = (
+    "SELECT id FROM instances WHERE source = ? AND init_pid IS NOT NULL AND acknowledged_ready IS NOT NULL "
+    "AND acknowledged_ready != ready"
+)
 
 
 def record_status(change: Change, status: SourceStatus) -> None:
     """Record how a source is."""
-    values = {name: getattr(status, name) for name in ("name", "socket", "connected", "contact", "lag", "fault")}
-    statement = sqlite.insert(sources).values(values)
-    change.connection.execute(statement.on_conflict_do_update(index_elements=[sources.c.name], set_=values))
+    values = (status.name, status.socket, status.connected, status.contact, status.lag, status.fault)
+    change.connection.execute(_RECORD, values)
 
 
 def record_problems(change: Change, source: str, key: str, problems: Sequence[Problem]) -> list[Problem]:
@@ -30,38 +36,34 @@ def record_problems(change: Change, source: str, key: str, problems: Sequence[Pr
     Returns:
         Those of `problems` that were not recorded before.
     """
-    of_key = (source_problems.c.source == source, source_problems.c.key == key)
-    columns = [source_problems.c[name] for name in _PROBLEM]
-    query = select(*columns).where(*of_key).order_by(source_problems.c.number)
-    before = [Problem(*row) for row in change.connection.execute(query)]
+    before = [problem_of(row) for row in change.connection.execute(_PROBLEMS, (source, key))]
     if before == list(problems):
         return []
-    change.connection.execute(delete(source_problems).where(*of_key))
+    change.connection.execute("DELETE FROM source_problems WHERE source = ? AND key = ?", (source, key))
     rows = [
-        {"number": number, **{name: getattr(problem, name) for name in _PROBLEM}}
-        for number, problem in enumerate(problems)
+        (number, one.source, one.key, one.project, one.name, one.reason, one.hint, one.refused)
+        for number, one in enumerate(problems)
     ]
-    if rows:
-        change.connection.execute(insert(source_problems), rows)
+    change.connection.executemany(_ADD_PROBLEM, rows)
     return [problem for problem in problems if problem not in before]
 
 
 def list_problem_keys(store: Moment, source: str) -> set[str]:
     """The keys of a source's instances of which something could not be taken over."""
-    query = select(source_problems.c.key).where(source_problems.c.source == source).distinct()
-    return set(store.connection.execute(query).scalars())
+    query = "SELECT DISTINCT key FROM source_problems WHERE source = ?"
+    return {key for (key,) in store.connection.execute(query, (source,))}
 
 
 def list_keys(store: Moment, source: str) -> set[str]:
     """The keys of all instances that belong to a source and exist there, as far as is known."""
-    query = select(instances.c.source_key).where(instances.c.source == source, instances.c.source_key.is_not(None))
-    return {str(key) for key in store.connection.execute(query).scalars()}
+    query = "SELECT source_key FROM instances WHERE source = ? AND source_key IS NOT NULL"
+    return {key for (key,) in store.connection.execute(query, (source,))}
 
 
 def count_instances(store: Moment, source: str) -> tuple[int, int]:
     """How many instances belong to a source, and how many of them run as far as is known."""
-    query = select(func.count(), func.count(instances.c.init_pid)).where(instances.c.source == source)
-    total, running = store.connection.execute(query).one()
+    query = "SELECT count(*), count(init_pid) FROM instances WHERE source = ?"
+    total, running = store.connection.execute(query, (source,)).fetchone()
     return total, running
 
 
@@ -70,38 +72,30 @@ def forget_source(change: Change, name: str) -> int:
     owned = list_instances(change, source=name)
     for instance in owned:
         steps.remove(change, instance)
-    change.connection.execute(delete(sources).where(sources.c.name == name))
-    change.connection.execute(delete(source_problems).where(source_problems.c.source == name))
+    change.connection.execute("DELETE FROM sources WHERE name = ?", (name,))
+    change.connection.execute("DELETE FROM source_problems WHERE source = ?", (name,))
     return len(owned)
 
 
 def list_unacknowledged(store: Moment, source: str) -> list[Instance]:
     """Which instances of a source have said something of their readiness that their daemon does not know yet."""
-    query = select(instances.c.id).where(
-        instances.c.source == source,
-        instances.c.init_pid.is_not(None),
-        instances.c.acknowledged_ready.is_not(None),
-        instances.c.acknowledged_ready != instances.c.ready,
-    )
-    found = (load(store.connection, number) for number in store.connection.execute(query).scalars().all())
-    return [instance for instance in found if instance is not None]
+    return load_all(store, _UNACKNOWLEDGED, (source,))
 
 
 def acknowledge(change: Change, instance: Instance) -> None:
     """Record that the daemon knows what the instance, as it was then, had said."""
     change.connection.execute(
-        update(instances)
-        .where(instances.c.id == instance.id, instances.c.run == instance.run)
-        .values(acknowledged_ready=instance.ready)
+        "UPDATE instances SET acknowledged_ready = ? WHERE id = ? AND run = ?",
+        (instance.ready, instance.id, instance.run),
     )
 
 
 def merge_ready(change: Change, instance: Instance, held: bool) -> None:
     """Bring together what the instance said and what its daemon holds; of the two, the one that is new counts."""
-    query = select(instances.c.acknowledged_ready).where(instances.c.id == instance.id)
-    acknowledged = change.connection.execute(query).scalar_one()
+    query = "SELECT acknowledged_ready FROM instances WHERE id = ?"
+    (acknowledged,) = change.connection.execute(query, (instance.id,)).fetchone()
     if acknowledged == held:
         return  # What the instance may have said since is told to the daemon: `list_unacknowledged`.
     if instance.ready == acknowledged or (acknowledged is None and held):
         steps.set_ready(change, instance.id, instance.run, held)
-    change.connection.execute(update(instances).where(instances.c.id == instance.id).values(acknowledged_ready=held))
+    change.connection.execute("UPDATE instances SET acknowledged_ready = ? WHERE id = ?", (held, instance.id))

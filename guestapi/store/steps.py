@@ -7,12 +7,11 @@ after.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from sqlalchemy import BindParameter, bindparam, delete, insert, select, update
 
 from guestapi import names
 from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType
@@ -21,19 +20,13 @@ from guestapi.store.errors import ConflictError
 from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers
 from guestapi.store.lookup import find_owner, get_instance
 from guestapi.store.rows import load, load_layers
-from guestapi.store.tables import config, devices, instances
 from guestapi.store.transaction import Change, tell
 
-#: Where the instance, layer, and key or name of a row that is to go stand in a statement.
-_INSTANCE: BindParameter[int] = bindparam("of_instance")
-_LAYER: BindParameter[int] = bindparam("of_layer")
-_GONE: BindParameter[str] = bindparam("gone")
-# PERF: made once. To make one takes as long as to execute it.
-_REMOVE_KEY = delete(config).where(config.c.instance_id == _INSTANCE, config.c.layer == _LAYER, config.c.key == _GONE)
-_REMOVE_DEVICE = delete(devices).where(
-    devices.c.instance_id == _INSTANCE, devices.c.layer == _LAYER, devices.c.name == _GONE
-)
-_ADD_KEY, _ADD_DEVICE = insert(config), insert(devices)
+_BY_INIT = "SELECT id, name FROM instances WHERE init_pid = ? AND init_start_time = ? AND init_boot_id = ?"
+_REMOVE_KEY = "DELETE FROM config WHERE instance_id = ? AND layer = ? AND key = ?"
+_REMOVE_DEVICE = "DELETE FROM devices WHERE instance_id = ? AND layer = ? AND name = ?"
+_ADD_KEY = "INSERT INTO config (instance_id, key, layer, size, value) VALUES (?, ?, ?, ?, ?)"
+_ADD_DEVICE = "INSERT INTO devices (instance_id, name, layer, definition) VALUES (?, ?, ?, ?)"
 #: Columns that are called otherwise in `Instance`.
 _ATTRIBUTES = {"source_key": "key"}
 
@@ -104,6 +97,9 @@ def add(
     if find_by_uuid(change, identity) is not None:
         raise ConflictError(f"uuid {identity} belongs to another instance already")
     values: dict[str, object] = {
+        "revision": 1,
+        "run": 0,
+        "ready": False,
         "project": project,
         "name": name,
         "type": type,
@@ -124,7 +120,9 @@ def add(
     if not checked:
         layer = Layer(names.check_config(layer.config), names.check_devices(layer.devices))
         _check_size(change, layer)
-    (number,) = change.connection.execute(insert(instances).values(values)).inserted_primary_key or (0,)
+    statement = f"INSERT INTO instances ({', '.join(values)}) VALUES ({', '.join(f':{column}' for column in values)})"
+    number = change.connection.execute(statement, values).lastrowid
+    assert number is not None, "it was inserted"
     _write_layers(change, number, Layers(), Layers(operator=layer) if source is None else Layers(source=layer))
     created = reload(change, number)
     tell(change, created, happened, running=False)
@@ -146,7 +144,7 @@ def get_editable(change: Change, project: str, name: str) -> Instance:
 
 def remove(change: Change, instance: Instance) -> None:
     """Take an instance away, running or not, and all that is known of it."""
-    change.connection.execute(delete(instances).where(instances.c.id == instance.id))
+    change.connection.execute("DELETE FROM instances WHERE id = ?", (instance.id,))
     tell(change, instance, [changes.lifecycle("instance-removed", instance.project, instance.name)], running=False)
 
 
@@ -319,8 +317,8 @@ def park(change: Change, instance: Instance, name: str) -> None:
 
 def find_by_uuid(change: Change, identity: str) -> int | None:
     """The id of the instance with a UUID, in its canonical form; None if there is none."""
-    number: int | None = change.connection.execute(select(instances.c.id).where(instances.c.uuid == identity)).scalar()
-    return number
+    row = change.connection.execute("SELECT id FROM instances WHERE uuid = ?", (identity,)).fetchone()
+    return None if row is None else int(row[0])
 
 
 def reload(change: Change, number: int) -> Instance:
@@ -332,13 +330,8 @@ def reload(change: Change, number: int) -> Instance:
 
 def find_by_init(change: Change, init: Init) -> tuple[int, str] | None:
     """Id and name of the instance that a process is the init of; None if there is none."""
-    query = select(instances.c.id, instances.c.name).where(
-        instances.c.init_pid == init.pid,
-        instances.c.init_start_time == init.start_time,
-        instances.c.init_boot_id == init.boot_id,
-    )
-    found = change.connection.execute(query).first()
-    return None if found is None else (found.id, found.name)
+    found = change.connection.execute(_BY_INIT, (init.pid, init.start_time, init.boot_id)).fetchone()
+    return None if found is None else (found[0], found[1])
 
 
 def _check_init_is_free(change: Change, instance: Instance | None, init: Init) -> None:
@@ -365,7 +358,7 @@ def _init_columns(old: Instance, init: Init | None, restarted: bool) -> dict[str
         recorded = {"init_root_uid": init.root_uid, "init_user_namespace": init.user_namespace}
         return {column: value for column, value in recorded.items() if value is not None}
     ends = (old.init is not None) + (init is not None)
-    columns: dict[str, object] = {"run": instances.c.run + ends, "ready": False, "acknowledged_ready": None}
+    columns: dict[str, object] = {"run": old.run + ends, "ready": False, "acknowledged_ready": None}
     return columns | _columns_of(init)
 
 
@@ -390,35 +383,27 @@ def _is_other(old: Instance, column: str, value: object) -> bool:
 
 def _set(change: Change, instance: Instance, columns: Mapping[str, object]) -> None:
     """Write columns of an instance, as a new revision."""
-    values = {**columns, "revision": instances.c.revision + 1}
-    change.connection.execute(update(instances).where(instances.c.id == instance.id).values(values))
+    assigned = "".join(f", {column} = :{column}" for column in columns)
+    statement = f"UPDATE instances SET revision = revision + 1{assigned} WHERE id = :id"
+    change.connection.execute(statement, {**columns, "id": instance.id})
 
 
 def _write_layers(change: Change, number: int, before: Layers, after: Layers) -> None:
     for layer, old, new in ((SOURCE, before.source, after.source), (OPERATOR, before.operator, after.operator)):
-        # PERF: rows of a kind go in one statement, of which each would take ten times as long as a row.
         if keys := _changed(old.config, new.config):
-            change.connection.execute(_REMOVE_KEY, [_gone(number, layer, key) for key in keys])
+            change.connection.executemany(_REMOVE_KEY, [(number, layer, key) for key in keys])
             values = [
-                {"instance_id": number, "key": key, "layer": layer, "size": len(value.encode()), "value": value}
-                for key in keys
-                if (value := new.config.get(key))
+                (number, key, layer, len(value.encode()), value) for key in keys if (value := new.config.get(key))
             ]
-            if values:
-                change.connection.execute(_ADD_KEY, values)
+            change.connection.executemany(_ADD_KEY, values)
         if named := _changed(old.devices, new.devices):
-            change.connection.execute(_REMOVE_DEVICE, [_gone(number, layer, name) for name in named])
+            change.connection.executemany(_REMOVE_DEVICE, [(number, layer, name) for name in named])
             rows = [
-                {"instance_id": number, "name": name, "layer": layer, "definition": dict(sorted(definition.items()))}
+                (number, name, layer, json.dumps(dict(sorted(definition.items()))))
                 for name in named
                 if (definition := new.devices.get(name)) is not None
             ]
-            if rows:
-                change.connection.execute(_ADD_DEVICE, rows)
-
-
-def _gone(number: int, layer: int, name: str) -> dict[str, object]:
-    return {_INSTANCE.key: number, _LAYER.key: layer, _GONE.key: name}
+            change.connection.executemany(_ADD_DEVICE, rows)
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

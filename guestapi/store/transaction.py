@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-
-from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, select, update
 
 from guestapi.encoding import to_json
 from guestapi.model import Instance
 from guestapi.store import changes
-from guestapi.store.tables import BY_GUEST, NOT_BY_GUEST, notifications
 
-# PERF: made once. Every change needs them, and to make them takes as long as all else that it writes.
-_log = notifications.c
-_NOW: BindParameter[float] = bindparam("now")
-_BEFORE = select(_log.written).order_by(_log.id.desc()).offset(bindparam("told")).limit(1)
-_NOT_LATER = update(notifications).where(_log.written > _NOW).values(written=_NOW)
-_LATEST = select(_log.id).order_by(_log.id.desc()).limit(1)
-# The newest entry that is too many, of those that no guest caused; and of those that one guest caused.
-_EXCESS = (
-    select(_log.id).where(NOT_BY_GUEST).order_by(_log.id.desc()).offset(bindparam("keep")).limit(1).scalar_subquery()
+_TELL = (
+    "INSERT INTO notifications "
+    "(instance_id, project, instance, type, timestamp, written, metadata, for_guest, by_guest) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_OWN_EXCESS = (
-    select(_log.id)
-    .where(BY_GUEST, _log.instance_id == bindparam("instance"))
-    .order_by(_log.id.desc())
-    .offset(bindparam("keep"))
-    .limit(1)
-    .scalar_subquery()
-)
+_LATEST = "SELECT id FROM notifications ORDER BY id DESC LIMIT 1"
+_BEFORE = "SELECT written FROM notifications ORDER BY id DESC LIMIT 1 OFFSET :told"
+_NOT_LATER = "UPDATE notifications SET written = :now WHERE written > :now"
 # The log is in the order of time, so this scan ends at the first entry that is young enough.
-_YOUNG = select(_log.id).where(_log.written >= bindparam("since")).order_by(_log.id).limit(1).scalar_subquery()
-_TRIM_OLD = delete(notifications).where(_log.id < _YOUNG)
-_TRIM_EXCESS = delete(notifications).where(_log.id <= _EXCESS)
-_TRIM_OWN = delete(notifications).where(BY_GUEST, _log.instance_id == bindparam("instance"), _log.id <= _OWN_EXCESS)
+_TRIM_OLD = (
+    "DELETE FROM notifications WHERE id < (SELECT id FROM notifications WHERE written >= :since ORDER BY id LIMIT 1)"
+)
+# Up to the newest entry that is too many, of those that no guest caused; and of those that one guest caused.
+_TRIM_EXCESS = (
+    "DELETE FROM notifications WHERE id <= "
+    "(SELECT id FROM notifications WHERE by_guest = 0 ORDER BY id DESC LIMIT 1 OFFSET :keep)"
+)
+_TRIM_OWN = (
+    "DELETE FROM notifications WHERE by_guest = 1 AND instance_id = :instance AND id <= "
+    "(SELECT id FROM notifications WHERE by_guest = 1 AND instance_id = :instance "
+    "ORDER BY id DESC LIMIT 1 OFFSET :keep)"
+)
 
 #: How many entries that an instance itself caused are kept of it. What it was last is what matters of them.
 KEEP_OWN_ENTRIES = 16
@@ -54,7 +52,7 @@ class Change:
         configuration_bytes: how much the configuration and devices of an instance may have in all.
     """
 
-    connection: Connection
+    connection: sqlite3.Connection
     configuration_bytes: int
     told: int = 0
     rings: bool = False
@@ -80,21 +78,21 @@ def tell(
     """
     now = time.time_ns()
     rows = [
-        {
-            "instance_id": instance.id,
-            "project": instance.project,
-            "instance": instance.name,
-            "type": event.type,
-            "timestamp": changes.timestamp(now),
-            "written": now / 1e9,
-            "metadata": to_json(event.metadata, html=True).decode(),
-            "for_guest": event.guest and running,
-            "by_guest": by_guest,
-        }
+        (
+            instance.id,
+            instance.project,
+            instance.name,
+            event.type,
+            changes.timestamp(now),
+            now / 1e9,
+            to_json(event.metadata, html=True).decode(),
+            event.guest and running,
+            by_guest,
+        )
         for event in events
     ]
     if rows:
-        change.connection.execute(insert(notifications), rows)
+        change.connection.executemany(_TELL, rows)
         change.told += len(rows)
         if by_guest:
             change.connection.execute(_TRIM_OWN, {"instance": instance.id, "keep": KEEP_OWN_ENTRIES})
@@ -107,11 +105,33 @@ def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:
     hundred instances that change their state all the time keep no other instance's event from being resumed.
     """
     now = time.time()
-    if (change.connection.execute(_BEFORE, {"told": change.told}).scalar() or 0) > now:
+    before = change.connection.execute(_BEFORE, {"told": change.told}).fetchone()
+    if before is not None and before[0] > now:
         # The clock was set back. The age of entries that are dated later than now is unknown; without a date
         # that comes to pass, an entry from a wrong year would keep all that are older.
-        change.connection.execute(_NOT_LATER, {_NOW.key: now})
+        change.connection.execute(_NOT_LATER, {"now": now})
     change.connection.execute(_TRIM_OLD, {"since": now - keep_seconds})
-    latest = change.connection.execute(_LATEST).scalar() or 0
+    (latest,) = change.connection.execute(_LATEST).fetchone() or (0,)
     if latest % (keep_entries // _SLACK + 1) < change.told:
         change.connection.execute(_TRIM_EXCESS, {"keep": keep_entries})
+
+
+@contextmanager
+def savepoint(change: Change) -> Iterator[None]:
+    """A part of a transaction that is undone by itself if it raises; the rest of the transaction stays.
+
+    Raises:
+        sqlite3.Error: the store cannot be written.
+    """
+    told = change.told
+    change.connection.execute("SAVEPOINT part")
+    try:
+        yield
+    except BaseException:
+        # SQLite may have ended the whole transaction, after an error that matters more than this.
+        if change.connection.in_transaction:
+            change.connection.execute("ROLLBACK TO part")
+            change.connection.execute("RELEASE part")
+        change.told = told
+        raise
+    change.connection.execute("RELEASE part")

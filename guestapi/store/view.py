@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-
-from sqlalchemy import Connection
 
 from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import explained
@@ -21,11 +20,11 @@ class View:
         connection: for the modules of this room alone.
     """
 
-    connection: Connection
+    connection: sqlite3.Connection
 
 
 class Views:
-    """Looks at the store again and again: it is opened, and each statement compiled, once."""
+    """Looks at the store again and again: it is opened and checked once."""
 
     def __init__(self, url: str) -> None:
         """Open the store.
@@ -37,7 +36,7 @@ class Views:
             StoreError: the store is missing or cannot be used.
         """
         self._file = database_file(url)
-        self._engine = open_reader(url)
+        self._database = open_reader(url)
 
     @contextmanager
     def view(self) -> Iterator[View]:
@@ -46,13 +45,13 @@ class Views:
         Raises:
             StoreError: it cannot be used any more.
         """
-        with explained(self._file), self._engine.connect() as connection, snapshot(connection):
+        with explained(self._file), closing(self._database.connect()) as connection, snapshot(connection):
             yield View(connection)
 
 
 @contextmanager
 def view(url: str) -> Iterator[View]:
-    """Look once at the store at the SQLAlchemy URL `url`; as `Views` does.
+    """Look once at the store at the URL `url`; as `Views` does.
 
     Raises:
         StoreError: it is missing or cannot be used.

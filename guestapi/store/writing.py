@@ -7,7 +7,7 @@ it. Commands, mirrors and followers all use them, so names are checked there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Writer:
             StoreError: it is missing or cannot be used.
         """
         self._file = database_file(settings.store.url)
-        self._engine = open_writer(settings.store.url, lock_seconds=settings.store.lock_seconds, create=create)
+        self._database = open_writer(settings.store.url, lock_seconds=settings.store.lock_seconds, create=create)
         self._configuration_bytes = settings.store.configuration_bytes
         self._keep = settings.events
 
@@ -57,12 +57,19 @@ class Writer:
             StoreBusyError: another writer held the store for too long.
             StoreError: it cannot be written.
         """
-        with explained(self._file), self._engine.connect() as connection:
-            with connection.begin():
+        with explained(self._file), closing(self._database.connect()) as connection:
+            # At once: a writer must not find out at its first write that what it has read is stale.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
                 change = Change(connection, self._configuration_bytes)
                 yield change
                 if change.told:
                     trim(change, self._keep.keep_entries, self._keep.keep_seconds)
+                connection.execute("COMMIT")
+            finally:
+                # SQLite may have ended it by itself, after an error.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
             # Before the connection is closed: listeners wait for this.
             if change.told or change.rings:
                 ring(self._file)

@@ -8,10 +8,11 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import replace as replace_instance
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, event
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Device
@@ -165,13 +166,13 @@ def test_reader_comes_while_the_last_writer_goes(
         writing.join()
 
 
-def test_instance_is_read_at_one_moment(writer: Writer, reader: Reader) -> None:
+def test_instance_is_read_at_one_moment(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever a writer commits while an instance is read, what is read together was together in the store."""
     one = add(writer)
     numbers = iter(range(1000))
     within = False
 
-    def commit(*_: object) -> None:
+    def commit() -> None:
         nonlocal within
         if not within:
             within, number = True, str(next(numbers))
@@ -180,15 +181,21 @@ def test_instance_is_read_at_one_moment(writer: Writer, reader: Reader) -> None:
                 steps.replace_devices(change, changed, {"eth0": {"type": "nic", "number": number}})
             within = False
 
-    # Before each statement of the reader, whichever it is.
-    event.listen(Engine, "before_cursor_execute", commit)
-    try:
-        for _ in range(10):
-            found = reader.instance(one.id)
-            assert found is not None
-            assert found.config.get("user.a") == found.devices.get("eth0", {}).get("number")
-    finally:
-        event.remove(Engine, "before_cursor_execute", commit)
+    class Interrupted(sqlite3.Connection):
+        """Somebody else commits before each statement of the reader, whichever it is."""
+
+        def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+            commit()
+            return super().execute(statement, *parameters)
+
+    def connect(file: Path, lock_seconds: float) -> sqlite3.Connection:
+        return sqlite3.connect(file, timeout=lock_seconds, factory=Interrupted)
+
+    monkeypatch.setattr(engine, "_connect", connect)
+    for _ in range(10):
+        found = reader.instance(one.id)
+        assert found is not None
+        assert found.config.get("user.a") == found.devices.get("eth0", {}).get("number")
     assert next(numbers) >= 10
 
 

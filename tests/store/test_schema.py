@@ -49,8 +49,8 @@ def refusals(settings: Settings) -> list[str]:
 @pytest.mark.parametrize(
     ("url", "word"),
     [
-        ("", "SQLAlchemy"),
-        ("/var/lib/store.db", "SQLAlchemy"),
+        ("", "no URL"),
+        ("/var/lib/store.db", "no URL"),
         ("postgresql://localhost/x", "postgresql"),
         ("sqlite://", "absolute"),
         ("sqlite:///store.db", "absolute"),

@@ -5,15 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event
 
 from guestapi.settings import Settings
-from guestapi.store import steps
+from guestapi.store import engine, steps
 from guestapi.store.engine import database_file
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
@@ -24,18 +22,18 @@ from tests.store.test_reading import value
 
 
 @pytest.fixture
-def statements() -> Iterator[list[str]]:
-    """What every connection that is opened from now on is asked, by SQLAlchemy or not."""
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What every connection that is opened from now on is asked."""
     asked: list[str] = []
+    connect = engine._connect
 
-    def listen(connection: sqlite3.Connection, _record: object) -> None:
+    def traced(file: Path, lock_seconds: float) -> sqlite3.Connection:
+        connection = connect(file, lock_seconds)
         connection.set_trace_callback(asked.append)
+        return connection
 
-    event.listen(Engine, "connect", listen)
-    try:
-        yield asked
-    finally:
-        event.remove(Engine, "connect", listen)
+    monkeypatch.setattr(engine, "_connect", traced)
+    return asked
 
 
 def test_warm_read_asks_nothing(statements: list[str], settings: Settings, writer: Writer) -> None:
