@@ -1,4 +1,4 @@
-"""Which instance an observation is about, and whether it may be: every case, without a store."""
+"""`decide`: which instance an observation belongs to, and whether it may be written; every case, without a store."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ OBSERVED = Observed("key", "default", "web", init=ALIVE)
 
 
 def instance(number: int, **fields: object) -> Instance:
-    """An instance of the store; by default, one that was added by hand and does not run."""
+    """Return an instance of the store; by default one that was added by hand and does not run."""
     plain = Instance(number, 1, 0, "default", "web", "container", "u", "u", None, False, None, {}, {})
-    return replace(plain, **fields)  # type: ignore[arg-type]  # by name, whatever they are
+    return replace(plain, **fields)  # type: ignore[arg-type]  # the fields have many types
 
 
 OWN = instance(1, name="old", source="lxc", key="key")
@@ -37,26 +37,26 @@ FOREIGN_ELSEWHERE = instance(6, name="else", source="podman", key="key", init=AL
 @pytest.mark.parametrize(
     ("by_key", "by_name", "by_init", "empty", "expected", "replaced"),
     [
-        # It is new; or known, under this name or another.
+        # A new container, or a registered one, with the same name or another one.
         (None, None, None, set(), None, None),
         (OWN, None, None, set(), OWN, None),
         (OWN_NAMED, OWN_NAMED, None, set(), OWN_NAMED, None),
         (OWN_NAMED, OWN_NAMED, OWN_NAMED, set(), OWN_NAMED, None),
-        # Added by hand, and does not run, or with this very init: it has found its container.
+        # An instance that was added by hand and does not run, or runs with this init, gets the container.
         (None, BY_HAND, None, set(), BY_HAND, None),
         (None, BY_HAND_DEAD, None, set(), BY_HAND_DEAD, None),
         (None, BY_HAND_SAME, BY_HAND_SAME, set(), BY_HAND_SAME, None),
         (None, None, ELSEWHERE, set(), ELSEWHERE, None),
-        # Its container went, this is the next one.
+        # The instance of a container that is gone gets the next container of that name.
         (None, RELEASED, None, set(), RELEASED, None),
-        # Both are there: nothing that would be missed gives way to the other.
+        # Both instances exist: the one without settings of the operator's gives way.
         (OWN, RELEASED, None, {1}, RELEASED, OWN),
         (OWN, RELEASED, None, {3}, OWN, RELEASED),
         (OWN, RELEASED, None, {1, 3}, OWN, RELEASED),
         (OWN, BY_HAND, None, {1}, BY_HAND, OWN),
     ],
 )
-def test_observations_that_are_taken(
+def test_accepted_observations(
     by_key: Instance | None,
     by_name: Instance | None,
     by_init: Instance | None,
@@ -64,7 +64,7 @@ def test_observations_that_are_taken(
     expected: Instance | None,
     replaced: Instance | None,
 ) -> None:
-    """A key names its instance; one without an owner, or without a container, is the first one's of its name."""
+    """An observation goes to the instance with its key, or to one with its name that has no owner or no container."""
     decision = decide(
         "lxc",
         OBSERVED,
@@ -79,7 +79,7 @@ def test_observations_that_are_taken(
 @pytest.mark.parametrize(
     ("source", "by_key", "by_name", "by_init", "words", "holder"),
     [
-        # The name is another owner's, whatever that one does.
+        # Another owner has the name, whether its container runs or not.
         ("lxc", None, FOREIGN, None, "of podman", None),
         ("lxc", OWN, FOREIGN, None, "of podman", None),
         ("lxc", None, replace(FOREIGN, init=DEAD), None, "of podman", None),
@@ -87,17 +87,17 @@ def test_observations_that_are_taken(
         ("lxc", None, SIBLING, None, "another container of lxc", "another"),
         ("lxc", OWN, SIBLING, None, "another container of lxc", "another"),
         ("lxc", None, BY_HAND_RUNS, None, "which runs with process 3", None),
-        # Both have settings of the operator's.
+        # Both instances have settings of the operator's.
         ("lxc", OWN, RELEASED, None, "both have settings", None),
-        # The init is another owner's.
+        # Another owner has the init.
         ("lxc", None, None, FOREIGN_ELSEWHERE, "process 1, is the init of instance 'else'", None),
         ("lxc", OWN, None, FOREIGN_ELSEWHERE, "of podman", None),
-        # A daemon's configuration would be mixed with somebody else's.
+        # A daemon's configuration must not be mixed with that of an instance that was added by hand.
         ("incus", None, BY_HAND, None, "added by hand", None),
         ("incus", None, BY_HAND_SAME, BY_HAND_SAME, "added by hand", None),
     ],
 )
-def test_observations_that_are_refused(
+def test_refused_observations(
     source: str,
     by_key: Instance | None,
     by_name: Instance | None,
@@ -105,7 +105,7 @@ def test_observations_that_are_refused(
     words: str,
     holder: str | None,
 ) -> None:
-    """A refusal names the owner, and says what to do."""
+    """A refusal names the owner, and its hint states what to do."""
     decision = decide(
         source,
         OBSERVED,
@@ -127,12 +127,12 @@ def test_observations_that_are_refused(
         ("lxc", None, DEAD, None),
         ("lxc", ALIVE, DEAD, ALIVE),
         ("lxc", DEAD, None, DEAD),
-        # A look that is older than what is known.
+        # The observation is older than the registration.
         ("lxc", None, ALIVE, ALIVE),
         ("lxc", DEAD, ALIVE, ALIVE),
-        # Of two that are alive, the one that was seen later counts.
+        # Of two living inits, the one that was observed last counts.
         ("lxc", OTHER, ALIVE, OTHER),
-        # A mirror asks its daemon in order.
+        # A mirror asks its daemon in order, so its observations are never older.
         ("incus", None, ALIVE, None),
         ("incus", DEAD, ALIVE, DEAD),
     ],
@@ -140,7 +140,7 @@ def test_observations_that_are_refused(
 def test_init_after_an_observation(
     source: str, observed: Init | None, known: Init | None, expected: Init | None
 ) -> None:
-    """A process that is alive gives way to another live one alone."""
+    """The registered init stays while it is alive, unless another living one is observed."""
     wanted = replace(OBSERVED, init=observed)
     assert choose_init(source, wanted, known, lambda init: init in (ALIVE, OTHER)) == expected
 
@@ -151,25 +151,25 @@ SEEN: dict[str, Device] = {"eth0": {"type": "nic"}}
 @pytest.mark.parametrize(
     ("source", "devices", "known", "init", "expected"),
     [
-        # Seen before the init ran: taken, once.
+        # Observed before the init runs: the devices are taken, once.
         ("lxc", SEEN, None, ALIVE, SEEN),
         ("lxc", SEEN, OWN, ALIVE, SEEN),
         ("lxc", SEEN, replace(OWN, init=ALIVE), ALIVE, None),
         ("lxc", SEEN, replace(OWN, init=DEAD), ALIVE, SEEN),
-        # Not seen before it ran: what the last run had is not this one's.
+        # Not observed before the init runs: the devices of an earlier run do not apply.
         ("lxc", None, OWN, ALIVE, {}),
         ("lxc", None, replace(OWN, init=DEAD), ALIVE, {}),
         ("lxc", None, replace(OWN, init=ALIVE), ALIVE, None),
-        # An earlier version has registered this very init; its source tells more of it than that did.
+        # An earlier version registered this init; the source has more than it recorded.
         ("lxc", None, BY_HAND_SAME, ALIVE, None),
         ("lxc", SEEN, BY_HAND_SAME, ALIVE, SEEN),
-        # It does not run: what it had stays.
+        # It does not run: the devices stay.
         ("lxc", {}, OWN, None, None),
         ("lxc", SEEN, OWN, None, None),
         ("lxc", SEEN, replace(OWN, init=DEAD), None, None),
         ("lxc", SEEN, None, None, None),
         ("podman", SEEN, None, None, None),
-        # A daemon tells the devices at any time.
+        # A daemon reports devices at any time.
         ("incus", SEEN, replace(OWN, init=ALIVE), ALIVE, SEEN),
         ("incus", {}, OWN, None, {}),
     ],
@@ -177,5 +177,5 @@ SEEN: dict[str, Device] = {"eth0": {"type": "nic"}}
 def test_devices_after_an_observation(
     source: str, devices: dict[str, Device] | None, known: Instance | None, init: Init | None, expected: object
 ) -> None:
-    """What a container is told of its devices was seen once for each init, before a hostile root could choose it."""
+    """Devices are observed once for each init, before the container's root, which may be hostile, can change them."""
     assert choose_devices(source, OBSERVED, devices, known, init) == expected

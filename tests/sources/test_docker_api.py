@@ -1,4 +1,4 @@
-"""A bounded client: an engine that lies, hangs, trickles, answers garbage or gigabytes is one sentence, in time."""
+"""The client of the engines' API: false, hanging, slow, malformed or endless answers give an error within bounds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Answering = Callable[[socket.socket], None]
 
 
 class FakeEngine:
-    """Listens on a Unix socket, and does with each connection what the test wants, in a thread."""
+    """A server on a Unix socket that handles each connection with the test's function, in a thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -46,12 +46,12 @@ class FakeEngine:
         threading.Thread(target=self._run, daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def says(self, content: bytes, status: str = "200 OK") -> None:
-        """Answer each question with this body."""
+        """Answer each request with this body."""
         head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         self.does = lambda connection: connection.sendall(head + content)
 
@@ -66,12 +66,12 @@ class FakeEngine:
                     self.asked.append(connection.recv(65536).split(b" ")[1].decode())
                     self.does(connection)
                 except OSError:
-                    pass  # The client has had enough.
+                    pass  # The client has closed the connection.
 
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[FakeEngine]:
-    """An engine that does as the test says."""
+    """An engine with the test's answers."""
     made = FakeEngine(tmp_path / "sock")
     yield made
     made.close()
@@ -79,7 +79,7 @@ def fake(tmp_path: Path) -> Iterator[FakeEngine]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deadlines and sizes that a test can wait for."""
+    """Set short deadlines and small sizes."""
     monkeypatch.setattr(docker_api, "_LIST_SECONDS", 0.4)
     monkeypatch.setattr(docker_api, "_ONE_SECONDS", 0.4)
     monkeypatch.setattr(docker_api, "_LIST_BYTES", 1 << 20)
@@ -87,7 +87,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(fake: FakeEngine, seconds: float = 10.0) -> str:
-    """The sentence that listing ends in."""
+    """Return the message of the error that listing raises."""
     began = time.monotonic()
     with pytest.raises(EngineError) as caught:
         Engine(fake.path).containers()
@@ -99,7 +99,7 @@ def refused(fake: FakeEngine, seconds: float = 10.0) -> str:
 
 
 def test_list_and_inspect(fake: FakeEngine) -> None:
-    """What an engine says is understood, without labels, which are somebody else's; null is nothing."""
+    """An engine's lists and containers are decoded without labels, which come from images; null is an empty value."""
     fake.says(
         json.dumps(
             [
@@ -116,15 +116,15 @@ def test_list_and_inspect(fake: FakeEngine) -> None:
     assert fake.asked == ["/containers/json?all=1", f"/containers/{ID}/json"]
 
 
-def test_gone(fake: FakeEngine) -> None:
-    """404 is an answer of its own; what the engine says of it is shown, on one line."""
+def test_missing_container(fake: FakeEngine) -> None:
+    """404 raises an error of its own class, which shows the engine's message on one line."""
     fake.says(b'{"message":"no such\\ncontainer"}', "404 Not Found")
     with pytest.raises(ContainerGoneError, match=r"404 no such\?container"):
         Engine(fake.path).container(ID)
 
 
-def test_another_container(fake: FakeEngine) -> None:
-    """An engine that answers with another container than it was asked for is not believed."""
+def test_answer_about_another_container(fake: FakeEngine) -> None:
+    """An answer about another container than the requested one is an error."""
     fake.says(json.dumps({"Id": ID[::-1], "Name": "/web"}).encode())
     with pytest.raises(EngineError, match="answered with another"):
         Engine(fake.path).container(ID)
@@ -149,7 +149,7 @@ def test_another_container(fake: FakeEngine) -> None:
     ids=lambda content: content[:30].decode("latin-1"),
 )
 def test_no_list(fake: FakeEngine, content: bytes) -> None:
-    """What is no list of containers with whole ids is said to be none."""
+    """A body that is no list of containers with complete ids is an error."""
     fake.says(content)
     refused(fake)
 
@@ -168,20 +168,20 @@ def test_no_list(fake: FakeEngine, content: bytes) -> None:
     ids=lambda answer: answer[:30].decode("latin-1"),
 )
 def test_no_http(fake: FakeEngine, answer: bytes) -> None:
-    """Garbage, an answer that is cut off, and an endless head are each one sentence."""
+    """Malformed HTTP, a truncated answer, and an endless head are errors."""
     fake.does = lambda connection: connection.sendall(answer)
     refused(fake)
 
 
-def test_hangs(fake: FakeEngine) -> None:
-    """An engine that takes the question and says nothing."""
+def test_engine_that_hangs(fake: FakeEngine) -> None:
+    """An engine that accepts the request and sends nothing is an error at the deadline."""
     fake.does = lambda connection: time.sleep(5)
     assert "no whole answer in 0.4 s" in refused(fake, 3)
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
-def test_trickles(fake: FakeEngine, head: bytes) -> None:
-    """The deadline is for the answer as a whole, its head too, not for each byte."""
+def test_engine_that_trickles(fake: FakeEngine, head: bytes) -> None:
+    """The deadline applies to the whole answer including its head, not to each byte."""
 
     def trickle(connection: socket.socket) -> None:
         connection.sendall(head)
@@ -194,8 +194,8 @@ def test_trickles(fake: FakeEngine, head: bytes) -> None:
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 2147483648", b"Transfer-Encoding: chunked"])
-def test_gigabytes(fake: FakeEngine, length: bytes) -> None:
-    """Two gigabytes, announced or not, are read up to the limit and no further."""
+def test_answer_of_gigabytes(fake: FakeEngine, length: bytes) -> None:
+    """Of an answer of two gigabytes, with Content-Length or chunked, only the limit is read."""
     sent = [0]
 
     def flood(connection: socket.socket) -> None:
@@ -212,8 +212,8 @@ def test_gigabytes(fake: FakeEngine, length: bytes) -> None:
     assert sent[0] < 16 << 20
 
 
-def test_nobody_there(tmp_path: Path) -> None:
-    """No socket, and a socket on which nobody listens."""
+def test_no_engine(tmp_path: Path) -> None:
+    """A missing socket, and one without a listening process, are errors."""
     with pytest.raises(EngineError, match="No such file"):
         Engine(str(tmp_path / "none")).containers()
     with socket.socket(socket.AF_UNIX) as bound:
@@ -223,14 +223,14 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 
 def event(key: str, more: str = "") -> bytes:
-    """An event as engines write it."""
+    """Return an event as engines write it."""
     return json.dumps(
         {"Type": "container", "Action": "start", "Actor": {"ID": key, "Attributes": {"x": more}}}
     ).encode()
 
 
 def told(fake: FakeEngine, *parts: bytes) -> list[frozenset[str] | None]:
-    """What an event stream of these parts says, part by part; ends with it."""
+    """Send these parts on an event stream; return what is read for each."""
     go = threading.Semaphore(0)
 
     def stream(connection: socket.socket) -> None:
@@ -258,7 +258,7 @@ def told(fake: FakeEngine, *parts: bytes) -> list[frozenset[str] | None]:
 
 
 def test_events(fake: FakeEngine) -> None:
-    """Each whole line names a container; one may come in pieces."""
+    """Each complete line gives a container's id; a line may arrive in pieces."""
     line = event(ID) + b"\n"
     assert told(fake, line, event(ID[::-1]) + b"\n") == [frozenset({ID}), frozenset({ID[::-1]})]
     assert "%22rename%22" in fake.asked[0]
@@ -266,12 +266,12 @@ def test_events(fake: FakeEngine) -> None:
 
 @pytest.mark.parametrize("line", [b"nonsense", b"{}", b'{"Actor":{"ID":"web"}}', b"\xff", b"[" * 60_000])
 def test_odd_event(fake: FakeEngine, line: bytes) -> None:
-    """An event that cannot be understood means: look at everything. The next is understood again."""
+    """A malformed event asks for a look at all containers; the next event is read again."""
     assert told(fake, line + b"\n", event(ID) + b"\n") == [None, frozenset({ID})]
 
 
 def test_endless_event(fake: FakeEngine) -> None:
-    """A line that does not end is not kept beyond its limit; what follows it is understood."""
+    """A line beyond the limit is not kept; the lines after it are read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(docker_api, "_EVENT_BYTES", 1000)
         found = told(fake, event(ID, "x" * 5000), b"yyy\n" + event(ID[::-1]) + b"\n")
@@ -288,7 +288,7 @@ def test_endless_event(fake: FakeEngine) -> None:
     ],
 )
 def test_no_event_stream(fake: FakeEngine, answer: bytes) -> None:
-    """A refusal, garbage or an end is an error, so that the follower opens another."""
+    """A refusal, a malformed answer or the end is an error, so that the follower opens another stream."""
     fake.does = lambda connection: connection.sendall(answer)
     events = Engine(fake.path).events()
     try:
@@ -302,20 +302,20 @@ def test_no_event_stream(fake: FakeEngine, answer: bytes) -> None:
 @given(st.binary(max_size=300))
 @hypothesis_settings(max_examples=200)
 def test_any_body_is_a_list_or_an_error(content: bytes) -> None:
-    """Whatever comes, there is a list of containers, or none."""
+    """Any body decodes to a list of containers or to None."""
     found = docker_api._decoded(content, list[Listed])
     assert found is None or isinstance(found, list)
 
 
 def test_operators_mounts() -> None:
-    """Binds, and volumes with a name, are the operator's; a volume that an image declares has 64 digits for a name."""
+    """Binds and named volumes are the operator's; a volume that an image declares has a name of 64 hex digits."""
     bind, named = ContainerMount("bind", "", "/a", "/b"), ContainerMount("volume", "data", "/v", "/c")
     image, tmpfs = ContainerMount("volume", ID, "/w", "/dev/incus"), ContainerMount("tmpfs", "", "", "/t")
     assert operators([bind, image, named, tmpfs, ContainerMount("volume", "", "/x", "/y")]) == [bind, named]
 
 
 class LyingEngine(FakeEngine):
-    """Answers by path; what it has no answer for is refused."""
+    """Answers by path; a path without an answer gets 500."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -329,7 +329,7 @@ class LyingEngine(FakeEngine):
 
 
 class Observer:
-    """The source docker with an engine that says what a test wants, and one container with our mount."""
+    """The source docker with a simulated engine and one container with guestapi's mount."""
 
     def __init__(self, directory: Path) -> None:
         self.engine = LyingEngine(directory / "lying")
@@ -341,7 +341,7 @@ class Observer:
         self.mount = {"Type": "bind", "Source": str(place), "Destination": "/dev/incus"}
 
     def has(self, pid: int, started: str, mounts: list[dict[str, str]] | None = None, mode: str = "") -> None:
-        """There is one container."""
+        """Let the engine have one container with these properties."""
         mounts = [self.mount] if mounts is None else mounts
         self.engine.answers["/containers/json?all=1"] = [{"Id": ID, "Names": ["/web"], "Mounts": mounts}]
         container = {"Id": ID, "Name": "/web", "State": {"Pid": pid, "StartedAt": started}, "Mounts": mounts}
@@ -349,13 +349,13 @@ class Observer:
         self.engine.answers[f"/containers/{ID}/json"]["HostConfig"] = {"PidMode": mode}
 
     def seen(self) -> list[object]:
-        """What the source sees."""
+        """Return the observations of the source."""
         return list(self.source.observe({ID: None}))
 
 
 @pytest.fixture
 def observer(tmp_path: Path) -> Iterator[Observer]:
-    """A source whose engine lies."""
+    """A source with a simulated engine."""
     made = Observer(tmp_path)
     yield made
     made.engine.close()
@@ -363,14 +363,14 @@ def observer(tmp_path: Path) -> Iterator[Observer]:
 
 @pytest.mark.root
 def test_pid_of_another_process(observer: Observer) -> None:
-    """An engine that has missed an end names a PID that another container's init has by now: it is not believed."""
+    """A PID that has passed from an ended container to another one's init is not accepted as the init."""
     with Container() as other:
         observer.has(other.pid, "2020-01-01T00:00:00Z")
         (found,) = observer.seen()
         assert isinstance(found, Observed)
         assert found.init is None
         assert "which it is not" in found.problems[0]
-        # As podman has it for a container without a cgroup: the engine says when it was started.
+        # podman reports no cgroup for a container without one, but the time of its start.
         observer.has(other.pid, datetime.now(UTC).isoformat())
         (found,) = observer.seen()
         assert isinstance(found, Observed)
@@ -379,7 +379,7 @@ def test_pid_of_another_process(observer: Observer) -> None:
 
 @pytest.mark.parametrize("pid", [-1, 0])
 def test_no_pid(observer: Observer, pid: int) -> None:
-    """No PID: it does not run."""
+    """A PID that is not positive means that the container does not run."""
     observer.has(pid, "")
     (found,) = observer.seen()
     assert isinstance(found, Observed)
@@ -390,7 +390,7 @@ def test_no_pid(observer: Observer, pid: int) -> None:
     ("pid", "said"), [(os.getpid(), 1), (1 << 22, 0), (1 << 62, 0)], ids=["our own", "of nobody", "too large"]
 )
 def test_no_init(observer: Observer, pid: int, said: int) -> None:
-    """A PID that is no container's init, or of nobody: it does not run; a process that is there is named."""
+    """A PID that is no container's init means that the container does not run; an existing process is a problem."""
     observer.has(pid, "")
     (found,) = observer.seen()
     assert isinstance(found, Observed)
@@ -399,7 +399,7 @@ def test_no_init(observer: Observer, pid: int, said: int) -> None:
 
 @pytest.mark.parametrize("mode", ["host", "container:" + "b" * 64, "ns:/proc/1/ns/pid"])
 def test_no_pid_namespace_of_its_own(observer: Observer, mode: str) -> None:
-    """Named while it runs, nothing when it does not; never an instance."""
+    """A container without a PID namespace of its own is no instance, but a problem while it runs."""
     for pid, expected in ((os.getpid(), 1), (0, 0)):
         observer.has(pid, "", mode=mode)
         found = observer.seen()
@@ -407,23 +407,23 @@ def test_no_pid_namespace_of_its_own(observer: Observer, mode: str) -> None:
         assert all(isinstance(one, Problem) and one.refused for one in found)
 
 
-def test_container_that_is_not_told(observer: Observer) -> None:
-    """A container is listed, and the engine tells nothing of it: it is there, so the store keeps what it has."""
+def test_container_that_cannot_be_inspected(observer: Observer) -> None:
+    """A listed container that cannot be inspected is unclear, so the store keeps what it has."""
     observer.has(0, "")
     del observer.engine.answers[f"/containers/{ID}/json"]
     (found,) = observer.seen()
     assert isinstance(found, Unclear)
 
 
-def test_volume_that_is_not_told(observer: Observer) -> None:
-    """Whether it is ours cannot be told now: it is not gone for that."""
+def test_volume_that_cannot_be_inspected(observer: Observer) -> None:
+    """A volume that cannot be inspected makes the container unclear, not gone."""
     observer.has(0, "", [{"Type": "volume", "Name": "ours", "Source": "/nowhere", "Destination": "/dev/incus"}])
     (found,) = observer.seen()
     assert isinstance(found, Unclear)
 
 
 def test_long_round(observer: Observer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the time for a look is over, known containers are unclear, and the others wait for the next look."""
+    """When the time for a look is over, registered containers are unclear; new ones wait for the next look."""
     observer.has(0, "")
     monkeypatch.setattr(podman, "_ROUND_SECONDS", -1.0)
     (found,) = observer.seen()

@@ -1,4 +1,4 @@
-"""The hook's socket: what is cut, garbage or far too much costs one sentence and a bounded time, and nobody else."""
+"""The doorbell's socket: truncated, malformed or oversized rings get an error in time, and delay no other ring."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from guestapi.sources import doorbell
 from guestapi.sources.doorbell import DoorbellCaller, DoorbellServer, Ring, RingError, parse
 
 
-class Door:
-    """A server in a thread, which notes who rings and answers each with ok."""
+class RunningServer:
+    """A doorbell server in a thread, which records each ring and answers it with ok."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,13 +43,13 @@ class Door:
             self.server.tidy()
 
     def close(self) -> None:
-        """No more of it."""
+        """Stop the server."""
         self._ended = True
         self._thread.join()
         self.server.close()
 
     def say(self, *parts: bytes, hang_up: bool = True) -> bytes:
-        """Connect and say something; the answer."""
+        """Send these parts on a connection; return the answer."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(20)
             connection.connect(str(self.path))
@@ -57,25 +57,25 @@ class Door:
                 try:
                     connection.sendall(part)
                 except BrokenPipeError:
-                    break  # It has heard enough.
+                    break  # The server has read enough.
             if hang_up:
                 try:
                     connection.shutdown(socket.SHUT_WR)
                 except OSError:
-                    pass  # It was quicker.
+                    pass  # The server has closed the connection already.
             answer = b""
             try:
                 while part := connection.recv(4096):
                     answer += part
             except ConnectionResetError:
-                pass  # It did not read all of it.
+                pass  # The server has not read everything.
             return answer
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    """A doorbell that somebody looks after."""
-    one = Door(tmp_path / "doorbells" / "lxc.sock")
+def running(tmp_path: Path) -> Iterator[RunningServer]:
+    """A running doorbell server."""
+    one = RunningServer(tmp_path / "doorbells" / "lxc.sock")
     yield one
     one.close()
 
@@ -84,11 +84,11 @@ GOOD = b"1\0lxc\0aweb\0eLXC_PID=5\0eLXC_NAME=web\0hinside.example\0\0"
 
 
 @pytest.mark.root
-def test_ring(door: Door) -> None:
-    """A whole ring in pieces of any size is one ring; only root can reach the socket."""
-    assert door.say(*(GOOD[at : at + 1] for at in range(len(GOOD)))) == b"ok\n"
-    assert door.rings == [Ring("lxc", ("web",), {"LXC_PID": "5", "LXC_NAME": "web"}, b"", "inside.example")]
-    assert door.path.stat().st_mode & 0o777 == 0o600
+def test_ring(running: RunningServer) -> None:
+    """A ring that arrives in pieces of any size is one ring; only root can connect to the socket."""
+    assert running.say(*(GOOD[at : at + 1] for at in range(len(GOOD)))) == b"ok\n"
+    assert running.rings == [Ring("lxc", ("web",), {"LXC_PID": "5", "LXC_NAME": "web"}, b"", "inside.example")]
+    assert running.path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.root
@@ -105,53 +105,55 @@ def test_ring(door: Door) -> None:
         (b"\xff" * 100 + b"\0\0", "version 1"),
     ],
 )
-def test_garbage(door: Door, said: bytes, sentence: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no ring is answered with one sentence, also in the journal; the next ring is heard."""
-    assert sentence.encode() in door.say(said)
+def test_garbage(running: RunningServer, said: bytes, sentence: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A malformed ring gets one sentence, which is also in the journal; the next ring works."""
+    assert sentence.encode() in running.say(said)
     assert sentence in caplog.text
-    assert door.rings == []
-    assert door.say(GOOD) == b"ok\n"
-    assert door.spoilt == 1
+    assert running.rings == []
+    assert running.say(GOOD) == b"ok\n"
+    assert running.spoilt == 1
 
 
 @pytest.mark.root
-def test_probe(door: Door, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever only wants to know whether somebody listens is not written down."""
-    assert door.say() == b"no nothing was said\n"
+def test_probe(running: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that only tests whether the follower listens is not logged."""
+    assert running.say() == b"no nothing was said\n"
     assert caplog.text == ""
 
 
 @pytest.mark.root
-def test_far_too_much(door: Door, caplog: pytest.LogCaptureFixture) -> None:
-    """Of what has no end, a megabyte is read."""
-    answer = door.say(b"1\0lxc\0i", *(b"x" * (1 << 20) for _ in range(64)))
+def test_endless_ring(running: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Of an endless ring only a megabyte is read."""
+    answer = running.say(b"1\0lxc\0i", *(b"x" * (1 << 20) for _ in range(64)))
     assert answer in (b"", b"no a hook has said more than %d bytes\n" % doorbell.RING_BYTES)
     assert "has said more than" in caplog.text
-    assert door.say(GOOD) == b"ok\n"
+    assert running.say(GOOD) == b"ok\n"
 
 
 @pytest.mark.root
-def test_one_that_says_nothing(door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A hook that hangs keeps nobody waiting, and is sent away."""
+def test_hook_that_hangs(
+    running: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hook that hangs is disconnected after a time, and delays no other one."""
     monkeypatch.setattr(doorbell, "RING_SECONDS", 0.3)
     with socket.socket(socket.AF_UNIX) as hanging:
         hanging.settimeout(20)
-        hanging.connect(str(door.path))
+        hanging.connect(str(running.path))
         hanging.sendall(GOOD[:10])
-        assert door.say(GOOD) == b"ok\n"
+        assert running.say(GOOD) == b"ok\n"
         assert b"within 0.3 s" in hanging.recv(4096)
     assert "within 0.3 s" in caplog.text
 
 
 @pytest.mark.root
-def test_more_than_there_is_room_for(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes when all places are taken waits in the kernel's queue, and is heard."""
+def test_more_connections_than_places(running: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When all places are taken, further connections wait in the kernel's queue, and are answered."""
     monkeypatch.setattr(doorbell, "CONNECTIONS", 4)
     waiting = []
     for _ in range(12):
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(20)
-        connection.connect(str(door.path))
+        connection.connect(str(running.path))
         waiting.append(connection)
     for connection in waiting:
         with connection:
@@ -160,22 +162,22 @@ def test_more_than_there_is_room_for(door: Door, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.root
-def test_somebody_else(door: Door, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever is not root is not heard, whatever the socket's mode."""
-    door.path.chmod(0o666)
-    for directory in (door.path.parent, *door.path.parent.parents):
+def test_ring_from_another_user(running: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A ring from another user than root is ignored, whatever the socket's mode."""
+    running.path.chmod(0o666)
+    for directory in (running.path.parent, *running.path.parent.parents):
         if directory.stat().st_mode & 0o001 == 0:
             directory.chmod(0o711)
-    ring = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(door.path)!r}); print(s.recv(9))"
+    ring = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({str(running.path)!r}); print(s.recv(9))"
     program = ["setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", ring]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     assert done.stdout == "b''\n"
     assert "user 65534 has rung" in caplog.text
-    assert door.rings == []
+    assert running.rings == []
 
 
 def test_parse() -> None:
-    """A state may be anything but a NUL; names that are no UTF-8 come back as they were."""
+    """A state may contain any byte but NUL; names that are not valid UTF-8 keep their bytes."""
     assert parse(b"1\0oci\0i{}\0\0") == Ring("oci", state=b"{}")
     assert os.fsencode(parse(b"1\0lxc\0eLXC_NAME=\xff\0\0").environ["LXC_NAME"]) == b"\xff"
     with pytest.raises(RingError):

@@ -1,4 +1,4 @@
-"""podman and Docker with their followers: who is registered, as what, and what happens when anything goes wrong."""
+"""podman and Docker with their followers: which containers are registered, with which configuration, and failures."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Host:
         self.follower = RealFollower(service, self.source)
 
     def run(self, name: str, *options: str, check: bool = True) -> str:
-        """A container with our mount; its id."""
+        """Start a container with guestapi's mount; return its id."""
         return self.engine.run(name, self.engine.plain, self.mount, *options, check=check)
 
     def is_running(self, name: str, besides: int = 0) -> bool:
-        """Whether the instance runs, with another init than `besides`."""
+        """Return whether the instance runs with the container's init, other than `besides`."""
         one = instances(self.service).get(name, {})
         return one.get("status") == "running" and one["pid"] == self.engine.pid(name) != besides
 
@@ -70,7 +70,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
 
 
 def install_hook(podman: Podman, service: Service) -> None:
-    """The file for hooks.d as it is shipped, but for where the hook and its configuration are."""
+    """Install the shipped file for hooks.d, with other paths of the hook and its configuration."""
     document = json.loads(SHIPPED.read_text())
     command = document["hook"]["args"][2]
     assert "/opt/guestapi/bin/guestapi-hook podman" in command
@@ -78,13 +78,13 @@ def install_hook(podman: Podman, service: Service) -> None:
     (podman.hooks / SHIPPED.name).write_text(json.dumps(document))
 
 
-#: What Docker has not: hooks and annotations.
+# Docker has no hooks and no annotations.
 only_podman = pytest.mark.parametrize("host", [Podman], indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def clean(host: Host) -> Iterator[None]:
-    """Each test has the engine for itself, and a store without instances."""
+    """Remove all containers and instances after each test."""
     yield
     host.engine.remove_all()
     until(lambda: all(one["status"] != "running" for one in host.service.listed()), "something runs")
@@ -93,7 +93,7 @@ def clean(host: Host) -> Iterator[None]:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, and wait until the process is gone."""
+    """Kill a process with SIGKILL, and wait for its end."""
     pidfd = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGKILL)
@@ -103,13 +103,13 @@ def kill(pid: int) -> None:
 
 
 def test_first_request_is_answered(host: Host) -> None:
-    """The container's very first program asks, and is answered: it is registered, or waits until it is."""
+    """The first request of a container's first program is answered: before, or after a wait for its registration."""
     out = host.engine.once(host.engine.plain, "http://x/1.0/config/user.template", host.mount)
     assert out == "yes"
 
 
 def test_name_and_host_name(host: Host) -> None:
-    """The instance has the container's name; its host name is the one that the operator gave, else the name."""
+    """The instance has the container's name; its host name is the operator's, or else the instance's name."""
     host.run("web")
     host.run("db", "--hostname=inside")
     until(lambda: host.is_running("web") and host.is_running("db"), "both")
@@ -118,8 +118,8 @@ def test_name_and_host_name(host: Host) -> None:
     assert instances(host.service)["web"]["pid"] == host.engine.pid("web")
 
 
-def test_strangers_image(host: Host) -> None:
-    """An image that says what 0.1 obeyed gets nothing, takes no name, sets no switch; the one it names is unharmed."""
+def test_untrusted_image(host: Host) -> None:
+    """Labels and annotations of an image, which 0.1 obeyed, give it no name, key or switch."""
     words = {
         "guestapi.enable": "true",
         "guestapi.name": "web",
@@ -131,9 +131,9 @@ def test_strangers_image(host: Host) -> None:
     host.run("web")
     until(lambda: host.is_running("web"), "web")
     host.service.configure("web", user_secret="s")
-    # It has no socket of ours, whatever it declares.
+    # It has no socket of guestapi, whatever volumes it declares.
     host.engine.run("unmounted", stranger)
-    # The operator mounts it, and asks for nothing else.
+    # The operator mounts the socket, and sets nothing else.
     host.engine.run("mounted", stranger, host.mount)
     until(lambda: host.is_running("mounted"), "mounted")
     found = instances(host.service)
@@ -145,7 +145,7 @@ def test_strangers_image(host: Host) -> None:
 
 
 def test_name_of_another_owner(host: Host) -> None:
-    """A name that another owner's running instance has is refused; that one notices nothing, and check names both."""
+    """A container with the name of another owner's running instance is refused; check names both."""
     with Container(host.service.binds, hostname="web") as other:
         host.service.add("web", other, {"user.secret": "s"})
         before = instances(host.service)["web"]
@@ -155,7 +155,7 @@ def test_name_of_another_owner(host: Host) -> None:
         assert host.engine.ask("web", "/1.0/config/user.secret") == UNKNOWN
         assert other.ask("/1.0/config/user.secret").text == "s"
         assert instances(host.service)["web"] == before
-        # Out of the way, it is registered at once, or at the next look.
+        # With a free name, it is registered at once, or at the next look.
         host.engine("rename", "web", "shop")
         until(lambda: host.is_running("shop"), "shop", 80)
         assert host.engine.ask("shop", "/1.0/config/user.template") == "yes"
@@ -163,7 +163,7 @@ def test_name_of_another_owner(host: Host) -> None:
 
 
 def test_restart_and_rename(host: Host) -> None:
-    """Restarted, and renamed, it stays the same instance, with what the operator has set."""
+    """After a restart and a rename it is the same instance, with the operator's settings."""
     host.run("web")
     until(lambda: host.is_running("web"), "web")
     host.service.command("config", "set", "web", "user.mine=kept")
@@ -178,8 +178,8 @@ def test_restart_and_rename(host: Host) -> None:
     assert "web" not in instances(host.service)
 
 
-def test_stop_and_removal(host: Host) -> None:
-    """Stopped, it stays; removed, it is gone, but for what the operator has set: the next of its name has that."""
+def test_stop_and_removal_keep_settings(host: Host) -> None:
+    """A removed container's instance stays only with settings of the operator's, which the next of its name gets."""
     host.run("web")
     host.run("db")
     until(lambda: host.is_running("web") and host.is_running("db"), "both")
@@ -196,7 +196,7 @@ def test_stop_and_removal(host: Host) -> None:
 
 
 def test_twelve_at_once(host: Host) -> None:
-    """All of twelve that start together are registered, and each sees its own."""
+    """Twelve containers that start at once are all registered, each with its own init."""
     names = [f"c{number}" for number in range(12)]
     threads = [threading.Thread(target=host.run, args=(name,)) for name in names]
     for thread in threads:
@@ -208,8 +208,8 @@ def test_twelve_at_once(host: Host) -> None:
     assert {name: found[name]["pid"] for name in names} == {name: host.engine.pid(name) for name in names}
 
 
-def test_follower_away(host: Host) -> None:
-    """Containers that start and end while no follower runs start all the same, and are as they are when it is back."""
+def test_changes_without_a_follower(host: Host) -> None:
+    """Without a follower containers start and end as usual; a new follower brings the store up to date."""
     host.run("ends")
     until(lambda: host.is_running("ends"), "ends")
     host.follower.kill()
@@ -224,7 +224,7 @@ def test_follower_away(host: Host) -> None:
 
 
 def test_init_is_killed(host: Host) -> None:
-    """An init that was killed is seen to have ended at once, whoever else notices."""
+    """The end of an init that was killed is noticed at once, even if podman's conmon is killed, too."""
     host.run("web")
     until(lambda: host.is_running("web"), "web")
     if isinstance(host.engine, Podman):
@@ -237,14 +237,14 @@ def test_init_is_killed(host: Host) -> None:
 
 
 def test_command_that_cannot_be_run(host: Host) -> None:
-    """A container whose program is missing was there for a moment; it does not stay as one that runs."""
+    """A container whose program is missing is not registered as running."""
     out = host.engine("run", "--name=web", *host.engine.modest, host.mount, *host.engine.plain, "/no/such", check=False)
     assert "/no/such" in out
     until(lambda: status(host.service, "web") in ("", "stopped"), status(host.service, "web"))
 
 
 def test_shared_pid_namespace(host: Host) -> None:
-    """Who shares another's PID namespace is named by check, and is answered as the other."""
+    """A container that shares another's PID namespace is named by check, and gets the other instance's answers."""
     host.run("web")
     until(lambda: host.is_running("web"), "web")
     host.run("sidecar", f"--pid=container:{host.engine.inspect('web')['Id']}")
@@ -255,7 +255,7 @@ def test_shared_pid_namespace(host: Host) -> None:
 
 @only_podman
 def test_registered_before_its_own_process(host: Host) -> None:
-    """The hook rings before the container's program runs; podman's API is not needed for that."""
+    """The hook registers the container before its program runs, without podman's API."""
     host.engine.stop(signal.SIGKILL)
     try:
         out = host.engine(
@@ -271,7 +271,7 @@ def test_registered_before_its_own_process(host: Host) -> None:
 
 @only_podman
 def test_containers_of_0_1(host: Host) -> None:
-    """A container whose instance a 0.1 hook added, with its annotations: the same instance, the keys the operator's."""
+    """An instance of a 0.1 hook is adopted with its UUID; keys from its annotations become the operator's."""
     annotations = ("--annotation=guestapi.enable=true", "--annotation=guestapi.config.user.role=frontend")
     host.follower.kill()
     hook = host.engine.path / "hooks" / SHIPPED.name
@@ -279,7 +279,7 @@ def test_containers_of_0_1(host: Host) -> None:
     hook.unlink()
     try:
         host.run("web", *annotations)
-        # As 0.1 had it: no owner, the configuration that the annotations gave.
+        # As 0.1 stored it: without an owner, with the configuration of the annotations.
         with_init = host.service.add("web", None, {"user.role": "frontend"})
         host.service.command("instance", "start", "web", "--pid", str(host.engine.pid("web")))
     finally:
@@ -289,14 +289,14 @@ def test_containers_of_0_1(host: Host) -> None:
     found = instances(host.service)["web"]
     assert (found["uuid"], found["status"]) == (with_init.uuid, "running")
     assert found["config"] == {"user.role": "frontend", "user.template": "yes"}
-    # check says how to do without the annotations.
+    # check states how to replace the annotations.
     assert "guestapi.config.user.role" in host.service.command("check", check=False).stdout
     assert examine(host.engine.pid("web")) == host.service.instance("web").init
 
 
 @only_podman
 def test_annotation_with_a_running_name(host: Host) -> None:
-    """The operator's own annotations name nothing either: the container has its own name, and the other is unharmed."""
+    """An annotation with another instance's name has no effect: the container has its own name."""
     with Container(host.service.binds, hostname="web") as other:
         host.service.add("web", other, {"user.secret": "s"})
         before = instances(host.service)["web"]
@@ -312,8 +312,8 @@ def test_annotation_with_a_running_name(host: Host) -> None:
 
 @only_podman
 @pytest.mark.parametrize("policy", ["continue", "refuse"])
-def test_hook_keeps_nobody_from_starting(host: Host, policy: str, tmp_path: Path) -> None:
-    """No follower, or a user who may not ring: the hook says nothing, and the container starts."""
+def test_hook_never_prevents_a_start(host: Host, policy: str, tmp_path: Path) -> None:
+    """Without a follower, or as a user that may not ring, the hook prints nothing, and the container starts."""
     config = tmp_path / "guestapi.toml"
     config.write_text(f'[hooks]\non-failure = "{policy}"\n[sources]\ndoorbells = "{tmp_path}/nobody"\n')
     state = json.dumps({"id": "a" * 64, "pid": os.getpid(), "bundle": "/nowhere", "status": "created"}).encode()
@@ -325,7 +325,7 @@ def test_hook_keeps_nobody_from_starting(host: Host, policy: str, tmp_path: Path
 
 @pytest.mark.parametrize("host", [Docker], indirect=True)
 def test_dockers_documented_commands(host: Host) -> None:
-    """docs/docker.md, from `docker run` on, with an image of ours in the place of Debian's, which has no curl."""
+    """The commands of docs/docker.md work, from `docker run` on, with a test image that has curl as `debian`."""
     host.engine.load(Image(host.engine.rootfs), "debian")
     client = host.engine.command()
     environment = {

@@ -1,4 +1,4 @@
-"""What the sources podman and docker see, with real engines: the operator's will, and nothing that an image brings."""
+"""The observations of the sources podman and docker with real engines: the operator's settings, none of an image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 
 class Seen:
-    """An engine, the source that looks at it, and a directory in which our socket is supposed to be."""
+    """An engine, its source, and a directory that stands for guestapi's socket directory."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -37,7 +37,7 @@ class Seen:
         self.mount = f"--volume={self.place}:/dev/incus"
 
     def source(self, *, annotations: bool = False) -> EngineSource:
-        """The source, as it is configured."""
+        """Return the source with its settings."""
         socket = str(self.engine.socket)
         sources = SourcesSettings(
             podman=PodmanSettings(socket=socket, annotations=annotations),
@@ -48,7 +48,7 @@ class Seen:
         return EngineSource(runtime, Settings(listener=listener, sources=sources))
 
     def all(self) -> dict[str, Observed | Problem]:
-        """What is seen, by name."""
+        """Return all observations, by name."""
         found = {}
         for one in self.source().observe({}):
             assert isinstance(one, (Observed, Problem))
@@ -56,17 +56,17 @@ class Seen:
         return found
 
     def one(self, key: str, *, annotations: bool = False) -> Observed:
-        """One container."""
+        """Return the observation of one container."""
         found = self.source(annotations=annotations).observe_one(key, None)
         assert isinstance(found, Observed)
         return found
 
     def run(self, name: str, *options: str) -> str:
-        """A container with our mount; its id."""
+        """Start a container with guestapi's mount; return its id."""
         return self.engine.run(name, self.engine.plain, self.mount, *options)
 
 
-#: What Docker has not: hooks, annotations, containers without a cgroup.
+# Docker has no hooks, no annotations, and no containers without a cgroup.
 only_podman = pytest.mark.parametrize("seen", [Podman], indirect=True)
 
 
@@ -79,13 +79,13 @@ def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
 
 @pytest.fixture(autouse=True)
 def clean(seen: Seen) -> Iterator[None]:
-    """Each test has the engine for itself."""
+    """Remove all containers after each test."""
     yield
     seen.engine.remove_all()
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, and wait until the process is gone."""
+    """Kill a process with SIGKILL, and wait for its end."""
     pidfd = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGKILL)
@@ -94,8 +94,8 @@ def kill(pid: int) -> None:
         os.close(pidfd)
 
 
-def test_name_is_the_containers_own(seen: Seen) -> None:
-    """A container with our mount is seen by its name, with its whole id as key; one without it is not seen."""
+def test_name_and_key(seen: Seen) -> None:
+    """A container with guestapi's mount has its complete id as key; one without the mount is not observed."""
     key = seen.run("web", "--hostname=inside")
     seen.engine.run("other", seen.engine.plain)
     found = seen.all()
@@ -109,13 +109,13 @@ def test_name_is_the_containers_own(seen: Seen) -> None:
     assert web.problems == ()
 
 
-def test_hostname_that_nobody_set(seen: Seen) -> None:
-    """Engines make one of the id, which tells a guest nothing: its name is the better host name."""
+def test_generated_host_name_is_ignored(seen: Seen) -> None:
+    """A host name that an engine derives from the id is ignored; the container's name is the better one."""
     assert seen.one(seen.run("web")).hostname is None
 
 
 def test_life(seen: Seen) -> None:
-    """Renamed and restarted, a container keeps its key; stopped, it is seen without an init; removed, it is gone."""
+    """The key survives renames and restarts; a stopped container has no init, and a removed one is gone."""
     key = seen.run("web")
     first = seen.one(key).init
     seen.engine("rename", "web", "shop")
@@ -130,11 +130,11 @@ def test_life(seen: Seen) -> None:
     assert seen.all() == {}
 
 
-def test_ended_unnoticed(seen: Seen) -> None:
-    """An init that was killed does not run, whatever the engine still says."""
+def test_killed_init(seen: Seen) -> None:
+    """A container whose init was killed does not run, whatever the engine reports."""
     key = seen.run("web")
     if isinstance(seen.engine, Podman):
-        # Who would notice.
+        # conmon would notice the end.
         kill(int(seen.engine.inspect("web")["State"]["ConmonPid"]))
     kill(seen.engine.pid("web"))
     found = seen.one(key)
@@ -143,13 +143,13 @@ def test_ended_unnoticed(seen: Seen) -> None:
 
 @only_podman
 def test_without_cgroups(seen: Seen) -> None:
-    """A container that is in no cgroup of its own is known by when its init was born."""
+    """The init of a container without a cgroup of its own is recognised by its start time."""
     key = seen.run("web", "--cgroups=disabled")
     assert seen.one(key).init == examine(seen.engine.pid("web"))
 
 
 def strangers(seen: Seen) -> Image:
-    """An image of somebody who has read our documentation, 0.1's too."""
+    """Return an untrusted image, with metadata that imitates what 0.1 and other tools obeyed."""
     return Image(
         seen.engine.rootfs,
         annotations={
@@ -166,20 +166,20 @@ def strangers(seen: Seen) -> Image:
     )
 
 
-def test_image_brings_nothing(seen: Seen) -> None:
-    """Nothing that an image says makes an instance, nor gives one that the operator makes a name, key or device."""
+def test_image_metadata_has_no_effect(seen: Seen) -> None:
+    """Metadata of an image never makes an instance, and gives the operator's container no name, key or device."""
     image = seen.engine.load(strangers(seen), "stranger")
     seen.engine.run("alone", image)
     key = seen.engine.run("mounted", image, f"--volume={seen.place}:/dev/incus")
     assert seen.all().keys() == {"mounted"}
     found = seen.one(key)
     assert (found.name, found.hostname, found.config, found.devices) == ("mounted", None, {}, {})
-    # Nor is the operator troubled with what a stranger wrote.
+    # The operator gets no problem report about an image's metadata.
     assert found.problems == ()
 
 
-def test_annotations_where_the_operator_trusts_images(seen: Seen) -> None:
-    """With ``annotations = true`` they are configuration, except what switches the guest API; never the name."""
+def test_trusted_annotations(seen: Seen) -> None:
+    """With ``annotations = true`` annotations are configuration, except switches of the guest API; never a name."""
     image = seen.engine.load(strangers(seen), "trusted")
     found = seen.one(seen.engine.run("mine", image, seen.mount, "--label=guestapi.config.user.a=b"), annotations=True)
     assert (found.name, found.config) == ("mine", {"user.evil": "1", "user.a": "b"})
@@ -187,7 +187,7 @@ def test_annotations_where_the_operator_trusts_images(seen: Seen) -> None:
 
 
 def test_operators_volume(seen: Seen) -> None:
-    """A volume of the operator's that shows our directory counts, running or not; another volume does not."""
+    """A named volume that shows guestapi's directory counts as the mount, running or not; another volume does not."""
     options = ("--opt=type=none", "--opt=o=bind", f"--opt=device={seen.place}")
     seen.engine("volume", "create", *options, "ours")
     seen.engine("volume", "create", "theirs")
@@ -205,8 +205,8 @@ def test_operators_volume(seen: Seen) -> None:
         seen.engine("volume", "rm", "ours", "theirs")
 
 
-def test_by_inode_not_by_text(seen: Seen) -> None:
-    """A link that leads to our directory is ours; a directory elsewhere, whatever it is called, is not."""
+def test_mount_is_compared_by_inode(seen: Seen) -> None:
+    """A link to guestapi's directory counts as the mount; a directory elsewhere with the same name does not."""
     link, false = seen.engine.path / "link", seen.engine.path / "false/guestapi"
     link.symlink_to(seen.place)
     false.mkdir(parents=True)
@@ -216,7 +216,7 @@ def test_by_inode_not_by_text(seen: Seen) -> None:
 
 
 def test_mounts_are_disks(seen: Seen) -> None:
-    """What else the operator mounts is told, by where it is; two that would have the same name do not cost the rest."""
+    """Other mounts of the operator's are disks named by their path; a name that occurs twice is a problem."""
     for name in ("one", "two"):
         (seen.engine.path / name).mkdir(exist_ok=True)
     one, two = seen.engine.path / "one", seen.engine.path / "two"
@@ -230,7 +230,7 @@ def test_mounts_are_disks(seen: Seen) -> None:
 
 
 def test_shared_pid_namespace(seen: Seen) -> None:
-    """Who shares another's PID namespace is no instance, and the operator hears of it; the other is unharmed."""
+    """A container that shares another's PID namespace is a problem and no instance; the other is unaffected."""
     key = seen.run("web")
     init = seen.one(key).init
     seen.run("sidecar", f"--pid=container:{key}")
@@ -244,7 +244,7 @@ def test_shared_pid_namespace(seen: Seen) -> None:
 
 
 def test_events(seen: Seen) -> None:
-    """Start, rename, end and removal of a container each name it."""
+    """The start, rename, end and removal of a container each give its id."""
     events = seen.source().changes()
     try:
         key = seen.run("web")
@@ -263,7 +263,7 @@ def read_all(events: EngineChanges) -> None:
 
 
 def wait(events: EngineChanges) -> frozenset[str]:
-    """The next keys that the stream tells."""
+    """Return the next ids from the stream."""
     while True:
         assert select.select([events], [], [], 20)[0]
         found = events.read()
@@ -272,8 +272,8 @@ def wait(events: EngineChanges) -> frozenset[str]:
             return found
 
 
-def test_engine_away(seen: Seen) -> None:
-    """An engine that does not run is one sentence, with what to do; its event stream ends."""
+def test_stopped_engine(seen: Seen) -> None:
+    """A stopped engine is an error with a hint what to do; its event stream ends."""
     events = seen.source().changes()
     seen.engine.stop()
     try:
@@ -281,7 +281,7 @@ def test_engine_away(seen: Seen) -> None:
             list(seen.source().observe({}))
         assert select.select([events], [], [], 10)[0]
         with pytest.raises(EngineError):
-            # The rest of what the engine had said may come first.
+            # Earlier events may come first.
             read_all(events)
     finally:
         events.close()
@@ -289,8 +289,8 @@ def test_engine_away(seen: Seen) -> None:
 
 
 @only_podman
-def test_what_annotations_did(seen: Seen) -> None:
-    """A container that relies on annotations which 0.1 obeyed is named, with what to do instead."""
+def test_annotations_of_0_1_are_problems(seen: Seen) -> None:
+    """A container with annotations that 0.1 obeyed has problems that state the replacement."""
     told = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
     key = seen.run("mine", *told, "--annotation=guestapi.config.user.role=frontend")
     found = seen.one(key)
@@ -300,7 +300,7 @@ def test_what_annotations_did(seen: Seen) -> None:
     assert seen.one(seen.run("web", *told)).problems == ()
 
 
-#: The containers that hold pods together take no options.
+# The infra containers of pods take no options.
 _PODS = (
     '[containers]\ncgroups = "disabled"\nnetns = "none"\ndefault_ulimits = ["nofile=1024:4096", "nproc=1000:1000"]\n'
 )
@@ -308,7 +308,7 @@ _PODS = (
 
 @only_podman
 def test_member_of_a_pod(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A member of a pod is an instance of its own name, with the pod's host name; the pod itself is none."""
+    """A member of a pod is an instance with its own name and the pod's host name; the pod itself is none."""
     conf = seen.engine.path / "containers.conf"
     conf.write_text(_PODS)
     monkeypatch.setenv("CONTAINERS_CONF", str(conf))
@@ -330,7 +330,7 @@ def test_member_of_a_pod(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @only_podman
 def test_restart_policy(seen: Seen) -> None:
-    """podman starts a container again that has ended: the same key, another init."""
+    """A container that podman restarts has the same key and another init."""
     key = seen.run("web", "--restart=always")
     first = seen.one(key).init
     assert first is not None
@@ -341,7 +341,7 @@ def test_restart_policy(seen: Seen) -> None:
 
 @only_podman
 def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
-    """While its hook runs, podman answers nothing; the bundle and conmon say name, init and host name all the same."""
+    """While a hook runs, podman's API does not answer; bundle and conmon give name, init and host name."""
     hook = HoldingHook(seen.engine.path / "hook")
     shipped = {"version": "1.0.0", "hook": {"path": str(hook.path)}, "when": {"hasBindMounts": True}}
     assert isinstance(seen.engine, Podman)
@@ -356,9 +356,9 @@ def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
     starting.start()
     try:
         with hook.held() as state:
-            # podman answers nobody now.
+            # podman's API answers no request now.
             found = source.at_doorbell(Ring("podman", state=state))
-            # It is asked when it answers again.
+            # The container is observed again when the API answers.
             assert wait(changes) == {json.loads(state)["id"]}
         starting.join(30)
     finally:
@@ -375,8 +375,8 @@ def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
 
 
 @only_podman
-def test_doorbell_of_what_is_not_ours(seen: Seen) -> None:
-    """The end of a container, and a bundle that is not podman's, register nothing."""
+def test_doorbell_of_another_container(seen: Seen) -> None:
+    """A ring at the end of a container, and one with a bundle that is not podman's, register nothing."""
     source = seen.source()
     stopped = {"id": "a" * 64, "status": "stopped", "bundle": "/nowhere"}
     assert source.at_doorbell(Ring("podman", state=json.dumps(stopped).encode())) is None
@@ -385,7 +385,7 @@ def test_doorbell_of_what_is_not_ours(seen: Seen) -> None:
 @pytest.mark.parametrize("state", [b"", b"{", b"null", b'{"id":7}', b'{"id":"a/b"}', b'{"id":"a"}', b"[" * 100_000])
 @only_podman
 def test_doorbell_garbage(seen: Seen, state: bytes) -> None:
-    """What is no state is one sentence."""
+    """A malformed state is an error."""
     with pytest.raises(SourceError, match=r"hook|id of a container|config\.json|OCI") as caught:
         seen.source().at_doorbell(Ring("podman", state=state))
     assert str(caught.value).isprintable()

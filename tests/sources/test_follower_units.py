@@ -1,6 +1,6 @@
-"""The units of followers as they are shipped, under a real systemd: nspawn with machined, podman, crun.
+"""The shipped units of followers under a real systemd: nspawn with machined, podman, crun.
 
-The commands are those of docs/nspawn.md, docs/podman.md and docs/oci.md, as they stand there.
+The commands are taken from docs/nspawn.md, docs/podman.md and docs/oci.md.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from tests.harness.oci import write_bundle
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
-#: The name is also that of a network interface, and the machine shares this one's network.
+# The names are also names of network interfaces, and the machine shares this one's network namespace.
 WEB, DB = f"web-{os.getpid()}", f"db-{os.getpid()}"
 SOCKETS = ("guestapi.socket", "guestapi-lxd.socket")
 ROOTFS = str(CHECKOUT / "tests/harness/rootfs.py")
-#: What a development machine has not: controllers of cgroup2, overlay on overlay, limits that may be raised, a network.
+# Settings for a development machine, which may lack cgroup controllers, overlay on overlay, raised limits and a
+# network.
 STORAGE = '[storage]\ndriver = "vfs"\nrunroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n'
 CONTAINERS = """[containers]
 cgroups = "disabled"
@@ -39,7 +40,7 @@ events_logger = "file"
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """A machine with guestapi as docs/nspawn.md has it installed, and root directories to boot."""
+    """A machine with guestapi, installed as in docs/nspawn.md, and root directories to boot."""
     with Machine() as booted:
         booted.run("/usr/bin/python3", "-I", ROOTFS, "/var/lib/machines/shop")
         for name in (WEB, DB, "odd.name"):
@@ -52,7 +53,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.fixture(autouse=True)
 def stopped(machine: Machine) -> Iterator[None]:
-    """Each test starts its own."""
+    """Stop all containers after each test."""
     yield
     machine.run("systemctl", "stop", "systemd-nspawn@*.service")
     assert machine.run("systemctl", "is-failed", "guestapi-*.service", check=False).stdout.count("failed") == 0
@@ -69,25 +70,25 @@ def start(machine: Machine, name: str) -> None:
 
 
 def leader(machine: Machine, name: str) -> int:
-    """The PID of the container's init, as machined knows it."""
+    """Return the PID of the container's init according to machined."""
     return int(machine.run("machinectl", "show", "--value", "-p", "Leader", name).stdout)
 
 
 def inside(machine: Machine, name: str, *argv: str, check: bool = True) -> str:
-    """Run a program in a container, as its root."""
+    """Run a program in a container, as its root; return its output."""
     return machine.run(
         "nsenter", "-t", str(leader(machine, name)), "-a", "--setuid", "0", "--setgid", "0", *argv, check=check
     ).stdout
 
 
 def ask(machine: Machine, name: str, path: str, dialect: str = "incus") -> str:
-    """A request from inside a container."""
+    """Send a request from inside a container; return the output."""
     curl = ["/usr/bin/curl", "-sS", "--max-time", "10", "--unix-socket", f"/dev/{dialect}/sock"]
     return inside(machine, name, *curl, f"http://x{path}")
 
 
 def listed(machine: Machine) -> dict[str, dict[str, Any]]:
-    """What `guestapi instance list` says, by name."""
+    """Return the output of `guestapi instance list`, by name."""
     found = json.loads(machine.run("guestapi", "instance", "list", "--format", "json").stdout)
     return {one["name"]: one for one in found}
 
@@ -102,7 +103,7 @@ def wait_for(machine: Machine, name: str, status: str, besides: int = 0) -> dict
 
 
 def test_starts_before_the_sockets(machine: Machine) -> None:
-    """A container that was there before the sockets finds them as soon as they are."""
+    """A container that starts before the sockets can connect as soon as they exist."""
     machine.run("systemctl", "stop", *SOCKETS, "guestapi.service")
     machine.run("rm", "-r", "/var/lib/incus", "/var/lib/lxd/devlxd")
     start(machine, WEB)
@@ -112,7 +113,7 @@ def test_starts_before_the_sockets(machine: Machine) -> None:
 
 
 def test_registered_with_the_leader(machine: Machine) -> None:
-    """When `systemctl start` returns, the instance runs, its init is the leader, and it is answered."""
+    """When `systemctl start` returns, the instance runs with the leader as its init, and gets answers."""
     start(machine, WEB)
     one = listed(machine)[WEB]
     assert (one["status"], one["pid"]) == ("running", leader(machine, WEB))
@@ -122,7 +123,7 @@ def test_registered_with_the_leader(machine: Machine) -> None:
 
 
 def test_is_in_a_user_namespace(machine: Machine) -> None:
-    """-U: root inside is nobody in particular outside, and is taken for the instance's root all the same."""
+    """With -U, root in the container is an unprivileged user on the host, and is identified as the instance's root."""
     start(machine, WEB)
     uid_map = machine.run("cat", f"/proc/{leader(machine, WEB)}/uid_map").stdout.split()
     assert uid_map[0] == "0"
@@ -131,7 +132,7 @@ def test_is_in_a_user_namespace(machine: Machine) -> None:
 
 
 def test_stop(machine: Machine) -> None:
-    """Stopped by systemctl: not among the running when that returns, the configuration stays."""
+    """When `systemctl stop` returns, the instance is stopped, and keeps its configuration."""
     start(machine, WEB)
     machine.run("guestapi", "config", "set", WEB, "user.stays=yes")
     machine.run("systemctl", "stop", f"systemd-nspawn@{WEB}.service")
@@ -140,7 +141,7 @@ def test_stop(machine: Machine) -> None:
 
 
 def test_restart(machine: Machine) -> None:
-    """Restarted by systemctl: the new init is the instance."""
+    """After `systemctl restart` the instance has the new init."""
     start(machine, WEB)
     before = leader(machine, WEB)
     machine.run("systemctl", "restart", f"systemd-nspawn@{WEB}.service")
@@ -151,7 +152,7 @@ def test_restart(machine: Machine) -> None:
 
 
 def test_reboot_and_poweroff_from_inside(machine: Machine) -> None:
-    """The container reboots, which systemd does by a restart of the unit; it powers off, which ends it."""
+    """A reboot from inside restarts the unit; a poweroff ends it."""
     start(machine, WEB)
     before = leader(machine, WEB)
     inside(machine, WEB, "/bin/reboot", "-f", check=False)
@@ -162,7 +163,7 @@ def test_reboot_and_poweroff_from_inside(machine: Machine) -> None:
 
 
 def test_two_at_once(machine: Machine) -> None:
-    """Two containers with id maps of their own see their own values and nobody else's."""
+    """Two containers with different ID maps read only their own values."""
     for name in (WEB, DB):
         start(machine, name)
         machine.run("guestapi", "config", "set", name, f"user.me={name}", f"user.{name}=x")
@@ -174,7 +175,7 @@ def test_two_at_once(machine: Machine) -> None:
 
 
 def test_killed(machine: Machine) -> None:
-    """kill -9 of nspawn: its init ends with it, which the follower sees without a hook."""
+    """kill -9 of nspawn ends its init, which the follower notices without a hook."""
     start(machine, WEB)
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=SIGKILL", f"systemd-nspawn@{WEB}.service")
     wait_for(machine, WEB, "stopped")
@@ -182,16 +183,16 @@ def test_killed(machine: Machine) -> None:
 
 
 def test_odd_name(machine: Machine) -> None:
-    """A machine may have a name that is no host name: it is registered, and told one that is."""
+    """A machine whose name is no host name is registered, and gets a valid host name."""
     start(machine, "odd.name")
     assert listed(machine)["odd.name"]["status"] == "running"
     assert "local-hostname: odd" in ask(machine, "odd.name", "/1.0/meta-data")
 
 
 def test_devices(machine: Machine) -> None:
-    """What nspawn mounts from the host is told, and the network interface; not what it mounts in every container."""
+    """Mounts from the host and the network interface are devices; mounts of every container are not."""
     machine.run("mkdir", "-p", "/etc/systemd/nspawn", "/srv/data")
-    # As docs/nspawn.md says: mounts in such a file replace those of the drop-in.
+    # As in docs/nspawn.md: mounts in such a file replace those of the drop-in.
     ours = "Bind=/var/lib/incus/guestapi:/dev/incus"
     write(machine, f"/etc/systemd/nspawn/{WEB}.nspawn", f"[Files]\n{ours}\nBindReadOnly=/srv/data:/srv/data\n")
     start(machine, WEB)
@@ -206,7 +207,7 @@ def test_devices(machine: Machine) -> None:
 
 
 def test_started_by_hand(machine: Machine) -> None:
-    """A container that no unit of systemd's starts is registered too, if it has our mount."""
+    """A container that is started without a unit is registered if it has guestapi's mount."""
     for name, options in ((WEB, ["--bind=/var/lib/incus/guestapi:/dev/incus"]), (DB, [])):
         nspawn = ["systemd-nspawn", "--quiet", "--boot", "-U", f"--machine={name}", *options]
         machine.run("systemd-run", f"--unit=byhand-{name}", *nspawn)
@@ -218,7 +219,7 @@ def test_started_by_hand(machine: Machine) -> None:
 
 
 def test_0_1_drop_in(machine: Machine) -> None:
-    """The drop-in of guestapi 0.1 calls `guestapi hook nspawn`, which registers as before."""
+    """The drop-in of guestapi 0.1, which calls `guestapi hook nspawn`, still registers containers."""
     file = "/etc/systemd/system/systemd-nspawn@.service.d/guestapi.conf"
     kept = machine.run("cat", file).stdout
     hooks = "".join(
@@ -238,7 +239,7 @@ def test_0_1_drop_in(machine: Machine) -> None:
 
 
 def test_machined_restarts(machine: Machine) -> None:
-    """machined may be started anew, and the follower; who runs is still registered, and new ones are."""
+    """A restart of machined and the follower keeps registrations, and later starts are registered."""
     start(machine, WEB)
     before = listed(machine)[WEB]
     machine.run("systemctl", "restart", "systemd-machined.service", "guestapi-nspawn.service")
@@ -248,7 +249,7 @@ def test_machined_restarts(machine: Machine) -> None:
 
 
 def test_podman(machine: Machine) -> None:
-    """podman's unit, hook and documented commands: with an image, and with a root file system of another user."""
+    """podman's unit, hook and documented commands work: with an image, and with a root file system of another user."""
     machine.run("mkdir", "-p", "/etc/containers", "/srv/web")
     write(machine, "/etc/containers/storage.conf", STORAGE)
     write(machine, "/etc/containers/containers.conf", CONTAINERS)
@@ -259,12 +260,12 @@ def test_podman(machine: Machine) -> None:
     assert listed(machine)["web"]["status"] == "running"
     machine.run("podman", "rm", "--force", "--time=0", "web")
     play(machine, "docs/podman.md", "chown -R 100000:100000 /srv/web")
-    # What was set is there again, for the next container of that name.
+    # The operator's settings apply to the next container of that name.
     said = machine.run("podman", "exec", "web", *CURL, "http://x/1.0/config/user.role").stdout
     assert said == "frontend"
     assert listed(machine)["web"]["source"] == "podman"
     assert "podman" in machine.run("guestapi", "check", check=False).stdout
-    # The hook rings before the program runs: no event is needed, and no API.
+    # The hook rings before the program runs, without events and the API.
     machine.run("systemctl", "stop", "podman.socket", "podman.service")
     mount = "--volume=/var/lib/incus/guestapi:/dev/incus"
     once = machine.run("podman", "run", "--rm", mount, "docker.io/library/debian", *CURL, "http://x/1.0")
@@ -273,7 +274,7 @@ def test_podman(machine: Machine) -> None:
 
 
 def test_crun(machine: Machine) -> None:
-    """crun's unit, the hook in a bundle, and the documented commands."""
+    """crun's unit, the hook in a bundle, and the documented commands work."""
     machine.run("/usr/bin/python3", "-I", ROOTFS, "/srv/bundle/rootfs")
     machine.run("chown", "-R", f"{BASE}:{BASE}", "/srv/bundle/rootfs")
     play(machine, "docs/oci.md", "make install")
@@ -281,7 +282,7 @@ def test_crun(machine: Machine) -> None:
     hook = {"path": "/opt/guestapi/bin/guestapi-hook", "args": ["guestapi-hook", "oci"]}
     document["hooks"] = {"createRuntime": [hook]}
     write(machine, "/srv/bundle/config.json", json.dumps(document))
-    # The container keeps the standard output of what starts it.
+    # The container keeps the standard output of its starting process open.
     run = "crun run --detach --bundle /srv/web web"
     instead = {run: "crun --cgroup-manager=disabled run --detach --bundle /srv/bundle alone >/dev/null 2>&1 </dev/null"}
     play(machine, "docs/oci.md", run, {**instead, "set web": "set alone"})

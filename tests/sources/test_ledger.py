@@ -1,4 +1,4 @@
-"""The store as a follower writes it, on a host that has none yet."""
+"""A follower's ledger on a host without a store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.store.processes import init
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Settings with a store that is not made yet, and a template."""
+    """Settings with a store that does not exist yet, and a template."""
     url = f"sqlite:///{tmp_path}/store.db"
     return Settings(store=StoreSettings(url=url), hooks=HookSettings(template={"user.by": "template"}))
 
@@ -31,7 +31,7 @@ def ledger(settings: Settings) -> StoreLedger:
 
 
 def test_first_container_of_a_host(settings: Settings, ledger: StoreLedger) -> None:
-    """The store is made by who needs it first, a follower too; its container is registered with the template."""
+    """The first write creates the store, and registers its container with the template."""
     observed = Observed("/var/lib/lxc web", "default", "web", init=init(100))
     assert ledger.write([observed], (), ()) == []
     with view(settings.store.url) as store:
@@ -42,13 +42,13 @@ def test_first_container_of_a_host(settings: Settings, ledger: StoreLedger) -> N
 
 
 def test_empty_store_is_made(settings: Settings, ledger: StoreLedger, tmp_path: Path) -> None:
-    """To ask what is known makes the store, too, and nothing is known."""
+    """Reading the known containers creates the store, too."""
     assert ledger.known() == {}
     assert (tmp_path / "store.db").exists()
 
 
 def test_store_that_cannot_be_made(tmp_path: Path) -> None:
-    """Where there is no directory for it, that is said; once there is, the same ledger goes on."""
+    """A missing directory of the store is an error; once it exists, the same ledger works."""
     place = tmp_path / "later"
     settings = Settings(store=StoreSettings(url=f"sqlite:///{place}/store.db"))
     ledger = StoreLedger(settings, "lxc", Path("/run/lxc.sock"))
@@ -59,8 +59,8 @@ def test_store_that_cannot_be_made(tmp_path: Path) -> None:
     assert ledger.known() == {}
 
 
-def test_what_is_known(settings: Settings, ledger: StoreLedger) -> None:
-    """Containers of this source, running or not, and those that could not be registered; not another source's."""
+def test_known_containers(settings: Settings, ledger: StoreLedger) -> None:
+    """Known are this source's containers, running or not, and its refused ones; none of another source."""
     refused = Problem("lxc", "refused", "default", "bad", "it has no init")
     running, stopped = Observed("a", "default", "a", init=init(100)), Observed("b", "default", "b")
     assert list(ledger.write([running, stopped], (), [refused])) != []
@@ -74,8 +74,8 @@ def test_what_is_known(settings: Settings, ledger: StoreLedger) -> None:
     ("status", "connected"),
     [(Status(), False), (Status(contact=5.0), True), (Status(contact=5.0, fault="it hangs", lag=0.5), False)],
 )
-def test_how_the_follower_is(settings: Settings, ledger: StoreLedger, status: Status, connected: bool) -> None:
-    """A follower is connected if it has had contact and nothing keeps it from more."""
+def test_status_of_the_follower(settings: Settings, ledger: StoreLedger, status: Status, connected: bool) -> None:
+    """A follower counts as connected if it has had contact and has no fault."""
     ledger.note(status)
     with view(settings.store.url) as store:
         assert list_sources(store) == [

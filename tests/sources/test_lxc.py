@@ -1,4 +1,4 @@
-"""Debian's LXC with the shipped configuration snippet and a real follower: what LXC made is what is told."""
+"""Debian's LXC with the shipped configuration snippet and a real follower: instances match what LXC made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.harness.service import COMMAND, Service
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-#: What guestapi 0.1 installed as /etc/guestapi/lxc-guestapi.conf.
+# The file /etc/guestapi/lxc-guestapi.conf of guestapi 0.1.
 OLD_SNIPPET = """
 lxc.mount.entry = /var/lib/incus/guestapi dev/incus none bind,create=dir 0 0
 lxc.hook.start-host = COMMAND hook lxc
@@ -55,47 +55,47 @@ class Host:
         self.service.__exit__(*error)
 
     def made(self, name: str, base: int | None = BASE, *, path: Path | None = None, **options: str) -> Lxc:
-        """A container that includes the shipped file, and has more in its configuration."""
+        """Make a container that includes the shipped file, with these options."""
         hook = f"{install_hook(self.service.root)} --config {self.service.config}"
         container = Lxc(path or self.path, name, hook, self.service.socket.parent, base, **options)
         self._made.append(container)
         return container
 
     def find(self, name: str) -> dict[str, Any] | None:
-        """What `guestapi instance list` says of an instance."""
+        """Return an instance from `guestapi instance list`, or None."""
         return next((one for one in self.service.listed() if one["name"] == name), None)
 
     def status(self, name: str) -> str | None:
-        """Whether it runs; None: there is none."""
+        """Return an instance's status; None: there is no such instance."""
         found = self.find(name)
         return str(found["status"]) if found else None
 
     def init(self, name: str) -> Init:
-        """Its registered init."""
+        """Return an instance's registered init."""
         init = self.service.instance(name).init
         assert init is not None
         return init
 
     def devices(self, name: str) -> Mapping[str, Mapping[str, str]]:
-        """What it is told of its devices, but for those that each of our containers has."""
+        """Return an instance's devices, without those that each container of these tests has."""
         found = self.service.instance(name).devices
         return {name: device for name, device in found.items() if name not in ("root", "usr", "lib", "lib64")}
 
     def problems(self) -> str:
-        """What could not be told, as the operator hears it."""
+        """Return the recorded problems, one a line."""
         with view(self.service.settings.store.url) as store:
             return "\n".join(f"{one.name}: {one.reason}" for one in list_problems(store, "lxc"))
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Host]:
-    """A host whose containers have a template."""
+    """A host whose containers get a template."""
     with Host(toml='[hooks.template]\n"user.foo" = "from the template"\n') as one:
         yield one
 
 
 def test_registered_before_its_first_instruction(host: Host) -> None:
-    """An unknown container is added with the template and its own devices; its very first request is answered."""
+    """A new container is registered with the template and its devices before its first request, which is answered."""
     first = host.made("first")
     first.start()
     wait = "until [ -e /tmp/answer ]; do sleep 0.02; done; cat /tmp/answer"
@@ -109,8 +109,8 @@ def test_registered_before_its_first_instruction(host: Host) -> None:
     until(lambda: host.status("first") == "stopped", "its end")
 
 
-def test_what_the_operator_has_set(host: Host) -> None:
-    """An instance that the operator has added before keeps what he has set, and runs anew at each start."""
+def test_settings_of_the_operator(host: Host) -> None:
+    """An instance that the operator added before keeps its settings, and gets a new run at each start."""
     host.service.add("known", None, {"user.foo": "its own"})
     known = host.made("known")
     known.start()
@@ -124,7 +124,7 @@ def test_what_the_operator_has_set(host: Host) -> None:
 
 
 def test_two_at_once(host: Host) -> None:
-    """Two containers with different ID maps see their own data alone."""
+    """Two containers with different ID maps read only their own data."""
     one, two = host.made("one"), host.made("two", BASE + 65536)
     one.start()
     two.start()
@@ -135,7 +135,7 @@ def test_two_at_once(host: Host) -> None:
 
 
 def test_nested_container(host: Host) -> None:
-    """A container inside a container, made with what is at hand there, is part of the outer instance."""
+    """A namespace that a program in a container creates belongs to the outer instance."""
     outer = host.made("outer")
     outer.start()
     nested = "unshare --pid --fork --mount-proc --uts curl -s --unix-socket /dev/incus/sock http://x/1.0/meta-data"
@@ -143,14 +143,14 @@ def test_nested_container(host: Host) -> None:
 
 
 def test_without_an_id_map(host: Host) -> None:
-    """A privileged container, whose init has more capabilities than the follower."""
+    """A privileged container is registered, although its init has more capabilities than the follower."""
     privileged = host.made("privileged", None)
     privileged.start()
     assert privileged.ask("/1.0/config/user.foo") == "from the template"
 
 
 def test_monitor_is_killed(host: Host) -> None:
-    """kill -9 of the monitor runs no hook; the end is seen regardless, and the next start makes it well again."""
+    """After kill -9 of the monitor, which runs no hook, the end is noticed, and the next start works."""
     container = host.made("killed")
     container.start()
     init = host.init("killed")
@@ -176,8 +176,8 @@ def test_reboot_from_inside(host: Host) -> None:
     assert host.init("rebooting").pid == container.pid
 
 
-def test_between_two_starts(host: Host) -> None:
-    """A NIC that has another name and a mount that is no more are told as they are now; what the operator set stays."""
+def test_device_changes_between_two_starts(host: Host) -> None:
+    """A renamed NIC and a removed mount take effect at the next start; the operator's devices stay."""
     container = host.made(
         "changing", config="lxc.net.0.type = veth\nlxc.net.0.name = lan0\nlxc.mount.entry = /srv srv none bind 0 0\n"
     )
@@ -194,8 +194,8 @@ def test_between_two_starts(host: Host) -> None:
     assert devices["disk1"]["path"] == "/mine"
 
 
-def test_names_that_lxc_gives(host: Host) -> None:
-    """A NIC without a name has the one that LXC or the kernel gave it inside, whatever its number, quotes or not."""
+def test_assigned_nic_names(host: Host) -> None:
+    """A NIC without a configured name has the one that LXC or the kernel gave it in the container."""
     phys = f"gl{os.getpid() % 100_000}"
     subprocess.run(["ip", "link", "add", phys, "type", "veth", "peer", "name", f"{phys}p"], check=True)
     try:
@@ -216,7 +216,7 @@ def test_names_that_lxc_gives(host: Host) -> None:
 
 
 def test_mounts_that_lxc_made(host: Host) -> None:
-    """Absolute, dotted and escaped targets, a file of entries, optional ones: what is told is what is mounted."""
+    """The devices match the actual mounts: absolute, dotted and escaped targets, fstab files, optional entries."""
     where = host.service.root / "sources of mounts"
     where.mkdir()
     for name in ("a b", "absolute", "dotted", "listed"):
@@ -241,8 +241,8 @@ def test_mounts_that_lxc_made(host: Host) -> None:
     }
 
 
-def test_device_that_cannot_be_told(host: Host) -> None:
-    """Two devices of one name, and one whose name is too long, cost nothing else; the operator hears of them."""
+def test_devices_that_are_problems(host: Host) -> None:
+    """Two mounts with one device name, and one whose name is too long, are problems and affect no other device."""
     long = "/".join(["x" * 200] * 6)
     container = host.made(
         "folding",
@@ -260,14 +260,14 @@ def test_device_that_cannot_be_told(host: Host) -> None:
 
 
 def test_hostname(host: Host) -> None:
-    """The host name inside is the container's own, whatever it is called; also when it was asked for later."""
+    """The host name is the container's own, also with a dot in it, and when it is read after the start."""
     container = host.made("naming2", config="lxc.uts.name = inside.example.org\n")
     container.start()
     assert "local-hostname: inside.example.org\n" in container.ask("/1.0/meta-data")
 
 
 def test_any_name(host: Host) -> None:
-    """Names that are no host names, one that LXC picks for a copy, and one that is too long for its socket's name."""
+    """Names that are no host names, names of copies, and names too long for a socket's address are registered."""
     for name in ("under_score", "index-", "l" * 90):
         container = host.made(name, config="lxc.uts.name = short\n")
         container.start()
@@ -283,8 +283,8 @@ def test_any_name(host: Host) -> None:
     until(lambda: host.status(name) is None, "its removal, since it is destroyed when it stops")
 
 
-def test_what_was_missed(host: Host) -> None:
-    """Containers that start and end while there is no follower are registered when there is one; so is a restart."""
+def test_changes_without_a_running_follower(host: Host) -> None:
+    """Starts, ends and restarts that happened without a follower are written when one runs again."""
     config = "lxc.net.0.type = veth\nlxc.uts.name = x.example\n"
     before, restarted, ended = (host.made(name, config=config) for name in ("before", "restarted", "ended"))
     for container in (before, restarted, ended):
@@ -296,7 +296,7 @@ def test_what_was_missed(host: Host) -> None:
     restarted.start()
     missed = host.made("missed", config="lxc.net.5.type = veth\nlxc.uts.name = y.example\n")
     missed.start()
-    # What a hostile root does meanwhile is not what is told of it.
+    # Changes by a hostile root in the container must not be written.
     before.run("/bin/busybox", "ip", "link", "set", "eth0", "name", "evil0")
     missed.run("/bin/busybox", "ip", "link", "set", "eth0", "name", "evil0")
     missed.run("/bin/busybox", "hostname", "evil")
@@ -313,7 +313,7 @@ def test_what_was_missed(host: Host) -> None:
 
 
 def test_destroyed(host: Host) -> None:
-    """The instance of a container that is destroyed is gone with it, unless the operator has set something."""
+    """The instance of a destroyed container is removed, unless it has settings of the operator's."""
     plain, set_up = host.made("plain"), host.made("set-up")
     for container in (plain, set_up):
         container.start()
@@ -329,7 +329,7 @@ def test_destroyed(host: Host) -> None:
 
 
 def test_twelve_at_once(host: Host) -> None:
-    """Twelve that start at once are all registered, and the first request of each is answered."""
+    """Twelve containers that start at once are all registered before their first request."""
     some = [host.made(f"crowd{number}") for number in range(12)]
     started = [
         subprocess.Popen([*one.enter, "lxc-start", "-P", str(one.path), "-n", one.name], stdin=subprocess.DEVNULL)
@@ -343,7 +343,7 @@ def test_twelve_at_once(host: Host) -> None:
 
 
 def test_other_lxcpath(host: Host) -> None:
-    """A container of a path that is not followed starts, and the journal says what to do."""
+    """A container of an lxcpath that is not followed starts, and the journal states what to do."""
     path = host.service.root / "other"
     path.mkdir()
     elsewhere = host.made("elsewhere", path=path)
@@ -353,7 +353,7 @@ def test_other_lxcpath(host: Host) -> None:
 
 
 def test_installed_by_an_older_version(host: Host) -> None:
-    """The configuration that 0.1 installed goes on working: its command rings the doorbell, for starts alone."""
+    """The configuration that 0.1 installed still works: its command rings the doorbell, only at starts."""
     snippet = OLD_SNIPPET.replace("COMMAND", f"{COMMAND} --config {host.service.config}")
     container = host.made("older", snippet=snippet)
     container.start()
@@ -365,8 +365,8 @@ def test_installed_by_an_older_version(host: Host) -> None:
 
 
 @pytest.mark.parametrize("policy", ["continue", "refuse"])
-def test_nobody_listens(policy: str) -> None:
-    """Without a follower a container starts at once, or does not start, as the operator wants."""
+def test_start_without_a_follower(policy: str) -> None:
+    """Without a follower a container starts at once, or does not start, according to the policy."""
     with Host(toml=f'[hooks]\non-failure = "{policy}"\n') as own:
         own.follower.kill()
         container = own.made("alone")
@@ -378,8 +378,8 @@ def test_nobody_listens(policy: str) -> None:
             until(lambda: own.status("alone") == "running", "the follower that comes later")
 
 
-def test_name_that_is_taken() -> None:
-    """Two lxcpaths have a container of one name: the second is refused, and the first notices nothing."""
+def test_name_in_two_lxcpaths() -> None:
+    """A container with the name of one in another lxcpath is refused until the first one is destroyed."""
     with Host() as own:
         other = own.service.root / "other"
         other.mkdir()
@@ -404,8 +404,8 @@ def test_name_that_is_taken() -> None:
         until(lambda: own.status("same") == "running", "the second, now that the name is free")
 
 
-def test_hook_in_a_hurry(host: Host) -> None:
-    """The hook itself: what it is not for is said in one sentence, and a start is not held up by what it says."""
+def test_wrong_calls_of_the_hook(host: Host) -> None:
+    """The hook reports a wrong call in one sentence, and never prevents a start."""
     hook: list[str | Path] = [*HOOK, "--config", host.service.config, "lxc"]
     for environ, sentence in (
         ({}, "LXC_NAME is not set"),

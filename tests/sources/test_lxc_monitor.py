@@ -1,4 +1,4 @@
-"""The client of LXC's monitors, and monitors that lie, hang, trickle, flood or are somebody else."""
+"""The client of LXC's monitors, with monitors that answer falsely, slowly, endlessly or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
 
 @contextmanager
 def played(name: str, answer: Callable[[socket.socket, int, bytes], None]) -> Iterator[bytes]:
-    """A monitor that answers so: called with a connection, the command's number, and what comes behind it."""
+    """Run a monitor that answers with a function of the connection, the command's number, and its payload."""
     where = address(PATH, name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(b"\0" + where)
@@ -43,7 +43,7 @@ def played(name: str, answer: Callable[[socket.socket, int, bytes], None]) -> It
                     try:
                         answer(connection, command, connection.recv(length) if length else b"")
                     except (BrokenPipeError, ConnectionResetError):
-                        pass  # It has heard enough.
+                        pass  # The client has read enough.
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -56,7 +56,7 @@ def played(name: str, answer: Callable[[socket.socket, int, bytes], None]) -> It
 
 
 def say(result: int, data: bytes = b"", word: int = 0, length: int | None = None) -> Callable[..., None]:
-    """An answer."""
+    """Return a function that sends this answer."""
 
     def answer(connection: socket.socket, command: int, payload: bytes) -> None:
         connection.sendall(ANSWER.pack(result, len(data) if length is None else length, word) + data)
@@ -64,13 +64,13 @@ def say(result: int, data: bytes = b"", word: int = 0, length: int | None = None
     return answer
 
 
-def test_answers() -> None:
-    """What a monitor says, in one piece or in many, of any length that is possible."""
+def test_messages_of_the_hook() -> None:
+    """Answers of any valid length, in one piece or in many, are read."""
     with played("web", say(0, word=4711)) as where:
         assert Monitor(where).init_pid() == 4711
     with played("web", say(0, b"a\nb\0")) as where:
         assert Monitor(where).config_item("lxc.net") == "a\nb"
-    # liblxc's own client takes this one for none.
+    # liblxc's own client refuses this length.
     with played("web", say(0, b"x" * 100_000)) as where:
         assert Monitor(where).config_item("lxc.mount.entry") == "x" * 100_000
     for nothing in (say(-2), say(0), say(0, b"\0")):
@@ -100,20 +100,20 @@ def test_answers() -> None:
         (lambda connection, *_: connection.sendall(b"HTTP/1.1 200 OK\r\n"), "refuses|bytes"),
     ],
 )
-def test_lies(answer: Callable[..., None], sentence: str) -> None:
-    """What cannot be is one sentence, whatever is announced."""
+def test_impossible_answers(answer: Callable[..., None], sentence: str) -> None:
+    """An impossible answer is an error, whatever length it announces."""
     with played("web", answer) as where, pytest.raises(MonitorError, match=sentence):
         Monitor(where).init_pid()
 
 
-def test_name_of_nobody() -> None:
-    """A monitor that does not know its name is none."""
+def test_monitor_without_a_name() -> None:
+    """A monitor that does not report its name is an error."""
     with played("web", say(0, b"\0")) as where, pytest.raises(MonitorError, match="does not say its name"):
         Monitor(where).name()
 
 
 def test_one_deadline() -> None:
-    """A monitor that hangs, or sends a byte each moment, costs the time that it is given, in all that it is asked."""
+    """All requests to a monitor share one deadline, also if it hangs or sends single bytes."""
     ended = threading.Event()
 
     def trickle(connection: socket.socket, command: int, payload: bytes) -> None:
@@ -127,13 +127,13 @@ def test_one_deadline() -> None:
         for _ in range(3):
             with pytest.raises(MonitorError, match=r"within 0\.4 s; it waits for a hook, or hangs"):
                 asked.config_item("lxc.net")
-        # It would take fifty seconds to hear all of it.
+        # The complete answers would take fifty seconds.
         assert time.monotonic() - began < 20
         ended.set()
 
 
 def test_flood() -> None:
-    """Of more than was announced, what was announced is read."""
+    """Only the announced length of an answer is read."""
 
     def flood(connection: socket.socket, command: int, payload: bytes) -> None:
         connection.sendall(ANSWER.pack(0, 3, 0) + b"web" + b"x" * (1 << 26))
@@ -142,14 +142,14 @@ def test_flood() -> None:
         assert Monitor(where).name() == "web"
 
 
-def test_nobody() -> None:
-    """Where nobody listens, there is no container that runs."""
+def test_no_monitor() -> None:
+    """Without a listening monitor, the container does not run."""
     with pytest.raises(NoMonitorError):
         Monitor(address(PATH, "nobody")).init_pid()
 
 
-def test_somebody_else() -> None:
-    """Anybody may listen at such an address; only root is a monitor."""
+def test_monitor_of_another_user() -> None:
+    """A monitor of another user than root is not trusted."""
     where = address(PATH, "fake")
     bound = repr(b"\0" + where)
     listen = f"import socket; s = socket.socket(socket.AF_UNIX); s.bind({bound}); s.listen(); print(flush=True)"
@@ -164,10 +164,10 @@ def test_somebody_else() -> None:
 
 
 def test_addresses() -> None:
-    """A name that is too long for a socket's is hashed, as LXC does it; what listens is found among all sockets."""
+    """A name too long for a socket's address is hashed as LXC does it; listening sockets are found by address."""
     assert address("/var/lib/lxc", "web") == b"/var/lib/lxc/web/command"
     assert len(address("/var/lib/lxc", "w" * 85)) == 106
-    # The reference values of FNV-1a with 64 bits: of nothing, and of "foobar" (draft-eastlake-fnv, appendix C).
+    # The reference values of 64-bit FNV-1a for "" and "foobar" (draft-eastlake-fnv, appendix C).
     assert monitor._hash(b"") == 0xCBF29CE484222325
     assert monitor._hash(b"foobar") == 0x85944171F73967E8
     long = address("/var/lib/lxc", "w" * 86)

@@ -1,4 +1,4 @@
-"""guestapi-lxc.service as it is shipped, under a real systemd, with a dozen real containers."""
+"""The shipped guestapi-lxc.service under a real systemd, with a dozen real containers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.harness.machine import CHECKOUT, Installed
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 UNIT = "guestapi-lxc.service"
-#: The machine shares this one's network namespace, in which the monitors' sockets are.
+# The machine shares this one's network namespace, which has the monitors' sockets.
 NAMES = [f"unit{os.getpid()}-{number}" for number in range(12)]
-#: capabilities(7), by their bits: CAP_NET_ADMIN and CAP_SYS_PTRACE.
+# CAP_NET_ADMIN and CAP_SYS_PTRACE as bits (capabilities(7)).
 CAPABILITIES = 1 << 12 | 1 << 19
 
 CONFIG = """
@@ -30,30 +30,30 @@ lxc.include = /etc/guestapi/lxc-guestapi.conf
 
 
 class Followed:
-    """The machine's follower and what it has registered."""
+    """A machine with the follower, and what it has registered."""
 
     def __init__(self, machine: Installed) -> None:
         self.machine = machine
 
     def running(self) -> set[str]:
-        """Names of the registered containers of LXC that run."""
+        """Return the names of the registered containers of LXC that run."""
         found = json.loads(self.machine.run("guestapi", "instance", "list", "--format", "json").stdout)
         return {one["name"] for one in found if one["source"] == "lxc" and one["status"] == "running"}
 
     def faults(self) -> list[str]:
-        """What ``guestapi check`` finds wrong with the source."""
+        """Return the failures that ``guestapi check`` reports about the source."""
         found = json.loads(self.machine.run("guestapi", "check", "--format", "json", check=False).stdout)
         return [one["text"] for one in found if "lxc" in one["check"] and not one["ok"]]
 
     def until(self, true: Callable[[], object]) -> None:
-        """Wait until that is so."""
+        """Poll until a condition holds."""
         end = time.monotonic() + 40
         while not true():
             assert time.monotonic() < end, self.machine.run("systemctl", "status", UNIT, check=False).stdout
             time.sleep(0.2)
 
     def each(self, command: str, names: list[str]) -> None:
-        """Run a command of LXC's on several containers at once."""
+        """Run a command of LXC on several containers at once."""
         self.machine.run("sh", "-c", f'for name; do {command} "$name" & done; wait', "each", *names)
 
 
@@ -72,7 +72,7 @@ def followed(machine: Installed) -> Iterator[Followed]:
 
 
 def test_dozen(followed: Followed) -> None:
-    """Twelve that start at once are registered; a follower that is killed, stopped or restarted changes nothing."""
+    """Twelve containers that start at once are registered, also if the follower is killed, stopped or restarted."""
     machine = followed.machine
     pid = machine.run("systemctl", "show", "--value", "-p", "MainPID", UNIT).stdout.strip()
     status = dict(line.split(":\t", 1) for line in machine.run("cat", f"/proc/{pid}/status").stdout.splitlines())

@@ -1,4 +1,4 @@
-"""What is mounted in a container from this host: by device and root, whatever the lines say, and within bounds."""
+"""Mounts from the host in a container, by device and root, within bounds, and with any text in the lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOST = parse(
 
 
 def of(*lines: str) -> dict[str, dict[str, str]]:
-    """The disks of a container with these mounts, below its root file system."""
+    """Return the disks of a container with these mounts below its root file system."""
     root = "100 99 8:1 /var/lib/lxc/web/rootfs / rw - ext4 /dev/sda1 rw"
     inside = parse("\n".join([root, *lines]).encode())
     found = dict(disks(inside, HOST, {("0:30", "/guestapi")}))
@@ -36,43 +36,43 @@ def of(*lines: str) -> dict[str, dict[str, str]]:
         ("101 100 8:2 /files /srv/files rw - ext4 /dev/sda2 rw", {"source": "/srv/files", "path": "/srv/files"}),
         ("101 100 8:1 /usr /usr ro - ext4 /dev/sda1 rw", {"source": "/usr", "path": "/usr", "readonly": "true"}),
         ("101 100 8:1 /usr /usr rw - ext4 /dev/sda1 ro", {"source": "/usr", "path": "/usr", "readonly": "true"}),
-        # The mount that shows most of the way is the one to name it by.
+        # The mount with the longest matching root gives the source.
         ("101 100 8:2 /deep/er /x rw - ext4 /dev/sda2 rw", {"source": "/srv/again/er", "path": "/x"}),
         (r"101 100 8:2 /my\040files /a\134b rw - ext4 /dev/sda2 rw", {"source": "/srv/my files", "path": "/a\\b"}),
-        # A file system that this host does not have mounted, of a device.
+        # A device's file system that the host has not mounted.
         ("101 100 8:9 / /data rw - ext4 /dev/sdb9 rw", {"source": "/dev/sdb9", "path": "/data"}),
-        # The container's own, and what every container has.
+        # File systems of the container's own, and those of every container.
         ("101 100 0:50 / /tmp rw - tmpfs tmpfs rw", None),
         ("101 100 0:51 / /proc rw - proc proc rw", None),
         ("101 100 8:1 /dev/null /dev/null rw - ext4 /dev/sda1 rw", None),
         ("101 100 0:30 /x /dev/tty7 rw - tmpfs tmpfs rw", None),
         ("101 100 0:30 /x /proc/cpuinfo rw - tmpfs tmpfs rw", None),
-        # A device node that the operator gives is none of these.
+        # A device node that the operator provides is a disk.
         ("101 100 8:1 /dev/fuse /dev/fuse rw - ext4 /dev/sda1 rw", {"source": "/dev/fuse", "path": "/dev/fuse"}),
-        # Our own socket's directory, by device and root: wherever it is, and not what is merely called so.
+        # The directory of guestapi's socket is recognised by device and root, at any path, and not by its name.
         ("101 100 0:30 /guestapi /dev/incus rw - tmpfs tmpfs rw", None),
         ("101 100 0:30 /guestapi /anywhere rw - tmpfs tmpfs rw", None),
         ("101 100 8:2 /guestapi /dev/incus rw - ext4 x rw", {"source": "/srv/guestapi", "path": "/dev/incus"}),
     ],
 )
 def test_disks(line: str, disk: dict[str, str] | None) -> None:
-    """Each kind of mount."""
+    """Each kind of mount gives the expected disk, or none."""
     assert list(of(line).values()) == ([{"type": "disk", **disk}] if disk else [])
 
 
 def test_mounted_over() -> None:
-    """What cannot be reached, since something else was mounted over it or above it, is not told."""
+    """A mount that another mount covers is no disk."""
     first = "101 100 8:2 /a /x rw - ext4 /dev/sda2 rw"
     assert of(first, "102 101 8:2 /b /x rw - ext4 /dev/sda2 rw")["/x"]["source"] == "/srv/b"
     below = "101 100 8:2 /a /x/y rw - ext4 /dev/sda2 rw"
     assert list(of(below, "102 100 0:50 / /x rw - tmpfs tmpfs rw")) == []
-    # Mounted below what was there first.
+    # A mount below the covering one is visible.
     assert list(of("101 100 0:50 / /x rw - tmpfs tmpfs rw", "102 101 8:2 /a /x/y rw - ext4 /d rw")) == ["/x/y"]
 
 
 @given(st.binary(max_size=200), st.integers(0, 3))
 def test_garbage(data: bytes, number: int) -> None:
-    """A line that is none is left out, and mounts that are above of themselves lead nowhere."""
+    """Malformed lines are left out, and circular parents are no problem."""
     line = b"%d %d 8:1 /a /b rw - ext4 x rw\n" % (number, 3 - number)
     mounts = parse(data + b"\n" + line + line + b"3 3 8:1 / / rw - ext4 x rw\n1 0 8:1 / /b/c rw - ext4 x rw")
     assert len(mounts) >= 4
@@ -81,7 +81,7 @@ def test_garbage(data: bytes, number: int) -> None:
 
 
 def test_places() -> None:
-    """A directory's place, and a place's path, whatever is mounted where."""
+    """A path gives its device and root, and these give a path on the host."""
     assert place_of("/srv/again/x", HOST) == ("8:2", "/deep/x")
     assert place_of("/run", HOST) == ("0:30", "/")
     assert place_of("/", HOST) == ("8:1", "/")
@@ -92,7 +92,7 @@ def test_places() -> None:
 
 @pytest.mark.root
 def test_real_mounts(tmp_path: Path) -> None:
-    """What a process has really mounted is told with its source on the host."""
+    """A real mount of a process has its source on the host."""
     source = tmp_path / "a source"
     source.mkdir()
     mount = f'mount --bind "{source}" /srv && mount -o remount,ro,bind /srv && echo done && exec sleep 100'
@@ -112,7 +112,7 @@ def test_real_mounts(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_bounds() -> None:
-    """Mounts without end cost what reading the first of them does."""
+    """Only a bounded part of a process's mounts is read."""
     many = (
         "mount -t tmpfs x /mnt; mkdir /mnt/a /mnt/b; mount --make-rshared /mnt; for i in 1 2 3 4 5 6 7 8 9 10 11; do "
     )
@@ -128,6 +128,6 @@ def test_bounds() -> None:
 
 
 def test_no_such_process() -> None:
-    """A process that is gone is one sentence."""
+    """A process that does not exist is an error."""
     with pytest.raises(MountsError, match="cannot be read"):
         read(1 << 22)

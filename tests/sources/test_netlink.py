@@ -1,4 +1,4 @@
-"""Network interfaces of another namespace, as the kernel has them."""
+"""Network interfaces of another network namespace, as the kernel reports them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ pytestmark = pytest.mark.root
 
 @contextmanager
 def namespace(*commands: str) -> Iterator[int]:
-    """A process in a network namespace of its own; ``PID`` in a command of the host's is its PID."""
+    """A process in a network namespace of its own.
+
+    In commands, which run on the host, ``PID`` is replaced by its PID.
+    """
     with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 100"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -31,7 +34,7 @@ def namespace(*commands: str) -> Iterator[int]:
 
 @pytest.fixture
 def bridge() -> Iterator[str]:
-    """A bridge of this host."""
+    """A bridge on this host."""
     name = f"gapi{os.getpid() % 100_000}"
     subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
     yield name
@@ -39,7 +42,7 @@ def bridge() -> Iterator[str]:
 
 
 def test_every_kind(bridge: str) -> None:
-    """Names and addresses are those inside; what is on the host's side is known too."""
+    """Names and addresses are those in the namespace; the host's side gives parent and host_name."""
     host = f"{bridge}v"
     with namespace(
         f"ip link add {host} type veth peer name inside netns PID",
@@ -60,7 +63,7 @@ def test_every_kind(bridge: str) -> None:
             "host_name": host,
         }
         kinds = {name: (one["nictype"], one.get("parent")) for name, one in found.items() if name != "lan0"}
-        # Both ends of the last pair are inside, so none of them is a link of the host's of the same number.
+        # Both ends of the last pair are inside, so neither of them is the host's link with the same number.
         assert kinds == {
             "mac0": ("macvlan", bridge),
             "own0": ("physical", None),
@@ -71,14 +74,14 @@ def test_every_kind(bridge: str) -> None:
 
 
 def test_no_interfaces() -> None:
-    """A namespace without links has no NICs; neither has a process that shares ours, where they are the host's."""
+    """A namespace without links has no NICs, and neither has a process in the host's network namespace."""
     with namespace() as pid:
         assert nics(pid) == {}
     assert nics(os.getpid()) == {}
 
 
-def test_needs_one_capability_alone() -> None:
-    """CAP_NET_ADMIN is enough, as nobody; without it there is one sentence."""
+def test_needed_capability() -> None:
+    """CAP_NET_ADMIN suffices for an unprivileged user; without it there is an error."""
     program = "import sys; from guestapi.sources.netlink import nics; print(sorted(nics(int(sys.argv[1]))))"
     with namespace("nsenter -t PID -n ip link add one type bridge") as pid:
         for capabilities, expected in (
@@ -99,14 +102,14 @@ def test_needs_one_capability_alone() -> None:
 
 
 def _paths() -> list[str]:
-    """Where guestapi and what it needs are imported from."""
+    """Return the directories from which guestapi and its dependencies are imported."""
     import guestapi
 
     return [os.path.dirname(os.path.dirname(guestapi.__file__))]
 
 
 def test_no_such_process() -> None:
-    """A process that is gone is one sentence."""
+    """A process that does not exist is an error."""
     netlink = Netlink()
     try:
         with pytest.raises(NetlinkError, match="network namespace of process"):

@@ -1,4 +1,4 @@
-"""crun and runc without podman or Docker: what the source sees of their containers, with the real runtimes."""
+"""crun and runc without podman or Docker: the observations of their containers, with the real runtimes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 
 class Seen:
-    """A runtime, the source that looks at it, and a directory in which our socket is supposed to be."""
+    """A runtime, its source, and a directory that stands for guestapi's socket directory."""
 
     def __init__(self, runtime: OciRuntime) -> None:
         self.runtime = runtime
@@ -36,13 +36,13 @@ class Seen:
         self.ours = (self.place, "/dev/incus")
 
     def source(self, *, annotations: bool = False, roots: tuple[str, ...] = ()) -> OciSource:
-        """The source, as it is configured."""
+        """Return the source with its settings."""
         oci = OciSettings(roots=roots or (str(self.runtime.root),), annotations=annotations)
         listener = (ListenSocket(path=str(self.place / "sock")),)
         return OciSource(Settings(listener=listener, sources=SourcesSettings(oci=oci)))
 
     def all(self) -> dict[str, Observed]:
-        """What is seen, by name."""
+        """Return all observations, by name."""
         found = {}
         for one in self.source().observe({}):
             assert isinstance(one, Observed)
@@ -58,7 +58,7 @@ def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, and wait until the process is gone."""
+    """Kill a process with SIGKILL, and wait for its end."""
     pidfd = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGKILL)
@@ -68,7 +68,7 @@ def kill(pid: int) -> None:
 
 
 def test_whole_id(seen: Seen) -> None:
-    """Two containers whose ids begin with the same 12 characters are two instances, each with its own init."""
+    """Two containers whose ids share the first 12 characters are two instances, each with its own init."""
     bundle = seen.runtime.bundle("b", [seen.ours, (seen.runtime.path, "/srv/data")])
     names = ("exampleproject-db-1", "exampleproject-web-1")
     keys = {name: seen.runtime.start(name, bundle) for name in names}
@@ -83,8 +83,8 @@ def test_whole_id(seen: Seen) -> None:
     assert found[names[0]].init != found[names[1]].init
 
 
-def test_not_without_our_mount(seen: Seen) -> None:
-    """A container that has not our directory mounted is none of ours, nor is one that has another of that name."""
+def test_container_without_the_mount(seen: Seen) -> None:
+    """A container without guestapi's mount is not observed, nor is one with another directory of the same name."""
     false = seen.runtime.path / "false/guestapi"
     false.mkdir(parents=True)
     seen.runtime.start("plain", seen.runtime.bundle("plain", []))
@@ -93,7 +93,7 @@ def test_not_without_our_mount(seen: Seen) -> None:
 
 
 def test_ended(seen: Seen) -> None:
-    """The runtime keeps the entry of a dead container: it is there, without an init, until it is deleted."""
+    """A dead container, whose entry the runtime keeps, has no init; it is gone when it is deleted."""
     key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
     kill(seen.runtime.pid("web"))
     assert seen.all()["web"].init is None
@@ -102,8 +102,8 @@ def test_ended(seen: Seen) -> None:
     assert seen.source().observe_one(key, None) is None
 
 
-def test_pid_of_another(seen: Seen) -> None:
-    """A PID that the runtime noted for an earlier process is not taken for the container's init."""
+def test_reused_pid(seen: Seen) -> None:
+    """A recorded PID with another start time than the recorded one is not accepted as the init."""
     key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
     file = Path(key) / ("status" if seen.runtime.kind == "crun" else "state.json")
     document = json.loads(file.read_text())
@@ -112,8 +112,8 @@ def test_pid_of_another(seen: Seen) -> None:
     assert seen.all()["web"].init is None
 
 
-def test_podmans_are_podmans(seen: Seen) -> None:
-    """A bundle where podman keeps its own is left to podman's source, whatever its annotations say."""
+def test_bundles_of_podman_are_ignored(seen: Seen) -> None:
+    """A bundle in podman's storage is left to podman's source, whatever its annotations say."""
     seen.runtime.bundle("x", [seen.ours], annotations={"io.container.manager": "nobody"})
     stored = seen.runtime.path / "vfs-containers/web/userdata"
     stored.parent.mkdir(parents=True)
@@ -122,10 +122,10 @@ def test_podmans_are_podmans(seen: Seen) -> None:
     assert seen.all() == {}
 
 
-# crun 1.8 cannot do that, unless podman prepares it.
+# crun 1.8 can do this only with podman's preparation.
 @pytest.mark.parametrize("seen", ["runc"], indirect=True)
 def test_shared_pid_namespace(seen: Seen) -> None:
-    """A container in another's PID namespace is no instance, and the operator hears of it."""
+    """A container in another's PID namespace is a problem and no instance."""
     seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
     other = seen.runtime.bundle("c", [seen.ours], pid_namespace=f"/proc/{seen.runtime.pid('web')}/ns/pid")
     seen.runtime.start("sidecar", other)
@@ -137,7 +137,7 @@ def test_shared_pid_namespace(seen: Seen) -> None:
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_annotations(seen: Seen, trusted: bool) -> None:
-    """They are configuration if the operator says so, never a name, and never a switch."""
+    """Annotations are configuration only if the operator trusts them, and never a name or a switch."""
     told = {"guestapi.name": "other", "guestapi.config.user.a": "b", "guestapi.config.security.guestapi": "false"}
     key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours], annotations=told))
     found = seen.source(annotations=trusted).observe_one(key, None)
@@ -147,7 +147,7 @@ def test_annotations(seen: Seen, trusted: bool) -> None:
 
 
 def held(seen: Seen, source: OciSource) -> Observed | Problem | None:
-    """What a source says at the doorbell of a container that waits for its hook."""
+    """Return a source's answer at the doorbell, for a container that waits for its hook."""
     hook = HoldingHook(seen.runtime.path / "hook")
     bundle = seen.runtime.bundle("b", [seen.ours], hook=[str(hook.path)])
     starting = threading.Thread(target=lambda: seen.runtime.start("web", bundle))
@@ -160,7 +160,7 @@ def held(seen: Seen, source: OciSource) -> Observed | Problem | None:
 
 
 def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
-    """While its hook runs, the runtime has not noted the container; its bundle says what is to be known."""
+    """During the hook, before the runtime has recorded the container, its bundle gives the observation."""
     found = held(seen, seen.source(roots=("/nowhere", str(seen.runtime.root))))
     assert isinstance(found, Observed)
     assert (found.name, found.key) == ("web", f"{seen.runtime.root}/web")
@@ -169,13 +169,13 @@ def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
 
 
 def test_doorbell_of_another_state_directory(seen: Seen) -> None:
-    """A runtime with another --root than is configured: the operator is told which key to set."""
+    """A container in a state directory that is not configured is an error that names the setting."""
     with pytest.raises(SourceError, match=r"sources\.oci\.roots"):
         held(seen, seen.source(roots=("/nowhere",)))
 
 
 def wait(changes: Directories) -> frozenset[str] | None:
-    """The next thing that is told."""
+    """Return the next reported changes."""
     while True:
         assert select.select([changes], [], [], 10)[0]
         found = changes.read()
@@ -184,7 +184,7 @@ def wait(changes: Directories) -> frozenset[str] | None:
 
 
 def test_changes(seen: Seen) -> None:
-    """The first container brings the state directory; each is told when its state is there, and when it is deleted."""
+    """A new state directory asks for a full look; a container is reported when it is started and deleted."""
     changes = seen.source().changes()
     try:
         bundle = seen.runtime.bundle("b", [seen.ours])
@@ -204,7 +204,7 @@ def test_changes(seen: Seen) -> None:
 
 
 def test_both_runtimes_at_once() -> None:
-    """crun and runc may each have a container of one id: two keys, of which the reconciler registers one."""
+    """A crun and a runc container with the same id have two keys; the reconciler registers one of them."""
     with OciRuntime("crun") as crun, OciRuntime("runc") as runc:
         seen = Seen(crun)
         keys = {runtime.start("web", runtime.bundle("b", [seen.ours])) for runtime in (crun, runc)}
@@ -215,7 +215,7 @@ def test_both_runtimes_at_once() -> None:
 @pytest.mark.parametrize("content", ["", "{", "null", '{"pid":"x"}', "[" * 100_000])
 @pytest.mark.parametrize("file", ["status", "state.json"])
 def test_garbage_in_a_state_directory(tmp_path: Path, file: str, content: str) -> None:
-    """A known container whose state cannot be read is unclear, so the store keeps what it has; others are nothing."""
+    """A registered container with an unreadable state is unclear, so the store keeps it; others are ignored."""
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / file).write_text(content)
     oci = OciSettings(roots=(str(tmp_path),))

@@ -1,4 +1,4 @@
-"""crun and runc with their follower and hook: who is registered, as what, and how that ends."""
+"""crun and runc with their follower and hook: which containers are registered, and what ends them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Host:
         self.hook = ["/usr/bin/python3", "-IS", str(hook_program()), "--config", str(service.config), "oci"]
 
     def is_running(self, name: str, runtime: OciRuntime) -> bool:
-        """Whether the instance runs with the container's init."""
+        """Return whether the instance runs with the container's init."""
         one = instances(self.service).get(name, {})
         return one.get("status") == "running" and one["pid"] == runtime.pid(name)
 
 
 @pytest.fixture
 def host() -> Iterator[Host]:
-    """Both runtimes, and a follower of both."""
+    """Both runtimes, and their follower."""
     with OciRuntime("crun") as crun, OciRuntime("runc") as runc:
         service = Service(dialects=["incus"])
         service.write_config(
@@ -65,8 +65,8 @@ def test_first_request_is_answered(host: Host) -> None:
         assert (answer / "it").read_text() == "yes", host.follower.log.read_text()
 
 
-def test_ids_that_begin_alike(host: Host) -> None:
-    """Two containers whose ids share 12 characters are two instances, and neither reads the other's password."""
+def test_ids_with_a_common_beginning(host: Host) -> None:
+    """Two containers whose ids share 12 characters are two instances with separate configurations."""
     names = ("exampleproject-db-1", "exampleproject-web-1")
     bundle = host.crun.bundle("b", host.mounts)
     for name in names:
@@ -79,7 +79,7 @@ def test_ids_that_begin_alike(host: Host) -> None:
 
 
 def test_one_id_of_two_runtimes(host: Host) -> None:
-    """The second container of that name is refused, and named by check; the first notices nothing."""
+    """A second runtime's container with the same name is refused, and named by check; the first is unaffected."""
     host.crun.start("web", host.crun.bundle("b", host.mounts))
     until(lambda: host.is_running("web", host.crun), "web")
     host.service.configure("web", user_secret="s")
@@ -87,7 +87,7 @@ def test_one_id_of_two_runtimes(host: Host) -> None:
     until(lambda: "not registered" in host.service.command("check", check=False).stdout, "a refusal")
     assert host.runc.execute("web", *CURL, "http://x/1.0/config/user.secret").strip() == UNKNOWN
     assert host.crun.execute("web", *CURL, "http://x/1.0/config/user.secret") == "s"
-    # When the first is gone for good, the other has the name.
+    # When the first container is deleted, the other one gets the name.
     host.service.command("config", "unset", "web", "user.secret")
     host.crun("delete", "--force", "web")
     until(lambda: host.is_running("web", host.runc), "the other", 90)
@@ -95,7 +95,7 @@ def test_one_id_of_two_runtimes(host: Host) -> None:
 
 
 def test_life(host: Host) -> None:
-    """Dead, it stays until it is deleted; what happens while no follower runs is seen when one runs again."""
+    """A dead container stays until it is deleted; changes without a follower are written when one runs again."""
     bundle = host.runc.bundle("b", host.mounts)
     host.runc.start("web", bundle)
     until(lambda: host.is_running("web", host.runc), "web")
@@ -113,7 +113,7 @@ def test_life(host: Host) -> None:
 
 
 def test_hook_of_0_1(host: Host) -> None:
-    """`guestapi hook oci`, as bundles of 0.1 have it for the start and for the end, rings for both followers."""
+    """`guestapi hook oci` in bundles of 0.1, at start and end, rings the doorbell of the follower."""
     old = [str(COMMAND), "--config", str(host.service.config), "hook", "oci"]
     bundle = host.crun.bundle("b", host.mounts, hook=["/bin/sh", "-c", f"exec {' '.join(old)}"])
     host.crun.start("web", bundle)
@@ -126,7 +126,7 @@ def test_hook_of_0_1(host: Host) -> None:
 
 @pytest.mark.parametrize("state", [b"", b"nonsense", b"[" * 100_000, b'{"id":"web","pid":1,"bundle":"/nowhere"}'])
 def test_hook_with_garbage(host: Host, state: bytes) -> None:
-    """The container goes on; the hook says why in one line, and so does the follower."""
+    """With malformed input the container starts; the hook and the follower report the reason in one line."""
     done = subprocess.run(host.hook, input=state, capture_output=True, check=False)
     assert done.returncode == 0
     assert done.stderr.count(b"\n") == 1

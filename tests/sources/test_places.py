@@ -1,4 +1,4 @@
-"""Which mounts are ours: by device and inode, whatever they are called, and whatever hangs."""
+"""Which mounts show guestapi's sockets: by device and inode, whatever their names, and with hanging file systems."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def ours(tmp_path: Path) -> Path:
 
 
 def of(directory: Path) -> Places:
-    """The places of a socket in a directory."""
+    """Return the places of a socket in a directory."""
     return Places.of([ListenSocket(path=f"{directory}/sock")])
 
 
 def test_directory_link_and_socket(ours: Path, tmp_path: Path) -> None:
-    """The directory by any way that leads there, and the socket itself; nothing else, whatever its name."""
+    """The directory by any path, and the socket itself, are recognised; another path with the same name is not."""
     (tmp_path / "link").symlink_to(ours)
     (ours / "sock").touch()
     (tmp_path / "false").mkdir()
@@ -43,8 +43,8 @@ def test_directory_link_and_socket(ours: Path, tmp_path: Path) -> None:
         assert not look.has(no), no
 
 
-def test_away(ours: Path) -> None:
-    """While the socket's unit is off, its directory may be missing: then its name alone tells."""
+def test_missing_socket_directory(ours: Path) -> None:
+    """A missing directory, as while the socket's unit is stopped, is recognised by its path."""
     look = of(ours / "later").look()
     assert look.has(f"{ours}/later")
     assert not look.has(f"{ours}/other")
@@ -52,7 +52,7 @@ def test_away(ours: Path) -> None:
 
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A file system that answers nothing about /hangs, until the event is set."""
+    """A file system whose /hangs does not answer until the event is set."""
     go = threading.Event()
     real = os.stat
 
@@ -70,7 +70,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 def test_hanging_file_system(ours: Path, hanging: threading.Event) -> None:
-    """A mount of a container's that hangs costs one second once, and nobody else anything."""
+    """A file system that hangs costs its timeout once, and delays nothing else."""
     look = of(ours).look()
     began = time.monotonic()
     for _ in range(50):
@@ -87,7 +87,7 @@ def test_hanging_file_system(ours: Path, hanging: threading.Event) -> None:
 
 @pytest.mark.root
 def test_mounted_in_a_container(ours: Path, tmp_path: Path) -> None:
-    """What the kernel says is mounted there decides: a directory of the same name elsewhere is not ours."""
+    """The kernel's mounts decide: a directory with the same name elsewhere is not guestapi's."""
     false = tmp_path / "x/guestapi"
     false.mkdir(parents=True)
     tmp_path.chmod(0o755)
@@ -97,8 +97,8 @@ def test_mounted_in_a_container(ours: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_mount_that_only_looks_like_ours(ours: Path) -> None:
-    """Root inside can make any text stand in mountinfo; device and path within it are the kernel's."""
+def test_imitated_mount(ours: Path) -> None:
+    """Root in a container can put any text into mountinfo; only device and root decide."""
     with Container([]) as container:
         words = ["nsenter", "-t", str(container.pid), "-U", "-m", "--setuid", "0", "--setgid", "0", "sh", "-c"]
         script = f"mount -t tmpfs tmpfs /mnt && mkdir -p /mnt{ours} /mnt/at && mount --bind /mnt{ours} /mnt/at"

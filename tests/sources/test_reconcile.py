@@ -1,4 +1,4 @@
-"""From observations to the store: appeared, changed, restarted, renamed, gone, refused, whatever comes together."""
+"""From observations to the store: new, changed, restarted, renamed, gone and refused containers, and combinations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISK: Device = {"type": "disk", "path": "/srv", "source": "/data"}
 
 
 class Host:
-    """A host whose container runtimes are observed; which processes are alive is said by tests."""
+    """A host whose runtimes are observed; the test sets which processes are alive."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -37,39 +37,39 @@ class Host:
         self.alive: set[Init] = set()
         self._pids = count(100)
 
-    def runs(self) -> Init:
-        """A new process."""
+    def start_process(self) -> Init:
+        """Return the init of a new process."""
         new = init(next(self._pids))
         self.alive.add(new)
         return new
 
-    def ends(self, *inits: Init | None) -> None:
-        """These processes are no more."""
+    def end_processes(self, *inits: Init | None) -> None:
+        """End these processes."""
         self.alive -= set(inits)
 
-    def sees(self, *observations: Observed, source: str = "lxc", **how: Any) -> list[Problem]:
-        """What a source observes is written."""
+    def observe(self, *observations: Observed, source: str = "lxc", **how: Any) -> list[Problem]:
+        """Write a source's observations."""
         with self.writer.change() as change:
             return reconcile(change, source, observations, is_alive=self.alive.__contains__, **how)
 
     def instances(self) -> dict[str, Instance]:
-        """What the store has, by name."""
+        """Return the instances of the store, by name."""
         return {one.name: one for one in known(self.settings)}
 
     def layers(self, name: str) -> Layers:
-        """Whose the configuration and devices of an instance are."""
+        """Return the layers of an instance's configuration and devices."""
         with view(self.settings.store.url) as store:
             found = find_instance(store, "default", name)
             assert found is not None
             return get_layers(store, found)
 
     def problems(self) -> list[Problem]:
-        """What is recorded."""
+        """Return the recorded problems."""
         with view(self.settings.store.url) as store:
             return list_problems(store)
 
     def configure(self, name: str, **config: str) -> None:
-        """The operator sets keys; ``user_a`` means ``user.a``."""
+        """Set keys as the operator; ``user_a`` means ``user.a``."""
         with self.writer.change() as change:
             instance = steps.get_editable(change, "default", name)
             steps.configure(change, instance, {key.replace("_", "."): value for key, value in config.items()})
@@ -77,75 +77,75 @@ class Host:
 
 @pytest.fixture
 def host(settings: Settings) -> Host:
-    """A host on which nothing is yet."""
+    """A host with an empty store."""
     return Host(settings)
 
 
 def seen(name: str, running: Init | None = None, key: str = "", **more: Any) -> Observed:
-    """A container, whose key is made of its name unless it is given."""
+    """Return an observation of a container, with a key made of its name by default."""
     return Observed(key or f"/var/lib/lxc {name}", "default", name, init=running, **more)
 
 
-def test_container_appears_changes_restarts_and_goes(host: Host, settings: Settings) -> None:
-    """The whole life of a container: one instance, each run another, told once, and gone with it."""
-    first = host.runs()
-    assert host.sees(seen("web", first, devices={"eth0": NIC})) == []
+def test_life_of_a_container(host: Host, settings: Settings) -> None:
+    """A container is one instance for its life; each start is another run and one event; it is removed with it."""
+    first = host.start_process()
+    assert host.observe(seen("web", first, devices={"eth0": NIC})) == []
     web = host.instances()["web"]
     assert (web.init, web.source, web.key, web.devices) == (first, "lxc", "/var/lib/lxc web", {"eth0": NIC})
     log = told(settings)
-    assert host.sees(seen("web", first, devices={"eth0": NIC})) == []
+    assert host.observe(seen("web", first, devices={"eth0": NIC})) == []
     assert (host.instances()["web"], told(settings)) == (web, log)
-    host.ends(first)
-    second = host.runs()
-    host.sees(seen("web", second, devices={"lan0": NIC}))
+    host.end_processes(first)
+    second = host.start_process()
+    host.observe(seen("web", second, devices={"lan0": NIC}))
     again = host.instances()["web"]
     assert (again.id, again.uuid, again.init, again.devices) == (web.id, web.uuid, second, {"lan0": NIC})
     assert again.run > web.run
-    # Its NICs have other names, so cloud-init runs again.
+    # The names of its NICs have changed, so cloud-init must run again.
     assert again.cloud_init_id != web.cloud_init_id
-    host.ends(second)
-    host.sees(seen("web"))
+    host.end_processes(second)
+    host.observe(seen("web"))
     assert host.instances()["web"].init is None
-    host.sees(complete=True)
+    host.observe(complete=True)
     assert host.instances() == {}
 
 
-def test_what_a_running_container_does_to_itself_is_not_told(host: Host) -> None:
-    """Devices are those that were seen first for an init, whatever its root does to them afterwards."""
-    running = host.runs()
-    host.sees(seen("web", running, devices={"eth0": NIC}))
+def test_devices_are_those_of_the_start(host: Host) -> None:
+    """The devices are those of the first observation of an init; its root cannot change them later."""
+    running = host.start_process()
+    host.observe(seen("web", running, devices={"eth0": NIC}))
     for devices in ({"evil": NIC}, {}, None):
-        host.sees(seen("web", running, devices=devices))
+        host.observe(seen("web", running, devices=devices))
         assert host.instances()["web"].devices == {"eth0": NIC}
 
 
-def test_what_a_follower_that_started_anew_does_not_know(host: Host) -> None:
-    """Host name, devices and problems of an init stay if nothing new is seen of it; its restart forgets them."""
-    running = host.runs()
-    host.sees(seen("web", running, devices={"eth0": NIC}, hostname="inside", problems=("a mount is missing",)))
+def test_incomplete_observations_change_nothing(host: Host) -> None:
+    """Host name, devices and problems of an init stay if later observations lack them; a restart clears them."""
+    running = host.start_process()
+    host.observe(seen("web", running, devices={"eth0": NIC}, hostname="inside", problems=("a mount is missing",)))
     before = host.instances()["web"], host.problems()
-    host.sees(seen("web", running, devices=None))
+    host.observe(seen("web", running, devices=None))
     assert (host.instances()["web"], host.problems()) == before
-    host.sees(seen("web", running, devices=None, hostname="asked-later", problems=("another",)))
+    host.observe(seen("web", running, devices=None, hostname="asked-later", problems=("another",)))
     assert host.instances()["web"].hostname == "asked-later"
     assert [one.reason for one in host.problems()] == ["another"]
-    host.ends(running)
-    host.sees(seen("web", host.runs(), devices=None))
+    host.end_processes(running)
+    host.observe(seen("web", host.start_process(), devices=None))
     assert host.instances()["web"].hostname is None
     assert host.problems() == []
 
 
-def test_operators_layer_wins_and_stays(host: Host) -> None:
-    """What the operator has set outlives restarts and what the source says; what the source has is as it is now."""
-    running = host.runs()
-    host.sees(seen("web", running, config={"user.a": "source", "user.b": "source"}, devices={"eth0": NIC}))
+def test_layer_of_the_operator_takes_precedence(host: Host) -> None:
+    """The operator's settings survive restarts and take precedence; the source's are replaced by each observation."""
+    running = host.start_process()
+    host.observe(seen("web", running, config={"user.a": "source", "user.b": "source"}, devices={"eth0": NIC}))
     host.configure("web", user_a="operator")
     with host.writer.change() as change:
         web = steps.get_editable(change, "default", "web")
         steps.replace_devices(change, web, {"gpu": {"type": "gpu"}, "eth0": {"limits.max": "1Mbit"}})
-    host.ends(running)
+    host.end_processes(running)
     devices = {"eth0": {**NIC, "mtu": "9000"}, "d": DISK}
-    host.sees(seen("web", host.runs(), config={"user.c": "source"}, devices=devices))
+    host.observe(seen("web", host.start_process(), config={"user.c": "source"}, devices=devices))
     web = host.instances()["web"]
     assert web.config == {"user.a": "operator", "user.c": "source"}
     assert web.devices == {"eth0": {**NIC, "mtu": "9000", "limits.max": "1Mbit"}, "d": DISK, "gpu": {"type": "gpu"}}
@@ -160,139 +160,139 @@ def test_operators_layer_wins_and_stays(host: Host) -> None:
     assert host.instances()["web"].config == {"user.c": "source"}
 
 
-def test_template_is_below_what_the_source_says(host: Host) -> None:
-    """Every instance of a source has the template's keys, as they are now."""
-    host.sees(seen("web", config={"user.a": "source"}), template={"user.a": "template", "user.b": "1"})
+def test_template_is_below_the_source(host: Host) -> None:
+    """Every instance of a source has the template's current keys, below those of the source."""
+    host.observe(seen("web", config={"user.a": "source"}), template={"user.a": "template", "user.b": "1"})
     assert host.instances()["web"].config == {"user.a": "source", "user.b": "1"}
-    host.sees(seen("web"), template={"security.guestapi": "false"})
+    host.observe(seen("web"), template={"security.guestapi": "false"})
     assert host.instances()["web"].config == {"security.guestapi": "false"}
 
 
 def test_name_of_another_owner_is_refused(host: Host) -> None:
-    """Whoever has a name notices nothing when another source's container wants it; that one is not registered."""
-    running = host.runs()
-    host.sees(seen("web", running, config={"user.secret": "of lxc"}))
+    """A container with the name of another source's instance is refused; that instance is unaffected."""
+    running = host.start_process()
+    host.observe(seen("web", running, config={"user.secret": "of lxc"}))
     before = host.instances()
-    for observed in (seen("web", host.runs(), key="f" * 64), seen("web", key="f" * 64)):
-        (problem,) = host.sees(observed, source="podman")
+    for observed in (seen("web", host.start_process(), key="f" * 64), seen("web", key="f" * 64)):
+        (problem,) = host.observe(observed, source="podman")
         assert problem.refused
         assert "of lxc" in problem.reason
         assert problem.hint is not None
         assert "guestapi instance remove web" in problem.hint
         assert host.problems() == [problem]
         assert host.instances() == before
-    # It is gone: nothing is wrong any more.
-    host.sees(source="podman", complete=True)
+    # Without the container, the problem is gone.
+    host.observe(source="podman", complete=True)
     assert host.problems() == []
 
 
-def test_instance_that_may_not_have_its_new_name_is_served_no_more(host: Host) -> None:
-    """A registered container that takes another owner's name keeps its instance, which counts as not running."""
-    running = host.runs()
-    host.sees(seen("web", host.runs()))
-    host.sees(seen("db", running, key="id", config={"user.a": "1"}), source="podman")
+def test_rename_to_a_name_of_another_owner(host: Host) -> None:
+    """A registered container that takes another owner's name keeps its instance, but counts as not running."""
+    running = host.start_process()
+    host.observe(seen("web", host.start_process()))
+    host.observe(seen("db", running, key="id", config={"user.a": "1"}), source="podman")
     number = host.instances()["db"].id
-    host.sees(seen("web", running, key="id", config={"user.a": "2"}), source="podman")
+    host.observe(seen("web", running, key="id", config={"user.a": "2"}), source="podman")
     assert host.instances()["db"].init is None
     assert [problem.refused for problem in host.problems()] == [True]
-    host.sees(seen("db2", running, key="id", config={"user.a": "2"}), source="podman")
+    host.observe(seen("db2", running, key="id", config={"user.a": "2"}), source="podman")
     db = host.instances()["db2"]
     assert (db.id, db.init, db.config) == (number, running, {"user.a": "2"})
     assert host.problems() == []
 
 
-def test_container_that_is_made_anew_takes_over_what_the_operator_set(host: Host) -> None:
-    """podman compose makes a container of another id for each change: what the operator set of the name stays."""
-    first = host.runs()
-    host.sees(seen("web", first, key="1"), seen("db", host.runs(), key="2"), source="podman")
+def test_recreated_container_keeps_settings(host: Host) -> None:
+    """A container that is recreated with another id gets the instance of its name, with the operator's settings."""
+    first = host.start_process()
+    host.observe(seen("web", first, key="1"), seen("db", host.start_process(), key="2"), source="podman")
     host.configure("web", user_a="operator")
     number = host.instances()["web"].id
-    host.ends(first, host.instances()["db"].init)
-    host.sees(source="podman", gone=["1", "2"])
+    host.end_processes(first, host.instances()["db"].init)
+    host.observe(source="podman", gone=["1", "2"])
     assert {name: (one.key, one.init, one.source) for name, one in host.instances().items()} == {
         "web": (None, None, "podman")
     }
-    # Nobody else gets it.
-    assert host.sees(seen("web", host.runs()))[0].refused
-    host.sees(seen("web", host.runs(), key="3"), source="podman")
+    # A container of another source does not get it.
+    assert host.observe(seen("web", host.start_process()))[0].refused
+    host.observe(seen("web", host.start_process(), key="3"), source="podman")
     web = host.instances()["web"]
     assert (web.id, web.key, web.config, web.running) == (number, "3", {"user.a": "operator"}, True)
 
 
-def test_container_that_is_renamed_to_a_name_that_was_left(host: Host) -> None:
-    """compose makes the next container under another name, then renames it: it takes over what was left."""
-    host.sees(seen("web", key="1"), source="podman")
+def test_rename_to_a_released_name(host: Host) -> None:
+    """A container that is created under another name, and then renamed, gets the instance of that name."""
+    host.observe(seen("web", key="1"), source="podman")
     host.configure("web", user_a="operator")
     number = host.instances()["web"].id
-    host.sees(seen("1_web", key="2"), source="podman")
-    host.sees(seen("web", host.runs(), key="2"), source="podman", gone=["1"])
+    host.observe(seen("1_web", key="2"), source="podman")
+    host.observe(seen("web", host.start_process(), key="2"), source="podman", gone=["1"])
     assert {name: (one.id, one.key) for name, one in host.instances().items()} == {"web": (number, "2")}
     assert host.instances()["web"].config == {"user.a": "operator"}
 
 
-def test_instance_that_was_added_by_hand_finds_its_container(host: Host) -> None:
-    """`guestapi instance add` before the container is made; what was set stays, also when the container goes."""
+def test_instance_added_by_hand_gets_its_container(host: Host) -> None:
+    """An instance that was added by hand gets its container later, and keeps its settings when that is gone."""
     number = add(host.writer, "web", **{"user.a": "hand"}).id
-    running = host.runs()
-    host.sees(seen("web", running, config={"user.b": "source"}))
+    running = host.start_process()
+    host.observe(seen("web", running, config={"user.b": "source"}))
     web = host.instances()["web"]
     assert (web.id, web.source, web.config) == (number, "lxc", {"user.a": "hand", "user.b": "source"})
-    host.ends(running)
-    host.sees(complete=True)
+    host.end_processes(running)
+    host.observe(complete=True)
     assert (host.instances()["web"].key, host.instances()["web"].init) == (None, None)
 
 
-def test_instance_that_was_started_by_hand_is_not_taken(host: Host) -> None:
-    """An instance that runs, as somebody who can tell has said, is no other container's."""
+def test_instance_started_by_hand_is_not_adopted(host: Host) -> None:
+    """An instance that the operator started is not given to another container."""
     with host.writer.change() as change:
-        steps.start(change, steps.add(change, "default", "web"), host.runs())
+        steps.start(change, steps.add(change, "default", "web"), host.start_process())
     before = host.instances()
-    (problem,) = host.sees(seen("web", host.runs()))
+    (problem,) = host.observe(seen("web", host.start_process()))
     assert "which runs with process 100" in problem.reason
     assert host.instances() == before
 
 
-def test_container_of_an_earlier_version_is_found_again(host: Host) -> None:
-    """An instance that a hook had registered, under the first digits of the id, is the container with that init."""
-    running = host.runs()
+def test_container_of_an_earlier_version_is_adopted(host: Host) -> None:
+    """A container of an earlier version, registered under the first digits of its id, is recognised by its init."""
+    running = host.start_process()
     with host.writer.change() as change:
         old = steps.start(change, steps.add(change, "default", "9f86d081884c", config={"user.a": "1"}), running)
-    host.sees(seen("web", running, key="9f86d081884c7d659a", devices=None), source="podman")
+    host.observe(seen("web", running, key="9f86d081884c7d659a", devices=None), source="podman")
     web = host.instances()["web"]
     assert (web.id, web.key, web.init, web.config) == (old.id, "9f86d081884c7d659a", running, {"user.a": "1"})
     assert web.run == old.run, "the container runs on, so what was learned of it holds"
 
 
-def test_look_that_is_older_than_what_is_known(host: Host) -> None:
-    """A list that was made before a container started, and comes after its hook, stops and removes nothing."""
-    first = host.runs()
-    host.sees(seen("web", first))
-    host.ends(first)
-    second = host.runs()
-    host.sees(seen("web", second))
+def test_outdated_observation(host: Host) -> None:
+    """An observation from before a start that is written after it neither stops nor removes the instance."""
+    first = host.start_process()
+    host.observe(seen("web", first))
+    host.end_processes(first)
+    second = host.start_process()
+    host.observe(seen("web", second))
     web = host.instances()["web"]
     for late in ([seen("web")], [seen("web", first)]):
-        assert host.sees(*late, complete=True) == []
+        assert host.observe(*late, complete=True) == []
         assert host.instances()["web"] == web
-    (problem,) = host.sees(complete=True)
+    (problem,) = host.observe(complete=True)
     assert "does not list it, although its init, process 101, runs" in problem.reason
     assert host.instances()["web"] == web
-    host.ends(second)
-    host.sees(complete=True)
+    host.end_processes(second)
+    host.observe(complete=True)
     assert host.instances() == {}
     assert host.problems() == []
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_names_that_change_hands_at_once(host: Host, order: tuple[int, ...]) -> None:
-    """A chain of renames, and circles, in any order: everybody keeps the instance, and no name in between is told."""
-    inits = [host.runs() for _number in range(3)]
-    host.sees(*[seen(f"c{number}", inits[number], key=str(number)) for number in range(3)])
+def test_simultaneous_renames(host: Host, order: tuple[int, ...]) -> None:
+    """Chains and circles of renames, in any order, keep every instance, and send one event each."""
+    inits = [host.start_process() for _number in range(3)]
+    host.observe(*[seen(f"c{number}", inits[number], key=str(number)) for number in range(3)])
     before = {one.key: one.id for one in host.instances().values()}
     for names in (["c1", "c2", "c3"], ["c2", "c3", "c1"], ["c1", "c0", "c2"]):
         log = len(told(host.settings))
         wanted = [seen(names[number], inits[number], key=str(number)) for number in order]
-        assert host.sees(*wanted) == []
+        assert host.observe(*wanted) == []
         assert {name: one.key for name, one in host.instances().items()} == {
             name: str(number) for number, name in enumerate(names)
         }
@@ -301,9 +301,9 @@ def test_names_that_change_hands_at_once(host: Host, order: tuple[int, ...]) -> 
         assert len(told(host.settings)) - log == 3
 
 
-def test_two_of_one_name_or_key(host: Host) -> None:
-    """Of two that want one name the first keeps it; a source that gives one key twice is believed once."""
-    problems = host.sees(seen("web", key="1"), seen("web", key="2"), seen("db", key="1"))
+def test_duplicate_names_and_keys(host: Host) -> None:
+    """Of two containers with one name the first gets it; of one key only the first observation counts."""
+    problems = host.observe(seen("web", key="1"), seen("web", key="2"), seen("db", key="1"))
     assert [(one.key, one.name, one.refused, one.holder) for one in problems] == [
         ("2", "web", True, "1"),
         ("1", "db", False, None),
@@ -327,84 +327,84 @@ def test_two_of_one_name_or_key(host: Host) -> None:
         {"cloud_init_id": "\ud800"},
     ],
 )
-def test_one_bad_container_costs_the_others_nothing(host: Host, bad: dict[str, Any]) -> None:
-    """Of ten containers, one of which cannot be taken, nine are registered, and it is said which is not, and why."""
-    observations = [seen(f"c{number}", host.runs()) for number in range(10)]
+def test_invalid_container_among_others(host: Host, bad: dict[str, Any]) -> None:
+    """One of ten containers that cannot be written is a problem; the other nine are registered."""
+    observations = [seen(f"c{number}", host.start_process()) for number in range(10)]
     observations[4] = replace(observations[4], **bad)
-    (problem,) = host.sees(*observations)
+    (problem,) = host.observe(*observations)
     assert problem.key == observations[4].key
     assert "not registered" in problem.reason
     assert host.instances().keys() == {f"c{number}" for number in range(10)} - {"c4"}
 
 
-def test_what_cannot_be_taken_of_a_container_is_left_out(host: Host, caplog: pytest.LogCaptureFixture) -> None:
-    """The rest is registered and kept current; what is missing is recorded, logged once, and forgotten when right."""
-    running = host.runs()
+def test_invalid_parts_are_left_out(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    """A part that cannot be written is left out, recorded, logged once, and forgotten when it is corrected."""
+    running = host.start_process()
     observed = seen("web", running, config={"user.a": "1", "k" * 2000: "1"}, problems=("its mount /x is not told",))
     with caplog.at_level(logging.WARNING):
         for _time in range(3):
-            problems = host.sees(observed)
+            problems = host.observe(observed)
             assert [one.refused for one in problems] == [False, False]
             assert host.problems() == problems
     assert [record.message.count("web in project default") for record in caplog.records] == [1, 1]
     assert host.instances()["web"].config == {"user.a": "1"}
-    host.sees(replace(observed, config={"user.a": "2"}, problems=()))
+    host.observe(replace(observed, config={"user.a": "2"}, problems=()))
     assert host.problems() == []
     assert host.instances()["web"].config == {"user.a": "2"}
 
 
-def test_switch_is_obeyed_whatever_else_is_wrong(host: Host) -> None:
-    """A daemon's instance that is switched off is off, also when nothing else of it can be taken."""
-    host.sees(seen("web", key="1", config={"user.secret": "1"}), source="incus")
+def test_switch_applies_despite_invalid_keys(host: Host) -> None:
+    """A switch that is set to false applies, also when other parts of the instance cannot be written."""
+    host.observe(seen("web", key="1", config={"user.secret": "1"}), source="incus")
     config = {"security.guestapi": "false", "user." + "x" * 2000: "1", "user.secret": "2", "user.\ud800": "1"}
-    host.sees(seen("web", key="1", config=config), source="incus")
+    host.observe(seen("web", key="1", config=config), source="incus")
     assert host.instances()["web"].config == {"security.guestapi": "false", "user.secret": "2"}
 
 
 def test_configuration_beyond_the_bound(host: Host) -> None:
-    """What an instance has beyond the bound is left out, the operator's counted first; what is left out is not old."""
-    host.sees(seen("web", config={"user.a": "old"}))
+    """Beyond the size limit the source's largest keys are left out, not the operator's, and old values are removed."""
+    host.observe(seen("web", config={"user.a": "old"}))
     host.configure("web", user_mine="x" * (8 << 20))
-    host.sees(seen("web", config={"user.a": "x" * (9 << 20), "user.b": "1"}))
+    host.observe(seen("web", config={"user.a": "x" * (9 << 20), "user.b": "1"}))
     assert host.instances()["web"].config.keys() == {"user.b", "user.mine"}
     assert "too much" in host.problems()[0].reason
 
 
 def test_refusals_of_the_source(host: Host) -> None:
-    """What a source says can be no instance is recorded; one that was registered is served no more."""
-    host.sees(seen("web", host.runs()), seen("db", host.runs()))
+    """A container that a source refuses is recorded as a problem; if it was registered, it counts as not running."""
+    host.observe(seen("web", host.start_process()), seen("db", host.start_process()))
     why = "it shares its PID namespace"
     refused = [Problem("", f"/var/lib/lxc {name}", "default", name, why) for name in ("web", "x")]
-    problems = host.sees(refused=refused)
+    problems = host.observe(refused=refused)
     assert [(one.name, one.refused) for one in problems] == [("web", True), ("x", True)]
     assert {name: one.running for name, one in host.instances().items()} == {"web": False, "db": True}
     assert host.problems() == problems
-    host.sees(seen("db"), complete=True, refused=refused[1:])
+    host.observe(seen("db"), complete=True, refused=refused[1:])
     assert [one.name for one in host.problems()] == ["x"]
 
 
 def test_root_that_is_recorded_later(host: Host) -> None:
-    """What was not known of a running init's root when it was registered is taken over without a new run."""
-    running = host.runs()
-    host.sees(seen("web", running))
+    """A root UID that is found later for a running init is recorded without a new run."""
+    running = host.start_process()
+    host.observe(seen("web", running))
     web = host.instances()["web"]
-    host.sees(seen("web", replace(running, root_uid=100000, user_namespace=7)))
+    host.observe(seen("web", replace(running, root_uid=100000, user_namespace=7)))
     again = host.instances()["web"]
     assert again.init is not None
     assert (again.run, again.init.root_uid, again.init.user_namespace) == (web.run, 100000, 7)
-    host.sees(seen("web", running))
+    host.observe(seen("web", running))
     assert host.instances()["web"] == again
 
 
 def test_uuid_of_another_instance(host: Host) -> None:
-    """A daemon's UUID that another instance has already is made into another one, the same at every look."""
+    """A daemon's UUID that another instance has is replaced by another one, the same at each observation."""
     identity = "11111111-2222-3333-4444-555555555555"
     with host.writer.change() as change:
         steps.add(change, "default", "other", instance_uuid=identity)
-    host.sees(seen("web", key=identity, uuid=identity), source="incus")
+    host.observe(seen("web", key=identity, uuid=identity), source="incus")
     first = host.instances()["web"]
     assert first.uuid != identity
-    host.sees(seen("web", key=identity, uuid=identity), source="incus")
+    host.observe(seen("web", key=identity, uuid=identity), source="incus")
     assert host.instances()["web"] == first
 
 
@@ -416,18 +416,18 @@ STATES = st.fixed_dictionaries(dict.fromkeys(SOURCES, CONTAINERS))
 
 @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STATES, min_size=1, max_size=5))
-def test_whatever_sources_see(tmp_path_factory: pytest.TempPathFactory, states: list[dict[str, Any]]) -> None:
-    """Through any sequence of what sources see, an instance has one owner, and is as that one saw it last."""
+def test_any_sequence_of_observations(tmp_path_factory: pytest.TempPathFactory, states: list[dict[str, Any]]) -> None:
+    """After any sequence of observations, an instance has one owner, and its owner's last observation."""
     host = Host(Settings(store=_store(tmp_path_factory)))
     owners: dict[int, tuple[str | None, str | None]] = {}
     for state in states:
         for source in SOURCES:
             host.alive.clear()
             observations = [
-                seen(name, host.runs() if running else None, key=key, config={"user.me": f"{source} {key}"})
+                seen(name, host.start_process() if running else None, key=key, config={"user.me": f"{source} {key}"})
                 for key, (name, running) in state[source].items()
             ]
-            problems = host.sees(*observations, source=source, complete=True)
+            problems = host.observe(*observations, source=source, complete=True)
             with view(host.settings.store.url) as store:
                 found = list_instances(store)
             assert len({(one.project, one.name) for one in found}) == len(found)
@@ -449,9 +449,9 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> StoreSettings:
 
 
 def test_batch_is_one_commit(host: Host) -> None:
-    """A hundred containers that start at once are registered by one commit, and are told as started, each."""
+    """A hundred containers that start at once are registered in one commit, with an event each."""
     reader = Reader(host.settings.store.url)
-    observations = [seen(f"c{number}", host.runs()) for number in range(100)]
+    observations = [seen(f"c{number}", host.start_process()) for number in range(100)]
     before = reader.version()
     with host.writer.change() as change:
         reconcile(change, "lxc", observations, is_alive=host.alive.__contains__)

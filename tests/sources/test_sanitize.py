@@ -1,4 +1,4 @@
-"""What of an observation the store can take: what it cannot is left out alone, and named."""
+"""`sanitize`: parts of an observation that the store cannot hold are left out, each with a sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NIC: Device = {"type": "nic", "name": "eth0"}
 
 
 def observed(config: dict[str, str] | None = None, devices: dict[str, Device] | None = None, **more: str) -> Observed:
-    """A container of which a source says this."""
+    """Return an observation with this configuration and these devices."""
     return Observed("key", "default", "web", config=config or {}, devices=devices or {}, **more)  # type: ignore[arg-type]  # by name
 
 
@@ -30,8 +30,8 @@ def observed(config: dict[str, str] | None = None, devices: dict[str, Device] | 
         ("user.big", "x" * LIMIT, "too much"),
     ],
 )
-def test_bad_key_is_left_out_alone(key: str, value: str, named: str) -> None:
-    """Of a configuration with one key that cannot be taken, all others come through, the switches among them."""
+def test_invalid_key_is_left_out(key: str, value: str, named: str) -> None:
+    """One invalid key is left out; all other keys and the switches remain."""
     good = {"user.good": "1", "security.guestapi": "false"}
     found = sanitize("incus", observed({**good, key: value}, {"eth0": NIC}), {}, LIMIT)
     assert (found.config, found.devices) == (good, {"eth0": NIC})
@@ -41,16 +41,16 @@ def test_bad_key_is_left_out_alone(key: str, value: str, named: str) -> None:
     assert len(sentence) < 300
 
 
-def test_what_daemons_take_is_taken() -> None:
-    """Keys to 1,024 bytes, control characters in them, and values of any size that fits."""
+def test_everything_daemons_accept_is_accepted() -> None:
+    """Keys up to 1,024 bytes, control characters in them, and values of any size within the limit are accepted."""
     config = {"user." + "k" * 1019: "1", "user.\n\x1b[2J": "\0", "user.data": "x" * (LIMIT // 2)}
     found = sanitize("incus", observed(config, {"a\tb": {"type": "nic", "x\ny": "1"}}), {}, LIMIT)
     assert (found.config, found.left_out) == (config, ())
     assert found.devices == {"a\tb": {"type": "nic", "x\ny": "1"}}
 
 
-def test_bad_device_is_left_out_alone() -> None:
-    """A device without a type, or with an option that cannot be taken, costs the others nothing."""
+def test_invalid_device_is_left_out() -> None:
+    """A device without a type, or with an invalid option, is left out alone."""
     devices = {
         "eth0": NIC,
         "": NIC,
@@ -64,8 +64,8 @@ def test_bad_device_is_left_out_alone() -> None:
 
 
 @given(st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.dictionaries(st.text(), st.text())))
-def test_whatever_a_source_says(config: dict[str, str], devices: dict[str, Device]) -> None:
-    """What comes through fits, passes every check of the store, and is what was said."""
+def test_result_is_valid_for_any_input(config: dict[str, str], devices: dict[str, Device]) -> None:
+    """The result of any input fits the limit, passes the store's checks, and is a part of the input."""
     limit = 64
     switches = dict.fromkeys(sorted(SWITCHES)[:1], "false")
     found = sanitize("incus", observed({**config, **switches}, devices), {}, limit)
@@ -81,14 +81,14 @@ def test_whatever_a_source_says(config: dict[str, str], devices: dict[str, Devic
 
 
 def test_largest_goes_first() -> None:
-    """If not everything fits, what is largest is left out, and what remains is all that fits."""
+    """If not everything fits, the largest values are left out."""
     found = sanitize("incus", observed({f"user.{size}": "x" * size for size in (10, 1000, 100)}), {}, 200)
     assert {key: len(value) for key, value in found.config.items()} == {"user.10": 10, "user.100": 100}
     assert [sentence[:11] for sentence in found.left_out] == ["'user.1000'"]
 
 
-def test_devices_that_are_too_much_are_named() -> None:
-    """The smallest devices stay, as long as they fit together; the others are named, and so are keys after them."""
+def test_devices_beyond_the_limit_are_named() -> None:
+    """The smallest devices that fit together stay; the others are named, and so are keys that no longer fit."""
     sizes = {"a": 300, "b": 500, "c": 600}
     devices: dict[str, Device] = {
         name: {"type": "disk", "path": "p" * (size - len(f"{name}typediskpath"))} for name, size in sizes.items()
@@ -100,7 +100,7 @@ def test_devices_that_are_too_much_are_named() -> None:
 
 
 def test_container_sets_no_switch() -> None:
-    """Whatever a container's image, labels or annotations say, they switch nothing; the operator's template does."""
+    """A container's image, labels or annotations can set no switch; the operator's template can."""
     said = observed({"security.guestapi.images": "true", "security.anything": "1", "user.a": "container"})
     template = {"security.guestapi": "false", "user.a": "template", "user.b": "template"}
     found = sanitize("podman", said, template, LIMIT)
@@ -109,8 +109,8 @@ def test_container_sets_no_switch() -> None:
     assert all("cannot set this for itself" in sentence for sentence in found.left_out)
 
 
-def test_host_name_that_is_none() -> None:
-    """A host name that could not stand in meta-data as it is is left out; the instance's name stands there then."""
+def test_invalid_host_name() -> None:
+    """A host name that would be invalid in meta-data is left out; the instance's name is used instead."""
     assert sanitize("lxc", observed(hostname="web.example.org"), {}, LIMIT).hostname == "web.example.org"
     found = sanitize("lxc", observed(hostname="web\ninstance-id: x"), {}, LIMIT)
     assert found.hostname is None
@@ -118,7 +118,7 @@ def test_host_name_that_is_none() -> None:
 
 
 def test_sentences_are_bounded() -> None:
-    """However much of an instance cannot be taken, some sentences say so, and the last one says how many more."""
+    """The number of sentences is bounded; the last one gives the number of the rest."""
     found = sanitize("incus", observed({f"user.{n}": "\ud800" for n in range(1000)}), {}, LIMIT)
     assert len(found.left_out) == 20
     assert found.left_out[-1] == "981 further things are left out"
