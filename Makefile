@@ -48,10 +48,15 @@ test-newest: $(VENV)/ready $(VENV)/parsers ## the same with the newest of everyt
 
 test-debian13: ## test-fast and the demo in a root of Debian 13, with its Python and programs (as root)
 	@tools/packages install root
-	tools/debian_root.py run trixie --package $$(tools/packages list test) git --checkout -- make test-fast demo
+	tools/debian_root.py run trixie --package $$(tools/packages list debian) --checkout -- make test-fast demo
 
 # The suite of Debian that is booted.
 SUITE ?= trixie
+
+systems: ## build the roots and the image that test-debian13 and test-machine build otherwise when they need them (as root)
+	@tools/packages install machine packaging
+	tools/debian_root.py build trixie --package $$(tools/packages list debian)
+	$(PYTHON) -m tests.machine.image $(SUITE)
 
 test-machine: $(VENV)/ready ## boot a virtual machine of SUITE (trixie, bookworm) and test on it (as root, ten minutes)
 	@tools/packages install machine
@@ -123,7 +128,7 @@ deb: ## the Debian packages of this version, for each of DEB_SUITES, into dist/ 
 	@tools/packages install packaging
 	@mkdir -p dist
 	@for suite in $(DEB_SUITES); do \
-		tools/debian_root.py run $$suite --package $$(tools/packages list deb) --checkout --bind dist:/srv/dist -- \
+		tools/debian_root.py run $$suite --package $$(tools/packages list debian) --checkout --bind dist:/srv/dist -- \
 			env DEBFULLNAME="$(DEBFULLNAME)" DEBEMAIL="$(DEBEMAIL)" tools/build_deb.py /srv/dist | tail -n 1 | sed 's#^/srv/##' >dist/.built && cat dist/.built || exit 1; \
 		lintian --allow-root --fail-on error "$$(cat dist/.built)" || exit 1; \
 	done; rm -f dist/.built

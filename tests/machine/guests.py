@@ -48,11 +48,12 @@ for name; do
         printf '[Network]\nVirtualEthernet=no\n' >"/etc/systemd/nspawn/$name.nspawn"
         ;;
     esac
-    python3 -I /root/rootfs.py "$root"
+    cp -a /root/rootfs/. "$root"
     cp /root/first-act "$root/sbin/init"
     cp /root/load.py "$root/load.py"
-    guestapi instance add "$name" --config "user.role=role of $name"
 done
+# A process each, and there are two processors.
+printf '%s\n' "$@" | xargs -P 2 -I '{}' guestapi instance add '{}' --config 'user.role=role of {}'
 """
 
 #: What asks from inside all the time.
@@ -75,6 +76,7 @@ def prepare(vm: VirtualMachine) -> None:
     vm.put(Path(rootfs.__file__), "/root/rootfs.py")
     vm.put(_INIT.encode(), "/root/first-act", "0755")
     vm.put(LOAD, "/root/load.py")
+    vm.run("python3", "-I", "/root/rootfs.py", "/root/rootfs")
 
 
 def make(vm: VirtualMachine, kind: str, names: Sequence[str]) -> None:

@@ -1,8 +1,11 @@
 """Disk images of Debian with its own kernel, systemd, LXC, nspawn and an SSH server, for QEMU.
 
-An image is made of a root of tools/debian_root.py, without being booted: an initrd with a disk's drivers alone, and
-an ext4 file system that mke2fs fills. Nothing of guestapi is in it, so one image serves every checkout. It is kept
-below $GUESTAPI_CACHE (~/.cache/guestapi) and built anew where it is missing or when what it is made of has changed.
+    python3 -m tests.machine.image SUITE
+
+builds one beforehand. An image is made of a root of tools/debian_root.py, without being booted: an initrd with a disk's
+drivers alone, and an ext4 file system that mke2fs fills. Nothing of guestapi is in it, so one image serves every
+checkout. It is kept below $GUESTAPI_CACHE (~/.cache/guestapi) and built anew where it is missing or when what it is made
+of has changed.
 """
 
 from __future__ import annotations
@@ -132,3 +135,7 @@ def _root(suite: str) -> Path:
 
 def _tool(verb: str, suite: str) -> list[str]:
     return [str(DEBIAN_ROOT), verb, suite, "--package", *PACKAGES]
+
+
+if __name__ == "__main__":
+    build_image(sys.argv[1])

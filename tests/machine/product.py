@@ -74,8 +74,8 @@ def built(suite: str) -> Iterator[Product]:
     with tempfile.TemporaryDirectory(prefix="guestapi-product-", dir="/var/tmp") as name:
         directory = Path(name)
         if KIND == "tree":
-            packages = subprocess.check_output([CHECKOUT / "tools/packages", "list", "install"], text=True).split()
-            run = [str(DEBIAN_ROOT), "run", suite, "--package", "make", *packages, "--checkout"]
+            packages = subprocess.check_output([CHECKOUT / "tools/packages", "list", "debian"], text=True).split()
+            run = [str(DEBIAN_ROOT), "run", suite, "--package", *packages, "--checkout"]
             subprocess.run([*run, f"--bind={directory}:/srv/out", "--", "sh", "-ec", _TREE], check=True)
             (file,) = directory.iterdir()
             yield Product(file, file)

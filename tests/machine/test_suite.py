@@ -38,7 +38,7 @@ tar -C /srv -czf /srv/out/guestapi.tar.gz guestapi
 @pytest.fixture(scope="module")
 def plain() -> Iterator[VirtualMachine]:
     """A machine on which guestapi is not installed, with the checkout and its virtual environment in /srv/guestapi."""
-    packages = subprocess.check_output([CHECKOUT / "tools/packages", "list", "build"], text=True).split()
+    packages = subprocess.check_output([CHECKOUT / "tools/packages", "list", "debian"], text=True).split()
     with tempfile.TemporaryDirectory(prefix="guestapi-suite-", dir="/var/tmp") as name:
         run = [str(DEBIAN_ROOT), "run", "bookworm", "--package", *packages, "--checkout", f"--bind={name}:/srv/out"]
         subprocess.run([*run, "--", "sh", "-ec", _PACK], check=True)

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 import guestapi
+from guestapi.cli.main import main
 from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT, Machine
+from tests.package.test_manual import commands
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
 
@@ -21,6 +23,30 @@ LOOPING = (CHECKOUT / "tests/harness/looping.py").read_text()
 #: What the package may take on a disk, in KiB: as it is unpacked, and with the bytecode that its installation makes.
 UNPACKED, COMPILED = 30_000, 50_000
 LATER = "99.0.0"
+
+#: Run by the package's own interpreter: each import of our code, also those inside of functions, and the help of each command
+#: that it is given.
+EVERYTHING = """
+import ast, importlib, pathlib, sys
+import guestapi
+from guestapi.cli.main import main
+
+for path in sorted(pathlib.Path(guestapi.__path__[0]).rglob("*.py")):
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+for command in sys.argv[1:]:
+    try:
+        main([*command.split()[1:], "--help"], prog_name="guestapi")
+    except SystemExit as end:
+        assert end.code == 0, command
+"""
 
 
 class Packages:
@@ -134,6 +160,21 @@ def test_installed(machine: Machine, container: Container) -> None:
     assert "FAIL" not in machine.run("guestapi", "check").stdout
     assert int(machine.run("du", "-sk", "/usr/lib/guestapi").stdout.split()[0]) < COMPILED
     assert machine.run("dpkg", "--verify", "guestapi").stdout == ""
+
+
+def test_trimmed_environment_has_everything(machine: Machine, container: Container) -> None:
+    """Of what the code imports nothing was trimmed away; each command has its help; a terminal gets tables and bars."""
+    names = [path for path, _command in commands(main, "guestapi")]
+    said = machine.run("/usr/lib/guestapi/bin/python", "-c", EVERYTHING, *names).stdout
+    for name in names:
+        assert f"Usage: {name} " in said, name
+    assert "│ c1 " in machine.run("guestapi", "instance", "list").stdout
+    machine.run(
+        "sh", "-c", "cd /root && echo a >metadata.yaml && tar -cf image.tar metadata.yaml && truncate -s 1M disk"
+    )
+    terminal = ["script", "--quiet", "--return", "--command"]
+    shown = machine.run(*terminal, "guestapi image import /root/image.tar /root/disk", "/dev/null").stdout
+    assert "\x1b[" in shown, shown
 
 
 def test_upgrade_loses_no_request(machine: Machine, container: Container, packages: Packages) -> None:
