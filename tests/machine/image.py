@@ -2,10 +2,10 @@
 
     python3 -m tests.machine.image SUITE
 
-builds one beforehand. An image is made of a root of tools/debian_root.py, without being booted: an initrd with a disk's
-drivers alone, and an ext4 file system that mke2fs fills. Nothing of guestapi is in it, so one image serves every
-checkout. It is kept below $GUESTAPI_CACHE (~/.cache/guestapi) and built anew where it is missing or when what it is made
-of has changed.
+builds one beforehand. An image is made of a root of tools/debian_root.py, without being booted: an initrd with a
+disk's drivers alone, and an ext4 file system that mke2fs fills. Nothing of guestapi is in it, so one image serves every
+checkout. It is kept below $GUESTAPI_CACHE (~/.cache/guestapi) and built anew where it is missing or when what it is
+made of has changed.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ LOOPING = (CHECKOUT / "tests/harness/looping.py").read_text()
 UNPACKED, COMPILED = 30_000, 50_000
 LATER = "99.0.0"
 
-#: Run by the package's own interpreter: each import of our code, also those inside of functions, and the help of each command
-#: that it is given.
+#: Run by the package's own interpreter: each import of our code, also those inside of functions, and the help of each
+#: command that it is given.
 EVERYTHING = """
 import ast, importlib, pathlib, sys
 import guestapi
