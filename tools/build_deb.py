@@ -35,8 +35,10 @@ BUILD_ONLY = frozenset({".c", ".cc", ".cpp", ".h", ".hpp", ".pxd", ".pyx", ".pxi
 TESTS = frozenset({"tests", "testing", "__pycache__"})
 #: What a package of the environment has and guestapi has no use for; by patterns below site-packages.
 UNUSED = (
-    # rich would colour source code with these.
-    "pygments/[a-z]*/[a-z]*.py",
+    # rich would colour source code and show Markdown with these.
+    "pygments*",
+    "markdown_it*",
+    "mdurl*",
     # Its benchmarks and commands.
     "falcon/bench",
     "falcon/cmd",
@@ -71,8 +73,8 @@ def build(directory: Path) -> Path:
         run(stage / PREFIX / "bin/python", "tools/manual.py", manuals)
         run("/usr/bin/python3", "tools/installation.py", "stage", stage, "--manuals", manuals)
         (site,) = (stage / PREFIX / "lib").glob("python3.*/site-packages")
-        licences = list(find_licences(site))
         trim(stage / PREFIX, site)
+        licences = list(find_licences(site))
         relocate(stage)
         document(stage, licences, release)
         architecture = run("dpkg", "--print-architecture").strip()
