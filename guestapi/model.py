@@ -56,7 +56,7 @@ class Instance:
         location: name of the cluster member it runs on; None: of this host.
         ready: the workload said so in this run.
         init: its identity, or None while it does not run.
-        config: what counts of both layers (`store.layers`).
+        config: what counts of all layers (`store.layers`).
         devices: as `config`.
         source: name of the source that it belongs to; None: it was added by hand.
         key: the source's own key of it; None: its source has no such container any more, or it has no source.
@@ -64,6 +64,7 @@ class Instance:
         kept: it stays when its source has it no more, although nothing of it is the operator's.
         large: keys that are set and whose values are not in `config`, because a worker reads large values when it is
             asked for them (`store.reading`).
+        profiles: names of its profiles, the weakest first.
     """
 
     id: int
@@ -84,6 +85,7 @@ class Instance:
     hostname: str | None = None
     kept: bool = False
     large: frozenset[str] = frozenset()
+    profiles: tuple[str, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -96,6 +98,27 @@ class Instance:
         return (
             self.hostname or _NO_HOST_NAME.sub("-", self.name).strip("-")[:_HOST_NAME_LENGTH].rstrip("-") or "instance"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A named set of configuration and devices that instances share.
+
+    Attributes:
+        id: the store's number of it, never given to another.
+        project: the project whose instances may have it.
+        name: what it is called there.
+        description: what the operator says of it.
+        config: its configuration.
+        devices: its devices; each has a type.
+    """
+
+    id: int
+    project: str
+    name: str
+    description: str = ""
+    config: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, Device] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

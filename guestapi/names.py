@@ -37,6 +37,17 @@ def check_instance(name: str) -> str:
     return name
 
 
+def check_profile(name: str) -> str:
+    """Return `name` if it can name a profile: as an instance, but for what a list of names would be cut at."""
+    size = len(name.encode(errors="surrogatepass"))
+    if not 1 <= size <= NAME_BYTES or not name.isprintable() or set(name) & set("/, ") or name[0] in "-.":
+        raise InvalidNameError(
+            f"profile name {name[:80]!r}: 1 to {NAME_BYTES} bytes of printable characters are needed, "
+            "no blank, ',' or '/', and neither '-' nor '.' first"
+        )
+    return name
+
+
 def check_hostname(name: str) -> str:
     """Return `name` if it can be a host name inside."""
     if not _HOST_NAME.fullmatch(name):

@@ -19,7 +19,6 @@ from guestapi.callers.namespaces import is_alive
 from guestapi.errors import GuestapiError
 from guestapi.model import Device, Instance
 from guestapi.settings import Settings
-from guestapi.store.layers import LayerName
 from guestapi.store.lookup import list_instances
 from guestapi.store.view import View, view
 from guestapi.store.writing import Writer
@@ -182,9 +181,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def origin_name(instance: Instance, layer: LayerName) -> str:
-    """The name of a layer's owner: ``operator``, or the name of the instance's source."""
-    return layer if layer == "operator" else instance.source or "hook"
+def origin_name(instance: Instance, layer: str) -> str:
+    """The name of a layer's owner: ``operator``, the name of the instance's source, or ``profile NAME``."""
+    return layer if layer != "source" else instance.source or "hook"
 
 
 def print_pairs(config: Iterable[tuple[str, str]], origins: Mapping[str, str] | None = None) -> None:
@@ -208,7 +207,9 @@ def _print_with_origins(columns: list[str], rows: Iterable[list[str]], origins: 
 
 def has_origin(command: F) -> F:
     """Give a command --origin."""
-    return click.option("--origin", is_flag=True, help="Show who set it: the operator, or its source.")(command)
+    return click.option("--origin", is_flag=True, help="Show who set it: the operator, its source, or a profile.")(
+        command
+    )
 
 
 def _options(device: Device) -> str:

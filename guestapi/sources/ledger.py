@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from guestapi.model import Init, Problem, SourceStatus
-from guestapi.settings import Settings
+from guestapi.settings import HookSettings, Settings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.sources.recorder import Status
-from guestapi.store import statuses
+from guestapi.store import profiles, statuses
+from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import list_instances
 from guestapi.store.writing import Writer
+
+log = logging.getLogger(__name__)
 
 
 class StoreLedger:
@@ -22,7 +26,7 @@ class StoreLedger:
         """Begin with what the store holds.
 
         Args:
-            settings: the store's, and the template of instances that runtimes bring.
+            settings: the store's; and ``hooks.template``, which is taken over into the profile ``default``.
             source: name of the source.
             doorbell: where its hooks ring.
         """
@@ -34,7 +38,9 @@ class StoreLedger:
     @property
     def _writer(self) -> Writer:
         if self._opened is None:
-            self._opened = Writer(self._settings, create=True)
+            opened = Writer(self._settings, create=True)
+            _take_template(opened, self._settings.hooks)
+            self._opened = opened
         return self._opened
 
     def known(self) -> Mapping[str, Init | None]:
@@ -49,9 +55,8 @@ class StoreLedger:
         self, observed: Sequence[Observed], gone: Collection[str], refused: Sequence[Problem]
     ) -> Sequence[Problem]:
         """As `Ledger.write`."""
-        template = self._settings.hooks.template
         with self._writer.change() as change:
-            return reconcile(change, self._source, observed, gone=gone, refused=refused, template=template)
+            return reconcile(change, self._source, observed, gone=gone, refused=refused)
 
     def note(self, status: Status) -> None:
         """As `Ledger.note`."""
@@ -59,3 +64,14 @@ class StoreLedger:
         noted = SourceStatus(self._source, self._doorbell, connected, status.contact, status.lag, status.fault)
         with self._writer.change() as change:
             statuses.record_status(change, noted)
+
+
+def _take_template(writer: Writer, hooks: HookSettings) -> None:
+    """Take ``hooks.template`` over into the profile ``default``. What cannot be taken keeps no container waiting."""
+    try:
+        with writer.change() as change:
+            left_out = profiles.take_template(change, hooks.project, hooks.template)
+    except ConflictError as error:
+        left_out = [f"hooks.template is not taken over into profile {profiles.DEFAULT!r}: {error}"]
+    for sentence in left_out:
+        log.warning("%s", sentence)

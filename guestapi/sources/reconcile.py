@@ -20,7 +20,7 @@ from guestapi.names import is_text, size_of, to_text
 from guestapi.sources.decide import Candidates, Decision, choose_devices, choose_init, decide
 from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import Acceptable, sanitize
-from guestapi.store import changes, statuses, steps
+from guestapi.store import changes, profiles, statuses, steps
 from guestapi.store.layers import Layer, Layers
 from guestapi.store.lookup import find_by_key, find_instance, find_owner
 from guestapi.store.rows import load, load_layers
@@ -40,7 +40,6 @@ class _Reconciliation:
 
     change: Change
     source: str
-    template: Mapping[str, str]
     is_alive: Callable[[Init], bool]
     troubled: Collection[str]
     #: Keys without new observations: their devices and problems stay.
@@ -55,7 +54,6 @@ def reconcile(
     complete: bool = False,
     gone: Collection[str] = (),
     refused: Collection[Problem] = (),
-    template: Mapping[str, str] | None = None,
     is_alive: Callable[[Init], bool] = namespaces.is_alive,
 ) -> list[Problem]:
     """Make a source's instances in the store equal to what was observed.
@@ -67,7 +65,6 @@ def reconcile(
         complete: whether these are all; then the source's other instances in the store are gone.
         gone: keys that the source no longer has.
         refused: containers that exist there and cannot be instances.
-        template: configuration of every instance of the source that the source itself does not set.
         is_alive: whether a process still runs.
 
     Returns:
@@ -75,7 +72,7 @@ def reconcile(
         its key in `gone` and the same observation succeeds.
     """
     troubled = statuses.list_problem_keys(change, source)
-    work = _Reconciliation(change, source, template or {}, is_alive, troubled)
+    work = _Reconciliation(change, source, is_alive, troubled)
     pending: dict[str, Observed] = {}
     doubled = []
     for observed in observations:
@@ -111,7 +108,10 @@ def is_current(instance: Instance, source: str, observed: Observed) -> bool:
         source: name of the source.
         observed: what it sees.
     """
-    acceptable = sanitize(source, observed, {}, size_of(observed.config, observed.devices or {}))
+    if instance.profiles:
+        # What counts is not what the source provides.
+        return False
+    acceptable = sanitize(source, observed, size_of(observed.config, observed.devices or {}))
     return not acceptable.left_out and (
         instance.source,
         instance.key,
@@ -188,12 +188,16 @@ def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
         steps.remove(change, decision.replaced)
     known = decision.instance
     before = load_layers(change.connection, known.id) if known is not None else Layers()
-    room = change.configuration_bytes - size_of(before.operator.config, before.operator.devices)
-    acceptable = sanitize(source, observed, work.template, max(room, 0))
+    layers = before
+    if source not in DAEMONS and (known is None or (known.source is None and not before.profiles)):
+        layers = replace(before, profiles=(profiles.ensure_default(change, observed.project),))
+    others = replace(layers, source=Layer())
+    room = change.configuration_bytes - size_of(others.config, others.devices)
+    acceptable = sanitize(source, observed, max(room, 0))
     if known is None:
-        _create(work, observed, acceptable)
+        _create(work, observed, acceptable, layers)
     else:
-        _update(work, observed, acceptable, known, before)
+        _update(work, observed, acceptable, known, before, layers)
     return [_problem(work, observed, reason) for reason in acceptable.left_out]
 
 
@@ -212,7 +216,7 @@ def _running(change: Change, observed: Observed, own: Instance | None) -> Instan
     return load(change.connection, found[0]) if found is not None else None
 
 
-def _create(work: _Reconciliation, observed: Observed, acceptable: Acceptable) -> None:
+def _create(work: _Reconciliation, observed: Observed, acceptable: Acceptable, layers: Layers) -> None:
     created = steps.add(
         work.change,
         observed.project,
@@ -228,11 +232,19 @@ def _create(work: _Reconciliation, observed: Observed, acceptable: Acceptable) -
         cloud_init_id=observed.cloud_init_id,
         checked=True,
         init=observed.init,
+        profiles=layers.profiles,
     )
     _finish(work, observed, created)
 
 
-def _update(work: _Reconciliation, observed: Observed, acceptable: Acceptable, known: Instance, before: Layers) -> None:
+def _update(
+    work: _Reconciliation,
+    observed: Observed,
+    acceptable: Acceptable,
+    known: Instance,
+    before: Layers,
+    layers: Layers,
+) -> None:
     source = work.source
     by_daemon = source in DAEMONS
     init = choose_init(source, observed, known.init, work.is_alive)
@@ -255,7 +267,8 @@ def _update(work: _Reconciliation, observed: Observed, acceptable: Acceptable, k
         columns["location"] = acceptable.location
     if observed.cloud_init_id is not None:
         columns["cloud_init_id"] = observed.cloud_init_id
-    layers = Layers(Layer(acceptable.config, before.source.devices if devices is None else devices), before.operator)
+    provided = Layer(acceptable.config, before.source.devices if devices is None else devices)
+    layers = replace(layers, source=provided)
     live_options = changes.LIVE_OPTIONS if by_daemon else None
     _finish(work, observed, steps.write(work.change, known, steps.Wanted(before, layers, init, columns, live_options)))
 
@@ -314,7 +327,9 @@ def _sentence(problem: Problem) -> str:
 
 def _is_empty(change: Change, instance: Instance) -> bool:
     """Whether an instance has no settings of the operator's."""
-    return not instance.kept and not load_layers(change.connection, instance.id).operator
+    if instance.kept or instance.profiles != (profiles.DEFAULT,):
+        return False
+    return not load_layers(change.connection, instance.id).operator
 
 
 def _free_uuid(work: _Reconciliation, observed: Observed) -> str | None:

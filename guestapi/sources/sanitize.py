@@ -42,13 +42,12 @@ class Acceptable:
     left_out: tuple[str, ...]
 
 
-def sanitize(source: str, observed: Observed, template: Mapping[str, str], limit: int) -> Acceptable:
+def sanitize(source: str, observed: Observed, limit: int) -> Acceptable:
     """Leave out what the store cannot take.
 
     Args:
         source: name of the source.
         observed: what it sees.
-        template: configuration that every instance of the source has unless the source says otherwise.
         limit: how many bytes configuration and devices may have in all.
 
     Returns:
@@ -56,7 +55,7 @@ def sanitize(source: str, observed: Observed, template: Mapping[str, str], limit
     """
     left_out = list(observed.problems)
     by_daemon = source in DAEMONS
-    config = {} if by_daemon else dict(template)
+    config: dict[str, str] = {}
     for key, value in observed.config.items():
         if not by_daemon and key.startswith(_RESERVED):
             left_out.append(f"{_quoted(key)} is left out: a container cannot set this for itself")

@@ -24,12 +24,14 @@ from guestapi.callers.namespaces import is_alive
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Image, Instance
 from guestapi.settings import Settings
-from guestapi.store import image_steps, images, steps
+from guestapi.store import image_steps, images, profile_restore, steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.layers import Layers
 from guestapi.store.lookup import find_by_key, find_instance, list_images, list_instances
-from guestapi.store.migrations import check_version
+from guestapi.store.migrations import PROFILES_SINCE, check_version
+from guestapi.store.profile_restore import Exchange, SavedProfiles
+from guestapi.store.profiles import ensure_default
 from guestapi.store.rows import load_layers
 from guestapi.store.transaction import Change
 from guestapi.store.view import view
@@ -84,6 +86,8 @@ class _Entry:
 class _Content:
     entries: list[_Entry]
     images: list[Image]
+    #: None: it was written by a version that had none.
+    profiles: SavedProfiles | None
 
 
 def back_up(url: str, target: Path, *, replace: bool = False) -> Saved:
@@ -129,9 +133,11 @@ def back_up(url: str, target: Path, *, replace: bool = False) -> Saved:
 def restore(settings: Settings, file: Path) -> Restored:
     """Make the store hold what a backup holds, but for what is a fact of now.
 
-    Instances are matched by UUID. Those of the backup get its name, its configuration and devices of the operator, and
-    its cloud-init id; missing ones are added. Instances that were added by hand and are not in the backup are removed.
-    What a source provides stays as the source sees it now, and instances of daemons are left to their mirrors.
+    Profiles become those of the backup; one that only instances have that are not in it stays.
+    Instances are matched by UUID. Those of the backup get its name, its configuration and devices of the operator, its
+    profiles, and its cloud-init id; missing ones are added. Instances that were added by hand and are not in the backup
+    are removed. What a source provides stays as the source sees it now, and instances of daemons are left to their
+    mirrors.
 
     Args:
         settings: the configuration; the store is made if it is missing, and replaced if it is damaged.
@@ -149,12 +155,15 @@ def restore(settings: Settings, file: Path) -> Restored:
     writer = Writer(settings, create=True)
     restored = Restored(damaged=damaged)
     with writer.change() as change:
-        _restore_instances(change, content.entries, restored)
+        exchange = None if content.profiles is None else profile_restore.begin(change, content.profiles)
+        _restore_instances(change, content.entries, restored, exchange)
+        if exchange is not None:
+            profile_restore.finish(change, exchange)
         _restore_images(change, content.images, images.directory(settings), restored)
     return restored
 
 
-def _restore_instances(change: Change, entries: list[_Entry], restored: Restored) -> None:
+def _restore_instances(change: Change, entries: list[_Entry], restored: Restored, exchange: Exchange | None) -> None:
     wanted = {one.instance.uuid: one for one in entries if one.instance.source not in DAEMONS}
     present = {one.uuid: one for one in list_instances(change)}
     for uuid, instance in present.items():
@@ -178,10 +187,12 @@ def _restore_instances(change: Change, entries: list[_Entry], restored: Restored
                 f"{_label(entry.instance)}: another instance has its name now, of {holder.source}",
                 f"rename or remove that one in {holder.source} and restore again",
             )
-        _restore_instance(change, entry, found, restored)
+        _restore_instance(change, entry, found, restored, exchange)
 
 
-def _restore_instance(change: Change, entry: _Entry, found: Instance | None, restored: Restored) -> None:
+def _restore_instance(
+    change: Change, entry: _Entry, found: Instance | None, restored: Restored, exchange: Exchange | None
+) -> None:
     instance, layers = entry.instance, entry.layers
     added = found is None
     if found is None:
@@ -203,7 +214,13 @@ def _restore_instance(change: Change, entry: _Entry, found: Instance | None, res
         before = load_layers(change.connection, found.id)
     # What a source sees now counts, not what it saw then.
     is_seen = found.source is not None and not added
-    after = Layers(before.source if is_seen else layers.source, layers.operator)
+    if exchange is not None:
+        wanted = tuple(exchange.by_saved[one.id] for one in layers.profiles)
+    elif added and layers.profiles:
+        wanted = (ensure_default(change, instance.project),)
+    else:
+        wanted = before.profiles
+    after = Layers(before.source if is_seen else layers.source, layers.operator, wanted)
     columns: dict[str, object] = {
         "project": instance.project,
         "name": instance.name,
@@ -274,6 +291,7 @@ def _read(file: Path, live: Path) -> _Content:
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 fault = _find_fault(connection)
                 if fault is None:
+                    (version,) = connection.execute("PRAGMA user_version").fetchone()
                     check_version(connection, file, create=False)
         except sqlite3.Error as error:
             fault = str(error)
@@ -281,7 +299,8 @@ def _read(file: Path, live: Path) -> _Content:
             raise OperatorError(f"{file}: is no backup of guestapi, or is damaged: {fault}")
         with view(f"sqlite:///{copy}") as store:
             entries = [_Entry(one, load_layers(store.connection, one.id)) for one in list_instances(store)]
-            return _Content(entries, list_images(store))
+            saved = None if version < PROFILES_SINCE else profile_restore.read_saved(store)
+            return _Content(entries, list_images(store), saved)
 
 
 def _put_damaged_aside(database: Path) -> Path | None:

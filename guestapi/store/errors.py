@@ -26,6 +26,10 @@ class UnknownInstanceError(OperatorError):
     """There is no such instance."""
 
 
+class UnknownProfileError(OperatorError):
+    """There is no such profile."""
+
+
 class UnknownImageError(OperatorError):
     """There is no such image, or more than one."""
 

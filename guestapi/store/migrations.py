@@ -8,11 +8,13 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from guestapi.model import Device
+from guestapi.model import DAEMONS, Device
 from guestapi.store.errors import StoreError
 from guestapi.store.layers import OPERATOR, SOURCE
 from guestapi.store.tables import INDEXES, TABLES, VERSION
 
+#: The first version of the tables with profiles.
+PROFILES_SINCE = 4
 #: What version 2 called a container of an OCI runtime that had no other name: the first digits of its id.
 _EPHEMERAL_NAME = re.compile("[0-9a-f]{12}")
 #: What version 2's hook of LXC wrote of a NIC, and of a mount.
@@ -144,5 +146,23 @@ def _from_2_to_3(connection: sqlite3.Connection) -> None:
     connection.executemany("UPDATE devices SET layer = ? WHERE instance_id = ? AND name = ?", hooks)
 
 
+def _from_3_to_4(connection: sqlite3.Connection) -> None:
+    """Profiles. Instances that followers have added get the profile ``default`` of their project, which is empty yet.
+
+    The source's layer of these still has what hooks.template said, so nothing that counts changes. A follower takes
+    that into the profile when it starts (`profiles.take_template`), and out of the layer at its next observation.
+    """
+    for table in ("profiles", "profile_config", "profile_devices", "instance_profiles"):
+        connection.execute(TABLES[table])
+    connection.execute(INDEXES["instance_profiles_by_profile"])
+    daemons = ", ".join(f"'{name}'" for name in sorted(DAEMONS))
+    followed = f"instances WHERE source NOT IN ({daemons})"
+    connection.execute(f"INSERT INTO profiles (project, name) SELECT DISTINCT project, 'default' FROM {followed}")
+    connection.execute(
+        "INSERT INTO instance_profiles (instance_id, position, profile_id) SELECT id, 0, "
+        f"(SELECT profiles.id FROM profiles WHERE profiles.project = instances.project) FROM {followed}"
+    )
+
+
 #: What makes a database of one version into one of the next.
-_UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1_to_2, 2: _from_2_to_3}
+_UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1_to_2, 2: _from_2_to_3, 3: _from_3_to_4}

@@ -24,7 +24,7 @@ from guestapi.model import Image, Init, Instance
 from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.files import Held, Identity, identity
-from guestapi.store.rows import COLUMNS, INIT, LAST_ID, Entries, entries, init_of, latest, load, load_image
+from guestapi.store.rows import COLUMNS, INIT, LAST_ID, Entries, entries, init_of, latest, load, load_image, snapshot
 from guestapi.store.walindex import header, map_index
 
 #: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
@@ -43,6 +43,11 @@ _IN_NAMESPACE = f"SELECT {COLUMNS} FROM instances WHERE init_namespace = ?"
 _VALUE = (
     "SELECT value FROM config JOIN instances ON instances.id = instance_id "
     "WHERE instances.id = ? AND uuid = ? AND key = ? ORDER BY layer DESC LIMIT 1"
+)
+_PROFILE_VALUE = (
+    "SELECT value FROM instance_profiles JOIN profile_config USING (profile_id) "
+    "JOIN instances ON instances.id = instance_id "
+    "WHERE instances.id = ? AND uuid = ? AND key = ? ORDER BY position DESC LIMIT 1"
 )
 _SOURCES = "SELECT count(*) FROM sources"
 
@@ -98,7 +103,11 @@ class ValueReader:
         """
         with explained(self._file), closing(open_reader(self._url).connect()) as connection:
             # The UUID: in a store that was put in the place of the one that was read, the id means another instance.
-            found = connection.execute(_VALUE, (instance.id, instance.uuid, key)).fetchone()
+            asked = (instance.id, instance.uuid, key)
+            with snapshot(connection):
+                found = connection.execute(_VALUE, asked).fetchone()
+                if found is None:
+                    found = connection.execute(_PROFILE_VALUE, asked).fetchone()
             return None if found is None else str(found[0])
 
 

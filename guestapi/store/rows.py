@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any
 
-from guestapi.model import Device, Image, ImageFile, Init, Instance, Notification
+from guestapi.model import Device, Image, ImageFile, Init, Instance, Notification, Profile
 from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers, merge_devices
 
 #: The largest number that SQLite has (sqlite.org/autoinc.html).
@@ -29,7 +29,27 @@ COLUMNS = (
 INIT = slice(14, 20)
 _ONE = f"SELECT {COLUMNS} FROM instances WHERE id = ?"
 _CONFIG = "SELECT key, CASE WHEN size <= :most THEN value END FROM config WHERE instance_id = :id ORDER BY key, layer"
-_DEVICES = "SELECT name, definition FROM devices WHERE instance_id = ? ORDER BY name, layer"
+_DEVICES = "SELECT name, definition FROM devices WHERE instance_id = :id ORDER BY name, layer"
+# Of an instance with profiles: the same, with the rows of its profiles before its own. No layer is that weak.
+_CONFIG_WITH_PROFILES = (
+    "SELECT key, CASE WHEN size <= :most THEN value END, layer FROM config WHERE instance_id = :id UNION ALL "
+    "SELECT key, CASE WHEN size <= :most THEN value END, position - 1000000 FROM instance_profiles "
+    "JOIN profile_config USING (profile_id) WHERE instance_id = :id ORDER BY key, layer"
+)
+_DEVICES_WITH_PROFILES = (
+    "SELECT name, definition, layer FROM devices WHERE instance_id = :id UNION ALL "
+    "SELECT name, definition, position - 1000000 FROM instance_profiles "
+    "JOIN profile_devices USING (profile_id) WHERE instance_id = :id ORDER BY name, layer"
+)
+_PROFILES_OF = (
+    "SELECT {} FROM instance_profiles JOIN profiles ON profiles.id = profile_id WHERE instance_id = ? ORDER BY position"
+)
+_PROFILE_NAMES = _PROFILES_OF.format("name")
+_PROFILE_COLUMNS = "id, project, name, description"
+_APPLIED = _PROFILES_OF.format(_PROFILE_COLUMNS)
+_PROFILE = f"SELECT {_PROFILE_COLUMNS} FROM profiles WHERE id = ?"
+_PROFILE_CONFIG = "SELECT key, value FROM profile_config WHERE profile_id = ? ORDER BY key"
+_PROFILE_DEVICES = "SELECT name, definition FROM profile_devices WHERE profile_id = ? ORDER BY name"
 _CONFIG_LAYERS = "SELECT layer, key, value FROM config WHERE instance_id = ?"
 _DEVICE_LAYERS = "SELECT layer, name, definition FROM devices WHERE instance_id = ?"
 
@@ -60,7 +80,7 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
     Returns:
         The instance; None if there is none.
     """
-    # Three statements, one snapshot. Inside a writer's transaction there is one already.
+    # Four statements, one snapshot. Inside a writer's transaction there is one already.
     with snapshot(connection):
         row = connection.execute(_ONE, (instance_id,)).fetchone()
         if row is None:
@@ -68,7 +88,8 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
         settings: dict[str, str] = {}
         large: set[str] = set()
         parameters = {"id": instance_id, "most": LARGEST if value_bytes is None else value_bytes}
-        for key, value in connection.execute(_CONFIG, parameters):
+        profiles = tuple(name for (name,) in connection.execute(_PROFILE_NAMES, (instance_id,)))
+        for key, value, *_layer in connection.execute(_CONFIG_WITH_PROFILES if profiles else _CONFIG, parameters):
             # Of one key, the layer that wins comes last.
             settings.pop(key, None)
             large.discard(key)
@@ -76,7 +97,7 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
                 large.add(key)
             else:
                 settings[key] = value
-        devices = _devices(connection, instance_id)
+        devices = _devices(connection, instance_id, _DEVICES_WITH_PROFILES if profiles else _DEVICES)
     number, revision, run, project, name, kind, identity, cloud_init_id, location, ready, *owner = row[: INIT.start]
     source, key, hostname, kept = owner
     return Instance(
@@ -98,18 +119,19 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
         hostname=hostname,
         kept=bool(kept),
         large=frozenset(large),
+        profiles=profiles,
     )
 
 
-def _devices(connection: sqlite3.Connection, instance_id: int) -> dict[str, Device]:
-    rows = [(name, json.loads(text)) for name, text in connection.execute(_DEVICES, (instance_id,))]
+def _devices(connection: sqlite3.Connection, instance_id: int, query: str) -> dict[str, Device]:
+    rows = [(name, json.loads(text)) for name, text, *_layer in connection.execute(query, {"id": instance_id})]
     # PERF: of one name the layer that wins comes last, and hardly ever amends the other.
     devices: dict[str, Device] = dict(rows)
     return devices if all(map(_HAS_TYPE, devices.values())) else merge_devices(rows)
 
 
 def load_layers(connection: sqlite3.Connection, instance_id: int) -> Layers:
-    """Read both layers of an instance's configuration and devices, through any connection to the store."""
+    """Read all layers of an instance's configuration and devices, through any connection to the store."""
     settings: dict[int, dict[str, str]] = {SOURCE: {}, OPERATOR: {}}
     definitions: dict[int, dict[str, Device]] = {SOURCE: {}, OPERATOR: {}}
     with snapshot(connection):
@@ -117,8 +139,23 @@ def load_layers(connection: sqlite3.Connection, instance_id: int) -> Layers:
             settings[layer][key] = value
         for layer, name, text in connection.execute(_DEVICE_LAYERS, (instance_id,)):
             definitions[layer][name] = json.loads(text)
+        found = connection.execute(_APPLIED, (instance_id,)).fetchall()
+        applied = tuple(_profile(connection, row) for row in found)
     source, operator = (Layer(settings[layer], definitions[layer]) for layer in (SOURCE, OPERATOR))
-    return Layers(source, operator)
+    return Layers(source, operator, applied)
+
+
+def load_profile(connection: sqlite3.Connection, profile_id: int) -> Profile | None:
+    """Read one profile whole, as it was at one moment, through any connection to the store; None if there is none."""
+    with snapshot(connection):
+        row = connection.execute(_PROFILE, (profile_id,)).fetchone()
+        return None if row is None else _profile(connection, row)
+
+
+def _profile(connection: sqlite3.Connection, row: tuple[int, str, str, str]) -> Profile:
+    settings = dict(connection.execute(_PROFILE_CONFIG, (row[0],)).fetchall())
+    definitions = connection.execute(_PROFILE_DEVICES, (row[0],))
+    return Profile(*row, settings, {name: json.loads(text) for name, text in definitions})
 
 
 def load_image(connection: sqlite3.Connection, fingerprint: str) -> Image | None:

@@ -1,32 +1,27 @@
 """The steps of a change that are about instances. Each one writes the new state and its entries of the change log.
 
-Rules: `write` alone changes an instance, so that its revision, its run and the change log always fit what changed.
-Configuration and devices have two layers (`layers`); events are the difference between the merged layers before and
-after.
+Rules: `write` alone changes an instance, so that its revision, its run and the change log always fit what changed; but
+for a change of a profile, which `profile_users` brings to all instances that have it. Configuration and devices have
+layers (`layers`); events are the difference between the merged layers before and after.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from guestapi import names
-from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType
+from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType, Profile
 from guestapi.store import changes
 from guestapi.store.errors import ConflictError
-from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers
+from guestapi.store.layer_rows import check_size, write_layers
+from guestapi.store.layers import Layer, Layers
 from guestapi.store.lookup import find_owner, get_instance
 from guestapi.store.rows import load, load_layers
 from guestapi.store.transaction import Change, tell
 
 _BY_INIT = "SELECT id, name FROM instances WHERE init_pid = ? AND init_start_time = ? AND init_boot_id = ?"
-_REMOVE_KEY = "DELETE FROM config WHERE instance_id = ? AND layer = ? AND key = ?"
-_REMOVE_DEVICE = "DELETE FROM devices WHERE instance_id = ? AND layer = ? AND name = ?"
-_ADD_KEY = "INSERT INTO config (instance_id, key, layer, size, value) VALUES (?, ?, ?, ?, ?)"
-_ADD_DEVICE = "INSERT INTO devices (instance_id, name, layer, definition) VALUES (?, ?, ?, ?)"
 #: Columns that are called otherwise in `Instance`.
 _ATTRIBUTES = {"source_key": "key"}
 
@@ -66,6 +61,7 @@ def add(
     cloud_init_id: str | None = None,
     checked: bool = False,
     init: Init | None = None,
+    profiles: tuple[Profile, ...] = (),
 ) -> Instance:
     """Add an instance.
 
@@ -84,6 +80,7 @@ def add(
         cloud_init_id: as of `Instance`; None: the UUID.
         checked: they were checked before (`sources.sanitize`), by the rules for what daemons take.
         init: the process by which it runs already; None: it does not run yet.
+        profiles: its profiles, the weakest first.
 
     Returns:
         The instance.
@@ -119,11 +116,13 @@ def add(
     layer = Layer(config or {}, devices or {})
     if not checked:
         layer = Layer(names.check_config(layer.config), names.check_devices(layer.devices))
-        _check_size(change, layer)
+    layers = Layers(Layer(), layer, profiles) if source is None else Layers(layer, Layer(), profiles)
+    if not checked:
+        check_size(change, project, name, layers)
     statement = f"INSERT INTO instances ({', '.join(values)}) VALUES ({', '.join(f':{column}' for column in values)})"
     number = change.connection.execute(statement, values).lastrowid
     assert number is not None, "it was inserted"
-    _write_layers(change, number, Layers(), Layers(operator=layer) if source is None else Layers(source=layer))
+    write_layers(change, number, Layers(), layers)
     created = reload(change, number)
     tell(change, created, happened, running=False)
     return created
@@ -180,8 +179,7 @@ def configure(change: Change, instance: Instance, config: Mapping[str, str]) -> 
         # There is no source that would replace what a hook of an earlier version has left here.
         source = Layer({key: value for key, value in source.config.items() if key not in config}, source.devices)
     operator = Layer({key: value for key, value in wanted.items() if value}, layers.operator.devices)
-    _check_size(change, operator)
-    return write(change, instance, Wanted(layers, Layers(source, operator), instance.init))
+    return _write_operator(change, instance, layers, replace(layers, source=source, operator=operator))
 
 
 def replace_devices(change: Change, instance: Instance, devices: Mapping[str, Device]) -> Instance:
@@ -193,10 +191,23 @@ def replace_devices(change: Change, instance: Instance, devices: Mapping[str, De
     """
     layers = load_layers(change.connection, instance.id)
     source = layers.source if instance.source is not None else Layer(layers.source.config)
-    checked = names.check_devices(devices, amending=source.devices)
+    checked = names.check_devices(devices, amending=replace(layers, source=source, operator=Layer()).devices)
     operator = Layer(layers.operator.config, checked)
-    _check_size(change, operator)
-    return write(change, instance, Wanted(layers, Layers(source, operator), instance.init))
+    return _write_operator(change, instance, layers, replace(layers, source=source, operator=operator))
+
+
+def assign(change: Change, instance: Instance, profiles: tuple[Profile, ...]) -> Instance:
+    """Give the instance exactly these profiles, the weakest first.
+
+    Raises:
+        ConflictError: the instance would have too much configuration, or one of them twice.
+    """
+    ids = [profile.id for profile in profiles]
+    for profile in profiles:
+        if ids.count(profile.id) > 1:
+            raise ConflictError(f"instance {instance.name!r} cannot have profile {profile.name!r} twice")
+    layers = load_layers(change.connection, instance.id)
+    return _write_operator(change, instance, layers, replace(layers, profiles=profiles))
 
 
 def rename(change: Change, instance: Instance, project: str, name: str) -> Instance:
@@ -281,7 +292,7 @@ def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     changed = {column: value for column, value in columns.items() if _is_other(old, column, value)}
     if wanted.before == wanted.layers and not changed:
         return old
-    _write_layers(change, old.id, wanted.before, wanted.layers)
+    write_layers(change, old.id, wanted.before, wanted.layers)
     _set(change, old, changed)
     new = reload(change, old.id)
     tell(change, new, happened, running=old.running and not restarted)
@@ -340,13 +351,12 @@ def _check_init_is_free(change: Change, instance: Instance | None, init: Init) -
         raise ConflictError(f"process {init.pid} is the init of instance {other[1]!r} already")
 
 
-def _check_size(change: Change, layer: Layer) -> None:
-    size = names.size_of(layer.config, layer.devices)
-    if size > change.configuration_bytes:
-        raise ConflictError(
-            f"configuration and devices of an instance may have {change.configuration_bytes} bytes, not {size}",
-            "store.configuration_bytes in guestapi.toml is that bound",
-        )
+def _write_operator(change: Change, instance: Instance, before: Layers, after: Layers) -> Instance:
+    """Write what the operator wants an instance to have, if it is within the bound."""
+    check_size(change, instance.project, instance.name, after, before)
+    # That of a daemon's instance is the daemon's.
+    columns = {"cloud_init_id": instance.cloud_init_id} if instance.source in DAEMONS else {}
+    return write(change, instance, Wanted(before, after, instance.init, columns))
 
 
 def _init_columns(old: Instance, init: Init | None, restarted: bool) -> dict[str, object]:
@@ -386,25 +396,3 @@ def _set(change: Change, instance: Instance, columns: Mapping[str, object]) -> N
     assigned = "".join(f", {column} = :{column}" for column in columns)
     statement = f"UPDATE instances SET revision = revision + 1{assigned} WHERE id = :id"
     change.connection.execute(statement, {**columns, "id": instance.id})
-
-
-def _write_layers(change: Change, number: int, before: Layers, after: Layers) -> None:
-    for layer, old, new in ((SOURCE, before.source, after.source), (OPERATOR, before.operator, after.operator)):
-        if keys := _changed(old.config, new.config):
-            change.connection.executemany(_REMOVE_KEY, [(number, layer, key) for key in keys])
-            values = [
-                (number, key, layer, len(value.encode()), value) for key in keys if (value := new.config.get(key))
-            ]
-            change.connection.executemany(_ADD_KEY, values)
-        if named := _changed(old.devices, new.devices):
-            change.connection.executemany(_REMOVE_DEVICE, [(number, layer, name) for name in named])
-            rows = [
-                (number, name, layer, json.dumps(dict(sorted(definition.items()))))
-                for name in named
-                if (definition := new.devices.get(name)) is not None
-            ]
-            change.connection.executemany(_ADD_DEVICE, rows)
-
-
-def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

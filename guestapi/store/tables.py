@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
-VERSION = 3
+VERSION = 4
 
 #: For each table, in an order in which they can be made: the statement that makes it.
 TABLES = {
@@ -88,7 +88,44 @@ TABLES = {
         fault TEXT NOT NULL,
         PRIMARY KEY (name)
     )""",
-    # Both in layers (store.layers): the source's, and the operator's, which wins.
+    # Named sets of configuration and devices that instances share. AUTOINCREMENT as of instances: a writer that knew a
+    # profile does not change another one.
+    "profiles": """CREATE TABLE profiles (
+        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        project TEXT NOT NULL,
+        name TEXT NOT NULL,
+        description TEXT DEFAULT '' NOT NULL,
+        -- hooks.template of guestapi.toml was taken over into it: that is done once.
+        has_template BOOLEAN DEFAULT 0 NOT NULL,
+        UNIQUE (project, name)
+    )""",
+    "profile_config": """CREATE TABLE profile_config (
+        profile_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        -- As of config.
+        size INTEGER NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (profile_id, key),
+        FOREIGN KEY (profile_id) REFERENCES profiles (id) ON DELETE CASCADE
+    )""",
+    "profile_devices": """CREATE TABLE profile_devices (
+        profile_id INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        definition JSON NOT NULL,
+        PRIMARY KEY (profile_id, name),
+        FOREIGN KEY (profile_id) REFERENCES profiles (id) ON DELETE CASCADE
+    )""",
+    # Which profiles an instance has; the one with the greatest position is the strongest of them. A profile that an
+    # instance has is not removed, so nothing cascades from there.
+    "instance_profiles": """CREATE TABLE instance_profiles (
+        instance_id INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        profile_id INTEGER NOT NULL,
+        PRIMARY KEY (instance_id, position),
+        FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE,
+        FOREIGN KEY (profile_id) REFERENCES profiles (id)
+    )""",
+    # Both in layers (store.layers): the source's, and the operator's, which wins. Profiles are weaker than both.
     "config": """CREATE TABLE config (
         instance_id INTEGER NOT NULL,
         key TEXT NOT NULL,
@@ -135,5 +172,8 @@ INDEXES = {
         "CREATE INDEX notifications_by_guest ON notifications (instance_id, id) WHERE by_guest = 1"
     ),
     "notifications_not_by_guest": "CREATE INDEX notifications_not_by_guest ON notifications (id) WHERE by_guest = 0",
+    "instance_profiles_by_profile": (
+        "CREATE UNIQUE INDEX instance_profiles_by_profile ON instance_profiles (profile_id, instance_id)"
+    ),
     "image_aliases_by_image": "CREATE INDEX image_aliases_by_image ON image_aliases (fingerprint)",
 }

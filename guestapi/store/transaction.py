@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,6 +58,25 @@ class Change:
     rings: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The instance that an entry of the change log is about; attributes as the arguments of `tell`."""
+
+    instance_id: int
+    project: str
+    name: str
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenEvent:
+    """A `changes.ChangeEvent` with its metadata as JSON, made once for all instances that it is told of."""
+
+    type: str
+    metadata: str
+    guest: bool
+
+
 def tell(
     change: Change,
     instance: Instance,
@@ -76,33 +95,53 @@ def tell(
             the new state.
         by_guest: the instance itself caused it.
     """
-    now = time.time_ns()
-    rows = [
-        (
-            instance.id,
-            instance.project,
-            instance.name,
-            event.type,
-            changes.timestamp(now),
-            now / 1e9,
-            to_json(event.metadata, html=True).decode(),
-            event.guest and running,
-            by_guest,
-        )
-        for event in events
-    ]
-    if rows:
-        change.connection.executemany(_TELL, rows)
-        change.told += len(rows)
+    written = [write_event(event) for event in events]
+    if written:
+        tell_all(change, [(Told(instance.id, instance.project, instance.name, running), written)], by_guest=by_guest)
         if by_guest:
             change.connection.execute(_TRIM_OWN, {"instance": instance.id, "keep": KEEP_OWN_ENTRIES})
+
+
+def write_event(event: changes.ChangeEvent) -> WrittenEvent:
+    """An event as it stands in the change log."""
+    return WrittenEvent(event.type, to_json(event.metadata, html=True).decode(), event.guest)
+
+
+def tell_all(change: Change, told: Iterable[tuple[Told, Sequence[WrittenEvent]]], *, by_guest: bool = False) -> None:
+    """Write to the change log what happened to several instances; for the rest as `tell`.
+
+    Args:
+        change: the transaction.
+        told: instances, each with what happened to it, in order.
+        by_guest: the instances themselves caused it.
+    """
+    now = time.time_ns()
+    moment = changes.timestamp(now)
+    rows = [
+        (
+            one.instance_id,
+            one.project,
+            one.name,
+            event.type,
+            moment,
+            now / 1e9,
+            event.metadata,
+            event.guest and one.running,
+            by_guest,
+        )
+        for one, events in told
+        for event in events
+    ]
+    change.connection.executemany(_TELL, rows)
+    change.told += len(rows)
 
 
 def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:
     """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`.
 
     Entries that instances caused are not counted, since there are at most `KEEP_OWN_ENTRIES` of each instance: a
-    hundred instances that change their state all the time keep no other instance's event from being resumed.
+    hundred instances that change their state all the time keep no other instance's event from being resumed. A change
+    that makes more entries than that is kept whole until the next one: workers have yet to deliver it.
     """
     now = time.time()
     before = change.connection.execute(_BEFORE, {"told": change.told}).fetchone()
@@ -113,7 +152,7 @@ def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:
     change.connection.execute(_TRIM_OLD, {"since": now - keep_seconds})
     (latest,) = change.connection.execute(_LATEST).fetchone() or (0,)
     if latest % (keep_entries // _SLACK + 1) < change.told:
-        change.connection.execute(_TRIM_EXCESS, {"keep": keep_entries})
+        change.connection.execute(_TRIM_EXCESS, {"keep": max(keep_entries, change.told)})
 
 
 @contextmanager

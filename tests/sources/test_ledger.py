@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from guestapi.errors import GuestapiError
@@ -12,9 +13,11 @@ from guestapi.settings import HookSettings, Settings, StoreSettings
 from guestapi.sources.ledger import StoreLedger
 from guestapi.sources.observed import Observed
 from guestapi.sources.recorder import Status
-from guestapi.store.lookup import find_instance, list_sources
+from guestapi.store import profiles
+from guestapi.store.lookup import find_instance, get_layers, list_instances, list_sources
 from guestapi.store.view import view
-from tests.store.processes import init
+from guestapi.store.writing import Writer
+from tests.store.processes import init, known, restore, told
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def ledger(settings: Settings) -> StoreLedger:
 
 
 def test_first_container_of_a_host(settings: Settings, ledger: StoreLedger) -> None:
-    """The first write creates the store, and registers its container with the template."""
+    """The store is made by who needs it first, a follower too; its container has what the template says."""
     observed = Observed("/var/lib/lxc web", "default", "web", init=init(100))
     assert ledger.write([observed], (), ()) == []
     with view(settings.store.url) as store:
@@ -81,3 +84,45 @@ def test_status_of_the_follower(settings: Settings, ledger: StoreLedger, status:
         assert list_sources(store) == [
             SourceStatus("lxc", "/run/lxc.sock", connected, status.contact, status.lag, status.fault)
         ]
+
+
+def test_template_is_taken_over_once(settings: Settings, ledger: StoreLedger) -> None:
+    """The profile ``default`` gets hooks.template when a follower first starts; then only the operator changes it."""
+    ledger.known()
+    with Writer(settings).change() as change:
+        default = profiles.get_profile(change, "default", "default")
+        assert default.config == {"user.by": "template"}
+        profiles.edit(change, default, config={})
+    StoreLedger(settings, "podman", Path("/run/podman.sock")).known()
+    with view(settings.store.url) as store:
+        assert profiles.get_profile(store, "default", "default").config == {}
+
+
+def test_template_that_cannot_be_taken(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """A key of hooks.template that cannot be taken is left out and named; the rest is taken."""
+    hooks = HookSettings(template={"a\nb": "1", "user.large": "x" * (17 << 20), "user.by": "template"})
+    ledger = StoreLedger(msgspec.structs.replace(settings, hooks=hooks), "lxc", Path("/run/lxc.sock"))
+    assert ledger.known() == {}
+    with view(settings.store.url) as store:
+        assert profiles.get_profile(store, "default", "default").config == {"user.by": "template"}
+    assert len(caplog.messages) == 2
+    assert all(message.startswith("hooks.template: ") for message in caplog.messages)
+
+
+def test_template_after_an_upgrade(settings: Settings) -> None:
+    """After an upgrade guests notice nothing: neither of the profile, nor when their containers are observed again."""
+    restore(settings, 3)
+    before = {one.id: one.config for one in known(settings)}
+    hooks = HookSettings(template={"user.by": "template", "user.role": "none"})
+    ledger = StoreLedger(msgspec.structs.replace(settings, hooks=hooks), "lxc", Path("/run/lxc.sock"))
+    ledger.known()
+    entries = len(told(settings))
+    inits = {one.name: one.init for one in known(settings) if one.source == "lxc"}
+    observed = [Observed(f"/var/lib/lxc {name}", "default", name, init=one) for name, one in inits.items()]
+    assert ledger.write(observed, (), ()) == []
+    assert {one.id: one.config for one in known(settings)} == before
+    assert len(told(settings)) == entries
+    with view(settings.store.url) as store:
+        layers = {one.name: get_layers(store, one) for one in list_instances(store, source="lxc")}
+    assert layers["web"].origin("user.by") == layers["db"].origin("user.by") == "profile default"
+    assert layers["web"].source.config == {}

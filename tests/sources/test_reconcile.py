@@ -16,7 +16,7 @@ from guestapi.model import Device, Init, Instance, Problem
 from guestapi.settings import Settings, StoreSettings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
-from guestapi.store import steps
+from guestapi.store import profiles, steps
 from guestapi.store.layers import Layers
 from guestapi.store.lookup import find_instance, get_layers, list_instances, list_problems
 from guestapi.store.reading import Reader
@@ -51,6 +51,11 @@ class Host:
         """Write a source's observations."""
         with self.writer.change() as change:
             return reconcile(change, source, observations, is_alive=self.alive.__contains__, **how)
+
+    def set_default(self, config: dict[str, str]) -> None:
+        """Give the profile ``default`` exactly this configuration."""
+        with self.writer.change() as change:
+            profiles.edit(change, profiles.ensure_default(change, "default"), config=config)
 
     def instances(self) -> dict[str, Instance]:
         """Return the instances of the store, by name."""
@@ -160,12 +165,66 @@ def test_layer_of_the_operator_takes_precedence(host: Host) -> None:
     assert host.instances()["web"].config == {"user.c": "source"}
 
 
-def test_template_is_below_the_source(host: Host) -> None:
-    """Every instance of a source has the template's current keys, below those of the source."""
-    host.observe(seen("web", config={"user.a": "source"}), template={"user.a": "template", "user.b": "1"})
+def test_profile_default_is_below_what_the_source_says(host: Host) -> None:
+    """Every instance of a source has the keys of the profile ``default`` of its project, as they are now."""
+    host.set_default({"user.a": "profile", "user.b": "1"})
+    host.observe(seen("web", config={"user.a": "source"}))
     assert host.instances()["web"].config == {"user.a": "source", "user.b": "1"}
-    host.observe(seen("web"), template={"security.guestapi": "false"})
+    assert host.instances()["web"].profiles == ("default",)
+    host.set_default({"security.guestapi": "false"})
+    host.observe(seen("web"))
     assert host.instances()["web"].config == {"security.guestapi": "false"}
+
+
+def test_who_gets_the_profile_default(host: Host) -> None:
+    """An instance gets it when a container becomes it, and once: what the operator assigns then counts."""
+    host.set_default({"user.by": "default"})
+    add(host.writer, "hand")
+    assert host.instances()["hand"].config == {}
+    host.observe(seen("hand", host.start_process()))
+    assert host.instances()["hand"].config == {"user.by": "default"}
+    with host.writer.change() as change:
+        steps.assign(change, host.instances()["hand"], ())
+    host.observe(seen("hand", host.start_process()))
+    assert host.instances()["hand"].profiles == ()
+    host.observe(seen("m1", host.start_process(), key="1"), source="incus")
+    assert host.instances()["m1"].profiles == ()
+
+
+def test_instance_with_other_profiles_is_kept(host: Host) -> None:
+    """When its container is gone, an instance stays of which the operator has said which profiles it has."""
+    host.observe(seen("web", host.start_process()), seen("db", host.start_process(), key="db"))
+    with host.writer.change() as change:
+        extra = profiles.create(change, "default", "extra")
+        web = host.instances()["web"]
+        steps.assign(change, web, (*profiles.get_profiles(change, web), extra))
+    host.end_processes(*(one.init for one in host.instances().values()))
+    host.observe(complete=True)
+    assert list(host.instances()) == ["web"]
+
+
+def test_mirrored_instance_with_a_profile(host: Host) -> None:
+    """What a daemon says counts; a profile that the operator assigns adds to it and outlives what the mirror writes."""
+    host.set_default({"user.a": "profile", "user.b": "profile"})
+    first = seen("m1", host.start_process(), key="1", config={"user.a": "daemon"}, devices={}, cloud_init_id="of the daemon")
+    host.observe(first, source="incus")
+    with host.writer.change() as change:
+        default = profiles.get_profile(change, "default", "default")
+        steps.assign(change, host.instances()["m1"], (default,))
+    for config in ({"user.a": "daemon"}, {"user.a": "new"}):
+        host.observe(replace(first, config=config), source="incus")
+        found = host.instances()["m1"]
+        assert found.config == {**config, "user.b": "profile"}
+        assert found.cloud_init_id == "of the daemon"
+
+
+def test_profile_takes_room_from_the_source(host: Host) -> None:
+    """What profiles and operator have of the bound, a source has not; it is left out, and the container registered."""
+    host.set_default({"user.large": "x" * ((16 << 20) - 50_000)})
+    (problem,) = host.observe(seen("web", host.start_process(), config={"user.own": "x" * 100_000, "user.small": "1"}))
+    assert not problem.refused
+    assert "'user.own' is left out" in problem.reason
+    assert host.instances()["web"].config.keys() == {"user.large", "user.small"}
 
 
 def test_name_of_another_owner_is_refused(host: Host) -> None:

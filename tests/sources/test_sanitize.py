@@ -33,7 +33,7 @@ def observed(config: dict[str, str] | None = None, devices: dict[str, Device] | 
 def test_invalid_key_is_left_out(key: str, value: str, named: str) -> None:
     """One invalid key is left out; all other keys and the switches remain."""
     good = {"user.good": "1", "security.guestapi": "false"}
-    found = sanitize("incus", observed({**good, key: value}, {"eth0": NIC}), {}, LIMIT)
+    found = sanitize("incus", observed({**good, key: value}, {"eth0": NIC}), LIMIT)
     assert (found.config, found.devices) == (good, {"eth0": NIC})
     (sentence,) = found.left_out
     assert named in sentence
@@ -44,7 +44,7 @@ def test_invalid_key_is_left_out(key: str, value: str, named: str) -> None:
 def test_everything_daemons_accept_is_accepted() -> None:
     """Keys up to 1,024 bytes, control characters in them, and values of any size within the limit are accepted."""
     config = {"user." + "k" * 1019: "1", "user.\n\x1b[2J": "\0", "user.data": "x" * (LIMIT // 2)}
-    found = sanitize("incus", observed(config, {"a\tb": {"type": "nic", "x\ny": "1"}}), {}, LIMIT)
+    found = sanitize("incus", observed(config, {"a\tb": {"type": "nic", "x\ny": "1"}}), LIMIT)
     assert (found.config, found.left_out) == (config, ())
     assert found.devices == {"a\tb": {"type": "nic", "x\ny": "1"}}
 
@@ -58,7 +58,7 @@ def test_invalid_device_is_left_out() -> None:
         "big": {"type": "disk", "k" * 1025: "1"},
         "empty": NIC | {"a": ""},
     }
-    found = sanitize("lxc", observed(devices=devices), {}, LIMIT)
+    found = sanitize("lxc", observed(devices=devices), LIMIT)
     assert found.devices == {"eth0": NIC, "empty": NIC}
     assert len(found.left_out) == 3
 
@@ -68,7 +68,7 @@ def test_result_is_valid_for_any_input(config: dict[str, str], devices: dict[str
     """The result of any input fits the limit, passes the store's checks, and is a part of the input."""
     limit = 64
     switches = dict.fromkeys(sorted(SWITCHES)[:1], "false")
-    found = sanitize("incus", observed({**config, **switches}, devices), {}, limit)
+    found = sanitize("incus", observed({**config, **switches}, devices), limit)
     assert switches.items() <= found.config.items()
     assert found.devices is not None
     rest = {key: value for key, value in found.config.items() if key not in switches}
@@ -82,7 +82,7 @@ def test_result_is_valid_for_any_input(config: dict[str, str], devices: dict[str
 
 def test_largest_goes_first() -> None:
     """If not everything fits, the largest values are left out."""
-    found = sanitize("incus", observed({f"user.{size}": "x" * size for size in (10, 1000, 100)}), {}, 200)
+    found = sanitize("incus", observed({f"user.{size}": "x" * size for size in (10, 1000, 100)}), 200)
     assert {key: len(value) for key, value in found.config.items()} == {"user.10": 10, "user.100": 100}
     assert [sentence[:11] for sentence in found.left_out] == ["'user.1000'"]
 
@@ -93,32 +93,31 @@ def test_devices_beyond_the_limit_are_named() -> None:
     devices: dict[str, Device] = {
         name: {"type": "disk", "path": "p" * (size - len(f"{name}typediskpath"))} for name, size in sizes.items()
     }
-    found = sanitize("incus", observed({"user.a": "x" * 194, "user.b": "x" * 195}, devices), {}, 1000)
+    found = sanitize("incus", observed({"user.a": "x" * 194, "user.b": "x" * 195}, devices), 1000)
     assert found.devices == {"a": devices["a"], "b": devices["b"]}
     assert found.config == {"user.a": "x" * 194}
     assert [sentence.split(" is left out")[0] for sentence in found.left_out] == ["device 'c'", "'user.b'"]
 
 
 def test_container_sets_no_switch() -> None:
-    """A container's image, labels or annotations can set no switch; the operator's template can."""
+    """A container's image, labels or annotations can set no switch."""
     said = observed({"security.guestapi.images": "true", "security.anything": "1", "user.a": "container"})
-    template = {"security.guestapi": "false", "user.a": "template", "user.b": "template"}
-    found = sanitize("podman", said, template, LIMIT)
-    assert found.config == {"security.guestapi": "false", "user.a": "container", "user.b": "template"}
+    found = sanitize("podman", said, LIMIT)
+    assert found.config == {"user.a": "container"}
     assert len(found.left_out) == 2
     assert all("cannot set this for itself" in sentence for sentence in found.left_out)
 
 
 def test_invalid_host_name() -> None:
     """A host name that would be invalid in meta-data is left out; the instance's name is used instead."""
-    assert sanitize("lxc", observed(hostname="web.example.org"), {}, LIMIT).hostname == "web.example.org"
-    found = sanitize("lxc", observed(hostname="web\ninstance-id: x"), {}, LIMIT)
+    assert sanitize("lxc", observed(hostname="web.example.org"), LIMIT).hostname == "web.example.org"
+    found = sanitize("lxc", observed(hostname="web\ninstance-id: x"), LIMIT)
     assert found.hostname is None
     assert "host name" in found.left_out[0]
 
 
 def test_sentences_are_bounded() -> None:
     """The number of sentences is bounded; the last one gives the number of the rest."""
-    found = sanitize("incus", observed({f"user.{n}": "\ud800" for n in range(1000)}), {}, LIMIT)
+    found = sanitize("incus", observed({f"user.{n}": "\ud800" for n in range(1000)}), LIMIT)
     assert len(found.left_out) == 20
     assert found.left_out[-1] == "981 further things are left out"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from guestapi.model import Init, Instance
@@ -129,3 +130,9 @@ def other_process(settings: Settings, code: str, user: int | None = None) -> Ite
 def database(settings: Settings) -> Path:
     """The store's file."""
     return database_file(settings.store.url)
+
+
+def restore(settings: Settings, version: int) -> None:
+    """Put a store of an older version in place."""
+    with closing(sqlite3.connect(database(settings))) as connection:
+        connection.executescript(Path(__file__).with_name(f"version-{version}.sql").read_text())

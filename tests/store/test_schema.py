@@ -17,12 +17,13 @@ from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.lookup import get_instance, get_layers, list_images, list_instances, list_sources
 from guestapi.store.migrations import was_written_by_hook
+from guestapi.store.profiles import list_profiles
 from guestapi.store.reading import Reader
 from guestapi.store.statuses import list_unacknowledged
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
-from tests.store.processes import add, config_of, database, known, other_process
+from tests.store.processes import add, config_of, database, known, other_process, restore
 
 CHANGE = """
 with Writer(settings).change() as change:
@@ -176,6 +177,24 @@ def test_store_of_version_2_is_upgraded(settings: Settings) -> None:
         assert list_unacknowledged(change, "incus") == []
 
 
+def test_store_of_version_3_is_upgraded(settings: Settings) -> None:
+    """Instances of followers get the profile ``default`` of their project, empty; nothing that counts changes."""
+    restore(settings, 3)
+    with view(settings.store.url) as store:
+        found = {(one.project, one.name): one for one in list_instances(store)}
+        assert [(one.project, one.name, one.config, users) for one, users in list_profiles(store)] == [
+            ("default", "default", {}, 2),
+            ("shop", "default", {}, 1),
+        ]
+    assert {name: (one.config, one.profiles) for (_project, name), one in found.items() if name != "web"} == {
+        "hand": ({"user.a": "1"}, ()),
+        "db": ({"user.by": "template", "user.role": "db"}, ("default",)),
+        "m1": ({"user.m": "1"}, ()),
+    }
+    assert found["default", "web"].config == {"user.by": "template", "user.role": "none"}
+    assert found["shop", "web"].config == {"user.by": "template", "user.role": "frontend"}
+
+
 @pytest.mark.parametrize(
     ("name", "definition", "hooks"),
     [
@@ -199,7 +218,7 @@ def test_devices_that_the_hook_wrote(name: str, definition: dict[str, str], hook
     assert was_written_by_hook(name, definition) == hooks
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_upgraded_store_is_as_a_new_one(settings: Settings, tmp_path: Path, version: int) -> None:
     """After an upgrade the tables are those that a new store has, column by column and index by index."""
     new = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/new.db"))
@@ -209,7 +228,7 @@ def test_upgraded_store_is_as_a_new_one(settings: Settings, tmp_path: Path, vers
     assert columns(database(settings)) == columns(database(new))
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_upgrade_that_is_cut_off(settings: Settings, version: int) -> None:
     """An upgrade is one transaction: a process that is killed within leaves the older store, whole, for the next."""
     restore(settings, version)
@@ -236,12 +255,6 @@ class Connection(sqlite3.Connection):
 engine._connect = lambda file, seconds: sqlite3.connect(file, factory=Connection)
 Writer(settings)
 """
-
-
-def restore(settings: Settings, version: int) -> None:
-    """Put a store of an older version in place."""
-    with closing(sqlite3.connect(database(settings))) as connection:
-        connection.executescript(Path(__file__).with_name(f"version-{version}.sql").read_text())
 
 
 def columns(file: Path) -> set[tuple[str, str, str, int]]:

@@ -1,0 +1,78 @@
+"""How the layers of an instance are written, and how much they may have in all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from guestapi import names
+from guestapi.store.errors import ConflictError
+from guestapi.store.layers import OPERATOR, SOURCE, Layers
+from guestapi.store.transaction import Change
+
+_REMOVE_KEY = "DELETE FROM config WHERE instance_id = ? AND layer = ? AND key = ?"
+_REMOVE_DEVICE = "DELETE FROM devices WHERE instance_id = ? AND layer = ? AND name = ?"
+_ADD_KEY = "INSERT INTO config (instance_id, key, layer, size, value) VALUES (?, ?, ?, ?, ?)"
+_ADD_DEVICE = "INSERT INTO devices (instance_id, name, layer, definition) VALUES (?, ?, ?, ?)"
+_REMOVE_PROFILES = "DELETE FROM instance_profiles WHERE instance_id = ?"
+_ADD_PROFILE = "INSERT INTO instance_profiles (instance_id, position, profile_id) VALUES (?, ?, ?)"
+
+
+def check_size(change: Change, project: str, name: str, layers: Layers, before: Layers | None = None) -> None:
+    """Make sure that an instance can have these layers: merged, they are within the bound.
+
+    Args:
+        change: the transaction.
+        project: of the instance.
+        name: of the instance.
+        layers: what it is to have.
+        before: what it has. What makes that no larger is possible in any case.
+
+    Raises:
+        ConflictError: it cannot have them.
+    """
+    size = names.size_of(layers.config, layers.devices)
+    if size <= change.configuration_bytes:
+        return
+    if before is None or size > names.size_of(before.config, before.devices):
+        where = "" if project == "default" else f" in project {project!r}"
+        raise ConflictError(
+            f"configuration and devices of an instance may have {change.configuration_bytes} bytes, not {size} as "
+            f"{name!r}{where} would have",
+            "store.configuration_bytes in guestapi.toml is that bound",
+        )
+
+
+def write_layers(change: Change, number: int, before: Layers, after: Layers) -> None:
+    """Write the layers of an instance, and which profiles it has.
+
+    Args:
+        change: the transaction.
+        number: id of the instance.
+        before: what is written of it.
+        after: what is to be.
+    """
+    ids = [profile.id for profile in after.profiles]
+    if ids != [profile.id for profile in before.profiles]:
+        change.connection.execute(_REMOVE_PROFILES, (number,))
+        change.connection.executemany(_ADD_PROFILE, [(number, position, one) for position, one in enumerate(ids)])
+    for layer, old, new in ((SOURCE, before.source, after.source), (OPERATOR, before.operator, after.operator)):
+        if keys := _changed(old.config, new.config):
+            change.connection.executemany(_REMOVE_KEY, [(number, layer, key) for key in keys])
+            values = [
+                (number, key, layer, len(value.encode()), value) for key in keys if (value := new.config.get(key))
+            ]
+            change.connection.executemany(_ADD_KEY, values)
+        if named := _changed(old.devices, new.devices):
+            change.connection.executemany(_REMOVE_DEVICE, [(number, layer, name) for name in named])
+            rows = [
+                (number, name, layer, json.dumps(dict(sorted(definition.items()))))
+                for name in named
+                if (definition := new.devices.get(name)) is not None
+            ]
+            change.connection.executemany(_ADD_DEVICE, rows)
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
