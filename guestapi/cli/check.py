@@ -91,6 +91,12 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
         return
     yield _attempt("gunicorn", lambda: _gunicorn(operator.settings.gunicorn_file))
     yield _attempt("store.url", lambda: _place(operator))
+    if operator.settings.hooks.template:
+        text = (
+            "is not read any more once a follower has taken it over into the profile 'default' of project "
+            f"{operator.settings.hooks.project!r}; 'guestapi profile show default' shows that, take it out of the file"
+        )
+        yield Finding("hooks.template", True, text)
     if settings_only:
         return
     yield _kernel()

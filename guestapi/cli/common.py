@@ -149,6 +149,7 @@ def described(instance: Instance) -> dict[str, Any]:
         "hostname": instance.host_name,
         "config": dict(instance.config),
         "devices": dict(instance.devices),
+        "profiles": list(instance.profiles),
     }
 
 

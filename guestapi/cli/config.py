@@ -47,8 +47,10 @@ def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> 
     """
     with operator.writer.change() as change:
         instance = steps.configure(change, steps.get_editable(change, project, name), dict.fromkeys(key, ""))
-    if left := sorted(set(key) & instance.config.keys()):
-        click.echo(f"{name} still has {', '.join(map(printable, left))} from {instance.source}", err=True)
+        layers = get_layers(change, instance)
+    for left in sorted(set(key) & instance.config.keys()):
+        owner = origin_name(instance, layers.origin(left))
+        click.echo(f"{name} still has {printable(left)} from {printable(owner)}", err=True)
 
 
 @config.command()

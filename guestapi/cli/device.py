@@ -19,6 +19,7 @@ from guestapi.cli.common import (
 )
 from guestapi.model import Device, Instance
 from guestapi.store import steps
+from guestapi.store.layers import Layers
 from guestapi.store.lookup import get_instance, get_layers
 from guestapi.store.transaction import Change
 
@@ -77,7 +78,8 @@ def remove(operator: Operator, name: str, project: str, device_name: str) -> Non
             _fail_unknown(name, device_name)
         devices = _changeable(change, instance)
         if device_name not in devices:
-            fail(f"device {device_name!r} of {name} comes from {instance.source}", "take it away there")
+            owner = origin_name(instance, get_layers(change, instance).device_origin(device_name))
+            fail(f"device {device_name!r} of {name} comes from {owner}", "take it away there")
         del devices[device_name]
         steps.replace_devices(change, instance, devices)
 
@@ -102,8 +104,11 @@ def list_(operator: Operator, name: str, project: str, origin: bool, as_json: bo
 
 
 def _changeable(change: Change, instance: Instance) -> dict[str, Device]:
-    """The devices that can be changed by hand: those of the operator, or all if the instance has no source."""
-    return dict(instance.devices if instance.source is None else get_layers(change, instance).operator.devices)
+    """The devices that can be changed by hand: those of the operator, and if it has no source, what one has left."""
+    layers = get_layers(change, instance)
+    if instance.source is None and layers.source.devices:
+        return Layers(layers.source, layers.operator).devices
+    return dict(layers.operator.devices)
 
 
 def _fail_unknown(name: str, device_name: str) -> NoReturn:

@@ -131,6 +131,7 @@ def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
         print_json(document)
         return
     config, devices = document.pop("config"), document.pop("devices")
+    document["profiles"] = ", ".join(document["profiles"])
     print_table(["PROPERTY", "VALUE"], ((key, "" if value is None else str(value)) for key, value in document.items()))
     print_pairs(config.items())
     print_devices(devices.items())

@@ -17,7 +17,7 @@ from guestapi.settings import ListenSocket
 _MODULES = frozenset(
     {
         *("backup", "check", "config", "device", "events", "follow", "hook", "image", "instance", "mirror", "restore"),
-        "takeover",
+        *("profile", "takeover"),
     }
 )
 

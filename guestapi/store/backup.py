@@ -30,7 +30,7 @@ from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.layers import Layers
 from guestapi.store.lookup import find_by_key, find_instance, list_images, list_instances
 from guestapi.store.migrations import PROFILES_SINCE, check_version
-from guestapi.store.profile_restore import Exchange, SavedProfiles
+from guestapi.store.profile_restore import ProfileExchange, SavedProfiles
 from guestapi.store.profiles import ensure_default
 from guestapi.store.rows import load_layers
 from guestapi.store.transaction import Change
@@ -163,7 +163,9 @@ def restore(settings: Settings, file: Path) -> Restored:
     return restored
 
 
-def _restore_instances(change: Change, entries: list[_Entry], restored: Restored, exchange: Exchange | None) -> None:
+def _restore_instances(
+    change: Change, entries: list[_Entry], restored: Restored, exchange: ProfileExchange | None
+) -> None:
     wanted = {one.instance.uuid: one for one in entries if one.instance.source not in DAEMONS}
     present = {one.uuid: one for one in list_instances(change)}
     for uuid, instance in present.items():
@@ -191,7 +193,7 @@ def _restore_instances(change: Change, entries: list[_Entry], restored: Restored
 
 
 def _restore_instance(
-    change: Change, entry: _Entry, found: Instance | None, restored: Restored, exchange: Exchange | None
+    change: Change, entry: _Entry, found: Instance | None, restored: Restored, exchange: ProfileExchange | None
 ) -> None:
     instance, layers = entry.instance, entry.layers
     added = found is None

@@ -37,7 +37,7 @@ class SavedProfiles:
 
 
 @dataclass(slots=True)
-class Exchange:
+class ProfileExchange:
     """What a restore does with profiles.
 
     Attributes:
@@ -58,14 +58,14 @@ def read_saved(store: Moment) -> SavedProfiles:
     return SavedProfiles(found, frozenset(marked))
 
 
-def begin(change: Change, saved: SavedProfiles) -> Exchange:
+def begin(change: Change, saved: SavedProfiles) -> ProfileExchange:
     """Make the profiles of a backup, beside those that differ from them.
 
     Args:
         change: the transaction.
         saved: the backup's.
     """
-    exchange = Exchange()
+    exchange = ProfileExchange()
     present = {(one.project, one.name): one for one, _users in profiles.list_profiles(change)}
     for one in saved.all:
         found = present.pop((one.project, one.name), None)
@@ -93,7 +93,7 @@ def begin(change: Change, saved: SavedProfiles) -> Exchange:
     return exchange
 
 
-def finish(change: Change, exchange: Exchange) -> None:
+def finish(change: Change, exchange: ProfileExchange) -> None:
     """Give the instances that the backup does not know its profiles, too, and remove those that no instance has."""
     for old, new in exchange.replaced:
         while users := profiles.list_users(change, old, _BATCH):

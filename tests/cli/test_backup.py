@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import threading
@@ -27,6 +28,8 @@ from guestapi.store.lookup import (
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
+from tests.store.processes import restore as restore_version
+from tests.store.processes import told
 
 INIT = Init(1, 2, "no boot", 3)
 
@@ -275,3 +278,51 @@ def test_others_write_meanwhile(guestapi: Guestapi, saved: Path) -> None:
     assert min(written) > 5
     with closing(sqlite3.connect(guestapi.directory / "store.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_profiles_are_restored(c1: Guestapi, tmp_path: Path) -> None:
+    """Profiles become those of the backup, and each instance has those that it had; each hears of it once."""
+    c1.good("profile", "create", "p", "user.p=old", "user.gone=1")
+    c1.good("profile", "create", "q", "user.q=1")
+    c1.good("profile", "assign", "c1", "p,q")
+    file = tmp_path / "backup"
+    c1.good("backup", str(file))
+    c1.good("profile", "set", "p", "user.p=new", "user.gone=")
+    c1.good("profile", "create", "late", "user.late=1")
+    c1.good("profile", "create", "unused")
+    c1.good("profile", "assign", "c1", "late,p")
+    c1.good("profile", "delete", "q")
+    with Writer(c1.settings).change() as change:
+        # Registered since: its profile is changed back, and it hears of that.
+        found = Observed("k", "default", "box", init=INIT)
+        reconcile(change, "lxc", [found])
+    c1.good("profile", "assign", "box", "late,p")
+    before = len(told(c1.settings))
+    c1.good("restore", str(file))
+    assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2", "user.gone": "1", "user.p": "old", "user.q": "1"}
+    assert c1.shown("c1")["profiles"] == ["p", "q"]
+    assert c1.shown("box")["config"] == {"user.gone": "1", "user.late": "1", "user.p": "old"}
+    assert {one["name"] for one in c1("profile", "list", "--format", "json").json} == {"late", "p", "q"}
+    entries = [json.loads(metadata) for kind, metadata, _guest in told(c1.settings)[before:] if kind == "config"]
+    assert sorted((one["key"], one["old_value"], one["value"]) for one in entries) == [
+        ("user.gone", "", "1"),
+        ("user.gone", "", "1"),
+        ("user.late", "1", ""),
+        ("user.p", "new", "old"),
+        ("user.p", "new", "old"),
+        ("user.q", "", "1"),
+    ]
+
+
+def test_backup_of_a_version_without_profiles(c1: Guestapi, tmp_path: Path) -> None:
+    """A backup that knows no profiles leaves those that there are, and who has them."""
+    other = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/old.db"))
+    restore_version(other, 3)
+    c1.good("profile", "set", "default", "user.by=today")
+    with Writer(c1.settings).change() as change:
+        reconcile(change, "lxc", [Observed("/var/lib/lxc web", "default", "web", init=INIT)])
+    c1.good("restore", str(tmp_path / "old.db"))
+    assert c1("profile", "get", "default", "user.by").out == "today\n"
+    assert c1.shown("web")["config"] == {"user.by": "today"}
+    assert c1.shown("web")["profiles"] == ["default"]
+    assert c1.shown("db")["config"] == {"user.by": "template", "user.role": "db"}

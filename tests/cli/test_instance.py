@@ -48,6 +48,7 @@ def test_add_all_that_can_be_said(guestapi: Guestapi, tmp_path: Path) -> None:
             "eth0": {"type": "nic", "name": "eth0", "parent": "br=0"},
             "root": {"type": "disk", "path": "/"},
         },
+        "profiles": [],
     }
 
 

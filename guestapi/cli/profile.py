@@ -1,0 +1,252 @@
+"""``guestapi profile``: named sets of configuration and devices that instances share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+import msgspec
+
+from guestapi.cli.common import (
+    Operator,
+    fail,
+    has_format,
+    pairs,
+    print_devices,
+    print_json,
+    print_pairs,
+    print_table,
+    printable,
+    takes_instance,
+)
+from guestapi.cli.profile_device import device
+from guestapi.cli.profile_name import in_project, takes_profile
+from guestapi.model import Device, Profile
+from guestapi.store import profiles, steps
+from guestapi.store.lookup import get_instance
+
+#: So many instances that have a profile are named.
+_MOST_USERS = 1000
+
+
+class ProfileDefinition(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A profile as `show` prints it and `edit` takes it, but for what is not edited."""
+
+    description: str = ""
+    config: dict[str, str] = {}
+    devices: dict[str, Device] = {}
+
+
+@click.group()
+def profile() -> None:
+    """Share configuration and devices among instances.
+
+    What an instance's source provides, and what is set on the instance itself, takes precedence. Of several profiles of
+    an instance, the last one does.
+    """
+
+
+profile.add_command(device)
+
+
+@profile.command()
+@takes_profile
+@click.option("--description", default="", help="What it is for.")
+@click.argument("setting", nargs=-1, metavar="[KEY=VALUE]...")
+@click.pass_obj
+def create(operator: Operator, name: str, project: str, description: str, setting: tuple[str, ...]) -> None:
+    """Make a profile. KEY=@FILE takes the value from a file, KEY=@- from standard input."""
+    wanted = pairs(setting, files=True)
+    with operator.writer.change() as change:
+        profiles.create(change, project, name, description=description, config=wanted)
+
+
+@profile.command(name="set")
+@takes_profile
+@click.argument("setting", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.pass_obj
+def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) -> None:
+    """Set keys, all at once; KEY= unsets one. All instances that have the profile get them in the same transaction."""
+    wanted = pairs(setting, files=True)
+    with operator.writer.change() as change:
+        found = profiles.get_profile(change, project, name)
+        profiles.edit(change, found, config={**found.config, **wanted})
+
+
+@profile.command()
+@takes_profile
+@click.argument("key", nargs=-1, required=True)
+@click.pass_obj
+def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> None:
+    """Unset keys, all at once. Unsetting one that is not set changes nothing."""
+    with operator.writer.change() as change:
+        found = profiles.get_profile(change, project, name)
+        profiles.edit(change, found, config={**found.config, **dict.fromkeys(key, "")})
+
+
+@profile.command()
+@takes_profile
+@click.argument("key")
+@has_format
+@click.pass_obj
+def get(operator: Operator, name: str, project: str, key: str, as_json: bool) -> None:
+    """Print a key's value."""
+    with operator.view() as store:
+        value = profiles.get_profile(store, project, name).config.get(key)
+    if value is None:
+        fail(f"{key} is not set")
+    if as_json:
+        print_json(value)
+    else:
+        click.echo(value)
+
+
+@profile.command()
+@takes_profile
+@has_format
+@click.pass_obj
+def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
+    """Print what a profile has, and which instances have it."""
+    with operator.view() as store:
+        found = profiles.get_profile(store, project, name)
+        users = profiles.list_users(store, found, _MOST_USERS)
+    document = _described(found)
+    if as_json:
+        print_json({**document, "used_by": [{"project": one, "name": instance} for one, instance in users]})
+        return
+    names = ", ".join(instance for _project, instance in users[:20])
+    more = f" and {len(users) - 20}{' or' if len(users) == _MOST_USERS else ''} more" if len(users) > 20 else ""
+    rows = [("name", found.name), ("project", found.project), ("description", found.description)]
+    print_table(["PROPERTY", "VALUE"], [*rows, ("used by", f"{names}{more}")])
+    print_pairs(found.config.items())
+    print_devices(found.devices.items())
+
+
+@profile.command(name="list")
+@click.option("--project", help="Of this project alone.")
+@has_format
+@click.pass_obj
+def list_(operator: Operator, project: str | None, as_json: bool) -> None:
+    """List profiles, and how many instances have each."""
+    with operator.view() as store:
+        found = profiles.list_profiles(store, project)
+    if as_json:
+        print_json([{**_described(one), "users": users} for one, users in found])
+    else:
+        columns = ["PROJECT", "NAME", "USED BY", "DESCRIPTION"]
+        print_table(columns, ([one.project, one.name, str(users), one.description] for one, users in found))
+
+
+@profile.command()
+@takes_profile
+@click.pass_obj
+def edit(operator: Operator, name: str, project: str) -> None:
+    """Edit a profile as JSON, in $EDITOR; or take it from standard input, if that is no terminal.
+
+    All instances that have the profile get the differences in one transaction.
+    """
+    with operator.view() as store:
+        found = profiles.get_profile(store, project, name)
+    before = {key: value for key, value in _described(found).items() if key not in ("name", "project")}
+    text: str | None
+    if sys.stdin.isatty():
+        text = click.edit(json.dumps(before, indent=2, ensure_ascii=False) + "\n", extension=".json")
+        if text is None:
+            click.echo("nothing was changed", err=True)
+            return
+    else:
+        text = sys.stdin.read()
+    wanted = _parsed(text)
+    with operator.writer.change() as change:
+        current = profiles.get_profile(change, project, name)
+        if sys.stdin.isatty() and current != found:
+            fail(f"profile {name} was changed meanwhile", "edit it again")
+        profiles.edit(change, current, description=wanted.description, config=wanted.config, devices=wanted.devices)
+
+
+@profile.command()
+@takes_profile
+@click.argument("new")
+@click.pass_obj
+def rename(operator: Operator, name: str, project: str, new: str) -> None:
+    """Give a profile another name. Its instances keep it."""
+    with operator.writer.change() as change:
+        profiles.rename(change, profiles.get_profile(change, project, name), new)
+
+
+@profile.command()
+@takes_profile
+@click.pass_obj
+def delete(operator: Operator, name: str, project: str) -> None:
+    """Delete a profile that no instance has."""
+    with operator.writer.change() as change:
+        profiles.remove(change, profiles.get_profile(change, project, name))
+
+
+@profile.command()
+@takes_instance
+@click.argument("profiles_", metavar="[PROFILE,...]", default="")
+@click.pass_obj
+def assign(operator: Operator, name: str, project: str, profiles_: str) -> None:
+    """Give the instance NAME exactly these profiles, the weakest first; none, if none is named."""
+    wanted = [word for word in profiles_.split(",") if word]
+    with operator.writer.change() as change:
+        instance = get_instance(change, project, name)
+        steps.assign(change, instance, tuple(in_project(change, instance.project, one) for one in wanted))
+
+
+@profile.command()
+@takes_instance
+@click.argument("profile_", metavar="PROFILE")
+@click.pass_obj
+def add(operator: Operator, name: str, project: str, profile_: str) -> None:
+    """Give the instance NAME another profile, the strongest of those that it has."""
+    with operator.writer.change() as change:
+        instance = get_instance(change, project, name)
+        new = in_project(change, instance.project, profile_)
+        steps.assign(change, instance, (*profiles.get_profiles(change, instance), new))
+
+
+@profile.command()
+@takes_instance
+@click.argument("profile_", metavar="PROFILE")
+@click.pass_obj
+def remove(operator: Operator, name: str, project: str, profile_: str) -> None:
+    """Take a profile from the instance NAME."""
+    with operator.writer.change() as change:
+        instance = get_instance(change, project, name)
+        having = profiles.get_profiles(change, instance)
+        left = tuple(one for one in having if one.name != profile_)
+        if left == having:
+            fail(
+                f"{name} does not have profile {profile_}", f"it has: {', '.join(one.name for one in having) or 'none'}"
+            )
+        steps.assign(change, instance, left)
+
+
+def _described(found: Profile) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "project": found.project,
+        "description": found.description,
+        "config": dict(found.config),
+        "devices": dict(found.devices),
+    }
+
+
+def _parsed(text: str) -> ProfileDefinition:
+    """The definition that was typed; what `show` prints beside it is taken, too."""
+    try:
+        document = json.loads(text)
+        if isinstance(document, dict):
+            document = {key: one for key, one in document.items() if key not in ("name", "project", "used_by")}
+        return msgspec.convert(document, ProfileDefinition)
+    except RecursionError:
+        fail("this is no definition of a profile: nested too deeply")
+    except (ValueError, msgspec.ValidationError) as error:
+        fail(
+            f"this is no definition of a profile: {printable(str(error))}",
+            'write {"description": "...", "config": {"KEY": "VALUE"}, "devices": {"NAME": {"type": "nic"}}}',
+        )

@@ -1,0 +1,142 @@
+"""Profiles as an operator uses them: made, given to instances, changed, and taken back."""
+
+from __future__ import annotations
+
+import json
+
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
+from guestapi.store.writing import Writer
+from tests.cli.command import Guestapi
+from tests.store.processes import told
+
+
+def test_a_profile_from_its_making_to_its_end(c1: Guestapi) -> None:
+    """An instance gets what its profiles have as long as it has them."""
+    c1.good("profile", "create", "web", "user.role=web", "user.a=profile", "--description", "Front ends")
+    c1.good("profile", "device", "add", "web", "gpu", "gpu", "pci=0000:01:00.0")
+    c1.good("profile", "add", "c1", "web")
+    assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2", "user.role": "web"}
+    assert c1.shown("c1")["devices"].keys() == {"eth0", "gpu"}
+    assert c1.shown("c1")["profiles"] == ["web"]
+    c1.good("profile", "set", "web", "user.role=db", "user.c=3")
+    assert c1.good("profile", "get", "web", "user.c") == "3\n"
+    c1.good("profile", "unset", "web", "user.c")
+    assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2", "user.role": "db"}
+    (listed,) = c1("profile", "list", "--format", "json").json
+    assert (listed["name"], listed["description"], listed["users"]) == ("web", "Front ends", 1)
+    assert c1("profile", "show", "web", "--format", "json").json["used_by"] == [{"project": "default", "name": "c1"}]
+    assert "instance 'c1' has it" in c1.fails("profile", "delete", "web")
+    c1.good("profile", "rename", "web", "front")
+    assert c1.shown("c1")["profiles"] == ["front"]
+    c1.good("profile", "remove", "c1", "front")
+    assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
+    c1.good("profile", "delete", "front")
+    assert c1("profile", "list", "--format", "json").json == []
+
+
+def test_devices_of_a_profile(c1: Guestapi) -> None:
+    """Devices are added, changed, looked at and removed; what is not there is named."""
+    c1.good("profile", "create", "p")
+    c1.good("profile", "assign", "c1", "p")
+    c1.good("profile", "device", "add", "p", "d", "disk", "path=/srv", "source=/data", "size=")
+    c1.good("profile", "device", "set", "p", "d", "path=/x", "readonly=true")
+    c1.good("profile", "device", "unset", "p", "d", "source")
+    assert c1("profile", "device", "list", "p", "--format", "json").json == {
+        "d": {"type": "disk", "path": "/x", "readonly": "true"}
+    }
+    assert c1.good("profile", "device", "get", "p", "d", "path") == "/x\n"
+    assert c1.shown("c1")["devices"]["d"]["path"] == "/x"
+    c1.good("device", "set", "c1", "d", "path=/mine")
+    assert c1.shown("c1")["devices"]["d"] == {"type": "disk", "path": "/mine", "readonly": "true"}
+    c1.good("device", "remove", "c1", "d")
+    assert "comes from profile p" in c1.fails("device", "remove", "c1", "d")
+    assert "has no device 'x'" in c1.fails("profile", "device", "remove", "p", "x")
+    assert "has a device 'd' already" in c1.fails("profile", "device", "add", "p", "d", "disk")
+    c1.good("profile", "device", "remove", "p", "d")
+    assert c1.shown("c1")["devices"].keys() == {"eth0"}
+
+
+def test_assign_replaces_all(c1: Guestapi) -> None:
+    """assign gives exactly the profiles that are named, of which the last is the strongest; without a name, none."""
+    for name in ("p", "q"):
+        c1.good("profile", "create", name, f"user.by={name}")
+    c1.good("profile", "assign", "c1", "p,q")
+    assert c1.shown("c1")["config"]["user.by"] == "q"
+    c1.good("profile", "assign", "c1", "q,p")
+    assert c1.shown("c1")["config"]["user.by"] == "p"
+    assert "twice" in c1.fails("profile", "add", "c1", "q")
+    assert "no profile 'none'" in c1.fails("profile", "assign", "c1", "p,none")
+    c1.good("profile", "assign", "c1")
+    assert c1.shown("c1")["profiles"] == []
+    assert "does not have profile p" in c1.fails("profile", "remove", "c1", "p")
+
+
+def test_default_is_there_without_being_made(c1: Guestapi) -> None:
+    """The profile ``default`` can be shown, changed and assigned at any time, and is never deleted."""
+    assert c1("profile", "show", "default", "--format", "json").json["config"] == {}
+    c1.good("profile", "assign", "c1", "default")
+    c1.good("profile", "set", "default", "user.by=default")
+    assert c1.shown("c1")["config"]["user.by"] == "default"
+    assert "cannot be removed" in c1.fails("profile", "delete", "default")
+    # Another project has another one.
+    c1.good("profile", "set", "default", "user.by=shop", "--project", "shop")
+    assert c1.shown("c1")["config"]["user.by"] == "default"
+    assert "no profile 'x' in project 'shop'" in c1.fails("profile", "show", "x", "--project", "shop")
+
+
+def test_edit_takes_what_show_prints(c1: Guestapi) -> None:
+    """A profile that was shown is taken back as it is; a changed one is one change, told once."""
+    c1.good("profile", "create", "p", "user.a=1", "user.text=first\nsecond", "--description", "What é is")
+    c1.good("profile", "assign", "c1", "p")
+    shown = c1.good("profile", "show", "p", "--format", "json")
+    before = len(told(c1.settings))
+    c1.good("profile", "edit", "p", stdin=shown)
+    assert len(told(c1.settings)) == before
+    document = json.loads(shown)
+    document["config"] = {"user.new": "1"}
+    document["devices"] = {"gpu": {"type": "gpu"}}
+    c1.good("profile", "edit", "p", stdin=json.dumps(document))
+    kinds = [kind for kind, _metadata, _guest in told(c1.settings)[before:]]
+    # user.a is the instance's own.
+    assert kinds == ["config", "config", "device"]
+    for bad in ("", "[", "[]", '{"config": {"a": 1}}', '{"unknown": {}}', "[" * 100_000):
+        assert "no definition of a profile" in c1.fails("profile", "edit", "p", stdin=bad)
+    assert "a type is needed" in c1.fails("profile", "edit", "p", stdin='{"devices": {"d": {"path": "/"}}}')
+    assert c1("profile", "show", "p", "--format", "json").json["config"] == {"user.new": "1"}
+
+
+def test_origin_names_the_profile(c1: Guestapi) -> None:
+    """--origin says of a key and a device from which profile it comes; unset names it, too."""
+    c1.good("profile", "create", "p", "user.p=1", "user.a=p")
+    c1.good("profile", "device", "add", "p", "gpu", "gpu")
+    c1.good("profile", "add", "c1", "p")
+    shown = c1("config", "show", "c1", "--origin", "--format", "json").json
+    assert {key: one["origin"] for key, one in shown.items()} == {
+        "user.a": "operator",
+        "user.b": "operator",
+        "user.p": "profile p",
+    }
+    devices = c1("device", "list", "c1", "--origin", "--format", "json").json
+    assert {name: one["origin"] for name, one in devices.items()} == {"eth0": "operator", "gpu": "profile p"}
+    done = c1("config", "unset", "c1", "user.a")
+    assert (done.code, done.err) == (0, "c1 still has user.a from profile p\n")
+
+
+def test_mirrored_instance_takes_a_profile(guestapi: Guestapi) -> None:
+    """What is configured at a daemon is changed there; a profile may be assigned to it all the same, here."""
+    with Writer(guestapi.settings, create=True).change() as change:
+        observed = Observed("1", "default", "m1", config={"user.a": "daemon"}, devices={})
+        assert reconcile(change, "incus", [observed]) == []
+    guestapi.good("profile", "create", "p", "user.a=p", "user.b=p")
+    assert "change it there" in guestapi.fails("config", "set", "m1", "user.b=1")
+    guestapi.good("profile", "assign", "m1", "p")
+    assert guestapi.shown("m1")["config"] == {"user.a": "daemon", "user.b": "p"}
+
+
+def test_check_names_the_setting_that_became_a_profile(c1: Guestapi) -> None:
+    """Of hooks.template, check says what became of it."""
+    with c1.config.open("a") as file:
+        file.write('[hooks.template]\n"user.a" = "1"\n')
+    out = c1("check", "--settings").out
+    assert "ok   hooks.template: is not read any more once a follower has taken it over" in out
