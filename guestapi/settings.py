@@ -98,7 +98,7 @@ class HookSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     Attributes:
         on_failure: whether a container starts although it cannot be registered (``on-failure`` in the file).
         project: of the instances that they add.
-        template: the configuration of the instances that they add.
+        template: what the first follower takes over into the profile ``default`` of that project.
     """
 
     on_failure: Literal["continue", "refuse"] = "continue"

@@ -220,9 +220,8 @@ def remove(operator: Operator, name: str, project: str, profile_: str) -> None:
         having = profiles.get_profiles(change, instance)
         left = tuple(one for one in having if one.name != profile_)
         if left == having:
-            fail(
-                f"{name} does not have profile {profile_}", f"it has: {', '.join(one.name for one in having) or 'none'}"
-            )
+            named = ", ".join(one.name for one in having)
+            fail(f"{name} does not have profile {profile_}", f"it has: {named or 'none'}")
         steps.assign(change, instance, left)
 
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import select, update
-
 from guestapi.model import DAEMONS, Profile
 from guestapi.store import profiles, steps
 from guestapi.store.lookup import Moment, get_instance
 from guestapi.store.rows import load_layers
-from guestapi.store.tables import profiles as table
 from guestapi.store.transaction import Change
 
 #: Stands before the name of a profile that is about to go: no name begins so.
@@ -54,8 +51,7 @@ class ProfileExchange:
 def read_saved(store: Moment) -> SavedProfiles:
     """All profiles of a backup."""
     found = tuple(profile for profile, _users in profiles.list_profiles(store))
-    marked = store.connection.execute(select(table.c.id).where(table.c.has_template)).scalars()
-    return SavedProfiles(found, frozenset(marked))
+    return SavedProfiles(found, frozenset(one.id for one in found if profiles.has_template(store, one)))
 
 
 def begin(change: Change, saved: SavedProfiles) -> ProfileExchange:
@@ -74,7 +70,7 @@ def begin(change: Change, saved: SavedProfiles) -> ProfileExchange:
         else:
             marked = one.id in saved.with_template
             if found is not None:
-                marked = marked or _has_template(change, found)
+                marked = marked or profiles.has_template(change, found)
                 profiles.park(change, found, f"{_PARKED}{found.id}")
             made = profiles.create(
                 change,
@@ -85,7 +81,7 @@ def begin(change: Change, saved: SavedProfiles) -> ProfileExchange:
                 devices=one.devices,
             )
             if marked:
-                change.connection.execute(update(table).where(table.c.id == made.id).values(has_template=True))
+                profiles.mark_template(change, made)
             exchange.by_saved[one.id] = made
             if found is not None:
                 exchange.replaced.append((found, made))
@@ -108,8 +104,3 @@ def finish(change: Change, exchange: ProfileExchange) -> None:
     for other in exchange.others:
         if not profiles.list_users(change, other, 1):
             profiles.discard(change, other)
-
-
-def _has_template(change: Change, profile: Profile) -> bool:
-    query = select(table.c.has_template).where(table.c.id == profile.id)
-    return bool(change.connection.execute(query).scalar())

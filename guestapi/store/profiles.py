@@ -270,7 +270,9 @@ def _insert(change: Change, project: str, name: str) -> Profile:
 def _write(change: Change, before: Profile, after: Profile) -> None:
     connection, number = change.connection, after.id
     connection.execute("UPDATE profiles SET description = ? WHERE id = ?", (after.description, number))
-    keys = [key for key in before.config.keys() | after.config.keys() if before.config.get(key) != after.config.get(key)]
+    keys = [
+        key for key in before.config.keys() | after.config.keys() if before.config.get(key) != after.config.get(key)
+    ]
     connection.executemany(
         "DELETE FROM profile_config WHERE profile_id = ? AND key = ?", [(number, key) for key in keys]
     )
