@@ -124,7 +124,9 @@ class _Spreading:
                 started_over.append((str(uuid.uuid4()), user.id))
         connection.executemany(_CHANGED, [(one.instance_id,) for one, _events in told])
         connection.executemany(_STARTS_OVER, started_over)
+        entries = self._change.told
         tell_all(self._change, told)
+        self._change.spread += self._change.told - entries
         return len(told)
 
     def _result(self, profiles: list[int], own: _Own, *, by_daemon: bool) -> _Result:

@@ -48,6 +48,7 @@ class Change:
     Attributes:
         connection: for the modules of this room alone.
         told: how many notifications it has written.
+        spread: how many of these told many instances of the same change.
         rings: a mirror may be waiting for this change, although it makes no entry of the change log.
         configuration_bytes: how much the configuration and devices of an instance may have in all.
     """
@@ -55,6 +56,7 @@ class Change:
     connection: sqlite3.Connection
     configuration_bytes: int
     told: int = 0
+    spread: int = 0
     rings: bool = False
 
 
@@ -140,8 +142,8 @@ def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:
     """Cut the change log to its latest `keep_entries` entries, none older than `keep_seconds`.
 
     Entries that instances caused are not counted, since there are at most `KEEP_OWN_ENTRIES` of each instance: a
-    hundred instances that change their state all the time keep no other instance's event from being resumed. A change
-    that makes more entries than that is kept whole until the next one: workers have yet to deliver it.
+    hundred instances that change their state all the time keep no other instance's event from being resumed. What
+    told many instances of one change is kept whole until the next change: workers have yet to deliver it.
     """
     now = time.time()
     before = change.connection.execute(_BEFORE, {"told": change.told}).fetchone()
@@ -152,7 +154,7 @@ def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:
     change.connection.execute(_TRIM_OLD, {"since": now - keep_seconds})
     (latest,) = change.connection.execute(_LATEST).fetchone() or (0,)
     if latest % (keep_entries // _SLACK + 1) < change.told:
-        change.connection.execute(_TRIM_EXCESS, {"keep": max(keep_entries, change.told)})
+        change.connection.execute(_TRIM_EXCESS, {"keep": max(keep_entries, change.spread)})
 
 
 @contextmanager

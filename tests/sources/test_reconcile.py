@@ -206,7 +206,9 @@ def test_instance_with_other_profiles_is_kept(host: Host) -> None:
 def test_mirrored_instance_with_a_profile(host: Host) -> None:
     """What a daemon says counts; a profile that the operator assigns adds to it and outlives what the mirror writes."""
     host.set_default({"user.a": "profile", "user.b": "profile"})
-    first = seen("m1", host.start_process(), key="1", config={"user.a": "daemon"}, devices={}, cloud_init_id="of the daemon")
+    first = seen(
+        "m1", host.start_process(), key="1", config={"user.a": "daemon"}, devices={}, cloud_init_id="of the daemon"
+    )
     host.observe(first, source="incus")
     with host.writer.change() as change:
         default = profiles.get_profile(change, "default", "default")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from guestapi.model import Device, Instance, Profile
 from guestapi.names import InvalidNameError
-from guestapi.settings import Settings, StoreSettings
+from guestapi.settings import EventSettings, Settings, StoreSettings
 from guestapi.store import profiles, steps
 from guestapi.store.errors import ConflictError, UnknownProfileError
 from guestapi.store.lookup import get_instance, get_layers
@@ -125,6 +126,17 @@ def test_one_transaction_one_event_each(settings: Settings, writer: Writer) -> N
     grown = {one.name: one.revision - revisions[one.name] for one in known(settings)}
     assert {name for name, growth in grown.items() if not growth} == {"c7", "c8"}
     assert set(grown.values()) == {0, 1}
+
+
+def test_log_keeps_what_many_are_told(settings: Settings) -> None:
+    """A change of a profile is in the log whole, however short that is kept, so that workers can deliver it."""
+    short = Writer(msgspec.structs.replace(settings, events=EventSettings(keep_entries=5)), create=True)
+    with short.change() as change:
+        shared = profiles.create(change, "default", "p")
+        for number in range(20):
+            steps.add(change, "default", f"c{number}", profiles=(shared,))
+    edit(short, "p", {"user.a": "1"})
+    assert [kind for kind, _metadata, _guest in told(settings)] == ["config"] * 20
 
 
 def test_bound_holds_for_what_is_merged(settings: Settings) -> None:
