@@ -1,4 +1,4 @@
-"""A store of its own for each test that needs one."""
+"""Fixtures: a store for each test that needs one."""
 
 from __future__ import annotations
 

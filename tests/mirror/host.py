@@ -1,4 +1,4 @@
-"""A daemon, the mirror of it and a service, as tests see them, and programs in a container that talk to both."""
+"""A daemon with its mirror and a service, and programs in a container that use both sockets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.harness.daemon import Daemon
 from tests.harness.mirroring import OURS, MirrorProcess
 from tests.harness.service import Service
 
-#: Seconds until what must happen is given up.
+# Seconds to wait for an expected state.
 PATIENCE = 20.0
 
 
 class Host:
-    """A daemon, the mirror of it, and a service."""
+    """A daemon, its mirror, and a service."""
 
     def __init__(self, daemon: Daemon, service: Service, mirror: MirrorProcess) -> None:
         self.daemon = daemon
@@ -35,33 +35,33 @@ class Host:
         self.theirs = f"{DIALECTS[daemon.kind].directory}/sock"
 
     def ask(self, name: str, path: str, **options: str) -> Response:
-        """A request to us."""
+        """Send a request to guestapi."""
         return self.daemon.ask(name, path, OURS, **options)
 
     def ask_daemon(self, name: str, path: str, **options: str) -> Response:
-        """The same to the daemon."""
+        """Send a request to the daemon."""
         return self.daemon.ask(name, path, self.theirs, **options)
 
     def instance(self, name: str, project: str = "default") -> Instance | None:
-        """What the store holds."""
+        """Return an instance from the store, or None."""
         with view(self.service.settings.store.url) as store:
             return find_instance(store, project, name)
 
     def until(self, name: str, path: str, text: str, project: str = "default") -> None:
-        """Wait until we answer that."""
+        """Wait until guestapi answers with this text."""
         end = time.monotonic() + PATIENCE
         while (answer := self.ask(name, path, project=project)).text != text:
             assert time.monotonic() < end, answer
 
     def wait(self, what: Callable[[], object]) -> None:
-        """Wait until that is so."""
+        """Poll until a condition holds."""
         end = time.monotonic() + PATIENCE
         while not what():
             assert time.monotonic() < end, self.service.log.read_text()[-4000:]
             time.sleep(0.02)
 
     def settle(self, name: str) -> None:
-        """Wait until the store has what the daemon has."""
+        """Wait until the stored configuration and devices equal the daemon's."""
 
         def same() -> bool:
             wanted, known = self.daemon.query(f"/1.0/instances/{name}"), self.instance(name)
@@ -74,22 +74,22 @@ class Host:
         self.wait(same)
 
     def shows(self, name: str, status: str) -> bool:
-        """Whether the daemon says so of an instance."""
+        """Return whether the daemon reports this status of an instance."""
         return self.status(name) == status
 
     def status(self, name: str) -> str:
-        """What the daemon calls an instance's state."""
+        """Return the status of an instance according to the daemon."""
         status: str = self.daemon.query(f"/1.0/instances/{name}")["status"]
         return status
 
     def findings(self) -> list[dict[str, Any]]:
-        """What `guestapi check` says."""
+        """Return the findings of `guestapi check`."""
         found: list[dict[str, Any]] = json.loads(self.service.command("check", "--format", "json", check=False).stdout)
         return found
 
     @contextmanager
     def launched(self, name: str, *words: str, project: str = "default") -> Iterator[None]:
-        """A running container, for a while."""
+        """Run a container for the length of the block."""
         self.daemon.client("--project", project, "launch", "busybox", name, *words)
         try:
             yield
@@ -98,7 +98,7 @@ class Host:
 
 
 class Inside:
-    """A shell in a container, for when the daemon cannot run anything there."""
+    """A shell in a container, for use while the daemon does not run."""
 
     def __init__(self, host: Host, name: str) -> None:
         enter = ["nsenter", "-t", str(host.daemon.init(name)), "-a", "--setuid", "0", "--setgid", "0", "--"]
@@ -113,7 +113,7 @@ class Inside:
         self._process.communicate()
 
     def ask(self, path: str) -> str:
-        """The body of our answer, a line."""
+        """Return the body of guestapi's response, which must be one line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"curl -s --max-time 20 --unix-socket {OURS} http://x{path}; echo\n")
@@ -122,7 +122,7 @@ class Inside:
 
 
 class Heard:
-    """What a program in a container hears of the events, from one socket."""
+    """The events that a program in a container receives from one socket."""
 
     def __init__(self, host: Host, name: str, socket: str) -> None:
         self._process = host.daemon.listen(name, socket)
@@ -142,12 +142,12 @@ class Heard:
             self._lines.put(line)
 
     def next(self, patience: float = PATIENCE) -> dict[str, Any]:
-        """The next event; raises queue.Empty if there is none."""
+        """Return the next event; raise queue.Empty if there is none."""
         event: dict[str, Any] = json.loads(self._lines.get(timeout=patience))
         return event
 
     def until(self, key: str, value: str) -> list[tuple[str, Any]]:
-        """Type and metadata of the events up to the one that says that a key has this value now, in order of time."""
+        """Return type and metadata of the events up to the one that gives a key this value, in order of time."""
         heard = [self.next()]
         while (heard[-1]["metadata"].get("key"), heard[-1]["metadata"].get("value")) != (key, value):
             heard.append(self.next())

@@ -1,4 +1,4 @@
-"""As much of a daemon as a mirror asks, for what a real one cannot be brought to do: to hang, or to refuse, in part."""
+"""A partial daemon for the mirror, with failures that a real one cannot be made to have."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Stub:
     """Answers GET requests on a Unix socket.
 
     Attributes:
-        answers: by path, what is answered as metadata, a file's text, or an exception for a refusal. A function is
-            asked each time.
-        over: set at the end, for answers that hang until then.
+        answers: the answer for each path: metadata, a file's text, or an exception for a refusal. A function is called
+            at each request.
+        over: an event that is set at the end, for answers that hang until then.
     """
 
     def __init__(self, path: Path, answers: Mapping[str, object]) -> None:
-        """Listen, and answer nothing yet.
+        """Listen, without answering yet.
 
         Args:
-            path: of the socket.
-            answers: more than those that every daemon gives.
+            path: the path of the socket.
+            answers: answers in addition to those of every daemon.
         """
         self.answers = {"/1.0": TRUSTED, "/1.0/projects": ["/1.0/projects/default"], "/1.0/images": [], **answers}
         self.over = threading.Event()

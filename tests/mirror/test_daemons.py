@@ -1,4 +1,4 @@
-"""Beside a real Incus and a real LXD: what their containers are told by us, and by the daemon itself, is the same."""
+"""With a real Incus and a real LXD: guestapi's answers to their containers equal the daemon's own."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 @pytest.fixture(scope="module", params=["incus", "lxd"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    """One of each kind for all tests."""
+    """A daemon of each kind, for all tests."""
     with beside(request.param) as (daemon, service, mirror):
         yield Host(daemon, service, mirror)
 
 
 @pytest.fixture(scope="module")
 def c1(host: Host) -> Iterator[str]:
-    """A container that many tests ask from."""
+    """A container for many tests."""
     with host.launched("c1", "-c", "user.foo=bar", "-c", "cloud-init.user-data=#cloud-config\n", "-c", "user.empty="):
         yield "c1"
 
 
-#: Everything that can be asked; what differs on purpose is in `test_answers_are_the_daemons`.
+# Every readable path; intended differences are in `test_answers_are_the_daemons`.
 PATHS = [
     *("/", "/1.0", "/1.0/config", "/1.0/config/user.foo", "/1.0/config/cloud-init.user-data", "/1.0/devices"),
     *("/1.0/config/user.none", "/1.0/config/volatile.uuid", "/1.0/meta-data", "/1.0/nothing", "/1.0/images/abc/export"),
@@ -47,7 +47,7 @@ PATHS = [
 
 
 def test_first_request_of_a_new_container_is_answered(host: Host) -> None:
-    """A container whose init asks at once, before its daemon has told of it, gets its answer at the first try."""
+    """A container whose init sends a request at once, before the mirror has its start, is answered at the first try."""
     ask = f"curl -s --max-time 20 --unix-socket {OURS} http://x/1.0/config/user.first"
     host.daemon.client("init", "busybox", "first")
     try:
@@ -67,14 +67,14 @@ def test_first_request_of_a_new_container_is_answered(host: Host) -> None:
 
 
 def test_answers_are_the_daemons(host: Host, c1: str) -> None:
-    """Status, type and body of every answer are those of the daemon itself, asked by the same program."""
+    """Status, type and body of every response equal those of the daemon, requested by the same program."""
     for path in PATHS:
         ours, theirs = host.ask(c1, path), host.ask_daemon(c1, path)
         if path == "/1.0" and host.daemon.kind == "lxd":
-            # LXD 5.0 has neither state nor location for its guests.
+            # LXD 5.0 gives its guests neither state nor location.
             assert {**json.loads(ours.text), "state": "", "location": "none"} == json.loads(theirs.text)
         elif path == "/1.0/config":
-            # LXD's is in no order.
+            # LXD's list is in no order.
             assert json.loads(ours.text) == sorted(json.loads(theirs.text))
         else:
             assert (ours.status, ours.headers["content-type"], ours.body) == (
@@ -85,7 +85,7 @@ def test_answers_are_the_daemons(host: Host, c1: str) -> None:
 
 
 def begin(host: Host, name: str, *listeners: Heard) -> None:
-    """Change something until all of them have heard of it."""
+    """Change a key until every listener receives events."""
     for listener in listeners:
         for number in range(100):
             host.daemon.client("config", "set", name, f"user.begin={number}")
@@ -100,7 +100,7 @@ def begin(host: Host, name: str, *listeners: Heard) -> None:
 
 
 def put(host: Host, name: str, config: dict[str, str], devices: dict[str, dict[str, str]]) -> None:
-    """Change several things of an instance by one call: these keys, an empty one unset, and exactly these devices."""
+    """Change an instance in one request: set these keys, unset the empty ones, and replace all devices."""
     path = f"/1.0/instances/{name}"
     instance = host.daemon.query(path)
     wanted = {key: value for key, value in {**instance["config"], **config}.items() if value}
@@ -108,7 +108,7 @@ def put(host: Host, name: str, config: dict[str, str], devices: dict[str, dict[s
 
 
 def changes(host: Host, name: str) -> Iterator[None]:
-    """Changes of all kinds, one at a time."""
+    """Make changes of all kinds, one at a time."""
     client = host.daemon.client
     client("config", "set", name, "user.a=1")
     yield
@@ -141,26 +141,26 @@ def changes(host: Host, name: str) -> Iterator[None]:
 
 
 def kind(event: tuple[str, dict[str, str]]) -> str:
-    """What kind of event it is."""
+    """Return the kind of an event."""
     return event[1].get("action", event[0])
 
 
 def test_events_are_the_daemons(host: Host, c1: str) -> None:
-    """Of changes directly and through a profile, one at a time, who listens to us hears what the daemon's hear."""
+    """For each change, direct or by a profile, guestapi sends the same events as the daemon."""
     with Heard(host, c1, OURS) as ours, Heard(host, c1, host.theirs) as theirs:
         begin(host, c1, ours, theirs)
         for number, _changed in enumerate(changes(host, c1)):
-            # Two changes one after the other we may tell as one.
+            # The mirror may combine two changes in a row.
             host.settle(c1)
             host.daemon.client("config", "set", c1, f"user.mark={number}")
             heard, wanted = ours.until("user.mark", str(number)), theirs.until("user.mark", str(number))
             assert sorted(heard, key=str) == sorted(wanted, key=str), number
-            # Among those of a kind, the daemon's are in no order.
+            # The daemon sends the events of a kind in any order.
             assert list(map(kind, heard)) == list(map(kind, wanted)), number
 
 
 def test_restart_is_noticed(host: Host) -> None:
-    """After a restart, from outside or from inside, or a crash and a start, the instance is known in its new run."""
+    """After a restart from outside or inside, and after a crash and a start, the new run is registered."""
     with host.launched("again", "-c", "user.a=1"):
         for words in (("restart", "--force"), ("stop", "--force"), ("start",), ("restart", "--force")):
             host.daemon.client(*words, "again")
@@ -174,7 +174,7 @@ def test_restart_is_noticed(host: Host) -> None:
 
 
 def test_rename_and_delete_are_noticed(host: Host) -> None:
-    """An instance keeps its identity with another name, and is forgotten when it is deleted."""
+    """An instance keeps its identity when it is renamed, and is removed when it is deleted."""
     names = ["old", "new", "other"]
     host.daemon.client("init", "busybox", names[0], "-c", "user.a=1")
     host.wait(lambda: host.instance(names[0]) is not None)
@@ -182,10 +182,10 @@ def test_rename_and_delete_are_noticed(host: Host) -> None:
     assert first is not None
 
     def is_gone(name: str) -> bool:
-        """Whether the store has no such instance."""
+        """Return whether the store has no such instance."""
         return host.instance(name) is None
 
-    # To a name that comes before, and to one that comes after.
+    # To a name that sorts before the old one, and to one that sorts after it.
     for before, after in (names[:2], names[1:], [names[2], names[1]]):
         host.daemon.client("rename", before, after)
         host.wait(partial(host.instance, after))
@@ -200,7 +200,7 @@ def test_rename_and_delete_are_noticed(host: Host) -> None:
 
 
 def test_instances_of_other_projects_are_their_own(host: Host, c1: str) -> None:
-    """Of two instances of one name in two projects, each is told what is its own, its project's profiles included."""
+    """Two instances of one name in two projects each get their own configuration, with their project's profiles."""
     client, other = host.daemon.client, "other+1@x"
     client("project", "create", other, "-c", "features.images=false", "-c", "features.profiles=true")
     try:
@@ -224,7 +224,7 @@ def test_instances_of_other_projects_are_their_own(host: Host, c1: str) -> None:
 
 
 def test_nested_container_is_its_instance(host: Host, c1: str) -> None:
-    """A process in a container within a container asks as the instance that the daemon knows."""
+    """A process in a nested container is identified as the daemon's instance."""
     inside = ["nsenter", "-t", str(host.daemon.init(c1)), "-a", "--setuid", "0", "--setgid", "0"]
     nest = ["/bin/busybox", "unshare", "--user", "--map-root-user", "--pid", "--fork", "/bin/busybox", "sh", "-c"]
     done = subprocess.run(
@@ -236,8 +236,8 @@ def test_nested_container_is_its_instance(host: Host, c1: str) -> None:
     assert done.stdout == "bar", done
 
 
-def test_switches_are_the_daemons(host: Host) -> None:
-    """Switched off by the daemon's own key, an instance gets no more from us, and again what is its when it is on."""
+def test_switch_of_the_daemon(host: Host) -> None:
+    """The daemon's own key switches guestapi's answers to an instance off and on."""
     key = DIALECTS[host.daemon.kind].switch
     with host.launched("off", "-c", "user.a=1"):
         assert host.ask("off", "/1.0/config/user.a").status == 200
@@ -248,7 +248,7 @@ def test_switches_are_the_daemons(host: Host) -> None:
 
 
 def test_ready_reaches_the_daemon(host: Host) -> None:
-    """Ready is the daemon's to show, Started takes it back, and a restart forgets it; LXD has no place for it."""
+    """Ready and Started are reported to the daemon, and a restart resets them; LXD has no such state."""
     with host.launched("ready"):
         for state, shown in (("Ready", "Ready"), ("Started", "Running"), ("Ready", "Ready")):
             answer = host.ask("ready", "/1.0", method="PATCH", body=json.dumps({"state": state}))
@@ -262,7 +262,7 @@ def test_ready_reaches_the_daemon(host: Host) -> None:
         assert host.status("ready") == "Running"
 
 
-#: An init that says by our socket that it is not ready any more, and then takes its time to end.
+# An init that reports Started at guestapi's socket when it is stopped, and ends three seconds later.
 LEAVING = f"""#!/bin/sh
 leave() {{
     curl -s --unix-socket {OURS} -X PATCH -d '{{"state": "Started"}}' http://x/1.0
@@ -275,8 +275,8 @@ while :; do sleep 0.1; done
 
 
 @pytest.mark.parametrize("host", ["incus"], indirect=True)
-def test_restart_of_an_instance_that_says_that_it_leaves(host: Host) -> None:
-    """What it says while the daemon restarts it does not reach into the daemon's restart."""
+def test_readiness_during_a_restart(host: Host) -> None:
+    """Readiness that an instance reports during its restart does not disturb the restart."""
     host.daemon.client("init", "busybox", "leaving")
     try:
         host.daemon.client("file", "push", "--mode", "0755", "-", "leaving/first", stdin=LEAVING)
@@ -293,8 +293,8 @@ def test_restart_of_an_instance_that_says_that_it_leaves(host: Host) -> None:
 
 
 @pytest.mark.parametrize("host", ["incus"], indirect=True)
-def test_ready_where_the_daemon_forbids_it(host: Host, c1: str) -> None:
-    """In a restricted project the daemon takes no readiness from anybody: we have it all the same, others too."""
+def test_readiness_in_a_restricted_project(host: Host, c1: str) -> None:
+    """In a restricted project, whose daemon refuses readiness, guestapi still stores it; others are unaffected."""
     client = host.daemon.client
     client("project", "create", "strict", "-c", "features.images=false", "-c", "restricted=true")
     try:
@@ -303,7 +303,7 @@ def test_ready_where_the_daemon_forbids_it(host: Host, c1: str) -> None:
         source = host.service.sockets["incus"].parent
         device = ("guestapi", "disk", f"source={source}", "path=/dev/guestapi")
         client("--project", "strict", "profile", "device", "add", "default", *device)
-        # What our cgroup needs, only a project that is not restricted may have.
+        # The raw.lxc of these tests is possible only without the restriction.
         client("project", "set", "strict", "restricted=false")
         client("--project", "strict", "profile", "set", "default", "raw.lxc", "lxc.cgroup.relative=1")
         with host.launched("strict", project="strict"):
@@ -321,15 +321,15 @@ def test_ready_where_the_daemon_forbids_it(host: Host, c1: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["incus"], indirect=True)
-def test_ready_said_to_the_daemon_is_known(host: Host) -> None:
-    """Who still asks Incus itself, and says there that it is ready, is ready here too; LXD's guests cannot say so."""
+def test_readiness_reported_to_the_daemon_is_mirrored(host: Host) -> None:
+    """Readiness that a guest reports to Incus itself is mirrored; LXD's guests cannot report it."""
     with host.launched("told"):
         host.ask_daemon("told", "/1.0", method="PATCH", body='{"state": "Ready"}')
         host.wait(lambda: json.loads(host.ask("told", "/1.0").text)["state"] == "Ready")
 
 
-def test_backup_beside_its_original(host: Host) -> None:
-    """An instance that was exported and imported under another name has the same UUID; both get what is theirs."""
+def test_backup_with_the_same_uuid(host: Host) -> None:
+    """An instance and its imported backup, which have the same UUID, each get their own configuration."""
     with host.launched("origin", "-c", "user.me=origin"):
         backup = "/var/cache/origin.tar"
         host.daemon.client("export", "origin", backup, "--instance-only", "--compression", "none")
@@ -347,7 +347,7 @@ def test_backup_beside_its_original(host: Host) -> None:
 
 
 def test_images_are_the_daemons(host: Host, c1: str, tmp_path: Path) -> None:
-    """An instance that may export images gets the daemon's public ones from us, byte for byte, and no others."""
+    """An instance that may export images gets the daemon's public ones from guestapi, byte for byte, and no others."""
     for name, content in (("metadata.tar", b"metadata.yaml"), ("rootfs.tar", b"rootfs/etc/hostname")):
         with tarfile.open(tmp_path / name, "w") as tar:
             member = tarfile.TarInfo(content.decode())
@@ -361,12 +361,12 @@ def test_images_are_the_daemons(host: Host, c1: str, tmp_path: Path) -> None:
     )
 
     def exported(socket: str, fingerprint: str) -> list[str]:
-        """Status, kind and hash of an answer."""
+        """Return status, Content-Disposition and hash of a response."""
         lines = host.daemon.run(c1, "/bin/busybox", "sh", "-c", get.format(socket, fingerprint)).splitlines()
         return [lines[0].split()[1], *(line for line in lines if line.startswith("Content-Disposition")), lines[-1]]
 
     def is_exported(fingerprint: str) -> bool:
-        """Whether we give it out."""
+        """Return whether guestapi exports the image."""
         return exported(OURS, fingerprint)[0] == "200"
 
     assert exported(OURS, unified)[0] == "403"
@@ -387,8 +387,8 @@ def test_images_are_the_daemons(host: Host, c1: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
-def test_daemon_away_and_back(host: Host, c1: str, ending: signal.Signals) -> None:
-    """While the daemon is away, answers go on as last known and the operator sees it; then what was missed is told."""
+def test_daemon_that_stops_and_starts(host: Host, c1: str, ending: signal.Signals) -> None:
+    """Without the daemon, guestapi answers from the last known state and check reports it; then it catches up."""
     host.ask(c1, "/1.0", method="PATCH", body='{"state": "Ready"}')
     if host.daemon.kind == "incus":
         host.wait(lambda: host.status(c1) == "Ready")
@@ -408,13 +408,13 @@ def test_daemon_away_and_back(host: Host, c1: str, ending: signal.Signals) -> No
     host.until(c1, "/1.0/config/user.away", str(int(ending)))
     (finding,) = (one for one in host.findings() if one["check"] == f"mirror {host.daemon.kind}")
     assert finding["ok"], finding
-    # As the daemon itself, which forgets it when it starts.
+    # Incus itself resets it at its start.
     state = "Started" if host.daemon.kind == "incus" else "Ready"
     assert json.loads(host.ask(c1, "/1.0").text)["state"] == state
 
 
-def test_what_was_missed_is_told_later(host: Host, c1: str) -> None:
-    """A mirror that was killed and comes back finds what has changed meanwhile, and listeners hear of it."""
+def test_changes_while_the_mirror_is_down(host: Host, c1: str) -> None:
+    """A mirror that was killed finds the changes at its next start, and listeners receive them as events."""
     with Heard(host, c1, OURS) as ours:
         begin(host, c1, ours)
         host.mirror.kill()
@@ -430,7 +430,7 @@ def test_what_was_missed_is_told_later(host: Host, c1: str) -> None:
 
 
 def test_many_instances(host: Host) -> None:
-    """Of 50 instances that are made one after the other, each is told what is its own, and of a profile's change."""
+    """Each of 50 instances, created one after another, gets its own configuration and a profile's change."""
     names = [f"many{number}" for number in range(50)]
     for name in names:
         document = {"name": name, "source": {"type": "image", "alias": "busybox"}, "config": {"user.me": name}}
@@ -442,4 +442,4 @@ def test_many_instances(host: Host) -> None:
     host.daemon.client("profile", "set", "default", "user.all=1")
     for name in names:
         host.settle(name)
-    # They end with their daemon, which is after this test.
+    # The instances end with their daemon after this test.

@@ -1,4 +1,4 @@
-"""A daemon of which a part hangs, refuses or has just changed: the rest is mirrored, and the operator is told."""
+"""A daemon with instances that hang, are malformed or change: the rest is mirrored, and check names the problem."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from tests.harness.containers import Container
 from tests.harness.service import COMMAND
 from tests.mirror.stub import Stub
 
-#: Seconds until what must happen is given up.
+# Seconds to wait for an expected state.
 PATIENCE = 30.0
 FIRST, SECOND = "11111111-2222-3333-4444-555555555555", "66666666-2222-3333-4444-555555555555"
 
 
 @pytest.fixture
 def guestapi(tmp_path: Path) -> Guestapi:
-    """The command, and a store in which nothing is yet."""
+    """The command, with an empty store."""
     command = Guestapi(tmp_path)
     Writer(command.settings, create=True)
     return command
 
 
 def instance(name: str, status: str = "Running", **config: str) -> dict[str, Any]:
-    """An instance as the daemon has it; ``user_a`` means ``user.a``."""
+    """Return an instance as the daemon describes it; ``user_a`` means ``user.a``."""
     expanded = {key.replace("_", "."): value for key, value in config.items()}
     return {"name": name, "type": "container", "status": status, "expanded_config": expanded}
 
 
 @contextmanager
 def mirrored(guestapi: Guestapi, answers: Mapping[str, object]) -> Iterator[Stub]:
-    """A mirror of a daemon that answers so."""
+    """Run a mirror of a daemon with these answers."""
     path = guestapi.directory / "daemon"
     with Stub(path, answers) as stub:
         words = [str(COMMAND), "--config", str(guestapi.config), "mirror", "incus", "--socket", str(path)]
@@ -59,13 +59,13 @@ def mirrored(guestapi: Guestapi, answers: Mapping[str, object]) -> Iterator[Stub
 
 
 def known(guestapi: Guestapi) -> dict[str, Instance]:
-    """What the store has."""
+    """Return the instances of the store, by name."""
     with view(guestapi.settings.store.url) as store:
         return {one.name: one for one in list_instances(store)}
 
 
 def wait(what: Callable[[], object]) -> None:
-    """Wait until that is so."""
+    """Poll until a condition holds."""
     end = time.monotonic() + PATIENCE
     while not what():
         assert time.monotonic() < end
@@ -73,7 +73,7 @@ def wait(what: Callable[[], object]) -> None:
 
 
 def finding(guestapi: Guestapi) -> str:
-    """What `guestapi check` says of a mirror with which something is wrong."""
+    """Return the failure of the mirror that `guestapi check` reports."""
     found: list[dict[str, Any]] = []
 
     def is_wrong() -> bool:
@@ -86,7 +86,7 @@ def finding(guestapi: Guestapi) -> str:
 
 
 def test_instance_that_hangs(guestapi: Guestapi) -> None:
-    """An instance of which the daemon cannot tell, because its storage hangs, keeps no other from being mirrored."""
+    """An instance whose state request hangs does not keep the others from being mirrored."""
     instances = {name: instance(name) for name in ("a", "hung", "z")}
     answers: dict[str, object] = {"/1.0/instances": list(instances.values())}
     answers |= {f"/1.0/instances/{name}": one for name, one in instances.items()}
@@ -98,15 +98,15 @@ def test_instance_that_hangs(guestapi: Guestapi) -> None:
         stub.answers["/1.0/instances/z"] = instance("z", user_a="1")
         stub.tell("instance-updated", "/1.0/instances/z")
         wait(lambda: known(guestapi)["z"].config == {"user.a": "1"})
-        # It is well again, and something happens to it.
+        # Its storage works again, and an event reports a change.
         stub.answers["/1.0/instances/hung/state"] = {"pid": 0}
         stub.tell("instance-updated", "/1.0/instances/hung")
         wait(lambda: "hung" in known(guestapi))
 
 
 @pytest.mark.root
-def test_instance_that_is_another_since_it_was_listed(guestapi: Guestapi) -> None:
-    """Who starts while all are compared is known with the configuration of that very start, not with an earlier one."""
+def test_instance_replaced_after_the_list(guestapi: Guestapi) -> None:
+    """An instance that starts between the list and its examination is mirrored with its present configuration."""
     with Container() as container:
         earlier = instance("c1", user_a="earlier", volatile_uuid=FIRST)
         now = instance("c1", user_a="now", volatile_uuid=SECOND)
@@ -123,7 +123,7 @@ def test_instance_that_is_another_since_it_was_listed(guestapi: Guestapi) -> Non
 
 
 def test_instance_that_cannot_be_read(guestapi: Guestapi) -> None:
-    """An instance that is described in a way that nobody understands is named, and costs the others nothing."""
+    """An instance with a malformed description is named by check, and the others are mirrored."""
     answers: dict[str, object] = {
         "/1.0/instances": [
             instance("a", "Stopped", user_me="a"),
@@ -137,8 +137,8 @@ def test_instance_that_cannot_be_read(guestapi: Guestapi) -> None:
     assert known(guestapi)["index-"].host_name == "index-"
 
 
-def test_answer_without_end(guestapi: Guestapi) -> None:
-    """A daemon whose answer is larger than any can be costs the mirror no more than that bound, and is told of."""
+def test_endless_answer(guestapi: Guestapi) -> None:
+    """Of an endless answer the client reads only up to its limit, and raises an error."""
     with patch.object(daemon, "_ANSWER_BYTES", 1 << 16), Stub(guestapi.directory / "daemon", {}) as stub:
         stub.answers["/1.0/instances"] = [instance("a", user_data="x" * (1 << 17))]
         client = daemon.Daemon(str(guestapi.directory / "daemon"))
@@ -150,7 +150,7 @@ def test_answer_without_end(guestapi: Guestapi) -> None:
 
 
 def test_images_that_are_refused_and_forgotten(guestapi: Guestapi) -> None:
-    """An image that the daemon cannot give keeps no other away, and is named; `--forget` takes copies away."""
+    """An image that the daemon cannot export is named by check, others are mirrored; `--forget` removes copies."""
     content = "an image"
     good, bad = hashlib.sha256(content.encode()).hexdigest(), "0" * 64
     answers: dict[str, object] = {

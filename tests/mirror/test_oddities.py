@@ -1,4 +1,4 @@
-"""Beside a real Incus and a real LXD: whatever they take, the mirror goes on; what it cannot take is left out alone."""
+"""With a real Incus and a real LXD: everything that they accept is mirrored, except parts that the store refuses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.mirror.host import Host
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-#: A key that is longer than the store takes, and what was too much for an earlier version.
+# A key that is longer than the store accepts, and keys that an earlier version refused.
 TOO_LONG = "user." + "x" * 2000
 LONG, CONTROL = "user." + "k" * 300, "user.a\x07\x1b[2Jb"
 DATA = "#cloud-config\n# " + "x" * (3 << 20)
@@ -24,25 +24,25 @@ DATA = "#cloud-config\n# " + "x" * (3 << 20)
 
 @pytest.fixture(scope="module", params=["incus", "lxd"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
-    """One of each kind for all tests."""
+    """A daemon of each kind, for all tests."""
     with beside(request.param) as (daemon, service, mirror):
         yield Host(daemon, service, mirror)
 
 
 def configure(host: Host, path: str, **config: str) -> None:
-    """Set keys by the daemon's API, which takes any; an empty value unsets."""
+    """Set keys by the daemon's API, which accepts any; an empty value unsets."""
     document = host.daemon.query(path)
     document["config"] = {key: value for key, value in {**document["config"], **config}.items() if value}
     host.daemon.query(path, "PUT", document)
 
 
 def left_out(host: Host) -> list[str]:
-    """What `guestapi check` says is left out."""
+    """Return the findings of `guestapi check` about parts that are left out."""
     return [one["text"] for one in host.findings() if one["check"] == f"source {host.daemon.kind}"]
 
 
-def test_odd_keys_of_an_instance(host: Host) -> None:
-    """Long keys, control characters and large values are served; one that is too long is left out alone, and named."""
+def test_unusual_keys_of_an_instance(host: Host) -> None:
+    """Long keys, control characters and large values are served; only a key that is too long is left out, and named."""
     switch = DIALECTS[host.daemon.kind].switch
     with host.launched("odd", "-c", "user.secret=1"):
         configure(host, "/1.0/instances/odd", **{LONG: "long", CONTROL: "control", TOO_LONG: "x"})
@@ -56,7 +56,7 @@ def test_odd_keys_of_an_instance(host: Host) -> None:
         assert hashlib.sha256(body).digest() == hashlib.sha256(DATA.encode()).digest()
         (sentence,) = left_out(host)
         assert sentence.startswith("odd in project default: configuration key 'user.xxx")
-        # An unset secret is unreadable, and what is switched off is off, whatever else the instance has.
+        # A removed key is not readable, and the switch works, whatever other keys the instance has.
         configure(host, "/1.0/instances/odd", **{"user.secret": ""})
         host.wait(lambda: host.ask("odd", "/1.0/config/user.secret").status == 404)
         configure(host, "/1.0/instances/odd", **{switch: "false"})
@@ -69,8 +69,8 @@ def test_odd_keys_of_an_instance(host: Host) -> None:
     host.wait(lambda: host.instance("odd") is None)
 
 
-def test_odd_key_of_a_profile(host: Host) -> None:
-    """What one profile has that cannot be taken keeps nothing else from any instance, now and after a restart."""
+def test_invalid_key_of_a_profile(host: Host) -> None:
+    """A profile's key that is too long is left out of each instance, and nothing else is, also after a restart."""
     with host.launched("p1", "-c", "user.me=p1"), host.launched("p2", "-c", "user.me=p2"):
         configure(host, "/1.0/profiles/default", **{TOO_LONG: "x", "user.shared": "1"})
         try:
@@ -90,7 +90,7 @@ def test_odd_key_of_a_profile(host: Host) -> None:
 
 
 def test_configuration_beyond_the_bound(host: Host) -> None:
-    """What is too much for an instance's whole configuration is left out, and not served from what it was before."""
+    """A value beyond the size limit is left out, and its old value is not served."""
     with host.launched("big", "-c", "user.me=big", "-c", "user.large=old"):
         host.until("big", "/1.0/config/user.large", "old")
         configure(host, "/1.0/instances/big", **{"user.large": "x" * (17 << 20), "user.me": "still"})
@@ -102,15 +102,15 @@ def test_configuration_beyond_the_bound(host: Host) -> None:
 
 
 @pytest.mark.parametrize("name", ["a" * 63, "x--y", "index"])
-def test_names_that_the_daemon_takes(host: Host, name: str) -> None:
-    """Whatever an instance can be called, it is registered, and told its name as the daemon tells it."""
+def test_names_that_the_daemon_accepts(host: Host, name: str) -> None:
+    """An instance with any name that the daemon accepts is registered, with the same meta-data as the daemon's."""
     with host.launched(name, "-c", "user.me=1"):
         host.until(name, "/1.0/config/user.me", "1")
         assert host.ask(name, "/1.0/meta-data").text == host.ask_daemon(name, "/1.0/meta-data").text
 
 
 def test_root_is_recorded(host: Host) -> None:
-    """Which user is root inside was recorded when the instance was registered, as its ID map says."""
+    """The recorded root UID is the one in the init's ID map."""
     with host.launched("root"):
         host.wait(lambda: (known := host.instance("root")) is not None and known.running)
         known = host.instance("root")
@@ -122,7 +122,7 @@ def test_root_is_recorded(host: Host) -> None:
 
 
 def test_name_of_another_owner(host: Host) -> None:
-    """An instance whose name was added by hand is not registered, by name, until that one is gone."""
+    """An instance with the name of one that was added by hand is a problem until that one is removed."""
     host.service.command("instance", "add", "taken", "--config", "user.me=hand")
     with host.launched("taken", "-c", "user.me=daemon"):
         host.wait(lambda: any("taken in project default: it is not registered" in text for text in left_out(host)))

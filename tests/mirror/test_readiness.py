@@ -1,4 +1,4 @@
-"""Which readiness the daemon is told of, and when: the last one, not too often, and not while it is at the instance."""
+"""When readiness is sent to the daemon: the last one, not too often, and not during the daemon's own operations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UUID = "11111111-2222-3333-4444-555555555555"
 
 
 class Listening(Daemon):
-    """A daemon that writes down what it is told, for how often and when is what counts here."""
+    """A daemon that records the readiness it gets."""
 
     def __init__(self) -> None:
         super().__init__("/nowhere")
@@ -34,11 +34,11 @@ class Listening(Daemon):
         self.refuses = False
 
     def tasks(self) -> set[tuple[str, str]]:
-        """As the real one."""
+        """Return the instances with running operations."""
         return self.busy
 
     def configure(self, project: str, name: str, config: Mapping[str, str], *, while_: Callable[[], bool]) -> bool:
-        """As the real one."""
+        """Record the configuration, and refuse it if the test says so."""
         assert (project, name) == KEY
         assert while_()
         self.told += config.values()
@@ -48,7 +48,7 @@ class Listening(Daemon):
 
 
 class Guest:
-    """A running instance, its daemon, and what is between them, at a time that tests set."""
+    """A running instance, its daemon, and the readiness between them, with a clock that the test sets."""
 
     def __init__(self, settings: Settings) -> None:
         self._writer = Writer(settings, create=True)
@@ -60,45 +60,45 @@ class Guest:
             reconcile(change, "incus", [Observed(UUID, *KEY, init=init, uuid=UUID, ready=False)])
             self._instance = get_instance(change, *KEY)
 
-    def say(self, ready: bool) -> None:
-        """As by PATCH /1.0."""
+    def report(self, ready: bool) -> None:
+        """Report readiness as by PATCH /1.0."""
         assert self._writer.set_ready(self._instance.id, self._instance.run, ready)
 
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
-    """One that has said nothing yet."""
+    """An instance that has not reported readiness."""
     guest = Guest(Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db")))
     with patch("guestapi.mirror.readiness.time.monotonic", lambda: guest.now):
         yield guest
 
 
-def test_it_is_told_once(guest: Guest) -> None:
-    """What was said is told at once, once; nothing is told of who has said nothing."""
+def test_readiness_is_sent_once(guest: Guest) -> None:
+    """Reported readiness is sent at once, and only once; without a report nothing is sent."""
     assert guest.readiness.pass_on() == float("inf")
-    guest.say(True)
+    guest.report(True)
     assert guest.readiness.pass_on() == float("inf")
     assert guest.readiness.pass_on() == float("inf")
     assert guest.daemon.told == ["true"]
 
 
-def test_who_changes_its_mind_all_the_time(guest: Guest) -> None:
-    """Of many changes in a second the daemon is told of one, and then of the last."""
+def test_frequent_changes(guest: Guest) -> None:
+    """Of many changes in a second the daemon gets the first, and later the last."""
     for number in range(101):
-        guest.say(number % 2 == 0)
+        guest.report(number % 2 == 0)
         wait = guest.readiness.pass_on()
     assert (guest.daemon.told, wait) == (["true"], float("inf"))
-    guest.say(False)
+    guest.report(False)
     assert guest.readiness.pass_on() == 1.0
     guest.now += 1.0
     assert guest.readiness.pass_on() == float("inf")
     assert guest.daemon.told == ["true", "false"]
 
 
-def test_daemon_that_is_at_the_instance(guest: Guest) -> None:
-    """While the daemon restarts the instance, say, it is told nothing of it."""
+def test_running_operation_of_the_daemon(guest: Guest) -> None:
+    """While the daemon has an operation on the instance, such as a restart, it gets no readiness."""
     guest.daemon.busy = {KEY}
-    guest.say(True)
+    guest.report(True)
     assert guest.readiness.pass_on() == 1.0
     assert guest.daemon.told == []
     guest.daemon.busy = {("other", "c1")}
@@ -107,9 +107,9 @@ def test_daemon_that_is_at_the_instance(guest: Guest) -> None:
 
 
 def test_daemon_that_refuses(guest: Guest) -> None:
-    """What the daemon refuses is tried again only when there is news of the instance."""
+    """Refused readiness is sent again only after an event of the instance."""
     guest.daemon.refuses = True
-    guest.say(True)
+    guest.report(True)
     for _time in range(3):
         assert guest.readiness.pass_on() == float("inf")
         guest.now += 10

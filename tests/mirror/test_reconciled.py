@@ -1,4 +1,4 @@
-"""What the mirror of a daemon writes: instances as the daemon has them, told as one change, and readiness both ways."""
+"""Observations of a daemon's mirror: instances as the daemon has them, one change each, and readiness both ways."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DISK = {"type": "disk", "path": "/", "pool": "p"}
 
 
 def wanted(name: str = "c1", identity: str = FIRST, **changed: Any) -> Observed:
-    """An instance as a daemon has it; `changed`: what is not as usual."""
+    """Return a daemon's observation of an instance, with some fields changed."""
     usual = Observed(
         key=identity,
         project="default",
@@ -46,7 +46,7 @@ Write = Callable[[Observed], Instance]
 
 @pytest.fixture
 def write(writer: Writer) -> Write:
-    """Writes in a transaction of its own, as the mirror ``incus`` does."""
+    """Return a function that writes an observation as the mirror ``incus`` does, in a transaction of its own."""
 
     def write(observed: Observed) -> Instance:
         with writer.change() as change:
@@ -59,7 +59,7 @@ def write(writer: Writer) -> Write:
 
 
 def refusal(writer: Writer, observed: Observed, source: str = "incus") -> Problem:
-    """Why an observation is refused."""
+    """Return the problem of a refused observation."""
     with writer.change() as change:
         (problem,) = reconcile(change, source, [observed])
     assert problem.refused
@@ -67,13 +67,13 @@ def refusal(writer: Writer, observed: Observed, source: str = "incus") -> Proble
 
 
 def unacknowledged(settings: Settings) -> list[tuple[str, bool]]:
-    """What there is to tell the daemon."""
+    """Return the readiness that is not yet sent to the daemon."""
     with view(settings.store.url) as store:
         return [(one.name, one.ready) for one in list_unacknowledged(store, "incus")]
 
 
 def test_instance_is_as_the_daemon_has_it(settings: Settings, write: Write) -> None:
-    """All that the daemon says is in the store; what is the same already changes nothing, not even the revision."""
+    """The store has everything that was observed; the same observation again changes nothing, not even the revision."""
     instance = wanted(cloud_init_id=str(uuid.uuid4()), location="n1", init=init(100))
     first = write(instance)
     assert is_current(first, "incus", instance)
@@ -83,8 +83,8 @@ def test_instance_is_as_the_daemon_has_it(settings: Settings, write: Write) -> N
     assert told(settings) == entries
 
 
-def test_one_look_is_one_change(settings: Settings, write: Write) -> None:
-    """Configuration and devices that changed between two looks are told together: keys first, then devices."""
+def test_one_observation_is_one_change(settings: Settings, write: Write) -> None:
+    """Changes between two observations are one change: events of keys first, then of devices."""
     before = wanted(init=init(100), config={"user.a": "1", "user.b": "1"}, devices={"eth0": NIC, "old": DISK})
     write(before)
     seen = len(told(settings))
@@ -119,23 +119,23 @@ def test_one_look_is_one_change(settings: Settings, write: Write) -> None:
 def test_devices_are_updated_or_replaced_as_the_daemon_does(
     settings: Settings, write: Write, kind: str, option: str, actions: list[str]
 ) -> None:
-    """What a daemon can change on a running device is an update; for anything else it takes it away and adds it."""
+    """A device option that a daemon can change while it runs is an update; another one, a removal and an addition."""
     write(wanted(init=init(100), devices={"d": {"type": kind, option: "1"}}))
     seen = len(told(settings))
     write(wanted(init=init(100), devices={"d": {"type": kind, option: "2"}}))
     assert [json.loads(metadata)["action"] for _type, metadata, _for_guest in told(settings)[seen:]] == actions
 
 
-def test_cloud_init_id_is_the_daemons(settings: Settings, write: Write) -> None:
-    """What makes cloud-init run again is the daemon's decision: the id changes when it says so, and only then."""
+def test_cloud_init_id_of_the_daemon(settings: Settings, write: Write) -> None:
+    """The cloud-init id changes only when the daemon changes it."""
     first = write(wanted())
     changed = write(wanted(config={"user.user-data": "#cloud-config"}))
     assert changed.cloud_init_id == first.cloud_init_id
     assert write(wanted(cloud_init_id=SECOND)).cloud_init_id == SECOND
 
 
-def test_restart_between_two_looks_is_another_run(settings: Settings, write: Write) -> None:
-    """Another init is another run: nobody who was identified in the first is taken for one of the second."""
+def test_another_init_is_another_run(settings: Settings, write: Write) -> None:
+    """Another init is another run, so no caller of the earlier run is identified as one of the new run."""
     first = write(wanted(init=init(100)))
     seen = len(told(settings))
     second = write(wanted(init=init(200), config={"user.a": "2"}))
@@ -144,8 +144,8 @@ def test_restart_between_two_looks_is_another_run(settings: Settings, write: Wri
     assert write(wanted()).init is None
 
 
-def test_new_name_keeps_the_instance(settings: Settings, write: Write) -> None:
-    """A renamed instance is the same one, and its old name is free for another."""
+def test_rename_keeps_the_instance(settings: Settings, write: Write) -> None:
+    """A renamed instance keeps its id, and its old name is free for another one."""
     first = write(wanted("c1"))
     assert write(wanted("c2")).id == first.id
     assert write(wanted("c2", project="p")).id == first.id
@@ -153,8 +153,8 @@ def test_new_name_keeps_the_instance(settings: Settings, write: Write) -> None:
     assert [(one.project, one.name) for one in known(settings)] == [("default", "c1"), ("p", "c2")]
 
 
-def test_new_instance_of_an_old_name_is_another(settings: Settings, writer: Writer, write: Write) -> None:
-    """Deleted and made again between two looks: nothing of the old one is left."""
+def test_recreated_instance(settings: Settings, writer: Writer, write: Write) -> None:
+    """An instance that was deleted and created again between two observations keeps nothing of the old one."""
     first = write(wanted(init=init(100)))
     with writer.change() as change:
         assert reconcile(change, "incus", [wanted("c1", SECOND, config={})], complete=True) == []
@@ -163,8 +163,8 @@ def test_new_instance_of_an_old_name_is_another(settings: Settings, writer: Writ
     assert (second.uuid, second.init, second.config) == (SECOND, None, {})
 
 
-def test_new_instance_of_a_name_whose_old_one_may_be_there(settings: Settings, writer: Writer, write: Write) -> None:
-    """A single look does not tell whether the old one is gone: it is refused until that is known, and says whose."""
+def test_name_of_an_instance_that_may_exist(settings: Settings, writer: Writer, write: Write) -> None:
+    """While the old instance of a name may exist, the new one is refused with the holder's key; later it is written."""
     first = write(wanted())
     assert refusal(writer, wanted("c1", SECOND)).holder == FIRST
     assert known(settings) == [first]
@@ -173,8 +173,8 @@ def test_new_instance_of_a_name_whose_old_one_may_be_there(settings: Settings, w
     assert [one.uuid for one in known(settings)] == [SECOND]
 
 
-def test_instances_of_others_are_left_alone(settings: Settings, writer: Writer, write: Write) -> None:
-    """A name that the operator, or another source, has given is refused, and theirs stays as it is."""
+def test_names_of_other_owners(settings: Settings, writer: Writer, write: Write) -> None:
+    """An instance with a name of the operator's or of another source is refused, and theirs stays unchanged."""
     add(writer, "c1")
     with writer.change() as change:
         reconcile(change, "lxd", [wanted("c2", SECOND)])
@@ -189,14 +189,14 @@ def test_instances_of_others_are_left_alone(settings: Settings, writer: Writer, 
         ]
 
 
-def test_what_the_guest_says_reaches_the_daemon_once(settings: Settings, writer: Writer, write: Write) -> None:
-    """Ready, and Started after it, are there to be told until the daemon knows, and not again."""
+def test_readiness_is_acknowledged_once(settings: Settings, writer: Writer, write: Write) -> None:
+    """Ready, and Started after it, are to be sent until the daemon has acknowledged them."""
     instance = write(wanted(init=init(100)))
     assert unacknowledged(settings) == []
     for state in (True, False):
         writer.set_ready(instance.id, instance.run, state)
         assert unacknowledged(settings) == [("c1", state)]
-        # A look in between, at a daemon that does not know yet, changes nothing.
+        # An observation before the daemon has the readiness changes nothing.
         write(wanted(init=init(100), ready=not state))
         assert unacknowledged(settings) == [("c1", state)]
         with writer.change() as change:
@@ -206,8 +206,8 @@ def test_what_the_guest_says_reaches_the_daemon_once(settings: Settings, writer:
         assert write(wanted(init=init(100), ready=state)).ready == state
 
 
-def test_what_was_said_in_another_run_is_not_told(settings: Settings, writer: Writer, write: Write) -> None:
-    """Ready is forgotten with the run, and what was about to be told of that run is not noted for the next."""
+def test_readiness_of_an_earlier_run(settings: Settings, writer: Writer, write: Write) -> None:
+    """Readiness ends with the run, and its acknowledgement does not apply to the next run."""
     instance = write(wanted(init=init(100)))
     writer.set_ready(instance.id, instance.run, True)
     with view(settings.store.url) as store:
@@ -219,10 +219,10 @@ def test_what_was_said_in_another_run_is_not_told(settings: Settings, writer: Wr
 
 
 @pytest.mark.parametrize(("said", "told_before", "held"), list(product([True, False], repeat=3)))
-def test_newer_readiness_wins(
+def test_changed_readiness_counts(
     settings: Settings, writer: Writer, write: Write, said: bool, told_before: bool, held: bool
 ) -> None:
-    """Of what the guest said and what the daemon holds, the one that has changed counts; the guest's, if both have."""
+    """Of the guest's and the daemon's readiness, the one that changed counts; if both did, the guest's."""
     instance = write(wanted(init=init(100), ready=told_before))
     assert instance.ready == told_before
     writer.set_ready(instance.id, instance.run, said)
@@ -231,8 +231,8 @@ def test_newer_readiness_wins(
     assert unacknowledged(settings) == ([("c1", said)] if now.ready != held else [])
 
 
-def test_state_of_a_mirror_is_read_back(settings: Settings, writer: Writer) -> None:
-    """Each mirror has one row, which holds what it said last."""
+def test_status_of_a_source(settings: Settings, writer: Writer) -> None:
+    """A source has one status, the last recorded one."""
     for contact in (1.5, 2.5):
         with writer.change() as change:
             for name in ("lxd", "incus"):
@@ -242,7 +242,7 @@ def test_state_of_a_mirror_is_read_back(settings: Settings, writer: Writer) -> N
 
 
 def test_init_of_another_instance_is_refused(settings: Settings, writer: Writer, write: Write) -> None:
-    """What another instance holds by mistake is refused whole: no half of it stays."""
+    """An instance with the init of another one is refused, and nothing of it is written."""
     write(wanted("c1", init=init(100)))
     problem = refusal(writer, wanted("c2", SECOND, init=Init(100, 1, "boot", init(100).namespace)))
     assert "is the init of instance 'c1'" in problem.reason

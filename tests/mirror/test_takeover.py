@@ -1,4 +1,4 @@
-"""Our socket in the place of the daemon's: always there again, without a moment in which ours does not listen."""
+"""guestapi's socket in the place of the daemon's: it always returns there, and listens without interruption."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 from guestapi.mirror.takeover import Takeover
 
-#: Seconds until what must happen is given up.
+# Seconds to wait for an expected state.
 PATIENCE = 10.0
 
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """The path of a daemon's guest socket, in a directory of its own; short enough for a socket's name."""
+    """The path of a daemon's guest socket, in a directory of its own; short enough for a socket's address."""
     directory = Path(tempfile.mkdtemp(prefix="guestapi-takeover-", dir="/tmp"))
     yield directory / "sock"
     for path in directory.iterdir():
@@ -29,7 +29,7 @@ def place() -> Iterator[Path]:
 
 
 def bind(path: Path) -> socket.socket:
-    """A socket that listens at `path`, bound as the daemons do it: what is there is taken away first."""
+    """Return a socket that listens at `path`, bound as the daemons do it: after the removal of an existing one."""
     listening = socket.socket(socket.AF_UNIX)
     end = time.monotonic() + PATIENCE
     while True:
@@ -38,14 +38,14 @@ def bind(path: Path) -> socket.socket:
             listening.bind(str(path))
             break
         except OSError:
-            # Ours came in between: this machine was so busy that we were taken for a daemon that has stopped.
+            # On a busy machine the takeover may put guestapi's socket there in between, as if the daemon had stopped.
             assert time.monotonic() < end
     listening.listen()
     return listening
 
 
 def reaches(path: Path, listening: socket.socket) -> bool:
-    """Whether who connects to `path` reaches this socket."""
+    """Return whether a connection to `path` arrives at this socket."""
     with closing(socket.socket(socket.AF_UNIX)) as guest:
         try:
             guest.connect(str(path))
@@ -60,42 +60,42 @@ def reaches(path: Path, listening: socket.socket) -> bool:
 
 
 def until(path: Path, listening: socket.socket) -> None:
-    """Wait until it does."""
+    """Wait until connections to `path` arrive at this socket."""
     end = time.monotonic() + PATIENCE
     while not reaches(path, listening):
         assert time.monotonic() < end, "our socket did not come back"
 
 
 def start(ours: Path, path: Path) -> None:
-    """Start a takeover; here nobody opens sockets anew."""
+    """Start a takeover without a function that opens sockets again."""
     threading.Thread(target=Takeover(ours, path, lambda: False).run, daemon=True).start()
 
 
 @pytest.fixture
 def ours(place: Path) -> Iterator[socket.socket]:
-    """Our listening socket, which a running takeover keeps at the daemon's place."""
+    """guestapi's listening socket, which a running takeover keeps in the daemon's place."""
     path = place.with_name("guestapi.sock")
     with bind(path) as listening:
         start(path, place)
         yield listening
 
 
-def test_ours_takes_the_place_of_the_daemons(place: Path, ours: socket.socket) -> None:
-    """Whether the daemon was there first, starts again, or was killed: soon who connects reaches us."""
+def test_socket_replaces_the_daemons(place: Path, ours: socket.socket) -> None:
+    """Whether the daemon was first, starts again or was killed: connections soon arrive at guestapi's socket."""
     for _start in range(3):
         with bind(place):
             until(place, ours)
 
 
-def test_ours_comes_back_when_the_daemon_stops(place: Path, ours: socket.socket) -> None:
-    """A daemon that stops takes away what lies at its path, though it is ours; it is put there again."""
+def test_socket_returns_when_the_daemon_stops(place: Path, ours: socket.socket) -> None:
+    """A daemon that stops removes the socket at its path, also guestapi's; the takeover puts it there again."""
     until(place, ours)
     place.unlink()
     until(place, ours)
 
 
-def test_ours_waits_for_its_socket(place: Path) -> None:
-    """Started before our socket is there, it leaves the daemon's alone, and puts ours in place when that comes."""
+def test_daemons_socket_stays_until_ours_exists(place: Path) -> None:
+    """Without guestapi's socket the daemon's stays in place, until guestapi's exists."""
     path = place.with_name("guestapi.sock")
     with bind(place) as daemons:
         start(path, place)
@@ -104,16 +104,16 @@ def test_ours_waits_for_its_socket(place: Path) -> None:
             until(place, ours)
 
 
-def test_nothing_of_it_is_left_behind(place: Path, ours: socket.socket) -> None:
-    """After any number of turns there are two names in the directory: the daemon's and ours."""
+def test_takeover_leaves_no_files(place: Path, ours: socket.socket) -> None:
+    """After any number of takeovers the directory has only the two sockets."""
     for _turn in range(5):
         bind(place).close()
         until(place, ours)
     assert sorted(path.name for path in place.parent.iterdir()) == ["guestapi.sock", "sock"]
 
 
-def test_ours_is_opened_anew_once_its_directory_is_another(place: Path) -> None:
-    """Ours is lost with the directory's file system: it is opened anew, when the daemon has its own there, and once."""
+def test_socket_is_reopened_once_in_a_new_directory(place: Path) -> None:
+    """In a replaced directory, guestapi's socket is reopened once, after the daemon's own appears."""
     path = place.with_name("guestapi.sock")
     opened: list[socket.socket] = []
 
@@ -134,6 +134,6 @@ def test_ours_is_opened_anew_once_its_directory_is_another(place: Path) -> None:
         for lost in (path, place):
             lost.unlink()
     with bind(place):
-        # It has helped a moment ago; to do it all the time would end everybody's connections all the time.
+        # It was reopened a moment ago; another reopening would end the connections again.
         assert not takeover.put()
     assert len(opened) == 1

@@ -1,4 +1,4 @@
-"""From the daemon's words to the store's: what comes over, what does not, and what is an instance of this host."""
+"""`observe`: the daemon's descriptions to observations, and which instances belong to this host."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ UUID = "11111111-2222-3333-4444-555555555555"
 
 
 def instance(**fields: object) -> DaemonInstance:
-    """An instance, as the daemon writes it."""
+    """Return an instance as the daemon describes it."""
     usual = {"name": "c1", "type": "container", "status": "Running", "project": "p", "location": "none"}
     return msgspec.convert({**usual, **fields}, DaemonInstance)
 
 
-def test_only_what_answers_need_comes_over() -> None:
-    """Keys that a guest may read, the switches, and addresses of NICs: nothing that a worker need not know."""
+def test_needed_keys_are_taken_over() -> None:
+    """Only keys that a guest may read, the switches, and addresses of NICs are taken over."""
     needed = {
         "user.a": "1",
         "cloud-init.user-data": "#cloud-config",
@@ -45,7 +45,7 @@ def test_only_what_answers_need_comes_over() -> None:
 
 
 def test_names_and_ids() -> None:
-    """Project, name and UUID are the daemon's; the meta-data's instance-id is its cloud-init id, else the UUID."""
+    """Project, name and UUID are the daemon's; the instance-id is its cloud-init id, or else the UUID."""
     config = {"volatile.uuid": UUID}
     found = observe(instance(expanded_config=config), ALONE, None)
     assert (found.project, found.name, found.uuid, found.cloud_init_id) == ("p", "c1", UUID, UUID)
@@ -54,8 +54,8 @@ def test_names_and_ids() -> None:
     assert observe(instance(expanded_config=config), ALONE, None).cloud_init_id == other
 
 
-def test_instance_without_uuid_keeps_the_one_it_gets() -> None:
-    """Looked at twice it has the same identity; made anew under its name it has another."""
+def test_derived_uuid() -> None:
+    """Without a UUID, one is derived that stays the same until the instance is created again."""
     first = observe(instance(created_at="2026-01-01T00:00:00Z"), ALONE, None)
     assert observe(instance(created_at="2026-01-01T00:00:00Z", status="Stopped"), ALONE, None).uuid == first.uuid
     assert observe(instance(created_at="2026-01-01T00:00:01Z"), ALONE, None).uuid != first.uuid
@@ -65,20 +65,20 @@ def test_instance_without_uuid_keeps_the_one_it_gets() -> None:
     ("value", "extensions", "ready"),
     [("true", ["instance_ready_state"], True), ("false", ["instance_ready_state"], False), ("true", [], None)],
 )
-def test_ready_is_held_by_daemons_that_can(value: str, extensions: list[str], ready: bool | None) -> None:
-    """A daemon without a place for it holds nothing, which is not the same as holding that it is not ready."""
+def test_readiness_of_the_daemon(value: str, extensions: list[str], ready: bool | None) -> None:
+    """A daemon without readiness gives None, which differs from not ready."""
     config = {"volatile.last_state.ready": value}
     assert observe(instance(expanded_config=config), Server(api_extensions=extensions), None).ready is ready
 
 
 def test_null_is_empty() -> None:
-    """What the daemon writes as null is nothing."""
+    """null in the daemon's description is an empty value."""
     found = observe(instance(config=None, expanded_config=None, expanded_devices=None), ALONE, None)
     assert (found.config, found.devices, found.init) == ({}, {}, None)
 
 
-def test_location_is_the_members() -> None:
-    """A guest is told the cluster member that it runs on; alone, what the daemon calls itself."""
+def test_location() -> None:
+    """The location is the cluster member that the instance runs on, or else the daemon's own name."""
     assert observe(instance(location="n2"), CLUSTERED, None).location == "n2"
     assert observe(instance(location="none"), ALONE, None).location == "n1"
     assert observe(instance(location=""), ALONE, None).location == "n1"
@@ -86,7 +86,7 @@ def test_location_is_the_members() -> None:
 
 
 def test_empty_options_are_none() -> None:
-    """An option that is empty is as if it were not set; a device of which nothing else is said has its type."""
+    """An empty option counts as unset; a device without options has its type."""
     devices = {"eth0": {"type": "nic", "hwaddr": "", "parent": "br0"}, "none": {"type": "none"}}
     found = observe(instance(expanded_devices=devices), ALONE, None)
     assert found.devices == {"eth0": {"type": "nic", "parent": "br0"}, "none": {"type": "none"}}
@@ -96,12 +96,12 @@ def test_empty_options_are_none() -> None:
     ("status", "stopped"), [("Error", True), ("Stopped", True), ("Running", False), ("Frozen", False)]
 )
 def test_which_instances_have_no_init(status: str, stopped: bool) -> None:
-    """One that is in error has none, like one that is stopped: its state is not asked for."""
+    """An instance in error has no init, like a stopped one, so its state is not requested."""
     assert (status in STOPPED) == stopped
 
 
-def test_only_containers_of_this_host_are_here() -> None:
-    """Virtual machines do not call through a socket of the host, instances of other members through another's."""
+def test_instances_of_this_host() -> None:
+    """Virtual machines and instances on other cluster members do not belong to this host."""
     assert is_here(instance(), ALONE)
     assert is_here(instance(location="n1"), CLUSTERED)
     assert is_here(instance(location="n2"), ALONE), "not a cluster: it cannot be elsewhere"
@@ -129,6 +129,6 @@ def test_only_containers_of_this_host_are_here() -> None:
         ({"volatile.idmap.current": '{"Isuid":true}'}, None),
     ],
 )
-def test_root_is_whom_the_daemon_names(config: dict[str, str], root: int | None) -> None:
-    """Root inside is told by the ID map of the run that is; a container without a map has the host's users."""
+def test_root_uid_of_the_daemon(config: dict[str, str], root: int | None) -> None:
+    """The root UID comes from the ID map of the present run; a container with an empty map has the host's users."""
     assert root_uid(instance(expanded_config=config)) == root

@@ -1,4 +1,4 @@
-"""Two ways to stand beside a daemon: with Debian's own units of it and ours, on a real systemd, by docs/incus.md."""
+"""guestapi with a daemon in the two ways of docs/incus.md, with Debian's units and guestapi's on a real systemd."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.harness.machine import Installed
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-#: Seconds until what must happen is given up.
+# Seconds to wait for an expected state.
 PATIENCE = 30.0
-#: Of each daemon: our socket's unit, and the mirror's.
+# For each daemon: the unit of guestapi's socket, and the unit of the mirror.
 UNITS = {
     "incus": ("guestapi.socket", "guestapi-mirror.service"),
     "lxd": ("guestapi-lxd.socket", "guestapi-mirror-lxd.service"),
@@ -30,11 +30,11 @@ class Beside:
     def __init__(self, machine: Installed, kind: str) -> None:
         self.machine = machine
         self.kind = kind
-        #: Other daemons of this host may have containers too: liblxc has one name space for all.
+        # Unique by kind: other daemons of this host may have containers, and liblxc has one name space for all.
         self.name = f"unit-{kind}"
 
     def client(self, *words: str) -> str:
-        """Run the daemon's own command."""
+        """Run the daemon's client; return its output."""
         return self.machine.run(CLIENTS[self.kind], *words).stdout
 
     def systemctl(self, *words: str) -> None:
@@ -42,12 +42,12 @@ class Beside:
         self.machine.run("systemctl", *words)
 
     def inside(self, *words: str) -> str:
-        """Run a program in the container, without the daemon."""
+        """Run a program in the container, without the daemon; return its output."""
         inside = ["nsenter", "-t", self.pid, "-a", "--setuid", "0", "--setgid", "0", "--"]
         return self.machine.run(*inside, *words, check=False).stdout
 
     def answers(self) -> bool:
-        """Whether it is us who answer in the container: only we refuse to POST."""
+        """Return whether guestapi answers in the container: only guestapi refuses POST."""
         path = f"{DIALECTS[self.kind].directory}/sock"
         ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", path]
         return (
@@ -56,22 +56,22 @@ class Beside:
         )
 
     def finding(self, check: str) -> dict[str, object]:
-        """What `guestapi check` says of one thing."""
+        """Return a finding of `guestapi check`."""
         (one,) = (one for one in self.findings() if one["check"] == f"{check} {self.kind}")
         return one
 
     def findings(self) -> list[dict[str, object]]:
-        """All that it says."""
+        """Return all findings."""
         found = json.loads(self.machine.run("guestapi", "check", "--format", "json", check=False).stdout)
         assert isinstance(found, list)
         return found
 
     def wrong(self) -> list[object]:
-        """What it finds wrong."""
+        """Return the texts of all failures."""
         return [one["text"] for one in self.findings() if not one["ok"]]
 
     def launch(self) -> None:
-        """Have the container."""
+        """Launch the container."""
         self.client("launch", "busybox", self.name, "-c", "user.foo=bar")
         self.find()
 
@@ -81,7 +81,7 @@ class Beside:
 
     @contextmanager
     def way(self, way: str) -> Iterator[None]:
-        """Our socket is set up for this way, for a while."""
+        """Set up guestapi's socket in one of the two ways for the length of the block."""
         unit, mirror = UNITS[self.kind]
         self.systemctl("disable", "--now", "guestapi.socket", "guestapi-lxd.socket", "guestapi.service")
         directory = f"/etc/systemd/system/{unit}.d"
@@ -103,7 +103,7 @@ class Beside:
 
 
 def wait(what: Callable[[], object]) -> None:
-    """Wait until that is so."""
+    """Poll until a condition holds."""
     end = time.monotonic() + PATIENCE
     while not what():
         assert time.monotonic() < end
@@ -111,7 +111,7 @@ def wait(what: Callable[[], object]) -> None:
 
 
 def wait_until_none(what: Callable[[], list[object]]) -> None:
-    """Wait until there is no more of that."""
+    """Wait until the list is empty."""
     end = time.monotonic() + PATIENCE
     while found := what():
         assert time.monotonic() < end, found
@@ -125,8 +125,8 @@ def beside(request: pytest.FixtureRequest, machine: Installed) -> Beside:
     return Beside(machine, request.param)
 
 
-def test_ways(beside: Beside) -> None:
-    """Taken over, or by a device: the container reaches us, also when the daemon restarts, stops or is killed."""
+def test_takeover_and_device(beside: Beside) -> None:
+    """By takeover and by device, guestapi answers the container, also when the daemon restarts, stops or is killed."""
     takeover = f"guestapi-takeover@{beside.kind}.service"
     with beside.way("takeover"):
         beside.launch()
@@ -142,21 +142,21 @@ def test_ways(beside: Beside) -> None:
         for words in (("restart",), ("stop",), ("start",), ("kill", "--signal=KILL", "--kill-whom=main"), ("start",)):
             beside.systemctl(*words, f"{beside.kind}.service")
             wait(beside.answers)
-        # All of that has not touched our service.
+        # None of this has restarted guestapi's service.
         assert beside.machine.property_of("MainPID") == listening
         wait_until_none(beside.wrong)
-        # With no instance running, the daemon takes the directory's file system away when it stops.
+        # Without running instances, the daemon unmounts the directory's file system when it stops.
         beside.client("stop", "--force", beside.name)
         beside.systemctl("restart", f"{beside.kind}.service")
         wait(lambda: beside.finding("guest socket")["ok"])
         beside.client("start", beside.name)
         beside.find()
         wait(beside.answers)
-        # As when the host starts: none of all that is there, and everything is started at once.
+        # As at the host's boot: everything is stopped, then all units are started at once.
         beside.client("stop", "--force", beside.name)
         units = [*UNITS[beside.kind], takeover]
         beside.systemctl("stop", *units, "guestapi.service", f"{beside.kind}.service", f"{beside.kind}.socket")
-        # The daemon has been started more often by now than it may in so short a time (DefaultStartLimitBurst=).
+        # The daemon has been started more often than DefaultStartLimitBurst= permits.
         beside.systemctl("reset-failed", f"{beside.kind}.service")
         beside.systemctl("start", *units)
         beside.client("start", beside.name)

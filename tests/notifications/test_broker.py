@@ -1,4 +1,4 @@
-"""In any order of changes, kills and reconnects, a client misses nothing without a gap."""
+"""In any sequence of changes, killed workers and reconnections, a client misses no event without a gap."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from guestapi.store.writing import Writer
 
 
 class Client:
-    """A client that remembers the last id and resumes after it."""
+    """A client that stores the last id, and resumes after it."""
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -41,7 +41,7 @@ class Client:
         self.broker: Broker | None = None
 
     def hear(self, data: bytes) -> None:
-        """Bytes of the line-delimited form with ids."""
+        """Take over events in the line-delimited form with ids."""
         for line in data.splitlines():
             event = json.loads(line)
             if event["type"] == "gap":
@@ -52,13 +52,13 @@ class Client:
 
 
 class Queue(RuleBasedStateMachine):
-    """Two instances, up to three workers that come and go, clients that come and go with them."""
+    """Two instances, up to three workers that start and are killed, and clients that reconnect."""
 
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
         url = f"sqlite:///{self.directory.name}/store.db"
-        # Short, so that it is trimmed all the time.
+        # Short, so that it is trimmed often.
         self.settings = Settings(store=settings.StoreSettings(url=url), events=settings.EventSettings(keep_entries=12))
         self.writer = Writer(self.settings, create=True)
         self.log = Reader(url)
@@ -74,7 +74,7 @@ class Queue(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """Two running instances."""
+        """Start two instances."""
         with self.writer.change() as change:
             self.ids = []
             for number, name in enumerate(("a", "b"), 1):
@@ -84,14 +84,14 @@ class Queue(RuleBasedStateMachine):
         self.note()
 
     def note(self) -> None:
-        """Learn from the log itself which ids are whose: written once, before any trim can take them."""
+        """Record the owner of each new entry before it can be trimmed."""
         for entry in self.log.entries(0, 1000).found:
             if entry.for_guest:
                 self.truth[entry.id] = entry.instance_id
 
     @rule(which=st.integers(0, 1), keys=st.integers(1, 5))
     def change(self, which: int, keys: int) -> None:
-        """The operator sets some keys of an instance, at once."""
+        """Set some keys of an instance in one change."""
         self.value += 1
         with self.writer.change() as change:
             instance = get_instance(change, "default", "ab"[which])
@@ -100,7 +100,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule()
     def abandoned_change(self) -> None:
-        """The operator's command is killed before it commits."""
+        """Abort a change before it commits."""
         try:
             with self.writer.change() as change:
                 steps.configure(change, get_instance(change, "default", "a"), {"user.never": "x"})
@@ -111,13 +111,13 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: len(self.brokers) < 3)
     @rule()
     def worker_starts(self) -> None:
-        """A worker comes."""
+        """Start a worker."""
         self.brokers.append(Broker(Reader(self.settings.store.url), queue_limit=1000, subscriptions_per_instance=8))
 
     @precondition(lambda self: self.brokers)
     @rule(which=st.integers(0, 2))
     def worker_is_killed(self, which: int) -> None:
-        """A worker is gone, with all its listeners and what was in their queues."""
+        """Kill a worker, with all its subscriptions and their queues."""
         broker = self.brokers.pop(which % len(self.brokers))
         for client in self.clients:
             if client.broker is broker:
@@ -126,7 +126,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.brokers)
     @rule(which=st.integers(0, 2), back=st.integers(0, 30))
     def client_comes(self, which: int, back: int) -> None:
-        """A client that was there long ago, or never."""
+        """Connect a new client that resumes after an older id."""
         broker = self.brokers[which % len(self.brokers)]
         client = Client(max(0, max(self.truth, default=0) - back))
         self.clients.append(client)
@@ -135,13 +135,13 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.brokers and self.clients)
     @rule(which=st.integers(0, 2), who=st.integers(0, 100))
     def client_reconnects(self, which: int, who: int) -> None:
-        """A client that has lost its worker resumes with another."""
+        """Reconnect a client that has lost its worker."""
         client = self.clients[who % len(self.clients)]
         if client.subscription is None:
             self.connect(client, self.brokers[which % len(self.brokers)])
 
     def connect(self, client: Client, broker: Broker) -> None:
-        """Subscribe, then send what was missed, as a stream does."""
+        """Subscribe, then send the missed events, as a stream does."""
         try:
             client.subscription = broker.subscribe(self.ids[0], None, client.last, lambda: None)
         except TooManySubscriptionsError:
@@ -153,7 +153,7 @@ class Queue(RuleBasedStateMachine):
     @precondition(lambda self: self.brokers)
     @rule(which=st.integers(0, 2))
     def worker_looks(self, which: int) -> None:
-        """The doorbell rings for one worker."""
+        """Ring the doorbell for one worker."""
         broker = self.brokers[which % len(self.brokers)]
         while broker.poll():
             pass
@@ -167,7 +167,7 @@ class Queue(RuleBasedStateMachine):
 
     @invariant()
     def each_event_once_in_order_or_a_gap(self) -> None:
-        """Between the first id and the last, a client has heard each event of its instance, or a gap around it."""
+        """Between its first and last id, a client has received each event of its instance once, or a gap."""
         for client in self.clients:
             assert client.heard == sorted(set(client.heard)), "doubled, or out of order"
             own = [number for number, owner in self.truth.items() if owner == self.ids[0]]
@@ -179,7 +179,7 @@ class Queue(RuleBasedStateMachine):
 
 @pytest.fixture
 def store(tmp_path: Path) -> Settings:
-    """A store with one running instance, a, of id 1."""
+    """A store with one running instance, a, with id 1."""
     made = Settings(store=settings.StoreSettings(url=f"sqlite:///{tmp_path}/store.db"))
     with Writer(made, create=True).change() as change:
         steps.start(change, steps.add(change, "default", "a"), Init(1, 1, boot_id(), 1))
@@ -187,7 +187,7 @@ def store(tmp_path: Path) -> Settings:
 
 
 def set_key(store: Settings, value: str) -> None:
-    """One change."""
+    """Change a key once."""
     with Writer(store).change() as change:
         steps.configure(change, get_instance(change, "default", "a"), {"user.k": value})
 
@@ -199,7 +199,7 @@ def values(subscription: Subscription) -> list[str]:
 
 
 def test_registered_before_answered(store: Settings) -> None:
-    """A subscription receives what is committed after it was made, and nothing committed before."""
+    """A subscription receives the changes committed after it was made, and none committed before."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     set_key(store, "before any")
     first = broker.subscribe(1, None, None, lambda: None)
@@ -212,7 +212,7 @@ def test_registered_before_answered(store: Settings) -> None:
 
 
 def test_types_are_filtered(store: Settings) -> None:
-    """A subscription receives the types that it asked for; an unknown type matches nothing."""
+    """A subscription receives the requested types; an unknown type matches no event."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=9)
     wanted = [frozenset({"device"}), frozenset({"x"}), None]
     listeners = [broker.subscribe(1, types, None, lambda: None) for types in wanted]
@@ -228,7 +228,7 @@ def test_types_are_filtered(store: Settings) -> None:
 
 
 def test_event_is_encoded_once(store: Settings) -> None:
-    """Two clients of the same format get the very same bytes."""
+    """Two subscriptions with the same format get the same bytes object."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     one, two = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
     set_key(store, "x")
@@ -238,7 +238,7 @@ def test_event_is_encoded_once(store: Settings) -> None:
 
 
 def test_missed_event_is_encoded_once(store: Settings) -> None:
-    """Clients that resume at the same time, and one that receives the event live, get the very same bytes."""
+    """Clients that resume at the same time, and one that receives the event live, get the same bytes object."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=3)
     live = broker.subscribe(1, None, 0, lambda: None)
     set_key(store, "x")
@@ -251,8 +251,8 @@ def test_missed_event_is_encoded_once(store: Settings) -> None:
         assert missed.encode(EventFormat.WEBSOCKET, with_id=True) is written
 
 
-def test_client_that_falls_behind(store: Settings) -> None:
-    """More events than may wait overrun the subscription, not the others."""
+def test_overrun_subscription(store: Settings) -> None:
+    """A subscription with more waiting events than permitted is overrun; others are not."""
     broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=2)
     slow, quick = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
     for number in range(4):
@@ -277,7 +277,7 @@ def test_limit_of_subscriptions(store: Settings) -> None:
     assert len(broker) == 3
 
 
-def test_authorized_again_at_every_change_of_state(store: Settings) -> None:
+def test_authorization_is_repeated_after_a_change_of_state(store: Settings) -> None:
     """An entry that is not for the guest causes a new authorization; events before it are still delivered."""
     answers: list[int | None] = [None]
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
@@ -292,7 +292,7 @@ def test_authorized_again_at_every_change_of_state(store: Settings) -> None:
     assert values(subscription) == ["before"]
 
 
-def test_worker_that_was_left_behind(store: Settings) -> None:
+def test_worker_behind_a_trimmed_log(store: Settings) -> None:
     """A log that was trimmed beyond what a worker has read ends its streams, because they would miss events."""
     short = Settings(store=store.store, events=settings.EventSettings(keep_entries=5))
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
@@ -305,8 +305,8 @@ def test_worker_that_was_left_behind(store: Settings) -> None:
 
 
 @pytest.mark.parametrize(("lost", "ended"), [(0, None), (1, 1013)])
-def test_log_that_was_trimmed_up_to_what_was_read(store: Settings, lost: int, ended: int | None) -> None:
-    """A worker that has read all that was trimmed has missed nothing; with one entry more it has."""
+def test_log_trimmed_up_to_the_position(store: Settings, lost: int, ended: int | None) -> None:
+    """A worker that has read all trimmed entries keeps its streams; with one unread entry it ends them."""
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     listener = broker.subscribe(1, None, None, lambda: None)
     set_key(store, "read")
@@ -322,13 +322,13 @@ def test_log_that_was_trimmed_up_to_what_was_read(store: Settings, lost: int, en
 
 @pytest.mark.parametrize(("short", "overrun"), [(0, False), (1, True)])
 def test_bytes_that_may_wait(store: Settings, monkeypatch: pytest.MonkeyPatch, short: int, overrun: bool) -> None:
-    """A client may leave exactly as many bytes waiting as is allowed, and not one more."""
+    """Exactly the permitted number of bytes may wait for a client, and not one more."""
     first, second = (Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2) for _time in "ab")
     quick, slow = (broker.subscribe(1, None, None, lambda: None) for broker in (first, second))
     for number in range(3):
         set_key(store, str(number))
     first.poll()
-    # How large an event is depends on the digits of its time, so it is asked.
+    # The size of an event depends on the digits of its timestamp, so it is measured.
     waiting = sum(event.size for event in quick.pop())
     monkeypatch.setattr(broker_module, "QUEUE_BYTES", waiting - short)
     second.poll()
@@ -336,7 +336,7 @@ def test_bytes_that_may_wait(store: Settings, monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_event_larger_than_a_queue(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that keeps up gets events that are larger than what may wait; one that does not is dropped."""
+    """A client that keeps up receives events larger than the limit of waiting bytes; one that does not is dropped."""
     monkeypatch.setattr(broker_module, "QUEUE_BYTES", 1000)
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     quick, slow = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
@@ -349,8 +349,8 @@ def test_event_larger_than_a_queue(store: Settings, monkeypatch: pytest.MonkeyPa
         assert slow.overrun == (number > 0)
 
 
-def test_who_serves_a_listener_is_woken(store: Settings) -> None:
-    """Whoever serves a listener is woken by each event of the types that it wants, and once when it is ended."""
+def test_stream_is_woken(store: Settings) -> None:
+    """A subscription wakes its stream at each event of its types, and once when it is closed."""
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     woken: list[str] = []
     for kind in ("config", "device"):
@@ -364,8 +364,8 @@ def test_who_serves_a_listener_is_woken(store: Settings) -> None:
     assert sorted(woken) == ["config", "config", "device"]
 
 
-def test_log_that_begins_anew(store: Settings) -> None:
-    """A log that is shorter than it was, in the same file, ends the streams, because their ids mean nothing in it."""
+def test_log_that_begins_again(store: Settings) -> None:
+    """A log with lower ids than before, in the same file, ends the streams, because their ids are invalid."""
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     subscription = broker.subscribe(1, None, None, lambda: None)
     set_key(store, "before")
@@ -378,7 +378,7 @@ def test_log_that_begins_anew(store: Settings) -> None:
 
 
 def heard_after(broker: Broker, store: Settings, name: str) -> list[str]:
-    """What a new listener hears of one change, of an instance of this name; it must not be ended."""
+    """Return the values that a new subscription receives after one change of this instance; it must stay open."""
     late = broker.subscribe(1, None, None, lambda: None)
     with Writer(store).change() as change:
         steps.configure(change, get_instance(change, "default", name), {"user.late": "late"})
@@ -388,8 +388,8 @@ def heard_after(broker: Broker, store: Settings, name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("length", [1, 3 * BATCH])
-def test_new_listeners_of_a_replaced_log(store: Settings, length: int) -> None:
-    """Whether the old log was shorter or longer: who listens after it was replaced hears the new one from there on."""
+def test_new_subscriptions_to_a_replaced_log(store: Settings, length: int) -> None:
+    """A subscription that is made after the store was replaced receives the new log's events."""
     with Writer(store).change() as change:
         keys = {f"user.{number}": "1" for number in range(length)}
         steps.configure(change, get_instance(change, "default", "a"), keys)
@@ -402,8 +402,8 @@ def test_new_listeners_of_a_replaced_log(store: Settings, length: int) -> None:
     assert ended.pop() == []
 
 
-def test_new_listeners_of_a_log_that_begins_anew(store: Settings) -> None:
-    """Who listens after a log has begun anew in the same file hears it from there on."""
+def test_new_subscriptions_to_a_log_that_begins_again(store: Settings) -> None:
+    """A subscription that is made after a log began again, in the same file, receives its events."""
     set_key(store, "before")
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=9)
     ended = broker.subscribe(1, None, None, lambda: None)
@@ -429,8 +429,8 @@ def test_cancelling_twice(store: Settings) -> None:
         broker.subscribe(1, None, None, lambda: None)
 
 
-def test_nothing_new_ends_nobody(store: Settings) -> None:
-    """A look that finds nothing, before and after something was heard, leaves everybody listening."""
+def test_poll_without_new_entries(store: Settings) -> None:
+    """A poll without new entries closes no subscription."""
     broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=1)
     listener = broker.subscribe(1, None, None, lambda: None)
     for number in range(3):
@@ -454,7 +454,7 @@ def test_gap_of_a_foreign_id(store: Settings) -> None:
 
 
 def put_another(store: Settings, value: str) -> None:
-    """Put a database in the place of the store, in which instance 1 is another one, with entries for some batches."""
+    """Replace the store by another database, whose instance 1 is another one, with entries for some batches."""
     file = database_file(store.store.url)
     other = Settings(store=settings.StoreSettings(url=f"sqlite:///{file.with_name('other.db')}"))
     with Writer(other, create=True).change() as change:
@@ -469,8 +469,8 @@ def put_another(store: Settings, value: str) -> None:
     file.with_name("other.db").rename(file)
 
 
-def test_what_was_missed_ends_with_its_store(store: Settings) -> None:
-    """A client that still reads what it has missed, when another store is put there, hears nothing of that one."""
+def test_missed_events_end_with_their_store(store: Settings) -> None:
+    """A client that is still reading missed events when the store is replaced receives none of the new store."""
     with Writer(store).change() as change:
         steps.configure(
             change, get_instance(change, "default", "a"), {f"user.{number}": "1" for number in range(2 * BATCH)}
@@ -485,7 +485,7 @@ def test_what_was_missed_ends_with_its_store(store: Settings) -> None:
 
 
 def test_foreign_id_when_the_store_is_replaced(store: Settings) -> None:
-    """A client with an id that the log has not come to is told nothing of a store that took its place meanwhile."""
+    """A client with an id beyond the log's end receives nothing of a store that replaces the old one."""
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     listener = broker.subscribe(1, None, 10**9, lambda: None)
     put_another(store, "foreign")
@@ -493,8 +493,8 @@ def test_foreign_id_when_the_store_is_replaced(store: Settings) -> None:
     assert listener.closing == 1013
 
 
-def test_events_of_two_stores_are_not_taken_for_each_other(store: Settings) -> None:
-    """An event that a slow client still has to send is not given to others for that of the same id in another store."""
+def test_events_of_two_stores_are_distinct(store: Settings) -> None:
+    """An event of the old store is not sent to others in place of one with the same id in the new store."""
     set_key(store, "first")
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     held = [event for batch in broker.subscribe(1, None, 0, lambda: None).missed() for event in batch]
@@ -506,7 +506,7 @@ def test_events_of_two_stores_are_not_taken_for_each_other(store: Settings) -> N
     assert all(b"foreign" in text for text in texts)
 
 
-def test_authorized_again_without_an_entry(store: Settings) -> None:
+def test_authorization_is_repeated_without_an_entry(store: Settings) -> None:
     """Each second, subscriptions whose init has ended or whose authorization failed are authorized again; no others."""
     asked: list[str] = []
     living = {"a": True, "b": True}
@@ -535,6 +535,6 @@ def test_authorized_again_without_an_entry(store: Settings) -> None:
     assert asked == ["a", "b", "b", "b"]
 
 
-# Last, for it takes longest.
+# At the end, because it takes longest.
 Queue.TestCase.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestQueue = Queue.TestCase

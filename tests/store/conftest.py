@@ -1,4 +1,4 @@
-"""A store of its own for each test."""
+"""Fixtures: a store for each test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness.service import USER
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Settings with a store in the test's directory, which is not made yet."""
+    """Settings with a store in the test's directory, which does not exist yet."""
     return Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db"))
 
 
@@ -39,7 +39,7 @@ def reader(settings: Settings, writer: Writer) -> Iterator[Reader]:
 @pytest.fixture
 def users_directory() -> Iterator[Path]:
     """A directory that belongs to another user, as the service's state directory does."""
-    # Not below pytest's own directory, which is root's alone.
+    # Not below pytest's own directory, which only root can enter.
     directory = Path(tempfile.mkdtemp(prefix="guestapi-store-", dir="/run"))
     os.chown(directory, USER, USER)
     yield directory

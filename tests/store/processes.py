@@ -1,4 +1,4 @@
-"""Other processes that use a store while a test looks on."""
+"""Other processes that use a store, and short steps of tests."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def heard():
 
 
 def init(number: int, start_time: int = 1) -> Init:
-    """An init that no process is."""
+    """Return an init that belongs to no process."""
     return Init(number, start_time, "boot", 4_026_531_000 + number)
 
 
 def told(settings: Settings) -> list[tuple[str, str, bool]]:
-    """All that the log of changes holds: type, metadata and whether guests may hear of it, in order."""
+    """Return the entries of the change log in order: type, metadata and whether guests receive it."""
     reader = Reader(settings.store.url)
     found = reader.entries(0, 1_000_000).found
     reader.close()
@@ -51,25 +51,25 @@ def told(settings: Settings) -> list[tuple[str, str, bool]]:
 
 
 def config_of(settings: Settings, name: str = "c1", project: str = "default") -> dict[str, str]:
-    """An instance's configuration, read from a connection of its own."""
+    """Return an instance's configuration, read over a new connection."""
     with view(settings.store.url) as store:
         return dict(get_instance(store, project, name).config)
 
 
 def add(writer: Writer, name: str = "c1", **options: str) -> Instance:
-    """Add an instance, in a transaction of its own."""
+    """Add an instance in a transaction of its own."""
     with writer.change() as change:
         return steps.add(change, "default", name, config=options)
 
 
 def start(writer: Writer, instance: Instance, pid: int = 100) -> Instance:
-    """Start it, in a transaction of its own."""
+    """Start an instance in a transaction of its own."""
     with writer.change() as change:
         return steps.start(change, instance, init(pid))
 
 
 def known(settings: Settings) -> list[Instance]:
-    """All instances that the store holds."""
+    """Return all instances of the store."""
     with view(settings.store.url) as store:
         return list_instances(store)
 
@@ -81,28 +81,28 @@ class Other:
         self._process = process
 
     def hear(self) -> str:
-        """Wait for a word of it."""
+        """Return the next line that it prints."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
     def tell(self, word: str) -> None:
-        """Say a word to it."""
+        """Send a line to it."""
         assert self._process.stdin is not None
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing, as by a power cut."""
+        """Kill it at once, as by a power cut."""
         self._process.kill()
         self._process.wait(10)
 
     def end(self) -> int:
-        """Wait for its end, whatever it is; its exit code."""
+        """Wait for its end; return its exit code."""
         self._process.communicate(timeout=30)
         return self._process.returncode
 
     def done(self) -> str:
-        """Wait for its end, which must be a good one; all that it still says."""
+        """Wait for its end, which must be successful; return the rest of its output."""
         out, _ = self._process.communicate(timeout=30)
         assert self._process.returncode == 0, out
         return out
@@ -110,7 +110,7 @@ class Other:
 
 @contextmanager
 def other_process(settings: Settings, code: str, user: int | None = None) -> Iterator[Other]:
-    """Run `code` in another process, of another user if one is given; it is killed at the end if it still runs."""
+    """Run `code` in another process, as another user if one is given; it is killed at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-c", _PROLOGUE + code, settings.store.url],
         stdin=subprocess.PIPE,
@@ -128,7 +128,7 @@ def other_process(settings: Settings, code: str, user: int | None = None) -> Ite
 
 
 def database(settings: Settings) -> Path:
-    """The store's file."""
+    """Return the path of the store's file."""
     return database_file(settings.store.url)
 
 

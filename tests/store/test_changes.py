@@ -1,4 +1,4 @@
-"""What is told of a change: which events, in which order, in which words. Pure, so without a store."""
+"""The events of a change: which, in which order, with which content. Without a store."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ DEVICES = st.dictionaries(
 
 
 def config_events(old: Mapping[str, str], new: Mapping[str, str]) -> list[ChangeEvent]:
-    """Events when the configuration alone changes."""
+    """Return the events of a change of the configuration."""
     return list(changes.find_differences(old, new, {}, {}))
 
 
 def device_actions(old: Mapping[str, Device], new: Mapping[str, Device]) -> list[tuple[str, str, Any]]:
-    """Action, name and definition of each event when devices alone change."""
+    """Return action, name and definition of each event of a change of the devices."""
     events = list(changes.find_differences({}, {}, old, new))
     assert all(event.type == "device" and event.guest for event in events)
     return [(event.metadata["action"], event.metadata["name"], event.metadata["config"]) for event in events]
 
 
 def test_config_event() -> None:
-    """A changed key is told with its old and its new value; absent is the empty string."""
+    """A changed key gives an event with its old and new value; the empty string stands for unset."""
     (changed,) = config_events({"user.a": "1"}, {"user.a": "2"})
     assert (changed.type, changed.guest) == ("config", True)
     assert list(changed.metadata.items()) == [("key", "user.a"), ("old_value", "1"), ("value", "2")]
@@ -55,8 +55,8 @@ def test_config_event() -> None:
     ("old", "new"),
     [({}, {}), ({"user.a": ""}, {}), ({}, {"user.a": ""}), ({"user.a": "x"}, {"user.a": "x"})],
 )
-def test_nothing_is_told_of_nothing(old: dict[str, str], new: dict[str, str]) -> None:
-    """An empty value equals an unset one, and a key that keeps its value is no news."""
+def test_unchanged_keys_give_no_event(old: dict[str, str], new: dict[str, str]) -> None:
+    """An empty value equals an unset one, and an unchanged key gives no event."""
     assert config_events(old, new) == []
 
 
@@ -73,14 +73,14 @@ def test_nothing_is_told_of_nothing(old: dict[str, str], new: dict[str, str]) ->
         ("userx.a", False),
     ],
 )
-def test_guests_hear_of_user_keys_alone(key: str, guest: bool) -> None:
-    """A change of a user.* key is news for the guest, that of any other key is not."""
+def test_guests_receive_only_user_keys(key: str, guest: bool) -> None:
+    """A change of a user.* key is an event for the guest; that of any other key is not."""
     (event,) = config_events({}, {key: "1"})
     assert event.guest is guest
 
 
 def test_device_events() -> None:
-    """Added and updated devices come with their new definition, removed ones with their old."""
+    """Events of added and updated devices have the new definition, those of removed ones the old one."""
     wider = {**NIC, "mtu": "9000"}
     assert device_actions({}, {"eth0": NIC}) == [("added", "eth0", NIC)]
     assert device_actions({"eth0": NIC}, {"eth0": wider}) == [("updated", "eth0", wider)]
@@ -94,12 +94,12 @@ def test_device_of_another_type_is_another_device() -> None:
 
 
 def test_renamed_device_is_another_device() -> None:
-    """The same definition under another name is removed and added."""
+    """A device with another name is a removal and an addition."""
     assert device_actions({"eth0": NIC}, {"eth1": NIC}) == [("removed", "eth0", NIC), ("added", "eth1", NIC)]
 
 
 def test_order() -> None:
-    """Configuration comes first, then devices removed, updated, added; by name within each."""
+    """Events of configuration come first, then of removed, updated and added devices, each sorted by name."""
     wider = {**NIC, "mtu": "9000"}
     events = changes.find_differences(
         {"user.z": "1", "user.b": "1"},
@@ -128,7 +128,7 @@ def test_order() -> None:
 def test_events_lead_from_the_old_state_to_the_new(
     old: dict[str, str], new: dict[str, str], old_devices: dict[str, Device], new_devices: dict[str, Device]
 ) -> None:
-    """Who applies the events to the old state, in their order, has the new one."""
+    """Applying the events in order to the old state gives the new state."""
     config = {key: value for key, value in old.items() if value}
     devices = dict(old_devices)
     for event in changes.find_differences(old, new, old_devices, new_devices):
@@ -177,7 +177,7 @@ def test_cloud_init_ignores_other_keys(key: str) -> None:
 def test_cloud_init_starts_over_for_another_set_of_nics(
     old: dict[str, Device], new: dict[str, Device], again: bool
 ) -> None:
-    """cloud-init runs again when NICs come or go by name, not when one is changed, and not for other devices."""
+    """cloud-init runs again when the set of NIC names changes, not when a NIC or another device changes."""
     assert changes.cloud_init_starts_over({}, {}, old, new) is again
 
 
@@ -191,13 +191,13 @@ def test_cloud_init_starts_over_for_another_set_of_nics(
         ("UTC0", 1_700_000_000_999_999_999, "2023-11-14T22:13:20.999999999Z"),
         ("XST-5:45", 1_700_000_000_000_000_000, "2023-11-15T03:58:20+05:45"),
         ("EST5", 1_700_000_000_100_000_000, "2023-11-14T17:13:20.1-05:00"),
-        # The hour that a day in autumn has twice.
+        # The hour that occurs twice on a day in autumn.
         ("CET-1CEST,M3.5.0,M10.5.0/3", 1_761_438_600_000_000_000, "2025-10-26T02:30:00+02:00"),
         ("CET-1CEST,M3.5.0,M10.5.0/3", 1_761_442_200_000_000_000, "2025-10-26T02:30:00+01:00"),
     ],
 )
 def test_timestamp(monkeypatch: pytest.MonkeyPatch, zone: str, now: int, expected: str) -> None:
-    """A moment is written in the host's zone, with nine digits at the most and no zeros at their end."""
+    """A timestamp is in the host's time zone, with up to nine digits of a second, without trailing zeros."""
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:
@@ -210,8 +210,8 @@ def test_timestamp(monkeypatch: pytest.MonkeyPatch, zone: str, now: int, expecte
 @given(st.integers(0, 2**62))
 @example(10**9)
 @example(10**9 - 1)
-def test_timestamp_loses_nothing(now: int) -> None:
-    """From what is written, the very nanosecond can be read again."""
+def test_timestamp_keeps_nanoseconds(now: int) -> None:
+    """A timestamp keeps the nanosecond."""
     written = re.fullmatch(r"([0-9-]+T[0-9:]+)(?:\.(\d{1,9}))?(?:Z|([+-]\d\d):(\d\d))", changes.timestamp(now))
     assert written is not None
     moment, fraction, hours, minutes = written.groups()
@@ -221,8 +221,8 @@ def test_timestamp_loses_nothing(now: int) -> None:
     assert not (fraction or "").endswith("0")
 
 
-def test_timestamp_is_of_now() -> None:
-    """Without a moment given, it is the present one."""
+def test_default_timestamp() -> None:
+    """The default timestamp is the present time."""
     before = datetime.now(UTC) - timedelta(seconds=1)
     assert before <= datetime.fromisoformat(changes.timestamp()) <= datetime.now(UTC)
 
@@ -241,20 +241,20 @@ def test_timestamp_is_of_now() -> None:
     ],
 )
 def test_metadata_is_escaped_as_go_does(value: str, written: str) -> None:
-    """What HTML and JavaScript would take for theirs is escaped in lower-case hexadecimal; other text is as it is."""
+    """Characters with a meaning in HTML or JavaScript are escaped in lower-case hexadecimal, as by Go."""
     assert to_json({"value": value}, html=True).decode() == f'{{"value":{written}}}'
 
 
 @given(st.dictionaries(st.text(), st.text()))
 def test_metadata_is_json(metadata: dict[str, Any]) -> None:
-    """Whatever text goes in, the JSON says the same, in the same order, in one line."""
+    """Any text is encoded as JSON with the same content in the same order, on one line."""
     encoded = to_json(metadata, html=True).decode()
     assert list(json.loads(encoded).items()) == list(metadata.items())
     assert not set("<>&\n\r\u2028\u2029") & set(encoded)
 
 
-def test_lifecycle_is_no_guests_news() -> None:
-    """What happened to an instance as a whole is told to the host's operator alone, by project and name."""
+def test_lifecycle_events_are_not_for_guests() -> None:
+    """Lifecycle events go only to the operator, with project and name."""
     event = changes.lifecycle("instance-started", "p", "c1")
     assert (event.type, event.guest) == ("lifecycle", False)
     assert event.metadata == {"action": "instance-started", "name": "c1", "project": "p"}

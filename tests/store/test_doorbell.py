@@ -1,4 +1,4 @@
-"""The doorbell: who listens hears each commit, and ringing endangers neither the commit nor the host."""
+"""The doorbell: every listener is woken by each commit, and ringing endangers neither the commit nor the host."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tests.store.processes import add, config_of, database, init, other_process
 
 @pytest.fixture
 def doorbell(settings: Settings, writer: Writer) -> Iterator[Doorbell]:
-    """A listener at a store in which nothing was changed yet."""
+    """A listener at an empty store."""
     listener = Doorbell(database(settings))
     yield listener
     listener.close()
 
 
 def rings(listener: Doorbell, seconds: float = 10) -> bool:
-    """Wait until something is heard: whether it was a ring."""
+    """Wait for an event of the directory; return whether it was a ring."""
     return bool(select.select([listener.fileno()], [], [], seconds)[0]) and listener.heard()
 
 
 def test_each_commit_is_heard(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
-    """Every change that is told rings, the very first as well, and also one by another process."""
+    """Every change rings, from the first one on, and also one by another process."""
     add(writer)
     assert rings(doorbell)
     assert not doorbell.heard()
@@ -44,16 +44,16 @@ def test_each_commit_is_heard(settings: Settings, writer: Writer, doorbell: Door
     assert rings(doorbell)
 
 
-def test_only_the_bell_is_waited_for(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
-    """Who waits is not woken by other files that come and change beside the store, as SQLite's do."""
+def test_other_files_do_not_ring(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
+    """Other files that are created and changed beside the store, such as SQLite's, do not ring."""
     database(settings).with_name("store.db-other").touch()
     assert not doorbell.wait(0.05)
     add(writer)
     assert doorbell.wait(10)
 
 
-def test_state_rings_whatever_it_is(writer: Writer, doorbell: Doorbell) -> None:
-    """Ready and Started both ring, though Started is no news for any listener: a daemon's mirror tells the daemon."""
+def test_every_change_of_readiness_rings(writer: Writer, doorbell: Doorbell) -> None:
+    """A change to Ready or to Started rings, although Started is no event: the mirror reports both to its daemon."""
     with writer.change() as change:
         one = steps.start(change, steps.add(change, "default", "c1"), init(100))
     assert rings(doorbell)
@@ -66,8 +66,8 @@ def test_state_rings_whatever_it_is(writer: Writer, doorbell: Doorbell) -> None:
     assert not doorbell.wait(0.05)
 
 
-def test_nothing_new_does_not_ring(writer: Writer, doorbell: Doorbell) -> None:
-    """A transaction that changes nothing, or is undone, wakes nobody."""
+def test_empty_transaction_does_not_ring(writer: Writer, doorbell: Doorbell) -> None:
+    """A transaction that changes nothing, or is rolled back, does not ring."""
     one = add(writer, a="1")
     assert rings(doorbell)
     with writer.change() as change:
@@ -84,7 +84,7 @@ def test_nothing_new_does_not_ring(writer: Writer, doorbell: Doorbell) -> None:
 
 
 def test_ring_comes_after_the_commit(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
-    """Within the transaction nothing is heard: who is woken finds what he was woken for."""
+    """The ring comes after the commit, so a woken reader finds the change."""
     with writer.change() as change:
         steps.add(change, "default", "c1", config={"a": "1"})
         assert not doorbell.heard()
@@ -92,8 +92,8 @@ def test_ring_comes_after_the_commit(settings: Settings, writer: Writer, doorbel
     assert config_of(settings) == {"a": "1"}
 
 
-def test_bell_that_was_taken_away(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
-    """When somebody has deleted the bell, the next change rings all the same."""
+def test_deleted_doorbell(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
+    """After the doorbell's file was deleted, the next change rings nevertheless."""
     add(writer)
     assert rings(doorbell)
     bell(database(settings)).unlink()
@@ -102,11 +102,11 @@ def test_bell_that_was_taken_away(settings: Settings, writer: Writer, doorbell: 
 
 
 @pytest.mark.root
-def test_bell_that_cannot_be_rung(users_directory: Path) -> None:
-    """What is committed is committed: a bell that the writer may not touch does not make the change an error."""
+def test_inaccessible_doorbell(users_directory: Path) -> None:
+    """A doorbell that the writer may not touch does not make its change fail."""
     settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     add(Writer(settings, create=True))
-    # As a root's command leaves it that was killed before it gave the bell away.
+    # As a command of root leaves it that was killed before it changed the owner.
     os.chown(bell(database(settings)), 0, 0)
     code = """
 with Writer(settings).change() as change:
@@ -120,8 +120,8 @@ say("no error")
 
 
 @pytest.mark.root
-def test_root_follows_no_link_of_the_service(users_directory: Path, tmp_path: Path) -> None:
-    """The directory is the service's: a link that it plants there makes root create, give away or touch nothing."""
+def test_root_follows_no_symbolic_link(users_directory: Path, tmp_path: Path) -> None:
+    """A symbolic link in the service's directory cannot make root create, change or touch another file."""
     settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     writer = Writer(settings, create=True)
     missing, existing = tmp_path / "missing", tmp_path / "existing"

@@ -1,4 +1,4 @@
-"""Images in the store: what comes in whole, what is refused, and what is left when somebody is killed."""
+"""Images in the store: imports, refusals, changed files, and what a killed process leaves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.store.processes import Other, other_process
 
 @pytest.fixture
 def where(settings: Settings) -> Path:
-    """The images' directory, which is not made yet."""
+    """The directory of images, which does not exist yet."""
     return directory(settings)
 
 
@@ -41,13 +41,13 @@ def source(tmp_path: Path) -> Path:
 
 
 def known(settings: Settings) -> list[Image]:
-    """All images of the store."""
+    """Return all images of the store."""
     with view(settings.store.url) as store:
         return list_images(store)
 
 
 def opened(where: Path, image: Image) -> bytes:
-    """What a guest would get of an image."""
+    """Return the contents of an image's files, as a guest would receive them."""
     content = b""
     for descriptor in open_files(where, image):
         with os.fdopen(descriptor, "rb") as file:
@@ -56,7 +56,7 @@ def opened(where: Path, image: Image) -> bytes:
 
 
 def test_unified_image(settings: Settings, writer: Writer, reader: Reader, where: Path, source: Path) -> None:
-    """A file becomes an image under its SHA-256, with all that is said of it, and its kind from its name."""
+    """One file becomes an image with its SHA-256 as fingerprint, the given properties, and the type from its name."""
     image = import_image(writer, where, [source], public=True, aliases=["b", "a", "b"])
     assert image.fingerprint == hashlib.sha256(source.read_bytes()).hexdigest()
     assert [(file.extension, file.size) for file in image.files] == [(".tar.gz", 5000)]
@@ -69,7 +69,7 @@ def test_unified_image(settings: Settings, writer: Writer, reader: Reader, where
 
 
 def test_split_image(settings: Settings, writer: Writer, where: Path, source: Path, tmp_path: Path) -> None:
-    """Two files become one image under the SHA-256 of both in a row; a disk image makes it one of a virtual machine."""
+    """Two files become one image with the SHA-256 of both in a row; a disk image makes it a virtual machine's."""
     disk = tmp_path / "disk.qcow2"
     disk.write_bytes(b"QFI\xfb")
     image = import_image(writer, where, [source, disk])
@@ -93,13 +93,13 @@ def test_split_image(settings: Settings, writer: Writer, where: Path, source: Pa
     ],
 )
 def test_extension(writer: Writer, where: Path, tmp_path: Path, name: str, extension: str) -> None:
-    """The extension is one of those that are known, or none: a file's name cannot write a header field."""
+    """The extension is a known one, or none, so a file's name cannot inject a header field."""
     (tmp_path / name).write_bytes(b"x")
     assert import_image(writer, where, [tmp_path / name]).files[0].extension == extension
 
 
 def test_refused_imports(settings: Settings, writer: Writer, where: Path, source: Path, tmp_path: Path) -> None:
-    """What cannot be read, is empty, is there already or takes a name that is taken leaves everything as it was."""
+    """A file that is unreadable, empty or imported already, and an alias in use, are refused without any change."""
     import_image(writer, where, [source], aliases=["a"])
     before, files = known(settings), sorted(where.iterdir())
     (tmp_path / "empty").touch()
@@ -120,16 +120,16 @@ def test_refused_imports(settings: Settings, writer: Writer, where: Path, source
     assert (known(settings), sorted(where.iterdir())) == (before, files)
 
 
-def test_directory_can_be_elsewhere(settings: Settings, tmp_path: Path) -> None:
-    """The directory is the one of the settings, else `images` beside the database."""
+def test_configured_directory(settings: Settings, tmp_path: Path) -> None:
+    """The directory is the one in the settings, or else `images` beside the database."""
     assert directory(settings) == tmp_path / "images"
     assert directory(Settings(store=settings.store, images=ImageSettings(directory="/srv/i"))) == Path("/srv/i")
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_files_are_the_services(users_directory: Path, source: Path, tmp_path: Path, elsewhere: bool) -> None:
-    """Imported by root, directory and files are for the owner and group of the state directory alone."""
+def test_owner_and_mode_of_files(users_directory: Path, source: Path, tmp_path: Path, elsewhere: bool) -> None:
+    """After an import by root, only owner and group of the state directory have access to directory and files."""
     place = ImageSettings(directory=f"{tmp_path}/images" if elsewhere else None)
     settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"), images=place)
     before = os.umask(0)
@@ -142,8 +142,8 @@ def test_files_are_the_services(users_directory: Path, source: Path, tmp_path: P
         assert (status.st_uid, status.st_gid, status.st_mode) == (USER, USER, mode)
 
 
-def test_names_of_the_operator(settings: Settings, writer: Writer, where: Path, tmp_path: Path) -> None:
-    """An operator names an image by alias, fingerprint or the beginning of one alone; workers by fingerprint."""
+def test_names_of_images(settings: Settings, writer: Writer, where: Path, tmp_path: Path) -> None:
+    """Commands accept an alias, a fingerprint or its unique beginning; workers accept only a fingerprint."""
     made = []
     for number in range(17):
         (tmp_path / "f").write_bytes(b"%d" % number)
@@ -166,8 +166,8 @@ def test_names_of_the_operator(settings: Settings, writer: Writer, where: Path, 
     reader.close()
 
 
-def test_an_alias_wins(settings: Settings, writer: Writer, where: Path, source: Path, tmp_path: Path) -> None:
-    """An alias that looks like the beginning of another image's fingerprint means the image that it is an alias of."""
+def test_alias_takes_precedence(settings: Settings, writer: Writer, where: Path, source: Path, tmp_path: Path) -> None:
+    """An alias takes precedence over another image's fingerprint with that beginning."""
     first = import_image(writer, where, [source])
     (tmp_path / "f").write_bytes(b"f")
     second = import_image(writer, where, [tmp_path / "f"], aliases=[first.fingerprint[:8]])
@@ -176,7 +176,7 @@ def test_an_alias_wins(settings: Settings, writer: Writer, where: Path, source: 
 
 
 def test_changes_are_seen_at_once(writer: Writer, reader: Reader, where: Path, source: Path) -> None:
-    """A reader that is open sees what was imported, changed and removed with its next look."""
+    """An open reader sees imports, changes and removals at its next read."""
     image = import_image(writer, where, [source])
     with writer.change() as change:
         set_image(change, image, public=True, cached=True, add_aliases=["x", "y"])
@@ -197,33 +197,33 @@ def test_changes_are_seen_at_once(writer: Writer, reader: Reader, where: Path, s
 
 
 def truncate(path: Path) -> None:
-    """Cut the last byte, and leave the time as it was."""
+    """Remove the file's last byte, and keep its time."""
     times = path.stat()
     os.truncate(path, times.st_size - 1)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def link(path: Path) -> None:
-    """Put a link to the same bytes in its place."""
+    """Replace the file by a link to the same content."""
     os.rename(path, path.with_suffix(".x"))
     path.symlink_to(path.with_suffix(".x"))
 
 
 def fifo(path: Path) -> None:
-    """Put a pipe in its place that nobody writes to."""
+    """Replace the file by a pipe without a writer."""
     path.unlink()
     os.mkfifo(path)
 
 
 def rewrite(path: Path) -> None:
-    """Change a byte of it."""
+    """Change a byte of the file."""
     with path.open("r+b") as file:
         file.write(b"J")
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, truncate, link, fifo, rewrite])
-def test_spoilt_files(writer: Writer, where: Path, source: Path, spoil: Callable[[Path], None]) -> None:
-    """A file that is missing, cut, changed or something else is not opened, and not right: a sentence names it."""
+def test_invalid_files(writer: Writer, where: Path, source: Path, spoil: Callable[[Path], None]) -> None:
+    """A missing, truncated, changed or replaced file is not opened, and verification names it in one sentence."""
     image = import_image(writer, where, [source])
     spoil(where / image.fingerprint)
     held = len(os.listdir("/proc/self/fd"))
@@ -236,8 +236,8 @@ def test_spoilt_files(writer: Writer, where: Path, source: Path, spoil: Callable
     assert len(os.listdir("/proc/self/fd")) == held
 
 
-def test_hidden_change(writer: Writer, where: Path, source: Path) -> None:
-    """A change that hides behind the old size and time is found by reading it all."""
+def test_change_with_the_old_size_and_time(writer: Writer, where: Path, source: Path) -> None:
+    """A change with the old size and time is found by verification, which reads the content."""
     image = import_image(writer, where, [source])
     path = where / image.fingerprint
     rewrite(path)
@@ -246,7 +246,7 @@ def test_hidden_change(writer: Writer, where: Path, source: Path) -> None:
 
 
 def test_restored_files(settings: Settings, writer: Writer, where: Path, source: Path) -> None:
-    """Files that look different but are right, as after a restore, are right again once they were verified."""
+    """Files with another time and the right content, as after a restore, are accepted after verification."""
     image = import_image(writer, where, [source])
     os.utime(where / image.fingerprint, ns=(0, 10**18))
     with pytest.raises(ImageFileError, match="guestapi image verify"):
@@ -259,7 +259,7 @@ def test_restored_files(settings: Settings, writer: Writer, where: Path, source:
 
 
 def test_leftovers_are_cleaned(writer: Writer, where: Path, source: Path) -> None:
-    """The next import takes away what a killed one has left, but not what one under way is working at."""
+    """An import removes the temporary files of killed imports, but not those of a running one."""
     where.mkdir(0o700)
     (where / ".import-dead").write_bytes(b"half")
     (where / ".import-alive").write_bytes(b"half")
@@ -271,7 +271,7 @@ def test_leftovers_are_cleaned(writer: Writer, where: Path, source: Path) -> Non
 
 
 def test_stray_files(writer: Writer, where: Path, source: Path) -> None:
-    """A file without a row, as a crash may leave it, is found, and no obstacle when its image is imported again."""
+    """A file without an image, as a crash may leave it, is found, and is replaced when its image is imported again."""
     image = import_image(writer, where, [source])
     with writer.change() as change:
         image_steps.remove_image(change, image)
@@ -296,7 +296,7 @@ while True:
 
 
 def test_killed_imports(settings: Settings, writer: Writer, where: Path, tmp_path: Path) -> None:
-    """Whenever an import or a removal is killed, each image that is known is whole, and the next import cleans up."""
+    """After an import or a removal is killed at any moment, each known image is complete; the next import cleans up."""
     sources = [tmp_path / "meta.tar.xz", tmp_path / "root.squashfs"]
     for source in sources:
         source.write_bytes(os.urandom(3 << 20))
@@ -310,7 +310,7 @@ def test_killed_imports(settings: Settings, writer: Writer, where: Path, tmp_pat
     for attempt in range(24):
         with other_process(settings, IMPORTING) as other:
             import_again(other, 1 + attempt % 2)
-            # No event is awaited: any moment is as good as any other, and each must leave things in order.
+            # No event to wait for: the kill may come at any moment.
             time.sleep(attempt * 0.0015)
             other.kill()
         for image in known(settings):
@@ -323,8 +323,8 @@ def test_killed_imports(settings: Settings, writer: Writer, where: Path, tmp_pat
     assert known_at_the_end, "not once was an import quick enough"
 
 
-def test_two_import_the_same(settings: Settings, writer: Writer, where: Path, source: Path) -> None:
-    """Of two who import the same image at the same time, one is told that it is there, and it is whole."""
+def test_simultaneous_imports(settings: Settings, writer: Writer, where: Path, source: Path) -> None:
+    """Of two simultaneous imports of one image, one succeeds, and the other is refused because it exists."""
     code = """
 from pathlib import Path
 from guestapi.store.images import directory, import_image

@@ -1,4 +1,4 @@
-"""Two layers of configuration and devices: which one counts, and who set what."""
+"""Two layers of configuration and devices: which value counts, and who has set it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from guestapi.store.layers import Layer, Layers, merge_devices
 NIC: Device = {"type": "nic", "name": "eth0", "mtu": "1500"}
 
 
-def test_operators_value_counts() -> None:
-    """Of a key that both set, the operator's value counts; the origin says whose it is."""
+def test_value_of_the_operator_counts() -> None:
+    """For a key in both layers, the operator's value counts; the origin names its layer."""
     layers = Layers(Layer({"b": "source", "c": "source"}), Layer({"c": "operator", "a": "operator"}))
     assert layers.config == {"a": "operator", "b": "source", "c": "operator"}
     assert list(layers.config) == ["a", "b", "c"]
@@ -25,9 +25,9 @@ def test_operators_value_counts() -> None:
     [
         ({"eth0": NIC}, {}, {"eth0": NIC}),
         ({}, {"gpu": {"type": "gpu"}}, {"gpu": {"type": "gpu"}}),
-        # With a type it stands in the place of the source's, whole.
+        # With a type, the operator's device replaces the source's completely.
         ({"eth0": NIC}, {"eth0": {"type": "disk"}}, {"eth0": {"type": "disk"}}),
-        # Without one it amends that.
+        # Without a type, it amends the source's device.
         (
             {"eth0": NIC},
             {"eth0": {"mtu": "9000", "limits.max": "1"}},
@@ -35,7 +35,7 @@ def test_operators_value_counts() -> None:
         ),
         ({"eth0": NIC}, {"eth0": {"mtu": ""}}, {"eth0": {"type": "nic", "name": "eth0"}}),
         ({"eth0": NIC}, {"eth0": {}}, {"eth0": NIC}),
-        # What it amends is not there.
+        # An amendment of a missing device has no effect.
         ({}, {"eth0": {"mtu": "9000"}}, {}),
         ({"eth1": NIC}, {"eth0": {"mtu": "9000"}}, {"eth1": NIC}),
     ],
@@ -49,7 +49,7 @@ def test_devices(source: dict[str, Device], operator: dict[str, Device], merged:
 
 
 def test_empty_layers_are_false() -> None:
-    """A layer in which nothing is set says so."""
+    """A layer without configuration and devices is false."""
     assert not Layer()
     assert Layer({"a": "1"})
     assert Layer({}, {"eth0": NIC})
@@ -61,6 +61,6 @@ def test_empty_layers_are_false() -> None:
     )
 )
 def test_merged_devices_have_a_type(rows: list[tuple[str, Device]]) -> None:
-    """Whatever rows there are, every device that counts has a type, and no option is empty unless it was stored so."""
+    """In any case every merged device has a type."""
     merged = merge_devices(sorted(rows, key=lambda row: row[0]))
     assert all(definition.get("type") for definition in merged.values())

@@ -1,4 +1,4 @@
-"""What a worker reads: at once, never stale, never blocked, in bounded memory."""
+"""What a worker reads: current data, without waiting for writers, in bounded memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NIC: Device = {"type": "nic", "name": "eth0"}
 
 
 def value(reader: Reader, instance_id: int, key: str = "user.a") -> str | None:
-    """What the reader says of a key."""
+    """Return the value that the reader has for a key."""
     found = reader.instance(instance_id)
     assert found is not None
     return found.config.get(key)
@@ -44,13 +44,13 @@ def take_away(settings: Settings) -> None:
 
 
 def test_unknown_instance(reader: Reader) -> None:
-    """Of an id that nobody has, nothing is said."""
+    """An unknown id gives None."""
     assert reader.instance(1) is None
     assert reader.running_in(1) == []
 
 
 def test_reader_sees_what_another_process_committed(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """Once another process has returned from a change, the very next look shows it, time after time."""
+    """After another process has committed a change, the next read shows it, every time."""
     code = """
 writer = Writer(settings)
 while value := heard():
@@ -68,7 +68,7 @@ while value := heard():
 
 
 def test_every_change_is_seen(writer: Writer, reader: Reader) -> None:
-    """Whatever is changed of an instance, a reader that had looked before sees it."""
+    """A reader with an instance in memory sees every kind of change."""
     one = add(writer)
     assert reader.instance(one.id) == one
     with writer.change() as change:
@@ -91,8 +91,8 @@ def test_every_change_is_seen(writer: Writer, reader: Reader) -> None:
     assert reader.instance(one.id) is None
 
 
-def test_reader_sees_another_after_a_removal(writer: Writer, reader: Reader) -> None:
-    """An instance added in the place of a removed one, in one transaction even, is never taken for it."""
+def test_removed_and_added_instance(writer: Writer, reader: Reader) -> None:
+    """An instance that replaces a removed one, even in the same transaction, is another one."""
     one = add(writer, **{"user.a": "old"})
     assert value(reader, one.id) == "old"
     with writer.change() as change:
@@ -102,8 +102,8 @@ def test_reader_sees_another_after_a_removal(writer: Writer, reader: Reader) -> 
     assert value(reader, again.id) == "new"
 
 
-def test_undone_change_is_never_seen(writer: Writer, reader: Reader) -> None:
-    """A reader that looks in the middle of a transaction sees the state before, also when it is undone."""
+def test_uncommitted_change_is_not_seen(writer: Writer, reader: Reader) -> None:
+    """A reader sees the state before a transaction until its commit, and after its rollback."""
     one = add(writer, **{"user.a": "1"})
 
     def attempt() -> None:
@@ -118,7 +118,7 @@ def test_undone_change_is_never_seen(writer: Writer, reader: Reader) -> None:
 
 
 def test_reader_is_not_blocked_by_a_writer(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """While another process is in a transaction, an open reader and a new one answer at once."""
+    """During another process's transaction, open and new readers read without waiting."""
     code = """
 with Writer(settings).change() as change:
     one = get_instance(change, "default", "c1")
@@ -142,10 +142,8 @@ with Writer(settings).change() as change:
     newcomer.close()
 
 
-def test_reader_comes_while_the_last_writer_goes(
-    settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who is the last to have the database open puts its log away, under a lock: a reader that comes then waits."""
+def test_open_while_the_last_writer_closes(settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last process to close the database removes the log under a lock; a reader that opens it then waits."""
     monkeypatch.setattr(engine, "_TIDYING_SECONDS", 30)
     over = threading.Event()
 
@@ -166,8 +164,8 @@ def test_reader_comes_while_the_last_writer_goes(
         writing.join()
 
 
-def test_instance_is_read_at_one_moment(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever a writer commits while an instance is read, what is read together was together in the store."""
+def test_instance_is_read_from_one_snapshot(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance is read from one snapshot, whenever a writer commits."""
     one = add(writer)
     numbers = iter(range(1000))
     within = False
@@ -182,7 +180,7 @@ def test_instance_is_read_at_one_moment(writer: Writer, reader: Reader, monkeypa
             within = False
 
     class Interrupted(sqlite3.Connection):
-        """Somebody else commits before each statement of the reader, whichever it is."""
+        """A connection before each of whose statements another connection commits."""
 
         def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
             commit()
@@ -199,8 +197,8 @@ def test_instance_is_read_at_one_moment(writer: Writer, reader: Reader, monkeypa
     assert next(numbers) >= 10
 
 
-def test_view_stays_as_it_is(settings: Settings, writer: Writer) -> None:
-    """Who looks with a view sees one moment until the end of the block."""
+def test_view_is_one_snapshot(settings: Settings, writer: Writer) -> None:
+    """A view shows one snapshot until the end of its block."""
     add(writer)
     with view(settings.store.url) as store:
         assert [one.name for one in list_instances(store)] == ["c1"]
@@ -212,7 +210,7 @@ def test_view_stays_as_it_is(settings: Settings, writer: Writer) -> None:
 
 
 def test_view_finds_by_project(settings: Settings, writer: Writer) -> None:
-    """Instances come by project and name, of one project if asked for; a missing one is an error that names it."""
+    """Instances are found by project and name, and listed by project; a missing one is an error that names it."""
     with writer.change() as change:
         for project, name in (("q", "b"), ("p", "z"), ("q", "a")):
             steps.add(change, project, name)
@@ -224,14 +222,14 @@ def test_view_finds_by_project(settings: Settings, writer: Writer) -> None:
             get_instance(store, "q", "z")
 
 
-def test_who_runs_in_a_namespace(writer: Writer, reader: Reader) -> None:
-    """Of a namespace's number are told all instances that were registered with it, as long as they are."""
+def test_instances_of_a_namespace(writer: Writer, reader: Reader) -> None:
+    """The instances of a namespace number are all that are registered with it, as long as they are."""
     first, second = add(writer, "c1"), add(writer, "c2")
     assert reader.running_in(init(7).namespace) == []
     first = start(writer, first, 7)
     assert reader.running_in(init(7).namespace) == [(first.id, first.run, init(7))]
     assert reader.running_in(init(8).namespace) == []
-    # The number was handed out again; nobody said that the first one ended.
+    # The number is in use again, and the first instance was not stopped.
     with writer.change() as change:
         second = steps.start(change, second, init(7, start_time=99))
     assert {(number, run) for number, run, _ in reader.running_in(init(7).namespace)} == {
@@ -244,8 +242,8 @@ def test_who_runs_in_a_namespace(writer: Writer, reader: Reader) -> None:
     assert reader.running_in(init(7).namespace) == []
 
 
-def test_what_is_current_is_not_read_again(writer: Writer, reader: Reader) -> None:
-    """As long as nothing was committed about an instance, the same object comes back, whatever else was committed."""
+def test_unchanged_instance_is_reused(writer: Writer, reader: Reader) -> None:
+    """Without a commit about an instance, its object is reused, whatever else is committed."""
     one, other = add(writer, "c1"), add(writer, "c2")
     first = reader.instance(one.id)
     with writer.change() as change:
@@ -254,7 +252,7 @@ def test_what_is_current_is_not_read_again(writer: Writer, reader: Reader) -> No
 
 
 def test_kept_instances_are_bounded(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At most so many instances are kept; one more, and the oldest has to be read again."""
+    """The number of kept instances is limited; beyond it, the oldest must be read again."""
     monkeypatch.setattr(reading, "KEPT_INSTANCES", 3)
     ids = [add(writer, f"c{number}").id for number in range(4)]
     first = [reader.instance(number) for number in ids[:3]]
@@ -268,7 +266,7 @@ def test_kept_instances_are_bounded(writer: Writer, reader: Reader, monkeypatch:
 
 @pytest.mark.parametrize("what", ["value", "wide value", "many keys", "device"])
 def test_kept_bytes_are_bounded(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """However the bytes of an instance are spread, in values, keys or devices, only so many are kept."""
+    """The bytes of kept instances are limited, whether they are in values, keys or devices."""
     monkeypatch.setattr(reading, "KEPT_BYTES", 100_000)
     with writer.change() as change:
         first, second = (
@@ -287,15 +285,13 @@ def test_kept_bytes_are_bounded(writer: Writer, reader: Reader, monkeypatch: pyt
         )
     kept = reader.instance(first.id)
     reader.instance(second.id)
-    # Not in the assertion: its report would show all the bytes.
+    # Outside of the assertion, whose message would show all the bytes.
     still_kept = reader.instance(first.id) is kept
     assert not still_kept
 
 
-def test_instance_greater_than_all_that_is_kept(
-    writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One instance that alone is too great is answered all the same, and others are kept again after it."""
+def test_instance_larger_than_the_limit(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance larger than the limit can be read, and others are kept after it."""
     monkeypatch.setattr(reading, "KEPT_BYTES", 1000)
     great, small = add(writer, "great", a="x" * 5000), add(writer, "small", a="x")
     assert value(reader, great.id, "a") == "x" * 5000
@@ -307,7 +303,7 @@ def test_instance_greater_than_all_that_is_kept(
 def test_kept_bytes_are_counted(
     writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch, short: int, kept: bool
 ) -> None:
-    """Instances that take exactly as many bytes as may be kept are kept; with a byte less, the older one goes."""
+    """Instances of exactly the permitted bytes are kept; with a byte less permitted, the older one is dropped."""
     one, other = add(writer, "one", a="x"), add(writer, "other", a="xx")
     monkeypatch.setattr(reading, "KEPT_BYTES", sum(map(reading._size, (one, other))) - short)
     first = reader.instance(one.id)
@@ -316,7 +312,7 @@ def test_kept_bytes_are_counted(
 
 
 def test_changed_instance_counts_once(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instance that is changed and read again and again takes no room from the others."""
+    """An instance that is changed and read repeatedly is counted once."""
     monkeypatch.setattr(reading, "KEPT_BYTES", 10_000)
     quiet, busy = add(writer, "quiet", a="x" * 1000), add(writer, "busy")
     first = reader.instance(quiet.id)
@@ -328,7 +324,7 @@ def test_changed_instance_counts_once(writer: Writer, reader: Reader, monkeypatc
 
 
 def test_closed_reader_opens_again(writer: Writer, reader: Reader) -> None:
-    """After close, the next look opens the store anew and is as current as any."""
+    """After close, the next read opens the store again, and is current."""
     one = start(writer, add(writer, **{"user.a": "1"}), 7)
     assert value(reader, one.id) == "1"
     assert reader.running_in(init(7).namespace)
@@ -339,8 +335,8 @@ def test_closed_reader_opens_again(writer: Writer, reader: Reader) -> None:
     assert reader.running_in(init(7).namespace) == []
 
 
-def test_broken_store_is_one_sentence(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """When the database breaks under an open reader, each question is answered with a sentence that names the file."""
+def test_broken_store(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """A database that breaks under an open reader gives an error of one sentence that names the file."""
     one = add(writer, a="x" * 100_000)
     reader.close()
     content = bytearray(database(settings).read_bytes())
@@ -353,8 +349,8 @@ def test_broken_store_is_one_sentence(settings: Settings, writer: Writer, reader
         assert "\n" not in str(raised.value)
 
 
-def test_missing_store_is_opened_when_it_is_there(settings: Settings) -> None:
-    """A reader without a store says so at each question, and reads as soon as there is one."""
+def test_store_that_appears_later(settings: Settings) -> None:
+    """A reader without a store raises an error at each read, and reads as soon as there is a store."""
     reader = Reader(settings.store.url)
     for _time in range(2):
         with pytest.raises(StoreError, match="missing"):
@@ -364,15 +360,15 @@ def test_missing_store_is_opened_when_it_is_there(settings: Settings) -> None:
     reader.close()
 
 
-def test_number_of_a_deleted_store_is_not_given_away(settings: Settings, writer: Writer) -> None:
-    """A store that was deleted while nobody looked, and made anew, is another one: none gets its inode's number."""
+def test_deleted_store_is_noticed(settings: Settings, writer: Writer) -> None:
+    """A store that was deleted and created again is noticed: while it is open, its inode number cannot be reused."""
     reader = Reader(settings.store.url)
     assert reader.latest() == 0
     number, replaced = database(settings).stat().st_ino, reader.replaced
     take_away(settings)
     with pytest.raises(StoreError):
         reader.latest()
-    # A file system gives out the lowest number that is free, or any.
+    # File systems assign the lowest free inode number, or any.
     others = [database(settings).with_name(f"other-{count}") for count in range(20)]
     for other in others:
         other.touch()
@@ -384,7 +380,7 @@ def test_number_of_a_deleted_store_is_not_given_away(settings: Settings, writer:
 
 
 def test_log_of_another_store_is_not_read(settings: Settings, writer: Writer) -> None:
-    """A copy that was put back beside the old write-ahead log is not read, until that is taken away."""
+    """A restored copy beside the old write-ahead log is an error until that log is removed."""
     add(writer, "old")
     copy = database(settings).with_name("copy")
     with closing(sqlite3.connect(database(settings))) as source, closing(sqlite3.connect(copy)) as target:
@@ -403,8 +399,8 @@ def test_log_of_another_store_is_not_read(settings: Settings, writer: Writer) ->
     reader.close()
 
 
-def test_errors_are_told_as_they_were(settings: Settings, writer: Writer) -> None:
-    """What went wrong is said, not that nothing was left to be undone after it."""
+def test_original_error_is_reported(settings: Settings, writer: Writer) -> None:
+    """The original error is reported, not one of the rollback after it."""
     reader = Reader(settings.store.url)
     assert reader.latest() == 0
     one = add(writer, a="x" * 100_000)
@@ -416,7 +412,7 @@ def test_errors_are_told_as_they_were(settings: Settings, writer: Writer) -> Non
 
 
 def test_large_values_are_not_kept(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """An instance with much configuration takes its share of the memory and no more; each value can be read."""
+    """Only a limited part of a large instance is kept in memory; every value can be read."""
     values = {f"user.{number:02}": str(number % 10) * 2_000_000 for number in range(6)}
     small = {f"user.small{number:04}": "s" * 3000 for number in range(1000)}
     one = add(writer, "large")
@@ -433,8 +429,8 @@ def test_large_values_are_not_kept(settings: Settings, writer: Writer, reader: R
     assert reads.value(seen, "user.none") is None
 
 
-def test_switches_are_kept_whatever_else_there_is(writer: Writer, reader: Reader) -> None:
-    """However many keys an instance has, its switches are among those that a worker holds."""
+def test_switches_are_always_kept(writer: Writer, reader: Reader) -> None:
+    """However many keys an instance has, its switches are kept in memory."""
     one = add(writer, "many")
     switches = {"security.guestapi": "false", "security.devlxd.images": "true"}
     with writer.change() as change:
@@ -446,8 +442,8 @@ def test_switches_are_kept_whatever_else_there_is(writer: Writer, reader: Reader
     assert not DIALECTS["incus"].switched_on(seen.config)
 
 
-def test_a_large_instance_drives_out_nobody(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """What a worker keeps of others is still the very same object afterwards."""
+def test_large_instance_drops_no_other(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """Reading a large instance does not drop others from memory."""
     others = [add(writer, f"c{number}") for number in range(20)]
     big = add(writer, "large")
     with writer.change() as change:
@@ -458,8 +454,8 @@ def test_a_large_instance_drives_out_nobody(settings: Settings, writer: Writer, 
     assert all(reader.instance(other.id) is kept for other, kept in zip(others, before, strict=True))
 
 
-def test_the_operators_value_counts(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """Of a key that both layers have, the operator's counts, whichever of the two is large."""
+def test_large_value_of_the_operator_counts(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """For a key in both layers the operator's value counts, whichever of the two is large."""
     with writer.change() as change:
         reconcile(
             change,
@@ -474,8 +470,8 @@ def test_the_operators_value_counts(settings: Settings, writer: Writer, reader: 
     assert ValueReader(settings.store.url).value(seen, "user.b") == "o" * 70_000
 
 
-def test_a_value_of_another_store(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """An id that means another instance in a store that was put there meanwhile reads nothing of that one."""
+def test_value_of_a_replaced_store(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """An id that belongs to another instance, in a replaced store, gives no value."""
     one = add(writer, "c1")
     with writer.change() as change:
         steps.configure(change, one, {"user.a": "secret" * 20_000})
@@ -485,7 +481,7 @@ def test_a_value_of_another_store(settings: Settings, writer: Writer, reader: Re
 
 
 def test_entries_are_read_in_small_portions(writer: Writer, reader: Reader) -> None:
-    """Of large entries fewer are read at a time, and all in the end."""
+    """Fewer large entries are read at a time, and all in the end."""
     one = add(writer, "one")
     with writer.change() as change:
         steps.configure(change, one, {f"user.{number}": "x" * 100_000 for number in range(7)})

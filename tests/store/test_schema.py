@@ -1,4 +1,4 @@
-"""Opening the store: who it belongs to, how it comes to be, and what is refused."""
+"""Opening the store: creation, ownership, upgrades, and refusals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with Writer(settings).change() as change:
 
 
 def refusals(settings: Settings) -> list[str]:
-    """What is said to everyone who opens the store: one line each."""
+    """Return the errors of every way to open the store, which must be one line each."""
     sentences = []
     for opened in (
         lambda: Writer(settings),
@@ -59,7 +59,7 @@ def refusals(settings: Settings) -> list[str]:
     ],
 )
 def test_url_must_name_a_file(url: str, word: str) -> None:
-    """A URL that does not lead to an SQLite file at an absolute path is refused, with the key and the reason."""
+    """A URL that is no SQLite file with an absolute path is refused, with the key and the reason."""
     with pytest.raises(StoreError, match=rf"^store\.url: .*{word}"):
         database_file(url)
     assert all(sentence.startswith("store.url: ") for sentence in refusals(Settings(store=StoreSettings(url=url))))
@@ -67,15 +67,15 @@ def test_url_must_name_a_file(url: str, word: str) -> None:
 
 @pytest.mark.parametrize("name", ["a b.db", "é#1.db", "a&mode=ro.db"])
 def test_file_may_have_any_name(tmp_path: Path, name: str) -> None:
-    """What means something in a URL may stand in the file's name, and the file is the one that was named."""
+    """Characters with a meaning in a URL may be in the file's name."""
     settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/{name}"))
     add(Writer(settings, create=True), a="1")
     assert config_of(settings) == {"a": "1"}
     assert (tmp_path / name).exists()
 
 
-def test_missing_store(settings: Settings) -> None:
-    """Only who asks for it makes a store; the others are told how it is made, and leave no empty file."""
+def test_store_is_created_only_on_request(settings: Settings) -> None:
+    """A store is created only on request; otherwise the error states how to create it, and no empty file is left."""
     for opened in (lambda: Writer(settings), lambda: Reader(settings.store.url).latest()):
         with pytest.raises(StoreError, match="guestapi instance add"):
             opened()
@@ -85,19 +85,19 @@ def test_missing_store(settings: Settings) -> None:
 
 
 def test_missing_directory(tmp_path: Path) -> None:
-    """A directory that is not there is not made, and named."""
+    """A missing directory is not created, and the error names it."""
     settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/none/store.db"))
     assert all(str(database(settings)) in sentence for sentence in refusals(settings))
 
 
-def test_creating_twice_keeps_what_is_there(settings: Settings, writer: Writer) -> None:
-    """A store that exists is opened, not made anew."""
+def test_creating_an_existing_store(settings: Settings, writer: Writer) -> None:
+    """Creating an existing store opens it."""
     add(writer)
     assert [one.name for one in known(settings) if Writer(settings, create=True)] == ["c1"]
 
 
 def test_many_processes_create_at_once(settings: Settings) -> None:
-    """When many hooks come first at the same time, one store is made and every one of them gets its instance in."""
+    """When several processes create the store at once, there is one store with the instances of all."""
     code = """
 while round := heard():
     settings = Settings(store=StoreSettings(url=f"{sys.argv[1]}-{round}", lock_seconds=20.0))
@@ -119,7 +119,7 @@ while round := heard():
 
 
 def test_half_made_store_is_completed(settings: Settings) -> None:
-    """A file that was made by a process killed before it made the tables is no obstacle to the next."""
+    """A file without tables, which a killed process may leave, is completed by the next creation."""
     database(settings).touch(0o600)
     with pytest.raises(StoreError, match="has no tables"):
         Reader(settings.store.url).latest()
@@ -129,7 +129,7 @@ def test_half_made_store_is_completed(settings: Settings) -> None:
 
 @pytest.mark.parametrize("first", ["reader", "view", "writer"])
 def test_older_store_is_upgraded(settings: Settings, first: str) -> None:
-    """A store of version 1 is brought up to date by whoever opens it first; it keeps all it has, and takes changes."""
+    """A store of version 1 is upgraded by the first process that opens it; its data stays, and it accepts changes."""
     restore(settings, 1)
     if first == "reader":
         Reader(settings.store.url).close()
@@ -148,7 +148,7 @@ def test_older_store_is_upgraded(settings: Settings, first: str) -> None:
 
 
 def test_store_of_version_2_is_upgraded(settings: Settings) -> None:
-    """Guests see after the upgrade what they saw before, and it is known which of it is whose."""
+    """The upgrade of a version 2 store keeps what guests read, and assigns each part to a layer."""
     restore(settings, 2)
     with view(settings.store.url) as store:
         found = {one.name: one for one in list_instances(store)}
@@ -158,14 +158,14 @@ def test_store_of_version_2_is_upgraded(settings: Settings) -> None:
         "hand": (None, None, True, False),
         "web": (None, None, True, True),
         "db": (None, None, True, True),
-        # A container that nobody had named: its instance goes with it.
+        # A container without a name of the operator's: its instance is removed with it.
         "9f86d081884c": (None, None, False, True),
         "m1": ("incus", found["m1"].uuid, False, True),
     }
     assert found["web"].config == {"user.role": "frontend", "user.template": "x"}
     assert found["web"].devices.keys() == {"data", "eth0", "gpu", "root"}
     assert found["m1"].config == {"security.guestapi": "true", "user.m": "1"}
-    # What the hook of LXC found in a file gives way to what the container has; all else is the operator's.
+    # Devices that the hook of LXC had found become the source's; everything else becomes the operator's.
     assert layers["web"].source.devices.keys() == {"data", "eth0", "root"}
     assert layers["web"].operator.devices == {"gpu": {"type": "gpu"}}
     assert layers["web"].operator.config == found["web"].config
@@ -213,14 +213,14 @@ def test_store_of_version_3_is_upgraded(settings: Settings) -> None:
         ("x", {}, False),
     ],
 )
-def test_devices_that_the_hook_wrote(name: str, definition: dict[str, str], hooks: bool) -> None:
-    """Only what looks exactly as the hook of LXC wrote it is taken for the hook's."""
+def test_devices_in_the_form_of_the_hook(name: str, definition: dict[str, str], hooks: bool) -> None:
+    """Only a device in exactly the form that the hook of LXC wrote is taken for the hook's."""
     assert was_written_by_hook(name, definition) == hooks
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_upgraded_store_is_as_a_new_one(settings: Settings, tmp_path: Path, version: int) -> None:
-    """After an upgrade the tables are those that a new store has, column by column and index by index."""
+def test_upgraded_store_equals_a_new_one(settings: Settings, tmp_path: Path, version: int) -> None:
+    """An upgraded store has the same tables, columns and indexes as a new one."""
     new = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/new.db"))
     restore(settings, version)
     Writer(settings)
@@ -229,8 +229,8 @@ def test_upgraded_store_is_as_a_new_one(settings: Settings, tmp_path: Path, vers
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
-def test_upgrade_that_is_cut_off(settings: Settings, version: int) -> None:
-    """An upgrade is one transaction: a process that is killed within leaves the older store, whole, for the next."""
+def test_killed_upgrade(settings: Settings, version: int) -> None:
+    """An upgrade is one transaction: a process that is killed during it leaves the complete older store."""
     restore(settings, version)
     with other_process(settings, CUT_OFF) as other:
         assert other.end() == -signal.SIGKILL
@@ -241,7 +241,7 @@ def test_upgrade_that_is_cut_off(settings: Settings, version: int) -> None:
     assert {"c1"} <= {one.name for one in known(settings)} or {"web", "m1"} <= {one.name for one in known(settings)}
 
 
-#: Dies when the upgrade has done everything but commit.
+# Kills the process just before the commit of the upgrade.
 CUT_OFF = """
 import os, signal, sqlite3
 from guestapi.store import engine
@@ -258,7 +258,7 @@ Writer(settings)
 
 
 def columns(file: Path) -> set[tuple[str, str, str, int]]:
-    """Table, name and type of each column, and whether it must have a value; and the same of each index, if unique."""
+    """Return table, name, type and NOT NULL of each column, and the same of each index with its uniqueness."""
     with closing(sqlite3.connect(file)) as connection:
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         rows = [(table, row) for table in tables for row in connection.execute(f"PRAGMA table_info({table})")]
@@ -271,7 +271,7 @@ def columns(file: Path) -> set[tuple[str, str, str, int]]:
 
 
 def test_newer_store_is_refused(settings: Settings, writer: Writer) -> None:
-    """Tables of a version that this program does not know are not touched; the sentence names both versions."""
+    """A store of a newer version is refused and left unchanged; the error names both versions."""
     with closing(sqlite3.connect(database(settings))) as connection:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         connection.execute(f"PRAGMA user_version = {version + 1}")
@@ -282,20 +282,20 @@ def test_newer_store_is_refused(settings: Settings, writer: Writer) -> None:
 
 @pytest.mark.parametrize("content", [b"not a database at all", os.urandom(8192), b"SQLite format 3\0" + b"\xff" * 4080])
 def test_garbage_is_refused(settings: Settings, content: bytes) -> None:
-    """A file that is no database is refused with a sentence that names it, and left alone."""
+    """A file that is no database is refused and left unchanged; the error names it."""
     database(settings).write_bytes(content)
     assert all(sentence.startswith(f"{database(settings)}: ") for sentence in refusals(settings))
     assert database(settings).read_bytes() == content
 
 
 def test_directory_is_refused(settings: Settings) -> None:
-    """A directory in the store's place is refused with a sentence that names it."""
+    """A directory in the store's place is refused; the error names it."""
     database(settings).mkdir()
     assert all(sentence.startswith(f"{database(settings)}: ") for sentence in refusals(settings))
 
 
-def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """Whatever the umask, the store and the files that SQLite puts beside it are for owner and group alone."""
+def test_files_are_private(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """The store and SQLite's files beside it are accessible only to owner and group, whatever the umask."""
     before = os.umask(0)
     try:
         add(writer, **{"user.user-data": "password"})
@@ -311,8 +311,8 @@ def test_nobody_else_reads_it(settings: Settings, writer: Writer, reader: Reader
 
 
 @pytest.mark.root
-def test_root_and_service_share_it(users_directory: Path) -> None:
-    """Made and written by root in the directory of another user, it can be written by that user, and by root again."""
+def test_root_and_service_share_the_store(users_directory: Path) -> None:
+    """A store that root creates in another user's directory can be written by that user, and again by root."""
     settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     writer = Writer(settings, create=True)
     add(writer)
@@ -320,7 +320,7 @@ def test_root_and_service_share_it(users_directory: Path) -> None:
     for turn in ("first", "second"):
         with writer.change() as change:
             steps.configure(change, get_instance(change, "default", "c1"), {"user.turn": turn, "user.by": "root"})
-        # With and without files that root has made and holds open.
+        # With and without files that root has created and holds open.
         with other_process(settings, CHANGE, USER) as other:
             other.done()
         found = reader.instance(1)
@@ -333,7 +333,7 @@ def test_root_and_service_share_it(users_directory: Path) -> None:
 
 @pytest.mark.root
 def test_service_goes_on_while_root_writes(users_directory: Path) -> None:
-    """A service that holds the store open sees what root writes, and writes itself, without opening it again."""
+    """A service with an open store sees root's changes, and writes, without opening it again."""
     code = """
 reader, writer = Reader(settings.store.url), Writer(settings)
 reader.instance(1)
@@ -359,8 +359,8 @@ while heard():
 
 
 @pytest.mark.root
-def test_stranger_gets_a_sentence(users_directory: Path) -> None:
-    """A user who may not read the store is told so in one sentence, not in a traceback."""
+def test_user_without_access(users_directory: Path) -> None:
+    """A user without access to the store gets an error of one sentence."""
     settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     add(Writer(settings, create=True))
     os.chmod(users_directory, 0o755)

@@ -1,4 +1,4 @@
-"""Whether anybody has committed: told by memory, of whatever process, whatever becomes of the write-ahead log."""
+"""The header of the write-ahead log's index shows every commit, of any process, at any state of the log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.store.test_reading import value
 
 @pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What every connection that is opened from now on is asked."""
+    """The SQL statements of every connection that is opened from now on."""
     asked: list[str] = []
     connect = engine._connect
 
@@ -36,8 +36,8 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_warm_read_asks_nothing(statements: list[str], settings: Settings, writer: Writer) -> None:
-    """What was read before, and is current, is read again without any statement; after a change there is one."""
+def test_current_instance_needs_no_statement(statements: list[str], settings: Settings, writer: Writer) -> None:
+    """A current instance is read again without any statement; after a change there is at least one."""
     one, other = add(writer, "one"), add(writer, "other")
     with closing(Reader(settings.store.url)) as reader:
         assert reader.instance(one.id) == one
@@ -53,8 +53,8 @@ def test_warm_read_asks_nothing(statements: list[str], settings: Settings, write
         assert statements != []
 
 
-def test_header_tells_of_every_commit(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """The header is other bytes after each commit of another process, and the same after none and after a look."""
+def test_header_shows_every_commit(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """The header changes with each commit of another process, and is the same without one and after a read."""
     code = """
 writer = Writer(settings)
 with writer.change() as change:
@@ -80,7 +80,7 @@ while value := heard():
 
 @pytest.mark.parametrize("mode", ["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
 def test_checkpoints(settings: Settings, writer: Writer, reader: Reader, mode: str) -> None:
-    """A log that is emptied, or begins anew, hides no change that comes after it."""
+    """Checkpoints that empty or restart the log hide no later change."""
     one = add(writer, **{"user.a": "0"})
     for number in range(1, 6):
         assert value(reader, one.id) == str(number - 1)
@@ -91,8 +91,8 @@ def test_checkpoints(settings: Settings, writer: Writer, reader: Reader, mode: s
         assert value(reader, one.id) == str(number)
 
 
-def test_index_made_anew(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """When the last connection closes, SQLite deletes the index; who opens the store again sees changes as before."""
+def test_deleted_index(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """After SQLite has deleted the index with the last connection, a new reader sees changes as before."""
     one = add(writer, **{"user.a": "0"})
     index = database_file(settings.store.url).with_name("store.db-shm")
     for number in range(1, 6):
@@ -107,7 +107,7 @@ def test_index_made_anew(settings: Settings, writer: Writer, reader: Reader) -> 
 
 
 def test_closing_a_reader_leaves_locks_alone(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """A reader that closes and opens again takes no lock away from a writer of the same process (fcntl_locking(2))."""
+    """A reader that closes and opens again releases no lock of a writer in the same process (fcntl_locking(2))."""
     code = """
 writer = Writer(Settings(store=StoreSettings(url=sys.argv[1], lock_seconds=0.05)))
 while heard():
@@ -132,7 +132,7 @@ while heard():
 
 
 def test_readers_keep_few_descriptors(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """However often a reader closes and opens the same store, it holds no more descriptors."""
+    """A reader that closes and opens the same store repeatedly keeps no additional descriptors."""
     with writer.change():
         reader.latest()
         before = len(os.listdir("/proc/self/fd"))
@@ -143,7 +143,7 @@ def test_readers_keep_few_descriptors(settings: Settings, writer: Writer, reader
 
 
 def test_store_without_a_log(settings: Settings, writer: Writer) -> None:
-    """A database that was put back without a write-ahead log is read too, and its changes are seen."""
+    """A database without a write-ahead log is read, too, and its changes are seen."""
     one = add(writer, **{"user.a": "0"})
     with closing(sqlite3.connect(database_file(settings.store.url))) as connection:
         assert connection.execute("PRAGMA journal_mode = DELETE").fetchone() == ("delete",)
@@ -155,8 +155,8 @@ def test_store_without_a_log(settings: Settings, writer: Writer) -> None:
             assert value(reader, one.id) == str(number)
 
 
-def test_header_is_what_a_reader_of_the_database_compares() -> None:
-    """All of the 48 bytes count that SQLite itself compares, and no more: what follows changes without a commit."""
+def test_size_of_the_header() -> None:
+    """The header is the 48 bytes that SQLite itself compares; the bytes after it change without a commit."""
     page = mmap.mmap(-1, mmap.PAGESIZE)
     for number in range(mmap.PAGESIZE):
         before = header(page)
@@ -166,7 +166,7 @@ def test_header_is_what_a_reader_of_the_database_compares() -> None:
 
 @pytest.mark.parametrize(("size", "mapped"), [(0, False), (mmap.PAGESIZE - 1, False), (mmap.PAGESIZE, True)])
 def test_index_that_is_too_short(tmp_path: Path, size: int, mapped: bool) -> None:
-    """An index that has no whole page yet is not looked at, for its header may not be there; one page is enough."""
+    """An index of less than a page is not mapped, because it may lack the header; one page suffices."""
     database = tmp_path / "store.db"
     with (tmp_path / "store.db-shm").open("wb+") as index:
         index.truncate(size)

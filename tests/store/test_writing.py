@@ -1,4 +1,4 @@
-"""Changes of the store: what one transaction holds, what it refuses, and what it tells."""
+"""Changes of the store: what a transaction contains, what it refuses, and its events."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from guestapi.store.transaction import Change
 from guestapi.store.writing import Writer
 from tests.store.processes import add, config_of, database, init, known, start, told
 
-#: Bytes, more than configuration and devices of an instance may have with a key of any length.
+# Bytes, the limit of an instance's configuration and devices.
 TOO_MUCH = 16 * 1024 * 1024
 NIC: Device = {"type": "nic", "name": "eth0"}
 
 
 def c1(change: Change) -> Instance:
-    """The instance ``c1`` as it is in a transaction."""
+    """Return the instance ``c1`` in a transaction."""
     return get_instance(change, "default", "c1")
 
 
 class InterruptionError(Exception):
-    """Something goes wrong within a transaction."""
+    """An error within a transaction."""
 
 
 def test_added_instance_is_read_back(settings: Settings, writer: Writer) -> None:
-    """An instance comes back as it was added, to its last character, and does not run."""
+    """An added instance is read back unchanged, to its last character, and does not run."""
     config = {"user.a": "%s\r\n\0é\U0001f600", "user.b": "x", "limits.cpu": "2"}
     devices = {"eth0": NIC, "root": {"type": "disk", "path": "/", "pool": "é\n"}}
     identity = str(uuid.uuid4())
@@ -57,15 +57,15 @@ def test_added_instance_is_read_back(settings: Settings, writer: Writer) -> None
     assert (found.init, found.ready, found.running) == (None, False, False)
 
 
-def test_instances_have_uuids_of_their_own(writer: Writer) -> None:
-    """Without a UUID given, each instance gets one, and its cloud-init id is one too."""
+def test_generated_uuids(writer: Writer) -> None:
+    """An instance without a given UUID gets one of its own, and another one as its cloud-init id."""
     first, second = add(writer, "c1"), add(writer, "c2")
     assert len({uuid.UUID(first.uuid), uuid.UUID(second.uuid)}) == 2
     assert uuid.UUID(first.cloud_init_id) != uuid.UUID(second.cloud_init_id)
 
 
 def test_name_is_unique_in_its_project(settings: Settings, writer: Writer) -> None:
-    """A second instance of the same name is refused in the same project and taken in another."""
+    """A second instance of the same name is refused in the same project, and accepted in another one."""
     add(writer)
     with pytest.raises(ConflictError, match="c1"):
         add(writer)
@@ -75,7 +75,7 @@ def test_name_is_unique_in_its_project(settings: Settings, writer: Writer) -> No
 
 
 def test_uuid_is_unique(writer: Writer) -> None:
-    """A UUID that another instance has is refused, however it is spelled."""
+    """A UUID of another instance is refused in any spelling."""
     first = add(writer)
     with pytest.raises(ConflictError, match=first.uuid), writer.change() as change:
         steps.add(change, "other", "c2", instance_uuid=first.uuid.upper().replace("-", ""))
@@ -101,7 +101,7 @@ def test_uuid_is_unique(writer: Writer) -> None:
     ],
 )  # fmt: skip
 def test_names_and_values_are_checked(settings: Settings, writer: Writer, wrong: Callable[[Change], Instance]) -> None:
-    """What cannot be taken is refused whoever brings it, with nothing of the transaction left."""
+    """An invalid name or value is refused, and nothing of its transaction remains."""
     add(writer)
     before, log = known(settings), told(settings)
 
@@ -116,8 +116,8 @@ def test_names_and_values_are_checked(settings: Settings, writer: Writer, wrong:
     assert told(settings) == log
 
 
-def test_configuration_of_the_greatest_size(settings: Settings, writer: Writer) -> None:
-    """16 MiB in all go in and come out, one value alone included; more is refused, and the error says the bound."""
+def test_size_limit_of_the_configuration(settings: Settings, writer: Writer) -> None:
+    """16 MiB of configuration are accepted, even in one value; more is refused with the limit in the error."""
     value = "é" * ((TOO_MUCH - len("user.user-data")) // 2)
     add(writer, **{"user.user-data": value})
     assert config_of(settings) == {"user.user-data": value}
@@ -131,7 +131,7 @@ def test_configuration_of_the_greatest_size(settings: Settings, writer: Writer) 
 
 
 def test_transaction_is_all_or_nothing(settings: Settings, writer: Writer) -> None:
-    """What raises in the middle leaves state and log as they were, whatever steps came before."""
+    """An error in a transaction leaves state and log unchanged, whatever steps came before."""
     first, _second = start(writer, add(writer, "c1", a="1")), add(writer, "c2")
     before, log = known(settings), told(settings)
 
@@ -151,8 +151,8 @@ def test_transaction_is_all_or_nothing(settings: Settings, writer: Writer) -> No
     assert told(settings) == log
 
 
-def test_several_steps_are_one_transaction(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """Until the block ends, nobody else sees any of its steps; then everybody sees them all, and their news."""
+def test_steps_are_visible_after_the_commit(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """Other connections see all steps of a transaction and their events at its end, and none before."""
     with writer.change() as change:
         one = steps.add(change, "default", "c1")
         steps.configure(change, steps.start(change, one, init(7)), {"user.a": "1"})
@@ -165,7 +165,7 @@ def test_several_steps_are_one_transaction(settings: Settings, writer: Writer, r
 
 
 def test_change_sees_its_own_steps(writer: Writer) -> None:
-    """Within a transaction, what was done is what is found."""
+    """A transaction sees its own steps."""
     with writer.change() as change:
         one = steps.add(change, "default", "c1", config={"user.a": "1"})
         assert c1(change) == one
@@ -176,7 +176,7 @@ def test_change_sees_its_own_steps(writer: Writer) -> None:
 
 
 def test_ids_are_never_used_again(writer: Writer) -> None:
-    """An instance that is added again is another one, with another id, even if it is the latest."""
+    """An instance that is added again has another id, even if the removed one was the latest."""
     seen = set()
     for _ in range(3):
         one = add(writer)
@@ -187,7 +187,7 @@ def test_ids_are_never_used_again(writer: Writer) -> None:
 
 
 def test_remove_leaves_nothing(settings: Settings, writer: Writer) -> None:
-    """With an instance go its configuration and devices; one that is added later has none of them."""
+    """An instance is removed with its configuration and devices; one that is added later has none of them."""
     with writer.change() as change:
         one = steps.add(change, "default", "c1", config={"user.secret": "x"}, devices={"eth0": NIC})
         steps.remove(change, steps.start(change, one, init(7)))
@@ -198,8 +198,8 @@ def test_remove_leaves_nothing(settings: Settings, writer: Writer) -> None:
         assert connection.execute("SELECT count(*) FROM devices").fetchone() == (0,)
 
 
-def test_run_grows_and_ready_is_forgotten(writer: Writer) -> None:
-    """Each start and stop begins another run, in which nothing is ready yet."""
+def test_each_start_is_another_run(writer: Writer) -> None:
+    """Each start and stop begins another run, which is not ready."""
     states = [add(writer)]
     made: list[Callable[[Change, Instance], Instance]] = [
         lambda change, one: steps.start(change, one, init(7)),
@@ -216,8 +216,8 @@ def test_run_grows_and_ready_is_forgotten(writer: Writer) -> None:
     assert [one.init for one in states] == [None, init(7), init(8), init(8, start_time=2), None]
 
 
-def test_same_start_and_stop_again_change_nothing(settings: Settings, writer: Writer) -> None:
-    """A hook that says again what is known neither forgets Ready nor tells anything."""
+def test_repeated_start_and_stop(settings: Settings, writer: Writer) -> None:
+    """A repeated start or stop neither resets Ready nor gives an event."""
     one = add(writer)
     with writer.change() as change:
         assert steps.stop(change, one) == one
@@ -231,7 +231,7 @@ def test_same_start_and_stop_again_change_nothing(settings: Settings, writer: Wr
 
 
 def test_init_belongs_to_one_instance(settings: Settings, writer: Writer) -> None:
-    """A process that is one instance's init cannot become another's, until the first is stopped."""
+    """A process that is an instance's init cannot become another's until the first is stopped."""
     first, second = start(writer, add(writer, "c1")), add(writer, "c2")
     with pytest.raises(ConflictError, match="c1"):
         start(writer, second)
@@ -242,7 +242,7 @@ def test_init_belongs_to_one_instance(settings: Settings, writer: Writer) -> Non
 
 
 def test_ready_of_an_old_run_is_refused(settings: Settings, writer: Writer) -> None:
-    """A workload whose run is over, or whose instance is gone, cannot say that it is ready."""
+    """Readiness of an earlier run, or of a removed instance, is refused."""
     one = add(writer)
     assert not writer.set_ready(one.id, one.run, True)
     first = start(writer, one, 7)
@@ -260,7 +260,7 @@ def test_ready_of_an_old_run_is_refused(settings: Settings, writer: Writer) -> N
 
 
 def test_empty_value_is_unset(settings: Settings, writer: Writer) -> None:
-    """A key that is set to the empty string is not there, from the beginning as later."""
+    """A key that is set to the empty string is unset, when it is added or later."""
     add(writer, a="", b="1", c="1")
     assert config_of(settings) == {"b": "1", "c": "1"}
     with writer.change() as change:
@@ -268,8 +268,8 @@ def test_empty_value_is_unset(settings: Settings, writer: Writer) -> None:
     assert config_of(settings) == {"c": "1"}
 
 
-def test_cloud_init_id_changes_when_it_should(writer: Writer) -> None:
-    """Another user-data or another NIC makes another cloud-init id; another key, or a start, does not."""
+def test_changes_of_the_cloud_init_id(writer: Writer) -> None:
+    """Another user-data or another NIC changes the cloud-init id; another key, or a start, does not."""
     ids = [add(writer).cloud_init_id]
     made: list[Callable[[Change, Instance], Instance]] = [
         lambda change, one: steps.configure(change, one, {"user.x": "1"}),
@@ -286,7 +286,7 @@ def test_cloud_init_id_changes_when_it_should(writer: Writer) -> None:
 
 
 def test_removed_instance_cannot_be_changed(settings: Settings, writer: Writer) -> None:
-    """Who still holds an instance that is gone gets an error, and nothing is written for it."""
+    """A change of a removed instance is an error, and writes nothing."""
     one = add(writer)
     with writer.change() as change:
         steps.remove(change, one)
@@ -296,7 +296,7 @@ def test_removed_instance_cannot_be_changed(settings: Settings, writer: Writer) 
     assert told(settings) == log
 
 
-def test_what_a_source_provides_counts_again(writer: Writer) -> None:
+def test_unset_key_has_the_source_s_value(writer: Writer) -> None:
     """A key that the operator has set and unset has the source's value again; without a source it has none."""
     for source in ("lxc", None):
         with writer.change() as change:
@@ -308,8 +308,8 @@ def test_what_a_source_provides_counts_again(writer: Writer) -> None:
                 assert found.config["user.b"] == "b"
 
 
-def test_instance_that_runs_when_it_is_added(writer: Writer) -> None:
-    """To add an instance with its init is to add it and start it: it is in its first run."""
+def test_added_running_instance(writer: Writer) -> None:
+    """Adding an instance with an init adds and starts it: it is in its first run."""
     with writer.change() as change:
         at_once = steps.add(change, "default", "at-once", init=init(1))
         later = steps.start(change, steps.add(change, "default", "later"), init(2))

@@ -1,4 +1,4 @@
-"""The log of changes: what is written to it, in which transaction, for whom, and how far it reaches back."""
+"""The change log: which entries a change writes, for whom, and how long they stay."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tests.store.processes import add, init, known, start, told
 NIC: Device = {"type": "nic", "name": "eth0"}
 
 
-def test_ready_is_told_to_the_operator(settings: Settings, writer: Writer) -> None:
-    """Ready is news for the host's operator and not for guests; Started is none."""
+def test_ready_is_an_event_for_the_operator(settings: Settings, writer: Writer) -> None:
+    """Ready is an event for the operator, not for guests; Started is none."""
     one = start(writer, add(writer))
     log = told(settings)
     writer.set_ready(one.id, one.run, False)
@@ -37,8 +37,8 @@ def test_ready_is_told_to_the_operator(settings: Settings, writer: Writer) -> No
     assert event == ("lifecycle", '{"action":"instance-ready","name":"c1","project":"default"}', False)
 
 
-def test_lifecycle_is_told(settings: Settings, writer: Writer) -> None:
-    """Adding, starting, stopping and removing an instance are told in their order, to the operator alone."""
+def test_lifecycle_events(settings: Settings, writer: Writer) -> None:
+    """Adding, starting, stopping and removing an instance give events in this order, for the operator only."""
     one = start(writer, add(writer))
     with writer.change() as change:
         steps.stop(change, one)
@@ -48,8 +48,8 @@ def test_lifecycle_is_told(settings: Settings, writer: Writer) -> None:
     ]
 
 
-def test_guests_are_told_while_they_run(settings: Settings, writer: Writer) -> None:
-    """A change of a user.* key or a device is for the guest to hear, if it runs; any other is for nobody inside."""
+def test_events_for_running_guests(settings: Settings, writer: Writer) -> None:
+    """A change of a user.* key or a device of a running instance is an event for the guest; no other one is."""
     one = add(writer)
 
     def news(instance: Instance) -> list[tuple[str, bool]]:
@@ -63,8 +63,8 @@ def test_guests_are_told_while_they_run(settings: Settings, writer: Writer) -> N
     assert news(start(writer, known(settings)[0])) == [("config", False), ("config", True), ("device", True)]
 
 
-def test_what_changes_nothing_is_not_told(settings: Settings, writer: Writer) -> None:
-    """Setting what is set and unsetting what is not leaves revision, cloud-init id and log alone."""
+def test_unchanged_values_give_no_event(settings: Settings, writer: Writer) -> None:
+    """Setting a key to its value and unsetting an unset one leave revision, cloud-init id and log unchanged."""
     with writer.change() as change:
         one = steps.add(change, "default", "c1", config={"user.user-data": "x"}, devices={"eth0": NIC})
     log = told(settings)
@@ -75,7 +75,7 @@ def test_what_changes_nothing_is_not_told(settings: Settings, writer: Writer) ->
 
 
 def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
-    """Only the latest entries stay, as many as are configured, and their ids go on growing."""
+    """Only the configured number of the latest entries stays, and their ids go on growing."""
     short = Writer(replace(settings, events=EventSettings(keep_entries=5)))
     one = start(short, add(short))
     for number in range(20):
@@ -89,8 +89,8 @@ def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
     assert Reader(settings.store.url).latest() == 2 + 20 + 8
 
 
-def test_no_guest_drives_out_anothers_events(settings: Settings, writer: Writer) -> None:
-    """However often instances say that they are ready, a quiet one's event stays; of theirs the latest are kept."""
+def test_no_guest_displaces_another_s_events(settings: Settings, writer: Writer) -> None:
+    """However often instances report readiness, another one's events stay; of their own, the latest stay."""
     short = Writer(replace(settings, events=EventSettings(keep_entries=20)))
     quiet = start(short, add(short, "quiet"))
     noisy = [start(short, add(short, f"noisy{number}"), number + 2) for number in range(3)]
@@ -106,7 +106,7 @@ def test_no_guest_drives_out_anothers_events(settings: Settings, writer: Writer)
 
 
 def test_reports_are_one_transaction(settings: Settings, writer: Writer) -> None:
-    """All that several workloads say at once is committed at once, and each hears whether it counted."""
+    """Simultaneous readiness reports of several instances are one commit, with a result for each."""
     one, other = start(writer, add(writer, "c1")), start(writer, add(writer, "c2"), 3)
     reports = [
         ReadyReport(one.id, one.run, True, None),
@@ -114,7 +114,7 @@ def test_reports_are_one_transaction(settings: Settings, writer: Writer) -> None
         ReadyReport(other.id, other.run, True, other.init),
     ]
     database = database_file(settings.store.url)
-    # A connection must be open while the index of the write-ahead log is read.
+    # The index of the write-ahead log exists only while a connection is open.
     reader = Reader(settings.store.url)
     reader.latest()
     index = map_index(database)
@@ -128,7 +128,7 @@ def test_reports_are_one_transaction(settings: Settings, writer: Writer) -> None
 
 
 def test_log_is_trimmed_by_age(settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries that are older than configured go with the next change; the younger ones stay."""
+    """Entries older than configured are removed by the next change; younger ones stay."""
     now = time.time_ns()
     for age in (3601, 3500, 0):
         monkeypatch.setattr(time, "time_ns", lambda age=age: now - age * 10**9)
@@ -141,7 +141,7 @@ def test_log_is_trimmed_by_age(settings: Settings, writer: Writer, monkeypatch: 
 def test_log_is_trimmed_after_the_clock_was_set_back(
     settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
-    """An entry from a time that has not come is as old as the first change after it, and goes an hour later."""
+    """An entry with a time in the future counts as old as the first change after it, and is removed an hour later."""
     begin = time.time_ns()
 
     def add_at(seconds: int, name: str) -> list[str]:
@@ -184,7 +184,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def test_store_is_a_dict(
     shared: Settings, wanted_steps: list[tuple[str, dict[str, str]] | tuple[str, dict[str, Device]]]
 ) -> None:
-    """Any sequence of changes leaves what it leaves in a plain dict, and the log's entries lead to the same."""
+    """Any sequence of changes gives the same result in a plain dict, and by replaying the log's entries."""
     name = f"c{next(_names)}"
     writer = Writer(shared)
     with writer.change() as change:
@@ -194,12 +194,12 @@ def test_store_is_a_dict(
     for kind, wanted in wanted_steps:
         with writer.change() as change:
             if kind == "config":
-                # What a step holds depends on its first word, which a type checker does not follow; below too.
+                # The first element determines the type of the second, which a type checker does not follow; below too.
                 config |= wanted  # type: ignore[arg-type]
                 steps.configure(change, get_instance(change, "default", name), wanted)  # type: ignore[arg-type]
             else:
                 steps.replace_devices(change, get_instance(change, "default", name), wanted)  # type: ignore[arg-type]
-                # An option set to the empty string is not set.
+                # An option that is set to the empty string is unset.
                 devices = {one: {k: v for k, v in of.items() if v} for one, of in wanted.items()}  # type: ignore[union-attr]
     reader = Reader(shared.store.url)
     found = reader.instance(one.id)

@@ -1,4 +1,4 @@
-"""Writers that meet other writers, are killed, or find no room."""
+"""Writers that run at the same time, are killed, or find no space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.store.processes import add, config_of, database, other_process, told
 
 
 def test_busy_store(settings: Settings, writer: Writer) -> None:
-    """A writer waits for another's transaction as long as configured, then says that it is busy; then it can go on."""
+    """A writer waits for another's transaction as long as configured, then raises an error; later it can write."""
     add(writer)
     hasty = Writer(replace(settings, store=StoreSettings(url=settings.store.url, lock_seconds=0.3)))
     with writer.change():
@@ -31,7 +31,7 @@ def test_busy_store(settings: Settings, writer: Writer) -> None:
 
 
 def test_writer_waits_for_another(settings: Settings, writer: Writer) -> None:
-    """Two processes that change the same instance at the same time lose nothing."""
+    """Two processes that change the same instance at the same time lose no change."""
     code = """
 for number in range(25):
     with Writer(settings).change() as change:
@@ -47,7 +47,7 @@ for number in range(25):
 
 @pytest.mark.parametrize("commits", [0, 1, 10])
 def test_killed_writer_leaves_nothing_half_done(settings: Settings, writer: Writer, commits: int) -> None:
-    """Whenever a writer is killed, what it had committed is there, and of one transaction all or nothing."""
+    """Whenever a writer is killed, its commits remain, and its last transaction remains completely or not at all."""
     code = """
 writer = Writer(settings)
 for number in range(1, 100_000):
@@ -71,7 +71,7 @@ for number in range(1, 100_000):
 
 
 def test_writer_killed_in_a_transaction(settings: Settings, writer: Writer) -> None:
-    """A transaction too great for memory, killed before its end, leaves nothing, and nobody waits for its lock."""
+    """A transaction larger than the memory that is killed before its end leaves nothing, not even its lock."""
     code = """
 with Writer(settings).change() as change:
     one = get_instance(change, "default", "c1")
@@ -91,8 +91,8 @@ with Writer(settings).change() as change:
     add(writer, "c2")
 
 
-def test_failure_to_commit_is_one_sentence(settings: Settings, writer: Writer) -> None:
-    """When there is no room, the change fails with a sentence that names the file, and nothing of it is there."""
+def test_failure_to_commit(settings: Settings, writer: Writer) -> None:
+    """Without space, a change fails with a sentence that names the file, and nothing of it is written."""
     code = """
 import resource
 writer = Writer(settings)
