@@ -1,0 +1,256 @@
+"""guestctl in real containers, by every Python that is here: verbs, exit statuses, waits, restarts of the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from guestapi.guest import guestctl
+from tests.harness.containers import Container, Ran
+from tests.harness.machine import CHECKOUT
+from tests.harness.service import Service
+
+PROGRAM = str(CHECKOUT / "guestapi/guest/guestctl.py")
+
+
+def interpreters() -> dict[str, str]:
+    """The path of each CPython from 3.6 on, by its version: those of the system and of pyenv."""
+    roots = [Path("/usr/bin"), Path("/usr/local/bin")]
+    roots += Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin")
+    found: dict[str, str] = {}
+    for path in (path for root in roots for path in root.glob("python3.*")):
+        if (version := re.fullmatch(r"python3\.(\d+)", path.name)) and int(version[1]) >= 6:
+            found.setdefault(path.name, str(path))
+    return dict(sorted(found.items(), key=lambda one: int(one[0].rpartition(".")[2])))
+
+
+PYTHONS = interpreters()
+
+
+class Guest:
+    """An instance in which guestctl runs."""
+
+    def __init__(self, container: Container, python: str) -> None:
+        self._container = container
+        self._words = [python, "-I", PROGRAM]
+
+    def __call__(self, *words: str) -> Ran:
+        """Run guestctl with these words."""
+        return self._container.run(*self._words, *words)
+
+    @contextmanager
+    def following(self, *words: str) -> Iterator[Iterator[dict[str, object]]]:
+        """Run guestctl, and read the events that it prints."""
+        enter = ["nsenter", "-t", str(self._container.pid), "-a"]
+        with subprocess.Popen([*enter, *self._words, *words], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            try:
+                yield map(json.loads, process.stdout)
+            finally:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                for pid in children or [str(process.pid)]:
+                    os.kill(int(pid), 9)
+
+
+@pytest.fixture(scope="module", params=list(PYTHONS))
+def guest(request: pytest.FixtureRequest, service: Service) -> Iterator[Guest]:
+    """A privileged container, whose root can enter the directories of all interpreters."""
+    name = "ctl-" + request.param.replace(".", "-")
+    devices = {"root": {"type": "disk", "path": "/"}}
+    with service.container(name, {"user.key": "värde\n", "limits.cpu": "1"}, devices, base=None) as container:
+        yield Guest(container, PYTHONS[request.param])
+
+
+@pytest.fixture
+def name(guest: Guest) -> str:
+    """The name of the guest's instance."""
+    return guest("metadata").out.splitlines()[1].rpartition(": ")[2]
+
+
+def test_reading(guest: Guest, name: str) -> None:
+    """The values, names, devices and meta-data are those of the API, byte for byte."""
+    assert guest("get", "user.key") == Ran(0, "värde\n", "")
+    assert guest("list") == Ran(0, "user.key\n", "")
+    assert json.loads(guest("devices").out) == {"root": {"type": "disk", "path": "/"}}
+    assert guest("metadata").out.startswith("#cloud-config\ninstance-id: ")
+
+
+def test_absent_and_refused(guest: Guest) -> None:
+    """A key that is not set is absent, one that guests may not read is refused; the host's sentence says why."""
+    assert guest("get", "user.no") == Ran(1, "", "guestctl: not found\n")
+    assert guest("get", "limits.cpu") == Ran(4, "", "guestctl: not authorized\n")
+    assert guest("get", "user.no/../key").code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "a command is missing"),
+        (["give"], "invalid choice: 'give'"),
+        (["get"], "KEY"),
+        (["get", "a", "b"], "unrecognized arguments: b"),
+        (["get", "a", "--wait", "0"], "no number of seconds above 0"),
+        (["get", "a", "--wait", "soon"], "no number of seconds above 0"),
+        (["events", "--since", "-1"], "--since"),
+        (["--timeout", "inf", "list"], "no number of seconds above 0"),
+    ],
+)
+def test_misuse(capfd: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
+    """Misuse is status 3, with a sentence that names what is wrong."""
+    with pytest.raises(SystemExit) as ended:
+        guestctl.main(words)
+    assert ended.value.code == guestctl.MISUSE
+    assert text in capfd.readouterr().err
+
+
+def test_readiness(guest: Guest, service: Service, name: str) -> None:
+    """The host sees what the workload reports."""
+    for words, ready in ((["ready"], True), (["ready", "--not"], False)):
+        assert guest(*words) == Ran(0, "", "")
+        assert service.instance(name).ready is ready
+
+
+def test_wait_for_a_key(guest: Guest, service: Service, name: str) -> None:
+    """A wait ends when the key is set, or when its time is over."""
+    assert guest("get", "user.late", "--wait", "0.1").code == 1
+    setting = threading.Timer(0.5, lambda: service.configure(name, user_late="now"))
+    setting.start()
+    assert guest("get", "user.late", "--wait", "60") == Ran(0, "now", "")
+    setting.join()
+    assert guest("get", "user.late", "--wait", "60").out == "now"
+
+
+def test_events(guest: Guest, service: Service, name: str) -> None:
+    """Each change is a line, in order; those after an id come first."""
+    service.configure(name, user_e="0")
+    with guest.following("events", "--since", "0", "--type", "config") as events:
+        values = []
+        for event in events:
+            metadata = event["metadata"]
+            assert isinstance(metadata, dict)
+            if metadata.get("key") == "user.e":
+                values.append(metadata["value"])
+                if len(values) == 5:
+                    break
+                service.configure(name, user_e=str(len(values)))
+    assert values == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.root
+def test_restart_of_the_host() -> None:
+    """While the host restarts, commands wait, and a stream of events goes on without a gap."""
+    with Service(workers=1) as service, service.container("again", {"user.key": "1"}, base=None) as container:
+        guest = Guest(container, shutil.which("python3") or "python3")
+        with guest.following("events", "--since", "0", "--type", "config") as events:
+            service.configure("again", user_key="2")
+            assert "user.key" in str(next(events))
+            service.stop()
+            assert guest("--timeout", "0.2", "get", "user.key").code == 2
+            asked: list[Ran] = []
+            asking = threading.Thread(target=lambda: asked.append(guest("get", "user.key")))
+            asking.start()
+            service.configure("again", user_key="3")
+            service.start()
+            asking.join()
+            assert asked == [Ran(0, "3", "")]
+            assert '"value": "3"' in json.dumps(next(events))
+
+
+@pytest.mark.root
+def test_unregistered_caller() -> None:
+    """A container that is no instance is asked again until the time is over: it may be registered in a moment."""
+    with Service(workers=1) as service, Container(service.binds, base=None) as container:
+        ran = Guest(container, shutil.which("python3") or "python3")("--timeout", "0.3", "list")
+    assert ran == Ran(2, "", "guestctl: the host answers: pid not in container?\n")
+
+
+class Stub:
+    """A host that answers each connection with the next of some prepared bytes."""
+
+    def __init__(self, path: Path, *answers: bytes) -> None:
+        self.path = str(path)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen()
+        self.requests: list[bytes] = []
+        self._thread = threading.Thread(target=self._serve, args=[answers], daemon=True)
+        self._thread.start()
+
+    def _serve(self, answers: tuple[bytes, ...]) -> None:
+        for answer in answers:
+            connection, _address = self._listener.accept()
+            with connection:
+                self.requests.append(connection.recv(65536))
+                connection.sendall(answer)
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+    def close(self) -> None:
+        """Wait for the last answer, and listen no more."""
+        self._thread.join(60)
+        self._listener.close()
+
+
+def answer(status: str, body: str = "", **headers: str) -> bytes:
+    """Return the bytes of a response."""
+    fields = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{fields}\r\n{body}".encode()
+
+
+REFUSED = ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "412 Precondition Failed"]
+REFUSED += ["413 Content Too Large", "429 Too Many Requests", "507 Insufficient Storage"]
+
+
+@pytest.mark.parametrize("status", REFUSED)
+def test_refusals(tmp_path: Path, capfd: pytest.CaptureFixture[str], status: str) -> None:
+    """What another attempt cannot change is refused at once, with the host's sentence."""
+    stub = Stub(tmp_path / "sock", answer(status, "because\n", Retry_After="60"))
+    assert guestctl.main(["--socket", stub.path, "list"]) == guestctl.REFUSED
+    assert capfd.readouterr().err == "guestctl: because\n"
+    stub.close()
+
+
+def test_temporary_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A fault of the host, a cut answer and a short Retry-After are tried again."""
+    good = answer("200 OK", '["/1.0/config/user.a"]')
+    bad = [answer("500 Internal Server Error", "later\n"), good[:-3], answer("429 Too Many Requests", Retry_After="0")]
+    stub = Stub(tmp_path / "sock", *bad, b"", good)
+    assert guestctl.main(["list", "--socket", stub.path]) == guestctl.FOUND
+    assert capfd.readouterr().out == "user.a\n"
+    assert len(stub.requests) == 5
+    stub.close()
+
+
+def test_wait_by_requests(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the host cannot wait for a key, as with Incus and LXD, it is asked again and again."""
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    absent = answer("404 Not Found", "not found\n")
+    stub = Stub(tmp_path / "sock", absent, absent, absent, answer("200 OK", "value"))
+    assert guestctl.main(["--socket", stub.path, "get", "user.a", "--wait", "60"]) == guestctl.FOUND
+    assert capfd.readouterr().out == "value"
+    assert [request.split()[1] for request in stub.requests] == [b"/1.0/guestapi", *3 * [b"/1.0/config/user.a"]]
+    stub.close()
+
+
+def test_wait_by_the_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where the host can wait for a key, one request does."""
+    features = answer("200 OK", '{"features":["tree"]}')
+    absent = answer("404 Not Found", "not found\n")
+    stub = Stub(tmp_path / "sock", features, absent, answer("200 OK", "value"))
+    assert guestctl.main(["--socket", stub.path, "get", "user.a", "--wait", "90"]) == guestctl.FOUND
+    assert capfd.readouterr().out == "value"
+    waits = [re.search(rb"wait=(\d+)", request) for request in stub.requests[1:]]
+    assert [found and found[1] for found in waits] == [b"60", b"60"]
+    stub.close()
