@@ -112,6 +112,8 @@ def find_files(layout: Layout) -> Iterator[File]:
         yield File(unit, f"{layout.units}/{unit.name}")
     # A program of its own, beside the environment's: what a container waits for must not load that.
     yield File(CHECKOUT / "guestapi/sources/hook.py", f"{layout.prefix}/bin/guestapi-hook", mode=0o755)
+    # For operators to copy into instances.
+    yield File(CHECKOUT / "guestapi/guest/guestctl.py", f"{layout.share}/guestapi/guestctl", mode=0o755)
     yield File(systemd / "guestapi.sysusers", "/usr/lib/sysusers.d/guestapi.conf")
     yield File(systemd / "guestapi.tmpfiles", "/usr/lib/tmpfiles.d/guestapi.conf")
     for edited in ("guestapi.toml", "gunicorn.conf.py"):
@@ -132,9 +134,9 @@ def find_manuals(layout: Layout, directory: Path) -> Iterator[File]:
         ".zsh": f"{layout.share}/{layout.zsh}",
         ".fish": f"{layout.share}/fish/vendor_completions.d",
     }
-    names = {".bash": "guestapi", ".zsh": "_guestapi"}
     for source in sorted(directory.iterdir()):
-        yield File(source, f"{places[source.suffix]}/{names.get(source.suffix, source.name)}")
+        name = {".bash": source.stem, ".zsh": f"_{source.stem}"}.get(source.suffix, source.name)
+        yield File(source, f"{places[source.suffix]}/{name}")
 
 
 def write(file: File, layout: Layout) -> None:
@@ -200,8 +202,9 @@ def uninstall(layout: Layout) -> None:
         systemctl("disable", "--quiet", *(unit for unit in units if "@." not in unit), *find_instances(layout))
     stays = ["/var/lib/guestapi, the store, and the users guestapi, to whom it belongs, and guestapi-mirror"]
     for pattern in ("man/man?", "bash-completion/completions", layout.zsh, "fish/vendor_completions.d"):
-        for path in layout.place(layout.share).glob(f"{pattern}/*guestapi*"):
-            path.unlink()
+        for program in ("guestapi", "guestctl"):
+            for path in layout.place(layout.share).glob(f"{pattern}/*{program}*"):
+                path.unlink()
     for file in find_files(layout):
         target = layout.place(file.path)
         if not target.exists():
@@ -217,6 +220,7 @@ def uninstall(layout: Layout) -> None:
                 stays.append(f"{file.path}, which was edited")
                 continue
         target.unlink()
+    shutil.rmtree(layout.place(f"{layout.share}/guestapi"), ignore_errors=True)
     layout.place(layout.command).unlink(missing_ok=True)
     shutil.rmtree(layout.place(layout.prefix), ignore_errors=True)
     directory = layout.place("/etc/guestapi")

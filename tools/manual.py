@@ -3,9 +3,9 @@
 
     python tools/manual.py DIRECTORY
 
-guestapi(1) is made of the command's own help, guestapi.toml(5) of docs/configuration.md, and guestapi(7) of the other
-documents in docs/ that `GUIDE` names, so that a page cannot say anything else than they do. Needs the interpreter of an
-environment in which guestapi is installed, and nothing else.
+guestapi(1) is made of the command's own help, guestapi.toml(5) of docs/configuration.md, guestctl(1) of
+docs/guestctl.md, and guestapi(7) of the other documents in docs/ that `GUIDE` names. So each page says what the
+document says. Needs the interpreter of an environment in which guestapi is installed, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from click.shell_completion import get_completion_class
 
 import guestapi
 from guestapi.cli.main import main as command
+from guestapi.guest import guestctl
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DOCS = CHECKOUT / "docs"
@@ -41,6 +42,7 @@ GUIDE = (
 #: What each page says that it is.
 TITLES = {
     "guestapi.1": "look after the instances to which the guest API is offered",
+    "guestctl.1": "ask the host about the instance in which it runs",
     "guestapi.toml.5": "configuration of the guest API service",
     "guestapi.7": "the guest API of Incus and LXD as a service of its own",
 }
@@ -190,11 +192,26 @@ def manual_of_documents(names: Sequence[str], see: str) -> Iterator[str]:
     yield from (".SH SEE ALSO", see)
 
 
+def completions_of_guestctl() -> dict[str, str]:
+    """Return the completions of guestctl's commands and options, by shell."""
+    groups = [action for action in guestctl.parser()._actions if isinstance(action.choices, dict)]
+    verbs = list(groups[0].choices or ())
+    parsers = [guestctl.parser(), *dict(groups[0].choices or {}).values()]
+    options = sorted({word for each in parsers for word in each._option_string_actions if word.startswith("--")})
+    return {
+        "bash": f'complete -W "{" ".join([*verbs, *options])}" guestctl\n',
+        "zsh": f"#compdef guestctl\n_arguments '1:command:({' '.join(verbs)})' {' '.join(options)} '*: :'\n",
+        "fish": f"complete -c guestctl -f -a '{' '.join(verbs)}'\n"
+        + "".join(f"complete -c guestctl -l {word[2:]}\n" for word in options),
+    }
+
+
 def write(directory: Path) -> None:
     """Write all pages and completions into a directory, which is made."""
     directory.mkdir(parents=True, exist_ok=True)
     pages = {
         "guestapi.1": manual_of_command(),
+        "guestctl.1": manual_of_documents(["guestctl.md"], "\\fBguestapi\\fR(7)"),
         "guestapi.toml.5": manual_of_documents(["configuration.md"], "\\fBguestapi\\fR(1), \\fBguestapi\\fR(7)"),
         "guestapi.7": manual_of_documents(GUIDE, "\\fBguestapi\\fR(1), \\fBguestapi.toml\\fR(5)"),
     }
@@ -205,6 +222,8 @@ def write(directory: Path) -> None:
         assert complete is not None, "click knows all three"
         source = complete(command, {}, "guestapi", "_GUESTAPI_COMPLETE").source()
         (directory / f"guestapi.{shell}").write_text(source.strip() + "\n", encoding="utf-8")
+    for shell, source in completions_of_guestctl().items():
+        (directory / f"guestctl.{shell}").write_text(source, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -486,7 +486,7 @@ def run(options: Any) -> None:
         report(host, options.ready)
     else:
         for text in events(host, seconds, options.since, options.type):
-            write(text.encode() + b"\n")
+            write(text.rstrip("\n").encode() + b"\n")
 
 
 def main(words: Optional[List[str]] = None) -> int:

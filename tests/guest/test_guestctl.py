@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -63,22 +64,34 @@ class Guest:
                     os.kill(int(pid), 9)
 
 
-@pytest.fixture(scope="module", params=list(PYTHONS))
-def guest(request: pytest.FixtureRequest, service: Service) -> Iterator[Guest]:
+@pytest.fixture(scope="module")
+def instance(service: Service) -> Iterator[Container]:
     """A privileged container, whose root can enter the directories of all interpreters."""
-    name = "ctl-" + request.param.replace(".", "-")
     devices = {"root": {"type": "disk", "path": "/"}}
-    with service.container(name, {"user.key": "värde\n", "limits.cpu": "1"}, devices, base=None) as container:
-        yield Guest(container, PYTHONS[request.param])
+    with service.container("guestctl", {"user.key": "värde\n", "limits.cpu": "1"}, devices, base=None) as container:
+        yield container
 
 
-@pytest.fixture
-def name(guest: Guest) -> str:
-    """The name of the guest's instance."""
-    return guest("metadata").out.splitlines()[1].rpartition(": ")[2]
+@pytest.fixture(params=list(PYTHONS))
+def guest(request: pytest.FixtureRequest, instance: Container) -> Guest:
+    """guestctl by each interpreter."""
+    return Guest(instance, PYTHONS[request.param])
 
 
-def test_reading(guest: Guest, name: str) -> None:
+@pytest.fixture(params=sorted({min(PYTHONS, key=list(PYTHONS).index), list(PYTHONS)[-1]}))
+def edge(request: pytest.FixtureRequest, instance: Container) -> Guest:
+    """guestctl by the oldest and the newest interpreter."""
+    return Guest(instance, PYTHONS[request.param])
+
+
+def test_python_3_6() -> None:
+    """No syntax and no function of the library is newer than Python 3.6, also where no such interpreter is here."""
+    words = ["--no-tips", "--eval-annotations", "--violations", "-t=3.6-", PROGRAM]
+    done = subprocess.run([sys.executable, "-m", "vermin", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_reading(guest: Guest) -> None:
     """The values, names, devices and meta-data are those of the API, byte for byte."""
     assert guest("get", "user.key") == Ran(0, "värde\n", "")
     assert guest("list") == Ran(0, "user.key\n", "")
@@ -114,36 +127,39 @@ def test_misuse(capfd: pytest.CaptureFixture[str], words: list[str], text: str) 
     assert text in capfd.readouterr().err
 
 
-def test_readiness(guest: Guest, service: Service, name: str) -> None:
+def test_readiness(guest: Guest, service: Service) -> None:
     """The host sees what the workload reports."""
     for words, ready in ((["ready"], True), (["ready", "--not"], False)):
         assert guest(*words) == Ran(0, "", "")
-        assert service.instance(name).ready is ready
+        assert service.instance("guestctl").ready is ready
 
 
-def test_wait_for_a_key(guest: Guest, service: Service, name: str) -> None:
+def test_wait_for_a_key(edge: Guest, service: Service) -> None:
     """A wait ends when the key is set, or when its time is over."""
-    assert guest("get", "user.late", "--wait", "0.1").code == 1
-    setting = threading.Timer(0.5, lambda: service.configure(name, user_late="now"))
+    assert edge("get", "user.late", "--wait", "0.1").code == 1
+    setting = threading.Timer(0.5, lambda: service.configure("guestctl", user_late="now"))
     setting.start()
-    assert guest("get", "user.late", "--wait", "60") == Ran(0, "now", "")
+    assert edge("get", "user.late", "--wait", "60") == Ran(0, "now", "")
     setting.join()
-    assert guest("get", "user.late", "--wait", "60").out == "now"
+    assert edge("get", "user.late", "--wait", "60").out == "now"
+    service.configure("guestctl", user_late="")
 
 
-def test_events(guest: Guest, service: Service, name: str) -> None:
+def test_events(edge: Guest, service: Service, request: pytest.FixtureRequest) -> None:
     """Each change is a line, in order; those after an id come first."""
-    service.configure(name, user_e="0")
-    with guest.following("events", "--since", "0", "--type", "config") as events:
-        values = []
+    key = f"user.{request.node.callspec.id}"
+    service.configure("guestctl", **{key: "0"})
+    values: list[object] = []
+    with edge.following("events", "--since", "0", "--type", "config") as events:
         for event in events:
             metadata = event["metadata"]
             assert isinstance(metadata, dict)
-            if metadata.get("key") == "user.e":
+            if metadata.get("key") == key.replace("_", "."):
                 values.append(metadata["value"])
                 if len(values) == 5:
                     break
-                service.configure(name, user_e=str(len(values)))
+                service.configure("guestctl", **{key: str(len(values))})
+    service.configure("guestctl", **{key: ""})
     assert values == ["0", "1", "2", "3", "4"]
 
 
