@@ -1,4 +1,4 @@
-"""An instance, its callers and a store, without kernel or database."""
+"""An instance, its callers and a store in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from guestapi.store.images import open_files
 from guestapi.store.rows import Entries
 from guestapi.wsgi import CALLER, DIALECT, Environ
 
-#: Which host UID is root in the instance.
+# The host UID of root in the instance.
 ROOT = 100_000
 CLOUD_INIT_ID = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 
@@ -27,7 +27,7 @@ INIT = Init(pid=4242, start_time=1, boot_id="00000000-0000-0000-0000-00000000000
 
 
 class StandIn(LiveInit):
-    """An init that is alive or not, as the test decides."""
+    """An init whose life the test sets."""
 
     def __init__(self, *, living: bool = True) -> None:
         self.init = INIT
@@ -35,17 +35,17 @@ class StandIn(LiveInit):
         self.living = living
 
     def __del__(self) -> None:
-        """There is nothing to close."""
+        """Close nothing."""
 
     def alive(self) -> bool:
-        """Return what the test decided."""
+        """Return what the test has set."""
         return self.living
 
     __slots__ = ("living",)
 
 
 def caller(*, uid: int = ROOT, run: int = 1, living: bool = True, instance_id: int | None = 7) -> Caller:
-    """A caller in instance 7."""
+    """Return a caller in instance 7."""
     init = None if instance_id is None else StandIn(living=living)
     return Caller(Credentials(4242, uid, uid), instance_id, run, init)
 
@@ -58,7 +58,7 @@ def instance(
     ready: bool = False,
     location: str | None = None,
 ) -> Instance:
-    """Instance 7, called c1, in its first run."""
+    """Return instance 7, called c1, in its first run."""
     return Instance(
         id=7,
         revision=1,
@@ -90,41 +90,41 @@ class MemoryStore:
     where: Path = Path("/nonexistent")
 
     def instance(self, instance_id: int) -> Instance | None:
-        """The instance, under its id alone."""
+        """Return the instance if the id is its own."""
         if self.fault is not None:
             raise self.fault
         return self.held if self.held is not None and self.held.id == instance_id else None
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
-        """Record it; refuse if the run is over."""
+        """Record the state; refuse it if the run is over."""
         self.told.append((instance_id, run, ready))
         return not self.over
 
     def read_value(self, instance: Instance, key: str) -> str | None:
-        """One of the large values that it was given, if the instance is the one that it holds."""
+        """Return one of the large values, if this is the instance in the store."""
         self.read.append(key)
         return self.large_values.get(key) if instance is self.held else None
 
     def image(self, fingerprint: str) -> Image | None:
-        """One of those that it was given."""
+        """Return one of the images."""
         return self.images.get(fingerprint)
 
     def open_image(self, image: Image) -> list[int]:
-        """Files in the directory that it was given."""
+        """Open the image's files in the directory."""
         return open_files(self.where, image)
 
 
 class EmptyLog:
-    """A change log in which nothing was ever written."""
+    """An empty change log."""
 
     replaced = 0
 
     def latest(self) -> int:
-        """No entry."""
+        """Return the id 0."""
         return 0
 
     def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
-        """None."""
+        """Return no entries."""
         return Entries(found=[], more=False, oldest=0)
 
 
@@ -155,7 +155,7 @@ class Client:
         query: str = "",
         fields: Mapping[str, str] | None = None,
     ) -> Answered:
-        """One request; `fields` are header fields by name."""
+        """Send one request; `fields` are header fields by name."""
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
             "SCRIPT_NAME": "",
@@ -183,7 +183,7 @@ class Client:
         try:
             content = b"".join(chunks)
         finally:
-            # PEP 3333: a server calls it if it is there.
+            # A server calls close() if there is one (PEP 3333).
             getattr(chunks, "close", lambda: None)()
         names = [name.lower() for name, _value in said[1]]
         assert len(names) == len(set(names)), "a header field is sent twice"

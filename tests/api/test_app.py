@@ -1,4 +1,4 @@
-"""The WSGI application called directly: endpoints of each dialect, responses and refusals."""
+"""The WSGI application, called directly: endpoints of each dialect, responses and refusals."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ PLAIN_ERROR = {"content-type": "text/plain; charset=utf-8", "x-content-type-opti
 
 
 def client(dialect: str = "incus") -> Client:
-    """A client in an instance that has everything."""
+    """Return a client in an instance with configuration and devices of all kinds."""
     return Client(MemoryStore(instance(CONFIG, DEVICES)), dialect)
 
 
 def assert_error(answer: Answered, status: int, text: str) -> None:
-    """Check that it is this refusal, in the common form."""
+    """Check that the response is this refusal, in the common form."""
     assert (answer.status, answer.body.decode()) == (status, f"{text}\n")
     assert PLAIN_ERROR.items() <= answer.headers.items()
     assert answer.headers["content-length"] == str(len(answer.body))
@@ -64,7 +64,7 @@ def test_endpoints_of_each_dialect() -> None:
 
 @pytest.mark.parametrize("dialect", ALL)
 def test_root(dialect: str) -> None:
-    """`/` lists the one API."""
+    """`/` lists the only API version."""
     answer = client(dialect).ask("/")
     assert (answer.status, answer.body) == (200, b'["/1.0"]\n')
     assert answer.headers == {"content-type": "application/json", "content-length": "9"}
@@ -72,7 +72,7 @@ def test_root(dialect: str) -> None:
 
 @pytest.mark.parametrize("dialect", NEWER)
 def test_description(dialect: str) -> None:
-    """`GET /1.0` tells state, version, type and location in this order; the location is by default the host."""
+    """`GET /1.0` has state, version, type and location in this order; the default location is the host."""
     store = MemoryStore(instance(ready=False))
     host = json.dumps(platform.node()).encode()
     expected = b'{"state":"Started","api_version":"1.0","instance_type":"container","location":' + host + b"}\n"
@@ -83,13 +83,13 @@ def test_description(dialect: str) -> None:
     assert answer.headers["content-type"] == "application/json"
 
 
-def test_description_of_old() -> None:
-    """lxd-legacy tells the version, and nothing else."""
+def test_description_in_lxd_legacy() -> None:
+    """In lxd-legacy, `/1.0` has only the version."""
     assert client("lxd-legacy").ask("/1.0").body == b'{"api_version":"1.0"}\n'
 
 
 @pytest.mark.parametrize("dialect", NEWER)
-def test_state_is_noted(dialect: str) -> None:
+def test_state_is_recorded(dialect: str) -> None:
     """PATCH records the state for this instance in this run, and has an empty body of unknown type."""
     store = MemoryStore(instance())
     asking = Client(store, dialect)
@@ -117,12 +117,12 @@ def test_invalid_state(body: bytes, text: str) -> None:
 
 
 def test_state_of_a_run_that_is_over() -> None:
-    """A state that comes when the run has just ended is refused like an unknown caller's."""
+    """A state for a run that has just ended is refused like an unknown caller's."""
     answer = Client(MemoryStore(instance(), over=True)).ask("/1.0", "PATCH", b'{"state":"Ready"}')
     assert_error(answer, 500, "pid not in container?")
 
 
-def test_no_state_of_old() -> None:
+def test_state_in_lxd_legacy() -> None:
     """lxd-legacy has no PATCH: 405, and nothing is recorded."""
     store = MemoryStore(instance())
     answer = Client(store, "lxd-legacy").ask("/1.0", "PATCH", b'{"state":"Ready"}')
@@ -140,7 +140,7 @@ def test_no_state_of_old() -> None:
     ],
 )
 def test_keys(dialect: str, keys: list[str]) -> None:
-    """The list has the readable keys, sorted and not encoded; what is listed and has no slash can be read as listed."""
+    """The list has the readable keys, sorted and not encoded; a listed key without a slash can be read by its URL."""
     answer = client(dialect).ask("/1.0/config")
     assert answer.headers["content-type"] == "application/json"
     assert json.loads(answer.body) == [f"/1.0/config/{key}" for key in keys]
@@ -153,8 +153,8 @@ def test_no_keys(dialect: str) -> None:
     assert Client(MemoryStore(instance({"security.x": "1"})), dialect).ask("/1.0/config").body == b"[]\n"
 
 
-def test_value_is_as_it_was_set() -> None:
-    """A value comes byte for byte, with no newline added and as octets."""
+def test_value_is_unchanged() -> None:
+    """A value is sent byte for byte, as octets, without an additional newline."""
     answer = client().ask("/1.0/config/user.foo", query="x=y")
     assert (answer.status, answer.body) == (200, CONFIG["user.foo"].encode())
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -162,7 +162,7 @@ def test_value_is_as_it_was_set() -> None:
 
 
 def test_key_with_a_slash() -> None:
-    """`%2F` reaches the key; a plain slash does not."""
+    """`%2F` in a key stands for a slash; a plain slash does not belong to the key."""
     assert client().ask("/1.0/config/user.a%2Fb").body == b"slash"
     assert_error(client().ask("/1.0/config/user.a/b"), 404, "404 page not found")
 
@@ -172,12 +172,12 @@ def test_key_with_a_slash() -> None:
     ["security.nesting", "security.unset", "User.foo", "user", "cloud-init", "volatile.eth0.hwaddr", "%2Fuser.foo"],
 )
 def test_key_outside_the_prefixes(key: str) -> None:
-    """A key that may not be read is refused, be it set or not, so that nobody learns whether it is set."""
+    """An unreadable key is refused whether it is set or not, so that a guest cannot find out which."""
     assert_error(client().ask(f"/1.0/config/{key}"), 403, "not authorized")
 
 
-def test_keys_that_are_not_there() -> None:
-    """A readable key that is not set is not found; in lxd-legacy cloud-init's keys are not readable."""
+def test_keys_that_are_not_set() -> None:
+    """A readable key that is not set is not found; in lxd-legacy cloud-init's keys are unreadable."""
     for key in ("user.bar", "user.", "cloud-init.x", "user.%ff"):
         assert_error(client().ask(f"/1.0/config/{key}"), 404, "not found")
     assert_error(client("lxd-legacy").ask("/1.0/config/cloud-init.user-data"), 403, "not authorized")
@@ -185,7 +185,7 @@ def test_keys_that_are_not_there() -> None:
 
 @pytest.mark.parametrize("dialect", NEWER)
 def test_devices(dialect: str) -> None:
-    """All devices, options sorted; a NIC without hwaddr has the volatile one, its own wins, a disk gets none."""
+    """Devices have sorted options; a NIC without hwaddr gets the volatile one, and a disk gets none."""
     answer = client(dialect).ask("/1.0/devices")
     assert answer.headers["content-type"] == "application/json"
     assert answer.body == (
@@ -202,7 +202,7 @@ def test_no_devices(dialect: str, body: bytes) -> None:
     assert Client(MemoryStore(instance()), dialect).ask("/1.0/devices").body == body
 
 
-def test_devices_of_old() -> None:
+def test_devices_in_lxd_legacy() -> None:
     """lxd-legacy lists the URLs of ipvlan NICs, each of which can be read; no other device can."""
     asking = client("lxd-legacy")
     assert json.loads(asking.ask("/1.0/devices").body) == ["/1.0/device/eth0", "/1.0/device/eth1"]
@@ -217,7 +217,7 @@ def test_devices_of_old() -> None:
     ("dialect", "identity"), [("incus", CLOUD_INIT_ID), ("lxd", CLOUD_INIT_ID), ("lxd-legacy", "c1")]
 )
 def test_meta_data(dialect: str, identity: str) -> None:
-    """Meta-data names the cloud-init UUID, of old the instance, and then has `user.meta-data` as it is."""
+    """Meta-data has the cloud-init UUID, or in lxd-legacy the instance's name, and then `user.meta-data` unchanged."""
     answer = client(dialect).ask("/1.0/meta-data")
     assert answer.body.decode() == f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: c1\na: <b>\n\n# c"
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -241,7 +241,7 @@ def test_meta_data(dialect: str, identity: str) -> None:
     ],
 )
 def test_head_is_get_without_body(dialect: str, path: str) -> None:
-    """HEAD has GET's status and header fields, its length among them, and no body, for refusals too."""
+    """HEAD has GET's status and header fields, also for refusals, and no body."""
     got, headed = (client(dialect).ask(path, method) for method in ("GET", "HEAD"))
     assert (headed.status, headed.headers, headed.body) == (got.status, got.headers, b"")
     assert headed.headers["content-length"] == str(len(got.body))
@@ -249,7 +249,7 @@ def test_head_is_get_without_body(dialect: str, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "OPTIONS", "TRACE", "FOO", "get", "CONNECT"])
 def test_method_not_offered(method: str) -> None:
-    """Every other method is 405 with what is allowed, whether HTTP knows it or not."""
+    """Any other method, known to HTTP or not, is refused with 405 and Allow."""
     answer = client().ask("/1.0", method)
     assert_error(answer, 405, f'method "{method}" not allowed')
     assert answer.headers["allow"] == "GET, HEAD, PATCH"
@@ -268,7 +268,7 @@ def test_method_not_offered(method: str) -> None:
     ],
 )
 def test_unclean_path_is_redirected(path: str, query: str, location: str) -> None:
-    """An unclean path is redirected to the clean one, still encoded, with its query, whoever asks; HTML is escaped."""
+    """An unclean path is redirected to the clean one, encoded and with its query, for any caller; HTML is escaped."""
     asking = Client(MemoryStore(None), who=caller(instance_id=None))
     answer = asking.ask(path, query=query)
     assert (answer.status, answer.headers["location"]) == (307, location)
@@ -289,7 +289,7 @@ def test_unknown_path_comes_first() -> None:
 
 
 def test_refusals_of_the_gate() -> None:
-    """Unknown callers get 500, users other than root 401; 403 means switched off."""
+    """Unknown callers get 500, users other than root 401, and instances that are switched off 403."""
     held = instance(CONFIG)
     assert_error(Client(MemoryStore(held), who=caller(living=False)).ask("/"), 500, "pid not in container?")
     assert_error(Client(MemoryStore(held), who=caller(uid=0)).ask("/"), 401, "Access denied for non-root user")
@@ -302,7 +302,7 @@ def test_refusals_of_the_gate() -> None:
 
 @pytest.mark.parametrize("dialect", ALL)
 def test_store_fault(dialect: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A store that cannot be read is a temporary 500, never 503; only the log has the reason."""
+    """A store that cannot be read gives a temporary 500, never 503; only the log has the reason."""
     store = MemoryStore(instance(), fault=StoreError("/var/lib/guestapi/store.db: disk I/O error"))
     with caplog.at_level("ERROR"):
         answer = Client(store, dialect).ask("/1.0/config")
@@ -313,7 +313,7 @@ def test_store_fault(dialect: str, caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("dialect", ALL)
 @pytest.mark.parametrize("fault", [ValueError("SELECT secret"), KeyError("secret"), RuntimeError(), RecursionError()])
 def test_unexpected_exception(dialect: str, fault: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """An unexpected exception is `internal error` for the guest, and has a traceback in the log."""
+    """An unexpected exception gives `internal error` to the guest and a traceback to the log."""
     with caplog.at_level("ERROR"):
         answer = Client(MemoryStore(instance(), fault=fault), dialect).ask("/1.0/config")
     assert_error(answer, 500, "internal error")
@@ -321,7 +321,7 @@ def test_unexpected_exception(dialect: str, fault: Exception, caplog: pytest.Log
 
 
 def test_large_values_are_read_one_by_one() -> None:
-    """A key whose value is large is listed like any other, and read when it is asked for, and only then."""
+    """A key with a large value is listed as usual; its value is read from the store only on request."""
     held = replace(
         instance({"user.a": "1", "user.z": "2"}), large=frozenset({"user.large", "user.meta-data", "limits.x"})
     )
@@ -337,7 +337,7 @@ def test_large_values_are_read_one_by_one() -> None:
     assert store.read == ["user.large", "user.meta-data"]
 
 
-def test_a_large_value_that_is_gone() -> None:
-    """What was unset between the look at the instance and the look at the value is not found."""
+def test_large_value_that_is_unset() -> None:
+    """A large value that is unset after the instance was read is not found."""
     held = replace(instance(), large=frozenset({"user.large"}))
     assert Client(MemoryStore(held)).ask("/1.0/config/user.large").status == 404

@@ -1,4 +1,4 @@
-"""Who may have an answer, in which order that is decided, and what stays open when an instance is switched off."""
+"""The gate: which callers are admitted, in which order refusals are decided, and what remains when switched off."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def refused(who: Caller, held: Instance | None, method: str = "GET", template: s
 
 
 def test_root_of_a_known_instance_is_admitted() -> None:
-    """Who is root in an instance that is in the run it was recognised in gets that instance."""
+    """Root of an instance that is in the run of its identification is admitted with that instance."""
     held = instance()
     assert admit(caller(), holding(held), INCUS, "GET", "/1.0/config") is held
 
 
 def test_unknown_callers() -> None:
-    """No instance, one that was removed, one in another run, and one whose init has died are all the same: unknown."""
+    """No instance, a removed one, one in another run, and one whose init has ended are all unknown."""
     assert refused(caller(instance_id=None), instance()) is UnknownCaller
     assert refused(caller(), None) is UnknownCaller
     assert refused(caller(run=1), instance(run=2)) is UnknownCaller
@@ -51,14 +51,14 @@ def test_unknown_callers() -> None:
 
 
 @pytest.mark.parametrize("other", [{"pid": 1}, {"start_time": 2}, {"boot_id": "1"}, {"namespace": 1}])
-def test_number_and_run_of_another_init(other: dict[str, Any]) -> None:
-    """After the store was replaced, an instance of the same number and run may be another: its init is not this one."""
+def test_same_id_and_run_with_another_init(other: dict[str, Any]) -> None:
+    """In a replaced store, an instance with the same id and run but another init is unknown."""
     assert refused(caller(), replace(instance(), init=replace(INIT, **other))) is UnknownCaller
     assert refused(caller(), replace(instance(), init=None)) is UnknownCaller
 
 
 def test_store_is_not_read_for_unknown_callers() -> None:
-    """A caller without an instance does not cause a read of the store."""
+    """For a caller without an instance the store is not read."""
 
     def look(_instance_id: int) -> Instance | None:
         pytest.fail("looked")
@@ -69,12 +69,12 @@ def test_store_is_not_read_for_unknown_callers() -> None:
 
 @pytest.mark.parametrize("uid", [0, ROOT + 1, ROOT + 1000])
 def test_only_the_instances_own_root(uid: int) -> None:
-    """Any other user is refused, the host's root (UID 0, by nsenter without the user namespace) among them."""
+    """Any other user is refused, also the host's root (UID 0, by nsenter without the user namespace)."""
     assert refused(caller(uid=uid), instance()) is NotRoot
 
 
 def test_order_of_refusals() -> None:
-    """Unknown is decided before not root, and not root before switched off, so no caller learns more than it may."""
+    """Unknown is decided before not root, and not root before switched off, so that no caller learns too much."""
     off = instance(OFF)
     assert refused(caller(uid=0, living=False), off) is UnknownCaller
     assert refused(caller(uid=0, run=2), off) is UnknownCaller
@@ -92,7 +92,7 @@ def test_order_of_refusals() -> None:
     ],
 )
 def test_open_when_off(dialect: str, still_open: set[str]) -> None:
-    """When switched off, `/` and `GET /1.0` answer, in lxd nothing does; HEAD is as GET."""
+    """When switched off, `/` and `GET /1.0` are answered, in lxd nothing; HEAD is as GET."""
     held = instance(OFF)
     answered = set()
     for template in (
@@ -122,7 +122,7 @@ def test_open_when_off(dialect: str, still_open: set[str]) -> None:
     ],
 )
 def test_each_dialect_has_its_switch(dialect: str, key: str, other: str) -> None:
-    """Only the dialect's own key switches it off; only a false value does; the default is on."""
+    """Only the dialect's own key with a false value switches it off; the default is on."""
     spoken = DIALECTS[dialect]
     for config in ({}, {key: "true"}, {key: "1"}, {key: ""}, {other: "false"}):
         admit(caller(), holding(instance(config)), spoken, "GET", "/1.0/config")
@@ -132,7 +132,7 @@ def test_each_dialect_has_its_switch(dialect: str, key: str, other: str) -> None
 
 
 def test_store_faults_pass() -> None:
-    """A store that cannot be read does not make a caller unknown."""
+    """An error of the store is raised, and does not make a caller unknown."""
 
     def look(_instance_id: int) -> Instance | None:
         raise StoreError("disk on fire")
@@ -142,13 +142,13 @@ def test_store_faults_pass() -> None:
 
 
 class Resource:
-    """Whose answers depend on request and instance alone."""
+    """A resource whose responses depend only on request and instance."""
 
     cacheable = True
 
 
-def passes(held: Instance | None, who: Caller, method: str = "GET", resource: object = None) -> dict[str, Any]:
-    """The environ after a request has come to the gate; `refused` in it is the refusal."""
+def pass_gate(held: Instance | None, who: Caller, method: str = "GET", resource: object = None) -> dict[str, Any]:
+    """Return the environ after a request has passed the gate; `refused` in it is the refusal."""
     environ: dict[str, Any] = {CALLER: who, "REQUEST_METHOD": method}
     request = SimpleNamespace(env=environ, uri_template="/1.0/config", context=SimpleNamespace())
     try:
@@ -161,16 +161,16 @@ def passes(held: Instance | None, who: Caller, method: str = "GET", resource: ob
     return environ
 
 
-def test_refusals_name_their_instance() -> None:
-    """A refusal is logged with the caller's instance; an unknown caller has none."""
+def test_refusals_have_their_instance() -> None:
+    """A refusal has the caller's instance for the log; an unknown caller has none."""
     off = instance(OFF)
     for who, refusal in ((caller(), NotAuthorized), (caller(uid=0), NotRoot), (caller(run=2), UnknownCaller)):
-        environ = passes(off, who)
+        environ = pass_gate(off, who)
         assert environ["refused"] is refusal
         assert environ[INSTANCE] is off
         assert CACHEABLE not in environ
-    assert passes(None, caller())[INSTANCE] is None
-    stranger = passes(off, caller(instance_id=None))
+    assert pass_gate(None, caller())[INSTANCE] is None
+    stranger = pass_gate(off, caller(instance_id=None))
     assert stranger["refused"] is UnknownCaller
     assert INSTANCE not in stranger
 
@@ -186,9 +186,9 @@ def test_refusals_name_their_instance() -> None:
         ("GET", SimpleNamespace(cacheable=False), False),
     ],
 )
-def test_only_reads_of_resources_that_say_so_are_cacheable(method: str, resource: object, cacheable: bool) -> None:
-    """A response is cacheable if its resource says so and the request changes nothing."""
+def test_cacheable_responses(method: str, resource: object, cacheable: bool) -> None:
+    """A response is cacheable if its resource declares it and the method is a read."""
     held = instance()
-    environ = passes(held, caller(), method, resource)
+    environ = pass_gate(held, caller(), method, resource)
     assert environ[INSTANCE] is held
     assert environ[CACHEABLE] is cacheable

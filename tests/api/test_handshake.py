@@ -1,4 +1,4 @@
-"""What a client asks of `/1.0/events`, and that reading it takes no longer for a longer query or field."""
+"""The parameters of `/1.0/events`, and the time that long queries and fields take."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ CONFIG, DEVICE = frozenset({"config"}), frozenset({"device"})
     ],
 )
 def test_types(query: str, types: frozenset[str] | None) -> None:
-    """The first `type` counts, decoded as Go decodes it; types that no event has are not kept."""
+    """The first `type` counts, decoded as Go decodes it; unknown types are dropped."""
     assert types_of(query) == types
 
 
 def test_since() -> None:
-    """The header field wins over the query; what is no id is refused, whatever its length."""
+    """The header field takes precedence over the query; any value that is no id is refused."""
     assert since_of({}, "") is None
     assert since_of({}, "a=1&since=12") == 12
     assert since_of({}, "s%69nce=%31%32") == 12
@@ -68,12 +68,12 @@ def test_since() -> None:
     ],
 )
 def test_format(accepts: str, wanted: EventFormat) -> None:
-    """A token of Accept asks for server-sent events, with parameters or not."""
+    """A media type in Accept, with parameters or not, selects server-sent events."""
     assert event_format_of({"HTTP_ACCEPT": accepts}) is wanted
 
 
 def steps(run: Callable[[], object]) -> int:
-    """Count the calls of functions, in Python and in C, that `run` makes."""
+    """Count the function calls, in Python and in C, of `run`."""
     count = 0
 
     def note(_frame: object, event: str, _argument: object) -> None:
@@ -92,8 +92,8 @@ LONG = ["&" * 16000, "a&" * 8000, "a=b&" * 4000, "%74&" * 4000, "&type;" * 2600,
 
 
 @pytest.mark.parametrize("path", ["/", "/1.0", "/1.0/config", "/1.0/config/user.a", "/1.0/meta-data", "/no/such"])
-def test_no_resource_but_one_has_a_query_parsed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Falcon parses no query, and a long one takes no more steps than a short one."""
+def test_queries_are_not_parsed(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Falcon does not parse the query, and a long one takes as many steps as a short one."""
 
     def parse(*_arguments: object, **_options: object) -> dict[str, Any]:
         raise AssertionError("a query is parsed")
@@ -108,7 +108,7 @@ def test_no_resource_but_one_has_a_query_parsed(path: str, monkeypatch: pytest.M
 
 
 def test_long_queries_and_fields_take_few_steps() -> None:
-    """Events, which has parameters, reads a long query or field in as many steps as a short one, whatever is in it."""
+    """The events resource reads any long query or field in as many steps as a short one."""
 
     def read(query: str) -> Callable[[], object]:
         return lambda: (types_of(query), since_of({}, query), event_format_of({"HTTP_ACCEPT": query}))
@@ -118,7 +118,7 @@ def test_long_queries_and_fields_take_few_steps() -> None:
 
 
 def test_a_path_of_thousands_of_segments_takes_few_steps() -> None:
-    """A path with more segments than any endpoint is unknown at once."""
+    """A path with more segments than any endpoint is refused without further steps."""
     guest = Client(MemoryStore(instance()))
     few = steps(lambda: guest.ask("/a/b/c/d/e/f"))
     assert guest.ask("/a" * 8000).status == 404
@@ -127,7 +127,7 @@ def test_a_path_of_thousands_of_segments_takes_few_steps() -> None:
 
 @pytest.mark.parametrize("query", ["type=device", "a=1&" * 4000 + "t%79pe=device"])
 def test_events_gets_its_query(query: str) -> None:
-    """The resource of events gets the query that Falcon does not see; afterwards the environ is as it was."""
+    """The events resource gets the query, which Falcon does not see."""
     guest = Client(MemoryStore(instance()))
     assert guest.ask("/1.0/events", query=query + "&since=x").status == 400
     assert guest.ask("/1.0/events", query=query).status == 200

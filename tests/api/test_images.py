@@ -1,4 +1,4 @@
-"""Image export by the application called directly: who gets what, and what all the others are told."""
+"""Image export by the application, called directly: permissions, content, ranges, conditions and refusals."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ DIALECTS = [
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
-    """Whatever is answered, no file stays open."""
-    # What other tests have left behind is not to go away in the middle of this one.
+    """Check that a response leaves no file open."""
+    # Garbage of earlier tests must not be collected during this one.
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     yield
@@ -35,7 +35,7 @@ def no_descriptor_is_left() -> Iterator[None]:
 
 
 def add(store: MemoryStore, fingerprint: str, *files: tuple[str, bytes], **options: bool) -> None:
-    """Give the store an image."""
+    """Add an image to the store."""
     held = []
     for name, (extension, content) in zip((fingerprint, f"{fingerprint}.rootfs"), files, strict=False):
         (store.where / name).write_bytes(content)
@@ -43,13 +43,13 @@ def add(store: MemoryStore, fingerprint: str, *files: tuple[str, bytes], **optio
         held.append(ImageFile(extension, len(content), 784_111_777_500_000_000))
     kind = "virtual-machine" if options.pop("vm", False) else "container"
     public, cached = options.get("public", False), options.get("cached", False)
-    # One of the two literals, which mypy takes for any text.
+    # One of the two literals, which mypy takes for any string.
     store.images[fingerprint] = Image(fingerprint, kind, public, cached, 0.0, tuple(held), ())  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> MemoryStore:
-    """A public image, a split one that is cached, a private one; an instance that may have them in every dialect."""
+    """A store with a public, a cached split, and a private image; its instance may export images in every dialect."""
     made = MemoryStore(instance({key: "true" for _dialect, key in DIALECTS}), where=tmp_path)
     add(made, FP, (".tar.gz", BODY), public=True)
     add(made, SPLIT, (".tar.xz", b"meta"), (".squashfs", BODY), cached=True)
@@ -58,19 +58,19 @@ def store(tmp_path: Path) -> MemoryStore:
 
 
 def export(store: MemoryStore, name: str = FP, dialect: str = "incus", method: str = "GET", **fields: str) -> Answered:
-    """Ask for an image, with these header fields (``if_range`` for If-Range)."""
+    """Request an image with these header fields (``if_range`` for If-Range)."""
     return Client(store, dialect).ask(f"/1.0/images/{name}/export", method, fields=fields)
 
 
 def not_found(name: str) -> bytes:
-    """The one 404 of images."""
+    """Return the body of the one 404 of images."""
     head = b'{"type":"error","status":"","status_code":0,"operation":"","error_code":404,"error":'
     return head + json.dumps(f'Image "{name}" not found', ensure_ascii=False).encode() + b',"metadata":null}\n'
 
 
 @pytest.mark.parametrize(("dialect", "key"), DIALECTS)
-def test_allowed_by_a_key_alone(store: MemoryStore, dialect: str, key: str) -> None:
-    """In each dialect its own key, if it says true, allows images; without it, none of them is told of."""
+def test_key_that_permits_images(store: MemoryStore, dialect: str, key: str) -> None:
+    """Only a true value of the dialect's own key permits images; without it, every image gets the same 403."""
     for config, status in ({key: "true"}, 200), ({key: "1"}, 200), ({key: "false"}, 403), ({}, 403), ({key: ""}, 403):
         store.held = instance(config)
         answer = export(store, dialect=dialect)
@@ -81,7 +81,7 @@ def test_allowed_by_a_key_alone(store: MemoryStore, dialect: str, key: str) -> N
 
 
 def test_unified_image(store: MemoryStore) -> None:
-    """A unified image is sent as it is, and the head says which it is, how long, and since when it is so."""
+    """A unified image is sent unchanged, with its name, length and time in the head."""
     answer = export(store)
     assert (answer.status, answer.body) == (200, BODY)
     assert answer.headers == {
@@ -98,7 +98,7 @@ def test_unified_image(store: MemoryStore) -> None:
 
 @pytest.mark.parametrize(("vm", "part"), [(False, "rootfs"), (True, "rootfs.img")])
 def test_split_image(store: MemoryStore, vm: bool, part: str) -> None:
-    """A split image is a form of two files, named as Incus names them; its length is known, and the same each time."""
+    """A split image is a form of two files with Incus's names; its length is known, and it is the same each time."""
     add(store, SPLIT, (".tar.xz", b"meta"), (".squashfs", BODY), cached=True, vm=vm)
     answer = export(store, SPLIT)
     assert answer.headers["content-length"] == str(len(answer.body))
@@ -126,8 +126,8 @@ def test_split_image(store: MemoryStore, vm: bool, part: str) -> None:
     "name",
     [PRIVATE, "f" * 64, FP[:12], FP.upper(), "a", "alias", "%25", "%2e%2e", "'", "%E2%98%83", "x" * 5000, f"{FP}%2Fa"],
 )
-def test_everything_else_is_not_found(store: MemoryStore, name: str) -> None:
-    """Private, unknown, abbreviated, an alias or nonsense: one and the same answer, as the main API gives it."""
+def test_not_found(store: MemoryStore, name: str) -> None:
+    """A private or unknown fingerprint, an abbreviation, an alias and nonsense get the same 404 as in the main API."""
     answer = export(store, name)
     decoded = name.replace("%25", "%").replace("%2e", ".").replace("%E2%98%83", "☃").replace("%2F", "/")
     assert (answer.status, answer.body) == (404, not_found(decoded))
@@ -136,15 +136,15 @@ def test_everything_else_is_not_found(store: MemoryStore, name: str) -> None:
 
 
 def test_names_are_escaped(store: MemoryStore) -> None:
-    """What is repeated in an answer cannot leave its string, nor become a tag for a browser."""
+    """A name in the error is escaped for JSON and HTML."""
     answer = export(store, "%22%3Cb%3E%26%5C")
     assert b'"error":"Image \\"\\\\\\"\\u003cb\\u003e\\u0026\\\\\\\\\\" not found"' in answer.body
     assert json.loads(answer.body)["error"] == 'Image "\\"<b>&\\\\" not found'
 
 
 @pytest.mark.parametrize("spoil", ["missing", "cut", "changed", "link"])
-def test_spoilt_image(store: MemoryStore, spoil: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that is not what was imported is not sent: the guest is told that there is none, the operator which."""
+def test_image_with_a_changed_file(store: MemoryStore, spoil: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that differs from the import is not sent: the guest gets 404, and the log names the file."""
     path = store.where / FP
     if spoil == "missing":
         path.unlink()
@@ -163,13 +163,13 @@ def test_spoilt_image(store: MemoryStore, spoil: str, caplog: pytest.LogCaptureF
 
 
 def test_half_a_split_image(store: MemoryStore) -> None:
-    """A split image whose second file is gone is not there."""
+    """A split image without its second file is not found."""
     (store.where / f"{SPLIT}.rootfs").unlink()
     assert export(store, SPLIT).status == 404
 
 
 def test_head(store: MemoryStore) -> None:
-    """HEAD says the same as GET without the body; a range is for GET alone."""
+    """HEAD has GET's header fields and no body; a range applies only to GET."""
     for name in (FP, SPLIT):
         got, head = export(store, name), export(store, name, method="HEAD")
         assert (head.status, head.headers, head.body) == (200, got.headers, b"")
@@ -177,7 +177,7 @@ def test_head(store: MemoryStore) -> None:
 
 
 def test_range(store: MemoryStore) -> None:
-    """One range is sent by itself."""
+    """A single range is sent as the body."""
     answer = export(store, range="bytes=10-19")
     assert (answer.status, answer.body) == (206, BODY[10:20])
     assert answer.headers["content-range"] == f"bytes 10-19/{len(BODY)}"
@@ -186,7 +186,7 @@ def test_range(store: MemoryStore) -> None:
 
 
 def test_ranges(store: MemoryStore) -> None:
-    """Several ranges are parts of one body, in the order in which they were asked for."""
+    """Several ranges are sent as one multipart body, in the order of the request."""
     answer = export(store, range="bytes=-2, 0-3")
     assert answer.status == 206
     boundary = answer.headers["content-type"].removeprefix("multipart/byteranges; boundary=")
@@ -199,8 +199,8 @@ def test_ranges(store: MemoryStore) -> None:
     assert answer.headers["content-length"] == str(len(answer.body))
 
 
-def test_range_that_is_not_there(store: MemoryStore) -> None:
-    """416 says how long the image is."""
+def test_range_beyond_the_end(store: MemoryStore) -> None:
+    """416 has the length of the image."""
     answer = export(store, range="bytes=99999-")
     assert (answer.status, answer.body) == (416, b"invalid range: failed to overlap\n")
     assert answer.headers["content-range"] == f"bytes */{len(BODY)}"
@@ -208,7 +208,7 @@ def test_range_that_is_not_there(store: MemoryStore) -> None:
 
 
 def test_not_modified(store: MemoryStore) -> None:
-    """304 has no body, and says of what."""
+    """304 has no body, and the ETag."""
     for name, fields in (
         (FP, {"if_none_match": f'"{FP}"'}),
         (SPLIT, {"if_none_match": f'"{SPLIT}"'}),
@@ -221,20 +221,20 @@ def test_not_modified(store: MemoryStore) -> None:
 
 
 def test_failed_condition(store: MemoryStore) -> None:
-    """Who insists on another image gets 412."""
+    """If-Match with another image gets 412."""
     answer = export(store, if_match='"other"')
     assert (answer.status, answer.body) == (412, b"precondition failed\n")
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE", "OPTIONS", "FOO"])
 def test_other_methods(store: MemoryStore, method: str) -> None:
-    """Nothing but reading is offered."""
+    """Only reads are offered."""
     answer = export(store, method=method)
     assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_gate_comes_first(store: MemoryStore) -> None:
-    """Images are for root in an instance that is known and switched on, as everything else is."""
+    """As for any other path, only root of a known instance that is switched on may export images."""
     application = Client(store, who=caller(uid=1234))
     assert application.ask(f"/1.0/images/{FP}/export").status == 401
     assert Client(store, who=caller(instance_id=None)).ask(f"/1.0/images/{FP}/export").status == 500
@@ -242,8 +242,8 @@ def test_gate_comes_first(store: MemoryStore) -> None:
     assert export(store).status == 403
 
 
-def test_changed_under_way(store: MemoryStore) -> None:
-    """An iteration of the body ends with an error if the file is changed meanwhile: a server must not end it well."""
+def test_file_changed_while_it_is_sent(store: MemoryStore) -> None:
+    """A body whose file changes while it is sent ends with an error, so that the server does not complete it."""
     add(store, FP, (".tar.gz", os.urandom(1 << 20)), public=True)
     descriptors = store.open_image(store.images[FP])
     file = store.images[FP].files[0]

@@ -1,4 +1,4 @@
-"""Ranges and conditions, as pure functions."""
+"""Ranges and conditions of requests, as pure functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guestapi.api.errors import RangeNotSatisfiable
 from guestapi.api.ranges import MOST_RANGES, ConditionResult, http_date, judge, parse, wanted_ranges
 
 ETAG = '"abc"'
-#: Sun, 06 Nov 1994 08:49:37 GMT (RFC 9110, section 5.6.7).
+# Sun, 06 Nov 1994 08:49:37 GMT (RFC 9110, section 5.6.7).
 MODIFIED = 784_111_777
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 EARLIER, LATER = "Sun, 06 Nov 1994 08:49:36 GMT", "Sun, 06 Nov 1994 08:49:38 GMT"
@@ -32,7 +32,7 @@ EARLIER, LATER = "Sun, 06 Nov 1994 08:49:36 GMT", "Sun, 06 Nov 1994 08:49:38 GMT
     ],
 )
 def test_ranges(specs: str, found: list[tuple[int, int]]) -> None:
-    """Of 100 bytes, ranges are offsets and lengths; what lies behind the end is cut, or left out beside others."""
+    """Of 100 bytes, ranges are offsets and lengths; parts beyond the end are cut off or left out."""
     assert parse(specs, 100) == found
 
 
@@ -40,7 +40,7 @@ def test_ranges(specs: str, found: list[tuple[int, int]]) -> None:
     "specs", ["x", "-", "5", "5-4", "--5", "1-2-3", "+1-2", "1.0-2", "0x1-2", "١-٢", "9" * 30 + "-", "0-1;2-3"]
 )
 def test_no_ranges(specs: str) -> None:
-    """What is no list of ranges is refused, and 416 says of how many bytes one could ask."""
+    """A malformed list of ranges is refused with 416 and the number of bytes."""
     with pytest.raises(RangeNotSatisfiable) as raised:
         wanted_ranges({"HTTP_RANGE": f"bytes={specs}"}, ETAG, MODIFIED, 100)
     assert raised.value.text == "invalid range"
@@ -49,7 +49,7 @@ def test_no_ranges(specs: str) -> None:
 
 @pytest.mark.parametrize("specs", ["100-", "100-200", "-0", "100-,200-"])
 def test_ranges_behind_the_end(specs: str) -> None:
-    """Ranges none of which has a byte are refused."""
+    """If no range has a byte, they are refused."""
     with pytest.raises(RangeNotSatisfiable) as raised:
         wanted_ranges({"HTTP_RANGE": f"bytes={specs}"}, ETAG, MODIFIED, 100)
     assert raised.value.text == "invalid range: failed to overlap"
@@ -57,7 +57,7 @@ def test_ranges_behind_the_end(specs: str) -> None:
 
 @given(st.text(alphabet="0123456789-, x", max_size=30), st.integers(1, 10**12))
 def test_ranges_are_within(specs: str, size: int) -> None:
-    """Whatever is asked, what is sent lies within the file, and is not more than it."""
+    """Any accepted ranges lie within the file, and are not larger than it in total."""
     try:
         found = wanted_ranges({"HTTP_RANGE": f"bytes={specs}"}, ETAG, MODIFIED, size)
     except RangeNotSatisfiable:
@@ -71,7 +71,7 @@ def test_ranges_are_within(specs: str, size: int) -> None:
     ["items=0-1", "0-1", "bytes 0-1", "bytes=0-,0-", "bytes=" + ",".join(f"{n}-{n}" for n in range(MOST_RANGES + 1))],
 )
 def test_ranges_that_are_ignored(field: str) -> None:
-    """Another unit, ranges that come to more than the whole, or too many of them get the whole."""
+    """With another unit, ranges larger than the whole in total, or too many ranges, the whole is sent."""
     assert wanted_ranges({"HTTP_RANGE": field}, ETAG, MODIFIED, 100) == []
 
 
@@ -88,7 +88,7 @@ def test_ranges_that_are_ignored(field: str) -> None:
     ],
 )
 def test_if_range(condition: str, holds: bool) -> None:
-    """A range counts only if the representation is exactly the one that the client has a part of."""
+    """A range applies only if If-Range matches exactly."""
     fields = {"HTTP_RANGE": "bytes=0-0", "HTTP_IF_RANGE": condition}
     assert wanted_ranges(fields, ETAG, MODIFIED, 100) == ([(0, 1)] if holds else [])
 
@@ -117,7 +117,7 @@ def test_if_range(condition: str, holds: bool) -> None:
     ],
 )
 def test_conditions(fields: dict[str, str], verdict: ConditionResult) -> None:
-    """Conditions are evaluated in the order of RFC 9110, section 13.2.2; a date that is none does not count."""
+    """Conditions are evaluated in the order of RFC 9110, section 13.2.2; an invalid date is ignored."""
     assert judge({f"HTTP_{name}": value for name, value in fields.items()}, ETAG, MODIFIED) is verdict
 
 
@@ -125,15 +125,15 @@ def test_conditions(fields: dict[str, str], verdict: ConditionResult) -> None:
 @example(MODIFIED - 1)
 @example(MODIFIED)
 @example(MODIFIED + 1)
-def test_dates_count_by_their_moment(seconds: int) -> None:
-    """A date is one of before the file was last modified, or it is not."""
+def test_dates_are_compared_by_the_second(seconds: int) -> None:
+    """A date is compared with the modification time by the second."""
     found = judge({"HTTP_IF_MODIFIED_SINCE": http_date(seconds)}, ETAG, MODIFIED)
     assert found is (ConditionResult.SEND if seconds < MODIFIED else ConditionResult.NOT_MODIFIED)
 
 
 @given(st.text(max_size=40))
 def test_dates_of_any_form(text: str) -> None:
-    """Whatever stands where a date should, it is a date or it does not count; without a digit it is none."""
+    """Any text as a date is a valid date or ignored; without a digit it is ignored."""
     found = judge({"HTTP_IF_MODIFIED_SINCE": text}, ETAG, MODIFIED)
     assert found in (
         {ConditionResult.SEND, ConditionResult.NOT_MODIFIED} if any(map(str.isdigit, text)) else {ConditionResult.SEND}
@@ -141,5 +141,5 @@ def test_dates_of_any_form(text: str) -> None:
 
 
 def test_http_date() -> None:
-    """Dates have the form that RFC 9110 prescribes."""
+    """Dates have the form of RFC 9110."""
     assert http_date(MODIFIED + 0.9) == DATE

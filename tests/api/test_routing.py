@@ -1,4 +1,4 @@
-"""Which resource a path leads to, and with which methods."""
+"""The resource and the methods for each path."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from guestapi.api.routing import Route, Router
 
 
 class Reading:
-    """Offers GET."""
+    """A resource with GET."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer."""
+        """Do nothing."""
 
 
 class ReadingAndPatching(Reading):
-    """Offers GET and PATCH."""
+    """A resource with GET and PATCH."""
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Change."""
+        """Do nothing."""
 
 
 class Patching:
-    """Offers PATCH alone."""
+    """A resource with only PATCH."""
 
     def on_patch(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Change."""
+        """Do nothing."""
 
 
 ROOT, API, KEYS, KEY, CHANGE = Reading(), ReadingAndPatching(), Reading(), Reading(), Patching()
@@ -36,7 +36,7 @@ ROOT, API, KEYS, KEY, CHANGE = Reading(), ReadingAndPatching(), Reading(), Readi
 
 @pytest.fixture
 def router() -> Router:
-    """A router with the shapes of routes that there are."""
+    """A router with all shapes of routes."""
     made = Router()
     made.add_route("/", ROOT)
     made.add_route("/1.0", API)
@@ -47,7 +47,7 @@ def router() -> Router:
 
 
 def found(router: Router, path: str) -> Route:
-    """What is found there, and it must be."""
+    """Return the route of a path, which must exist."""
     result = router.find(path)
     assert result is not None
     return result
@@ -63,7 +63,7 @@ def found(router: Router, path: str) -> Route:
     ],
 )
 def test_fixed_paths(router: Router, path: str, resource: object, template: str) -> None:
-    """A fixed path leads to its resource, also if some of its characters come percent-encoded."""
+    """A fixed path leads to its resource, also with percent-encoded characters."""
     assert found(router, path)[0] is resource
     assert found(router, path)[2:] == ({}, template)
 
@@ -81,7 +81,7 @@ def test_fixed_paths(router: Router, path: str, resource: object, template: str)
     ],
 )
 def test_key_is_one_segment(router: Router, segment: str, key: str) -> None:
-    """A key is decoded after the path was split, so that it can hold a slash, a dot, a percent sign."""
+    """A key is decoded after the path is split, so it can contain a slash, a dot, or a percent sign."""
     resource, _methods, params, template = found(router, f"/1.0/config/{segment}")
     assert resource is KEY
     assert params == {"key": key}
@@ -106,12 +106,12 @@ def test_key_is_one_segment(router: Router, segment: str, key: str) -> None:
     ],
 )
 def test_no_such_path(router: Router, path: str) -> None:
-    """A trailing slash, an encoded separator, another case or more segments lead nowhere."""
+    """A path with a trailing slash, an encoded separator, another case or more segments has no resource."""
     assert router.find(path) is None
 
 
-def test_raw_path_of_the_request_decides(router: Router) -> None:
-    """The path as it was sent is looked at, not the decoded one that Falcon offers."""
+def test_raw_path_is_routed(router: Router) -> None:
+    """The raw path is routed, not the decoded one from Falcon."""
     req = falcon.testing.create_req(path="/1.0/config/user.a/b")
     req.env["RAW_PATH"] = "/1.0/config/user.a%2Fb"
     result = router.find("/1.0/config/user.a/b", req)
@@ -123,7 +123,7 @@ def test_raw_path_of_the_request_decides(router: Router) -> None:
     ("path", "offered"), [("/", ["GET", "HEAD"]), ("/1.0", ["GET", "HEAD", "PATCH"]), ("/change", ["PATCH"])]
 )
 def test_methods_offered(router: Router, path: str, offered: list[str]) -> None:
-    """A route offers what its resource answers, and HEAD where there is GET."""
+    """A route offers the methods of its resource, and HEAD with GET."""
     assert sorted(found(router, path)[1]) == offered
 
 
@@ -131,7 +131,7 @@ def test_methods_offered(router: Router, path: str, offered: list[str]) -> None:
     "method", ["PUT", "POST", "DELETE", "OPTIONS", "TRACE", "CONNECT", "FOO", "get", "Head", "PATCH"]
 )
 def test_other_methods_are_refused_by_name(router: Router, method: str) -> None:
-    """Any other method, known to HTTP or not, is refused with 405, its name, and what is allowed."""
+    """Any other method is refused with 405, its name, and Allow."""
     req = falcon.testing.create_req()
     with pytest.raises(MethodNotAllowed) as refused:
         found(router, "/")[1][method](req, falcon.Response())
@@ -141,8 +141,8 @@ def test_other_methods_are_refused_by_name(router: Router, method: str) -> None:
     assert dict(refused.value.headers)["Allow"] == "GET, HEAD"
 
 
-def test_asking_for_a_method_does_not_offer_it(router: Router) -> None:
-    """A method that was refused once is still not among those that are allowed."""
+def test_refused_method_is_not_allowed_later(router: Router) -> None:
+    """A refused method does not become an allowed one."""
     methods = found(router, "/")[1]
     assert callable(methods["PUT"])
     assert "PUT" not in methods

@@ -1,4 +1,4 @@
-"""`read_state`: the one thing that a guest may say, read as leniently as Go reads it, and never with a surprise."""
+"""`read_state`: the body of PATCH /1.0, read as leniently as Go reads it, or refused."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from guestapi.api.resources.state import read_state
     ],
 )
 def test_read(body: bytes, state: str) -> None:
-    """Names match without case, the last of several counts, null, other fields and a tail count for nothing."""
+    """Names are compared without case, the last of several counts; null, other fields and a tail are ignored."""
     assert read_state(body) == state
 
 
 def test_long_states_are_not_quoted() -> None:
-    """What is much too long for a state is refused without being repeated."""
+    """A state that is much too long is refused without being quoted."""
     with pytest.raises(BadRequest) as refusal:
         read_state(b'{"state":"' + b"\xff" * 60_000 + b'"}')
     assert len(refusal.value.text) < 100
@@ -88,15 +88,15 @@ def test_long_states_are_not_quoted() -> None:
     ],
 )
 def test_refused(body: bytes) -> None:
-    """What is no JSON object at its start, or has a state that is no string, is refused in one line."""
+    """A body that does not begin with a JSON object, or whose state is no string, is refused in one line."""
     with pytest.raises(BadRequest) as refused:
         read_state(body)
     assert refused.value.title
     assert refused.value.title.isprintable()
 
 
-def test_fields_that_nobody_knows_may_hold_anything() -> None:
-    """An unknown field is skipped, even with a number that no computer has: it is JSON all the same."""
+def test_unknown_fields_are_skipped() -> None:
+    """An unknown field is skipped, even with a number beyond any machine's range."""
     assert read_state(b'{"x":' + b"1" * 20000 + b',"state":"Ready"}') == "Ready"
     assert read_state(b'{"x":1e999999,"state":"Ready"}') == "Ready"
 
@@ -117,19 +117,19 @@ PIECES = st.lists(
 @given(st.binary() | PIECES)
 @example(b'{"\\ud800":"Ready"}')
 @example(b'{"state":"\\ud800\\ud800\\udc00"}')
-def test_nothing_but_a_state_or_a_refusal(body: bytes) -> None:
-    """Whatever a guest sends, it gets a text that has a UTF-8 form, or a BadRequest: never another exception."""
+def test_any_body_is_a_state_or_refused(body: bytes) -> None:
+    """Any body gives a text that can be encoded in UTF-8, or BadRequest, and no other exception."""
     try:
         state = read_state(body)
     except BadRequest:
         return
     state.encode()
-    # A state that is not empty has a name in the body, or an escape in that name.
+    # A state that is not empty has its name in the body, or an escape in it.
     assert state == "" or b"state" in body.lower() or b"\\u" in body
 
 
 def state_of(document: object) -> str | None:
-    """The state that a document has by what `read_state` promises; None: it is to be refused."""
+    """Return the state of a document according to the documentation of `read_state`; None if it must be refused."""
     try:
         json.dumps(document, allow_nan=False)
     except ValueError:
@@ -146,7 +146,7 @@ def state_of(document: object) -> str | None:
 
 @given(JSON | st.dictionaries(st.sampled_from(["state", "State", "x"]), st.none() | st.integers() | st.text()))
 def test_state_of_any_document(document: object) -> None:
-    """Of a document, the last state counts, whatever the case of its name; what is no object or no text is refused."""
+    """The last state of a document counts, with its name in any case; other documents are refused."""
     expected = state_of(document)
     body = json.dumps(document).encode()
     if expected is None:
@@ -158,5 +158,5 @@ def test_state_of_any_document(document: object) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.booleans())
 def test_any_state_is_read_as_sent(state: str, escaped: bool) -> None:
-    """Whatever text is the state is read as that text, escaped or not."""
+    """Any text as the state is read unchanged, escaped or not."""
     assert read_state(json.dumps({"state": state}, ensure_ascii=escaped).encode()) == state

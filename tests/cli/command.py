@@ -1,4 +1,4 @@
-"""The operator's command for tests: within this process, which is quick, or as the program that is installed."""
+"""The operator's command for tests: in this process, which is fast, or as the installed program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness.service import COMMAND
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a command."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -26,7 +26,7 @@ class Done:
 
     @property
     def json(self) -> Any:
-        """What it printed, parsed."""
+        """Its output, parsed as JSON."""
         assert self.code == 0, self.err
         return json.loads(self.out)
 
@@ -41,20 +41,20 @@ class Guestapi:
         self.settings = Settings(store=StoreSettings(url=f"sqlite:///{directory}/store.db"))
 
     def __call__(self, *words: str, stdin: str | bytes = "") -> Done:
-        """Run a command; what it does must be expected by it."""
+        """Run a command; an unexpected exception is raised."""
         done = CliRunner().invoke(main, ["--config", str(self.config), *words], input=stdin, prog_name="guestapi")
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return Done(done.exit_code, done.stdout, done.stderr)
 
     def good(self, *words: str, stdin: str | bytes = "") -> str:
-        """Run a command that must succeed without a word of complaint: what it prints."""
+        """Run a command that must succeed without a message on standard error; return its output."""
         done = self(*words, stdin=stdin)
         assert (done.code, done.err) == (0, "")
         return done.out
 
     def fails(self, *words: str, stdin: str | bytes = "") -> str:
-        """Run a command that must fail with exit 1 and nothing printed: its one sentence, and its hint if any."""
+        """Run a command that must fail with exit code 1 and no output; return its error and its hint, if it has one."""
         done = self(*words, stdin=stdin)
         assert (done.code, done.out) == (1, "")
         error, *hints = done.err.splitlines()
@@ -64,18 +64,18 @@ class Guestapi:
         return "; ".join([error.removeprefix("Error: "), *(hint.removeprefix("Hint: ") for hint in hints)])
 
     def misuse(self, *words: str) -> str:
-        """Run a command that is called wrongly, exit 2: what it says, after how it is called."""
+        """Run a command with wrong usage, which exits with 2; return the message after the usage line."""
         done = self(*words)
         assert (done.code, done.out) == (2, "")
         assert done.err.startswith("Usage: guestapi ")
         return done.err.rpartition("Error: ")[2].strip()
 
     def state(self) -> Any:
-        """All instances, as JSON."""
+        """Return all instances."""
         return self("instance", "list", "--format", "json").json
 
     def shown(self, name: str, project: str = "default") -> Any:
-        """One instance, as JSON."""
+        """Return one instance."""
         return self("instance", "show", name, "--project", project, "--format", "json").json
 
     def program(self, *words: str | bytes, environment: Mapping[str, str] | None = None) -> Done:

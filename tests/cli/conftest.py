@@ -1,4 +1,4 @@
-"""The operator's command with a store of its own for each test."""
+"""Fixtures: the operator's command with a store for each test."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.cli.command import Guestapi
 
 @pytest.fixture
 def guestapi(tmp_path: Path) -> Guestapi:
-    """The command, where nothing was added yet."""
+    """The command, without a store."""
     return Guestapi(tmp_path)
 
 
 @pytest.fixture
 def c1(guestapi: Guestapi) -> Guestapi:
-    """The command, where instance c1 has two keys and a NIC."""
+    """The command, with an instance c1 that has two keys and a NIC."""
     guestapi.good(
         "instance", "add", "c1", "--config", "user.a=1", "--config", "user.b=2", "--device", "eth0,type=nic,name=eth0"
     )

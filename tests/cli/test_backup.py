@@ -1,4 +1,4 @@
-"""guestapi backup and guestapi restore, while others write."""
+"""guestapi backup and guestapi restore, also with other writers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ INIT = Init(1, 2, "no boot", 3)
 
 @pytest.fixture
 def saved(guestapi: Guestapi, tmp_path: Path) -> Path:
-    """A backup of a store with three instances: two by hand, one of a source with a key of the operator's."""
+    """A backup of a store with three instances: two added by hand, one of a source with a key of the operator's."""
     guestapi.good("instance", "add", "web", "--config", "user.role=front", "--device", "eth0,type=nic,nictype=bridged")
     guestapi.good("instance", "add", "db", "--project", "shop", "--config", "user.role=back")
     with Writer(guestapi.settings).change() as change:
@@ -48,16 +48,16 @@ def saved(guestapi: Guestapi, tmp_path: Path) -> Path:
     return file
 
 
-def test_backup_is_one_file_of_roots(saved: Path) -> None:
-    """Nobody but its owner can read it, and nothing is left beside it."""
+def test_backup_is_one_private_file(saved: Path) -> None:
+    """The file is readable only by its owner, and no other file is left beside it."""
     assert saved.stat().st_mode & 0o777 == 0o600
     assert [one.name for one in saved.parent.iterdir() if one.name.startswith((saved.name, f".{saved.name}"))] == [
         saved.name
     ]
 
 
-def test_backup_replaces_nothing_unasked(guestapi: Guestapi, saved: Path) -> None:
-    """A file that is there stays unless --force is given; a directory always."""
+def test_existing_file_is_replaced_only_with_force(guestapi: Guestapi, saved: Path) -> None:
+    """An existing file is replaced only with --force, a directory never."""
     before = saved.read_bytes()
     assert guestapi.fails("backup", str(saved)) == f"{saved}: is there already; --force replaces it"
     assert saved.read_bytes() == before
@@ -67,8 +67,8 @@ def test_backup_replaces_nothing_unasked(guestapi: Guestapi, saved: Path) -> Non
     assert "No such file" in guestapi.fails("backup", str(saved.parent / "no" / "file"))
 
 
-def test_everything_comes_back(guestapi: Guestapi, saved: Path) -> None:
-    """Changed, renamed, removed and added since: afterwards everything of the operator's is as it was."""
+def test_restore_after_changes(guestapi: Guestapi, saved: Path) -> None:
+    """After changes, renames, removals and additions, a restore brings back everything that the operator had set."""
     before = {one["name"]: one for one in guestapi.state()}
     guestapi.good("config", "set", "web", "user.role=other", "user.new=1")
     guestapi.good("device", "remove", "web", "eth0")
@@ -87,8 +87,8 @@ def test_everything_comes_back(guestapi: Guestapi, saved: Path) -> None:
     assert guestapi.good("restore", str(saved)).startswith(f"restored from {saved}: 0 added, 0 changed, 0 removed")
 
 
-def test_ids_and_log_only_grow(guestapi: Guestapi, saved: Path) -> None:
-    """What a worker or a listener holds of an instance never means another state: ids stay, revisions and log grow."""
+def test_ids_stay_and_the_log_grows(guestapi: Guestapi, saved: Path) -> None:
+    """A restore keeps ids and increases revisions and the log, so that no worker or listener has wrong state."""
     guestapi.good("config", "set", "web", "user.role=other")
     with view(guestapi.settings.store.url) as store:
         old, last = get_instance(store, "default", "web"), get_latest_entry(store)
@@ -102,8 +102,8 @@ def test_ids_and_log_only_grow(guestapi: Guestapi, saved: Path) -> None:
     assert '"value":"front"' in told[0].metadata
 
 
-def test_facts_of_now_stay(guestapi: Guestapi, saved: Path) -> None:
-    """Who runs goes on running, and what a source provides is as it sees it now, not as it was."""
+def test_inits_and_sources_are_not_restored(guestapi: Guestapi, saved: Path) -> None:
+    """A restore does not change inits and what sources provide."""
     with Writer(guestapi.settings).change() as change:
         steps.start(change, get_instance(change, "default", "web"), INIT)
         reconcile(change, "lxc", [Observed(key="k1", project="default", name="box", config={"user.seen": "now"})])
@@ -114,8 +114,8 @@ def test_facts_of_now_stay(guestapi: Guestapi, saved: Path) -> None:
     assert (layers.source.config, layers.operator.config) == ({"user.seen": "now"}, {"user.mine": "1"})
 
 
-def test_a_lost_store_finds_its_identities_again(guestapi: Guestapi, saved: Path) -> None:
-    """A container that was registered anew after the store was lost gets its UUID and its keys back."""
+def test_restore_after_the_loss_of_the_store(guestapi: Guestapi, saved: Path) -> None:
+    """A container that was registered again after the loss of the store gets its UUID and its keys back."""
     with view(guestapi.settings.store.url) as store:
         before = get_instance(store, "default", "box")
     for path in guestapi.directory.glob("store.db*"):
@@ -129,8 +129,8 @@ def test_a_lost_store_finds_its_identities_again(guestapi: Guestapi, saved: Path
     assert after.config == {"user.mine": "1"}
 
 
-def test_names_that_were_exchanged(guestapi: Guestapi, saved: Path) -> None:
-    """Two instances that have each other's names since get their own ones back."""
+def test_exchanged_names(guestapi: Guestapi, saved: Path) -> None:
+    """Two instances that have exchanged their names get their own ones back."""
     with Writer(guestapi.settings).change() as change:
         web, box = (get_instance(change, "default", name) for name in ("web", "box"))
         steps.rename(change, web, "default", "other")
@@ -146,7 +146,7 @@ def test_names_that_were_exchanged(guestapi: Guestapi, saved: Path) -> None:
 
 
 def test_all_or_nothing(guestapi: Guestapi, saved: Path) -> None:
-    """A name that a source has given to another one since: nothing is restored, and the sentence says why."""
+    """If a source has given a name to another instance, nothing is restored, and the error states the reason."""
     guestapi.good("config", "set", "box", "user.mine=2")
     guestapi.good("instance", "remove", "web")
     with Writer(guestapi.settings).change() as change:
@@ -170,8 +170,8 @@ def test_all_or_nothing(guestapi: Guestapi, saved: Path) -> None:
     ],
     ids=["text", "cut", "missing", "directory", "newer", "other"],
 )
-def test_what_is_no_backup(guestapi: Guestapi, saved: Path, damage: object, sentence: str) -> None:
-    """It is refused in one sentence, and the store stays as it is."""
+def test_invalid_backup(guestapi: Guestapi, saved: Path, damage: object, sentence: str) -> None:
+    """A file that is no backup is refused in one sentence, and the store stays unchanged."""
     damage(saved)  # type: ignore[operator]  # One of the functions above.
     before = guestapi.state()
     assert sentence in guestapi.fails("restore", str(saved))
@@ -186,7 +186,7 @@ def _execute(file: Path, statement: str) -> int:
 
 
 def test_backup_of_an_older_version(guestapi: Guestapi) -> None:
-    """What 0.1 has kept can be restored; the file itself is not changed."""
+    """A backup of version 0.1 can be restored, and its file stays unchanged."""
     old = guestapi.directory / "old.db"
     with closing(sqlite3.connect(old)) as connection:
         connection.executescript(Path(__file__).parents[1].joinpath("store", "version-1.sql").read_text())
@@ -200,8 +200,8 @@ def test_backup_of_an_older_version(guestapi: Guestapi) -> None:
     assert {one["name"] for one in guestapi.state()} == names != set()
 
 
-def test_a_plain_copy_is_restored_too(guestapi: Guestapi, saved: Path) -> None:
-    """A store that was copied with what SQLite keeps beside it."""
+def test_copy_of_the_store(guestapi: Guestapi, saved: Path) -> None:
+    """A copy of the store with SQLite's files beside it can be restored."""
     with Writer(guestapi.settings).change() as change:
         steps.configure(change, get_instance(change, "default", "web"), {"user.last": "1"})
         for path in guestapi.directory.glob("store.db*"):
@@ -210,15 +210,15 @@ def test_a_plain_copy_is_restored_too(guestapi: Guestapi, saved: Path) -> None:
     assert guestapi.shown("web")["config"]["user.role"] == "front"
 
 
-def test_the_store_itself(guestapi: Guestapi, saved: Path) -> None:
-    """Is no backup of itself, under whatever name."""
+def test_store_is_no_backup_of_itself(guestapi: Guestapi, saved: Path) -> None:
+    """The store is refused as a backup of itself, also by another path."""
     (saved.parent / "link.db").symlink_to(guestapi.directory / "store.db")
     assert "is the store itself" in guestapi.fails("restore", str(saved.parent / "link.db"))
 
 
 @pytest.mark.parametrize("damage", [b"x" * 20_000, b"SQLite format 3\0" + b"\xff" * 20_000], ids=["text", "pages"])
-def test_a_damaged_store(guestapi: Guestapi, saved: Path, damage: bytes) -> None:
-    """It is kept under another name, with all that lies beside it, and a new one takes its place."""
+def test_damaged_store(guestapi: Guestapi, saved: Path, damage: bytes) -> None:
+    """A damaged store is kept under another name with its files, and a new one is created."""
     before = guestapi.state()
     store = guestapi.directory / "store.db"
     for path in guestapi.directory.glob("store.db-*"):
@@ -233,9 +233,9 @@ def test_a_damaged_store(guestapi: Guestapi, saved: Path, damage: bytes) -> None
     assert {one["name"]: one["config"] for one in guestapi.state()} == wanted
 
 
-def test_others_write_meanwhile(guestapi: Guestapi, saved: Path) -> None:
-    """Backups and restores while two writers change instances: nobody fails, and the store is whole afterwards."""
-    # Whoever waits for another's transaction waits as long as a loaded machine takes for it.
+def test_backup_and_restore_with_other_writers(guestapi: Guestapi, saved: Path) -> None:
+    """While two writers change instances, backups and restores work, no writer fails, and the store stays intact."""
+    # A long wait for locks, for loaded machines.
     settings = Settings(store=StoreSettings(url=guestapi.settings.store.url, lock_seconds=60))
     stop = threading.Event()
     failures: list[Exception] = []
@@ -261,7 +261,7 @@ def test_others_write_meanwhile(guestapi: Guestapi, saved: Path) -> None:
     for thread in threads:
         thread.start()
     try:
-        # As often as it takes until both have written in between.
+        # Until both writers have written in between.
         for number in count():
             if number >= 5 and (min(written) > 5 or failures):
                 break
@@ -281,7 +281,7 @@ def test_others_write_meanwhile(guestapi: Guestapi, saved: Path) -> None:
 
 
 def test_profiles_are_restored(c1: Guestapi, tmp_path: Path) -> None:
-    """Profiles become those of the backup, and each instance has those that it had; each hears of it once."""
+    """A restore brings back profiles and their assignment to instances, with one event for each changed key."""
     c1.good("profile", "create", "p", "user.p=old", "user.gone=1")
     c1.good("profile", "create", "q", "user.q=1")
     c1.good("profile", "assign", "c1", "p,q")
@@ -293,7 +293,7 @@ def test_profiles_are_restored(c1: Guestapi, tmp_path: Path) -> None:
     c1.good("profile", "assign", "c1", "late,p")
     c1.good("profile", "delete", "q")
     with Writer(c1.settings).change() as change:
-        # Registered since: its profile is changed back, and it hears of that.
+        # Registered after the backup: the change of its profile is undone, with an event.
         found = Observed("k", "default", "box", init=INIT)
         reconcile(change, "lxc", [found])
     c1.good("profile", "assign", "box", "late,p")
@@ -315,7 +315,7 @@ def test_profiles_are_restored(c1: Guestapi, tmp_path: Path) -> None:
 
 
 def test_backup_of_a_version_without_profiles(c1: Guestapi, tmp_path: Path) -> None:
-    """A backup that knows no profiles leaves those that there are, and who has them."""
+    """A backup from a version without profiles leaves the present profiles and their assignment."""
     other = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/old.db"))
     restore_version(other, 3)
     c1.good("profile", "set", "default", "user.by=today")

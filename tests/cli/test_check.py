@@ -1,4 +1,4 @@
-"""`guestapi check`: is everything in place, and what to do where it is not."""
+"""`guestapi check`: each finding, and its hint what to do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.store.processes import database
 
 
 def findings(guestapi: Guestapi, *words: str) -> dict[str, dict[str, Any]]:
-    """What check says, by what it looked at; its exit code agrees, and the lines say the same as the JSON."""
+    """Return the findings by name; exit code and lines must agree with the JSON."""
     done = guestapi("check", "--format", "json", *words)
     found = {one["check"]: one for one in json.loads(done.out)}
     assert done.code == (0 if all(one["ok"] for one in found.values()) else 1)
@@ -46,7 +46,7 @@ def listening(guestapi: Guestapi, path: Path) -> None:
 
 @contextmanager
 def answering(path: Path, answer: bytes, first: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """A listener that gives that answer to every connection, and does `first` before each answer."""
+    """A listener that sends this answer on every connection, and calls `first` before each one."""
 
     def serve() -> None:
         while True:
@@ -73,7 +73,7 @@ def answering(path: Path, answer: bytes, first: Callable[[], object] = lambda: N
 
 
 def test_service_that_runs(service: Service) -> None:
-    """With a service that answers, all is well: exit 0, a line for each listener and for store and kernel."""
+    """With a running service there is no failure, and a line for each listener, the store and the kernel."""
     done = service.command("check", "--format", "json")
     found = {one["check"] for one in json.loads(done.stdout)}
     assert found == {"configuration", "gunicorn", "store.url", "kernel", "store", "instances", "images"} | {
@@ -82,7 +82,7 @@ def test_service_that_runs(service: Service) -> None:
 
 
 def test_settings_alone(guestapi: Guestapi) -> None:
-    """--settings looks at the two files, and at nothing that runs."""
+    """--settings reads the two files, and examines nothing that runs."""
     assert {name: one["ok"] for name, one in findings(guestapi, "--settings").items()} == {
         "configuration": True,
         "gunicorn": True,
@@ -92,7 +92,7 @@ def test_settings_alone(guestapi: Guestapi) -> None:
 
 
 def test_wrong_configuration(guestapi: Guestapi) -> None:
-    """A configuration that cannot be used is the one finding: everything else would be about another one."""
+    """An invalid configuration is the only finding, because the others would be about another one."""
     guestapi.config.write_text("[limits]\nbodi = 1\n")
     (found,) = findings(guestapi).values()
     assert (found["check"], found["ok"]) == ("configuration", False)
@@ -100,7 +100,7 @@ def test_wrong_configuration(guestapi: Guestapi) -> None:
 
 
 def test_wrong_gunicorn_file(guestapi: Guestapi) -> None:
-    """A wrong setting in gunicorn's file is found before a reload finds it."""
+    """A wrong setting in gunicorn's file is found before a reload."""
     (guestapi.directory / "gunicorn.conf.py").write_text("wrokers = 3\n")
     found = findings(guestapi, "--settings")
     assert found["configuration"]["ok"]
@@ -108,8 +108,8 @@ def test_wrong_gunicorn_file(guestapi: Guestapi) -> None:
     assert "wrokers" in found["gunicorn"]["text"]
 
 
-def test_nothing_there_yet(guestapi: Guestapi, tmp_path: Path) -> None:
-    """Without a service, the missing socket is the failure, not the store that it will make. Looking makes nothing."""
+def test_before_the_first_start(guestapi: Guestapi, tmp_path: Path) -> None:
+    """Before the first start the missing socket is the failure, not the missing store, and check creates no store."""
     listening(guestapi, tmp_path / "sock")
     found = findings(guestapi)
     assert found["store"]["ok"]
@@ -121,7 +121,7 @@ def test_nothing_there_yet(guestapi: Guestapi, tmp_path: Path) -> None:
 
 
 def test_store_lost_while_the_service_runs(guestapi: Guestapi, tmp_path: Path) -> None:
-    """Where a service answers there has been a store, so that it is missing is a failure that says what to do."""
+    """If the service answers, a missing store is a failure with a hint what to do."""
     listening(guestapi, tmp_path / "sock")
     with answering(tmp_path / "sock", b"HTTP/1.0 200 OK\r\n\r\n"):
         found = findings(guestapi)
@@ -130,7 +130,7 @@ def test_store_lost_while_the_service_runs(guestapi: Guestapi, tmp_path: Path) -
 
 
 def test_store_that_is_made_by_the_first_connection(guestapi: Guestapi, tmp_path: Path) -> None:
-    """Right after installation the connection of check starts the service, which makes the store: all is well."""
+    """Right after installation, check's connection starts the service, which creates the store: no failure."""
     listening(guestapi, tmp_path / "sock")
 
     def make_store() -> None:
@@ -160,7 +160,7 @@ def test_which_socket_does_not_answer(
     answers: list[str],
     ok: dict[str, bool],
 ) -> None:
-    """The socket that should answer and does not is the failure; one that is switched off beside it is none."""
+    """A socket that should answer and does not is a failure; one whose unit is switched off is none."""
     systemctl = tmp_path / "bin" / "systemctl"
     systemctl.parent.mkdir()
     systemctl.write_text(f"""#!/bin/sh
@@ -178,8 +178,8 @@ case "$1  {off} " in "is-enabled "*" $2 "*) echo disabled;; "is-enabled "*) echo
     assert {dialect: found[f"socket {dialect}"]["ok"] for dialect in ok} == ok
 
 
-def test_spoilt_store(c1: Guestapi) -> None:
-    """A store of which a page is spoilt is found though it opens, can be locked, and says nothing by itself."""
+def test_damaged_store_is_found(c1: Guestapi) -> None:
+    """A store with a damaged page is a failure, although it can be opened and locked."""
     with closing(sqlite3.connect(database(c1.settings))) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'config'").fetchone()
@@ -193,11 +193,11 @@ def test_spoilt_store(c1: Guestapi) -> None:
 
 
 def test_store_that_cannot_be_written(c1: Guestapi) -> None:
-    """A store that its owner may not write is found, by root too, who may."""
+    """A store that its owner may not write is a failure, also for root, who may."""
     database(c1.settings).chmod(0o400)
     found = findings(c1)
     assert not found["store"]["ok"]
-    # SQLite gives the files beside it the mode that it has.
+    # SQLite creates the files beside it with its mode.
     for file in database(c1.settings).parent.glob(f"{database(c1.settings).name}*"):
         file.chmod(0o600)
     assert findings(c1)["store"]["ok"]
@@ -205,7 +205,7 @@ def test_store_that_cannot_be_written(c1: Guestapi) -> None:
 
 @pytest.mark.root
 def test_store_of_another_owner(c1: Guestapi) -> None:
-    """A store that the service could not write, because it is not its directory's owner's, is found."""
+    """A store that does not belong to its directory's owner, so that the service cannot write it, is a failure."""
     os.chown(database(c1.settings), 12345, 12345)
     found = findings(c1)
     assert not found["store"]["ok"]
@@ -214,7 +214,7 @@ def test_store_of_another_owner(c1: Guestapi) -> None:
 
 @pytest.mark.root
 def test_instances_that_ended(c1: Guestapi) -> None:
-    """An instance whose init ended without notice is named; that alone is no failure."""
+    """An instance whose init has ended is named, without a failure."""
     with Container() as container:
         c1.good("instance", "start", "c1", "--pid", str(container.pid))
         assert findings(c1)["instances"]["text"] == "1 known, 1 running"
@@ -232,8 +232,8 @@ def test_instances_that_ended(c1: Guestapi) -> None:
         (b"", 0o666, False),
     ],
 )
-def test_who_answers_at_the_socket(guestapi: Guestapi, tmp_path: Path, answer: bytes, mode: int, ok: bool) -> None:
-    """A socket is in place if the service answers there and guests may connect."""
+def test_answer_and_mode_of_a_socket(guestapi: Guestapi, tmp_path: Path, answer: bytes, mode: int, ok: bool) -> None:
+    """A socket is good if the service answers there and guests may connect."""
     listening(guestapi, tmp_path / "sock")
     with answering(tmp_path / "sock", answer):
         (tmp_path / "sock").chmod(mode)
@@ -254,7 +254,7 @@ def test_who_answers_at_the_socket(guestapi: Guestapi, tmp_path: Path, answer: b
     ],
 )
 def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, says: str) -> None:
-    """A mirror that has lost its daemon, has a fault, or says nothing any more is a failure, which says why."""
+    """A mirror that has lost its daemon, has a fault, or writes no status any more is a failure with the reason."""
     with Writer(guestapi.settings, create=True).change() as change:
         record_status(change, SourceStatus("incus", "/s", connected, time.time() - seconds_ago, 0.01, fault))
     found = findings(guestapi)["mirror incus"]
@@ -267,7 +267,7 @@ def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault:
     [(None, False, "the daemon answers its instances itself"), ("/run/guestapi/incus/sock", True, "device: 0 of 0")],
 )
 def test_guest_socket_before_the_first_instance_runs(guestapi: Guestapi, path: str | None, ok: bool, says: str) -> None:
-    """That no instance will reach us is a failure already; with a socket for devices, nobody can tell yet."""
+    """Without a socket for devices no instance can reach guestapi, a failure; with one, there is no finding yet."""
     if path is not None:
         listening(guestapi, Path(path))
     with Writer(guestapi.settings, create=True).change() as change:
@@ -288,7 +288,7 @@ def test_guest_socket_before_the_first_instance_runs(guestapi: Guestapi, path: s
     ],
 )
 def test_followers(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, says: str) -> None:
-    """A follower that says nothing any more is as visible as a mirror, and what that means for containers is said."""
+    """A follower that writes no status any more is a failure, which states the effect on containers."""
     with Writer(guestapi.settings, create=True).change() as change:
         record_status(change, SourceStatus("lxc", "", connected, time.time() - seconds_ago, 0.01, fault))
         reconcile(change, "lxc", [Observed("/var/lib/lxc web", "default", "web")])
@@ -298,7 +298,7 @@ def test_followers(guestapi: Guestapi, seconds_ago: float, connected: bool, faul
 
 
 def test_containers_that_are_not_registered(guestapi: Guestapi) -> None:
-    """Each container that is not registered is named with the reason and what to do; what is left out is named too."""
+    """Each container that is not registered is named with reason and hint, and each part that is left out."""
     with Writer(guestapi.settings, create=True).change() as change:
         for source in ("lxc", "podman"):
             record_status(change, SourceStatus(source, "", True, time.time(), 0.01, ""))
@@ -319,7 +319,7 @@ def test_containers_that_are_not_registered(guestapi: Guestapi) -> None:
 
 
 def test_many_problems_are_counted(guestapi: Guestapi) -> None:
-    """However many containers are not registered, the report stays readable, and says how many more there are."""
+    """The number of listed problems is limited, and the last line counts the rest."""
     with Writer(guestapi.settings, create=True).change() as change:
         record_status(change, SourceStatus("lxc", "", True, time.time(), 0.01, ""))
         reconcile(change, "lxc", [Observed(f"/lxc {number}", "default", "a/b") for number in range(100)])
@@ -330,7 +330,7 @@ def test_many_problems_are_counted(guestapi: Guestapi) -> None:
 
 
 def test_runtime_without_follower(guestapi: Guestapi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runtime that is installed and whose follower is switched off is named; one that has run before is stale."""
+    """An installed runtime whose follower is switched off is named; one with an old status is a failure."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in (("lxc-start", ""), ("podman", ""), ("systemctl", "case $1 in is-enabled) echo disabled;; esac")):

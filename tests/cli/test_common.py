@@ -1,4 +1,4 @@
-"""What all commands share: how they print, and that nothing they print drives the operator's terminal."""
+"""Common to all commands: output to terminals and pipes, without control characters of guests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from guestapi.store import steps
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 
-#: Clears the screen and sets the title, in seven bits and in eight, rings, goes back, deletes.
+# Clears the screen and sets the title, in seven and in eight bits, rings the bell, moves back, deletes.
 EVIL = "a\x1b[2J\x1b]0;owned\x07b\x9b31m\rc\x08\x7f\u0085"
-#: What a terminal is told by rich itself: colours and weights.
+# Rich's own escape sequences for colours and weights.
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def on_terminal(guestapi: Guestapi, commands: list[list[str]]) -> str:
-    """What the command writes, called in these ways one after the other, to a terminal on which it is started."""
+    """Return the output of these commands, run in one process on a terminal."""
     code = "import sys, json; from guestapi.cli.main import main\nfor words in json.loads(sys.argv[1]):\n"
     code += "    main(['--config', sys.argv[2], *words], standalone_mode=False)"
     ours, theirs = pty.openpty()
@@ -48,7 +48,7 @@ def on_terminal(guestapi: Guestapi, commands: list[list[str]]) -> str:
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_values_do_not_drive_the_terminal(guestapi: Guestapi, form: str) -> None:
-    """Whatever control characters a value has, none of them comes out as itself; all else of it does."""
+    """Control characters in values are not written to a terminal; the other characters are."""
     with Writer(guestapi.settings, create=True).change() as change:
         steps.add(change, "default", "c1", config={"user.evil": EVIL}, devices={"d": {"type": "disk", "path": EVIL}})
     commands = [["config", "show", "c1"], ["device", "list", "c1"], ["instance", "show", "c1"]]
@@ -78,14 +78,14 @@ def test_values_do_not_drive_the_terminal(guestapi: Guestapi, form: str) -> None
     ids=lambda words: " ".join(words).replace(EVIL, "EVIL"),
 )
 def test_errors_do_not_drive_the_terminal(c1: Guestapi, words: list[str]) -> None:
-    """A name that was pasted or came from a script is quoted in an error without its control characters."""
+    """Names in errors are quoted without their control characters."""
     done = c1(*words)
     assert done.code in (1, 2)
     assert not {c for c in done.err if unicodedata.category(c) == "Cc"} - {"\n"}
 
 
 def test_pipe_has_no_width(c1: Guestapi) -> None:
-    """What is written to a pipe is not folded or cut, however long a line is."""
+    """Output to a pipe is neither wrapped nor truncated."""
     value = "x" * 110
     c1.good("device", "set", "c1", "eth0", *(f"option{number}={value}" for number in range(5)))
     (line,) = [line for line in c1.program("device", "list", "c1").out.splitlines() if "eth0" in line]
@@ -93,17 +93,17 @@ def test_pipe_has_no_width(c1: Guestapi) -> None:
 
 
 def test_json_of_any_text(guestapi: Guestapi) -> None:
-    """JSON that is printed is the value, whatever is in it."""
+    """JSON output is the exact value, with any characters."""
     with Writer(guestapi.settings, create=True).change() as change:
         steps.add(change, "default", "c1", config={"user.evil": EVIL + "\0é\U0001f600\u2028"})
     assert guestapi("config", "get", "c1", "user.evil", "--format", "json").json == EVIL + "\0é\U0001f600\u2028"
 
 
 def test_arguments_that_are_no_text(c1: Guestapi) -> None:
-    """Bytes that are no UTF-8 are refused in one sentence, as key, value and name, and nothing is applied."""
+    """Arguments that are not valid UTF-8 are refused in one sentence, as key, value and name, without any change."""
     done = c1.program(b"config", b"set", b"c1", b"user.ok=1", b"user.a=\xff")
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
-    # As Python has such arguments (PEP 383).
+    # Python's form of such arguments (PEP 383).
     c1.fails("config", "set", "c1", "user.ok=1", "user.\udcff=1")
     c1.fails("instance", "add", "c\udcff")
     c1.fails("instance", "add", "c2", "--project", "p\udcff")
@@ -116,7 +116,7 @@ def test_arguments_that_are_no_text(c1: Guestapi) -> None:
 
 @pytest.mark.parametrize(("environment", "form"), [({}, "table"), ({"LC_ALL": "C"}, "json")])
 def test_hooks_have_no_locale(c1: Guestapi, environment: dict[str, str], form: str) -> None:
-    """In the poor environment of a hook or a unit, text comes out whole, as UTF-8."""
+    """In the minimal environment of a hook or a unit, text is written as UTF-8."""
     c1.good("config", "set", "c1", "user.a=é\U0001f600")
     done = c1.program("instance", "show", "c1", "--format", form, environment=environment)
     assert (done.code, done.err) == (0, "")

@@ -1,4 +1,4 @@
-"""`guestapi config`: what an instance's workload can read."""
+"""`guestapi config`: the configuration of an instance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.store.processes import told
 
 
 def test_set_get_unset(c1: Guestapi) -> None:
-    """A key that was set is got, and one that was unset is not; others stay as they are."""
+    """A key that was set can be read, one that was unset cannot; the other keys stay."""
     c1.good("config", "set", "c1", "user.new=x", "user.a=changed")
     assert c1.good("config", "get", "c1", "user.new") == "x\n"
     assert c1.good("config", "get", "c1", "user.a") == "changed\n"
@@ -26,7 +26,7 @@ def test_set_get_unset(c1: Guestapi) -> None:
 
 @pytest.mark.parametrize("value", ["a=b", "=", " ", "é\U0001f600", "-x", "--project", "a@b", "1\n2", "%s", "[b]x[/b]"])
 def test_values_as_they_are(c1: Guestapi, value: str) -> None:
-    """Everything after the first = is the value, with nothing added or taken."""
+    """Everything after the first = is the value, unchanged."""
     c1.good("config", "set", "c1", f"user.x={value}")
     assert c1("config", "show", "c1", "--format", "json").json["user.x"] == value
     assert c1("config", "get", "c1", "user.x", "--format", "json").json == value
@@ -34,21 +34,21 @@ def test_values_as_they_are(c1: Guestapi, value: str) -> None:
 
 
 def test_empty_value_unsets(c1: Guestapi) -> None:
-    """KEY= is the same as unset."""
+    """KEY= unsets a key."""
     c1.good("config", "set", "c1", "user.a=")
     assert c1.shown("c1")["config"] == {"user.b": "2"}
 
 
 @pytest.mark.parametrize("content", ["#cloud-config\r\n\né\0\n", "x", "", "x" * 2 * 1024 * 1024])
 def test_value_from_a_file(c1: Guestapi, tmp_path: Path, content: str) -> None:
-    """KEY=@FILE takes what the file holds, byte for byte, up to 2 MiB."""
+    """KEY=@FILE sets the content of the file, byte for byte, at least up to 2 MiB."""
     (tmp_path / "value").write_bytes(content.encode())
     c1.good("config", "set", "c1", f"user.a=@{tmp_path}/value")
     assert c1.shown("c1")["config"].get("user.a", "") == content
 
 
 def test_value_from_standard_input(c1: Guestapi) -> None:
-    """KEY=@- takes what comes in."""
+    """KEY=@- sets the content of standard input."""
     c1.good("config", "set", "c1", "user.a=@-", stdin=b"one\r\ntwo\n")
     assert c1.shown("c1")["config"]["user.a"] == "one\r\ntwo\n"
 
@@ -58,7 +58,7 @@ def test_value_from_standard_input(c1: Guestapi) -> None:
     [(None, "No such file"), (b"\xff\xfe", "UTF-8"), (b"x" * 16 * 1024 * 1024, "16777216")],
 )
 def test_value_from_a_wrong_file(c1: Guestapi, tmp_path: Path, content: bytes | None, words: str) -> None:
-    """A file that is missing, too great or no text is one sentence, and no key of the command is set."""
+    """A file that is missing, too large or no text is an error of one sentence, and no key of the command is set."""
     if content is not None:
         (tmp_path / "value").write_bytes(content)
     sentence = c1.fails("config", "set", "c1", "user.new=1", f"user.a=@{tmp_path}/value", "user.b=3")
@@ -68,8 +68,8 @@ def test_value_from_a_wrong_file(c1: Guestapi, tmp_path: Path, content: bytes | 
 
 
 @pytest.mark.parametrize("wrong", ["\x01=x", f"{'k' * 1025}=x", "\x9b31m=x"])
-def test_nothing_is_half_set(c1: Guestapi, wrong: str) -> None:
-    """One key that cannot be taken, and none is set, wherever it stands; and nothing is told."""
+def test_set_is_all_or_nothing(c1: Guestapi, wrong: str) -> None:
+    """If one key of a command is invalid, none is set, and there is no event."""
     log = told(c1.settings)
     c1.fails("config", "set", "c1", "user.a=9", wrong, "user.new=9")
     assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
@@ -93,19 +93,19 @@ def test_nothing_is_half_set(c1: Guestapi, wrong: str) -> None:
     ],
 )
 def test_called_wrongly(c1: Guestapi, words: list[str]) -> None:
-    """Misuse is exit 2 and sets nothing."""
+    """Wrong usage exits with 2 and sets nothing."""
     assert c1.misuse("config", *words)
     assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
 
 
-def test_unset_refuses_what_is_no_key(c1: Guestapi) -> None:
-    """A key that cannot be is refused by unset too, and no other is unset with it."""
+def test_unset_refuses_an_invalid_key(c1: Guestapi) -> None:
+    """An invalid key is refused by unset, too, and no other key is unset."""
     c1.fails("config", "unset", "c1", "user.a", "")
     assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
 
 
 def test_several_keys_are_one_change(c1: Guestapi) -> None:
-    """All keys of a command are told together, in their order by name, and only those that changed."""
+    """The changed keys of a command give one change with their events, sorted by name."""
     before = len(told(c1.settings))
     c1.good("config", "set", "c1", "user.z=1", "user.a=1", "user.c=1", "user.b=")
     news = [json.loads(metadata)["key"] for _, metadata, _ in told(c1.settings)[before:]]
@@ -124,7 +124,7 @@ def test_show_as_a_table(c1: Guestapi) -> None:
 
 
 def test_origin(c1: Guestapi) -> None:
-    """What the operator sets wins over what the source provides, and --origin says which is which."""
+    """The operator's value takes precedence over the source's, and --origin shows the origin."""
     observed = Observed("id", "default", "web", config={"user.a": "source", "user.b": "source"})
     with Writer(c1.settings).change() as change:
         assert reconcile(change, "podman", [observed]) == []

@@ -1,4 +1,4 @@
-"""`guestapi device`: what an instance has been given."""
+"""`guestapi device`: the devices of an instance."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ ETH0 = {"eth0": {"type": "nic", "name": "eth0"}}
 
 
 def devices(guestapi: Guestapi) -> dict[str, dict[str, str]]:
-    """All devices of c1."""
+    """Return the devices of c1."""
     found: dict[str, dict[str, str]] = guestapi("device", "list", "c1", "--format", "json").json
     assert found == guestapi.shown("c1")["devices"]
     return found
 
 
 def news(guestapi: Guestapi, before: int) -> list[tuple[str, str]]:
-    """Action and name of what was told of devices since."""
+    """Return action and name of the device events since then."""
     metadata = [json.loads(one) for _, one, _ in told(guestapi.settings)[before:]]
     return [(one["action"], one["name"]) for one in metadata]
 
 
 def test_add_set_remove(c1: Guestapi) -> None:
-    """A device is added with its type and options, changed by options, and taken away; the others stay."""
+    """A device is added with its type and options, changed, and removed; the others stay."""
     before = len(told(c1.settings))
     c1.good("device", "add", "c1", "root", "disk", "path=/", "pool=a=b")
     assert devices(c1) == {**ETH0, "root": {"type": "disk", "path": "/", "pool": "a=b"}}
@@ -43,13 +43,13 @@ def test_add_set_remove(c1: Guestapi) -> None:
 
 
 def test_add_without_options(c1: Guestapi) -> None:
-    """A device needs no more than a type."""
+    """A device needs only a type."""
     c1.good("device", "add", "c1", "kvm", "unix-char")
     assert devices(c1) == {**ETH0, "kvm": {"type": "unix-char"}}
 
 
 def test_another_type(c1: Guestapi) -> None:
-    """Setting another type tells of a removed and an added device."""
+    """A change of the type gives events of a removed and an added device."""
     before = len(told(c1.settings))
     c1.good("device", "set", "c1", "eth0", "type=disk")
     assert devices(c1)["eth0"]["type"] == "disk"
@@ -57,7 +57,7 @@ def test_another_type(c1: Guestapi) -> None:
 
 
 def test_setting_what_is_set(c1: Guestapi) -> None:
-    """Setting an option to what it is tells nothing."""
+    """Setting an option to its present value gives no event."""
     before = len(told(c1.settings))
     c1.good("device", "set", "c1", "eth0", "name=eth0", "mtu=")
     assert news(c1, before) == []
@@ -80,7 +80,7 @@ def test_setting_what_is_set(c1: Guestapi) -> None:
     ],
 )
 def test_refusals(c1: Guestapi, words: list[str], named: str) -> None:
-    """What cannot be done is one sentence that names it, exit 1, and changes nothing."""
+    """A refusal is one sentence that names its subject, with exit code 1, and changes nothing."""
     assert named in c1.fails("device", *words)
     assert devices(c1) == ETH0
 
@@ -100,7 +100,7 @@ def test_refusals(c1: Guestapi, words: list[str], named: str) -> None:
     ],
 )
 def test_called_wrongly(c1: Guestapi, words: list[str]) -> None:
-    """Misuse is exit 2 and changes nothing."""
+    """Wrong usage exits with 2 and changes nothing."""
     assert c1.misuse("device", *words)
     assert devices(c1) == ETH0
 
@@ -114,7 +114,7 @@ def test_list_as_a_table(c1: Guestapi) -> None:
 
 
 def test_devices_of_a_source(c1: Guestapi) -> None:
-    """What is set of a source's device is kept apart: it stays whatever the source makes of the device."""
+    """The operator's options of a source's device are kept separately, and stay when the source changes the device."""
 
     def observe(**devices: dict[str, str]) -> dict[str, dict[str, str]]:
         with Writer(c1.settings).change() as change:

@@ -1,4 +1,4 @@
-"""`guestapi image`: what the operator types, and what comes of it."""
+"""`guestapi image`: commands, output and effects."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def imported(guestapi: Guestapi, file: Path) -> Guestapi:
-    """The command, where one image was imported."""
+    """The command, with one imported image."""
     assert guestapi.good("image", "import", str(file), "--public", "--alias", "debian/13") == f"{FP}\n"
     return guestapi
 
 
 def listed(guestapi: Guestapi) -> Any:
-    """All images, as JSON."""
+    """Return all images."""
     return guestapi("image", "list", "--format", "json").json
 
 
 def test_import_and_show(imported: Guestapi, file: Path) -> None:
-    """What was imported is shown by alias, fingerprint and its beginning, as a table and as JSON."""
+    """An imported image is shown by alias, fingerprint and its beginning, as a table and as JSON."""
     shown = imported("image", "show", "debian/13", "--format", "json").json
     created = shown.pop("created")
     assert created.endswith("Z")
@@ -72,7 +72,7 @@ def test_import_and_show(imported: Guestapi, file: Path) -> None:
 
 
 def test_import_of_two_files(guestapi: Guestapi, file: Path, tmp_path: Path) -> None:
-    """Metadata and root file system make one image; what is given first is the metadata."""
+    """Metadata and root file system make one image; the first file is the metadata."""
     (tmp_path / "root.squashfs").write_bytes(b"root")
     fingerprint = hashlib.sha256(CONTENT + b"root").hexdigest()
     assert guestapi.good("image", "import", str(file), str(tmp_path / "root.squashfs")) == f"{fingerprint}\n"
@@ -82,7 +82,7 @@ def test_import_of_two_files(guestapi: Guestapi, file: Path, tmp_path: Path) -> 
 
 
 def test_errors_are_one_sentence(imported: Guestapi, file: Path, tmp_path: Path) -> None:
-    """What cannot be done is said in a sentence that names what it is about, and changes nothing."""
+    """An error is one sentence that names its subject, and changes nothing."""
     before = listed(imported)
     for words, named in [
         (["import", str(file)], FP),
@@ -103,12 +103,12 @@ def test_errors_are_one_sentence(imported: Guestapi, file: Path, tmp_path: Path)
     [["import"], ["import", "a", "b", "c"], ["set", "x"], ["show"], ["remove"], ["set", "x", "--public", "--what"]],
 )
 def test_misuse(imported: Guestapi, words: list[str]) -> None:
-    """A command that is called wrongly says how it is called."""
+    """Wrong usage shows the usage."""
     imported.misuse("image", *words)
 
 
 def test_set(imported: Guestapi) -> None:
-    """Set changes what it is told to change, all at once or not at all."""
+    """set makes all its changes at once, or none."""
     imported.good("image", "set", FP[:6], "--private", "--cached", "--alias", "a", "--no-alias", "debian/13")
     (one,) = listed(imported)
     assert (one["public"], one["cached"], one["aliases"]) == (False, True, ["a"])
@@ -119,14 +119,14 @@ def test_set(imported: Guestapi) -> None:
 
 
 def test_remove(imported: Guestapi) -> None:
-    """Remove forgets the image and deletes its file."""
+    """remove removes the image and deletes its file."""
     imported.good("image", "remove", "debian/13")
     assert listed(imported) == []
     assert list((imported.directory / "images").iterdir()) == []
 
 
 def test_verify(imported: Guestapi) -> None:
-    """Verify reads every byte: exit 0 and a line if all is right, else exit 1 and a sentence that says what is not."""
+    """verify reads every byte; it exits with 0 and a line if all is right, or with 1 and the fault."""
     path = imported.directory / "images" / FP
     assert imported.good("image", "verify") == f"ok   {FP[:12]}: right\n"
     times = path.stat()
@@ -144,8 +144,8 @@ def test_verify(imported: Guestapi) -> None:
     assert "No such file" in done.out
 
 
-def test_verify_tells_of_strays(imported: Guestapi) -> None:
-    """A file of no image, as a crash can leave one, is told of, and is no fault."""
+def test_verify_reports_stray_files(imported: Guestapi) -> None:
+    """A file without an image, as a crash may leave it, is reported and no fault."""
     (imported.directory / "images" / ("0" * 64)).touch()
     done = imported("image", "verify")
     assert done.code == 0
@@ -154,7 +154,7 @@ def test_verify_tells_of_strays(imported: Guestapi) -> None:
 
 
 def test_check(imported: Guestapi) -> None:
-    """Check counts images, and fails if one of them cannot be given out."""
+    """check counts images, and fails if one of them cannot be exported."""
     found = {one.split(":")[0]: one for one in imported("check").out.splitlines()}
     assert "1 known, 5000 bytes" in found["ok   images"]
     (imported.directory / "images" / FP).write_bytes(b"")
@@ -164,7 +164,7 @@ def test_check(imported: Guestapi) -> None:
 
 
 def test_directory_of_the_configuration(guestapi: Guestapi, file: Path, tmp_path: Path) -> None:
-    """Image files lie where the configuration says."""
+    """Images are in the configured directory."""
     with guestapi.config.open("a") as config:
         config.write(f'[images]\ndirectory = "{tmp_path}/elsewhere"\n')
     guestapi.good("image", "import", str(file))
@@ -173,7 +173,7 @@ def test_directory_of_the_configuration(guestapi: Guestapi, file: Path, tmp_path
 
 
 def test_progress_bar(guestapi: Guestapi, file: Path) -> None:
-    """On a terminal a bar shows how far it is; what a script reads is the fingerprint alone."""
+    """A terminal shows a progress bar; standard output has only the fingerprint."""
     ours, theirs = pty.openpty()
     done = subprocess.run(
         [COMMAND, "--config", guestapi.config, "image", "import", file],
@@ -191,12 +191,12 @@ def test_progress_bar(guestapi: Guestapi, file: Path) -> None:
 
 
 def test_interrupted_import(guestapi: Guestapi, tmp_path: Path) -> None:
-    """An import that is interrupted, or killed, leaves no image, and after the next one no trace."""
+    """An interrupted or killed import leaves no image, and no file after the next import."""
     os.mkfifo(tmp_path / "endless.tar")
     begun: set[Path] = set()
 
     def begins() -> bool:
-        """Whether one more has written something; what an earlier one has left goes away at any time."""
+        """Return whether another import has begun to write; files of earlier ones may vanish at any time."""
         for path in (guestapi.directory / "images").glob(".import-*"):
             with suppress(FileNotFoundError):
                 if path not in begun and path.stat().st_size:

@@ -1,4 +1,4 @@
-"""`guestapi instance`: the contract that hooks and scripts use."""
+"""`guestapi instance`: the interface for hooks and scripts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.store.processes import told
 IDENTITY = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 
 
-def test_add_all_that_can_be_said(guestapi: Guestapi, tmp_path: Path) -> None:
-    """What add is told, show shows: every option, values with = , and line ends, values from files."""
+def test_add_with_all_options(guestapi: Guestapi, tmp_path: Path) -> None:
+    """show has everything that was given to add: all options, values with = and line ends, and values from files."""
     (tmp_path / "data").write_bytes("#cloud-config\r\né, =\n".encode())
     out = guestapi.good(
         *("instance", "add", "c1", "--project", "p", "--type", "virtual-machine", "--uuid", IDENTITY.upper()),
@@ -53,7 +53,7 @@ def test_add_all_that_can_be_said(guestapi: Guestapi, tmp_path: Path) -> None:
 
 
 def test_add_with_defaults(guestapi: Guestapi) -> None:
-    """A name is enough: a container of the default project with a UUID of its own."""
+    """A name suffices: a container of the default project with a UUID of its own."""
     guestapi.good("instance", "add", "c1")
     shown = guestapi.shown("c1")
     assert (shown["project"], shown["type"], shown["location"]) == ("default", "container", None)
@@ -78,7 +78,7 @@ def test_add_with_defaults(guestapi: Guestapi) -> None:
     ],
 )
 def test_add_refuses(c1: Guestapi, words: list[str], named: str) -> None:
-    """What cannot be taken is one sentence that names it, exit 1, and adds nothing."""
+    """A refusal is one sentence that names its subject, with exit code 1, and adds nothing."""
     before = c1.state()
     assert named in c1.fails("instance", "add", *words)
     assert c1.state() == before
@@ -102,20 +102,20 @@ def test_add_refuses(c1: Guestapi, words: list[str], named: str) -> None:
     ],
 )
 def test_add_called_wrongly(c1: Guestapi, words: list[str], named: str) -> None:
-    """Misuse is exit 2 with a hint of what was wrong, and adds nothing."""
+    """Wrong usage exits with 2, names the fault, and adds nothing."""
     before = c1.state()
     assert named in c1.misuse("instance", "add", *words)
     assert c1.state() == before
 
 
-def test_uuid_given_empty_is_no_uuid(c1: Guestapi) -> None:
-    """A script whose variable is empty is told so; it does not get an instance with some other UUID."""
+def test_empty_uuid_is_refused(c1: Guestapi) -> None:
+    """An empty --uuid, as from an unset variable of a script, is refused, not replaced by a new UUID."""
     assert "uuid" in c1.fails("instance", "add", "c2", "--uuid", "")
     assert len(c1.state()) == 1
 
 
 def test_same_name_in_two_projects(guestapi: Guestapi) -> None:
-    """Two projects may have an instance of the same name; each command is about the one of its project."""
+    """Two projects may have instances of the same name; each command applies to its project."""
     guestapi.good("instance", "add", "c1")
     guestapi.good("instance", "add", "c1", "--project", "p")
     guestapi.good("config", "set", "c1", "user.a=1", "--project", "p")
@@ -127,7 +127,7 @@ def test_same_name_in_two_projects(guestapi: Guestapi) -> None:
 
 
 def test_list(guestapi: Guestapi) -> None:
-    """All instances by project and name, as a table or JSON; --project shows those of one alone."""
+    """Instances are listed by project and name, as a table or JSON; --project limits them to one."""
     for project, name in (("q", "c1"), ("p", "c2"), ("p", "c1")):
         guestapi.good("instance", "add", name, "--project", project)
     assert [(one["project"], one["name"]) for one in guestapi.state()] == [("p", "c1"), ("p", "c2"), ("q", "c1")]
@@ -138,7 +138,7 @@ def test_list(guestapi: Guestapi) -> None:
 
 
 def test_show_as_text(c1: Guestapi) -> None:
-    """show prints properties, configuration and devices for people to read."""
+    """show prints properties, configuration and devices as text."""
     out = c1.good("instance", "show", "c1")
     for word in ("c1", "default", "stopped", "user.a", "eth0", "nic", "name=eth0"):
         assert word in out
@@ -164,7 +164,7 @@ def test_show_as_text(c1: Guestapi) -> None:
 )
 @pytest.mark.root
 def test_unknown_instance(c1: Guestapi, words: list[str], request: pytest.FixtureRequest) -> None:
-    """Every command about an instance that is not there says so, and what shows those that are."""
+    """Every command on an unknown instance names it, and the command that lists instances."""
     if "PID" in words:
         words = [*words[:-1], str(request.getfixturevalue("container").pid)]
     sentence = c1.fails(*words)
@@ -174,7 +174,7 @@ def test_unknown_instance(c1: Guestapi, words: list[str], request: pytest.Fixtur
 
 
 def test_stop_and_remove(c1: Guestapi) -> None:
-    """Stopping what does not run is no error, removing what was removed is."""
+    """Stopping a stopped instance is no error; removing a removed one is."""
     c1.good("instance", "stop", "c1")
     c1.good("instance", "remove", "c1")
     assert c1.state() == []
@@ -189,8 +189,8 @@ def container() -> Iterator[Container]:
 
 
 @pytest.mark.root
-def test_start_over_a_living_init(c1: Guestapi) -> None:
-    """An instance that runs is not taken for another container, unless that is said; one that ended is."""
+def test_start_with_another_living_init(c1: Guestapi) -> None:
+    """A running instance is not started with another container's init without --replace; one that has ended is."""
     with Container() as second:
         with Container() as first:
             c1.good("instance", "start", "c1", "--pid", str(first.pid))
@@ -207,7 +207,7 @@ def test_start_over_a_living_init(c1: Guestapi) -> None:
 
 
 def test_source_is_shown(c1: Guestapi) -> None:
-    """list and show say which source an instance belongs to, and under which key; none: it was added by hand."""
+    """list and show have an instance's source and key; without a source it was added by hand."""
     observe(c1, "lxc", Observed("/var/lib/lxc web", "default", "web", hostname="web.example.org"))
     columns, *rows = [line.split() for line in c1.good("instance", "list").splitlines() if " " in line.strip("┃│ ")]
     assert "SOURCE" in columns
@@ -229,8 +229,8 @@ def test_source_is_shown(c1: Guestapi) -> None:
         ["device", "remove", "m1", "eth0"],
     ],
 )
-def test_instances_of_daemons_are_changed_there(c1: Guestapi, words: list[str]) -> None:
-    """What a daemon configures is refused here, and the sentence says where to change it."""
+def test_mirrored_instance_cannot_be_changed(c1: Guestapi, words: list[str]) -> None:
+    """The configuration of a daemon's instance cannot be changed here; the error names the daemon."""
     devices = {"eth0": {"type": "nic"}}
     observe(c1, "incus", Observed("1", "default", "m1", config={"user.a": "1"}, devices=devices))
     before = c1.state()
@@ -239,14 +239,14 @@ def test_instances_of_daemons_are_changed_there(c1: Guestapi, words: list[str]) 
 
 
 def observe(guestapi: Guestapi, source: str, *observations: Observed) -> None:
-    """A source sees these."""
+    """Write observations of a source."""
     with Writer(guestapi.settings, create=True).change() as change:
         assert reconcile(change, source, observations) == []
 
 
 @pytest.mark.root
 def test_start_and_stop(c1: Guestapi) -> None:
-    """From start to stop an instance is running, and its PID is shown; one that ended without notice is dead."""
+    """A started instance is running with its PID; if its init ends without a stop, it is dead."""
     with Container() as container:
         c1.good("instance", "start", "c1", "--pid", str(container.pid))
         assert (c1.shown("c1")["status"], c1.shown("c1")["pid"]) == ("running", container.pid)
@@ -261,7 +261,7 @@ def test_start_and_stop(c1: Guestapi) -> None:
 
 @pytest.mark.root
 def test_process_of_another_instance(c1: Guestapi, container: Container) -> None:
-    """A container cannot be two instances at once; the sentence names the other."""
+    """A container cannot be two instances; the error names the other one."""
     c1.good("instance", "start", "c1", "--pid", str(container.pid))
     c1.good("instance", "add", "c2")
     assert "'c1'" in c1.fails("instance", "start", "c2", "--pid", str(container.pid))
@@ -269,7 +269,7 @@ def test_process_of_another_instance(c1: Guestapi, container: Container) -> None
 
 
 def refused(guestapi: Guestapi, pid: int) -> str:
-    """What start says of a PID; the instance does not run afterwards."""
+    """Return the error of a start with this PID; the instance must not run afterwards."""
     sentence = guestapi.fails("instance", "start", "c1", "--pid", str(pid))
     assert str(pid) in sentence
     assert guestapi.shown("c1")["status"] == "stopped"
@@ -277,7 +277,7 @@ def refused(guestapi: Guestapi, pid: int) -> str:
 
 
 def test_start_refuses_the_dead(c1: Guestapi) -> None:
-    """A process that is gone, a zombie, and a number that no process can have are no instance's init."""
+    """A process that has ended, a zombie, and an impossible PID are refused."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert "ended" in refused(c1, process.pid)
@@ -288,14 +288,14 @@ def test_start_refuses_the_dead(c1: Guestapi) -> None:
 
 
 def test_start_refuses_the_host(c1: Guestapi) -> None:
-    """A process in the host's PID namespace cannot be an instance: the whole host would be it."""
+    """A process in the host's PID namespace is refused: the instance would be the whole host."""
     for process in (os.getpid(), os.getppid()):
         assert "host's PID namespace" in refused(c1, process)
 
 
 @pytest.mark.root
-def test_start_refuses_who_is_not_init(c1: Guestapi, container: Container) -> None:
-    """A process inside a container that is not its init would end before it does: refused."""
+def test_start_refuses_other_processes(c1: Guestapi, container: Container) -> None:
+    """A container's process other than its init is refused, because it may end earlier."""
     enter = ["nsenter", "-t", str(container.pid), "-p", "-U", "--preserve-credentials"]
     with subprocess.Popen([*enter, "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
@@ -311,5 +311,5 @@ def test_start_refuses_who_is_not_init(c1: Guestapi, container: Container) -> No
     "pid", [[], ["--pid", "0"], ["--pid", "-5"], ["--pid", "self"], ["--pid", ""], ["--pid", "1.5"]]
 )
 def test_start_without_a_pid(c1: Guestapi, pid: list[str]) -> None:
-    """--pid is needed, and is a positive number."""
+    """--pid is required, and must be a positive number."""
     assert "--pid" in c1.misuse("instance", "start", "c1", *pid)

@@ -1,4 +1,4 @@
-"""The command as a whole: which configuration, which exit code, one sentence for each error, and completion."""
+"""The command as a whole: configuration, exit codes, one sentence for each error, and completion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.store.processes import database, other_process
 
 
 def completed(guestapi: Guestapi, line: str, **environment: str) -> list[str]:
-    """What bash is offered for the last word of a line."""
+    """Return bash's completions for the last word of a line."""
     words = line.split(" ")
     asked = {"_GUESTAPI_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     environment = {"GUESTAPI_CONFIG": str(guestapi.config), **asked, **environment}
@@ -30,7 +30,7 @@ def completed(guestapi: Guestapi, line: str, **environment: str) -> list[str]:
 
 
 def test_version_and_help(guestapi: Guestapi) -> None:
-    """The program says its version, and helps, for every command, without a configuration."""
+    """The program prints its version, and help for every command, without a configuration."""
     guestapi.config = Path("/nowhere")
     assert package.__version__ in guestapi.program("--version").out
     for words in ([], ["instance"], ["instance", "add"], ["config", "set"], ["device", "add"], ["check"], ["serve"]):
@@ -39,7 +39,7 @@ def test_version_and_help(guestapi: Guestapi) -> None:
 
 
 def test_hooks_load_what_they_need(guestapi: Guestapi) -> None:
-    """A container waits for its hook, so what other commands use alone is not even loaded for it."""
+    """A container waits for its hook, so the hook does not import what only other commands need."""
     guestapi.good("instance", "add", "c1")
     code = (
         "import sys\nfrom guestapi.cli.main import main\n"
@@ -58,7 +58,7 @@ def test_misuse_is_exit_2(guestapi: Guestapi, words: list[str]) -> None:
 
 
 def test_which_configuration(guestapi: Guestapi, tmp_path: Path) -> None:
-    """--config wins over $GUESTAPI_CONFIG; a file that is named and missing is an error, never the default."""
+    """--config takes precedence over $GUESTAPI_CONFIG; a missing named file is an error."""
     (tmp_path / "other").mkdir()
     other = Guestapi(tmp_path / "other")
     guestapi.good("instance", "add", "one")
@@ -76,21 +76,21 @@ def test_which_configuration(guestapi: Guestapi, tmp_path: Path) -> None:
     ("toml", "named"), [("[stor]", "stor"), ("[store]\nurl = 'postgresql://x'", "store.url"), ("[", "not TOML")]
 )
 def test_wrong_configuration(guestapi: Guestapi, toml: str, named: str) -> None:
-    """A configuration that cannot be used ends every command with one sentence."""
+    """With an invalid configuration every command fails with one sentence."""
     guestapi.config.write_text(toml)
     for words in (["instance", "list"], ["instance", "add", "c1"], ["config", "set", "c1", "a=1"]):
         assert named in guestapi.fails(*words)
 
 
 def test_no_store_yet(guestapi: Guestapi) -> None:
-    """Looking at a store that was never made is one sentence that says how it is made, and makes nothing."""
+    """Reading a store that does not exist is an error that states how to create it, and creates nothing."""
     for words in (["instance", "list"], ["instance", "show", "c1"], ["config", "get", "c1", "a"]):
         assert "guestapi instance add" in guestapi.fails(*words)
     assert not database(guestapi.settings).exists()
 
 
 def test_store_in_use(c1: Guestapi) -> None:
-    """While another process holds the store, looking works, and changing fails after the configured time."""
+    """While another process locks the store, reading works, and writing fails after the configured time."""
     code = "with Writer(settings).change():\n    say('in')\n    heard()\n"
     with other_process(c1.settings, code) as other:
         assert other.hear() == "in"
@@ -102,7 +102,7 @@ def test_store_in_use(c1: Guestapi) -> None:
 
 
 def test_program_errors_have_no_traceback(c1: Guestapi) -> None:
-    """The installed program ends an operator's mistake with one line on stderr and exit 1."""
+    """The installed program reports an operator's error in one line on standard error, with exit code 1."""
     database(c1.settings).write_bytes(b"garbage" * 1000)
     for words in (["instance", "list"], ["config", "set", "c1", "a=1"]):
         done = c1.program(*words)
@@ -113,7 +113,7 @@ def test_program_errors_have_no_traceback(c1: Guestapi) -> None:
 
 @pytest.mark.root
 def test_other_user_gets_a_sentence(c1: Guestapi) -> None:
-    """Who may read neither store nor configuration is told so in one line, not by a traceback."""
+    """A user without access to store and configuration gets an error of one line, no traceback."""
     done = subprocess.run(
         [COMMAND, "--config", c1.config, "instance", "list"],
         capture_output=True,
@@ -143,7 +143,7 @@ def test_output_into_a_closed_pipe(c1: Guestapi) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_script(guestapi: Guestapi, shell: str) -> None:
-    """Each shell gets a script that asks this very program; bash takes its own."""
+    """Each shell gets a script that calls this program; bash accepts its own."""
     script = guestapi.good("completion", shell)
     assert "_GUESTAPI_COMPLETE" in script
     assert f"{shell}_complete" in script
@@ -160,7 +160,7 @@ def test_completion_of_commands(guestapi: Guestapi) -> None:
 
 
 def test_completion_of_instances(guestapi: Guestapi) -> None:
-    """Names of instances are completed, those of the project that was given, or of the default one."""
+    """Instances are completed by name, from the given project or the default one."""
     with Writer(guestapi.settings, create=True).change() as change:
         for project, name in (("default", "c1"), ("default", "c2"), ("default", "web"), ("p", "c3")):
             steps.add(change, project, name)
@@ -171,6 +171,6 @@ def test_completion_of_instances(guestapi: Guestapi) -> None:
 
 
 def test_completion_without_a_store(guestapi: Guestapi) -> None:
-    """Where there is nothing to complete from, nothing is offered and nothing is said."""
+    """Without a store or configuration there are no completions and no messages."""
     assert completed(guestapi, "guestapi instance show ") == []
     assert completed(guestapi, "guestapi instance show ", GUESTAPI_CONFIG="/nowhere") == []

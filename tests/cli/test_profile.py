@@ -1,4 +1,4 @@
-"""Profiles as an operator uses them: made, given to instances, changed, and taken back."""
+"""`guestapi profile`: profiles are created, assigned to instances, changed and deleted."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.cli.command import Guestapi
 from tests.store.processes import told
 
 
-def test_a_profile_from_its_making_to_its_end(c1: Guestapi) -> None:
-    """An instance gets what its profiles have as long as it has them."""
+def test_life_of_a_profile(c1: Guestapi) -> None:
+    """An instance has the keys and devices of its profiles as long as they are assigned."""
     c1.good("profile", "create", "web", "user.role=web", "user.a=profile", "--description", "Front ends")
     c1.good("profile", "device", "add", "web", "gpu", "gpu", "pci=0000:01:00.0")
     c1.good("profile", "add", "c1", "web")
@@ -36,7 +36,7 @@ def test_a_profile_from_its_making_to_its_end(c1: Guestapi) -> None:
 
 
 def test_devices_of_a_profile(c1: Guestapi) -> None:
-    """Devices are added, changed, looked at and removed; what is not there is named."""
+    """Devices of a profile are added, changed, listed and removed; a missing one is an error that names it."""
     c1.good("profile", "create", "p")
     c1.good("profile", "assign", "c1", "p")
     c1.good("profile", "device", "add", "p", "d", "disk", "path=/srv", "source=/data", "size=")
@@ -58,7 +58,7 @@ def test_devices_of_a_profile(c1: Guestapi) -> None:
 
 
 def test_assign_replaces_all(c1: Guestapi) -> None:
-    """assign gives exactly the profiles that are named, of which the last is the strongest; without a name, none."""
+    """assign sets exactly the named profiles, the last of which takes precedence; without a name, none."""
     for name in ("p", "q"):
         c1.good("profile", "create", name, f"user.by={name}")
     c1.good("profile", "assign", "c1", "p,q")
@@ -72,21 +72,21 @@ def test_assign_replaces_all(c1: Guestapi) -> None:
     assert "does not have profile p" in c1.fails("profile", "remove", "c1", "p")
 
 
-def test_default_is_there_without_being_made(c1: Guestapi) -> None:
-    """The profile ``default`` can be shown, changed and assigned at any time, and is never deleted."""
+def test_default_profile_always_exists(c1: Guestapi) -> None:
+    """The profile ``default`` can be shown, changed and assigned at any time, and never deleted."""
     assert c1("profile", "show", "default", "--format", "json").json["config"] == {}
     c1.good("profile", "assign", "c1", "default")
     c1.good("profile", "set", "default", "user.by=default")
     assert c1.shown("c1")["config"]["user.by"] == "default"
     assert "cannot be removed" in c1.fails("profile", "delete", "default")
-    # Another project has another one.
+    # Another project has its own profile of that name.
     c1.good("profile", "set", "default", "user.by=shop", "--project", "shop")
     assert c1.shown("c1")["config"]["user.by"] == "default"
     assert "no profile 'x' in project 'shop'" in c1.fails("profile", "show", "x", "--project", "shop")
 
 
-def test_edit_takes_what_show_prints(c1: Guestapi) -> None:
-    """A profile that was shown is taken back as it is; a changed one is one change, told once."""
+def test_edit_accepts_the_output_of_show(c1: Guestapi) -> None:
+    """edit accepts the output of show unchanged; a changed definition is one change with its events."""
     c1.good("profile", "create", "p", "user.a=1", "user.text=first\nsecond", "--description", "What é is")
     c1.good("profile", "assign", "c1", "p")
     shown = c1.good("profile", "show", "p", "--format", "json")
@@ -98,7 +98,7 @@ def test_edit_takes_what_show_prints(c1: Guestapi) -> None:
     document["devices"] = {"gpu": {"type": "gpu"}}
     c1.good("profile", "edit", "p", stdin=json.dumps(document))
     kinds = [kind for kind, _metadata, _guest in told(c1.settings)[before:]]
-    # user.a is the instance's own.
+    # user.a stays, as the instance's own key.
     assert kinds == ["config", "config", "device"]
     for bad in ("", "[", "[]", '{"config": {"a": 1}}', '{"unknown": {}}', "[" * 100_000):
         assert "no definition of a profile" in c1.fails("profile", "edit", "p", stdin=bad)
@@ -107,7 +107,7 @@ def test_edit_takes_what_show_prints(c1: Guestapi) -> None:
 
 
 def test_origin_names_the_profile(c1: Guestapi) -> None:
-    """--origin says of a key and a device from which profile it comes; unset names it, too."""
+    """--origin shows the profile of a key and a device; unset names it, too."""
     c1.good("profile", "create", "p", "user.p=1", "user.a=p")
     c1.good("profile", "device", "add", "p", "gpu", "gpu")
     c1.good("profile", "add", "c1", "p")
@@ -123,8 +123,8 @@ def test_origin_names_the_profile(c1: Guestapi) -> None:
     assert (done.code, done.err) == (0, "c1 still has user.a from profile p\n")
 
 
-def test_mirrored_instance_takes_a_profile(guestapi: Guestapi) -> None:
-    """What is configured at a daemon is changed there; a profile may be assigned to it all the same, here."""
+def test_mirrored_instance_can_have_profiles(guestapi: Guestapi) -> None:
+    """A daemon's instance, which is configured at the daemon, can have profiles of guestapi."""
     with Writer(guestapi.settings, create=True).change() as change:
         observed = Observed("1", "default", "m1", config={"user.a": "daemon"}, devices={})
         assert reconcile(change, "incus", [observed]) == []
@@ -134,8 +134,8 @@ def test_mirrored_instance_takes_a_profile(guestapi: Guestapi) -> None:
     assert guestapi.shown("m1")["config"] == {"user.a": "daemon", "user.b": "p"}
 
 
-def test_check_names_the_setting_that_became_a_profile(c1: Guestapi) -> None:
-    """Of hooks.template, check says what became of it."""
+def test_check_reports_hooks_template(c1: Guestapi) -> None:
+    """check reports that hooks.template has become a profile."""
     with c1.config.open("a") as file:
         file.write('[hooks.template]\n"user.a" = "1"\n')
     out = c1("check", "--settings").out

@@ -1,4 +1,4 @@
-"""What the documents contain: commands, code, links and headings, each with where it stands."""
+"""The contents of the documents: commands, code, links and headings, each with its document."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-#: All but those that describe the past: what they name may be gone.
+# All documents except those about the past, which may name what no longer exists.
 DOCUMENTS = sorted(
     path
     for path in [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")]
@@ -20,17 +20,17 @@ DOCUMENTS = sorted(
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-#: What separates the commands of a line.
+# Separators of the commands in a line.
 _SEPARATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1"}
 
 
 @dataclass(frozen=True)
 class Found:
-    """Something in a document.
+    """A piece of a document.
 
     Attributes:
         where: the document, relative to the checkout.
-        text: as it stands there.
+        text: its text.
     """
 
     where: str
@@ -45,7 +45,7 @@ def _name(path: Path) -> str:
 
 
 def blocks(language: str) -> Iterator[Found]:
-    """The code blocks of a language."""
+    """Yield the code blocks of a language."""
     for path in DOCUMENTS:
         for found, text in _BLOCK.findall(path.read_text()):
             if found == language:
@@ -53,42 +53,42 @@ def blocks(language: str) -> Iterator[Found]:
 
 
 def prose(path: Path) -> str:
-    """A document without its code blocks."""
+    """Return a document without its code blocks."""
     return _BLOCK.sub("", path.read_text())
 
 
 def code_spans() -> Iterator[Found]:
-    """The pieces of code in running text and tables."""
+    """Yield the code spans in running text and tables."""
     for path in DOCUMENTS:
         for text in _INLINE.findall(prose(path)):
             yield Found(_name(path), text.replace("\\|", "|"))
 
 
 def links() -> Iterator[tuple[Path, str]]:
-    """The targets of links, each with the document that it stands in."""
+    """Yield the targets of links, each with its document."""
     for path in DOCUMENTS:
         for target in _LINK.findall(prose(path)):
             yield path, target
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors of a document's headings, as GitHub makes them."""
+    """Return the anchors of a document's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def command_lines() -> Iterator[Found]:
-    """What is typed at a prompt in a code block. Lines that are continued are one."""
+    """Yield the commands at prompts in code blocks, with continued lines joined."""
     for block in blocks("console"):
         for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
             prompt = re.match(r"(?:host)?[#$] (.+)", line)
             if prompt:
-                # The demo prints its commands with the program's name, as everything else does.
+                # The demo's prompt is the name of the program, as in its output.
                 yield Found(block.where, prompt[1])
 
 
 def words(line: str) -> list[list[str]]:
-    """The commands of a line of shell, each as its words. Comments, redirections and substitutions are left out."""
+    """Return the words of each command in a line of shell, without comments, redirections and substitutions."""
     lexer = shlex.shlex(re.sub(r"\$\(.*?\)", "SUBSTITUTED", line), posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     lexer.commenters = "#"
@@ -107,7 +107,7 @@ def words(line: str) -> list[list[str]]:
 
 
 def commands(program: str) -> Iterator[tuple[Found, list[str]]]:
-    """Each use of a program: typed at a prompt, or as a piece of code that begins with its name."""
+    """Yield each use of a program: at a prompt, or in a code span that begins with its name."""
     for source in (command_lines(), code_spans()):
         for found in source:
             if f"{program}" not in found.text:
@@ -115,7 +115,7 @@ def commands(program: str) -> Iterator[tuple[Found, list[str]]]:
             try:
                 split = words(found.text)
             except ValueError:
-                continue  # A piece of code that is no shell.
+                continue  # A code span that is no shell.
             for command in split:
                 if command[0] in ("eval", "sudo"):
                     command = command[1:]

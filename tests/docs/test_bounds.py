@@ -1,4 +1,4 @@
-"""The bounds that docs/security.md states follow from the limits, and the unit leaves room for them."""
+"""The bounds in docs/security.md agree with the limits, and the unit's memory limit leaves room for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def test_memory_of_one_instance() -> None:
-    """What one instance can make a worker hold is what the document says, by the limits as they are by default."""
+    """The memory of one instance in docs/security.md follows from the default limits."""
     limits = LimitSettings()
     each = limits.head + 2 * limits.body
     held = limits.connections_per_instance * each + limits.unsent_per_instance + 2 * MIB
@@ -35,7 +35,7 @@ def test_memory_of_one_instance() -> None:
 
 
 def test_unit_has_room_for_hostile_instances() -> None:
-    """MemoryHigh= of the unit holds two workers and some instances that do all they can at the same time."""
+    """MemoryHigh= of the unit suffices for two workers and some hostile instances at the same time."""
     unit = (ROOT / "systemd/guestapi.service").read_text()
     high = re.search(r"(?m)^MemoryHigh=(\d+)G$", unit)
     stated = re.search(

@@ -1,4 +1,4 @@
-"""`make demo`: it prints what the README shows, works below a closed directory, and says why it fails."""
+"""`make demo`: its output is in the README, it works below a closed directory, and it explains a failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness.scratch import SCRATCH
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-#: Run by /bin/sh in a mount namespace: the checkout ($1) lies below a directory with mode 0700 ($2); then the others.
+# Run by /bin/sh in a mount namespace: puts the checkout ($1) below a directory with mode 0700 ($2), then runs the rest.
 CLOSED = """
 set -e
 mount --bind "$1" /mnt
@@ -31,7 +31,7 @@ shift 2
 exec "$@"
 """
 
-#: What differs from run to run, and what to compare instead.
+# Patterns that vary from run to run, and their replacements.
 VARYING = (
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
@@ -45,13 +45,13 @@ VARYING = (
 
 
 def demo(*words: str, before: list[str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the demo, as `make demo` does."""
+    """Run the demo as `make demo` does."""
     command = [*(before or []), sys.executable, "-m", "tests.demo", *words]
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=120)
 
 
 def normalised(text: str) -> list[str]:
-    """The lines of an output, with what differs from run to run replaced."""
+    """Return the lines of an output, with varying parts replaced."""
     found = []
     for line in text.strip().splitlines():
         for pattern, replacement in VARYING:
@@ -61,21 +61,21 @@ def normalised(text: str) -> list[str]:
 
 
 def shown(command: str) -> str:
-    """What the README shows after a command: the rest of its block."""
+    """Return the output that the README shows for a command: the rest of its block."""
     blocks = re.findall(r"```console\n(.*?)```", (CHECKOUT / "README.md").read_text(), re.DOTALL)
     (block,) = (block for block in blocks if block.startswith(f"# {command}\n"))
     return str(block.partition("\n")[2])
 
 
-def test_readme_shows_what_it_prints() -> None:
-    """The block of the README is the output, but for what differs from run to run."""
+def test_readme_shows_the_output() -> None:
+    """The README's block equals the output, except for varying parts."""
     done = demo("namespaces")
     assert (done.returncode, done.stderr) == (0, "")
     assert normalised(done.stdout) == normalised(shown("make demo"))
 
 
 def test_with_lxc() -> None:
-    """Where LXC is installed, the container is one of LXC, which registers itself; the steps are the same."""
+    """With LXC installed, the container is one of LXC, which registers itself; the steps are the same."""
     assert shutil.which("lxc-start"), "make test installs it"
     done = demo()
     assert (done.returncode, done.stderr) == (0, "")
@@ -86,15 +86,15 @@ def test_with_lxc() -> None:
     assert not any("instance start" in line for line in printed)
 
 
-def test_where_run_allows_no_programs() -> None:
-    """Debian's initramfs mounts /run noexec, so the root file system of a container cannot be there."""
+def test_run_mounted_noexec() -> None:
+    """Debian's initramfs mounts /run noexec; then the container's root file system is elsewhere."""
     script = 'mount -t tmpfs -o noexec tmpfs /run && exec "$@"'
     done = demo(before=["unshare", "--mount", "/bin/sh", "-c", script, "noexec"])
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_below_a_closed_directory() -> None:
-    """A checkout below a directory with mode 0700, such as /root, which the service's user cannot enter."""
+    """The demo works below a directory with mode 0700, such as /root, which the service's user cannot enter."""
     before = ["unshare", "--mount", "/bin/sh", "-c", CLOSED, "closed", str(CHECKOUT), str(CHECKOUT.parent)]
     done = demo("namespaces", before=before)
     assert (done.returncode, done.stderr) == (0, "")
@@ -103,15 +103,15 @@ def test_below_a_closed_directory() -> None:
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that everybody can enter, which pytest's own ones are not."""
+    """A directory that every user can enter, unlike pytest's own ones."""
     with tempfile.TemporaryDirectory(prefix="guestapi-", dir=SCRATCH) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 def test_failure_is_explained(open_directory: Path) -> None:
-    """A step that fails ends the demo with the reason, after the service's log; nothing is left behind."""
-    # The program that the service is started with, since it needs another user.
+    """A failing step ends the demo with the service's log and the reason; nothing is left behind."""
+    # The program that starts the service as another user.
     setpriv = open_directory / "setpriv"
     setpriv.write_text("#!/bin/sh\necho 'broken on purpose' >&2\nexit 1\n")
     setpriv.chmod(0o755)

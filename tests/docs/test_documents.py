@@ -1,4 +1,4 @@
-"""The documents, held to the code: commands, options, files, links, settings, variables, fields and modules."""
+"""The documents agree with the code: commands, options, files, links, settings, variables, fields and modules."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DOCS = CHECKOUT / "docs"
 
 
 def wrong_use(arguments: list[str]) -> str | None:
-    """What `guestapi` would say of being called like that; None if it knows the command and its options."""
+    """Return the error of this use of `guestapi`, or None if the command and its options exist."""
     command: click.Command = main
     context = click.Context(main, info_name="guestapi", **main.context_settings)
-    # A placeholder stands for something that a reader replaces.
+    # A placeholder, which a reader replaces, counts as any word.
     rest = [re.sub(r"^\[(.*?)\]$", r"\1", word) for word in arguments if word not in ("...", "[...]", "COMMAND")]
     while True:
-        # Options of groups come before the subcommand.
+        # Options of a group come before the subcommand.
         parser = command.make_parser(context)
         try:
             _values, left, _order = parser.parse_args(args=list(rest))
@@ -45,8 +45,8 @@ def wrong_use(arguments: list[str]) -> str | None:
         context = click.Context(command, info_name=command.name, parent=context)
 
 
-def test_commands_of_ours_exist() -> None:
-    """Each `guestapi ...` in a document is a command that exists, with options that it has."""
+def test_guestapi_commands_exist() -> None:
+    """Each `guestapi ...` in a document is an existing command with existing options."""
     used = list(documents.commands("guestapi"))
     assert len(used) > 60
     assert [f"{found}: {fault}" for found, arguments in used if (fault := wrong_use(arguments))] == []
@@ -62,12 +62,12 @@ def test_a_wrong_command_is_found() -> None:
 
 
 def units() -> set[str]:
-    """The names of our units; a template's without its instance."""
+    """Return the names of guestapi's units; a template's without its instance."""
     return {path.name for path in (CHECKOUT / "systemd").iterdir() if path.suffix in (".service", ".socket")}
 
 
 def test_units_exist() -> None:
-    """Each unit of ours that a document names exists."""
+    """Each unit of guestapi that a document names exists."""
     known = units()
     named = set()
     for path in documents.DOCUMENTS:
@@ -81,7 +81,7 @@ def test_units_exist() -> None:
 
 
 def test_make_targets_exist() -> None:
-    """Each `make TARGET` is a target of the Makefile, and each variable is one of it."""
+    """Each `make TARGET` in a document is a target of the Makefile, and each variable exists there."""
     makefile = (CHECKOUT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.MULTILINE))
     variables = set(re.findall(r"^(\w+) \?=", makefile, re.MULTILINE))
@@ -94,14 +94,14 @@ def test_make_targets_exist() -> None:
 
 
 def installed() -> set[str]:
-    """The paths that `make install` brings."""
+    """Return the paths that `make install` installs."""
     from tools.installation import Layout, find_files
 
     return {file.path for file in find_files(Layout(Path("/")))}
 
 
 def test_installed_files_exist() -> None:
-    """Each file in /etc/guestapi that a document names is one that `make install` puts there."""
+    """Each file in /etc/guestapi that a document names is installed by `make install`."""
     known = installed()
     for path in documents.DOCUMENTS:
         for name in re.findall(r"/etc/guestapi/([\w.-]*\w)", path.read_text()):
@@ -109,7 +109,7 @@ def test_installed_files_exist() -> None:
 
 
 def test_files_of_the_checkout_exist() -> None:
-    """Each path of the checkout that a document names exists; those of modules may leave out `guestapi/`."""
+    """Each path of the checkout that a document names exists; paths of modules may omit `guestapi/`."""
     rooms = {path.name for path in (CHECKOUT / "guestapi").iterdir() if path.is_dir()}
     tops = {path.name for path in CHECKOUT.iterdir() if path.is_dir() and not path.name.startswith(".")}
     made = {"benchmarks/build/results.json"}
@@ -121,8 +121,8 @@ def test_files_of_the_checkout_exist() -> None:
             assert any((CHECKOUT / base / match[1]).exists() for base in ("", "guestapi")), found
 
 
-def test_links_lead_somewhere() -> None:
-    """Each link to a file or a heading leads to one."""
+def test_link_targets_exist() -> None:
+    """Each link to a file or a heading has an existing target."""
     for path, target in documents.links():
         if re.match(r"[a-z]+:", target):
             continue
@@ -134,19 +134,19 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_every_document_is_linked() -> None:
-    """Each document in docs/ is linked from the README, so that somebody can find it."""
+    """Each document in docs/ is linked from the README."""
     readme = (CHECKOUT / "README.md").read_text()
     for path in DOCS.glob("*.md"):
         assert f"(docs/{path.name})" in readme, path.name
 
 
 def python_files() -> Iterator[tuple[Path, ast.Module]]:
-    """The modules of the package, parsed."""
+    """Yield the modules of the package, parsed."""
     for path in sorted((CHECKOUT / "guestapi").rglob("*.py")):
         yield path, ast.parse(path.read_text())
 
 
-#: Set by systemd, gunicorn, a runtime or a shell for a process that it starts: not by our operator.
+# Variables that systemd, gunicorn, a runtime or a shell sets for its processes, not the operator.
 NOT_OURS = {
     *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "MAINPID"),
     *("NOTIFY_SOCKET", "GUNICORN_FD", "PATH"),
@@ -154,7 +154,7 @@ NOT_OURS = {
 
 
 def test_environment_variables_are_documented() -> None:
-    """Each variable of the environment that an operator may set stands in docs/configuration.md."""
+    """Each environment variable that an operator may set is in docs/configuration.md."""
     read = set()
     for path, _tree in python_files():
         text = path.read_text()
@@ -168,12 +168,12 @@ def test_environment_variables_are_documented() -> None:
 
 
 def journal_fields() -> set[str]:
-    """The fields of journal entries that the code sets besides those that every program's entries have."""
+    """Return the journal fields that the code sets in addition to those of every program."""
     found = set()
     for path, _tree in python_files():
         text = path.read_text()
         if "fields" in text:
-            # Keys of the mappings that functions named like this return, and what each entry is sent with.
+            # Keys of the mappings that functions with this name return, and the fields of each entry.
             for body in re.findall(r"fields\b[^\n]*(?:=|\|=|return|\*\*)[^\n]*\{([^}]*)\}", text):
                 found |= set(re.findall(r'"([A-Z][A-Z_]+)":', body))
             for body in re.findall(r"def _\w*fields\(.*?\n(?=\n\n|\Z)", text, re.DOTALL):
@@ -183,7 +183,7 @@ def journal_fields() -> set[str]:
 
 
 def test_journal_fields_are_documented() -> None:
-    """Each field of the journal's entries stands in docs/operations.md, and each that stands there exists."""
+    """The journal fields in docs/operations.md are exactly those of the code."""
     fields = journal_fields()
     assert {"INSTANCE", "PROJECT", "STATUS", "LIMIT", "COUNT"} <= fields
     operations = (DOCS / "operations.md").read_text()
@@ -192,7 +192,7 @@ def test_journal_fields_are_documented() -> None:
 
 
 def test_packages_are_in_the_design() -> None:
-    """Each package and each module beside the packages stands in the table of docs/design.md, and nothing else."""
+    """The table of docs/design.md has exactly the existing packages and top-level modules."""
     design = (DOCS / "design.md").read_text().partition("## What is where")[2].partition("\n## ")[0]
     named = {
         name for row in re.findall(r"^\| (`[^|]+`) \|", design, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)
@@ -204,12 +204,12 @@ def test_packages_are_in_the_design() -> None:
 
 @pytest.mark.parametrize("page", reference.PAGES, ids=lambda page: page.name)
 def test_generated_pages_are_current(page: Path) -> None:
-    """Every command, option and module stands in its page. `make docs` writes the pages anew."""
+    """Every generated page has all commands, options and modules. `make docs` writes the pages."""
     assert page.read_text() == reference.PAGES[page](), "run: make docs"
 
 
 def test_decisions_have_a_form() -> None:
-    """Each decision has a number of its own, a title, and says context, decision and consequences."""
+    """Each decision has a unique number, a title, and the sections context, decision and consequences."""
     numbers = []
     for path in sorted((DOCS / "decisions").glob("*.md")):
         number, _, rest = path.stem.partition("-")
@@ -224,7 +224,7 @@ def test_decisions_have_a_form() -> None:
 
 
 def defaults(struct: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Every setting of guestapi.toml by its name with dots, and its default."""
+    """Yield every setting of guestapi.toml by its dotted name, with its default."""
     for field in msgspec.structs.fields(type(struct)):  # type: ignore[arg-type]  # every one is a Struct
         value = getattr(struct, field.name)
         name = f"{prefix}{field.encode_name}"
@@ -235,7 +235,7 @@ def defaults(struct: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def as_documented(value: object) -> str:
-    """A default as the table has it."""
+    """Return a default as it is written in the table."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
@@ -244,15 +244,15 @@ def as_documented(value: object) -> str:
 
 
 def test_settings_are_documented() -> None:
-    """Each setting stands in docs/configuration.md with its default, and none that does not exist."""
+    """docs/configuration.md has exactly the existing settings, with their defaults."""
     text = (DOCS / "configuration.md").read_text()
     section = text.partition("## guestapi.toml")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (`[^|]+`) \|([^|]*)\| [^|]+ \|$", section, re.MULTILINE)
     documented = {name: default.strip() for names, default in rows for name in re.findall(r"`([^`]+)`", names)}
     settings = dict(defaults(Settings()))
-    # Where they were read from is no setting.
+    # The file of the settings is no setting.
     del settings["file"]
-    # A list of tables, and what is said in words since it depends on something else.
+    # A list of tables, and settings that are described in words because they depend on others.
     in_words = {"listener", "listener.path", "listener.dialect", "hooks.template", "images.directory"}
     assert set(documented) == set(settings) | in_words
     found = {name: as_documented(value) for name, value in settings.items() if name not in in_words}
@@ -260,7 +260,7 @@ def test_settings_are_documented() -> None:
 
 
 def test_switched_off_is_described() -> None:
-    """docs/security.md names what an instance still gets whose API is switched off."""
+    """docs/security.md names what an instance gets while its API is switched off."""
     section = (DOCS / "security.md").read_text().partition("## What a guest can do")[2].partition("\n## ")[0]
     for dialect in DIALECTS.values():
         assert dialect.switch in section
@@ -268,20 +268,20 @@ def test_switched_off_is_described() -> None:
             assert f"`{method} {path}`" in section
 
 
-def test_installation_is_one_way() -> None:
-    """Runtimes' documents copy what `make install` has put into /etc/guestapi, never from a checkout."""
+def test_documents_use_installed_files() -> None:
+    """Documents of runtimes copy files that `make install` has installed, never files of a checkout."""
     for found in documents.command_lines():
         assert not re.search(r"(?:^|\s)(?:conf|systemd)/", found.text), found
 
 
 def test_no_passive_references() -> None:
-    """Nothing refers to what a reader cannot open: issues, drafts, or a path of a development machine."""
+    """No document refers to anything that a reader cannot open, such as issues or drafts."""
     for path in documents.DOCUMENTS:
         text = path.read_text()
         for pattern in (r"\bissue \d", r"the issue\b", r"first draft", r"/work/", r"\.\./shared"):
             assert not re.search(pattern, text, re.IGNORECASE), f"{path.name}: {pattern}"
 
 
-def test_found_has_a_place() -> None:
+def test_found_names_its_document() -> None:
     """A failure names the document."""
     assert str(Found("docs/x.md", "guestapi")) == "docs/x.md: guestapi"

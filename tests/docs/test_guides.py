@@ -1,4 +1,4 @@
-"""The documents' commands, typed on a machine as they stand there; what they print is what the documents show."""
+"""The commands of the documents, run on a machine: their output is as the documents show it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.harness.machine import Machine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
-#: How a line of `guestapi check` about a runtime begins whose follower is switched off.
+# The beginning of a finding about a runtime whose follower is switched off.
 FOLLOWER = "ok   follower "
 
-#: Seconds until what must come true after a command is given up.
+# Seconds to wait for the shown output.
 PATIENCE = 30.0
 
-#: What differs from machine to machine, and what to compare instead.
+# Patterns that vary from machine to machine, and their replacements.
 VARYING = (
     (r"Linux \S+", "Linux VERSION"),
     (r'"location":"[^"]*"', '"location":"HOST"'),
@@ -35,13 +35,13 @@ VARYING = (
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """A machine on which nothing of ours is installed."""
+    """A machine without guestapi."""
     with Machine() as booted:
         yield booted
 
 
 def block(document: str, beginning: str) -> list[tuple[str, list[str]]]:
-    """The commands of the code block that begins with that command, each with the output that is shown."""
+    """Return the commands of the code block that begins with this command, each with its shown output."""
     for text in re.findall(r"```console\n(.*?)```", (CHECKOUT / document).read_text(), re.DOTALL):
         if text.startswith(f"# {beginning}"):
             joined = re.sub(r"\\\n\s*", "", text)
@@ -56,7 +56,7 @@ def block(document: str, beginning: str) -> list[tuple[str, list[str]]]:
 
 
 def normalised(lines: list[str]) -> list[str]:
-    """Lines with what differs replaced."""
+    """Return the lines with varying parts replaced."""
     found = []
     for line in lines:
         for pattern, replacement in VARYING:
@@ -66,7 +66,7 @@ def normalised(lines: list[str]) -> list[str]:
 
 
 def matches(printed: list[str], shown: list[str]) -> bool:
-    """Whether a command printed what is shown. Nothing shown says nothing; `...` stands for any lines."""
+    """Return whether the output equals the shown one. Nothing shown matches everything; `...` matches any lines."""
     if not shown:
         return True
     pattern = "".join(r"(?:.*\n)*" if line == "..." else f"{re.escape(line)}\n" for line in normalised(shown))
@@ -74,13 +74,13 @@ def matches(printed: list[str], shown: list[str]) -> bool:
 
 
 def play(machine: Machine, document: str, beginning: str, instead: Mapping[str, str] | None = None) -> None:
-    """Type the commands of a block. Each must succeed, and print what is shown, at once or after a moment.
+    """Run the commands of a block. Each must succeed, and print what is shown, at once or after a while.
 
     Args:
-        machine: where they are typed.
-        document: of the checkout.
-        beginning: of the first command.
-        instead: what to type in the place of something, such as a PID.
+        machine: the machine on which they run.
+        document: the path of the document in the checkout.
+        beginning: the beginning of the block's first command.
+        instead: texts to replace in the commands, such as a PID.
     """
     for command, shown in block(document, beginning):
         for old, new in (instead or {}).items():
@@ -88,10 +88,10 @@ def play(machine: Machine, document: str, beginning: str, instead: Mapping[str, 
         until = time.monotonic() + PATIENCE
         while True:
             done = machine.run("sh", "-c", f"cd {CHECKOUT} && {command}", check=False, timeout=300)
-            # Which runtimes are installed differs from host to host.
+            # The installed runtimes differ between hosts.
             lines = [line for line in done.stdout.splitlines() if not line.startswith(FOLLOWER) or line in shown]
             good = done.returncode == 0 and matches(lines, shown)
-            # What is asked may come true in a moment; what changes something is typed once.
+            # A query may need some time to show the expected output; a change is made only once.
             if good or time.monotonic() > until or not shown:
                 break
             time.sleep(0.5)
@@ -99,15 +99,15 @@ def play(machine: Machine, document: str, beginning: str, instead: Mapping[str, 
         assert good, f"{document}: {command} prints:\n{done.stdout}\nand not:\n" + "\n".join(shown)
 
 
-def test_what_is_compared() -> None:
-    """Numbers may differ, and `...` stands for lines; anything else is a difference."""
+def test_comparison_of_output() -> None:
+    """Numbers may differ, and `...` matches any lines; any other difference is found."""
     assert matches(["ok   a: 12 known", "x", "y", "z"], ["ok   a: 3 known", "...", "z"])
     assert not matches(["FAIL a: 12 known"], ["ok   a: 12 known"])
     assert not matches(["a", "b"], ["a"])
 
 
 def test_readme(machine: Machine) -> None:
-    """From nothing to a service that `guestapi check` finds in order, and a container that is registered by hand."""
+    """The README's steps install a service without failures in `guestapi check`, and register a container by hand."""
     play(machine, "README.md", "make install")
     with Container([(Path("/var/lib/incus/guestapi"), "/dev/incus")], enter=machine.enter) as web:
         play(machine, "README.md", "guestapi instance add web", {"4711": str(web.pid)})
@@ -118,7 +118,7 @@ def test_readme(machine: Machine) -> None:
 
 
 def test_operations(machine: Machine) -> None:
-    """Install again, open the second socket, have the service started at boot, ask what there is to see, look."""
+    """The steps of operations.md and configuration.md work: install again, enable the second socket, check."""
     play(machine, "docs/operations.md", "make install")
     play(machine, "docs/operations.md", "systemctl enable --now guestapi-lxd.socket")
     machine.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi.service")
@@ -128,7 +128,7 @@ def test_operations(machine: Machine) -> None:
     machine.run("systemctl", "disable", "guestapi.service")
 
 
-#: Of a container whose root file system has curl; like what Debian's template writes, but without a network.
+# A container whose root file system has curl; like Debian's template, but without a network.
 LXC = """
 lxc.uts.name = web
 lxc.rootfs.path = dir:/var/lib/lxc/web/rootfs
@@ -138,7 +138,7 @@ lxc.mount.auto = proc:rw
 
 
 def test_lxc(machine: Machine) -> None:
-    """A container that includes the file is registered when it starts, and asks with its own name."""
+    """A container that includes the file is registered at its start, and reads its own configuration."""
     machine.run("/usr/bin/python3", "-I", "-S", str(CHECKOUT / "tests/harness/rootfs.py"), "/var/lib/lxc/web/rootfs")
     machine.run("sh", "-c", 'printf %s "$1" >/var/lib/lxc/web/config', "write", LXC)
     try:
@@ -155,7 +155,7 @@ def test_lxc(machine: Machine) -> None:
 
 @pytest.mark.parametrize("kind", ["incus"])
 def test_beside_a_daemon(machine: Machine, kind: str) -> None:
-    """Take over while guestapi runs already, go back, use a device instead, and remove the mirror."""
+    """The steps of incus.md work: takeover while guestapi runs, back, a device instead, and removal of the mirror."""
     install_daemon(machine, kind)
     machine.run(CLIENTS[kind], "launch", "busybox", "web")
     play(machine, "docs/incus.md", "install -D -m 0644 /etc/guestapi/incus-takeover.conf")

@@ -1,4 +1,4 @@
-"""Kills a process just before one of its system calls, whichever is wanted."""
+"""Kills a process just before a chosen system call."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: All that changes files or memory shared with others, and the locks in between. What a process does between two of
-#: these, nobody else can see.
+# All calls that change files or shared memory, and their locks. Between two of these, nothing changes for other
+# processes.
 CALLS = (
     "write,pwrite64,fsync,fdatasync,ftruncate,fallocate,rename,unlink,openat,close,fcntl,mmap,munmap,utimensat,"
     "fchown,fchmod"
 )
 
-#: Runs the operator's command again and again, each time in a child that is forked when all is imported, and that
-#: waits for a word first.
+# Runs the operator's command repeatedly, each time in a child that is forked after all imports and waits for a line.
 _COMMANDS = """
 import os, sys
 from guestapi.cli.main import main
@@ -45,7 +44,7 @@ def killed_before(pid: int, count: int, calls: str = CALLS) -> Iterator[None]:
         try:
             yield
         finally:
-            # Not to be asked: it would wait for what is left of the threads that it has killed.
+            # Not terminate(): strace would wait for the remains of the killed threads.
             process.kill()
 
 
@@ -57,7 +56,7 @@ class Commands:
 
         Args:
             config: guestapi.toml.
-            words: of the command; ``NUMBER`` in them is another number each time. It runs once with 0, at once.
+            words: the command's arguments; ``NUMBER`` in them is replaced by a number. It runs once with 0, at once.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-c", _COMMANDS, "--config", str(config), *words],
@@ -76,7 +75,7 @@ class Commands:
         return int(self._process.stdout.readline())
 
     def run(self, number: int, count: int) -> bool:
-        """Run it with this number, killed before its `count`-th call; whether it came to its end before."""
+        """Run it with this number, killed before its `count`-th call; return whether it ended before that."""
         self._say(number)
         with killed_before(self._hear(), count):
             self._say("go")
@@ -85,5 +84,5 @@ class Commands:
         return code == 0
 
     def end(self) -> None:
-        """No more of it."""
+        """End the program."""
         self._process.communicate()

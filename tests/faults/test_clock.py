@@ -1,4 +1,4 @@
-"""The host's clock is set back, as a service sees it for which the time of day is another (clock.c)."""
+"""A host whose clock is set back; the service gets its time from clock.c."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.root
 
 
 class Clock:
-    """The clock of those who are started with its `environment`."""
+    """The clock of the processes that are started with `environment`."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "moved"
@@ -33,13 +33,13 @@ class Clock:
         self.environment = {"LD_PRELOAD": str(library), "CLOCK_FILE": str(self._file)}
 
     def set(self, seconds: int) -> None:
-        """Set it to so much later than it is."""
+        """Set the clock ahead of the real time by this many seconds."""
         self._file.write_text(str(seconds))
 
 
 @pytest.fixture
 def clock() -> Iterator[Clock]:
-    """A clock that every user can see."""
+    """A clock for processes of any user."""
     directory = Path(tempfile.mkdtemp(prefix="guestapi-clock-", dir=SCRATCH))
     directory.chmod(0o755)
     yield Clock(directory)
@@ -47,7 +47,7 @@ def clock() -> Iterator[Clock]:
 
 
 def test_clock_set_back(clock: Clock) -> None:
-    """An hour back, and from a wrong year: guests are answered, hear every change, and their state is noted."""
+    """With a clock set back by an hour, and from a wrong year, requests, events and readiness work."""
     with (
         Service(workers=1, dialects=["incus"], environment=clock.environment) as own,
         own.container("c1") as c1,
@@ -67,7 +67,8 @@ def test_clock_set_back(clock: Clock) -> None:
             told.append(latest(own) - 1)
         with view(own.settings.store.url) as store:
             entries = read_entries(store, begin, 100).found
-        # Each time the operator's change, and a worker's news. What was an hour old in the wrong year is gone.
+        # For each step the operator's change and a worker's. Entries older than an hour by the wrong year's clock are
+        # gone.
         assert follower.ids == told
         assert [entry.id for entry in entries] == [told[2], told[2] + 1, told[3], told[3] + 1]
         years = [int(entry.timestamp[:4]) for entry in entries]

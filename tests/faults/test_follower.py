@@ -1,4 +1,4 @@
-"""A follower that is away, killed anywhere, without room or kept waiting: containers start, and all is well again."""
+"""A follower that is missing, killed, without disk space or blocked: containers start, and the store is right later."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tests.harness.service import Service
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-#: What a follower does to be seen from outside: files, sockets, processes.
+# The calls of a follower that have effects outside of it: on files, sockets and processes.
 CALLS = (
     "write,pwrite64,fsync,fdatasync,ftruncate,unlink,close,fcntl,sendto,sendmsg,recvfrom,accept4,pidfd_open,"
     "openat,bind,listen,rename,flock,epoll_ctl"
 )
 
 
-class Rack:
-    """A service and a follower of LXC, with containers that are played."""
+class Scenario:
+    """A service and a follower of a simulated LXC."""
 
     def __init__(self) -> None:
         self.service = Service(dialects=["incus"], workers=1)
@@ -39,84 +39,84 @@ class Rack:
         self.lxc = PlayedLxc(self.service)
 
     def running(self) -> dict[str, int]:
-        """Name and PID of each registered container that runs."""
+        """Return name and PID of each registered container that runs."""
         return {one["name"]: one["pid"] for one in self.service.listed() if one["status"] == "running"}
 
-    def noted(self) -> bool:
-        """Whether the follower has written how it is."""
+    def has_status(self) -> bool:
+        """Return whether the follower has written its status."""
         with view(self.service.settings.store.url) as store:
             return any(one.name == "lxc" for one in list_sources(store))
 
-    def right(self) -> bool:
-        """Whether the store is as things are."""
+    def is_current(self) -> bool:
+        """Return whether the store has exactly the running containers."""
         return self.running() == {name: one.pid for name, one in self.lxc.containers.items()}
 
 
 @pytest.fixture
-def rack() -> Iterator[Rack]:
-    """A rack, for one test."""
-    one = Rack()
+def scenario() -> Iterator[Scenario]:
+    """A service, a simulated LXC, and its follower, which is not started yet."""
+    one = Scenario()
     with one.lxc, one.service, one.follower:
         yield one
 
 
-def test_two_hundred_at_once(rack: Rack) -> None:
-    """Two hundred containers that start at once are all registered, and the first request of each is answered."""
-    rack.follower.start()
+def test_two_hundred_at_once(scenario: Scenario) -> None:
+    """Two hundred containers that start at once are all registered before their first request."""
+    scenario.follower.start()
     names = [f"c{number}" for number in range(200)]
     for name in names:
-        rack.lxc.start(name)
-    hooks = {name: rack.lxc.hook(name) for name in names}
+        scenario.lxc.start(name)
+    hooks = {name: scenario.lxc.hook(name) for name in names}
     waiting = dict(hooks)
     while waiting:
         for name, hook in list(waiting.items()):
             if hook.poll() is not None:
-                # Its init runs at once.
-                rack.lxc.containers[name].ask()
+                # Its init runs now.
+                scenario.lxc.containers[name].ask()
                 del waiting[name]
         time.sleep(0.002)
-    # 404: there is no such key, as far as it is registered; who is not registered gets 500.
-    assert {name: rack.lxc.containers[name].status() for name in names} == dict.fromkeys(names, 404)
+    # 404 for an unset key means registered; an unregistered container gets 500.
+    assert {name: scenario.lxc.containers[name].status() for name in names} == dict.fromkeys(names, 404)
     assert [hook.wait() for hook in hooks.values()] == [0] * 200
-    assert rack.right()
+    assert scenario.is_current()
     for name in names[::2]:
-        rack.lxc.end(name)
-    until(rack.right, "the end of half of them")
+        scenario.lxc.end(name)
+    until(scenario.is_current, "the end of half of them")
 
 
-def test_away(rack: Rack) -> None:
-    """Without a follower a hook costs no time; what started meanwhile is registered when there is one."""
-    rack.lxc.start("web")
+def test_hook_without_a_follower(scenario: Scenario) -> None:
+    """Without a follower a hook costs no time; the next follower registers the container."""
+    scenario.lxc.start("web")
     began = time.monotonic()
-    assert "nobody listens at" in rack.lxc.hook("web").communicate()[1]
+    assert "nobody listens at" in scenario.lxc.hook("web").communicate()[1]
     assert time.monotonic() - began < 2
-    rack.follower.start()
-    until(rack.right, "the follower")
+    scenario.follower.start()
+    until(scenario.is_current, "the follower")
 
 
-def test_locked(rack: Rack) -> None:
-    """While another writer holds the store, hooks give up after two seconds, and nothing that rang is forgotten."""
-    rack.follower.start()
-    with closing(sqlite3.connect(rack.service.state / "store.db", isolation_level=None)) as other:
+def test_locked(scenario: Scenario) -> None:
+    """While another writer locks the store, hooks give up after two seconds; their containers are registered later."""
+    scenario.follower.start()
+    with closing(sqlite3.connect(scenario.service.state / "store.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         for name in ("one", "two"):
-            rack.lxc.start(name)
-            assert "not registered within 2 s" in rack.lxc.hook(name).communicate()[1]
+            scenario.lxc.start(name)
+            assert "not registered within 2 s" in scenario.lxc.hook(name).communicate()[1]
         other.execute("ROLLBACK")
-    until(rack.right, "the store")
+    until(scenario.is_current, "the store")
 
 
 @contextmanager
-def full(rack: Rack) -> Iterator[None]:
-    """No more room where the store is."""
-    filling = rack.service.state / "filling"
+def full(scenario: Scenario) -> Iterator[None]:
+    """Fill the disk of the store."""
+    filling = scenario.service.state / "filling"
     with filling.open("wb") as file:
         try:
             while True:
                 file.write(bytes(1 << 16))
                 file.flush()
         except OSError:
-            pass  # As it should be.
+            pass  # ENOSPC, as intended.
     try:
         yield
     finally:
@@ -124,94 +124,94 @@ def full(rack: Rack) -> Iterator[None]:
 
 
 def test_full() -> None:
-    """A full disk: the containers start unregistered, and are registered when there is room again."""
-    rack = Rack()
-    state = rack.service.state
-    # The store moves to a small file system of its own.
-    saved = rack.service.root / "saved"
+    """On a full disk containers start unregistered; they are registered when there is space again."""
+    scenario = Scenario()
+    state = scenario.service.state
+    # The store moves to a small file system.
+    saved = scenario.service.root / "saved"
     state.rename(saved)
     state.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=0770", "tmpfs", state], check=True)
     subprocess.run(f"cp -a {saved}/. {state}/ && chown --reference={saved} {state}", shell=True, check=True)
     state.chmod(0o770)
-    with rack.lxc, rack.service:
+    with scenario.lxc, scenario.service:
         try:
-            with rack.follower:
-                rack.follower.start()
-                until(rack.noted, "its first note")
-                with full(rack):
+            with scenario.follower:
+                scenario.follower.start()
+                until(scenario.has_status, "its first note")
+                with full(scenario):
                     for name in ("one", "two"):
-                        rack.lxc.start(name)
-                        assert "the container goes on without" in rack.lxc.hook(name).communicate()[1]
-                    assert rack.running() == {}
-                until(rack.right, "room")
+                        scenario.lxc.start(name)
+                        assert "the container goes on without" in scenario.lxc.hook(name).communicate()[1]
+                    assert scenario.running() == {}
+                until(scenario.is_current, "room")
         finally:
-            rack.service.stop()
+            scenario.service.stop()
             subprocess.run(["umount", "-l", state], check=True)
 
 
-def test_killed_anywhere(rack: Rack) -> None:
-    """Whichever system call a follower is killed before: its container starts, and the next follower sets all right."""
+def test_killed_anywhere(scenario: Scenario) -> None:
+    """Whichever system call a follower is killed before, its container starts, and the next one corrects the store."""
     before, number, ended = "", 1, False
     while not ended:
-        rack.follower.start()
-        until(rack.right, f"all that was so before call {number}")
+        scenario.follower.start()
+        until(scenario.is_current, f"all that was so before call {number}")
         name = f"c{number}"
-        rack.lxc.start(name)
-        with killed_before(rack.follower.pid, number, CALLS):
-            assert rack.lxc.hook(name).wait(30) == 0
-            # It goes on to do what it does each second; a ring is done by now.
+        scenario.lxc.start(name)
+        with killed_before(scenario.follower.pid, number, CALLS):
+            assert scenario.lxc.hook(name).wait(30) == 0
+            # Give it time for its periodic work; the ring is done by now.
             time.sleep(0.1)
-            ended = rack.follower.is_alive()
-        rack.follower.kill()
+            ended = scenario.follower.is_alive()
+        scenario.follower.kill()
         if before:
-            rack.lxc.end(before)
+            scenario.lxc.end(before)
         before = name
         number += 1 + number // 8
     assert number > 20
 
 
-def test_killed_at_its_start(rack: Rack) -> None:
-    """Killed at any moment of its start, it leaves nothing that keeps the next one from starting."""
-    rack.lxc.start("web")
+def test_killed_at_its_start(scenario: Scenario) -> None:
+    """A follower that is killed during its start does not keep the next one from starting."""
+    scenario.lxc.start("web")
     for delay in (0.05, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
-        rack.follower.launch()
+        scenario.follower.launch()
         time.sleep(delay)
-        rack.follower.kill()
-    rack.follower.start()
-    until(rack.right, "the last one")
+        scenario.follower.kill()
+    scenario.follower.start()
+    until(scenario.is_current, "the last one")
 
 
-def test_stopped(rack: Rack) -> None:
-    """A stop ends it at once and without a complaint; containers go on, and what ends meanwhile is seen afterwards."""
-    rack.follower.start()
+def test_stopped(scenario: Scenario) -> None:
+    """A follower stops at once without an error; ends of containers in the meantime are written by the next one."""
+    scenario.follower.start()
     for name in ("one", "two"):
-        rack.lxc.start(name)
-        assert rack.lxc.hook(name).communicate()[1] == ""
+        scenario.lxc.start(name)
+        assert scenario.lxc.hook(name).communicate()[1] == ""
     began = time.monotonic()
-    assert rack.follower.stop() == 0
+    assert scenario.follower.stop() == 0
     assert time.monotonic() - began < 5
-    assert not (rack.follower.doorbells / "lxc.sock").exists()
-    rack.lxc.end("one")
-    rack.follower.start()
-    until(rack.right, "the end of one")
+    assert not (scenario.follower.doorbells / "lxc.sock").exists()
+    scenario.lxc.end("one")
+    scenario.follower.start()
+    until(scenario.is_current, "the end of one")
 
 
-def test_monitor_that_hangs(rack: Rack) -> None:
-    """A monitor that answers nothing keeps nobody else from being registered, and the operator hears of it."""
-    # Before the socket is made, which they would inherit.
+def test_monitor_that_hangs(scenario: Scenario) -> None:
+    """A monitor that does not answer delays no other container, and is reported as a problem."""
+    # Before the socket is created, which the containers would inherit.
     for name in ("one", "two", "three"):
-        rack.lxc.start(name)
+        scenario.lxc.start(name)
     with socket.socket(socket.AF_UNIX) as hanging:
-        hanging.bind(b"\0" + address(str(rack.lxc.path), "hanging"))
+        hanging.bind(b"\0" + address(str(scenario.lxc.path), "hanging"))
         hanging.listen()
-        rack.follower.start()
-        until(rack.right, "the others")
+        scenario.follower.start()
+        until(scenario.is_current, "the others")
 
         def is_told() -> bool:
-            with view(rack.service.settings.store.url) as store:
+            with view(scenario.service.settings.store.url) as store:
                 return any("did not answer within 1.0 s" in one.reason for one in list_problems(store))
 
         until(is_told, "what the operator is told", 40)
-        assert rack.lxc.hook("one").communicate()[1] == ""
+        assert scenario.lxc.hook("one").communicate()[1] == ""
     until(lambda: not is_told(), "its end", 90)

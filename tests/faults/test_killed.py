@@ -1,4 +1,4 @@
-"""kill -9 at every moment: of the operator's command, of a worker that writes, of the master."""
+"""kill -9 at every moment: of the operator's command, of a worker that writes, of the arbiter."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def own() -> Iterator[Service]:
 
 
 @pytest.mark.parametrize("beside_a_worker", [False, True])
-def test_operators_command_between_any_two_system_calls(tmp_path: Path, beside_a_worker: bool) -> None:
-    """Whenever `guestapi config set` is killed, the whole change is there with its events, or nothing of it."""
+def test_killed_operator_s_command(tmp_path: Path, beside_a_worker: bool) -> None:
+    """After `guestapi config set` is killed at any moment, the whole change and its events are stored, or nothing."""
     config = tmp_path / "guestapi.toml"
     config.write_text(f'[store]\nurl = "sqlite:///{tmp_path}/store.db"\n')
     settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db"))
@@ -45,7 +45,7 @@ def test_operators_command_between_any_two_system_calls(tmp_path: Path, beside_a
     with ExitStack() as stack:
         reader = Reader(settings.store.url)
         if beside_a_worker:
-            # The last one to have the database open puts its log away: here it is not the command.
+            # The last process to close the database removes the log; with the reader, that is not the command.
             stack.callback(reader.close)
             reader.latest()
         commands = Commands(config, "config", "set", "c1", "user.a=NUMBER", "user.b=NUMBER")
@@ -56,7 +56,7 @@ def test_operators_command_between_any_two_system_calls(tmp_path: Path, beside_a
             before = config_of(settings)
             assert before.get("user.a") == before.get("user.b"), "half a change"
             whole += before.get("user.a") == str(number)
-            # The two that it made at first, and two for each change that is there.
+            # The two events of the first run, and two for each change.
             assert len(told(settings)) == events + 2 + 2 * whole
             if beside_a_worker:
                 seen = reader.instance(1)
@@ -64,17 +64,17 @@ def test_operators_command_between_any_two_system_calls(tmp_path: Path, beside_a
                 assert seen.config == before
             if ended:
                 break
-    # Killed before it had written, and after it; or this test has tried nothing.
+    # Some kills came before the write and some after it; otherwise the test would be void.
     assert 2 < whole < number - 10
 
 
-def test_worker_in_the_middle_of_a_commit(own: Service) -> None:
-    """Whenever a worker that notes a state is killed, the state is there with its news, or neither; then it goes on."""
+def test_killed_worker_during_a_commit(own: Service) -> None:
+    """After a worker is killed while it writes a state, state and event are stored, or neither; others serve."""
     with own.container("c1", {"user.foo": "bar"}) as c1:
         events = len(told(own.settings))
         for number in count(1):
             (worker,) = own.workers
-            # Of what writes, and nothing else: a worker has other things to do, too.
+            # Only calls that write, because a worker makes many others.
             with killed_before(worker, number, "pwrite64,fsync,fdatasync,ftruncate,unlink"), talk(c1) as guest:
                 body = b'{"state":"Ready"}'
                 guest.send(b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
@@ -94,8 +94,8 @@ def test_worker_in_the_middle_of_a_commit(own: Service) -> None:
     assert number > 2
 
 
-def test_master_by_hand(own: Service) -> None:
-    """Workers whose master was killed end by themselves, so that the next service can take the socket."""
+def test_killed_arbiter_without_systemd(own: Service) -> None:
+    """Workers whose arbiter was killed end by themselves, so that the next service can use the socket."""
     with own.container("c1", {"user.foo": "bar"}) as c1:
         (worker,) = own.workers
         os.kill(own.pid, signal.SIGKILL)

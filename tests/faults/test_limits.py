@@ -1,4 +1,4 @@
-"""A worker that has no descriptor left."""
+"""A worker without free descriptors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ pytestmark = pytest.mark.root
 
 
 def limit_descriptors(pid: int, soft: int) -> None:
-    """Give a running worker another limit."""
-    # A user may limit its own processes; for root it takes a capability that not every machine gives.
+    """Set another soft limit of descriptors for a running worker."""
+    # A user may limit its own processes; root would need a capability that some machines do not give.
     become = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
     subprocess.run([*become, "prlimit", f"--pid={pid}", f"--nofile={soft}:"], check=True)
 
 
 def test_no_descriptor_left() -> None:
-    """Whoever has most connections loses some, the others are served, and the worker is not lost; then all goes on."""
+    """The instance with most connections loses some, others are served, and the worker goes on with a raised limit."""
     with (
         Service(workers=1, dialects=["incus"]) as service,
         service.container("c1", {"user.foo": "bar"}) as c1,
@@ -37,7 +37,7 @@ def test_no_descriptor_left() -> None:
         limit_descriptors(before[0], max(int(path.name) for path in directory.iterdir()) + 4)
         with talks(c1, 12):
             until(lambda: "cannot accept" in service.log.read_text(), "a word to the operator")
-            # Long enough for it to look after itself, which it does each second.
+            # Time for the worker's periodic check, which comes each second.
             time.sleep(1.5)
             assert guest.ask("/1.0/config/user.foo").text == "bar"
             checked = json.loads(service.command("check", "--format", "json", check=False).stdout)

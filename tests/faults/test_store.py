@@ -1,4 +1,4 @@
-"""The store locked, full, gone, spoilt or read-only: what guests see, what the operator sees, and that it goes on."""
+"""A store that is locked, full, missing, damaged or read-only: responses, reports, and the return to normal."""
 
 from __future__ import annotations
 
@@ -32,60 +32,60 @@ READY = b'{"state":"Ready"}'
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Service]:
-    """A service whose store suffers, time after time, without a restart; its writers lose patience soon."""
+    """A service with a short lock time; its store is damaged several times without a restart."""
     with Service(workers=1, toml="lock_seconds = 1.0\n", dialects=["incus"]) as running:
         yield running
 
 
 @pytest.fixture
 def c1(own: Service) -> Iterator[Container]:
-    """An instance beside another."""
+    """An instance of that service."""
     with own.container("c1", {"user.foo": "bar"}) as container:
         yield container
 
 
 def put_back(own: Service, copy: Path) -> None:
-    """Put a backup back, as docs/operations.md has it."""
+    """Restore a backup as in docs/operations.md."""
     own.command("restore", str(copy))
 
 
 def copy_of(own: Service) -> Path:
-    """A backup of the store, made while it is in use."""
+    """Make a backup of the store in use."""
     copy = own.root / "copy.db"
     own.command("backup", "--force", str(copy))
     return copy
 
 
 def failed(own: Service) -> dict[str, str]:
-    """What `guestapi check` finds wrong."""
+    """Return the failures that `guestapi check` reports."""
     done = CliRunner().invoke(main, ["--config", str(own.config), "check", "--format", "json"])
     found = json.loads(done.stdout)
     return {one["check"]: one["text"] for one in found if not one["ok"]}
 
 
 def assert_try_again(response: Response) -> None:
-    """A guest is told to try again, in plain text, and nothing of the host."""
+    """Check that a guest is told to try again, in plain text without host detail."""
     assert response.status == 500
     assert response.text == "temporarily unavailable, try again\n"
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
 
 
 def another_worker(own: Service) -> None:
-    """Kill the worker; another comes, and knows nothing yet."""
+    """Kill the worker, and wait for another one, which has nothing in memory."""
     (worker,) = own.workers
     os.kill(worker, signal.SIGKILL)
     until(lambda: own.workers not in ([], [worker]), "another worker")
 
 
 def told_operator(own: Service) -> list[str]:
-    """The errors in the journal."""
+    """Return the errors in the log."""
     lines = own.log.read_text().splitlines()
     assert not any("Traceback" in line for line in lines), own.log.read_text()
     return [line for line in lines if " ERROR " in line]
 
 
 def test_locked(own: Service, c1: Container) -> None:
-    """Reads go on at once and events are heard; a write waits its time, then is to be tried again; then all goes on."""
+    """While the store is locked reads and events continue; a write gets "try again" after the lock time."""
     with ThreadPoolExecutor() as pool, talk(c1) as guest:
         with closing(sqlite3.connect(own.state / "store.db", isolation_level=None, timeout=0)) as other:
             other.execute("BEGIN EXCLUSIVE")
@@ -103,11 +103,11 @@ def test_locked(own: Service, c1: Container) -> None:
 
 
 def test_readers_cannot_be_locked_out(own: Service, c1: Container) -> None:
-    """While a worker has the store open, nobody gets the one lock that would keep readers away."""
+    """While a worker has the store open, no process can get the exclusive lock that would keep readers out."""
     assert c1.ask("/1.0/config/user.foo").text == "bar"
     locking = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).executescript(sys.argv[2])"
     script = "PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE"
-    # In a process of its own: the locks are each process's.
+    # In a process of its own, because locks belong to a process.
     done = subprocess.run(
         [sys.executable, "-c", locking, own.state / "store.db", script], capture_output=True, text=True, check=False
     )
@@ -117,7 +117,7 @@ def test_readers_cannot_be_locked_out(own: Service, c1: Container) -> None:
 
 @pytest.fixture
 def narrow() -> Iterator[Service]:
-    """A service whose store lies on a small disk of its own."""
+    """A service whose store is on a small disk of its own."""
     service = Service(workers=1, dialects=["incus"])
     size = f"size=20m,mode=0750,uid={USER},gid={USER}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(service.state)], check=True)
@@ -125,13 +125,13 @@ def narrow() -> Iterator[Service]:
         service.writer = Writer(service.settings, create=True)
         yield service.start()
     finally:
-        # Before what it is mounted on is taken away.
+        # Before the directory is removed.
         subprocess.run(["umount", "--lazy", str(service.state)], check=True)
         service.__exit__(None, None, None)
 
 
 def test_disk_full(narrow: Service) -> None:
-    """Reads go on; changes of guests and operator fail, whole; with room again, all goes on."""
+    """On a full disk reads continue, and changes of guests and operator fail completely; with space they work again."""
     with narrow.container("c1", {"user.foo": "bar"}) as c1:
         assert c1.ask("/1.0/config/user.foo").text == "bar"
         filling = narrow.state / "filling"
@@ -144,7 +144,7 @@ def test_disk_full(narrow: Service) -> None:
         assert narrow.instance("c1") == before
         assert c1.ask("/1.0/config/user.foo").text == "bar"
         assert "0 MiB" in failed(narrow)["store"]
-        # The write-ahead log has no room for a page more; or it has, and then this is noted.
+        # The write-ahead log may have space for another page; then the state is stored.
         answer = c1.ask("/1.0", "PATCH", READY)
         assert narrow.instance("c1").ready == (answer.status == 200)
         filling.unlink()
@@ -155,42 +155,42 @@ def test_disk_full(narrow: Service) -> None:
 
 
 def delete(store: Path) -> None:
-    """As somebody who cleans up."""
+    """Delete the store, as a wrong cleanup does."""
     for suffix in ("", "-wal", "-shm"):
         store.with_name(store.name + suffix).unlink(missing_ok=True)
 
 
 def truncate(store: Path) -> None:
-    """As somebody who redirects into the wrong file."""
+    """Truncate the store, as a wrong redirection does."""
     with store.open("wb"):
         pass
 
 
 def halve(store: Path) -> None:
-    """As a file system after a crash."""
+    """Cut the store in half, as a crash of the file system may."""
     os.truncate(store, store.stat().st_size // 2)
 
 
 def overwrite(store: Path) -> None:
-    """In the very file, while it is in use."""
+    """Overwrite the open file."""
     with store.open("r+b") as file:
         file.write(b"garbage!" * (store.stat().st_size // 8))
 
 
 def replace(store: Path) -> None:
-    """By another file."""
+    """Replace the store by another file."""
     delete(store)
     store.write_bytes(b"garbage!" * 1000)
     shutil.chown(store, USER, USER)
 
 
 @pytest.mark.parametrize("harm", [delete, truncate, halve, overwrite, replace])
-def test_spoilt(own: Service, c1: Container, harm: Callable[[Path], None]) -> None:
-    """Guests get what is known, or 500; a worker killed meanwhile comes back; with a copy put back, all goes on."""
+def test_damaged_store_during_operation(own: Service, c1: Container, harm: Callable[[Path], None]) -> None:
+    """With a damaged store guests get cached data or 500, also from a new worker; after a restore, all works again."""
     store = own.state / "store.db"
     copy = copy_of(own)
     with closing(sqlite3.connect(store)) as connection:
-        # What is spoilt is all that there is.
+        # Move everything from the log into the file that is damaged.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert c1.ask("/1.0/config/user.foo").text == "bar"
     harm(store)
@@ -211,10 +211,10 @@ def test_spoilt(own: Service, c1: Container, harm: Callable[[Path], None]) -> No
 
 
 def test_read_only(own: Service, c1: Container) -> None:
-    """Reads go on; nothing can be changed until it is writable again."""
+    """With a read-only store reads continue; changes fail until it is writable again."""
     assert c1.ask("/1.0/config/user.foo").text == "bar"
     (own.state / "store.db").chmod(0o400)
-    # One that has written before goes on to: what it has open stays so.
+    # A worker that has written before could continue, with its open file.
     another_worker(own)
     assert c1.ask("/1.0/config/user.foo").text == "bar"
     assert_try_again(c1.ask("/1.0", "PATCH", READY))
@@ -226,8 +226,8 @@ def test_read_only(own: Service, c1: Container) -> None:
     assert any("readonly" in line for line in told_operator(own))
 
 
-def test_service_does_not_start_on_a_spoilt_store(own: Service) -> None:
-    """A service that is started meanwhile says why it cannot, and leaves the store as it is."""
+def test_service_does_not_start_on_a_damaged_store(own: Service) -> None:
+    """A service that is started on a damaged store reports it, and leaves the store unchanged."""
     own.stop()
     replace(own.state / "store.db")
     done = own.command("serve", check=False)

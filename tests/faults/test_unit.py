@@ -1,4 +1,4 @@
-"""The real units: the first minutes after installation, sockets opened and restarted at any time, faults."""
+"""The real units: right after installation, with sockets opened and restarted at any time, and with faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server.test_worker import until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
-#: A hook with which a worker takes more memory than there is, after it has answered a certain request.
+# A hook with which a worker allocates more memory than permitted, after a certain request.
 GREEDY = """
 def post_request(worker, req, environ, resp):
     if req.path.endswith("greedy"):
@@ -30,7 +30,7 @@ def post_request(worker, req, environ, resp):
 
 @pytest.fixture
 def container(machine: Installed) -> Iterator[Container]:
-    """A container on that machine."""
+    """A registered container on that machine."""
     machine.set_workers(2)
     machine.run("guestapi", "instance", "add", "f1", "--config", "user.foo=bar", "--config", "user.greedy=yes")
     with Container([(Path("/var/lib/incus/guestapi"), "/dev/incus")], enter=machine.enter) as running:
@@ -40,12 +40,12 @@ def container(machine: Installed) -> Iterator[Container]:
 
 
 def exists(machine: Installed, pid: int) -> bool:
-    """Whether there is such a process on the machine."""
+    """Return whether a process exists on the machine."""
     return machine.run("test", "-e", f"/proc/{pid}", check=False).returncode == 0
 
 
-def test_master_killed(machine: Installed, container: Container) -> None:
-    """Its workers go with it; who connects then waits, and is answered by the next, which comes within seconds."""
+def test_killed_arbiter(machine: Installed, container: Container) -> None:
+    """Workers end with a killed arbiter; a client that connects then waits, and is answered by the next service."""
     machine.run("systemctl", "restart", "guestapi.service")
     machine.wait_for_workers(2)
     master, workers = machine.property_of("MainPID"), machine.workers()
@@ -59,19 +59,19 @@ def test_master_killed(machine: Installed, container: Container) -> None:
 
 @contextmanager
 def limited(machine: Installed, limit: int, pids: list[int]) -> Iterator[None]:
-    """These processes may have so many bytes together from now on."""
+    """Limit the memory of these processes together to this many bytes."""
     if "memory" in machine.run("cat", "/sys/fs/cgroup/cgroup.controllers").stdout:
         machine.run("systemctl", "set-property", "--runtime", "guestapi.service", f"MemoryMax={limit}")
         yield
         machine.run("systemctl", "set-property", "--runtime", "guestapi.service", "MemoryMax=infinity")
         return
-    # The memory controller is one of version 1 here, which systemd on the machine does not know: by hand, then.
+    # This machine has version 1 of the memory controller, which its systemd cannot use.
     group = Path(f"/sys/fs/cgroup/memory/guestapi-test-{machine.pid}")
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(str(limit))
         for pid in pids:
-            # Out of the machine's PID namespace, in which the number is that of the process.
+            # From outside of the machine's PID namespace, to which the PIDs belong.
             enter = ["nsenter", "-t", str(machine.pid), "-p", "sh", "-c", 'echo "$1" >"$2/cgroup.procs"', "move"]
             subprocess.run([*enter, str(pid), str(group)], check=True)
         yield
@@ -80,7 +80,7 @@ def limited(machine: Installed, limit: int, pids: list[int]) -> Iterator[None]:
 
 
 def _emptied(group: Path) -> bool:
-    # Whoever is left goes back to where it came from.
+    # Remaining processes go back to the parent group.
     for pid in (group / "cgroup.procs").read_text().split():
         (group.parent / "cgroup.procs").write_text(pid)
     try:
@@ -90,8 +90,8 @@ def _emptied(group: Path) -> bool:
     return True
 
 
-def test_memory_at_an_end(machine: Installed, container: Container) -> None:
-    """The kernel kills one worker; the others, and the master, live on, another comes, and the journal says why."""
+def test_worker_out_of_memory(machine: Installed, container: Container) -> None:
+    """When the kernel kills a worker for its memory, others go on, it is replaced, and the journal has the reason."""
     machine.set_workers(2, GREEDY)
     machine.run("systemctl", "restart", "guestapi.service")
     machine.wait_for_workers(2)
@@ -110,8 +110,8 @@ def test_memory_at_an_end(machine: Installed, container: Container) -> None:
     machine.run("systemctl", "reload", "guestapi.service")
 
 
-#: A client that asks at a socket without a pause until its standard input ends. Prints a line when it was answered
-#: first; at the end, how many times it was answered, and its errors by name.
+# A client that sends requests without a pause until its standard input ends. Prints a line at the first response, and
+# at the end the number of responses and of each error.
 LOOP = """
 import collections, json, select, socket, sys
 counts = collections.Counter()
@@ -136,14 +136,14 @@ INCUS, LXD = "/var/lib/incus/guestapi/sock", "/var/lib/lxd/devlxd/sock"
 
 @dataclass
 class Load:
-    """Clients that ask at one socket all the time. `counts` is there when they have ended."""
+    """A client that sends requests to one socket. `counts` is set when it has ended."""
 
     counts: dict[str, int]
 
 
 @contextmanager
 def load(machine: Installed, path: str) -> Iterator[Load]:
-    """A client that asks at that socket, and has been answered."""
+    """Run a client of that socket, after its first response."""
     command = [*machine.enter, "python3", "-c", LOOP, path]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -155,7 +155,7 @@ def load(machine: Installed, path: str) -> Iterator[Load]:
 
 
 def ask(machine: Installed, path: str) -> bool:
-    """Whether the service answers at that socket."""
+    """Return whether the service answers at that socket."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(30)
@@ -168,14 +168,14 @@ def ask(machine: Installed, path: str) -> bool:
 
 @pytest.fixture
 def both_sockets(machine: Installed) -> Iterator[None]:
-    """Both sockets are on, before and after."""
+    """Enable both sockets, before and after the test."""
     machine.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
     yield
     machine.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
 
 
 def test_check_right_after_installation(machine: Installed) -> None:
-    """`systemctl enable --now guestapi.socket; guestapi check` says that all is well, at once: the check starts it."""
+    """Right after `systemctl enable --now guestapi.socket`, `guestapi check` starts the service, without a failure."""
     machine.run("systemctl", "disable", "--now", "guestapi.socket", "guestapi-lxd.socket")
     machine.run("systemctl", "stop", "guestapi.service")
     machine.run("sh", "-c", "rm -rf /var/lib/guestapi/*")
@@ -190,7 +190,7 @@ def test_check_right_after_installation(machine: Installed) -> None:
 
 @pytest.mark.usefixtures("both_sockets")
 def test_sockets_at_any_time(machine: Installed) -> None:
-    """Sockets can be switched on and restarted in any order while the service runs under load, and all answer then."""
+    """Sockets can be enabled and restarted in any order while the service runs under load; all answer afterwards."""
     commands = [
         ["restart", "guestapi-lxd.socket", "guestapi.service"],
         ["restart", "guestapi.socket"],
@@ -210,7 +210,7 @@ def test_sockets_at_any_time(machine: Installed) -> None:
 
 @pytest.mark.usefixtures("both_sockets")
 def test_socket_that_is_switched_on_later(machine: Installed) -> None:
-    """`systemctl enable --now` of the other socket, also after `disable --now`: no request to the first one fails."""
+    """`systemctl enable --now` of another socket, also after `disable --now`, fails no request on the first one."""
     with load(machine, INCUS) as incus:
         for _time in range(3):
             machine.run("systemctl", "disable", "--now", "guestapi-lxd.socket")
@@ -223,7 +223,7 @@ def test_socket_that_is_switched_on_later(machine: Installed) -> None:
 
 @pytest.mark.usefixtures("both_sockets")
 def test_socket_that_is_switched_off(machine: Installed) -> None:
-    """A socket that is stopped stays closed, although the service is started again by the other one."""
+    """A stopped socket stays closed when the other one starts the service again."""
     with load(machine, INCUS) as incus, load(machine, LXD):
         machine.run("systemctl", "stop", "guestapi-lxd.socket")
         assert ask(machine, INCUS)
@@ -242,8 +242,8 @@ def test_socket_that_is_switched_off(machine: Installed) -> None:
 
 
 @pytest.mark.usefixtures("both_sockets")
-def test_socket_that_is_open_already(machine: Installed) -> None:
-    """To start what runs changes nothing: the service is the same process."""
+def test_start_of_running_units(machine: Installed) -> None:
+    """Starting what already runs changes nothing: the service is the same process."""
     machine.ask()
     before = machine.property_of("MainPID")
     machine.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
@@ -254,7 +254,7 @@ def test_socket_that_is_open_already(machine: Installed) -> None:
 
 @pytest.mark.usefixtures("both_sockets")
 def test_service_without_a_socket(machine: Installed) -> None:
-    """Started by itself while no socket is open, the service says what is missing, and runs when that is there."""
+    """A service that is started without an open socket reports what is missing, and starts when there is one."""
     machine.run("systemctl", "stop", "guestapi.socket", "guestapi-lxd.socket", "guestapi.service")
     assert machine.run("systemctl", "start", "guestapi.service", check=False).returncode != 0
     assert "'systemctl start guestapi.socket'" in machine.run("journalctl", "-u", "guestapi", "-n", "10").stdout

@@ -1,4 +1,4 @@
-"""The body of a request, read from a source that returns it in any pieces."""
+"""The body of a request, read from a source that returns it in pieces of any size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guestapi.http.response import CONTINUE
 
 
 class Pieces:
-    """A source of these pieces that then ends like a connection that is cut or late."""
+    """A source of these pieces, after which it fails as a closed or late connection does."""
 
     def __init__(self, *pieces: bytes, end: str = "the body is cut short") -> None:
         self.left = b""
@@ -25,7 +25,7 @@ class Pieces:
         self._end = end
 
     def peek_line(self, limit: int) -> bytes:
-        """The next line, with more pieces as long as it has no end."""
+        """Return the next line, or what there is up to the limit, without consuming it."""
         while b"\n" not in self.left[:limit]:
             if len(self.left) >= limit:
                 raise ProtocolError(400, "a line is too long")
@@ -33,7 +33,7 @@ class Pieces:
         return self.left[: self.left.index(b"\n") + 1]
 
     def take(self, size: int) -> bytes:
-        """Of the next piece."""
+        """Return up to `size` bytes of the next piece."""
         assert size > 0
         if not self.left:
             self.left = self._next()
@@ -41,7 +41,7 @@ class Pieces:
         return taken
 
     def send_interim(self, response: bytes) -> None:
-        """Record it."""
+        """Record the response."""
         self.said.append(response)
 
     def _next(self) -> bytes:
@@ -51,12 +51,12 @@ class Pieces:
 
     @property
     def rest(self) -> bytes:
-        """What was not taken."""
+        """The bytes that were not consumed."""
         return self.left + b"".join(self._pieces)
 
 
 def chunked(source: Pieces, limit: int = 1000, expects: bool = False) -> Body:
-    """A body in chunks."""
+    """Return a chunked body."""
     return Body(source, None, limit, expects)
 
 
@@ -68,7 +68,7 @@ def refused(body: Body) -> ProtocolError:
 
 
 def cut(raw: bytes, places: list[int]) -> list[bytes]:
-    """`raw` in pieces."""
+    """Return `raw` in pieces."""
     ends = sorted({place % (len(raw) + 1) for place in places})
     return [raw[start:end] for start, end in zip([0, *ends], [*ends, len(raw)], strict=True)]
 
@@ -86,7 +86,7 @@ NEXT = b"GET / HTTP/1.1\r\n"
 
 @given(CHUNKS, PLACES, st.sampled_from(list(READERS)), st.sampled_from([b"", b"X: y\r\n", b"A: b\r\nC:\r\n"]))
 def test_chunks_in_any_pieces(chunks: list[bytes], places: list[int], reader: str, trailers: bytes) -> None:
-    """However a chunked body is cut and read, the same bytes come out, and nothing behind it is consumed."""
+    """However a chunked body is split and read, its content is the same, and nothing after it is consumed."""
     raw = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n" + trailers + b"\r\n" + NEXT
     source = Pieces(*cut(raw, places))
     body = chunked(source)
@@ -97,7 +97,7 @@ def test_chunks_in_any_pieces(chunks: list[bytes], places: list[int], reader: st
 
 @given(st.binary(max_size=80), PLACES, st.sampled_from(list(READERS)))
 def test_length_in_any_pieces(content: bytes, places: list[int], reader: str) -> None:
-    """A body of known length is read to its last byte and no further, however it is cut and read."""
+    """A body with a length is read completely and no further, however it is split and read."""
     source = Pieces(*cut(content + NEXT, places))
     body = Body(source, len(content), 1000, False)
     assert READERS[reader](body) == content
@@ -106,7 +106,7 @@ def test_length_in_any_pieces(content: bytes, places: list[int], reader: str) ->
 
 
 def test_body_can_be_buffered() -> None:
-    """An application may read a body through any reader of io, as PEP 3333 lets it expect of a file."""
+    """An application may read a body through any reader of io, as PEP 3333 requires."""
     with io.BufferedReader(Body(Pieces(b"one\ntwo"), 7, 1000, False)) as reader:
         assert list(reader) == [b"one\n", b"two"]
 
@@ -122,8 +122,8 @@ def test_many_chunks_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("size", "refuses"), [(4096, False), (4097, True)])
-def test_trailers_are_limited_in_all(size: int, refuses: bool) -> None:
-    """However many lines a trailer section has, it has no more bytes than a line may have."""
+def test_trailer_section_is_limited(size: int, refuses: bool) -> None:
+    """A trailer section of any number of lines has no more bytes than a line may have."""
     lines = [b"a: " + b"b" * 95 + b"\r\n"] * 40
     lines.append(b"c: " + b"d" * (size - len(b"".join(lines)) - 7) + b"\r\n")
     body = chunked(Pieces(b"0\r\n" + b"".join(lines) + b"\r\n"))
@@ -135,7 +135,7 @@ def test_trailers_are_limited_in_all(size: int, refuses: bool) -> None:
 
 
 def read_by_h11(raw: bytes) -> tuple[bytes, bytes] | None:
-    """The chunked body at the start of `raw` and what follows it, as h11 has them; None if it is not complete."""
+    """Return the chunked body at the start of `raw` and the rest, as h11 parses it; None if it is incomplete."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + raw)
     content = b""
@@ -185,7 +185,7 @@ PARTS = [
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.sampled_from(SIZES + PARTS), max_size=12).map(b"".join) | st.binary(max_size=30))
 def test_taken_as_another_parser_takes_it(raw: bytes) -> None:
-    """A chunked body that is accepted has the same content and the same end for h11."""
+    """An accepted chunked body has the same content and the same end for h11."""
     source = Pieces(raw)
     try:
         content = chunked(source).read()
@@ -237,8 +237,8 @@ def test_malformed(raw: bytes) -> None:
 @pytest.mark.parametrize(
     "raw", [b"5\r\nhello\r\n0\r\n\r\n", b"5;a=b\r\nhello\r\n00\r\nX: y\r\n\r\n", b"05; a\r\nhello\r\n0\r\n\r\n"]
 )
-def test_every_cut_is_noticed(raw: bytes) -> None:
-    """A body that ends early is refused, and never taken for a shorter one."""
+def test_truncated_body_is_refused(raw: bytes) -> None:
+    """A body that ends early is refused, and never accepted as a shorter one."""
     for end in range(len(raw)):
         assert refused(chunked(Pieces(raw[:end]))).status == 400
     assert chunked(Pieces(raw)).read() == b"hello"
@@ -246,7 +246,7 @@ def test_every_cut_is_noticed(raw: bytes) -> None:
 
 
 def test_limit() -> None:
-    """The limit holds for all chunks together, by their announced sizes."""
+    """The limit applies to the sum of the announced sizes of all chunks."""
     within = b"6\r\nhello \r\n4\r\nhost\r\n0\r\n\r\n"
     assert chunked(Pieces(within), limit=10).read() == b"hello host"
     assert refused(chunked(Pieces(within), limit=9)).status == 413
@@ -256,7 +256,7 @@ def test_limit() -> None:
 
 
 def test_failure_stays() -> None:
-    """After a failure, reading fails again in the same way, and the server can read the failure."""
+    """After a failure, reading fails again in the same way, and the failure can be read as an attribute."""
     body = chunked(Pieces(b"5\r\nhel", end="the body did not come in time"))
     assert body.failure is None
     first = refused(body)
@@ -268,13 +268,13 @@ def test_failure_stays() -> None:
 
 
 def test_failure_is_an_oserror() -> None:
-    """A WSGI application sees the failure as an OSError, the one exception that it expects of its input."""
+    """A WSGI application gets the failure as an OSError, the exception that it expects from its input."""
     with pytest.raises(OSError, match="cut"):
         Body(Pieces(), 1, 10, False).read()
 
 
 @pytest.mark.parametrize("raw", [b"2\r\nhi\r\n0\r\n\r\n"])
-def test_continue_is_said_once_and_only_if_read(raw: bytes) -> None:
+def test_continue_is_sent_at_the_first_read(raw: bytes) -> None:
     """`100 Continue` is sent once, at the first read; until then the client may omit the body."""
     source = Pieces(raw)
     body = chunked(source, expects=True)
@@ -286,8 +286,8 @@ def test_continue_is_said_once_and_only_if_read(raw: bytes) -> None:
     assert source.said == [CONTINUE]
 
 
-def test_nobody_is_told_to_continue_unasked() -> None:
-    """`100 Continue` is not sent to a client that did not ask for it or has an empty body."""
+def test_continue_is_not_sent_unasked() -> None:
+    """`100 Continue` is not sent to a client that did not ask for it, or that has an empty body."""
     source = Pieces(b"hi")
     assert Body(source, 2, 10, False).read() == b"hi"
     assert source.said == []

@@ -1,4 +1,4 @@
-"""Heads of requests and responses: what is accepted, what is refused with which status, how responses look."""
+"""Heads of requests and responses: accepted and refused requests, statuses, and the form of responses."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from guestapi.http.response import date_line, error_response, response_end, resp
 from guestapi.settings import LimitSettings
 from tests.harness.containers import parse
 
-#: With each version of the parser.
+# Run with each version of the parser.
 pytestmark = pytest.mark.usefixtures("parser")
 
 LIMITS = LimitSettings()
 SMALL = LimitSettings(request_line=512, header_fields=8, header_field=512, head=1024)
-#: All that a request can be refused with before its body is read.
+# The statuses with which a request can be refused before its body is read.
 STATUSES = {400, 413, 414, 417, 431, 501, 505}
 
 
 def head(*lines: bytes, start: bytes = b"GET /1.0 HTTP/1.1") -> bytes:
-    """A request's head with these header lines besides Host."""
+    """Return the head of a request with these header lines after Host."""
     return b"\r\n".join([start, b"Host: x", *lines, b"", b""])
 
 
 def taken(received: bytes, limits: LimitSettings = LIMITS) -> Head:
-    """Return the head, which must be complete and accepted."""
+    """Return the parsed head, which must be complete and accepted."""
     found = parse_head(received, limits)
     assert found is not None
     return found
@@ -100,12 +100,12 @@ def refused(received: bytes, limits: LimitSettings = LIMITS) -> int:
     ids=repr,
 )
 def test_smuggling(lines: list[bytes]) -> None:
-    """A head that another parser could read as other requests is refused: lengths, encodings, folds, spaces."""
+    """A head that another parser could read as different requests is refused: lengths, encodings, folds, spaces."""
     assert refused(head(*lines, start=b"PATCH /1.0 HTTP/1.1")) in (400, 501)
 
 
-def test_underscores_pass_for_nothing() -> None:
-    """A field with an underscore in its name is left out: in an environ it would pass for one with a hyphen."""
+def test_fields_with_underscores_are_left_out() -> None:
+    """A field with an underscore in its name is left out: environ would not tell it from one with a hyphen."""
     found = taken(head(b"Content_Length: 5", b"Transfer_Encoding: chunked", b"X_Y: 1", b"X-Y: 2", b"X_Y: 3", b"_: 4"))
     assert found.length == 0
     assert {key: value for key, value in found.environ.items() if key.startswith(("HTTP_", "CONTENT_"))} == {
@@ -162,8 +162,8 @@ def test_refused(received: bytes, status: int) -> None:
     ],
     ids=repr,
 )
-def test_what_is_wrong_is_said(received: bytes, told: str) -> None:
-    """A refusal names what is wrong with the request."""
+def test_text_of_a_refusal(received: bytes, told: str) -> None:
+    """The text of a refusal names the fault of the request."""
     with pytest.raises(ProtocolError, match=told) as refusal:
         parse_head(received, LIMITS)
     assert refusal.value.status == 400
@@ -189,12 +189,12 @@ def test_any_host(host: bytes) -> None:
     ],
 )
 def test_keep_alive(start: bytes, lines: list[bytes], expected: bool) -> None:
-    """HTTP/1.1 keeps the connection unless told to close; HTTP/1.0 closes unless told to keep it; close wins."""
+    """HTTP/1.1 keeps the connection without `close`, HTTP/1.0 only with `keep-alive`; `close` takes precedence."""
     assert taken(head(*lines, start=start)).keep_alive is expected
 
 
 def test_expectation() -> None:
-    """100-continue is expected without regard to case, and never by an HTTP/1.0 client (RFC 9110, section 10.1.1)."""
+    """100-continue is recognised in any case, and ignored from an HTTP/1.0 client (RFC 9110, section 10.1.1)."""
     length = b"Content-Length: 5"
     assert taken(head(b"Expect: 100-Continue", length)).expects
     assert not taken(head(b"Expect: 100-continue", length, start=b"PATCH / HTTP/1.0")).expects
@@ -214,7 +214,7 @@ def test_expectation() -> None:
     ],
 )
 def test_target(target: bytes, raw: str, decoded: str, query: str) -> None:
-    """RAW_PATH is as it was sent, PATH_INFO is decoded once and holds bytes as PEP 3333 wants them."""
+    """RAW_PATH is as sent; PATH_INFO is decoded once, into bytes as characters (PEP 3333)."""
     environ = taken(head(start=b"OPTIONS " + target + b" HTTP/1.1")).environ
     assert (environ["RAW_PATH"], environ["PATH_INFO"], environ["QUERY_STRING"]) == (raw, decoded, query)
 
@@ -229,7 +229,7 @@ def test_target(target: bytes, raw: str, decoded: str, query: str) -> None:
     ],
 )
 def test_bare_lf(raw: bytes) -> None:
-    """A line may end with a bare LF, with any parser; and the head ends at the first empty line."""
+    """With any parser, a line may end with a bare LF, and the head ends at the first empty line."""
     body = b"a\n\nb\r\n\r\n"
     found = taken(raw + body)
     assert (found.size, found.environ["HTTP_HOST"], found.environ["RAW_PATH"]) == (len(raw), "x", "/1.0")
@@ -250,26 +250,26 @@ def test_bare_lf(raw: bytes) -> None:
     ],
 )
 def test_cut_line(received: bytes, answered: bool) -> None:
-    """When the time is over, half a request line is answered with 400; a whole one without the rest is not answered."""
+    """At the deadline an incomplete request line gets 400; an incomplete head with a complete one gets no answer."""
     refusal = refuse_cut_line(received)
     assert (refusal is not None and refusal.status == 400) == answered
 
 
 @pytest.mark.parametrize(("sent", "taken_for"), [(b"1.0", "HTTP/1.0"), (b"1.1", "HTTP/1.1"), (b"1.2", "HTTP/1.1")])
 def test_version(sent: bytes, taken_for: str) -> None:
-    """A later minor version is answered as the one that is spoken here."""
+    """A later minor version is answered as the highest supported one."""
     assert taken(head(start=b"GET / HTTP/" + sent)).environ["SERVER_PROTOCOL"] == taken_for
 
 
 def test_wrong_line_is_refused_at_once() -> None:
-    """A request line that is complete and wrong is refused though the head goes on."""
+    """A wrong request line is refused before the head is complete."""
     assert refused(b"GET /1.0\r\nHost: x\r\n") == 400
     assert refused(b"\r\n") == 400
     assert parse_head(b"GET /1.0 HTTP/1.1\r\nHost : x", LIMITS) is None
 
 
 def test_limits() -> None:
-    """Each limit refuses what is beyond it with its status, and lets pass what is just within."""
+    """For each limit, a request just within it is accepted, and one beyond it is refused with the proper status."""
     line = b"GET /" + b"a" * (512 - len("GET / HTTP/1.1")) + b" HTTP/1.1"
     assert taken(head(start=line), SMALL)
     assert refused(head(start=line.replace(b"/", b"/a", 1)), SMALL) == 414
@@ -285,8 +285,8 @@ def test_limits() -> None:
     assert refused(head(fill, b"Z: " + b"z" * (room + 1)), SMALL) == 431
 
 
-def test_limits_do_not_wait_for_an_end() -> None:
-    """A line or head that is too long is refused as soon as it is, though its end has not come."""
+def test_limits_of_incomplete_heads() -> None:
+    """A line or head beyond its limit is refused before its end arrives."""
     assert parse_head(b"G" * 512, SMALL) is None
     assert refused(b"G" * 513, SMALL) == 414
     assert refused(b"GET /" + b"a" * 600, SMALL) == 414
@@ -295,14 +295,14 @@ def test_limits_do_not_wait_for_an_end() -> None:
 
 
 def test_first_field_is_limited_too() -> None:
-    """The limit of fields holds for the first one behind the request line."""
+    """The limit of a field's size applies to the first field, too."""
     assert refused(b"GET / HTTP/1.1\r\nX: " + b"y" * 510 + b"\r\nHost: x\r\n\r\n", SMALL) == 431
 
 
 @pytest.mark.parametrize("field", [b"Host: x", b"Content-Length: 1", b"Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("between", [[], [b"X-Between: y"]])
-def test_fields_that_stand_only_once(field: bytes, between: list[bytes]) -> None:
-    """Two of them could be read in two ways, whatever they say and however they are spelt."""
+def test_repeated_fields(field: bytes, between: list[bytes]) -> None:
+    """A second Host, Content-Length or Transfer-Encoding field is refused, whatever its value and case."""
     rest = [b"Host: x"] * (field != b"Host: x")
     start = b"PATCH / HTTP/1.1"
     assert parse_head(b"\r\n".join([start, field, *between, *rest, b"", b""]), LIMITS)
@@ -311,7 +311,7 @@ def test_fields_that_stand_only_once(field: bytes, between: list[bytes]) -> None
 
 
 def test_length_and_encoding_exclude_each_other() -> None:
-    """Also if a parser should let both pass: one of them would be ignored by somebody."""
+    """Content-Length with Transfer-Encoding is refused, even if the parser accepts both."""
     environ = {"SERVER_PROTOCOL": "HTTP/1.1", "HTTP_TRANSFER_ENCODING": "chunked"}
     assert _body_length(environ) is None
     with pytest.raises(ProtocolError) as refusal:
@@ -320,8 +320,8 @@ def test_length_and_encoding_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\r\n", b"\n\n", b"\r\n\n"])
-def test_end_of_a_head_in_pieces(end: bytes) -> None:
-    """The end is found in any form, and wherever what was seen before ends in it; not in what was seen before that."""
+def test_end_of_a_head(end: bytes) -> None:
+    """The end of a head is found in any form and across any division into pieces, but not in bytes checked before."""
     start = b"GET / HTTP/1.1\r\nHost: x"
     whole = start + end
     for length in range(len(whole)):
@@ -335,8 +335,8 @@ def test_end_of_a_head_in_pieces(end: bytes) -> None:
     assert not ends_head(b"x\n\nmore", len(b"x\n\n") + 2)
 
 
-def test_what_is_too_large_whatever_follows() -> None:
-    """A line without an end, and a head, beyond what they may be; with a byte less they may still be completed."""
+def test_too_large() -> None:
+    """An incomplete line or head beyond its limit is too large; one of exactly the limit is not."""
     assert not is_too_large(b"G" * 512, SMALL)
     assert is_too_large(b"G" * 513, SMALL)
     assert not is_too_large(b"G" * 512 + b"\n" + b"x" * 511, SMALL)
@@ -346,12 +346,12 @@ def test_what_is_too_large_whatever_follows() -> None:
 def response_head(
     status: str, headers: list[tuple[str, str]], protocol: str = "HTTP/1.1", close: bool = False
 ) -> bytes:
-    """All of a head."""
+    """Return a complete head."""
     return response_fields(status, headers, protocol) + date_line() + response_end(protocol, close=close)
 
 
 def test_response_head() -> None:
-    """A head has a status line, the given fields, a valid Date, and Connection where it is needed."""
+    """A head has a status line, the given fields, a valid Date, and Connection where it is necessary."""
     plain = response_head("200 OK", [("content-length", "2"), ("X-Any", "é")])
     lines = plain.decode("latin-1").split("\r\n")
     assert lines[:3] == ["HTTP/1.1 200 OK", "Content-Length: 2", "X-Any: é"]

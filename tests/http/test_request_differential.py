@@ -1,4 +1,4 @@
-"""HTTP/1.1 heads, read here and by h11: whatever is taken here means the same to another careful parser."""
+"""HTTP/1.1 heads, parsed by guestapi and by h11: an accepted head has the same meaning for both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guestapi.http.errors import ProtocolError
 from guestapi.http.request import parse_head
 from tests.fuzz.differential import LIMITS, check_head
 
-#: With each version of the parser.
+# Run with each version of the parser.
 pytestmark = pytest.mark.usefixtures("parser")
 
 START = b"GET / HTTP/1.1\r\nHost: x\r\n"
@@ -64,7 +64,7 @@ REQUESTS = st.builds(
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A request in which a few bytes were put in, taken out or replaced."""
+    """A request in which a few bytes were inserted, removed or replaced."""
     request = bytearray(draw(REQUESTS))
     for _time in range(draw(st.integers(1, 3))):
         where = draw(st.integers(0, len(request)))
@@ -82,14 +82,14 @@ def mutated(draw: st.DrawFn) -> bytes:
 @example(START + b"Content_Length: 5\r\nContent-Length: 3\r\n\r\n")
 @example(START + b"X: a\x85b_: c\r\n\r\n")
 def test_taken_as_another_parser_takes_it(received: bytes) -> None:
-    """What is taken, h11 takes too, for the same request with the same body; all else is refused or waits for more."""
+    """h11 accepts every accepted head as the same request with the same body; others are refused or incomplete."""
     check_head(received)
 
 
 @settings(max_examples=300, deadline=None)
 @given(REQUESTS, st.binary(max_size=40))
-def test_head_ends_where_it_ends(received: bytes, more: bytes) -> None:
-    """A head is taken when its last byte is there and not before, and what comes behind it changes nothing."""
+def test_end_of_an_accepted_head(received: bytes, more: bytes) -> None:
+    """A head is complete with its last byte and not before; bytes after it do not change the result."""
     try:
         found = parse_head(received, LIMITS)
     except ProtocolError:

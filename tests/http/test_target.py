@@ -1,4 +1,4 @@
-"""Request targets and paths: what is a path, what is its clean form, what does a segment say."""
+"""Request targets: splitting, the clean form of a path, and the decoding of a segment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from guestapi.http.target import clean, decode_segment, is_clean, split_target
 
-#: Paths made of the pieces that matter, and of anything else a raw target can hold.
+# Paths of significant segments.
 PATHS = st.lists(
     st.sampled_from(["", ".", "..", "...", "a", ".a", "a.", "%2F", "%2e", "é", " "]), min_size=1, max_size=8
 ).map(lambda segments: "/" + "/".join(segments))
@@ -34,7 +34,7 @@ PATHS = st.lists(
     ],
 )
 def test_target_is_split(target: str, path: str, query: str) -> None:
-    """A target in origin or absolute form falls into path and query at the first question mark, nothing decoded."""
+    """A target in origin or absolute form is split at the first question mark, without decoding."""
     assert split_target(target) == (path, query)
 
 
@@ -42,7 +42,7 @@ def test_target_is_split(target: str, path: str, query: str) -> None:
     "target", ["", "*", "1.0", "host:80", "?a", "http:/x", "1http://x/", "http://x#a", "/%", "/%2", "/a%g0", "/%%41"]
 )
 def test_target_is_refused(target: str) -> None:
-    """What is neither a path nor an absolute URI, or has a broken percent escape in its path, is no target."""
+    """A target that is neither a path nor an absolute URI, or has an invalid percent escape in its path, is refused."""
     assert split_target(target) is None
 
 
@@ -66,13 +66,13 @@ def test_target_is_refused(target: str) -> None:
     ],
 )
 def test_clean_form(path: str, expected: str) -> None:
-    """Empty, `.` and `..` segments go, a trailing slash stays, escapes are left as they are."""
+    """Empty, `.` and `..` segments are removed; a trailing slash and escapes stay."""
     assert clean(path) == expected
 
 
 @given(PATHS)
 def test_clean_form_is_clean(path: str) -> None:
-    """The clean form has no segment to be cleaned, climbs nowhere, and is its own clean form."""
+    """A clean path has no segment to remove, and cleaning it again changes nothing."""
     cleaned = clean(path)
     assert cleaned.startswith("/")
     assert not {"", ".", ".."} & set(cleaned[1:].rstrip("/").split("/")) or cleaned == "/"
@@ -81,8 +81,8 @@ def test_clean_form_is_clean(path: str) -> None:
 
 
 @given(PATHS | st.text(st.characters(max_codepoint=255), max_size=12))
-def test_is_clean_says_what_clean_does(path: str) -> None:
-    """`is_clean` holds exactly for the paths that `clean` leaves alone."""
+def test_is_clean_agrees_with_clean(path: str) -> None:
+    """`is_clean` is true for exactly the paths that `clean` does not change."""
     assert is_clean(path) == (clean(path) == path)
 
 
@@ -102,18 +102,18 @@ def test_is_clean_says_what_clean_does(path: str) -> None:
     ],
 )
 def test_segment_is_decoded_once(segment: str, expected: str) -> None:
-    """A segment is percent-decoded once, as UTF-8, whether escaped or sent raw; `+` is itself; bad bytes are U+FFFD."""
+    """A segment is percent-decoded once, as UTF-8; `+` is unchanged, and invalid bytes become U+FFFD."""
     assert decode_segment(segment) == expected
 
 
 @given(st.binary(max_size=20) | st.lists(st.sampled_from([b"%", b"%4", b"%41", b"%c3", b"a", b"\xa9"])).map(b"".join))
 def test_segment_never_fails(raw: bytes) -> None:
-    """Any bytes that a client can send are decoded: each escape is a byte, all else stands for itself, as UTF-8."""
+    """Any bytes are decoded: each escape gives a byte, every other byte itself, and all of them are read as UTF-8."""
     decoded = re.sub(rb"%([0-9A-Fa-f]{2})", lambda escape: bytes.fromhex(escape[1].decode()), raw)
     assert decode_segment(raw.decode("latin-1")) == decoded.decode("utf-8", "replace")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_segment_round_trip(key: str) -> None:
-    """Every key can be asked for: escaped byte by byte, it comes back as it was."""
+    """Every key that is escaped byte by byte is decoded to the same key."""
     assert decode_segment("".join(f"%{byte:02x}" for byte in key.encode())) == key

@@ -1,4 +1,4 @@
-"""What a client may send on a WebSocket of events."""
+"""Frames of clients on a WebSocket of events."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ MASK = b"\x01\x02\x03\x04"
 
 
 def client(opcode: int, payload: bytes = b"", *, first: int = 0x80) -> bytes:
-    """A masked client frame with a short payload."""
+    """Return a masked client frame with a short payload."""
     masked = bytes(byte ^ MASK[index % 4] for index, byte in enumerate(payload))
     return bytes([first | opcode, 0x80 | len(payload)]) + MASK + masked
 
 
 def test_ping_is_answered() -> None:
-    """With a pong of the same payload; the connection goes on."""
+    """A ping is answered by a pong with the same payload, and the connection stays open."""
     heard = ClientFrames().feed(client(Opcode.PING, b"abc"))
     assert (heard.reply, heard.pong, heard.ended) == (frame(Opcode.PONG, b"abc"), False, False)
 
 
-def test_pong_is_noted() -> None:
-    """And not answered."""
+def test_pong_is_reported() -> None:
+    """A pong is reported, and not answered."""
     heard = ClientFrames().feed(client(Opcode.PONG, b"keepalive"))
     assert (heard.reply, heard.pong, heard.ended) == (b"", True, False)
 
@@ -42,14 +42,14 @@ def test_pong_is_noted() -> None:
     ],
 )
 def test_close_is_answered(payload: bytes, reply: bytes) -> None:
-    """With the code that it had, if it had one, and is the end."""
+    """A close frame is answered with its code, if it has one, and ends the connection."""
     heard = ClientFrames().feed(client(Opcode.CLOSE, payload))
     assert (heard.reply, heard.ended) == (frame(Opcode.CLOSE, reply), True)
 
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1014, 1015, 1016, 2999, 5000, 65535])
 def test_bad_close_code(code: int) -> None:
-    """A code that must not be on the wire is never sent back: it is a protocol error."""
+    """A close code that is not permitted on the wire is not sent back; it is a protocol error."""
     heard = ClientFrames().feed(client(Opcode.CLOSE, struct.pack("!H", code) + b"bye"))
     assert (heard.reply, heard.ended) == (close_frame(1002, f"bad close code {code}"), True)
 
@@ -71,8 +71,8 @@ def test_bad_close_reason() -> None:
     ],
     ids=["text", "binary", "2^62", "fragment"],
 )
-def test_data_ends_it(data: bytes) -> None:
-    """Any data frame ends the connection, without a close frame, on its first two bytes."""
+def test_data_frame_ends_the_connection(data: bytes) -> None:
+    """The first two bytes of a data frame end the connection, without a close frame."""
     heard = ClientFrames().feed(data[:2])
     assert (heard.reply, heard.ended) == (b"", True)
 
@@ -94,15 +94,15 @@ def test_data_ends_it(data: bytes) -> None:
         (bytes([0xF0 | Opcode.PING, 0x7E]), "RSV1 set, RSV2 set, RSV3 set, len > 125 for control, bad MASK"),
     ],
 )
-def test_violations_end_it_with_1002(data: bytes, reason: str) -> None:
-    """What RFC 6455 forbids is a protocol error, in the words that Incus sends, on the first two bytes."""
+def test_violations_end_the_connection_with_1002(data: bytes, reason: str) -> None:
+    """A violation of RFC 6455 is a protocol error with the text that Incus sends, at the first two bytes."""
     heard = ClientFrames().feed(data)
     assert (heard.reply, heard.ended) == (close_frame(1002, reason), True)
 
 
 @given(st.lists(st.tuples(st.sampled_from([Opcode.PING, Opcode.PONG]), st.binary(max_size=125)), max_size=8), st.data())
 def test_any_split_has_the_same_result(frames: list[tuple[int, bytes]], data: st.DataObject) -> None:
-    """However the bytes of several frames are cut, the result is the same, and little is stored."""
+    """However the bytes of several frames are split, the result is the same, and little is stored."""
     stream = b"".join(client(opcode, payload) for opcode, payload in frames)
     heard = ClientFrames()
     reply, pong, position = b"", False, 0
@@ -119,8 +119,8 @@ def test_any_split_has_the_same_result(frames: list[tuple[int, bytes]], data: st
 
 
 @given(st.lists(st.binary(min_size=1, max_size=LONGEST_FRAME), max_size=5))
-def test_no_bytes_do_harm(pieces: list[bytes]) -> None:
-    """Whatever a client sends, there is a reaction, and no more than one frame is stored."""
+def test_any_bytes_have_a_result(pieces: list[bytes]) -> None:
+    """For any bytes of a client there is a result, and no more than one frame is stored."""
     heard = ClientFrames()
     for piece in pieces:
         came = heard.feed(piece)
@@ -135,7 +135,7 @@ def test_close_frame() -> None:
 
 
 def test_close_codes() -> None:
-    """The codes are those that RFC 6455 and the registry of IANA name."""
+    """The codes are those of RFC 6455 and the IANA registry."""
     assert {code.name: int(code) for code in CloseCode} == {
         "GOING_AWAY": 1001,
         "PROTOCOL_ERROR": 1002,
