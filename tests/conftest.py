@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import guestapi.http.request
-from tests.harness import fast, parsers
+from tests.harness import fast, parsers, scratch
 from tests.harness.containers import Container
 from tests.harness.enterable import closed_directories, run_where_enterable
 from tests.harness.machine import Installed
@@ -62,6 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hold the tests to `--fast`. All others run where the service's user can enter the checkout."""
+    scratch.use()
     if config.getoption("--fast"):
         fast.enable()
     elif os.geteuid() == 0 and closed_directories():

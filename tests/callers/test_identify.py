@@ -22,6 +22,7 @@ from guestapi.callers.identify import Caller, Identifier, LiveInit, LiveInits
 from guestapi.model import Init
 from tests.harness.bare_init import BareInit
 from tests.harness.containers import BASE, Container, from_host, receive, send
+from tests.harness.scratch import SCRATCH
 
 pytestmark = pytest.mark.root
 
@@ -46,7 +47,7 @@ class IdentifyingListener:
 
     def __init__(self, identifier: Identifier) -> None:
         self.identifier = identifier
-        self.directory = Path(tempfile.mkdtemp(prefix="guestapi-listener-", dir="/run"))
+        self.directory = Path(tempfile.mkdtemp(prefix="guestapi-listener-", dir=SCRATCH))
         self.directory.chmod(0o755)
         self.path = self.directory / "sock"
         self._listening = socket.socket(socket.AF_UNIX)

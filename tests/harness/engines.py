@@ -20,6 +20,7 @@ from tests.harness import rootfs
 from tests.harness.containers import BASE
 from tests.harness.daemon import packages
 from tests.harness.images import Image
+from tests.harness.scratch import SCRATCH
 
 # Run by sh: makes a mount namespace with only version 2 of cgroups, as both engines need it, and with a state directory
 # of the OCI runtimes that is separate from other tests.
@@ -49,7 +50,7 @@ class Engine:
 
     def __enter__(self) -> Engine:
         # podman derives an image's name from its path, so not every path is possible.
-        self.path = Path(f"/var/tmp/guestapi-engine-{secrets.token_hex(6)}")
+        self.path = Path(f"{SCRATCH}/guestapi-engine-{secrets.token_hex(6)}")
         self.path.mkdir(mode=0o755)
         self.rootfs = self.path / "rootfs"
         rootfs.make(self.rootfs)

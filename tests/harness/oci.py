@@ -16,6 +16,7 @@ from typing import Any
 from tests.harness import rootfs
 from tests.harness.containers import BASE
 from tests.harness.daemon import packages
+from tests.harness.scratch import SCRATCH
 
 # runc needs a system with only version 2 of cgroups.
 _PREPARE = """
@@ -47,7 +48,7 @@ class OciRuntime:
         self._program = "crun" if kind == "crun" else str(packages("docker") / "usr/sbin/runc")
 
     def __enter__(self) -> OciRuntime:
-        self.path = Path(tempfile.mkdtemp(prefix="guestapi-oci-", dir="/var/tmp"))
+        self.path = Path(tempfile.mkdtemp(prefix="guestapi-oci-", dir=SCRATCH))
         self.path.chmod(0o755)
         self.root = self.path / "state"
         self.rootfs = self.path / "rootfs"

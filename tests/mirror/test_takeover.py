@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from guestapi.mirror.takeover import Takeover
+from tests.harness.scratch import SCRATCH
 
 # Seconds to wait for an expected state.
 PATIENCE = 10.0
@@ -21,7 +22,7 @@ PATIENCE = 10.0
 @pytest.fixture
 def place() -> Iterator[Path]:
     """The path of a daemon's guest socket, in a directory of its own; short enough for a socket's address."""
-    directory = Path(tempfile.mkdtemp(prefix="guestapi-takeover-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="guestapi-takeover-", dir=SCRATCH))
     yield directory / "sock"
     for path in directory.iterdir():
         path.unlink()

@@ -13,6 +13,7 @@ import pytest
 from guestapi.settings import Settings, StoreSettings
 from guestapi.store.reading import Reader
 from guestapi.store.writing import Writer
+from tests.harness.scratch import SCRATCH
 from tests.harness.service import USER
 
 
@@ -40,7 +41,7 @@ def reader(settings: Settings, writer: Writer) -> Iterator[Reader]:
 def users_directory() -> Iterator[Path]:
     """A directory that belongs to another user, as the service's state directory does."""
     # Not below pytest's own directory, which only root can enter.
-    directory = Path(tempfile.mkdtemp(prefix="guestapi-store-", dir="/run"))
+    directory = Path(tempfile.mkdtemp(prefix="guestapi-store-", dir=SCRATCH))
     os.chown(directory, USER, USER)
     yield directory
     shutil.rmtree(directory)
