@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.encoding import json_line, quote
+from guestapi.encoding import json_line, quote, text_to_json, to_json
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -68,3 +68,9 @@ def test_encode_round_trip(document: dict[str, list[str]]) -> None:
     encoded = json_line(document)
     assert json.loads(encoded) == document
     assert encoded.count(b"\n") == 1
+
+
+@given(st.dictionaries(TEXT, st.one_of(TEXT, st.dictionaries(TEXT, TEXT, max_size=3)), max_size=4), st.booleans())
+def test_text_is_encoded_in_one_way(document: dict[str, object], html: bool) -> None:
+    """What the change log holds is, byte for byte, what is sent otherwise."""
+    assert text_to_json(document, html=html) == to_json(document, html=html)

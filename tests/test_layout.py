@@ -17,8 +17,13 @@ PACKAGE = Path(guestapi.__file__).parent
 #: The floors from the bottom to the top. A module imports from its own floor and from those below. A package stands for
 #: all its modules, unless one of them is named itself.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "encoding", "rate_limit", "journal", "dialects", "guest"}),
-    frozenset({"names", "settings"}),
+    frozenset(
+        {
+            *("errors", "model", "records", "encoding", "rate_limit", "journal", "dialects", "switches", "defaults"),
+            "guest",
+        }
+    ),
+    frozenset({"names", "settings", "known"}),
     frozenset({"systemd", "gunicorn_conf", "http"}),
     frozenset({"callers", "store"}),
     frozenset({"notifications"}),
