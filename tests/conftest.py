@@ -22,12 +22,12 @@ from tests.hostile.table import pytest_terminal_summary as pytest_terminal_summa
 
 CI = os.environ.get("CI") == "true"
 
-# Modules that share the one `machine`; together they take longest, so they begin first.
+#: Modules that share the one `machine`; together they take longest, so they begin first.
 _MACHINES = (
     *("test_systemd.py", "test_restart.py", "test_sandbox.py", "test_unit.py", "test_units.py"),
     *("test_follower_units.py", "test_lxc_unit.py", "test_guides.py", "test_deb.py", "test_uninstall.py"),
 )
-# Modules that take a minute each, which begin next.
+#: Modules that take a minute each, which begin next.
 _LONG = ("test_daemons.py", "test_replay.py")
 
 

@@ -24,13 +24,13 @@ from tests.harness.service import COMMAND, UNPRIVILEGED, USER
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
-# Seconds after which a step fails.
+#: Seconds after which a step fails.
 _LIMIT = 30.0
 
-# An argument of the command line: use no LXC container, even if LXC is installed.
+#: An argument of the command line: use no LXC container, even if LXC is installed.
 NAMESPACES = "namespaces"
 
-# The command in the container that `curl` stands for.
+#: The command in the container that `curl` stands for.
 _CURL = "curl -s --unix-socket /dev/incus/sock "
 
 

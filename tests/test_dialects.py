@@ -10,7 +10,7 @@ from guestapi.dialects import DIALECTS, Dialect
 
 EVERY = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 
-# protocol.md, "Dialects": socket, switch, readable, describes, PATCH, devices listed, name as id.
+#: protocol.md, "Dialects": socket, switch, readable, describes, PATCH, devices listed, name as id.
 TABLE = {
     "incus": ("/var/lib/incus/guestapi/sock", "security.guestapi", ("user.", "cloud-init."), True, True, None, False),
     "lxd": ("/var/lib/lxd/devlxd/sock", "security.devlxd", ("user.", "cloud-init."), True, True, None, False),

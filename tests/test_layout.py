@@ -33,7 +33,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "entry"}),
 )
 
-# Packages of pure functions and values, and the modules that they must not import.
+#: Packages of pure functions and values, and the modules that they must not import.
 PURE = {"http": {"socket", "gevent", "select", "subprocess"}, "notifications": {"socket", "gevent", "select"}}
 
 

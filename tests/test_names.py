@@ -15,7 +15,7 @@ from guestapi import names
 from guestapi.names import InvalidNameError
 
 LETTERS = string.ascii_letters + string.digits
-# Possible arguments: any character, and the lone surrogates by which Python passes invalid UTF-8.
+#: Possible arguments: any character, and the lone surrogates by which Python passes invalid UTF-8.
 ANYTHING = st.text(max_size=80)
 ARGUMENTS = st.text(st.characters(), max_size=80)
 

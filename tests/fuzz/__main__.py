@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.fuzz.targets import TARGETS, Target
 from tests.harness.machine import CHECKOUT
 
-# Seconds that one input may take, and seconds after the end of its time by which a target hangs.
+#: Seconds that one input may take, and seconds after the end of its time by which a target hangs.
 _LONGEST, _PATIENCE = 15, 60
 _TRIED = re.compile(r"stat::number_of_executed_units: (\d+)")
 _COVERAGE = re.compile(r"cov: (\d+)")

@@ -21,9 +21,9 @@ from guestapi.store import steps
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.writing import Writer
 
-# Commands that stay in the foreground, use more than the store, or write to any given path.
+#: Commands that stay in the foreground, use more than the store, or write to any given path.
 _ENDLESS = frozenset({"serve", "mirror", "takeover", "follow", "hook", "backup"})
-# Files that can be read endlessly.
+#: Files that can be read endlessly.
 _FOREIGN = (b"/dev", b"/proc", b"/sys")
 
 

@@ -15,7 +15,7 @@ from guestapi.http.request import Head, parse_head
 from guestapi.settings import LimitSettings
 
 LIMITS = LimitSettings()
-# The statuses with which a request can be refused before its body is read, and while it is read.
+#: The statuses with which a request can be refused before its body is read, and while it is read.
 STATUSES = {400, 413, 414, 417, 431, 501, 505}
 BODY_STATUSES = {400, 413}
 

@@ -37,14 +37,14 @@ from guestapi.settings import LimitSettings
 from guestapi.store.rows import Entries
 from tests.api.fakes import MemoryStore, caller, instance
 
-# Separates pieces that are sent one after another. It occurs neither in HTTP nor in the WebSocket frames of the seeds.
+#: Separates pieces that are sent one after another. It occurs neither in HTTP nor in the WebSocket frames of the seeds.
 PAUSE = b"\xff\xfe"
-# Seconds after which a connection hangs.
+#: Seconds after which a connection hangs.
 PATIENCE = 10
-# The fingerprint of the only image.
+#: The fingerprint of the only image.
 FINGERPRINT = "0123456789abcdef" * 4
 
-# The PID of the process that connects; any will do.
+#: The PID of the process that connects; any will do.
 _PID = 4242
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9]) [ -~]+")
@@ -115,7 +115,7 @@ class Worker:
         store = MemoryStore(instance(config, devices), images={FINGERPRINT: image}, where=directory)
         limits = LimitSettings(writes_per_second=1e6, writes_burst=10**6)
         broker = Broker(ShortLog(), queue_limit=10, subscriptions_per_instance=2)
-        # Method and status of each response in order; the method is None if the server itself refused.
+        #: Method and status of each response in order; the method is None if the server itself refused.
         self.said: list[tuple[str | None, int]] = []
         self.context = WorkerContext(
             create(store, broker, limits),

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import TARGETS
 from tests.http.test_request_differential import REQUESTS, mutated
 
-# The number of inputs for each target; some seconds in total.
+#: The number of inputs for each target; some seconds in total.
 EXAMPLES = {"requests": 1000, "exchange": 400, "frames": 500, "settings": 500, "command": 150, "ring": 500}
 
 _NUMBER = b"9" * 5000
 _CHUNKED = b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 _ADD = b'--config\0input\0instance\0add\0c2\n[store]\nurl = "'
-# Inputs that caused a fault in the past.
+#: Inputs that caused a fault in the past.
 FOUND = [
     ("requests", _CHUNKED + b"1 ;a\r\na\r\n0\r\n\r\n"),
     ("requests", _CHUNKED + b'0\r\n{"a: y\r\n\r\n'),

@@ -21,10 +21,10 @@ collect_ignore_glob = ["test_*.py"] if SUITE is None else []
 collect_ignore = [] if SUITE == "bookworm" else ["test_suite.py"]
 
 
-# The units that are enabled for containers of LXC and nspawn.
+#: The units that are enabled for containers of LXC and nspawn.
 ENABLED = ("guestapi.socket", "guestapi-lxc.service", "guestapi-nspawn.service")
 
-# The steps of docs/lxc.md and docs/nspawn.md for containers that start at boot.
+#: The steps of docs/lxc.md and docs/nspawn.md for containers that start at boot.
 AT_BOOT = """
 for name in web1 web2; do echo 'lxc.start.auto = 1' >>/var/lib/lxc/$name/config; done
 install -D -m 0644 /etc/guestapi/nspawn-guestapi.conf /etc/systemd/system/systemd-nspawn@.service.d/guestapi.conf

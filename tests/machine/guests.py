@@ -12,8 +12,8 @@ from pathlib import Path
 from tests.harness import rootfs
 from tests.machine.virtual import VirtualMachine
 
-# The init of every container. It sends one request, and writes the uptime before and after it and the response to
-# /asked. Then it waits for the signal to end: see tests/harness/rootfs.py.
+#: The init of every container. It sends one request, and writes the uptime before and after it and the response to
+#: /asked. Then it waits for the signal to end: see tests/harness/rootfs.py.
 _INIT = r"""#!/bin/sh
 read began rest </proc/uptime
 url=http://x/1.0/config/user.role
@@ -28,7 +28,7 @@ while :; do
 done
 """
 
-# $1: "lxc" or "nspawn"; then the names. Each gets a role with its own name, as in docs/lxc.md and docs/nspawn.md.
+#: $1: "lxc" or "nspawn"; then the names. Each gets a role with its own name, as in docs/lxc.md and docs/nspawn.md.
 _MAKE = r"""
 kind=$1; shift
 for name; do
@@ -56,7 +56,7 @@ done
 printf '%s\n' "$@" | xargs -P 2 -I '{}' guestapi instance add '{}' --config 'user.role=role of {}'
 """
 
-# The program that sends requests from a container all the time.
+#: The program that sends requests from a container all the time.
 LOAD = Path(__file__).with_name("inside") / "load.py"
 
 

@@ -23,17 +23,17 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("GUESTAPI_CACHE", Path.home() / ".cache" / "guestapi"))
 DEBIAN_ROOT = CHECKOUT / "tools" / "debian_root.py"
 
-# The packages of a host of containers, and the tests' own tools.
+#: The packages of a host of containers, and the tests' own tools.
 PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "dbus", "kmod", "linux-image-amd64", "initramfs-tools", "zstd", "e2fsprogs"),
     *("openssh-server", "iproute2", "procps", "curl", "sqlite3", "python3", "libsystemd0", "apparmor", "uidmap"),
     *("lxc", "busybox-static", "systemd-container", "strace"),
 )
 
-# The size of the disk's file system; the file is sparse.
+#: The size of the disk's file system; the file is sparse.
 SIZE = "4G"
 
-# Run in the root, where it may write; the image's files go to /srv/image.
+#: Run in the root, where it may write; the image's files go to /srv/image.
 _MAKE = r"""
 set -e
 echo guestapi-test >/etc/hostname

@@ -17,16 +17,16 @@ from pathlib import Path
 from tests.machine.image import CHECKOUT, DEBIAN_ROOT
 from tests.machine.virtual import VirtualMachine
 
-# "deb" or "tree".
+#: "deb" or "tree".
 KIND = os.environ.get("GUESTAPI_INSTALL", "deb")
 
-# Run in the checkout, in a root of the machine's Debian.
+#: Run in the checkout, in a root of the machine's Debian.
 _TREE = """
 make install DESTDIR=/tmp/tree >/dev/null
 tar -C /tmp/tree -czf /srv/out/guestapi.tar.gz .
 """
 
-# The steps that `make install` omits with DESTDIR.
+#: The steps that `make install` omits with DESTDIR.
 _UNPACK = """
 tar -C / -xzf /root/guestapi.tar.gz
 systemd-sysusers guestapi.conf

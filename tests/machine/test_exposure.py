@@ -10,7 +10,7 @@ from tests.machine.virtual import VirtualMachine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-# The highest permitted exposure in `systemd-analyze security`, of 10; its rating "OK" ends at 4.
+#: The highest permitted exposure in `systemd-analyze security`, of 10; its rating "OK" ends at 4.
 HIGHEST = 2.5
 
 

@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 WRITER = Path(__file__).with_name("inside") / "writer.py"
 STORE = "/var/lib/guestapi/store.db"
 
-# Seconds that the writers write; ext4 flushes by itself after five (its commit interval).
+#: Seconds that the writers write; ext4 flushes by itself after five (its commit interval).
 SECONDS = 12.0
 
-# The operator's command; it writes two keys in one transaction.
+#: The operator's command; it writes two keys in one transaction.
 _COMMAND = """
 n=0
 while n=$((n + 1)); do guestapi config set web1 user.command=$n user.command-twin=$n >/dev/null && echo $n; done

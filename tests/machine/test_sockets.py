@@ -8,11 +8,11 @@ from tests.machine.virtual import VirtualMachine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-# Each prints the status of a response; a request of the host's own root gets 403 or 500, which suffices here.
+#: Each prints the status of a response; a request of the host's own root gets 403 or 500, which suffices here.
 _ASK = "curl -sS --max-time 300 -o /dev/null -w '%{http_code}\\n' --unix-socket "
 INCUS, LXD = "/var/lib/incus/guestapi/sock", "/var/lib/lxd/devlxd/sock"
 
-# The arguments of systemctl, and the sockets that must answer afterwards.
+#: The arguments of systemctl, and the sockets that must answer afterwards.
 COMMANDS = [
     ("enable --now guestapi-lxd.socket", [INCUS, LXD]),
     ("restart guestapi-lxd.socket guestapi.service", [INCUS, LXD]),

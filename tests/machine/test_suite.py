@@ -27,7 +27,7 @@ SELECTIONS = (
     "tests/sources/test_lxc.py",
 )
 
-# Run in a root of the machine's Debian, in a copy of the checkout, without the packages for lint.
+#: Run in a root of the machine's Debian, in a copy of the checkout, without the packages for lint.
 _PACK = """
 tools/venv .venv run test
 VENV=.venv tools/parsers .venv/parsers

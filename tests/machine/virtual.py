@@ -19,15 +19,16 @@ from types import TracebackType
 
 from tests.machine.image import Image
 
-# Seconds that a boot may take until SSH answers; 20 are usual on an idle host.
+#: Seconds that a boot may take until SSH answers; 20 are usual on an idle host.
 BOOT_SECONDS = 600.0
 
-# The number of attempts to boot. Two emulated processors sometimes disagree about code that the kernel patches while it
-# runs (static keys), mostly during a boot, which then ends with "Oops: int3". This is no fault of the tested software.
+#: The number of attempts to boot. Two emulated processors sometimes disagree about code that the kernel patches while
+#: it runs (static keys), mostly during a boot, which then ends with "Oops: int3". This is no fault of the tested
+#: software.
 BOOTS = 3
 
-# For an emulated processor: keeps the kernel from marking its clock unstable on a busy host, which would patch code,
-# and makes a panic end QEMU, with -no-reboot.
+#: For an emulated processor: keeps the kernel from marking its clock unstable on a busy host, which would patch code,
+#: and makes a panic end QEMU, with -no-reboot.
 _EMULATED = "tsc=reliable panic=-1"
 
 _ACCELERATORS = {

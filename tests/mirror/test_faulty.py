@@ -25,7 +25,7 @@ from tests.harness.containers import Container
 from tests.harness.service import COMMAND
 from tests.mirror.stub import Stub
 
-# Seconds to wait for an expected state.
+#: Seconds to wait for an expected state.
 PATIENCE = 30.0
 FIRST, SECOND = "11111111-2222-3333-4444-555555555555", "66666666-2222-3333-4444-555555555555"
 

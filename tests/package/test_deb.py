@@ -20,12 +20,12 @@ from tests.package.test_manual import commands
 pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
 
 LOOPING = (CHECKOUT / "tests/harness/looping.py").read_text()
-# Limits of the package's size on a disk in KiB: unpacked, and with the bytecode that its installation compiles.
+#: Limits of the package's size on a disk in KiB: unpacked, and with the bytecode that its installation compiles.
 UNPACKED, COMPILED = 20_000, 36_000
 LATER = "99.0.0"
 
-# Run by the package's own interpreter: makes every import of guestapi's code, also those in functions, and prints the
-# help of each given command.
+#: Run by the package's own interpreter: makes every import of guestapi's code, also those in functions, and prints the
+#: help of each given command.
 EVERYTHING = """
 import ast, importlib, pathlib, sys
 import guestapi

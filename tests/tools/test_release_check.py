@@ -26,7 +26,7 @@ CHANGELOG = """# Changelog
 
 - Something else.
 """
-# A substitute for tools/manual.py: writes pages with the version and date of `CHANGELOG`.
+#: A substitute for tools/manual.py: writes pages with the version and date of `CHANGELOG`.
 MANUAL = """import pathlib, sys
 page = pathlib.Path(sys.argv[1]) / "guestapi.1"
 page.write_text('.TH GUESTAPI 1 "2026-11-26" "guestapi 1.2.0"\\n')

@@ -15,7 +15,7 @@ from tests.wire.recordings import Case
 
 Responses = list[dict[str, Any]]
 
-# A body that is one sentence in guestapi's own words, followed by LF.
+#: A body that is one sentence in guestapi's own words, followed by LF.
 SENTENCE = "<one sentence>\n"
 
 
@@ -31,7 +31,7 @@ class Difference:
     ready_after: bool | None = None
     type: str | None = None
     nosniff: bool | None = None
-    # The number of responses before the one that differs.
+    #: The number of responses before the one that differs.
     after: int = 0
     applies: Callable[[Case], bool] = field(default=lambda _case: True)
 

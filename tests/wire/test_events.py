@@ -24,7 +24,7 @@ HEARD = [case for case in CASES if "events" in case and not case["case"].startsw
 BURSTS = [case for case in CASES if case["case"].startswith("burst")]
 HANDSHAKES = [case for case in CASES if "events" not in case]
 
-# Cases with another result than the recorded one, and why; compared are (status, bytes after the head, closed).
+#: Cases with another result than the recorded one, and why; compared are (status, bytes after the head, closed).
 DIFFERENCES: dict[str, tuple[str, tuple[int, str, bool]]] = {
     "head-events": ("HEAD is answered, it is no stream", (200, "", False)),
     "patch-events": ("405 where Incus runs the read", (405, 'method "PATCH" not allowed\n', False)),

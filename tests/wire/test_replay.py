@@ -22,7 +22,7 @@ from tests.wire.recordings import DEVICES, HWADDR, Case
 
 CASES = recordings.load()
 
-# Cases that wait for a time limit of the server, and its seconds. They run in parallel with all other cases.
+#: Cases that wait for a time limit of the server, and its seconds. They run in parallel with all other cases.
 SLOW = {
     "no-request": 3,
     "partial-header": 3,
@@ -30,7 +30,7 @@ SLOW = {
     "idle-20s-then-request": 20,
     "idle-after-response": 30,
 }
-# Where a process is put into a cgroup that bears another container's name.
+#: Where a process is put into a cgroup that bears another container's name.
 CGROUP = Path("/sys/fs/cgroup/unified") if Path("/sys/fs/cgroup/unified").is_dir() else Path("/sys/fs/cgroup")
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

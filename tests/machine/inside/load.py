@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-# Seconds that one request may wait: longer than any restart takes on an emulated processor.
+#: Seconds that one request may wait: longer than any restart takes on an emulated processor.
 PATIENCE = 600.0
 
 EXPECTED = sys.argv[1].encode()
