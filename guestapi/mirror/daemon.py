@@ -7,6 +7,7 @@ them. Others are ignored, so a newer daemon may have more.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import httpx
 import msgspec
 from msgspec import Struct, field
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosedError, WebSocketException
+from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, unix_connect
 
 from guestapi.errors import SourceError
@@ -32,6 +34,9 @@ _SIGN_OF_LIFE_SECONDS = 10.0
 _ANSWER_BYTES = 256 << 20
 #: Bytes of one event; a lifecycle event has some hundred.
 _EVENT_BYTES = 1 << 20
+
+#: Not the library's own, to which it writes tracebacks: what goes wrong is raised as one sentence.
+_SILENT = logging.Logger("guestapi.mirror.websocket", logging.CRITICAL + 1)
 
 T = TypeVar("T")
 
@@ -328,6 +333,7 @@ class Daemon:
                 close_timeout=1,
                 max_size=_EVENT_BYTES,
                 compression=None,
+                logger=_SILENT,
             )
         except (OSError, WebSocketException) as error:
             raise self._explain(error) from None
@@ -338,6 +344,12 @@ class Daemon:
         try:
             for message in stream:
                 yield self._decode(message, DaemonEvent)
+        except ConnectionClosedError as error:
+            if error.sent is not None and error.sent.code == CloseCode.INTERNAL_ERROR:
+                # What the library sends when a ping was not answered.
+                text = f"{self.socket}: the daemon gives no sign of life in {_SIGN_OF_LIFE_SECONDS:g} s"
+                raise DaemonError(text) from None
+            raise self._explain(error) from None
         except WebSocketException as error:
             raise self._explain(error) from None
         raise DaemonError(f"{self.socket}: the daemon has ended its event stream")

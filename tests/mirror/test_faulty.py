@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +28,8 @@ from tests.harness.containers import Container
 from tests.harness.service import COMMAND
 from tests.mirror.stub import Stub
 
-#: Seconds to wait for an expected state.
+CHECKOUT = Path(__file__).parents[2]
+# Seconds to wait for an expected state.
 PATIENCE = 30.0
 FIRST, SECOND = "11111111-2222-3333-4444-555555555555", "66666666-2222-3333-4444-555555555555"
 
@@ -170,3 +174,33 @@ def test_images_that_are_refused_and_forgotten(guestapi: Guestapi) -> None:
     assert "its 1 instances and 1 images" in guestapi.good("mirror", "incus", "--forget")
     assert (known(guestapi), copies()) == ({}, [])
     assert list(directory(guestapi.settings).iterdir()) == []
+
+
+_SERVE = """
+import sys, time
+from pathlib import Path
+from tests.mirror.stub import Stub
+with Stub(Path(sys.argv[1]), {}):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_daemon_that_hangs_is_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A daemon that is stopped while it is followed is lost, and no library logs a traceback about it."""
+    path = tmp_path / "daemon"
+    command = [sys.executable, "-c", _SERVE, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CHECKOUT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        try:
+            with patch.object(daemon, "_SIGN_OF_LIFE_SECONDS", 0.2), daemon.Daemon(str(path)).events() as events:
+                process.send_signal(signal.SIGSTOP)
+                with pytest.raises(daemon.DaemonError, match=r"^\S+: the daemon gives no sign of life in 0\.2 s$"):
+                    next(events)
+        finally:
+            process.kill()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(5)
+    assert caplog.text == ""
