@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Container, Mapping
 
 from guestapi.errors import OperatorError
@@ -158,9 +159,6 @@ def to_text(text: str) -> str:
 
 def check_uuid(text: str) -> str:
     """Return the UUID in its canonical form (RFC 9562)."""
-    # PERF: loaded here, since most commands need none.
-    import uuid
-
     try:
         return str(uuid.UUID(text))
     except ValueError:

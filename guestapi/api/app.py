@@ -21,15 +21,16 @@ from guestapi.api.resources.images import ImageExport
 from guestapi.api.resources.metadata import MetaData
 from guestapi.api.resources.root import Root
 from guestapi.api.resources.state import StateResource, Version
+from guestapi.api.resources.ubuntu_pro import GuestTokens, NoTokens, UbuntuPro, UbuntuProToken
 from guestapi.api.routing import Router
-from guestapi.dialects import DIALECTS, Dialect
+from guestapi.dialects import DIALECTS, Dialect, Redirect
 from guestapi.http import target
 from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.rate_limit import RateLimit
 from guestapi.settings import LimitSettings
 from guestapi.store.errors import StoreError
-from guestapi.wsgi import DIALECT, QUERY, RAW_PATH, Environ, StartResponse
+from guestapi.wsgi import DIALECT, QUERY, RAW_PATH, RAW_URI, Environ, StartResponse
 
 
 class Store(Protocol):
@@ -69,8 +70,10 @@ class GuestApplication:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request, as `guestapi.wsgi` describes."""
         path = environ[RAW_PATH]
-        if not target.is_clean(path) and environ["REQUEST_METHOD"] != "CONNECT":
-            return _redirect(environ, start_response, target.clean(path))
+        if not target.is_clean(path):
+            redirect = DIALECTS[environ[DIALECT]].redirect
+            if redirect.covers_all or environ["REQUEST_METHOD"] != "CONNECT":
+                return _redirect(environ, start_response, redirect, target.clean(path))
         app, query = self.apps[environ[DIALECT]], environ["QUERY_STRING"]
         if query:
             environ[QUERY], environ["QUERY_STRING"] = query, ""
@@ -82,25 +85,33 @@ class GuestApplication:
                 environ["QUERY_STRING"] = query
 
 
-def create(store: Store, broker: Broker, limits: LimitSettings | None = None) -> GuestApplication:
+def create(
+    store: Store, broker: Broker, limits: LimitSettings | None = None, tokens: GuestTokens | None = None
+) -> GuestApplication:
     """Make the application.
 
     Args:
         store: what it reads and writes.
         broker: where it subscribes clients to events.
         limits: how often an instance may change its state; None for the defaults.
+        tokens: who gives guests tokens of Ubuntu Pro; None for nobody.
     """
     limits = limits or LimitSettings()
     state_changes = RateLimit(limits.writes_per_second, limits.writes_burst)
     return GuestApplication(
-        {name: _create(store, broker, state_changes, dialect) for name, dialect in DIALECTS.items()}
+        {
+            name: _create(store, broker, state_changes, dialect, tokens or NoTokens())
+            for name, dialect in DIALECTS.items()
+        }
     )
 
 
-def _create(store: Store, broker: Broker, state_changes: RateLimit, dialect: Dialect) -> falcon.App[Any, Any]:
+def _create(
+    store: Store, broker: Broker, state_changes: RateLimit, dialect: Dialect, tokens: GuestTokens
+) -> falcon.App[Any, Any]:
     gate = Gate(store.instance, dialect)
     # Falcon documents custom routers, but its annotations know only its own.
-    router = cast("CompiledRouter", Router())
+    router = cast("CompiledRouter", Router(dialect))
     app: falcon.App[Any, Any] = falcon.App(router=router, middleware=[gate])
     app.resp_options.default_media_type = "application/octet-stream"
     app.set_error_serializer(errors.render)
@@ -109,19 +120,28 @@ def _create(store: Store, broker: Broker, state_changes: RateLimit, dialect: Dia
     app.add_error_handler(StoreError, _handle_store_error)
     app.add_error_handler(OSError, _handle_body_error)
     app.add_route("/", Root())
-    state = StateResource(store, platform.node(), state_changes) if dialect.describes_instance else Version()
-    app.add_route("/1.0", state)
+    app.add_route("/1.0", _state(store, state_changes, dialect))
     app.add_route("/1.0/config", ConfigKeys(dialect))
     app.add_route("/1.0/config/{key}", ConfigKey(dialect, store))
-    app.add_route("/1.0/events", EventFeed(broker, gate))
+    app.add_route("/1.0/events", EventFeed(broker, gate, dialect))
     app.add_route("/1.0/images/{fingerprint}/export", ImageExport(store, dialect))
     app.add_route("/1.0/meta-data", MetaData(dialect, store))
+    if dialect.ubuntu_pro:
+        app.add_route("/1.0/ubuntu-pro", UbuntuPro(tokens))
+        app.add_route("/1.0/ubuntu-pro/token", UbuntuProToken(tokens, state_changes))
     if dialect.listed_nic_types is None:
         app.add_route("/1.0/devices", Devices())
     else:
         app.add_route("/1.0/devices", DeviceUrls(dialect.listed_nic_types))
         app.add_route("/1.0/device/{name}", DeviceDefinition(dialect.listed_nic_types))
     return app
+
+
+def _state(store: Store, state_changes: RateLimit, dialect: Dialect) -> StateResource | Version:
+    if not dialect.describes_instance:
+        return Version()
+    host = dialect.lone_location or platform.node()
+    return StateResource(store, host, state_changes, dialect)
 
 
 def _handle_unknown_path(_request: object, _response: object, _error: Exception, _params: object) -> None:
@@ -138,18 +158,20 @@ def _handle_body_error(_request: object, _response: object, _error: Exception, _
     raise errors.BadRequest
 
 
-def _redirect(environ: Environ, start_response: StartResponse, path: str) -> Iterable[bytes]:
-    """Redirect to the clean path, and keep method and query (RFC 9110, section 15.4.8), as Go's ServeMux does."""
+def _redirect(environ: Environ, start_response: StartResponse, redirect: Redirect, path: str) -> Iterable[bytes]:
+    """Redirect to the clean path, and keep the query, as the router of the dialect's daemon does."""
     query = environ["QUERY_STRING"]
     # What is encoded stays as it is. What may not stand in a URI is encoded now.
-    location = quote(path.encode("latin-1"), safe="/%!$&'()*+,;=:@-._~")
+    location = quote(path.encode("latin-1"), safe=redirect.literal)
+    if redirect.keeps_authority:
+        location = target.authority(environ[RAW_URI]) + location
     if query:
         location += "?" + quote(query.encode("latin-1"), safe="/%!$&'()*+,;=:@-._~?")
     headers = [("Location", location)]
     body = b""
-    if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+    if redirect.page and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
         headers.append(("Content-Type", "text/html; charset=utf-8"))
-        body = f'<a href="{escape(location, quote=False)}">Temporary Redirect</a>.\n\n'.encode("latin-1")
+        body = f'<a href="{escape(location, quote=False)}">{redirect.status[4:]}</a>.\n\n'.encode("latin-1")
     headers.append(("Content-Length", str(len(body))))
-    start_response("307 Temporary Redirect", headers)
+    start_response(redirect.status, headers)
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import falcon
 
-from guestapi.encoding import JSON, json_line, quote
-from guestapi.wsgi import EXCEEDED_LIMIT
+from guestapi.dialects import DIALECTS, Dialect
+from guestapi.encoding import JSON, quote, to_json
+from guestapi.wsgi import DIALECT, EXCEEDED_LIMIT
 
 log = logging.getLogger(__name__)
 
@@ -75,17 +76,24 @@ class NotFound(Refusal):
 
 
 class ImageNotFound(Refusal):
-    """The caller can have no image of this name, whatever the reason. The response is that of Incus's main API."""
+    """The caller can have no image of this name, whatever the reason. The response is that of the daemon's main API."""
 
     status_code = 404
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"Image {quote(name)} not found")
+    def __init__(self, name: str, dialect: Dialect) -> None:
+        """Refuse an image.
+
+        Args:
+            name: as the caller has it.
+            dialect: says it in its words.
+        """
+        self._end = dialect.main_api_end.encode()
+        super().__init__(dialect.no_image.format(quote(name)))
 
     def body(self) -> tuple[str, bytes]:
-        """Return a JSON object with the fields of Incus's ``api.Response``."""
+        """Return a JSON object with the fields of the main API's errors."""
         document = {"type": "error", "status": "", "status_code": 0, "operation": "", "error_code": self.status_code}
-        return JSON, json_line({**document, "error": self.text, "metadata": None}, html=True)
+        return JSON, to_json({**document, "error": self.text, "metadata": None}, html=True) + self._end
 
 
 class RangeNotSatisfiable(Refusal):
@@ -117,6 +125,26 @@ class MethodNotAllowed(Refusal):
         super().__init__(f'method "{method[:_METHOD]}" not allowed', headers={"Allow": ", ".join(allowed)})
 
 
+class NotImplementedHere(Refusal):
+    """The endpoint does not have this method, although others do (RFC 9110, section 15.6.2)."""
+
+    status_code = 501
+    text = "Not Implemented"
+
+
+def refuse_method(method: str, allowed: Sequence[str], dialect: Dialect) -> Refusal:
+    """Make the refusal of a method that an endpoint does not have.
+
+    Args:
+        method: of the request.
+        allowed: what the endpoint has.
+        dialect: of the socket.
+    """
+    if dialect.knows_methods is None:
+        return MethodNotAllowed(method, allowed)
+    return NotImplementedHere() if method in dialect.knows_methods else NotFound()
+
+
 class BadRequest(Refusal):
     """The request is malformed. The text says what would be right."""
 
@@ -146,6 +174,13 @@ class TooManyChanges(OverLimit):
     limit = "writes_per_second"
 
 
+class TooManyTokens(OverLimit):
+    """The instance asks for tokens too often."""
+
+    text = "too many requests for a token"
+    limit = "writes_per_second"
+
+
 class TooManyStreams(OverLimit):
     """The instance has as many event streams as it may have."""
 
@@ -164,6 +199,9 @@ def render(request: falcon.Request, response: falcon.Response, error: falcon.HTT
     if isinstance(error, OverLimit):
         request.env[EXCEEDED_LIMIT] = error.limit
     if isinstance(error, Refusal):
+        words = DIALECTS[request.env[DIALECT]].words
+        if error.text in words:
+            error.text = words[error.text]
         response.content_type, response.data = error.body()
     else:
         response.content_type, response.data = TEXT, f"{error.title}\n".encode()

@@ -57,8 +57,13 @@ def event_format_of(environ: Mapping[str, str]) -> EventFormat:
     return EventFormat.LINES
 
 
-def accept(environ: Mapping[str, str]) -> str:
+def accept(environ: Mapping[str, str], *, checks_origin: bool = True, checks_key: bool = True) -> str:
     """Compute the Sec-WebSocket-Accept of an upgrade (RFC 6455, section 4.2).
+
+    Args:
+        environ: the request's header fields, named as in WSGI.
+        checks_origin: whether an Origin has to be the Host.
+        checks_key: whether the key has to be 16 bytes in base64; otherwise, it only has to be there.
 
     Raises:
         BadRequest: Connection, version or key is missing or malformed.
@@ -70,16 +75,20 @@ def accept(environ: Mapping[str, str]) -> str:
     if not _VERSION.search(environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")):
         raise BadRequest("Sec-WebSocket-Version: 13 is needed", headers=version)
     origin = environ.get("HTTP_ORIGIN")
-    if origin is not None and not _same_host(origin, environ.get("HTTP_HOST", "")):
+    if checks_origin and origin is not None and not _same_host(origin, environ.get("HTTP_HOST", "")):
         raise ForeignOrigin(headers=version)
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
-    try:
-        valid = len(base64.b64decode(key, validate=True)) == 16
-    except (binascii.Error, ValueError):
-        valid = False
-    if not valid:
+    if not (_is_nonce(key) if checks_key else key):
         raise BadRequest("Sec-WebSocket-Key: 16 bytes in base64 are needed", headers=version)
-    return base64.b64encode(hashlib.sha1((key + _GUID).encode()).digest()).decode()
+    return base64.b64encode(hashlib.sha1((key + _GUID).encode("latin-1")).digest()).decode()
+
+
+def _is_nonce(key: str) -> bool:
+    """Whether a key is 16 bytes in base64."""
+    try:
+        return len(base64.b64decode(key, validate=True)) == 16
+    except (binascii.Error, ValueError):
+        return False
 
 
 def types_of(query: str) -> frozenset[str] | None:

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import falcon
 
-from guestapi.api.errors import MethodNotAllowed
+from guestapi.api.errors import refuse_method
+from guestapi.dialects import Dialect
 from guestapi.http.target import decode_segment
 from guestapi.wsgi import RAW_PATH
 
@@ -22,11 +23,12 @@ Route = tuple[object, "Methods", dict[str, str], str]
 
 
 class Methods(dict[str, Responder]):
-    """The responders of one route by method. Any other method is answered with 405."""
+    """The responders of one route by method. Any other method is refused as the dialect does."""
 
-    def __init__(self, resource: object) -> None:
+    def __init__(self, resource: object, dialect: Dialect) -> None:
         super().__init__()
-        for method in ("GET", "PATCH"):
+        self._dialect = dialect
+        for method in ("GET", "PATCH", "POST"):
             if responder := getattr(resource, f"on_{method.lower()}", None):
                 self[method] = responder
         if "GET" in self:
@@ -36,7 +38,7 @@ class Methods(dict[str, Responder]):
 
     def __missing__(self, method: str) -> Responder:
         def refuse(_request: falcon.Request, _response: falcon.Response, **_params: str) -> NoReturn:
-            raise MethodNotAllowed(method, self.allowed)
+            raise refuse_method(method, self.allowed, self._dialect)
 
         return refuse
 
@@ -44,14 +46,21 @@ class Methods(dict[str, Responder]):
 class Router:
     """Routes by the segments of the raw path (`RAW_PATH`). A segment like ``{key}`` matches any segment."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        """Begin without routes.
+
+        Args:
+            dialect: says how fixed segments are compared, and how a method is refused.
+        """
+        self._dialect = dialect
+        self._decodes = dialect.decodes_routes
         self._fixed: dict[str, Route] = {}
         self._templates: list[tuple[list[str], object, Methods, str]] = []
         self._most_slashes = 0
 
     def add_route(self, uri_template: str, resource: object, **_options: Any) -> None:
         """Answer paths that match `uri_template` with `resource`."""
-        methods = Methods(resource)
+        methods = Methods(resource, self._dialect)
         self._most_slashes = max(self._most_slashes, uri_template.count("/"))
         if "{" in uri_template:
             self._templates.append((uri_template.split("/"), resource, methods, uri_template))
@@ -67,15 +76,16 @@ class Router:
         # A guest can send thousands of segments.
         if path.count("/") > self._most_slashes:
             return None
-        segments = [decode_segment(segment) for segment in path.split("/")]
+        sent = path.split("/")
+        segments = [decode_segment(segment) for segment in sent]
         # An encoded slash is not a separator, so decoded segments are joined for comparison only if they have none.
-        if "%" in path and not any("/" in segment for segment in segments):
+        if self._decodes and "%" in path and not any("/" in segment for segment in segments):
             found = self._fixed.get("/".join(segments))
             if found is not None:
                 return found
         for template, resource, methods, name in self._templates:
             if len(template) == len(segments):
-                params = _match(template, segments)
+                params = _match(template, segments) if self._decodes else _match_sent(template, sent, segments)
                 if params is not None:
                     return resource, methods, params, name
         return None
@@ -90,5 +100,16 @@ def _match(template: list[str], segments: list[str]) -> dict[str, str] | None:
                 return None
             params[wanted[1:-1]] = segment
         elif wanted != segment:
+            return None
+    return params
+
+
+def _match_sent(template: list[str], sent: list[str], decoded: list[str]) -> dict[str, str] | None:
+    """As `_match`, as gorilla/mux does with encoded paths: fixed segments count as they were sent."""
+    params: dict[str, str] = {}
+    for wanted, raw, segment in zip(template, sent, decoded, strict=True):
+        if wanted.startswith("{") and raw:
+            params[wanted[1:-1]] = segment
+        elif wanted != raw:
             return None
     return params

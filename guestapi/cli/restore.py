@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from guestapi.cli.common import Operator
-from guestapi.cli.words import printable
+from guestapi.cli.common import Operator, printable
 from guestapi.store import backup
 
 

@@ -77,12 +77,13 @@ def is_too_large(received: bytes, limits: LimitSettings) -> bool:
     return len(received) > limits.head or (len(received) > limits.request_line and b"\n" not in received)
 
 
-def parse_head(received: bytes, limits: LimitSettings) -> Head | None:
+def parse_head(received: bytes, limits: LimitSettings, *, asterisk: bool = False) -> Head | None:
     """Parse the head at the start of `received`.
 
     Args:
         received: bytes as received from the client.
         limits: sizes in bytes and numbers of fields.
+        asterisk: whether other methods than OPTIONS may have the target ``*``.
 
     Returns:
         The head; None if it is not complete yet.
@@ -106,7 +107,7 @@ def parse_head(received: bytes, limits: LimitSettings) -> Head | None:
         # "PRI * HTTP/2.0" (RFC 9113, section 3.4) and its like are no requests of another version, but no requests.
         raise ProtocolError(505 if target[:1] == b"/" else 400, "only HTTP/1.1 and HTTP/1.0 are spoken here")
     environ = _parse_fields(fields, limits)
-    if target == b"*" and method != b"OPTIONS":
+    if target == b"*" and method != b"OPTIONS" and not asterisk:
         raise ProtocolError(400, "only OPTIONS has the target *")
     environ["REQUEST_METHOD"] = method.decode("ascii")
     # A later HTTP/1.x is answered as HTTP/1.1 (RFC 9110, section 2.5).

@@ -40,6 +40,12 @@ def split_target(target: str) -> tuple[str, str] | None:
     return None if _BAD_ESCAPE.search(path) else (path, query)
 
 
+def authority(target: str) -> str:
+    """Return scheme and authority of a request target in absolute form, like ``http://x``; of any other, nothing."""
+    found = None if target.startswith("/") else _ABSOLUTE.match(target)
+    return "" if found is None else found[0]
+
+
 def clean(path: str) -> str:
     """Remove empty, ``.`` and ``..`` segments from a path. A trailing slash stays; nothing is decoded."""
     # normpath keeps two leading slashes, which POSIX gives a special meaning. They have none here.

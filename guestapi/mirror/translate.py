@@ -14,7 +14,7 @@ from msgspec import Struct, field
 
 from guestapi import names
 from guestapi.dialects import DIALECTS
-from guestapi.mirror.daemon import DaemonInstance, Server
+from guestapi.mirror.daemon import DaemonInstance, Environment, Server
 from guestapi.model import Init
 from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import SWITCHES
@@ -82,9 +82,14 @@ def observe(instance: DaemonInstance, server: Server, init: Init | None) -> Obse
         },
         uuid=identity,
         cloud_init_id=config.get(_CLOUD_INIT_ID) or identity,
-        location=location if location not in _NOWHERE else host.server_name or None,
+        location=location if location not in _NOWHERE else _lone_location(host),
         ready=config.get(READY) == "true" if has_ready(server) else None,
     )
+
+
+def _lone_location(host: Environment) -> str | None:
+    """The location of an instance that is on no cluster member: LXD tells its guests none."""
+    return None if host.server == "lxd" else host.server_name or None
 
 
 def identify(instance: DaemonInstance) -> str:

@@ -17,6 +17,7 @@ from guestapi import settings as settings_module
 from guestapi.api import app
 from guestapi.server.access_log import GunicornLogger
 from guestapi.server.store_thread import OffloadedStore
+from guestapi.server.token_provider import load_tokens
 from guestapi.server.worker import GuestWorker
 from guestapi.settings import ListenSocket, Settings, SettingsError
 from guestapi.store.errors import StoreError
@@ -90,6 +91,7 @@ class ServiceApplication(gunicorn.app.base.Application):
         """
         settings = settings_module.load(self._file)
         gunicorn_conf.read(settings.gunicorn_file)
+        load_tokens(settings.server.ubuntu_pro)
         # Create the store now, so that workers and commands find it.
         Writer(settings, create=True)
         listeners = self._sockets or settings.listener
@@ -130,7 +132,7 @@ class ServiceApplication(gunicorn.app.base.Application):
     def load(self) -> app.GuestApplication:
         """Make the WSGI application of one worker."""
         store = self.open_store()
-        return app.create(store, store.broker, self.settings.limits)
+        return app.create(store, store.broker, self.settings.limits, load_tokens(self.settings.server.ubuntu_pro))
 
     def run(self) -> None:
         """Serve until told to stop, then exit."""

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller
+from guestapi.dialects import DIALECTS
 from guestapi.http.body import Body
 from guestapi.http.errors import ProtocolError
 from guestapi.http.request import Head, ends_head, is_too_large, parse_head, refuse_cut_line
@@ -199,14 +200,15 @@ class Connection:
 
     def _serve(self, caller: Caller) -> None:
         context, transport = self._context, self._transport
-        idle_seconds = context.limits.idle_seconds
+        limits = context.limits_of[self._dialect]
+        idle_seconds = limits.idle_seconds
         admission = None if self._credentials is None else context.admission
         self._cache = context.cache.of(caller, self._dialect)
         # Whether the process that connected was seen alive after a whole request had come.
         confirmed = False
         root = caller.is_root
         just_identified = bool(transport.received)
-        transport.set_deadline(context.limits.head_seconds)
+        transport.set_deadline(limits.head_seconds)
         if just_identified:
             self._state = _READING
         else:
@@ -293,8 +295,9 @@ class Connection:
             ProtocolError: it is not a request, or a part of one that will not be completed.
             DeadlineError: it is not complete in time.
         """
-        limits, transport = self._context.limits, self._transport
-        head = parse_head(transport.received, limits)
+        limits, transport = self._context.limits_of[self._dialect], self._transport
+        asterisk = DIALECTS[self._dialect].redirect.covers_all
+        head = parse_head(transport.received, limits, asterisk=asterisk)
         if head is None:
             # From the first bytes on, the client has a limited time for the rest.
             transport.set_deadline(limits.head_seconds)
@@ -311,7 +314,7 @@ class Connection:
                 received = transport.received
                 # Parse again only when the head may be complete. Otherwise it would be parsed once for each byte.
                 if ends_head(received, seen) or is_too_large(received, limits):
-                    head = parse_head(received, limits)
+                    head = parse_head(received, limits, asterisk=asterisk)
         # Only a request that was received alone can be compared with what is received later.
         head.alone = transport.received if len(transport.received) == head.size and head.length == 0 else None
         transport.consume(head.size)
@@ -355,7 +358,7 @@ class Connection:
         headers: Headers
         content: bytes | Content
         status, headers, content = "200 OK", [("Content-Length", "0")], b""
-        if environ[RAW_PATH] != "*":
+        if environ[RAW_PATH] != "*" or environ["REQUEST_METHOD"] != "OPTIONS":
             status, headers, content = self._call_application(environ)
         try:
             return self._send_response(head, caller, body, status, headers, content, began)
@@ -449,6 +452,7 @@ class Connection:
             limit: name of the exceeded limit; None if there is none.
             linger: whether to read on, so that a client that still sends can read the response first.
         """
+        text = DIALECTS[self._dialect].words.get(text, text)
         self._context.on_refusal(self._caller, self._dialect, status, text, limit)
         transport = self._transport
         try:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gevent.threadpool import ThreadPool
+from msgspec.structs import replace
 
 from guestapi.callers.identify import Caller, Identifier
+from guestapi.dialects import DIALECTS
 from guestapi.model import Instance
 from guestapi.server.admission import Admission
 from guestapi.server.arrivals import ArrivalQueue
@@ -42,6 +44,7 @@ class WorkerContext:
         application: the WSGI application.
         identifier: identifies callers.
         limits: sizes and times.
+        limits_of: as `limits`, with the times that the clients of a dialect have, by its name.
         on_exchange: called after each response of the application.
         on_refusal: called with caller, dialect, status, text and exceeded limit, if there is one, of what the server
             itself refuses.
@@ -89,6 +92,7 @@ class WorkerContext:
         self.application = application
         self.identifier = identifier
         self.limits = limits
+        self.limits_of = {name: _lengthen(limits, dialect.patience) for name, dialect in DIALECTS.items()}
         self.on_exchange = on_exchange
         self.on_refusal = on_refusal
         self.admission = admission
@@ -112,3 +116,8 @@ class WorkerContext:
             "SERVER_PORT": "0",
             "REMOTE_ADDR": "",
         }
+
+
+def _lengthen(limits: LimitSettings, times: float) -> LimitSettings:
+    """The limits of clients that may take so many times as long for a head, and between requests."""
+    return replace(limits, head_seconds=limits.head_seconds * times, idle_seconds=limits.idle_seconds * times)

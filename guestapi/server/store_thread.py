@@ -88,10 +88,10 @@ class OffloadedStore:
         values reads one at a time, so it occupies one thread and the memory of one value.
         """
         with self._value_locks.hold(instance.id):
-            return _in_thread(self._values.value, instance, key)
+            return in_thread(self._values.value, instance, key)
 
     def _write_reports(self, reports: Sequence[ReadyReport]) -> list[bool]:
-        return _in_thread(self._set_all_ready, reports)
+        return in_thread(self._set_all_ready, reports)
 
     def _set_all_ready(self, reports: Sequence[ReadyReport]) -> list[bool]:
         if self._writer is None:
@@ -104,10 +104,10 @@ class OffloadedStore:
 
     def open_image(self, image: Image) -> list[int]:
         """As `store.images.open_files`, in a thread of gevent's pool. Only the calling greenlet waits for the disk."""
-        return _in_thread(images.open_files, self._images, image)
+        return in_thread(images.open_files, self._images, image)
 
 
-def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call `function` in a thread of gevent's pool. Its exception is raised here; gevent would also print it."""
     result: list[T] = []
 

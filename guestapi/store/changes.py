@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from guestapi.model import Device
 
@@ -28,7 +29,8 @@ LIVE_OPTIONS = {
 }
 
 
-class ChangeEvent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ChangeEvent:
     """One thing to tell: ``guest`` says whether the instance itself may hear of it."""
 
     type: str

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from guestapi.store.engine import open_reader
+from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import explained
 from guestapi.store.rows import snapshot
 
 
-class View(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class View:
     """The store at one moment.
 
     Attributes:
@@ -34,6 +35,7 @@ class Views:
         Raises:
             StoreError: the store is missing or cannot be used.
         """
+        self._file = database_file(url)
         self._database = open_reader(url)
 
     @contextmanager
@@ -43,7 +45,7 @@ class Views:
         Raises:
             StoreError: it cannot be used any more.
         """
-        with explained(self._database.path), closing(self._database.connect()) as connection, snapshot(connection):
+        with explained(self._file), closing(self._database.connect()) as connection, snapshot(connection):
             yield View(connection)
 
 

@@ -17,7 +17,7 @@ from guestapi.store.images import open_files
 from guestapi.store.rows import Entries
 from guestapi.wsgi import CALLER, DIALECT, Environ
 
-#: The host UID of root in the instance.
+# The host UID of root in the instance.
 ROOT = 100_000
 CLOUD_INIT_ID = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 
@@ -144,7 +144,10 @@ class Client:
         self.application: GuestApplication = create(
             store, Broker(EmptyLog(), queue_limit=10, subscriptions_per_instance=1)
         )
+        self.store = store
         self.dialect = dialect
+        #: Of the last request, as the application left it.
+        self.environ: dict[str, Any] = {}
         self.who = caller() if who is None else who
 
     def ask(
@@ -154,13 +157,15 @@ class Client:
         body: bytes = b"",
         query: str = "",
         fields: Mapping[str, str] | None = None,
+        target: str | None = None,
     ) -> Answered:
-        """Send one request; `fields` are header fields by name."""
+        """Send one request; `fields` are header fields by name, `target` is the sent target if it is not the path."""
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
             "SCRIPT_NAME": "",
             "PATH_INFO": path,
             "RAW_PATH": path,
+            "RAW_URI": path if target is None else target,
             "QUERY_STRING": query,
             "SERVER_NAME": "localhost",
             "SERVER_PORT": "0",
@@ -174,6 +179,7 @@ class Client:
             CALLER: self.who,
             DIALECT: self.dialect,
         }
+        self.environ = environ
         said: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from guestapi.api.errors import MethodNotAllowed
 from guestapi.api.routing import Route, Router
+from guestapi.dialects import DIALECTS
 
 
 class Reading:
@@ -37,7 +38,7 @@ ROOT, API, KEYS, KEY, CHANGE = Reading(), ReadingAndPatching(), Reading(), Readi
 @pytest.fixture
 def router() -> Router:
     """A router with all shapes of routes."""
-    made = Router()
+    made = Router(DIALECTS["incus"])
     made.add_route("/", ROOT)
     made.add_route("/1.0", API)
     made.add_route("/1.0/config", KEYS)

@@ -1,6 +1,6 @@
-"""Fuzzes one target with atheris, guided by coverage: ``python -m tests.fuzz.coverage TARGET OPTION...``.
+"""One target under atheris, which goes by coverage: ``python -m tests.fuzz.coverage TARGET OPTION...``.
 
-The options are libFuzzer's (llvm.org/docs/LibFuzzer.html). `tests.fuzz.__main__` starts it.
+The options are libFuzzer's (llvm.org/docs/LibFuzzer.html). Started by `tests.fuzz.__main__`.
 """
 
 from __future__ import annotations

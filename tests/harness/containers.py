@@ -19,7 +19,7 @@ from tests.harness.fast import forbid
 
 HERE = Path(__file__).parent
 
-#: The host UID of root in a container, by default.
+# The host UID of root in a container, by default.
 BASE = 100_000
 
 
@@ -198,19 +198,21 @@ class Container:
         out, err = (base64.b64decode(answer[name]).decode() for name in ("out", "err"))
         return Ran(answer["code"], out, err)
 
-    def listening(self, kind: str, argument: str) -> Listening:
+    def listening(self, kind: str, argument: str, socket: str = "/dev/incus/sock") -> Listening:
         """Return a client of the event stream in the container (see listening.py), to be used in a ``with`` block."""
-        return Listening(self.pid, kind, argument, self._enter)
+        return Listening(self.pid, kind, argument, self._enter, socket)
 
 
 class Listening:
     """A running listening.py in a container."""
 
-    def __init__(self, pid: int, kind: str, argument: str, around: Sequence[str] = ()) -> None:
+    def __init__(
+        self, pid: int, kind: str, argument: str, around: Sequence[str] = (), socket: str = "/dev/incus/sock"
+    ) -> None:
         enter = [*around, "nsenter", "-t", str(pid), "-a", "--setuid", "0", "--setgid", "0"]
         path = f"PYTHONPATH={HERE.parents[1]}:{sysconfig.get_path('purelib')}"
         self._process = subprocess.Popen(
-            [*enter, "env", path, "/usr/bin/python3", str(HERE / "listening.py"), kind, argument],
+            [*enter, "env", path, "/usr/bin/python3", str(HERE / "listening.py"), kind, argument, socket],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -32,7 +32,7 @@ import websocket
 
 from tests.harness.looping import ask
 
-SOCKET = "/dev/incus/sock"
+SOCKET = sys.argv[3] if len(sys.argv) > 3 else "/dev/incus/sock"
 
 
 def say(document: object) -> None:

@@ -1,4 +1,4 @@
-"""The recorded exchanges with a live Incus 7.0.2: incus-7.0.2.jsonl, in a format of this project, one case a line.
+"""The recorded exchanges with live daemons, in a format of this project: PEER.jsonl, one case a line.
 
 ``case``: its name. ``as``: the kind of sender (`KINDS`). ``state``: the instance's configuration before the exchange
 (`CONFIG`). ``steps``: ``send`` bytes, ``wait`` seconds, ``shutdown``, ``receive`` responses. ``closed``: the server had
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).with_name("incus-7.0.2.jsonl")
+_HERE = Path(__file__).parent
 
 _BASIC = {
     "user.foo": "bar",
@@ -68,13 +68,23 @@ CONFIG: dict[str, dict[str, str]] = {
     **{f"size {size}": {"user.size": "s" * size} for size in (2000, 2048, 2049, 4096, 5000)},
 }
 
-#: The fingerprints of the recorded images: a public one, whose bytes were recorded, a private one and a split one.
+# The fingerprints of the recorded images: a public one, whose bytes were recorded, a private one and a split one.
 PUBLIC = "429bc2e451d8a560c27cf01b5a82a4adc3d908408fb4bb564f2d3a8503bdad06"
 PRIVATE = "bb960cdb220dbfe2a987122c59eab1bda63ff7936c3bbaabb1e637d711195a75"
 SPLIT = "2153261497f9376ff1df8b8aa26e472c0d8b7925c72c1fc5fe37437195317649"
 
-#: Configuration that every recorded container had in addition.
-HWADDR = {"volatile.eth0.hwaddr": "10:66:6a:36:7b:81"}
+#: As `CONFIG`, where LXD's recording differs.
+LXD_CONFIG: dict[str, dict[str, str]] = {
+    **CONFIG,
+    "odd": {**_ODD, "user.pct": "100%s %d %% %n %!", "user.pc%41": "percent-name"},
+    "cloud-init": {**_CLOUD_INIT, "user.user-data": "old style"},
+    "meta-data": {"user.meta-data": "instance-id: mine\nlocal-hostname: other"},
+    "off": {"user.foo": "bar", "security.devlxd": "false"},
+    "images": {"user.foo": "bar", "security.devlxd.images": "true"},
+    "images-off": {"security.devlxd.images": "false"},
+    **{f"size {size}": {"user.size": "s" * size} for size in (2000, 2049, 4000, 4096)},
+}
+
 DEVICES = {
     "eth0": {"name": "eth0", "nictype": "bridged", "parent": "br0", "type": "nic"},
     "root": {"path": "/", "pool": "default", "type": "disk"},
@@ -131,14 +141,15 @@ def unfold(pieces: str | list[Any]) -> bytes:
 
 def public_image(cases: list[Case]) -> bytes:
     """Return the recorded bytes of the public image."""
-    (body,) = [case.expected[0]["body"] for case in cases if case.name == "image-true-public"]
+    named = [case for case in cases if case.name == "image-true-public"]
+    (body,) = [case.expected[0]["body"] for case in named if case.sender == "root"]
     return bytes(body, "latin-1")
 
 
-def load() -> list[Case]:
-    """Return all cases."""
+def load(peer: str) -> list[Case]:
+    """All cases of a peer."""
     found = []
-    for line in FILE.read_text(encoding="ascii").splitlines():
+    for line in (_HERE / f"{peer}.jsonl").read_text(encoding="ascii").splitlines():
         entry = json.loads(line)
         for step in entry["steps"]:
             if step[0] == "receive":

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.harness.containers import Container
 from tests.harness.service import COMMAND, Service
 
-#: The directory into which `make test` unpacks the package.
+# The directory into which `make test` unpacks the package.
 UNPACKED = COMMAND.parents[1] / "cloud-init" / "usr/lib/python3/dist-packages"
 
-#: Runs in the container, on the system's Python, as cloud-init itself does.
+# Runs in the container, on the system's Python, as cloud-init itself does.
 FIND = """
 import json
 import os
@@ -95,3 +97,24 @@ def test_data_source_finds_a_bare_instance(service: Service) -> None:
     assert found["instance-id"] == found["expected-id"]
     assert found["user-data"] is None
     assert "eth0" in json.dumps(found["network-config"])
+
+
+def test_data_source_finds_ssh_keys(service: Service) -> None:
+    """At a socket of lxd-6, cloud-init finds the SSH keys as users in vendor-data and user-data, and no key of them."""
+    key = "ssh-ed25519 AAAA bob@home"
+    config = {"cloud-init.ssh-keys.bob": f"bob:{key}", "cloud-init.user-data": USER_DATA}
+    with Container([(service.sockets["lxd-6"].parent, "/dev/lxd")], hostname="ci-keys") as container:
+        service.add("ci-keys", container, config, DEVICES)
+        try:
+            ran = container.run("env", f"PYTHONPATH={UNPACKED}", "/usr/bin/python3", "-c", FIND)
+        finally:
+            service.remove("ci-keys")
+    assert ran.code == 0, ran.err
+    found = json.loads(ran.out.splitlines()[-1])
+    assert found["found"] is True
+    users = ["default", {"name": "bob", "ssh_authorized_keys": [key]}]
+    for document in ("user-data", "vendor-data"):
+        assert found[document].startswith("#cloud-config\n")
+        assert yaml.safe_load(found[document])["users"] == users
+    assert yaml.safe_load(found["user-data"])["runcmd"] == [["echo", "hello"]]
+    assert "ssh-keys" not in json.dumps(found["crawled"])

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import falcon
 
+from guestapi.api.cloud_config import is_ssh_key, merge, synthesized
 from guestapi.api.errors import NotAuthorized, NotFound
 from guestapi.dialects import Dialect
 from guestapi.encoding import JSON, json_line
@@ -42,6 +43,9 @@ class ConfigKeys:
         resp.content_type = JSON
         instance: Instance = req.context.instance
         keys = sorted(instance.config.keys() | instance.large) if instance.large else instance.config
+        if self._dialect.merges_ssh_keys:
+            more = synthesized(instance.config, instance.large)
+            keys = sorted({key for key in keys if not is_ssh_key(key)}.union(more))
         resp.data = json_line([f"/1.0/config/{key}" for key in keys if self._dialect.is_readable(key)])
 
 
@@ -69,7 +73,10 @@ class ConfigKey:
         """
         if not self._dialect.is_readable(key):
             raise NotAuthorized
-        value = get_value(self._store, req.context.instance, key)
+        instance: Instance = req.context.instance
+        value = get_value(self._store, instance, key)
+        if self._dialect.merges_ssh_keys:
+            value = merge(instance.config, instance.large, key, value)
         if value is None:
             raise NotFound
         resp.data = value.encode()

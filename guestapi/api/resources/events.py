@@ -11,6 +11,7 @@ from guestapi.api.errors import NOSNIFF, NotAuthorized, Refusal, TooManyStreams
 from guestapi.api.gate import Gate
 from guestapi.api.handshake import accept, event_format_of, since_of, types_of
 from guestapi.callers.identify import Caller
+from guestapi.dialects import Dialect
 from guestapi.encoding import JSON
 from guestapi.http.websocket import CloseCode
 from guestapi.notifications.broker import Broker, TooManySubscriptionsError
@@ -24,13 +25,15 @@ _RETRY_SECONDS = 10
 class EventFeed:
     """``GET /1.0/events``: a WebSocket, server-sent events, or one JSON document a line."""
 
-    def __init__(self, broker: Broker, gate: Gate) -> None:
+    def __init__(self, broker: Broker, gate: Gate, dialect: Dialect) -> None:
         """Serve streams.
 
         Args:
             broker: where clients are subscribed.
             gate: the gate that let the request through. It decides again while the stream lasts.
+            dialect: says what a WebSocket needs.
         """
+        self._dialect = dialect
         self._broker = broker
         self._gate = gate
 
@@ -50,7 +53,9 @@ class EventFeed:
             return
         if event_format is EventFormat.WEBSOCKET:
             status = "101 Switching Protocols"
-            headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept(req.env))]
+            dialect = self._dialect
+            accepted = accept(req.env, checks_origin=dialect.checks_origin, checks_key=dialect.checks_key)
+            headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accepted)]
         else:
             status = "200 OK"
             content_type = JSON if event_format is EventFormat.LINES else "text/event-stream"

@@ -53,13 +53,13 @@ class ImageExport:
             raise errors.NotAuthorized
         image = self._images.image(fingerprint) if is_fingerprint(fingerprint) else None
         if image is None or not image.exported:
-            raise errors.ImageNotFound(fingerprint)
+            raise errors.ImageNotFound(fingerprint, self._dialect)
         try:
             descriptors = self._images.open_image(image)
         except ImageFileError as error:
             # The guest cannot have the image. If it learns so at once, it can look elsewhere.
             errors.log.error("%s", error)
-            raise errors.ImageNotFound(fingerprint) from None
+            raise errors.ImageNotFound(fingerprint, self._dialect) from None
         try:
             content = self._answer(req, resp, image, descriptors)
         except BaseException:

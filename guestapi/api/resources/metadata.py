@@ -24,17 +24,18 @@ class MetaData:
         """Serve meta-data.
 
         Args:
-            dialect: says which instance-id the instance has.
+            dialect: says which instance-id the instance has, and how the document begins.
             store: where large values are read.
         """
         self._store = store
         self._name_is_id = dialect.name_is_instance_id
+        self._head = dialect.meta_data_head
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with YAML. As with Incus, the Content-Type does not say so."""
         instance: Instance = req.context.instance
         identity = _yaml(instance.name) if self._name_is_id else instance.cloud_init_id
-        head = f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.host_name}\n"
+        head = f"{self._head}instance-id: {identity}\nlocal-hostname: {instance.host_name}\n"
         resp.data = (head + (get_value(self._store, instance, "user.meta-data") or "")).encode()
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn, Protocol
 import falcon
 
 from guestapi.api.errors import BadRequest, TooManyChanges, UnknownCaller
+from guestapi.dialects import Dialect
 from guestapi.encoding import JSON, json_line, quote
 from guestapi.model import Init, Instance
 from guestapi.rate_limit import RateLimit
@@ -38,14 +39,16 @@ class StateResource:
 
     cacheable = True
 
-    def __init__(self, store: StateStore, host: str, rate_limit: RateLimit) -> None:
+    def __init__(self, store: StateStore, host: str, rate_limit: RateLimit, dialect: Dialect) -> None:
         """Serve the state.
 
         Args:
             store: where a state is recorded.
-            host: name of this host, the location of every instance that has no other.
+            host: the location of every instance that has no other.
             rate_limit: how often an instance may change its state. Each change is written and logged.
+            dialect: says what is told besides, and how PATCH is answered.
         """
+        self._dialect = dialect
         self._store = store
         self._rate_limit = rate_limit
         self._host = host
@@ -53,13 +56,17 @@ class StateResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with a JSON object, its keys in this order."""
         instance: Instance = req.context.instance
+        self._describe(instance, resp, ready=instance.ready)
+
+    def _describe(self, instance: Instance, resp: falcon.Response, *, ready: bool) -> None:
         resp.content_type = JSON
         resp.data = json_line(
             {
-                "state": "Ready" if instance.ready else "Started",
+                "state": "Ready" if ready else "Started",
                 "api_version": "1.0",
                 "instance_type": instance.type,
                 "location": self._host if instance.location is None else instance.location,
+                **dict(self._dialect.description),
             }
         )
 
@@ -72,14 +79,29 @@ class StateResource:
             UnknownCaller: the instance has stopped meanwhile.
         """
         instance: Instance = req.context.instance
-        state = read_state(req.env["wsgi.input"].read())
+        body = req.env["wsgi.input"].read()
+        state = self._read(body)
         if state not in ("Ready", "Started"):
+            if self._dialect.patch_reads:
+                self._describe(instance, resp, ready=instance.ready)
+                return
             raise BadRequest(f"Invalid state {quote(state)}")
         if not self._rate_limit.take(instance.id):
             raise TooManyChanges(self._rate_limit.retry_after)
         if not self._store.set_ready(instance.id, instance.run, state == "Ready", instance.init):
             raise UnknownCaller
-        resp.data = b""
+        if self._dialect.patch_reads:
+            self._describe(instance, resp, ready=state == "Ready")
+        else:
+            resp.data = b""
+
+    def _read(self, body: bytes) -> str:
+        try:
+            return read_state(body)
+        except BadRequest as error:
+            if self._dialect.patch_reads:
+                return ""
+            raise BadRequest(self._dialect.bad_body + error.text) from None
 
 
 def read_state(body: bytes) -> str:

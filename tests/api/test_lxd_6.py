@@ -1,0 +1,286 @@
+"""What the lxd-6 dialect answers: descriptions, texts, methods, SSH keys in cloud-init's documents, Ubuntu Pro."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from guestapi.api.app import create
+from guestapi.api.resources.ubuntu_pro import GuestAttach, GuestToken
+from guestapi.model import Instance
+from guestapi.notifications.broker import Broker
+from tests.api.fakes import CLOUD_INIT_ID, Answered, Client, EmptyLog, MemoryStore, caller, instance
+
+KEY, OTHER = "ssh-ed25519 AAAA1 bob@home", "ssh-ed25519 AAAA2"
+PLAIN = "#cloud-config\npackages: [curl]\n"
+WITH_USERS = "#cloud-config\nusers:\n- default\n- {name: amy, sudo: null}\n"
+#: The two requests of the Ubuntu Pro client (uaclient.clouds.lxd).
+PRO_REQUESTS = [("GET", "/1.0/ubuntu-pro"), ("POST", "/1.0/ubuntu-pro/token")]
+
+
+def ask(path: str, method: str = "GET", body: bytes = b"", config: dict[str, str] | None = None) -> Answered:
+    """One request at the lxd-6 socket."""
+    return Client(MemoryStore(instance(dict(sorted((config or {}).items())))), "lxd-6").ask(path, method, body)
+
+
+def test_description() -> None:
+    """`GET /1.0` tells besides that nobody is trusted, and that there is no storage."""
+    assert ask("/1.0").body == (
+        b'{"state":"Started","api_version":"1.0","instance_type":"container","location":"none",'
+        b'"auth":"untrusted","supported_storage_drivers":[]}\n'
+    )
+
+
+def test_state() -> None:
+    """PATCH records a state, and has no body."""
+    store = MemoryStore(instance())
+    answer = Client(store, "lxd-6").ask("/1.0", "PATCH", b'{"state":"Ready"}')
+    assert (answer.status, answer.body, store.told) == (200, b"", [(7, 1, True)])
+
+
+@pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"state":1}'])
+def test_invalid_body(body: bytes) -> None:
+    """What is no such document is refused with a sentence that says so first."""
+    answer = ask("/1.0", "PATCH", body)
+    assert answer.status == 400
+    assert answer.body.startswith(b"Invalid request body: ")
+    assert answer.body.count(b"\n") == 1
+
+
+def test_invalid_state() -> None:
+    """Another state is refused in the words of every dialect."""
+    answer = ask("/1.0", "PATCH", b'{"state":"x"}')
+    assert (answer.status, answer.body) == (400, b'Invalid state "x"\n')
+
+
+def test_meta_data() -> None:
+    """The meta-data has no first line that says what it is."""
+    assert ask("/1.0/meta-data").body == f"instance-id: {CLOUD_INIT_ID}\nlocal-hostname: c1\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("/1.0/config/limits.memory", 403, "Forbidden"),
+        ("/1.0/config/user.none", 404, "Not Found"),
+        (f"/1.0/images/{'0' * 64}/export", 403, "Forbidden"),
+        ("/1.0/storage-pools", 404, "404 page not found"),
+        ("/1.0/storage-pools/default/volumes", 404, "404 page not found"),
+        ("/1.0/instances/c1", 404, "404 page not found"),
+        ("/1.0/operations", 404, "404 page not found"),
+    ],
+)
+def test_refusals(path: str, status: int, text: str) -> None:
+    """Refusals have LXD's words; what would change the host is not there."""
+    answer = ask(path)
+    assert (answer.status, answer.body.decode()) == (status, f"{text}\n")
+
+
+def test_unknown_caller() -> None:
+    """A caller in no instance is told so in LXD's words."""
+    answer = Client(MemoryStore(None), "lxd-6", caller(instance_id=None)).ask("/1.0")
+    assert (answer.status, answer.body) == (500, b"Process ID not found in container\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status", "text"),
+    [
+        ("/1.0", "PUT", 501, "Not Implemented"),
+        ("/1.0", "POST", 501, "Not Implemented"),
+        ("/1.0/config", "PATCH", 501, "Not Implemented"),
+        ("/1.0/ubuntu-pro", "DELETE", 501, "Not Implemented"),
+        ("/1.0/ubuntu-pro/token", "GET", 501, "Not Implemented"),
+        ("/1.0", "FOO", 404, "Not Found"),
+        ("/1.0", "OPTIONS", 404, "Not Found"),
+        ("/1.0/config", "get", 404, "Not Found"),
+        ("/nowhere", "PUT", 404, "404 page not found"),
+    ],
+)
+def test_methods(path: str, method: str, status: int, text: str) -> None:
+    """A method that other endpoints have is 501 where it is not offered, any other 404."""
+    answer = ask(path, method)
+    assert (answer.status, answer.body.decode()) == (status, f"{text}\n")
+
+
+def listed(config: dict[str, str]) -> list[str]:
+    """The keys in the list."""
+    found: list[str] = json.loads(ask("/1.0/config", config=config).body)
+    return [path.removeprefix("/1.0/config/") for path in found]
+
+
+def document(key: str, config: dict[str, str]) -> str | None:
+    """A key's value, or None if it is not found."""
+    answer = ask(f"/1.0/config/{key}", config=config)
+    assert answer.status in (200, 404)
+    return answer.body.decode() if answer.status == 200 else None
+
+
+def users(text: str | None) -> object:
+    """The users of a cloud-config."""
+    assert text is not None
+    head, _, rest = text.partition("\n")
+    assert head == "#cloud-config"
+    return yaml.safe_load(rest).get("users")
+
+
+BOB = {"name": "bob", "ssh_authorized_keys": [KEY]}
+
+
+def test_keys_without_documents() -> None:
+    """With SSH keys alone, both forms of both documents are listed, and have the keys; the keys are in no list."""
+    config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "user.foo": "bar"}
+    forms = ["cloud-init.user-data", "cloud-init.vendor-data", "user.user-data", "user.vendor-data"]
+    assert listed(config) == sorted([*forms, "user.foo"])
+    assert all(users(document(form, config)) == ["default", BOB] for form in forms)
+
+
+def test_keys_are_added_to_documents() -> None:
+    """The rest of a document stays; of a document that is set in one form, the other form is not there."""
+    config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "user.user-data": PLAIN}
+    assert listed(config) == ["cloud-init.vendor-data", "user.user-data", "user.vendor-data"]
+    text = document("user.user-data", config)
+    assert text is not None
+    assert users(text) == ["default", BOB]
+    assert yaml.safe_load(text)["packages"] == ["curl"]
+    assert document("cloud-init.user-data", config) is None
+
+
+def test_vendor_users_stay() -> None:
+    """Where vendor-data alone defines users, keys are merged into it alone: users of user-data would replace them."""
+    config = {"cloud-init.ssh-keys.a": f"amy:{KEY}", "cloud-init.vendor-data": WITH_USERS}
+    amy = {"name": "amy", "sudo": None, "ssh_authorized_keys": [KEY]}
+    assert users(document("cloud-init.vendor-data", config)) == ["default", amy]
+    assert listed(config) == ["cloud-init.vendor-data"]
+    assert document("cloud-init.user-data", config) is None
+    with_user_data = {**config, "cloud-init.user-data": PLAIN}
+    assert document("cloud-init.user-data", with_user_data) == PLAIN
+    with_users = {**config, "cloud-init.user-data": WITH_USERS}
+    assert users(document("cloud-init.user-data", with_users)) == ["default", amy]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#!/bin/sh\necho hello\n",
+        "## template: jinja\n#cloud-config\npackages: [{{ v1.local_hostname }}]\n",
+        'Content-Type: multipart/mixed; boundary="x"\n\n--x\n',
+        "#cloud-config-archive\n- packages\n",
+        "#include\nhttp://example.com\n",
+        "\n#cloud-config\n{}\n",
+        "#cloud-config\n- a list\n",
+        "#cloud-config\n{ not: [YAML\n",
+        "#cloud-config\nusers: 7\n",
+        "#cloud-config\nusers: [[a]]\n",
+        "#cloud-config\na: &a {b: 1}\nc: {<<: *a}\n",
+        "H4sIAAAAAAAAA",
+        "\x1f\u008b\b",
+        "#cloud-config\n" + "a" * 70000,
+    ],
+)
+def test_other_documents_are_never_rewritten(text: str) -> None:
+    """What is not one plain cloud-config is answered as it is set."""
+    config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "cloud-init.user-data": text}
+    assert document("cloud-init.user-data", config) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("users: bob, amy", [BOB, "amy"]),
+        ("users: [bob]", [BOB]),
+        ("users: {bob: {shell: /bin/sh}}", [{"name": "bob", "shell": "/bin/sh", "ssh_authorized_keys": [KEY]}]),
+        (f"users: [{{name: bob, ssh_authorized_keys: ['{KEY}']}}]", [BOB]),
+        (
+            f"users: [{{name: bob, ssh-authorized-keys: '{OTHER}'}}]",
+            [{"name": "bob", "ssh-authorized-keys": [OTHER, KEY]}],
+        ),
+        ("users: []", [BOB]),
+        ("users:", ["default", BOB]),
+        ("runcmd: ['cat <<EOF', '*']", ["default", BOB]),
+    ],
+)
+def test_forms_of_users(given: str, expected: list[object]) -> None:
+    """Every form of users that cloud-init knows takes a key; a key that is there already is not added."""
+    config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "cloud-init.user-data": f"#cloud-config\n{given}\n"}
+    assert users(document("cloud-init.user-data", config)) == expected
+
+
+def test_many_keys() -> None:
+    """Keys come in the order of their names; what ssh-import-id fetches is named so; what is malformed is left out."""
+    config = {
+        "cloud-init.ssh-keys.b": f"bob:{OTHER}",
+        "cloud-init.ssh-keys.a": f"bob:{KEY}",
+        "cloud-init.ssh-keys.c": "root:gh:someone",
+        "cloud-init.ssh-keys.d": "none",
+        "cloud-init.ssh-keys.e": f"b\n: {KEY}",
+        "cloud-init.ssh-keys.f": f":{KEY}",
+    }
+    assert users(document("user.vendor-data", config)) == [
+        "default",
+        {"name": "bob", "ssh_authorized_keys": [KEY, OTHER]},
+        {"name": "root", "ssh_import_id": ["gh:someone"]},
+    ]
+
+
+def test_nothing_changes_without_keys() -> None:
+    """Without SSH keys, documents and the list are as they are set."""
+    config = {"cloud-init.user-data": PLAIN, "cloud-init.ssh-keys.a": "malformed"}
+    assert document("cloud-init.user-data", config) == PLAIN
+    assert document("cloud-init.vendor-data", config) is None
+    assert listed(config) == ["cloud-init.user-data"]
+
+
+@pytest.mark.parametrize("dialect", ["incus", "lxd", "lxd-legacy"])
+def test_other_dialects_merge_nothing(dialect: str) -> None:
+    """In the other dialects, the keys are keys like any other."""
+    config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "user.user-data": PLAIN}
+    asking = Client(MemoryStore(instance(config)), dialect)
+    assert asking.ask("/1.0/config/user.user-data").body.decode() == PLAIN
+    assert (b"ssh-keys" in asking.ask("/1.0/config").body) == (dialect != "lxd-legacy")
+    assert asking.ask("/1.0/ubuntu-pro").status == 404
+
+
+def test_pro_is_off() -> None:
+    """The Ubuntu Pro client's two requests: it is told that it may not attach itself, and gets no token."""
+    answers = [ask(path, method) for method, path in PRO_REQUESTS]
+    assert [(answer.status, answer.body) for answer in answers] == [
+        (200, b'{"guest_attach":"off"}\n'),
+        (403, b"Forbidden\n"),
+    ]
+
+
+class Tokens:
+    """Gives instances with `user.pro` a token."""
+
+    def guest_attach(self, instance: Instance) -> GuestAttach:
+        """As the instance's configuration says."""
+        return "on" if "user.pro" in instance.config else "off"
+
+    def issue(self, instance: Instance) -> GuestToken | None:
+        """A token, unless there is none left."""
+        return None if instance.config["user.pro"] == "late" else GuestToken("t", "2026-12-01T00:00:00Z", instance.name)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"user.pro": "1"}, [200, 200]),
+        ({"user.pro": "late"}, [200, 403]),
+        ({}, [200, 403]),
+        ({"user.pro": "1", "security.devlxd": "false"}, [403, 403]),
+    ],
+)
+def test_pro_with_a_provider(config: dict[str, str], expected: list[int]) -> None:
+    """A provider decides who may attach itself, and gives the tokens; the gate stays before it."""
+    asking = Client(MemoryStore(instance(config)), "lxd-6")
+    asking.application = create(
+        asking.store, Broker(EmptyLog(), queue_limit=10, subscriptions_per_instance=1), tokens=Tokens()
+    )
+    answers = [asking.ask(path, method) for method, path in PRO_REQUESTS]
+    assert [answer.status for answer in answers] == expected
+    if expected == [200, 200]:
+        assert answers[0].body == b'{"guest_attach":"on"}\n'
+        assert json.loads(answers[1].body) == {"expires": "2026-12-01T00:00:00Z", "guest_token": "t", "id": "c1"}
+        assert answers[1].headers["cache-control"] == "no-store"

@@ -1,0 +1,74 @@
+"""The provider of Ubuntu Pro tokens that an operator plugs in: loaded by name, its faults kept from guests."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from guestapi.api.resources.ubuntu_pro import GuestAttach, GuestToken
+from guestapi.model import Instance
+from guestapi.server.token_provider import load_tokens
+from guestapi.settings import SettingsError
+from tests.api.fakes import instance
+
+
+class Provider:
+    """A provider that says in which thread a token was issued, or fails."""
+
+    def guest_attach(self, one: Instance) -> GuestAttach:
+        """Available, or a fault."""
+        if "user.broken" in one.config:
+            raise OSError("secret detail")
+        return "available"
+
+    def issue(self, one: Instance) -> GuestToken | None:
+        """A token that names its thread, or a fault."""
+        if "user.broken" in one.config:
+            raise OSError("secret detail")
+        return GuestToken(str(threading.get_ident()), "2026-12-01T00:00:00Z", "1")
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name by which the provider is found."""
+    module = ModuleType("a_provider")
+    module.Provider = Provider  # type: ignore[attr-defined]  # that is how it gets there
+    monkeypatch.setitem(sys.modules, "a_provider", module)
+    return "a_provider:Provider"
+
+
+def test_none() -> None:
+    """By default there is none."""
+    assert load_tokens("off") is None
+
+
+def test_a_token_is_issued_beside_the_event_loop(named: str) -> None:
+    """A provider that waits keeps nobody else waiting."""
+    tokens = load_tokens(named)
+    assert tokens is not None
+    assert tokens.guest_attach(instance()) == "available"
+    token = tokens.issue(instance())
+    assert token is not None
+    assert token.token != str(threading.get_ident())
+
+
+def test_faults_are_the_operators(named: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A provider that fails gives no token, and the log says so."""
+    tokens = load_tokens(named)
+    assert tokens is not None
+    broken = instance({"user.broken": "1"})
+    assert tokens.guest_attach(broken) == "off"
+    assert tokens.issue(broken) is None
+    assert caplog.text.count("the provider of Ubuntu Pro tokens fails") == 2
+
+
+@pytest.mark.parametrize("name", ["none_such:Provider", "a_provider:None_such", "a_provider", str(Path("/x"))])
+def test_no_such_provider(named: str, name: str) -> None:
+    """A name that cannot be used is a fault of the settings."""
+    assert named
+    with pytest.raises(SettingsError, match=r"server\.ubuntu_pro: .* cannot be used"):
+        load_tokens(name)
