@@ -1,7 +1,7 @@
 """`python -m benchmarks [PART]...`: measures, prints tables in Markdown, and writes all figures as JSON.
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), fairness, hooks (of container
-runtimes), and beside (a real Incus and a real LXD); by default all.
+runtimes), commands (of the operator), and beside (a real Incus and a real LXD); by default all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import beside, contenders, fairness, hooks, processes, report, requests, scale
+from benchmarks import beside, commands, contenders, fairness, hooks, processes, report, requests, scale
 from benchmarks.figures import Figure
 
 
@@ -38,8 +38,9 @@ def main() -> int:
         "sustained": scale.sustained,
         "fairness": lambda: fairness.measure(options.rounds, options.seconds),
         "hooks": hooks.measure,
+        "commands": commands.measure,
     }
-    groups = {"scale": [name for name in figures if name not in ("fairness", "hooks")]}
+    groups = {"scale": [name for name in figures if name not in ("fairness", "hooks", "commands")]}
     parts = options.parts or ["requests", *figures, "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]
     if unknown := set(parts) - {"requests", *figures, "beside"}:

@@ -38,7 +38,7 @@ def _costs(service: Service, environ: Mapping[str, str]) -> Iterator[Figure]:
     ways: dict[str, list[str | Path]] = {
         "Python alone (python3 -I -S -c pass)": ["/usr/bin/python3", "-I", "-S", "-c", "pass"],
         "the hook (guestapi-hook lxc)": [install_hook(service.root), *options, "lxc"],
-        "the command of 0.1 (guestapi hook lxc)": [_installed(service.root), *options, "hook", "lxc"],
+        "the command of 0.1 (guestapi hook lxc)": [install(service.root), *options, "hook", "lxc"],
     }
     for name, command in ways.items():
         found = median(processor_milliseconds(command, environ) for _ in range(ROUNDS))
@@ -47,7 +47,7 @@ def _costs(service: Service, environ: Mapping[str, str]) -> Iterator[Figure]:
     yield Figure("processor time of the hook of version 0.1, as measured then", BEFORE, "ms")
 
 
-def _installed(directory: Path) -> Path:
+def install(directory: Path) -> Path:
     """The command as it is installed: the checkout's own is looked up by a finder, which takes ten milliseconds."""
     environment = directory / "environment"
     venv.create(environment, symlinks=True)

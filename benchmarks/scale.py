@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +19,7 @@ from benchmarks.processes import SERVER_CORE, Inside, pin, resident_kb
 from benchmarks.requests import PATHS
 from guestapi.callers import namespaces
 from guestapi.model import Init
-from guestapi.store import doorbell, steps
+from guestapi.store import bell, steps
 from guestapi.store.lookup import get_instance
 from tests.harness.service import Service
 
@@ -159,9 +158,9 @@ def _committed() -> Iterator[list[float]]:
     """When the transaction inside was committed: just before its doorbell rings."""
     at: list[float] = []
 
-    def note(file: Path) -> None:
+    def note(database: str) -> None:
         at.append(time.monotonic())
-        doorbell.ring(file)
+        bell.ring(database)
 
     with patch("guestapi.store.writing.ring", note):
         yield at

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-_FALSE = frozenset({"false", "0", "no", "off"})
-_TRUE = frozenset({"true", "1", "yes", "on"})
+from guestapi.switches import FALSE, INCUS, INCUS_IMAGES, LXD, LXD_IMAGES, TRUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +102,11 @@ class Dialect:
 
     def switched_on(self, config: Mapping[str, str]) -> bool:
         """Tell whether the API is on for an instance with this configuration. Only a false value switches it off."""
-        return config.get(self.switch, "").lower() not in _FALSE
+        return config.get(self.switch, "").lower() not in FALSE
 
     def images_allowed(self, config: Mapping[str, str]) -> bool:
         """Tell whether an instance with this configuration may export images. Only a true value allows it."""
-        return config.get(self.images_switch, "").lower() in _TRUE
+        return config.get(self.images_switch, "").lower() in TRUE
 
 
 #: The router of LXD.
@@ -123,8 +122,8 @@ DIALECTS: dict[str, Dialect] = {
             unit="guestapi.socket",
             socket="/var/lib/incus/guestapi/sock",
             directory="/dev/incus",
-            switch="security.guestapi",
-            images_switch="security.guestapi.images",
+            switch=INCUS,
+            images_switch=INCUS_IMAGES,
             image_header=("X-Incus-Type", "incus"),
         ),
         Dialect(
@@ -132,8 +131,8 @@ DIALECTS: dict[str, Dialect] = {
             unit="guestapi-lxd.socket",
             socket="/var/lib/lxd/devlxd/sock",
             directory="/dev/lxd",
-            switch="security.devlxd",
-            images_switch="security.devlxd.images",
+            switch=LXD,
+            images_switch=LXD_IMAGES,
             redirect=_LXD_REDIRECT,
             decodes_routes=False,
             checks_origin=False,
@@ -150,8 +149,8 @@ DIALECTS: dict[str, Dialect] = {
             unit="guestapi-lxd.socket",
             socket="/var/lib/lxd/devlxd/sock",
             directory="/dev/lxd",
-            switch="security.devlxd",
-            images_switch="security.devlxd.images",
+            switch=LXD,
+            images_switch=LXD_IMAGES,
             redirect=_LXD_REDIRECT,
             decodes_routes=False,
             checks_origin=False,
@@ -178,8 +177,8 @@ DIALECTS: dict[str, Dialect] = {
             unit="guestapi-lxd.socket",
             socket="/var/lib/lxd/devlxd/sock",
             directory="/dev/lxd",
-            switch="security.devlxd",
-            images_switch="security.devlxd.images",
+            switch=LXD,
+            images_switch=LXD_IMAGES,
             readable=("user.",),
             describes_instance=False,
             listed_nic_types=frozenset({"ipvlan"}),

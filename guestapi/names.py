@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Container, Mapping
 
 from guestapi.errors import OperatorError
@@ -159,6 +158,9 @@ def to_text(text: str) -> str:
 
 def check_uuid(text: str) -> str:
     """Return the UUID in its canonical form (RFC 9562)."""
+    # PERF: loaded here, since most commands need none.
+    import uuid
+
     try:
         return str(uuid.UUID(text))
     except ValueError:

@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from guestapi import defaults
 from guestapi.dialects import DIALECTS
 from guestapi.errors import OperatorError
 
-DEFAULT_FILE = Path("/etc/guestapi/guestapi.toml")
+DEFAULT_FILE = Path(defaults.FILE)
 
-Seconds = Annotated[float, Meta(gt=0, le=3600)]
+Seconds = Annotated[float, Meta(gt=0, le=defaults.MOST_SECONDS)]
 
 
 class SettingsError(OperatorError):
@@ -35,9 +36,11 @@ class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         configuration_bytes: the most bytes of an instance's configuration and devices together.
     """
 
-    url: str = "sqlite:////var/lib/guestapi/store.db"
-    lock_seconds: Seconds = 5.0
-    configuration_bytes: Annotated[int, Meta(ge=1 << 20, le=1 << 28)] = 1 << 24
+    url: str = defaults.STORE_URL
+    lock_seconds: Seconds = defaults.LOCK_SECONDS
+    configuration_bytes: Annotated[
+        int, Meta(ge=defaults.LEAST_CONFIGURATION_BYTES, le=defaults.MOST_CONFIGURATION_BYTES)
+    ] = defaults.CONFIGURATION_BYTES
 
 
 class ListenSocket(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -88,8 +91,8 @@ class EventSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         keep_seconds: the greatest age of an entry.
     """
 
-    keep_entries: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
-    keep_seconds: Annotated[int, Meta(ge=1)] = 3600
+    keep_entries: Annotated[int, Meta(ge=1, le=defaults.MOST_ENTRIES)] = defaults.KEEP_ENTRIES
+    keep_seconds: Annotated[int, Meta(ge=1)] = defaults.KEEP_SECONDS
 
 
 class HookSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename={"on_failure": "on-failure"}):
@@ -243,7 +246,7 @@ def find(explicit: str | None) -> Path | None:
     Returns:
         `explicit`, otherwise ``$GUESTAPI_CONFIG``, otherwise /etc/guestapi/guestapi.toml; None if that does not exist.
     """
-    named = explicit or os.environ.get("GUESTAPI_CONFIG")
+    named = explicit or os.environ.get(defaults.FILE_VARIABLE)
     if named:
         return Path(named)
     return DEFAULT_FILE if DEFAULT_FILE.exists() else None

@@ -1,7 +1,7 @@
-"""Fixtures, and who may skip: without root some tests cannot run, and say so; in CI that is a failure.
+"""Fixtures, the order and groups of tests, and skips: without root some tests skip; in CI a skip is a failure.
 
-Two modules may run at a time, each in a process that has a `service` of its own (pytest-xdist), but never two tests of
-one module: names on the host need only be a module's own. Modules that share the `machine` count as one.
+Two modules may run at a time, each in a process with a `service` of its own (pytest-xdist), but never two tests of one
+module, so names on the host need to be unique only in a module. Modules that share the `machine` count as one.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from tests.hostile.table import pytest_terminal_summary as pytest_terminal_summa
 
 CI = os.environ.get("CI") == "true"
 
-#: Modules that share the one `machine`; they take longest together, so they begin first.
+#: Modules that share the one `machine`; together they take longest, so they begin first.
 _MACHINES = (
     *("test_systemd.py", "test_restart.py", "test_sandbox.py", "test_unit.py", "test_units.py"),
     *("test_follower_units.py", "test_lxc_unit.py", "test_guides.py", "test_deb.py", "test_uninstall.py"),
 )
-#: What takes a minute by itself, begins next.
+#: Modules that take a minute each, which begin next.
 _LONG = ("test_daemons.py", "test_replay.py", "test_replay_lxd.py")
 
 
 def _group(nodeid: str) -> str:
-    """What a test is in: tests of one group run one after another, in one process."""
+    """Return the group of a test; tests of one group run one after another, in one process."""
     file = nodeid.partition("::")[0]
     if file.endswith(_MACHINES):
         return "machines"
@@ -42,11 +42,11 @@ def _group(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """pytest-xdist's own scheduler, with our groups."""
-    # Not needed, nor there perhaps, where one test runs at a time.
+    """Return pytest-xdist's scheduler with the groups of this module."""
+    # Imported here because xdist is neither needed nor necessarily installed if one test runs at a time.
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no types
 
-    class Groups(LoadScopeScheduling):  # type: ignore[misc]  # nor does this
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]  # its base class has no types either
         def _split_scope(self, nodeid: str) -> str:
             return _group(nodeid)
 
@@ -54,25 +54,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--fast`."""
+    """Add the option `--fast`."""
     parser.addoption(
         "--fast", action="store_true", help="only tests that need no service, container, daemon or machine"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hold the tests to `--fast`. All others run where the service's user can enter the checkout."""
+    """Prepare `--fast`; otherwise make the tests run where the service's user can enter the checkout."""
     scratch.use()
     if config.getoption("--fast"):
         fast.enable()
     elif os.geteuid() == 0 and closed_directories():
-        # What pytest has captured so far goes to the terminal, which the new process uses.
+        # The output that pytest has captured goes to the terminal, which the new process uses.
         config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
         run_where_enterable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the longest; leave out, or skip without root, what needs the host; in CI nothing is skipped."""
+    """Sort the longest tests first; deselect, or skip without root, those that need the host; in CI skip none."""
     if config.getoption("--fast"):
         slow = [item for item in items if fast.needs_host(item)]
         config.hook.pytest_deselected(items=slow)
@@ -88,8 +88,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """In CI a skipped test is one that should have run."""
-    # pluggy's wrappers are typed without what their yield returns.
+    """In CI turn a skip into a failure."""
+    # pluggy's wrappers have no type for the result of their yield.
     report = yield
     if CI and report.skipped:  # type: ignore[attr-defined]
         report.outcome = "failed"  # type: ignore[attr-defined]
@@ -99,7 +99,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="module", params=parsers.find_parsers(), ids=lambda parser: f"gunicorn_h1c-{parser.version}")
 def parser(request: pytest.FixtureRequest) -> Iterator[parsers.Parser]:
-    """Heads of requests are parsed with this version of gunicorn_h1c, in this process."""
+    """Parse heads of requests with this version of gunicorn_h1c, in this process."""
     with parsers.use(request.param, guestapi.http.request):
         yield request.param
 
@@ -113,13 +113,13 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def c1(service: Service) -> Iterator[Container]:
-    """A container that runs as instance c1. Who changes its configuration, changes it back."""
+    """A container that runs as instance c1. A test that changes its configuration must change it back."""
     with service.container("c1", {"user.foo": "bar"}) as container:
         yield container
 
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Installed]:
-    """A machine of its own, a real systemd as PID 1, on which guestapi is installed; half a minute until it is."""
+    """A machine with a real systemd as PID 1 and guestapi installed, which takes half a minute."""
     with Installed() as booted:
         yield booted

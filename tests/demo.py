@@ -1,6 +1,6 @@
-"""`make demo`: the service, a container, and every endpoint as it is seen from inside. Leaves nothing behind.
+"""`make demo`: the service, a container, and every endpoint as seen from inside it. Leaves nothing behind.
 
-The README shows what this prints; tests/docs/test_demo.py compares the two.
+The README shows the output; tests/docs/test_demo.py compares the two.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from tests.harness.service import COMMAND, UNPRIVILEGED, USER
 
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
-#: Seconds until a step that does not end is given up.
+#: Seconds after which a step fails.
 _LIMIT = 30.0
 
-#: A word of the command line: no LXC container, although LXC is installed.
+#: An argument of the command line: use no LXC container, even if LXC is installed.
 NAMESPACES = "namespaces"
 
-#: What `curl` stands for in the container.
+#: The command in the container that `curl` stands for.
 _CURL = "curl -s --unix-socket /dev/incus/sock "
 
 
 class DemoError(Exception):
-    """A step did not do what it is there to show."""
+    """A step failed."""
 
 
 class Demo:
@@ -57,7 +57,7 @@ class Demo:
         """Listen on the socket with systemd-socket-activate, which starts the service at the first connection.
 
         Raises:
-            DemoError: the socket is not there after some time.
+            DemoError: the socket does not appear in time.
         """
         service = [*UNPRIVILEGED, str(COMMAND), "--config", str(self.config), "serve"]
         with self.log.open("wb") as log:
@@ -78,7 +78,7 @@ class Demo:
         return process
 
     def on_host(self, command: str) -> None:
-        """The operator types a guestapi command.
+        """Run a guestapi command as the operator.
 
         Raises:
             DemoError: it fails.
@@ -91,10 +91,10 @@ class Demo:
             raise DemoError(f"guestapi {command}: exit {done.returncode}")
 
     def inside(self, container: Container | Lxc, command: str, *, expect: str) -> None:
-        """Type a command in the container.
+        """Run a command in the container.
 
         Raises:
-            DemoError: it fails, or `expect` is not in what it prints.
+            DemoError: it fails, or its output lacks `expect`.
         """
         print(f"{DIM}  c1#{PLAIN} {BOLD}{command}{PLAIN}")
         done = container.run("/usr/bin/sh", "-c", command.replace("curl ", _CURL))
@@ -105,13 +105,13 @@ class Demo:
             raise DemoError(f"{command}: {expect!r} was expected, {done.out!r} came")
 
     def follow(self, container: Container | Lxc, command: str, change: str, *, expect: str) -> None:
-        """Type a command in the container that follows the event stream, change something, and show the one event.
+        """Run a command in the container that follows the event stream, make a change, and show its event.
 
         Raises:
-            DemoError: the event is not `expect`, or does not come.
+            DemoError: the event is not `expect`, or does not arrive.
         """
         print(f"{DIM}  c1#{PLAIN} {BOLD}{command}{PLAIN}")
-        # The head of the response says that the client will be told of every change from now on.
+        # After the head of the response the client receives every change.
         words = shlex.split(command.replace("curl ", f"{_CURL}-v "))
         enter = ["nsenter", "-t", str(container.pid), "-a", "--setuid", "0", "--setgid", "0"]
         with subprocess.Popen(
@@ -130,10 +130,10 @@ class Demo:
             raise DemoError(f"{command}: {expect!r} was expected, {line!r} came")
 
     def follow_lxc(self, lxcpath: Path) -> subprocess.Popen[bytes]:
-        """Start what guestapi-lxc.service runs.
+        """Start the follower as guestapi-lxc.service does.
 
         Raises:
-            DemoError: it does not listen after some time.
+            DemoError: it does not listen in time.
         """
         doorbells = self.directory / "sources"
         with self.config.open("a") as config:
@@ -153,12 +153,12 @@ class Demo:
             print(f"      {line}")
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Remove the directory."""
         shutil.rmtree(self.directory)
 
 
 def _read(descriptor: int, end: bytes) -> str:
-    """What comes from a pipe until `end` has come."""
+    """Read from a pipe until `end` has arrived."""
     found = b""
     while end not in found:
         ready, _none, _none = select.select([descriptor], [], [], _LIMIT)
@@ -170,12 +170,12 @@ def _read(descriptor: int, end: bytes) -> str:
 
 
 def say(text: str) -> None:
-    """Explain the next steps."""
+    """Print an explanation of the next steps."""
     print(f"\n{BOLD}{text}{PLAIN}")
 
 
 def main() -> None:
-    """Run the demo. If a step fails, print the service's log, and exit 1."""
+    """Run the demo. If a step fails, print the service's log, and exit with 1."""
     began = time.monotonic()
     if os.geteuid() != 0:
         sys.exit("The demo makes a container, which takes root: sudo make demo")
@@ -209,7 +209,7 @@ def run(demo: Demo) -> None:
 
 
 def show_container(demo: Demo) -> None:
-    """A container made with nothing but namespaces, registered by hand."""
+    """Run the steps with a container that is made of namespaces alone and registered by hand."""
     with Container([(demo.socket.parent, "/dev/incus")]) as c1:
         say("A container is started, with the socket at /dev/incus/sock, and registered by the PID of its init.")
         demo.on_host("instance add c1 --config user.foo=bar --device eth0,type=nic,nictype=bridged,parent=br0")
@@ -218,7 +218,7 @@ def show_container(demo: Demo) -> None:
 
 
 def show_lxc(demo: Demo) -> None:
-    """An LXC container, which registers itself."""
+    """Run the steps with an LXC container, which registers itself."""
     lxcpath = demo.directory / "lxc"
     lxcpath.mkdir()
     follower = demo.follow_lxc(lxcpath)
@@ -232,7 +232,7 @@ def show_lxc(demo: Demo) -> None:
 
 
 def show_lxc_container(demo: Demo, c1: Lxc) -> None:
-    """The steps with a container of LXC."""
+    """Run the steps with a container of LXC."""
     say("An LXC container is started, with the socket at /dev/incus/sock. Its hook registers it (docs/lxc.md).")
     demo.on_host("instance add c1 --config user.foo=bar --device eth0,type=nic,nictype=bridged,parent=br0")
     print(f"{DIM}host#{PLAIN} {BOLD}lxc-start c1{PLAIN}")
@@ -241,7 +241,7 @@ def show_lxc_container(demo: Demo, c1: Lxc) -> None:
 
 
 def show(demo: Demo, c1: Container | Lxc) -> None:
-    """The steps."""
+    """Run the steps."""
     say("The first request starts the service. 'curl' stands for 'curl -s --unix-socket /dev/incus/sock'.")
     demo.inside(c1, "curl http://x/", expect='["/1.0"]')
     demo.inside(c1, "curl http://x/1.0", expect='"state":"Started"')

@@ -1,4 +1,4 @@
-"""The dialects' table, held to the one in protocol.md, and the three questions that are asked of a row."""
+"""The table of dialects agrees with protocol.md, and the methods of its rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guestapi.dialects import DIALECTS, Dialect
 
 EVERY = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 
-#: protocol.md, "Dialects": socket, switch, image switch, readable, describes, PATCH, devices listed, name as id.
+#: protocol.md, "Dialects": socket, switch, readable, describes, PATCH, devices listed, name as id.
 TABLE = {
     "incus": ("/var/lib/incus/guestapi/sock", "security.guestapi", ("user.", "cloud-init."), True, True, None, False),
     "lxd": ("/var/lib/lxd/devlxd/sock", "security.devlxd", ("user.", "cloud-init."), True, True, None, False),
@@ -19,8 +19,8 @@ TABLE = {
 }
 
 
-def test_table_is_that_of_the_protocol() -> None:
-    """Each dialect differs from the others in what protocol.md says, and in nothing else."""
+def test_table_agrees_with_the_protocol() -> None:
+    """The dialects differ exactly as in protocol.md."""
     found = {
         name: (
             one.socket,
@@ -45,14 +45,14 @@ def test_table_is_that_of_the_protocol() -> None:
         ("lxd-legacy", {("GET", "/"), ("GET", "/1.0")}),
     ],
 )
-def test_what_stays_open_when_switched_off(name: str, still_open: set[tuple[str, str]]) -> None:
+def test_paths_open_when_switched_off(name: str, still_open: set[tuple[str, str]]) -> None:
     """lxd still lists its versions (recording 428); the others describe themselves too, and take no PATCH."""
     assert DIALECTS[name].open_when_off == still_open
 
 
 @EVERY
-def test_rows_know_their_name(dialect: Dialect) -> None:
-    """The name by which a dialect is found is its own."""
+def test_names_of_dialects(dialect: Dialect) -> None:
+    """Each dialect is listed under its own name."""
     assert DIALECTS[dialect.name] is dialect
 
 
@@ -65,7 +65,7 @@ def test_user_keys_are_readable(dialect: Dialect, key: str) -> None:
 
 @pytest.mark.parametrize(("name", "reads"), [("incus", True), ("lxd", True), ("lxd-legacy", False)])
 def test_cloud_init_keys(name: str, reads: bool) -> None:
-    """cloud-init.* is readable, except in the oldest dialect."""
+    """cloud-init.* is readable, except in lxd-legacy."""
     assert DIALECTS[name].is_readable("cloud-init.user-data") is reads
 
 
@@ -74,35 +74,35 @@ def test_cloud_init_keys(name: str, reads: bool) -> None:
     "key", ["", "user", "users.a", "User.a", " user.a", "xuser.a", "cloud-init", "cloud-init-x", "cloud_init.a"]
 )
 def test_similar_keys_are_not_readable(dialect: Dialect, key: str) -> None:
-    """A prefix counts from the first character to its dot, in lower case."""
+    """A key is readable only with a complete prefix up to its dot, in lower case."""
     assert not dialect.is_readable(key)
 
 
 @EVERY
 @given(key=st.sampled_from(["security.", "limits.", "volatile.", "environment.", "raw.", "image."]), rest=st.text())
 def test_host_keys_are_not_readable(dialect: Dialect, key: str, rest: str) -> None:
-    """What the host keeps for itself is readable in no dialect, however the key goes on."""
+    """Keys of the host are not readable in any dialect."""
     assert not dialect.is_readable(key + rest)
 
 
 @EVERY
 @pytest.mark.parametrize("value", ["false", "False", "FALSE", "0", "no", "off", "Off"])
 def test_switch_turns_off(dialect: Dialect, value: str) -> None:
-    """The switch set to what Incus takes for false, in any case, turns the API off."""
+    """A value of the switch that Incus takes for false, in any case, turns the API off."""
     assert not dialect.switched_on({dialect.switch: value})
 
 
 @EVERY
 @pytest.mark.parametrize("value", ["true", "1", "yes", "on", "", "TRUE"])
 def test_switch_is_on_by_default(dialect: Dialect, value: str) -> None:
-    """An instance without the switch, or with one that is true or unset, has the API."""
+    """Without the switch, or with a true or empty value, the API is on."""
     assert dialect.switched_on({})
     assert dialect.switched_on({dialect.switch: value})
 
 
 @EVERY
-def test_switch_of_another_dialect_is_none(dialect: Dialect) -> None:
-    """Each dialect obeys its own switches alone."""
+def test_switches_of_other_dialects_are_ignored(dialect: Dialect) -> None:
+    """A dialect ignores the switches of other dialects."""
     for other in DIALECTS.values():
         if other.switch != dialect.switch:
             assert dialect.switched_on({other.switch: "false"})
@@ -112,14 +112,14 @@ def test_switch_of_another_dialect_is_none(dialect: Dialect) -> None:
 @EVERY
 @pytest.mark.parametrize("value", ["true", "True", "1", "yes", "on", "ON"])
 def test_images_are_allowed_by_their_switch(dialect: Dialect, value: str) -> None:
-    """Image export needs its switch set to true."""
+    """Image export is permitted if its switch is true."""
     assert dialect.images_allowed({dialect.images_switch: value})
 
 
 @EVERY
 @pytest.mark.parametrize("value", ["", "false", "0", "no", "off", "maybe", " true", "2"])
 def test_images_are_not_allowed_by_default(dialect: Dialect, value: str) -> None:
-    """Whatever is not clearly true allows no image export, and neither does the API's own switch."""
+    """Any other value, and the API's own switch, do not permit image export."""
     assert not dialect.images_allowed({})
     assert not dialect.images_allowed({dialect.images_switch: value})
     assert not dialect.images_allowed({dialect.switch: "true"})

@@ -1,4 +1,4 @@
-"""JSON and quoted text as Go writes them, since that is what clients have been reading."""
+"""JSON and quoted text as Go writes them, which clients expect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.encoding import json_line, quote
+from guestapi.encoding import json_line, quote, text_to_json, to_json
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -30,16 +30,16 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
     ],
 )
 def test_quote(text: str, quoted: str) -> None:
-    r"""Text is quoted as by Go's %q: short escapes, \x below 0x80, \u and \U; printable text stays as it is."""
+    r"""Text is quoted as by Go's %q: short escapes, \x below 0x80, \u and \U; printable text is unchanged."""
     assert quote(text) == quoted
 
 
 @given(TEXT)
 def test_quote_is_one_printable_line(text: str) -> None:
-    """Whatever is quoted stays on one line, has no control characters, and reads back as what it was."""
+    """Quoted text is one printable line, and can be read back unchanged."""
     quoted = quote(text)
     assert quoted.isprintable()
-    # The escapes that Go writes mean the same in Python.
+    # Go's escapes have the same meaning in Python.
     assert eval(quoted, {"__builtins__": {}}) == text
 
 
@@ -58,13 +58,19 @@ def test_quote_is_one_printable_line(text: str) -> None:
     ],
 )
 def test_encode(document: object, expected: bytes) -> None:
-    """JSON is compact, in the order given, without HTML escaping, ends with LF; U+2028 and U+2029 are escaped."""
+    """JSON is compact, in the given order, without HTML escaping, ends with LF; U+2028 and U+2029 are escaped."""
     assert json_line(document) == expected
 
 
 @given(st.dictionaries(TEXT, st.lists(TEXT, max_size=3), max_size=3))
 def test_encode_round_trip(document: dict[str, list[str]]) -> None:
-    """Any text comes back from the JSON as it was, and the document is one line."""
+    """Any text can be read back from the JSON unchanged, and a document is one line."""
     encoded = json_line(document)
     assert json.loads(encoded) == document
     assert encoded.count(b"\n") == 1
+
+
+@given(st.dictionaries(TEXT, st.one_of(TEXT, st.dictionaries(TEXT, TEXT, max_size=3)), max_size=4), st.booleans())
+def test_text_is_encoded_in_one_way(document: dict[str, object], html: bool) -> None:
+    """What the change log holds is, byte for byte, what is sent otherwise."""
+    assert text_to_json(document, html=html) == to_json(document, html=html)

@@ -1,4 +1,4 @@
-"""The program `guestapi`: a hook rings without loading the operator's command, and everything else is that command."""
+"""The program `guestapi`: a hook rings without loading the operator's command, which gets all other arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import guestapi
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run the program as its script does, and say at the end which modules were loaded."""
+    """Run the program as its script does, and print the loaded modules at the end."""
     code = (
         "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
         "from guestapi.entry import main; main()"
@@ -24,7 +24,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("source", ["lxc", "nspawn"])
 def test_hook(tmp_path: Path, source: str) -> None:
-    """A hook that nobody hears says so, and lets the container start; nothing of the command was loaded for it."""
+    """A hook without a follower reports it, and lets the container start; no module of the command is loaded."""
     config = tmp_path / "guestapi.toml"
     config.write_text(f'sources.doorbells = "{tmp_path}"\n')
     for words in (["--config", str(config)], [f"--config={config}"]):
@@ -35,7 +35,7 @@ def test_hook(tmp_path: Path, source: str) -> None:
 
 
 def test_end(tmp_path: Path) -> None:
-    """The hooks by which 0.1 was told of an end do nothing, whoever listens."""
+    """The hooks of 0.1 for a container's end do nothing, and report no missing follower."""
     config = f"--config={tmp_path}/nothing.toml"
     assert "nobody" not in run(config, "hook", "lxc", "web", "lxc", "stop").stderr
     assert "nobody" not in run(config, "hook", "nspawn", "stop", "web").stderr
@@ -48,13 +48,13 @@ def test_refuse(tmp_path: Path) -> None:
     done = run("--config", str(config), "hook", "lxc")
     assert done.returncode == 1
     assert "the container does not start" in done.stderr
-    # A configuration that cannot be read counts as "continue".
+    # An unreadable configuration counts as "continue".
     config.write_text(f'[hooks\non-failure = "refuse"\ndoorbells = "{tmp_path}"\n')
     assert run("--config", str(config), "hook", "lxc").returncode == 0
 
 
 def test_command() -> None:
-    """Anything else is the operator's command, also the help of a hook."""
+    """All other arguments are for the operator's command, also the help of a hook."""
     assert guestapi.__version__ in run("--version").stdout
     assert run("hook", "lxc", "--help").stdout.startswith("Usage: ")
     assert run("--config").returncode == 2

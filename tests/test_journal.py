@@ -1,4 +1,4 @@
-"""What is logged, and how often."""
+"""Throttles of the log."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from guestapi.journal import ErrorThrottle, LogThrottle, StateLog
 
 
 def record(level: int, text: str, *args: object) -> logging.LogRecord:
-    """What a logger hands to its handlers."""
+    """Return a log record."""
     return logging.LogRecord("guestapi", level, __file__, 1, text, args, None)
 
 
-def test_same_error_is_logged_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same error is logged once in ten seconds, then with its count; other errors and lesser lines each time."""
+def test_repeated_errors_are_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same error is logged once in ten seconds, then with its count; other errors and levels are always logged."""
     now = 1000.0
     monkeypatch.setattr(journal, "LogThrottle", lambda: LogThrottle(clock=lambda: now))
     throttle = ErrorThrottle()
@@ -31,8 +31,8 @@ def test_same_error_is_logged_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -
     assert not throttle.filter(record(logging.ERROR, "%s is broken", "store"))
 
 
-def test_throttle_counts_what_it_leaves_out() -> None:
-    """In a period, some lines about a key are admitted; the first of the next period says how many were left out."""
+def test_throttle_counts_suppressed_lines() -> None:
+    """In a period, a number of lines for a key is admitted; the next period begins with the number of the others."""
     now = 0.0
     throttle = LogThrottle(1.0, lines=2, clock=lambda: now)
     assert [throttle.admit("a") for _line in range(5)] == [0, 0, None, None, None]
@@ -43,7 +43,7 @@ def test_throttle_counts_what_it_leaves_out() -> None:
 
 
 def test_many_different_errors_take_bounded_memory() -> None:
-    """Each error is logged when it is new. Of many, the oldest are forgotten, so they are logged again."""
+    """A new error is always logged. Of many errors the oldest are dropped, so they count as new again."""
     throttle = LogThrottle(keys=100, clock=lambda: 0.0)
     assert [throttle.admit(number) for number in range(1000)] == [0] * 1000
     assert [throttle.admit(number) for number in range(900, 1000)] == [None] * 100
@@ -51,7 +51,7 @@ def test_many_different_errors_take_bounded_memory() -> None:
 
 
 def test_state_is_logged_when_it_changes(caplog: pytest.LogCaptureFixture) -> None:
-    """A sentence about a subject is logged once; another one is, and the same one again after it."""
+    """A sentence about a subject is logged when it differs from the last one about it."""
     states = StateLog(logging.getLogger("guestapi.test"), logging.ERROR)
     with caplog.at_level(logging.INFO):
         for subject, sentence in [(1, "a"), (1, "a"), (2, "a"), (1, "b"), (1, "a"), (2, "a")]:

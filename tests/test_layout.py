@@ -1,4 +1,4 @@
-"""The layout of the package: which module may import which, and names that stand once."""
+"""The layout of the package: the permitted imports, and the uniqueness of class names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ import guestapi
 
 PACKAGE = Path(guestapi.__file__).parent
 
-#: The floors from the bottom to the top. A module imports from its own floor and from those below. A package stands for
-#: all its modules, unless one of them is named itself.
-FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "model", "encoding", "rate_limit", "journal", "dialects", "guest"}),
-    frozenset({"names", "settings"}),
+#: The levels from the lowest to the highest. A module imports from its own level and from lower ones. A package stands
+#: for all its modules, except those that are named themselves.
+LEVELS: tuple[frozenset[str], ...] = (
+    frozenset(
+        {
+            *("errors", "model", "records", "encoding", "rate_limit", "journal", "dialects", "switches", "defaults"),
+            "guest",
+        }
+    ),
+    frozenset({"names", "settings", "known"}),
     frozenset({"systemd", "gunicorn_conf", "http"}),
     frozenset({"callers", "store"}),
     frozenset({"notifications"}),
@@ -28,12 +33,12 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "entry"}),
 )
 
-#: These packages contain only pure functions and values, so they import none of these modules.
+#: Packages of pure functions and values, and the modules that they must not import.
 PURE = {"http": {"socket", "gevent", "select", "subprocess"}, "notifications": {"socket", "gevent", "select"}}
 
 
 def modules() -> dict[str, Path]:
-    """Every module by its name below the package, like ``server.worker``; a package by its own name."""
+    """Return every module by its name below the package, such as ``server.worker``; a package by its own name."""
     found = {}
     for file in PACKAGE.rglob("*.py"):
         parts = file.relative_to(PACKAGE).with_suffix("").parts
@@ -47,7 +52,7 @@ MODULES = modules()
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Every module that a file names in an import, wherever it stands: also in a function, and for typing alone."""
+    """Yield every module that a file imports anywhere, also in functions and for typing."""
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -59,7 +64,7 @@ def imported(file: Path) -> Iterator[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """The modules of the package that each module imports."""
+    """Return the modules of the package that each module imports."""
     return {
         name: {
             inner
@@ -73,33 +78,33 @@ def graph() -> dict[str, set[str]]:
 GRAPH = graph()
 
 
-def floor_of(module: str) -> int:
-    """The floor on which a module stands."""
+def level_of(module: str) -> int:
+    """Return the level of a module."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
-        for number, floor in enumerate(FLOORS):
-            if ".".join(parts[:length]) in floor:
+        for number, level in enumerate(LEVELS):
+            if ".".join(parts[:length]) in level:
                 return number
-    raise AssertionError(f"{module} stands on no floor; add it to FLOORS")
+    raise AssertionError(f"{module} has no level; add it to LEVELS")
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_nothing_is_imported_from_above(module: str) -> None:
-    """A module imports from its own floor and from lower ones."""
-    above = {other for other in GRAPH[module] if floor_of(other) > floor_of(module)}
-    assert not above, f"{module} imports from a floor above its own: {sorted(above)}"
+    """A module imports from its own level and from lower ones."""
+    above = {other for other in GRAPH[module] if level_of(other) > level_of(module)}
+    assert not above, f"{module} imports from a level above its own: {sorted(above)}"
 
 
-def test_no_circle() -> None:
-    """No module imports itself by way of others, not even for typing."""
+def test_no_circular_import() -> None:
+    """There is no circle of imports, not even for typing."""
     try:
         tuple(TopologicalSorter(GRAPH).static_order())
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_class_names_stand_once() -> None:
-    """A class name means one thing in the whole package."""
+def test_class_names_are_unique() -> None:
+    """A class name is defined once in the whole package."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for name, file in MODULES.items():
         for node in ast.walk(ast.parse(file.read_bytes())):
@@ -110,7 +115,7 @@ def test_class_names_stand_once() -> None:
 
 @pytest.mark.parametrize("package", sorted(PURE))
 def test_pure_packages(package: str) -> None:
-    """Packages of pure functions import nothing that does I/O."""
+    """Packages of pure functions do not import modules for I/O."""
     for name, file in MODULES.items():
         if name.split(".")[0] == package:
             bad = PURE[package] & {one.split(".")[0] for one in imported(file)}

@@ -1,4 +1,4 @@
-"""Names and values: what may enter the store, and what the operator is told otherwise."""
+"""Names and values that may enter the store, and the errors for others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from guestapi import names
 from guestapi.names import InvalidNameError
 
 LETTERS = string.ascii_letters + string.digits
-#: What can stand in an argument: any character, and the lone surrogates by which Python passes bytes of no UTF-8.
+#: Possible arguments: any character, and the lone surrogates by which Python passes invalid UTF-8.
 ANYTHING = st.text(max_size=80)
 ARGUMENTS = st.text(st.characters(), max_size=80)
 
 
 def taken(check: Callable[[str], str], text: str) -> bool:
-    """Whether `check` takes `text`; if so unchanged, if not with one sentence."""
+    """Return whether `check` accepts `text`; it must return it unchanged, or refuse it with one sentence."""
     sentence = ""
     try:
         assert check(text) == text
@@ -36,20 +36,20 @@ def taken(check: Callable[[str], str], text: str) -> bool:
 @example("web_q3JkLm")
 @example("\ud800")
 def test_instance_names(name: str) -> None:
-    """An instance has any printable name without a slash that a directory can have: a runtime has chosen it."""
+    """An instance's name, which a runtime has chosen, is printable, without a slash, and possible for a directory."""
     good = name.isprintable() and "/" not in name and name not in ("", ".", "..")
     assert taken(names.check_instance, name) == (good and len(name.encode()) <= 255)
 
 
 @pytest.mark.parametrize("name", ["0", "C1", "a" * 255, "a--b", "index-", "web_q3JkLm", "-a", "a.b", "bücher", "a b"])
-def test_instance_names_that_are_taken(name: str) -> None:
-    """Whatever LXC, Incus or podman can call a container is a name."""
+def test_accepted_instance_names(name: str) -> None:
+    """Every name that LXC, Incus or podman give containers is accepted."""
     assert taken(names.check_instance, name)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\n", "a\0", "a" * 256, "é" * 128, "\x1b[2J", "\udcff"])
-def test_instance_names_that_are_not_taken(name: str) -> None:
-    """What no directory can be called, or no terminal can show, is no name."""
+def test_refused_instance_names(name: str) -> None:
+    """A name that is impossible for a directory, or not printable, is refused."""
     assert not taken(names.check_instance, name)
 
 
@@ -68,21 +68,21 @@ def test_instance_names_that_are_not_taken(name: str) -> None:
     ],
 )
 def test_host_names(name: str, good: bool) -> None:
-    """A host name stands in YAML as it is, so nothing else than letters, digits, '.', '-' and '_' is in it."""
+    """A host name has only letters, digits, '.', '-' and '_', because it is written unquoted into YAML."""
     assert taken(names.check_hostname, name) == good
 
 
 @pytest.mark.parametrize("name", ["default", "a.b_c-d", "...", "_p", "a+b@c", "é", "a" * 255])
-def test_project_names_that_are_taken(name: str) -> None:
-    """A project has any name that it may have with Incus."""
+def test_accepted_project_names(name: str) -> None:
+    """Every name of a project that Incus accepts is accepted."""
     assert taken(names.check_project, name)
 
 
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "-p", "a/b", "a b", "a'b", 'a"', "*", "p\n", "\x1b[2J", "p\x9b", "p\udcff", "a" * 256]
 )
-def test_project_names_that_are_not_taken(name: str) -> None:
-    """A project's name cannot look like a path, an option or a terminal's command."""
+def test_refused_project_names(name: str) -> None:
+    """A project's name that looks like a path, an option or a terminal's escape sequence is refused."""
     assert not taken(names.check_project, name)
 
 
@@ -92,14 +92,14 @@ def test_project_names_that_are_not_taken(name: str) -> None:
 @example("user.\udcff")
 @example("user.a/b?c=d e\u2028\U0001f600")
 def test_keys(key: str) -> None:
-    """A key is not empty and has no control character; anything else that is UTF-8 may stand in it."""
+    """A key is not empty, valid UTF-8, and without control characters; all other characters are permitted."""
     good = bool(key) and not any(unicodedata.category(character) in ("Cc", "Cs") for character in key)
     assert taken(names.check_key, key) == (good and len(key.encode()) <= 1024)
 
 
 @pytest.mark.parametrize(("character", "most"), [("a", 1024), ("é", 512), ("\u20ac", 341), ("\U0001f600", 256)])
 def test_keys_are_measured_in_bytes(character: str, most: int) -> None:
-    """1,024 bytes of UTF-8 are the most, however many characters they are."""
+    """A key has up to 1,024 bytes of UTF-8, whatever the number of characters."""
     assert taken(names.check_key, character * most)
     assert not taken(names.check_key, character * (most + 1))
 
@@ -108,25 +108,25 @@ def test_keys_are_measured_in_bytes(character: str, most: int) -> None:
 @example("\0\r\n%s\x1b")
 @example("")
 def test_values_are_any_text(value: str) -> None:
-    """A value may hold anything that is UTF-8: control characters, NUL, nothing at all."""
+    """A value is any valid UTF-8, also empty, or with control characters and NUL."""
     assert taken(lambda text: names.check_value(text, "value of 'user.a'"), value)
 
 
 def test_keys_of_daemons_may_have_control_characters() -> None:
-    """What a daemon took is a key, whatever is in it; only nobody types it."""
+    """A key that a daemon has accepted may contain control characters; one that is typed may not."""
     assert taken(lambda key: names.check_key(key, control=True), "user.\n\x1b\x00\x9b")
     assert not taken(names.check_key, "user.\n")
 
 
 @given(st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.dictionaries(st.text(), st.text())))
 def test_size_is_in_bytes(config: dict[str, str], devices: dict[str, dict[str, str]]) -> None:
-    """The size of a configuration is that of all its texts in UTF-8."""
+    """The size of a configuration is the size of all its texts in UTF-8."""
     texts = [*config, *config.values(), *devices, *(text for one in devices.values() for text in (*one, *one.values()))]
     assert names.size_of(config, devices) == len("".join(texts).encode())
 
 
-def test_errors_say_whose_value_it_is() -> None:
-    """An error begins with what the caller calls the value, and does not repeat megabytes of it."""
+def test_errors_name_the_value() -> None:
+    """An error begins with the caller's name of the value, and does not quote all of a long one."""
     with pytest.raises(InvalidNameError, match=r"^value of 'user\.a': must be valid UTF-8$"):
         names.check_value("\udcff", "value of 'user.a'")
     with pytest.raises(InvalidNameError) as raised:
@@ -136,39 +136,39 @@ def test_errors_say_whose_value_it_is() -> None:
 
 @given(st.uuids())
 def test_uuids_are_canonical(identity: uuid.UUID) -> None:
-    """Whatever spelling of a UUID comes in, the canonical one comes out."""
+    """Every spelling of a UUID gives its canonical form."""
     for spelling in (str(identity), str(identity).upper(), identity.hex, identity.urn, f"{{{identity}}}"):
         assert names.check_uuid(spelling) == str(identity)
 
 
 @pytest.mark.parametrize("text", ["", "1", "x" * 32, "6ba7b810-9dad-11d1-80b4-00c04fd430c", "\udcff" * 32])
-def test_what_is_no_uuid(text: str) -> None:
-    """Anything else is refused with an example."""
+def test_invalid_uuids(text: str) -> None:
+    """Any other text is refused with an example."""
     with pytest.raises(InvalidNameError, match="00000000-0000-0000-0000-000000000000"):
         names.check_uuid(text)
 
 
 @pytest.mark.parametrize(("location", "good"), [("node-1.example.org", True), ("", False), ("a\nb", False)])
 def test_locations(location: str, good: bool) -> None:
-    """A location is a printable word of one line."""
+    """A location is a printable word on one line."""
     assert taken(names.check_location, location) == good
 
 
 @pytest.mark.parametrize("alias", ["debian/13", "a", "a" * 63, "g" * 64, "a-", "a" * 65])
-def test_aliases_that_are_taken(alias: str) -> None:
-    """An image may be called anything that passes for neither a fingerprint nor an option."""
+def test_accepted_aliases(alias: str) -> None:
+    """An alias is any name that is neither a fingerprint nor an option."""
     assert names.check_alias(alias) == alias
 
 
 @pytest.mark.parametrize("alias", ["-", "-a", "--all", "a" * 64, "0" * 64, "", "a\n"])
-def test_aliases_that_are_not_taken(alias: str) -> None:
-    """A fingerprint, an option, and what is no name at all."""
+def test_refused_aliases(alias: str) -> None:
+    """A fingerprint, an option, and an empty or unprintable text are refused as an alias."""
     with pytest.raises(InvalidNameError):
         names.check_alias(alias)
 
 
 def test_control_characters_in_options() -> None:
-    """An option with a control character comes from a daemon alone, which is said."""
+    """An option with a control character is accepted only from a daemon."""
     definition = {"type": "nic", "a\x01": "b"}
     assert names.check_options("eth0", definition, control=True) == definition
     with pytest.raises(InvalidNameError):
@@ -180,7 +180,7 @@ def test_control_characters_in_options() -> None:
 
 
 def test_devices_have_a_type() -> None:
-    """A device needs a type that is not empty, unless it amends one that has it; empty options are left out."""
+    """A device needs a type, unless it amends one of the source; empty options are left out."""
     nic = {"type": "nic", "mtu": ""}
     assert names.check_devices({"eth0": nic}) == {"eth0": {"type": "nic"}}
     for definition in ({}, {"mtu": "1500"}, {"type": ""}):

@@ -1,4 +1,4 @@
-"""guestapi.toml and gunicorn.conf.py: what is shipped, what is the default, and what an operator is told of a slip."""
+"""guestapi.toml and gunicorn.conf.py: the shipped files, the defaults, and the errors for mistakes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 def loaded(directory: Path, toml: str) -> Settings:
-    """What a file of that content gives."""
+    """Return the settings of a file with this content."""
     file = directory / "guestapi.toml"
     file.write_text(toml)
     return settings.load(file)
 
 
 def refusal(directory: Path, toml: str) -> str:
-    """What is said of a file of that content: one line that names the file."""
+    """Return the error of a file with this content, which must be one line that names the file."""
     with pytest.raises(SettingsError) as raised:
         loaded(directory, toml)
     sentence = str(raised.value)
@@ -32,8 +32,8 @@ def refusal(directory: Path, toml: str) -> str:
     return sentence.removeprefix(f"{directory}/guestapi.toml: ")
 
 
-def test_shipped_file_says_the_defaults(tmp_path: Path) -> None:
-    """Every value in conf/guestapi.toml is what holds without it, so deleting a line changes nothing."""
+def test_shipped_file_has_the_defaults(tmp_path: Path) -> None:
+    """Every value in conf/guestapi.toml is the default, so deleting a line changes nothing."""
     shipped = loaded(tmp_path, (CONF / "guestapi.toml").read_text())
     empty = loaded(tmp_path, "")
     assert shipped == empty
@@ -41,8 +41,8 @@ def test_shipped_file_says_the_defaults(tmp_path: Path) -> None:
     assert settings.load(None).listener == shipped.listener
 
 
-def test_shipped_file_says_every_key() -> None:
-    """Whatever can be set stands in conf/guestapi.toml, so an operator finds it there."""
+def test_shipped_file_has_every_key() -> None:
+    """conf/guestapi.toml has every setting."""
     lines = (CONF / "guestapi.toml").read_text().splitlines()
     written = {line.split(" = ")[0] for line in lines if " = " in line and not line.startswith("#")}
     default = Settings()
@@ -51,13 +51,13 @@ def test_shipped_file_says_every_key() -> None:
         *(default.sources, default.sources.lxc, default.sources.podman, default.sources.docker, default.sources.oci),
     )
     fields = {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
-    # The template is a table of its own, and empty.
+    # The template is an empty table of its own.
     tables_of_tables = {"lxc", "podman", "docker", "oci"}
     assert written == (fields - {"template"} - tables_of_tables) | {"path", "dialect"}
 
 
 def test_every_key_of_the_shipped_files_is_explained() -> None:
-    """Above each key, or a run of keys, stands a comment."""
+    """Each key, or group of keys, has a comment above it."""
     for name in ("guestapi.toml", "gunicorn.conf.py"):
         previous = ""
         for line in (CONF / name).read_text().splitlines():
@@ -66,8 +66,8 @@ def test_every_key_of_the_shipped_files_is_explained() -> None:
             previous = line
 
 
-def test_defaults_where_protocol_and_issue_fix_them() -> None:
-    """The store's place, the listeners and the times that clients know are those of the contract."""
+def test_defaults_of_the_protocol() -> None:
+    """The store's file, the listeners and the times that clients depend on have their documented defaults."""
     default = settings.load(None)
     assert default.store.url == "sqlite:////var/lib/guestapi/store.db"
     assert {one.dialect: one.path for one in default.listener} == {
@@ -94,7 +94,7 @@ def test_defaults_where_protocol_and_issue_fix_them() -> None:
     ],
 )
 def test_unknown_keys_are_named(tmp_path: Path, toml: str, key: str, neighbour: str) -> None:
-    """An unknown key is an error that names it, with its table, and what would have been known there."""
+    """An unknown key is an error that names it with its table, and the known keys there."""
     sentence = refusal(tmp_path, toml)
     assert sentence.startswith(f"{key}: unknown key")
     assert neighbour in sentence.partition("known here:")[2].replace(",", "").split()
@@ -133,9 +133,9 @@ def test_unknown_keys_are_named(tmp_path: Path, toml: str, key: str, neighbour: 
     ],
 )
 def test_impossible_values_are_refused(tmp_path: Path, toml: str, key: str) -> None:
-    """A value of the wrong type or out of range is an error that names file and key, and says more than that."""
+    """A value of the wrong type or out of range is an error that names file and key, and states what is wrong."""
     where, _, what = refusal(tmp_path, toml).partition(": ")
-    # An entry of a list may be named by its place.
+    # An entry of a list may be named by its index.
     assert re.sub(r"\[(\d+|\.\.\.)\]", "", where) == key
     assert len(what.split()) >= 2
 
@@ -149,12 +149,12 @@ def test_impossible_values_are_refused(tmp_path: Path, toml: str, key: str) -> N
     ],
 )
 def test_seconds_may_be_whole_or_not(tmp_path: Path, toml: str, found: float) -> None:
-    """A time is taken with and without a fraction, up to and including the limit."""
+    """A time is accepted with and without a fraction, up to and including the limit."""
     assert loaded(tmp_path, toml).store.lock_seconds == found
 
 
 def test_every_dialect_can_be_listened_for(tmp_path: Path) -> None:
-    """Listeners replace the default ones, keep their order, and may speak any dialect there is."""
+    """Listeners replace the default ones, keep their order, and may have any dialect."""
     toml = "".join(f"[[listener]]\npath = '/run/{name}'\ndialect = '{name}'\n" for name in DIALECTS)
     listener = loaded(tmp_path, toml + "[[listener]]\npath = '/run/plain'\n").listener
     assert [(one.path, one.dialect) for one in listener] == [
@@ -164,8 +164,8 @@ def test_every_dialect_can_be_listened_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[store\n", b"= 1\n", b"x = 1\nx = 2\n", b"\xff\xfe[store]\n", b"\x00"])
-def test_what_is_not_toml(tmp_path: Path, content: bytes) -> None:
-    """A file that is no TOML, or not even UTF-8, is an error that names it."""
+def test_invalid_toml(tmp_path: Path, content: bytes) -> None:
+    """A file that is no TOML, or no UTF-8, is an error that names it."""
     file = tmp_path / "guestapi.toml"
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"guestapi\.toml: not TOML: "):
@@ -173,15 +173,15 @@ def test_what_is_not_toml(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "missing/guestapi.toml", "."])
-def test_what_cannot_be_read(tmp_path: Path, name: str) -> None:
-    """A file that was named and is not there, or is none, is an error and never the defaults."""
+def test_unreadable_file(tmp_path: Path, name: str) -> None:
+    """A named file that is missing or unreadable is an error; the defaults are not used."""
     with pytest.raises(SettingsError, match="give a readable file with --config") as raised:
         settings.load(tmp_path / name)
     assert str(tmp_path / name) in str(raised.value)
 
 
 def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--config wins over $GUESTAPI_CONFIG, that over /etc/guestapi; only the last of them may be missing."""
+    """--config takes precedence over $GUESTAPI_CONFIG, and that over /etc/guestapi; only that one may be missing."""
     fallback = tmp_path / "etc.toml"
     monkeypatch.setattr(settings, "DEFAULT_FILE", fallback)
     monkeypatch.delenv("GUESTAPI_CONFIG", raising=False)
@@ -196,7 +196,7 @@ def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_gunicorn_file_lies_beside(tmp_path: Path) -> None:
-    """gunicorn's own file is looked for beside guestapi.toml, unless an absolute path is given."""
+    """gunicorn's file is beside guestapi.toml, unless an absolute path is given."""
     assert loaded(tmp_path, "").gunicorn_file == tmp_path / "gunicorn.conf.py"
     assert loaded(tmp_path, "[server]\ngunicorn = 'g.py'").gunicorn_file == tmp_path / "g.py"
     assert loaded(tmp_path, "[server]\ngunicorn = '/srv/g.py'").gunicorn_file == Path("/srv/g.py")
@@ -204,7 +204,7 @@ def test_gunicorn_file_lies_beside(tmp_path: Path) -> None:
 
 
 def gunicorn_refusal(directory: Path, code: str) -> str:
-    """What is said of a gunicorn.conf.py of that content: one line that names the file."""
+    """Return the error of a gunicorn.conf.py with this content, which must be one line that names the file."""
     file = directory / "gunicorn.conf.py"
     file.write_text(code)
     with pytest.raises(SettingsError) as raised:
@@ -216,14 +216,14 @@ def gunicorn_refusal(directory: Path, code: str) -> str:
 
 
 def test_shipped_gunicorn_file_is_accepted() -> None:
-    """conf/gunicorn.conf.py can be used as it is, and says the number of workers."""
+    """conf/gunicorn.conf.py is accepted as shipped, and sets the number of workers."""
     found = gunicorn_conf.read(CONF / "gunicorn.conf.py")
     assert found["workers"] == 2
     assert found["graceful_timeout"] < found["timeout"]
 
 
 def test_gunicorn_file_of_0_1_is_accepted(tmp_path: Path) -> None:
-    """The gunicorn.conf.py of 0.1 needs no change: it imports nothing of guestapi, and its settings are still known."""
+    """The gunicorn.conf.py of 0.1 is still accepted: it imports nothing of guestapi, and its settings are known."""
     file = tmp_path / "gunicorn.conf.py"
     file.write_text(
         "workers = 2\nworker_connections = 10000\ntimeout = 10\ngraceful_timeout = 4\n"
@@ -246,7 +246,7 @@ def test_gunicorn_file_may_be_missing(tmp_path: Path) -> None:
 
 
 def test_gunicorn_file_is_python(tmp_path: Path) -> None:
-    """It may import, compute, keep names of its own with an underscore, and have hooks; only settings come out."""
+    """The file may import, compute, have names with an underscore, and define hooks; only settings are returned."""
     file = tmp_path / "gunicorn.conf.py"
     file.write_text("import os\n_cores = 3\nworkers = _cores + 1\ndef on_starting(server):\n    pass\n")
     found = gunicorn_conf.read(file)
@@ -256,7 +256,7 @@ def test_gunicorn_file_is_python(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["wrokers", "worker", "WORKERS", "graceful_timout", "workers_"])
 def test_misspelt_gunicorn_settings_are_named(tmp_path: Path, name: str) -> None:
-    """A setting that gunicorn does not know is an error that names it, not a line without effect."""
+    """A setting that gunicorn does not know is an error that names it."""
     assert gunicorn_refusal(tmp_path, f"workers = 2\n{name} = 4\n").startswith(f"{name}: ")
 
 
@@ -271,17 +271,17 @@ def test_misspelt_gunicorn_settings_are_named(tmp_path: Path, name: str) -> None
     ],
 )
 def test_fixed_gunicorn_settings_are_refused(tmp_path: Path, line: str) -> None:
-    """What the service itself decides cannot be set there, and the error names it."""
+    """A setting that the service itself decides is refused by name."""
     assert gunicorn_refusal(tmp_path, line).startswith(f"{line.partition(' ')[0]}: cannot be set here")
 
 
 @pytest.mark.parametrize("line", ["workers = 'two'", "workers = -1", "timeout = None", "loglevel = 5"])
 def test_impossible_gunicorn_values_are_named(tmp_path: Path, line: str) -> None:
-    """A value that gunicorn does not take is an error that names the setting."""
+    """A value that gunicorn refuses is an error that names the setting."""
     assert gunicorn_refusal(tmp_path, line).startswith(f"{line.partition(' ')[0]}: ")
 
 
 @pytest.mark.parametrize("code", ["workers = ", "import nothing_of_that_name", "1 / 0"])
 def test_broken_gunicorn_file(tmp_path: Path, code: str) -> None:
-    """A file that is no Python, or fails, is one sentence that names it."""
+    """A file that is no Python, or raises an exception, is an error of one sentence that names it."""
     gunicorn_refusal(tmp_path, code)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from guestapi.cli.common import Operator, printable
+from guestapi.cli.common import Operator
+from guestapi.cli.words import printable
 from guestapi.store.backup import back_up
 
 

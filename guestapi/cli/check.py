@@ -16,8 +16,9 @@ import click
 from guestapi import gunicorn_conf
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
-from guestapi.cli.common import Operator, has_format, print_json, printable
+from guestapi.cli.common import Operator, has_format, print_json
 from guestapi.cli.takeover import OURS
+from guestapi.cli.words import printable
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.errors import GuestapiError
 from guestapi.model import DAEMONS, Instance, Problem, SourceStatus

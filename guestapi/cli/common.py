@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 
 from guestapi import settings as settings_module
 from guestapi.callers.namespaces import is_alive
+from guestapi.cli.words import MisuseError, explain, printable
 from guestapi.errors import GuestapiError
 from guestapi.model import Device, Instance
 from guestapi.settings import Settings
@@ -57,14 +58,21 @@ class OneSentence(click.Group):
         """As click.Group."""
         try:
             return super().invoke(ctx)
+        except MisuseError as error:
+            raise click.UsageError(explain(error.message, error.hint), click.get_current_context(silent=True)) from None
         except GuestapiError as error:
             fail(error.message, error.hint)
 
 
 def fail(sentence: str, hint: str | None = None) -> NoReturn:
     """Print `sentence` on stderr, below it `hint` if there is one, and exit 1."""
-    lines = [printable(line).replace("\n", "\\n") for line in (sentence, hint) if line]
-    raise click.ClickException("\nHint: ".join(lines))
+    raise click.ClickException(explain(sentence, hint))
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Print what looks like a mistake on stderr; it was done all the same."""
+    for sentence in sentences:
+        click.echo(f"Warning: {explain(sentence)}", err=True)
 
 
 def _complete_instance(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -97,34 +105,6 @@ def has_format(command: F) -> F:
     return option(command)
 
 
-def pairs(words: Iterable[str], *, files: bool = False) -> dict[str, str]:
-    """``KEY=VALUE`` words as a mapping.
-
-    Args:
-        words: as they were typed.
-        files: a value ``@FILE`` stands for what the file holds, ``@-`` for standard input.
-    """
-    found: dict[str, str] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise click.UsageError(f"{word!r} is not KEY=VALUE")
-        if key in found:
-            raise click.UsageError(f"{key!r} is given twice")
-        found[key] = _read(value[1:]) if files and value.startswith("@") else value
-    return found
-
-
-def _read(name: str) -> str:
-    try:
-        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return content.decode()
-    except OSError as error:
-        fail(f"{name}: {error.strerror}")
-    except UnicodeDecodeError:
-        fail(f"{name}: is not valid UTF-8 text")
-
-
 def status(instance: Instance) -> str:
     """``running``, ``stopped``, or ``dead``: registered as running, but its init has ended without notice."""
     if instance.init is None:
@@ -153,6 +133,13 @@ def described(instance: Instance) -> dict[str, Any]:
     }
 
 
+def print_value(value: str) -> None:
+    """Print a value as it is, whatever is in it, and a line break."""
+    # click.echo would take escape sequences away, and write in the encoding of the environment.
+    sys.stdout.buffer.write(value.encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def print_json(document: object) -> None:
     """Print `document`, readable by humans too."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
@@ -175,11 +162,6 @@ def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         console = Console(width=10_000)
         table.expand = False
     console.print(table)
-
-
-def printable(text: str) -> str:
-    """`text` with control characters shown as escapes: a guest's key or value must not drive the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def origin_name(instance: Instance, layer: str) -> str:

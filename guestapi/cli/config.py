@@ -6,16 +6,17 @@ import click
 
 from guestapi.cli.common import (
     Operator,
-    fail,
     has_format,
     has_origin,
     origin_name,
-    pairs,
     print_json,
     print_pairs,
-    printable,
+    print_value,
     takes_instance,
+    warn,
 )
+from guestapi.cli.values import get_value, set_values
+from guestapi.cli.words import printable, settings
 from guestapi.store import steps
 from guestapi.store.lookup import get_instance, get_layers
 
@@ -27,13 +28,14 @@ def config() -> None:
 
 @config.command(name="set")
 @takes_instance
-@click.argument("setting", nargs=-1, required=True, metavar="KEY=VALUE...")
+@click.argument("setting", nargs=-1, required=True, metavar="KEY=VALUE... | KEY VALUE")
 @click.pass_obj
 def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) -> None:
-    """Set keys, all at once. KEY=@FILE takes the value from a file, KEY=@- from standard input."""
-    wanted = pairs(setting, files=True)
-    with operator.writer.change() as change:
-        steps.configure(change, steps.get_editable(change, project, name), wanted)
+    """Set keys, all at once, as KEY=VALUE..., or one as KEY VALUE.
+
+    The value @FILE is read from a file, and @- from standard input.
+    """
+    warn(set_values(operator.writer, project, name, settings(setting)))
 
 
 @config.command()
@@ -59,15 +61,12 @@ def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> 
 @has_format
 @click.pass_obj
 def get(operator: Operator, name: str, project: str, key: str, as_json: bool) -> None:
-    """Print a key's value."""
-    with operator.view() as store:
-        value = get_instance(store, project, name).config.get(key)
-    if value is None:
-        fail(f"{key} is not set")
+    """Print a key's value as it is, and a line break."""
+    value = get_value(operator.settings.store.url, project, name, key)
     if as_json:
         print_json(value)
     else:
-        click.echo(value)
+        print_value(value)
 
 
 @config.command()

@@ -12,11 +12,11 @@ from guestapi.cli.common import (
     has_format,
     has_origin,
     origin_name,
-    pairs,
     print_devices,
     print_json,
     takes_instance,
 )
+from guestapi.cli.words import pairs
 from guestapi.model import Device, Instance
 from guestapi.store import steps
 from guestapi.store.layers import Layers

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import click
 
-from guestapi.cli.common import Operator, printable
+from guestapi.cli.common import Operator
+from guestapi.cli.words import printable
 from guestapi.model import Notification
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file

@@ -12,7 +12,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from guestapi.cli.common import F, Operator, has_format, print_json, print_table, printable
+from guestapi.cli.common import F, Operator, has_format, print_json, print_table
+from guestapi.cli.words import printable
 from guestapi.errors import GuestapiError
 from guestapi.model import Image
 from guestapi.store import images

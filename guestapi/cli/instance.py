@@ -10,7 +10,6 @@ from guestapi.cli.common import (
     described,
     fail,
     has_format,
-    pairs,
     print_devices,
     print_json,
     print_pairs,
@@ -18,6 +17,7 @@ from guestapi.cli.common import (
     status,
     takes_instance,
 )
+from guestapi.cli.words import pairs
 from guestapi.model import Device, InstanceType
 from guestapi.store import steps
 from guestapi.store.lookup import get_instance, list_instances

@@ -13,16 +13,15 @@ from guestapi.cli.common import (
     Operator,
     fail,
     has_format,
-    pairs,
     print_devices,
     print_json,
     print_pairs,
     print_table,
-    printable,
     takes_instance,
 )
 from guestapi.cli.profile_device import device
 from guestapi.cli.profile_name import in_project, takes_profile
+from guestapi.cli.words import pairs, printable
 from guestapi.model import Device, Profile
 from guestapi.store import profiles, steps
 from guestapi.store.lookup import get_instance

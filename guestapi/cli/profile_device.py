@@ -7,8 +7,9 @@ from typing import NoReturn
 
 import click
 
-from guestapi.cli.common import Operator, fail, has_format, pairs, print_devices, print_json
+from guestapi.cli.common import Operator, fail, has_format, print_devices, print_json
 from guestapi.cli.profile_name import takes_profile
+from guestapi.cli.words import pairs
 from guestapi.model import Device, Profile
 from guestapi.store import profiles
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from guestapi.model import Device
 
@@ -29,8 +28,7 @@ LIVE_OPTIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeEvent:
+class ChangeEvent(NamedTuple):
     """One thing to tell: ``guest`` says whether the instance itself may hear of it."""
 
     type: str

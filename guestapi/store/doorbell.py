@@ -1,53 +1,17 @@
-"""A file beside the database that is touched after each commit, so that processes that follow the log read it at once.
-
-The bell only saves time. A ring is missing if a writer was killed before it could ring; then a process that follows the
-log finds the change at its next regular look.
-"""
+"""How a process hears that something was committed: the bell beside the database (`bell`) was rung."""
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from pathlib import Path
 
 from inotify_simple import INotify, flags
 
-from guestapi.store.files import create
-
-log = logging.getLogger(__name__)
-
+from guestapi.store.bell import bell
 
 #: Bytes of events that are read at a time; one has 16 and its name (inotify(7)).
 _READ = 65536
-
-
-def bell(database: Path) -> Path:
-    """The bell of a database."""
-    return database.with_name(database.name + "-bell")
-
-
-def ring(database: Path) -> None:
-    """Notify all listening processes that something was committed. A failure is logged, and is no error of the commit.
-
-    Root does this in a directory of the service's user, so links are not followed.
-    """
-    path = bell(database)
-    try:
-        os.utime(path, follow_symlinks=False)
-    except FileNotFoundError:
-        _hang(path)
-    except OSError as error:
-        log.warning("%s: cannot be rung: %s", path, error.strerror)
-
-
-def _hang(path: Path) -> None:
-    try:
-        create(path)
-    except FileExistsError:
-        pass  # Another writer was quicker, and making it rings it.
-    except OSError as error:
-        log.warning("%s: cannot be made: %s", path, error.strerror)
 
 
 class Doorbell:

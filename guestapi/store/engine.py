@@ -7,36 +7,40 @@ database itself is given to the owner of its directory when it is created.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from guestapi.store.errors import StoreBusyError, StoreError, explain
 from guestapi.store.files import create as create_file
-from guestapi.store.migrations import check_version
+from guestapi.store.tables import VERSION
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Seconds until what was busy is tried again.
 _AGAIN_SECONDS = 0.01
 #: How long a reader waits at most for the process that closes the database last and removes the write-ahead log: the
 #: one time that a reader can find it locked (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
 _TIDYING_SECONDS = 0.1
+#: Bytes that stand for themselves in a URI.
+_PLAIN = frozenset(b"/-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 #: A URL: name of a kind of database and perhaps of its driver, host, path, options.
 _URL = re.compile(r"(?P<kind>\w+)(?:\+\w+)?://(?P<host>[^/?]*)(?:/(?P<path>[^?]*))?(?:\?.*)?", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Database:
+class Database(NamedTuple):
     """A database that was found to be in order.
 
     Attributes:
-        file: where it is.
+        path: where it is.
         lock_seconds: how long a connection waits for a lock.
     """
 
-    file: Path
+    path: str
     lock_seconds: float
 
     def connect(self) -> sqlite3.Connection:
@@ -45,7 +49,7 @@ class Database:
         Raises:
             sqlite3.Error: it cannot be opened.
         """
-        connection = _connect(self.file, self.lock_seconds)
+        connection = _connect(self.path, self.lock_seconds)
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
         # A change is told to guests and operator once it is durable: sync at each commit, not only at checkpoints.
@@ -53,8 +57,8 @@ class Database:
         return connection
 
 
-def database_file(url: str) -> Path:
-    """The file that a ``store.url`` names.
+def database_path(url: str) -> str:
+    """The path of the file that a ``store.url`` names.
 
     Raises:
         StoreError: it is no URL, not of SQLite, or not of a file.
@@ -67,7 +71,15 @@ def database_file(url: str) -> Path:
     path = parsed["path"] or ""
     if parsed["host"] or not path.startswith("/") or "\0" in path:
         raise StoreError("store.url: an absolute path is needed: sqlite:/// and then /var/lib/guestapi/store.db")
-    return Path(path)
+    return path
+
+
+def database_file(url: str) -> Path:
+    """As `database_path`, with what a `Path` can do."""
+    # PERF: loaded here. Commands that scripts call in loops have no use for it.
+    from pathlib import Path
+
+    return Path(database_path(url))
 
 
 def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Database:
@@ -81,11 +93,11 @@ def open_writer(url: str, *, lock_seconds: float, create: bool = False) -> Datab
     Raises:
         StoreError: it is missing, unreadable, no database, or of a newer version.
     """
-    file = database_file(url)
+    path = database_path(url)
     if create:
-        _create_file(file)
-    _check_tables(file, lock_seconds=lock_seconds, create=create)
-    return Database(file, lock_seconds)
+        _create_file(path)
+    _check_tables(path, lock_seconds=lock_seconds, create=create)
+    return Database(path, lock_seconds)
 
 
 def open_reader(url: str) -> Database:
@@ -94,35 +106,41 @@ def open_reader(url: str) -> Database:
     Raises:
         StoreError: as `open_writer` does.
     """
-    file = database_file(url)
-    _check_tables(file, lock_seconds=_TIDYING_SECONDS, create=False)
-    return Database(file, _TIDYING_SECONDS)
+    path = database_path(url)
+    _check_tables(path, lock_seconds=_TIDYING_SECONDS, create=False)
+    return Database(path, _TIDYING_SECONDS)
 
 
-def _connect(file: Path, lock_seconds: float) -> sqlite3.Connection:
-    # mode=rw: SQLite would make an empty database where there is none.
-    return sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=lock_seconds, check_same_thread=False)
+def _connect(path: str, lock_seconds: float) -> sqlite3.Connection:
+    # What means something in a URI is escaped (sqlite.org/uri.html). mode=rw: SQLite would make an empty database where
+    # there is none.
+    escaped = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in os.fsencode(path))
+    return sqlite3.connect(f"file://{escaped}?mode=rw", uri=True, timeout=lock_seconds, check_same_thread=False)
 
 
-def _create_file(file: Path) -> None:
+def _create_file(path: str) -> None:
     try:
-        create_file(file)
+        create_file(path)
     except FileExistsError:
         return
     except OSError as error:
-        raise StoreError(f"{file}: cannot be created: {error.strerror}") from None
+        raise StoreError(f"{path}: cannot be created: {error.strerror}") from None
 
 
-def _check_tables(file: Path, *, lock_seconds: float, create: bool) -> None:
+def _check_tables(path: str, *, lock_seconds: float, create: bool) -> None:
     until = time.monotonic() + lock_seconds
     while True:
         try:
-            with closing(_connect(file, lock_seconds)) as connection:
+            with closing(_connect(path, lock_seconds)) as connection:
                 connection.isolation_level = None
-                check_version(connection, file, create=create)
+                if connection.execute("PRAGMA user_version").fetchone() != (VERSION,):
+                    # PERF: loaded where there is something to do.
+                    from guestapi.store.migrations import check_version
+
+                    check_version(connection, path, create=create)
             return
         except sqlite3.Error as error:
-            explained = explain(error, file)
+            explained = explain(error, path)
             # A change of the journal mode does not wait for locks by itself.
             if not isinstance(explained, StoreBusyError) or time.monotonic() > until:
                 raise explained from None

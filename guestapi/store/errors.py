@@ -5,9 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from guestapi.errors import GuestapiError, OperatorError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class StoreError(GuestapiError):
@@ -35,7 +38,7 @@ class UnknownImageError(OperatorError):
 
 
 @contextmanager
-def explained(file: Path, cleanup: Callable[[], None] = lambda: None) -> Iterator[None]:
+def explained(file: Path | str, cleanup: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Raise the driver's errors within the block as a `StoreError`.
 
     Args:
@@ -52,7 +55,7 @@ def explained(file: Path, cleanup: Callable[[], None] = lambda: None) -> Iterato
         raise explain(error, file) from None
 
 
-def explain(error: sqlite3.Error, file: Path) -> StoreError:
+def explain(error: sqlite3.Error, file: Path | str) -> StoreError:
     """Turn what the driver says into a sentence for the operator."""
     # The primary result code is the low byte (sqlite.org/rescode.html).
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -63,6 +66,6 @@ def explain(error: sqlite3.Error, file: Path) -> StoreError:
     return StoreError(f"{file}: {error}")
 
 
-def missing(file: Path) -> StoreError:
+def missing(file: Path | str) -> StoreError:
     """What to say of a database that is not there."""
     return StoreError(f"{file}: missing or not readable", "'guestapi instance add' as root makes it")

@@ -7,10 +7,13 @@ its process, and is in that group.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def create(path: Path) -> None:
+def create(path: Path | str) -> None:
     """Create an empty file that belongs to owner and group of its directory, and that others cannot read.
 
     Root does this in a directory of the service's user, so links are not followed.
@@ -19,7 +22,7 @@ def create(path: Path) -> None:
         FileExistsError: it is there already.
         OSError: it cannot be made.
     """
-    parent = path.parent.stat()
+    parent = os.stat(os.path.dirname(path) or ".")
     # Not readable by others: user-data holds passwords.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from guestapi.model import Device, Profile
+from guestapi.model import Device
+
+if TYPE_CHECKING:
+    from guestapi.records import Profile
 
 #: How the layers of an instance itself are stored; of two, the greater one wins. Profiles are weaker than both.
 SOURCE, OPERATOR = 0, 1

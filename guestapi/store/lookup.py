@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from guestapi.model import Image, Instance, Problem, SourceStatus
+from guestapi.model import Instance
 from guestapi.names import is_text
 from guestapi.store import rows
 from guestapi.store.errors import UnknownImageError, UnknownInstanceError
 from guestapi.store.layers import Layers
+
+if TYPE_CHECKING:
+    from guestapi.records import Image, Problem, SourceStatus
 
 _OWNER = "SELECT source, source_key FROM instances WHERE project = ? AND name = ?"
 _STATUSES = "SELECT name, socket, connected, contact, lag, fault FROM sources ORDER BY name"
@@ -105,6 +108,9 @@ def get_layers(store: Moment, instance: Instance) -> Layers:
 
 def list_sources(store: Moment) -> list[SourceStatus]:
     """How the sources are, by name."""
+    # PERF: loaded where it is asked for, as below.
+    from guestapi.records import SourceStatus
+
     return [
         SourceStatus(name, socket, bool(connected), contact, lag, fault)
         for name, socket, connected, contact, lag, fault in store.connection.execute(_STATUSES)
@@ -118,6 +124,8 @@ def list_problems(store: Moment, source: str | None = None) -> list[Problem]:
 
 def problem_of(row: tuple[Any, ...]) -> Problem:
     """The problem that the columns of a row of ``source_problems`` from ``source`` to ``refused`` tell of."""
+    from guestapi.records import Problem
+
     source, key, project, name, reason, hint, refused = row
     return Problem(source, key, project, name, reason, hint, bool(refused))
 

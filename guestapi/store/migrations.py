@@ -22,7 +22,7 @@ _HOOK_NIC = frozenset({"type", "name", "nictype", "parent", "hwaddr", "mtu"})
 _HOOK_DISK = frozenset({"type", "source", "path", "readonly"})
 
 
-def check_version(connection: sqlite3.Connection, file: Path, *, create: bool) -> None:
+def check_version(connection: sqlite3.Connection, file: Path | str, *, create: bool) -> None:
     """Make the tables those of this version, if they can be.
 
     Args:

@@ -6,12 +6,14 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from operator import methodcaller
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from guestapi.model import Device, Image, ImageFile, Init, Instance, Notification, Profile
+from guestapi.model import Device, Init, Instance
 from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers, merge_devices
+
+if TYPE_CHECKING:
+    from guestapi.records import Image, Notification, Profile
 
 #: The largest number that SQLite has (sqlite.org/autoinc.html).
 LARGEST = (1 << 63) - 1
@@ -155,11 +157,17 @@ def load_profile(connection: sqlite3.Connection, profile_id: int) -> Profile | N
 def _profile(connection: sqlite3.Connection, row: tuple[int, str, str, str]) -> Profile:
     settings = dict(connection.execute(_PROFILE_CONFIG, (row[0],)).fetchall())
     definitions = connection.execute(_PROFILE_DEVICES, (row[0],))
+    # PERF: loaded where there is a profile.
+    from guestapi.records import Profile
+
     return Profile(*row, settings, {name: json.loads(text) for name, text in definitions})
 
 
 def load_image(connection: sqlite3.Connection, fingerprint: str) -> Image | None:
     """Read one image whole, as it was at one moment, through any connection to the store."""
+    # PERF: loaded where there is an image.
+    from guestapi.model import Image, ImageFile
+
     with snapshot(connection):
         row = connection.execute(_IMAGE, (fingerprint,)).fetchone()
         if row is None:
@@ -194,8 +202,7 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
             connection.execute("ROLLBACK")
 
 
-@dataclass(frozen=True, slots=True)
-class Entries:
+class Entries(NamedTuple):
     """Some entries of the change log.
 
     Attributes:
@@ -252,4 +259,7 @@ def entries(
 def _entry(
     number: int, instance_id: int, project: str, name: str, kind: str, at: str, told: str, for_guest: int
 ) -> Notification:
+    # PERF: loaded where there is an entry.
+    from guestapi.records import Notification
+
     return Notification(number, instance_id, project, name, kind, at, told, bool(for_guest))

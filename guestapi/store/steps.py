@@ -7,12 +7,13 @@ layers (`layers`); events are the difference between the merged layers before an
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from guestapi import names
-from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType, Profile
+from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType
 from guestapi.store import changes
 from guestapi.store.errors import ConflictError
 from guestapi.store.layer_rows import check_size, write_layers
@@ -21,13 +22,15 @@ from guestapi.store.lookup import find_owner, get_instance
 from guestapi.store.rows import load, load_layers
 from guestapi.store.transaction import Change, tell
 
+if TYPE_CHECKING:
+    from guestapi.records import Profile
+
 _BY_INIT = "SELECT id, name FROM instances WHERE init_pid = ? AND init_start_time = ? AND init_boot_id = ?"
 #: Columns that are called otherwise in `Instance`.
 _ATTRIBUTES = {"source_key": "key"}
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What an instance is to be after a change.
 
     Attributes:
@@ -41,7 +44,7 @@ class Wanted:
     before: Layers
     layers: Layers
     init: Init | None
-    columns: Mapping[str, object] = field(default_factory=dict)
+    columns: Mapping[str, object] = MappingProxyType({})
     live_options: Mapping[str, tuple[str, ...]] | None = None
 
 
@@ -90,7 +93,7 @@ def add(
         ConflictError: there is one of that name, or one with that UUID.
     """
     check_free(change, project, name)
-    identity = names.check_uuid(instance_uuid) if instance_uuid is not None else str(uuid.uuid4())
+    identity = names.check_uuid(instance_uuid) if instance_uuid is not None else _new_uuid()
     if find_by_uuid(change, identity) is not None:
         raise ConflictError(f"uuid {identity} belongs to another instance already")
     values: dict[str, object] = {
@@ -277,7 +280,7 @@ def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     if "cloud_init_id" not in columns and changes.cloud_init_starts_over(
         old.config, wanted.layers.config, old.devices, wanted.layers.devices
     ):
-        columns["cloud_init_id"] = str(uuid.uuid4())
+        columns["cloud_init_id"] = _new_uuid()
     happened: list[changes.ChangeEvent] = []
     if (project, name) != (old.project, old.name):
         happened.append(changes.lifecycle("instance-renamed", project, name))
@@ -343,6 +346,13 @@ def find_by_init(change: Change, init: Init) -> tuple[int, str] | None:
     """Id and name of the instance that a process is the init of; None if there is none."""
     found = change.connection.execute(_BY_INIT, (init.pid, init.start_time, init.boot_id)).fetchone()
     return None if found is None else (found[0], found[1])
+
+
+def _new_uuid() -> str:
+    # PERF: loaded here, since most commands need none.
+    import uuid
+
+    return str(uuid.uuid4())
 
 
 def _check_init_is_free(change: Change, instance: Instance | None, init: Init) -> None:

@@ -6,9 +6,9 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from guestapi.encoding import to_json
+from guestapi.encoding import text_to_json
 from guestapi.model import Instance
 from guestapi.store import changes
 
@@ -41,7 +41,6 @@ KEEP_OWN_ENTRIES = 16
 _SLACK = 100
 
 
-@dataclass(slots=True)
 class Change:
     """One transaction that changes the store. Made by `Writer.change`.
 
@@ -53,15 +52,17 @@ class Change:
         configuration_bytes: how much the configuration and devices of an instance may have in all.
     """
 
-    connection: sqlite3.Connection
-    configuration_bytes: int
-    told: int = 0
-    spread: int = 0
-    rings: bool = False
+    __slots__ = ("configuration_bytes", "connection", "rings", "spread", "told")
+
+    def __init__(self, connection: sqlite3.Connection, configuration_bytes: int) -> None:
+        self.connection = connection
+        self.configuration_bytes = configuration_bytes
+        self.told = 0
+        self.spread = 0
+        self.rings = False
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(NamedTuple):
     """The instance that an entry of the change log is about; attributes as the arguments of `tell`."""
 
     instance_id: int
@@ -70,8 +71,7 @@ class Told:
     running: bool
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenEvent:
+class WrittenEvent(NamedTuple):
     """A `changes.ChangeEvent` with its metadata as JSON, made once for all instances that it is told of."""
 
     type: str
@@ -106,7 +106,7 @@ def tell(
 
 def write_event(event: changes.ChangeEvent) -> WrittenEvent:
     """An event as it stands in the change log."""
-    return WrittenEvent(event.type, to_json(event.metadata, html=True).decode(), event.guest)
+    return WrittenEvent(event.type, text_to_json(event.metadata, html=True).decode(), event.guest)
 
 
 def tell_all(change: Change, told: Iterable[tuple[Told, Sequence[WrittenEvent]]], *, by_guest: bool = False) -> None:

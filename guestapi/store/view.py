@@ -5,15 +5,14 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from guestapi.store.engine import database_file, open_reader
+from guestapi.store.engine import open_reader
 from guestapi.store.errors import explained
 from guestapi.store.rows import snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """The store at one moment.
 
     Attributes:
@@ -35,7 +34,6 @@ class Views:
         Raises:
             StoreError: the store is missing or cannot be used.
         """
-        self._file = database_file(url)
         self._database = open_reader(url)
 
     @contextmanager
@@ -45,7 +43,7 @@ class Views:
         Raises:
             StoreError: it cannot be used any more.
         """
-        with explained(self._file), closing(self._database.connect()) as connection, snapshot(connection):
+        with explained(self._database.path), closing(self._database.connect()) as connection, snapshot(connection):
             yield View(connection)
 
 

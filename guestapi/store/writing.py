@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from guestapi.model import Init
-from guestapi.settings import Settings
 from guestapi.store import steps
-from guestapi.store.doorbell import ring
-from guestapi.store.engine import database_file, open_writer
+from guestapi.store.bell import ring
+from guestapi.store.engine import open_writer
 from guestapi.store.errors import explained
 from guestapi.store.transaction import Change, trim
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-@dataclass(frozen=True, slots=True)
-class ReadyReport:
+    from guestapi.store.options import Options
+
+
+class ReadyReport(NamedTuple):
     """What a workload says of itself; attributes as the arguments of `steps.set_ready`."""
 
     instance_id: int
@@ -33,13 +35,12 @@ class ReadyReport:
 class Writer:
     """Changes the store. May be used by several threads: every transaction has a connection of its own."""
 
-    def __init__(self, settings: Settings, *, create: bool = False) -> None:
+    def __init__(self, settings: Options, *, create: bool = False) -> None:
         """Open the store; with `create`, make it if it is missing.
 
         Raises:
             StoreError: it is missing or cannot be used.
         """
-        self._file = database_file(settings.store.url)
         self._database = open_writer(settings.store.url, lock_seconds=settings.store.lock_seconds, create=create)
         self._configuration_bytes = settings.store.configuration_bytes
         self._keep = settings.events
@@ -47,7 +48,9 @@ class Writer:
     @property
     def state_directory(self) -> Path:
         """The directory of the database; its owner is the service's user."""
-        return self._file.parent
+        from pathlib import Path
+
+        return Path(self._database.path).parent
 
     @contextmanager
     def change(self) -> Iterator[Change]:
@@ -57,7 +60,7 @@ class Writer:
             StoreBusyError: another writer held the store for too long.
             StoreError: it cannot be written.
         """
-        with explained(self._file), closing(self._database.connect()) as connection:
+        with explained(self._database.path), closing(self._database.connect()) as connection:
             # At once: a writer must not find out at its first write that what it has read is stale.
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -72,7 +75,7 @@ class Writer:
                     connection.execute("ROLLBACK")
             # Before the connection is closed: listeners wait for this.
             if change.told or change.rings:
-                ring(self._file)
+                ring(self._database.path)
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Write what the workload says of itself, in a transaction of its own; see `steps.set_ready`."""

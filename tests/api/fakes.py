@@ -17,7 +17,7 @@ from guestapi.store.images import open_files
 from guestapi.store.rows import Entries
 from guestapi.wsgi import CALLER, DIALECT, Environ
 
-# The host UID of root in the instance.
+#: The host UID of root in the instance.
 ROOT = 100_000
 CLOUD_INIT_ID = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 

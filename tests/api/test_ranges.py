@@ -10,7 +10,7 @@ from guestapi.api.errors import RangeNotSatisfiable
 from guestapi.api.ranges import MOST_RANGES, ConditionResult, http_date, judge, parse, wanted_ranges
 
 ETAG = '"abc"'
-# Sun, 06 Nov 1994 08:49:37 GMT (RFC 9110, section 5.6.7).
+#: Sun, 06 Nov 1994 08:49:37 GMT (RFC 9110, section 5.6.7).
 MODIFIED = 784_111_777
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 EARLIER, LATER = "Sun, 06 Nov 1994 08:49:36 GMT", "Sun, 06 Nov 1994 08:49:38 GMT"

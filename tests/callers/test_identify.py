@@ -160,7 +160,7 @@ def find_roots(listener: IdentifyingListener, container: Container) -> dict[str,
 
 ROOT_ALONE = {"root": True, "user": False, "stranger": False}
 
-# The namespaces and users that PID 1 enters, and the host UID of root in its container.
+#: The namespaces and users that PID 1 enters, and the host UID of root in its container.
 changes = pytest.mark.parametrize(
     ("change", "base"),
     [

@@ -109,7 +109,7 @@ def test_root_uid_before_the_map_is_written() -> None:
         process.communicate()
 
 
-# Sequences of users and namespaces that PID 1 may enter.
+#: Sequences of users and namespaces that PID 1 may enter.
 CHANGES = {
     "nothing": [],
     "userns": ["userns"],

@@ -16,9 +16,9 @@ from guestapi.store import steps
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 
-# Clears the screen and sets the title, in seven and in eight bits, rings the bell, moves back, deletes.
+#: Clears the screen and sets the title, in seven and in eight bits, rings the bell, moves back, deletes.
 EVIL = "a\x1b[2J\x1b]0;owned\x07b\x9b31m\rc\x08\x7f\u0085"
-# Rich's own escape sequences for colours and weights.
+#: Rich's own escape sequences for colours and weights.
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# All documents except those about the past, which may name what no longer exists.
+#: All documents except those about the past, which may name what no longer exists.
 DOCUMENTS = sorted(
     path
     for path in [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")]
@@ -20,7 +20,7 @@ DOCUMENTS = sorted(
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-# Separators of the commands in a line.
+#: Separators of the commands in a line.
 _SEPARATORS = {"&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1"}
 
 

@@ -18,7 +18,8 @@ from tests.harness.scratch import SCRATCH
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-# Run by /bin/sh in a mount namespace: puts the checkout ($1) below a directory with mode 0700 ($2), then runs the rest.
+#: Run by /bin/sh in a mount namespace: puts the checkout ($1) below a directory with mode 0700 ($2), then runs the
+#: rest.
 CLOSED = """
 set -e
 mount --bind "$1" /mnt
@@ -31,7 +32,7 @@ shift 2
 exec "$@"
 """
 
-# Patterns that vary from run to run, and their replacements.
+#: Patterns that vary from run to run, and their replacements.
 VARYING = (
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),

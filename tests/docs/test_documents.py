@@ -146,7 +146,7 @@ def python_files() -> Iterator[tuple[Path, ast.Module]]:
         yield path, ast.parse(path.read_text())
 
 
-# Variables that systemd, gunicorn, a runtime or a shell sets for its processes, not the operator.
+#: Variables that systemd, gunicorn, a runtime or a shell sets for its processes, not the operator.
 NOT_OURS = {
     *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "MAINPID"),
     *("NOTIFY_SOCKET", "GUNICORN_FD", "PATH"),

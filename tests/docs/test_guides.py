@@ -16,13 +16,13 @@ from tests.harness.machine import Machine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
-# The beginning of a finding about a runtime whose follower is switched off.
+#: The beginning of a finding about a runtime whose follower is switched off.
 FOLLOWER = "ok   follower "
 
-# Seconds to wait for the shown output.
+#: Seconds to wait for the shown output.
 PATIENCE = 30.0
 
-# Patterns that vary from machine to machine, and their replacements.
+#: Patterns that vary from machine to machine, and their replacements.
 VARYING = (
     (r"Linux \S+", "Linux VERSION"),
     (r'"location":"[^"]*"', '"location":"HOST"'),
@@ -128,7 +128,7 @@ def test_operations(machine: Machine) -> None:
     machine.run("systemctl", "disable", "guestapi.service")
 
 
-# A container whose root file system has curl; like Debian's template, but without a network.
+#: A container whose root file system has curl; like Debian's template, but without a network.
 LXC = """
 lxc.uts.name = web
 lxc.rootfs.path = dir:/var/lib/lxc/web/rootfs

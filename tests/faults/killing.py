@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# All calls that change files or shared memory, and their locks. Between two of these, nothing changes for other
-# processes.
+#: All calls that change files or shared memory, and their locks. Between two of these, nothing changes for other
+#: processes.
 CALLS = (
     "write,pwrite64,fsync,fdatasync,ftruncate,fallocate,rename,unlink,openat,close,fcntl,mmap,munmap,utimensat,"
     "fchown,fchmod"
 )
 
-# Runs the operator's command repeatedly, each time in a child that is forked after all imports and waits for a line.
+#: Runs the operator's command repeatedly, each time in a child that is forked after all imports and waits for a line.
 _COMMANDS = """
 import os, sys
 from guestapi.cli.main import main

@@ -21,7 +21,7 @@ from tests.harness.service import Service
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-# The calls of a follower that have effects outside of it: on files, sockets and processes.
+#: The calls of a follower that have effects outside of it: on files, sockets and processes.
 CALLS = (
     "write,pwrite64,fsync,fdatasync,ftruncate,unlink,close,fcntl,sendto,sendmsg,recvfrom,accept4,pidfd_open,"
     "openat,bind,listen,rename,flock,epoll_ctl"

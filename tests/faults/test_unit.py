@@ -20,7 +20,7 @@ from tests.server.test_worker import until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
-# A hook with which a worker allocates more memory than permitted, after a certain request.
+#: A hook with which a worker allocates more memory than permitted, after a certain request.
 GREEDY = """
 def post_request(worker, req, environ, resp):
     if req.path.endswith("greedy"):
@@ -110,8 +110,8 @@ def test_worker_out_of_memory(machine: Installed, container: Container) -> None:
     machine.run("systemctl", "reload", "guestapi.service")
 
 
-# A client that sends requests without a pause until its standard input ends. Prints a line at the first response, and
-# at the end the number of responses and of each error.
+#: A client that sends requests without a pause until its standard input ends. Prints a line at the first response, and
+#: at the end the number of responses and of each error.
 LOOP = """
 import collections, json, select, socket, sys
 counts = collections.Counter()

@@ -1,7 +1,7 @@
-"""``python -m tests.fuzz SECONDS [TARGET...]``: coverage-guided fuzzing, so long in all; exit 1 if anything was found.
+"""``python -m tests.fuzz SECONDS [TARGET...]``: coverage-guided fuzzing for that time; exit code 1 if it finds a fault.
 
-Needs the extra ``fuzz``. An input that something is wrong with is left in the directory that is named; it belongs
-into test_targets.py.
+Needs the extra ``fuzz``. An input that causes a fault is left in the directory that is printed; it belongs into
+test_targets.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.fuzz.targets import TARGETS, Target
 from tests.harness.machine import CHECKOUT
 
-#: Seconds that one input may take, and more than so long after its time is up a target hangs.
+#: Seconds that one input may take, and seconds after the end of its time by which a target hangs.
 _LONGEST, _PATIENCE = 15, 60
 _TRIED = re.compile(r"stat::number_of_executed_units: (\d+)")
 _COVERAGE = re.compile(r"cov: (\d+)")
@@ -25,13 +25,13 @@ def fuzz(name: str, target: Target, seconds: int, directory: Path) -> tuple[int,
     """Fuzz one target.
 
     Args:
-        name: of the target.
+        name: the name of the target.
         target: the target.
-        seconds: how long.
-        directory: where to leave what is found.
+        seconds: the duration.
+        directory: the directory for its findings.
 
     Returns:
-        How many inputs were tried, how much of the code they came to, and what was found, if anything was.
+        the number of inputs, the number of covered branches, and the finding, which is empty if there is none.
     """
     corpus = directory / name
     corpus.mkdir()
@@ -62,7 +62,7 @@ def _escaped(word: bytes) -> str:
 
 
 def main(seconds: int, names: list[str]) -> int:
-    """Fuzz the targets of these names, each for its share of the time; the exit code."""
+    """Fuzz the targets with these names, each for its share of the time; return the exit code."""
     directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
     shares = sum(TARGETS[name].share for name in names)
     failed = 0

@@ -1,4 +1,4 @@
-"""The operator's command in this process, with whatever words and input, each time over one store; and hooks' rings."""
+"""The operator's command in this process, with any arguments and input, over a fresh store; and hooks' rings."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from guestapi.store import steps
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.writing import Writer
 
-#: They stay in the foreground, ask others than the store, or write to any path that they are given.
+#: Commands that stay in the foreground, use more than the store, or write to any given path.
 _ENDLESS = frozenset({"serve", "mirror", "takeover", "follow", "hook", "backup"})
-#: Reading these has no end.
+#: Files that can be read endlessly.
 _FOREIGN = (b"/dev", b"/proc", b"/sys")
 
 
 @cache
 def _place() -> Path:
-    """A directory with a configuration, a store of one instance beside it, and a copy of that."""
+    """Return a directory with a configuration, a store with one instance, and a copy of the store."""
     directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     state = directory / "state"
@@ -46,12 +46,12 @@ def _place() -> Path:
 
 
 def check_command(data: bytes) -> None:
-    """Run the command with the words of the first line of `data`, NUL between them.
+    """Run the command with the arguments in the first line of `data`, separated by NUL.
 
     The rest of `data` is its standard input, and the file ``input``.
 
     Raises:
-        AssertionError: it ends with a traceback, an exit code or a word of complaint that is none of ours.
+        AssertionError: it ends with a traceback, an unknown exit code or an error in another form.
     """
     line, _end, given = data.partition(b"\n")
     words = [os.fsdecode(word) for word in line.split(b"\0")]
@@ -76,10 +76,10 @@ def check_command(data: bytes) -> None:
 
 
 def check_ring(data: bytes) -> None:
-    """Take `data` for what a hook sends to a follower, and for the files that a runtime leaves for it.
+    """Parse `data` as a hook's ring, and as the files that a runtime leaves for a follower.
 
     Raises:
-        AssertionError: it is refused in more than one sentence.
+        AssertionError: a refusal has more than one sentence.
     """
     refusals = []
     ring = doorbell.Ring("oci", state=data)
@@ -100,7 +100,7 @@ def check_settings(data: bytes) -> None:
     """Read `data` as guestapi.toml.
 
     Raises:
-        AssertionError: it is refused in more than one sentence, or one that does not begin with the file.
+        AssertionError: the refusal has more than one sentence, or does not begin with the file.
     """
     file = _place() / "other.toml"
     file.write_bytes(data)

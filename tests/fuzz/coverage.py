@@ -1,6 +1,6 @@
-"""One target under atheris, which goes by coverage: ``python -m tests.fuzz.coverage TARGET OPTION...``.
+"""Fuzzes one target with atheris, guided by coverage: ``python -m tests.fuzz.coverage TARGET OPTION...``.
 
-The options are libFuzzer's (llvm.org/docs/LibFuzzer.html). Started by `tests.fuzz.__main__`.
+The options are libFuzzer's (llvm.org/docs/LibFuzzer.html). `tests.fuzz.__main__` starts it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Requests, read by our parser and by h11: whatever is taken here means the same to another careful parser.
+"""Requests, parsed by guestapi and by h11: an accepted request has the same meaning for both.
 
-Where ours is meant to differ is said in `read_by_h11`, `seen_by_h11` and `check_head`; it takes nothing more.
+The intended differences are in `read_by_h11`, `seen_by_h11` and `check_head`; guestapi accepts nothing else.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from guestapi.http.request import Head, parse_head
 from guestapi.settings import LimitSettings
 
 LIMITS = LimitSettings()
-#: All that a request can be refused with before its body is read, and then.
+#: The statuses with which a request can be refused before its body is read, and while it is read.
 STATUSES = {400, 413, 414, 417, 431, 501, 505}
 BODY_STATUSES = {400, 413}
 
 
 def read_by_h11(received: bytes) -> tuple[h11.Connection, h11.Request | None]:
-    """What h11 takes it for; None if it wants more. Raises h11.RemoteProtocolError."""
-    # RFC 3986 has no bytes from 0x80 on in a target. Go takes them, so here they are taken, and hidden from h11.
+    """Return h11's parser and its request, or None if the request is incomplete. Raises h11.RemoteProtocolError."""
+    # RFC 3986 does not permit bytes from 0x80 on in a target. Go accepts them, and so does guestapi; h11 gets others
+    # instead.
     line, end, rest = received.partition(b"\n")
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     connection.receive_data(bytes(byte if byte < 0x80 else 0x7E for byte in line) + end + rest)
@@ -31,7 +32,7 @@ def read_by_h11(received: bytes) -> tuple[h11.Connection, h11.Request | None]:
 
 
 def seen_by_h11(request: h11.Request) -> dict[str, str]:
-    """h11's header fields as an environ has them: doubles joined, those with an underscore in their name left out."""
+    """Return h11's header fields as in environ: repeated ones joined, those with an underscore left out."""
     fields: dict[str, str] = {}
     for raw_name, value in request.headers:
         name = raw_name.decode().upper()
@@ -43,7 +44,7 @@ def seen_by_h11(request: h11.Request) -> dict[str, str]:
 
 
 def framing_by_h11(request: h11.Request) -> int | None:
-    """The length of the body by h11's reckoning; None: it comes in chunks."""
+    """Return the length of the body according to h11; None: it is chunked."""
     fields = dict(request.headers)
     if b"transfer-encoding" in fields:
         return None
@@ -51,10 +52,10 @@ def framing_by_h11(request: h11.Request) -> int | None:
 
 
 def check_head(received: bytes) -> tuple[Head, h11.Connection] | None:
-    """Hold what we take for the head of a request against h11; None if it was refused or is not complete.
+    """Compare an accepted head with h11's; return None if it is refused or incomplete.
 
     Raises:
-        AssertionError: it means something else to h11, or it was refused in a way that is not ours.
+        AssertionError: it has another meaning for h11, or the refusal has an unknown status.
     """
     try:
         found = parse_head(received, LIMITS)
@@ -75,7 +76,7 @@ def check_head(received: bytes) -> tuple[Head, h11.Connection] | None:
     assert re.sub(r"[\x80-\xff]", "~", environ["RAW_URI"]).encode() == request.target
     ours = {key: value for key, value in environ.items() if key.startswith(("HTTP_", "CONTENT_"))}
     if "HTTP_TRANSFER_ENCODING" in ours:
-        # The name of a coding does not depend on case (RFC 9112, section 7); h11 has it in lower case.
+        # The name of a coding does not depend on case (RFC 9112, section 7); h11 converts it to lower case.
         ours["HTTP_TRANSFER_ENCODING"] = ours["HTTP_TRANSFER_ENCODING"].lower()
     assert ours == seen_by_h11(request)
     assert found.length == framing_by_h11(request)
@@ -83,10 +84,10 @@ def check_head(received: bytes) -> tuple[Head, h11.Connection] | None:
 
 
 def check_requests(received: bytes) -> None:
-    """Hold all requests in `received`, bodies included, against h11: same content, and the next begins where it does.
+    """Compare all requests in `received` with h11's: content, bodies, and where the next one begins.
 
     Raises:
-        AssertionError: they mean something else to h11, or were refused in a way that is not ours.
+        AssertionError: one has another meaning for h11, or a refusal has an unknown status.
     """
     while taken := check_head(received):
         head, connection = taken
@@ -116,24 +117,24 @@ def _body_by_h11(connection: h11.Connection) -> tuple[bytes, bytes]:
 
 
 class _Received:
-    """What has come of a body, and then no more (`body.Source`)."""
+    """The received bytes of a body, after which nothing more arrives (`body.Source`)."""
 
     def __init__(self, left: bytes) -> None:
         self.left = left
 
     def peek_line(self, limit: int) -> bytes:
-        """The next line, left in place."""
+        """Return the next line without consuming it."""
         end = self.left.find(b"\n", 0, limit)
         if end < 0:
             raise ProtocolError(400, "a line is too long, or cut short")
         return self.left[: end + 1]
 
     def take(self, size: int) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         if not self.left:
             raise ProtocolError(400, "the body is cut short")
         taken, self.left = self.left[:size], self.left[size:]
         return taken
 
     def send_interim(self, _response: bytes) -> None:
-        """Nobody hears it."""
+        """Discard the response."""

@@ -1,6 +1,6 @@
-"""A real `Connection` with whatever bytes a client sends, and what it answers.
+"""A real `Connection` that receives any bytes, and a check of its responses.
 
-All of it is in this process, without a kernel's word on who is calling and without a database.
+Everything is in this process, without the kernel's peer credentials and without a database.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from guestapi.settings import LimitSettings
 from guestapi.store.rows import Entries
 from tests.api.fakes import MemoryStore, caller, instance
 
-#: Between two pieces that do not come at once. Neither HTTP nor what a test sends of WebSockets has it by chance.
+#: Separates pieces that are sent one after another. It occurs neither in HTTP nor in the WebSocket frames of the seeds.
 PAUSE = b"\xff\xfe"
-#: Seconds until a connection hangs.
+#: Seconds after which a connection hangs.
 PATIENCE = 10
-#: Fingerprint of the image that there is.
+#: The fingerprint of the only image.
 FINGERPRINT = "0123456789abcdef" * 4
 
-#: Of the process that has connected, as far as it matters.
+#: The PID of the process that connects; any will do.
 _PID = 4242
 
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9]) [ -~]+")
@@ -52,16 +52,16 @@ _FIELD = re.compile(rb"([A-Za-z0-9-]+): ([!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~
 
 
 class ShortLog:
-    """A change log with a few entries."""
+    """A change log with three entries."""
 
     replaced = 0
 
     def latest(self) -> int:
-        """The last one's id."""
+        """Return the last id."""
         return 3
 
     def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int = 3) -> Entries:
-        """Two for the guest, one for the operator."""
+        """Return the entries: two for the guest, one for the operator."""
         metadata = '{"key":"user.foo","old_value":"","value":"<bar>"}'
         entries = [
             Notification(number, 7, "default", "c1", "config", "2026-01-02T03:04:05Z", metadata, number != 2)
@@ -72,35 +72,35 @@ class ShortLog:
 
 
 class Known:
-    """Everybody is known (`callers.identify.Identifier`)."""
+    """An identifier that knows every caller (`callers.identify.Identifier`)."""
 
     def identify(self, _connection: socket.SocketType, _who: Credentials) -> Caller:
-        """Root of instance 7."""
+        """Return root of instance 7."""
         return caller()
 
     def confirm(self, _connection: socket.SocketType, known: Caller) -> Caller:
-        """Still."""
+        """Confirm the caller."""
         return known
 
     def find_container(self, _connection: socket.SocketType, _who: Credentials) -> int:
-        """Of one container."""
+        """Return the only container."""
         return 1
 
 
 class Complaints(logging.Handler):
-    """Keeps what is logged that no guest may cause."""
+    """Collects log records that no guest may cause."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.heard: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
+        """Store the record."""
         self.heard.append(self.format(record))
 
 
 class Worker:
-    """What a worker has, without its processes."""
+    """The parts of a worker in one process."""
 
     def __init__(self) -> None:
         directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
@@ -115,12 +115,12 @@ class Worker:
         store = MemoryStore(instance(config, devices), images={FINGERPRINT: image}, where=directory)
         limits = LimitSettings(writes_per_second=1e6, writes_burst=10**6)
         broker = Broker(ShortLog(), queue_limit=10, subscriptions_per_instance=2)
-        #: Method and status of each answer, in order; None for what the server itself refused.
+        #: Method and status of each response in order; the method is None if the server itself refused.
         self.said: list[tuple[str | None, int]] = []
         self.context = WorkerContext(
             create(store, broker, limits),
-            # Duck-typed: the real one asks the kernel.
-            Known(),  # type: ignore[arg-type]  # as much of one as is asked for
+            # Duck-typed: the real one needs the kernel's credentials.
+            Known(),  # type: ignore[arg-type]  # has the methods that are used
             limits,
             store.instance,
             self._answered,
@@ -130,7 +130,7 @@ class Worker:
         )
         self.complaints = Complaints()
         logging.getLogger("guestapi").addHandler(self.complaints)
-        # The hub prints what a greenlet dies of, and goes on.
+        # The hub prints the exceptions of greenlets, and continues.
         get_hub().handle_error = self._failed  # type: ignore[method-assign, assignment]
 
     def _answered(self, exchange: Exchange) -> None:
@@ -140,7 +140,7 @@ class Worker:
         self.complaints.heard.append(f"{context}: {kind}: {value}")
 
     def answers(self, pieces: list[bytes], dialect: str) -> bytes:
-        """All that comes back for these bytes on a connection of its own."""
+        """Return everything that is received for these bytes on a connection of its own."""
         self.said.clear()
         self.complaints.heard.clear()
         ours, theirs = socket.socketpair()
@@ -151,12 +151,12 @@ class Worker:
             try:
                 for piece in pieces:
                     client.sendall(piece)
-                    # tty_ioctl(4), which unix(7) has too: what the other side has not read.
+                    # The bytes that the other side has not read (tty_ioctl(4), also for unix(7)).
                     while _number(fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4))) and not receiving.ready():
                         gevent.idle()
                 client.shutdown(socket.SHUT_WR)
             except OSError:
-                pass  # It has had enough.
+                pass  # The server has closed the connection.
             data: bytes = receiving.get()
         while self.context.connections:
             gevent.idle()
@@ -166,15 +166,15 @@ class Worker:
 
 @cache
 def worker() -> Worker:
-    """The one of this process."""
+    """Return the worker of this process."""
     return Worker()
 
 
 def check_exchange(data: bytes) -> None:
-    """Send `data` to a connection, a dialect in its first byte, `PAUSE` between pieces.
+    """Send `data` on a connection, with the dialect in its first byte, and `PAUSE` between pieces.
 
     Raises:
-        AssertionError: an answer is not well-formed, one is missing, or something is logged that no guest may cause.
+        AssertionError: a response is malformed or missing, or a record is logged that no guest may cause.
         gevent.Timeout: it hangs.
     """
     dialect = list(DIALECTS)[data[0] % len(DIALECTS)] if data else "incus"
@@ -200,11 +200,11 @@ def _receive(client: gevent.socket.socket) -> bytes:
 
 
 def _check_answer(data: bytes, method: str | None, status: int) -> bytes:
-    """Take one answer away from the beginning of `data`; returns what follows."""
+    """Check one response at the beginning of `data`; return the rest."""
     while data.startswith(b"HTTP/1.1 100 Continue\r\n\r\n"):
         data = data[25:]
     if not data and status == 101:
-        # Who sends frames before there is an answer hears nothing.
+        # A client that sends frames before the response gets no response.
         return b""
     head, end, rest = data.partition(b"\r\n\r\n")
     assert end, f"no answer where there is one: {data!r}"
@@ -235,7 +235,7 @@ def _check_answer(data: bytes, method: str | None, status: int) -> bytes:
 
 
 def _check_stream(data: bytes, fields: dict[bytes, bytes]) -> None:
-    """What follows a head without a length: frames or lines, all of them whole."""
+    """Check the data of a stream: complete frames or lines."""
     if fields.get(b"upgrade") != b"websocket":
         assert not data or data.endswith(b"\n")
         for line in data.splitlines():

@@ -1,7 +1,7 @@
-"""What is fuzzed.
+"""The targets of fuzzing.
 
-Each target takes bytes, and raises whenever something is not as it must be: hypothesis makes the bytes in the tests
-beside this, atheris in ``make fuzz``.
+Each target takes bytes, and raises an exception if a property is violated. hypothesis generates the bytes in the tests
+of this directory, atheris in ``make fuzz``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tests.fuzz.exchange import FINGERPRINT, PAUSE, check_exchange
 
 
 def check_frames(data: bytes) -> None:
-    """Take `data` for what a WebSocket's client sends: it means the same however it is cut, and little of it is kept.
+    """Feed `data` as frames of a WebSocket client: any split gives the same result, and little of it is stored.
 
     Raises:
-        AssertionError: it does not.
+        AssertionError: one of these is violated.
     """
     whole = ClientFrames().feed(data)
     frames = ClientFrames()
@@ -44,14 +44,14 @@ def _words(*lines: bytes) -> tuple[bytes, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One of them.
+    """A target.
 
     Attributes:
-        check: raises if something is wrong with what these bytes come to.
-        share: of the time that there is for all.
-        longest: how many bytes are worth while.
-        seeds: to begin with.
-        words: what inputs are put together from.
+        check: raises an exception if these bytes violate a property.
+        share: its share of the total time.
+        longest: the useful maximum of bytes.
+        seeds: the first inputs.
+        words: the parts that inputs are made of.
     """
 
     check: Callable[[bytes], None]

@@ -1,4 +1,4 @@
-"""Whatever bytes there are: no traceback, no hang, no worse answer than a refusal. `targets` says what that is."""
+"""Any bytes give a result or a refusal, and neither a traceback nor a hang; `targets` has the properties in detail."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import TARGETS
 from tests.http.test_request_differential import REQUESTS, mutated
 
-#: How many inputs each target has in the suite: seconds, together.
+#: The number of inputs for each target; some seconds in total.
 EXAMPLES = {"requests": 1000, "exchange": 400, "frames": 500, "settings": 500, "command": 150, "ring": 500}
 
 _NUMBER = b"9" * 5000
 _CHUNKED = b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 _ADD = b'--config\0input\0instance\0add\0c2\n[store]\nurl = "'
-#: Inputs that something was wrong with, once.
+#: Inputs that caused a fault in the past.
 FOUND = [
     ("requests", _CHUNKED + b"1 ;a\r\na\r\n0\r\n\r\n"),
     ("requests", _CHUNKED + b'0\r\n{"a: y\r\n\r\n'),
@@ -39,7 +39,7 @@ FOUND = [
 
 
 def inputs(name: str) -> st.SearchStrategy[bytes]:
-    """A seed, cut up and patched with words; words in a row; anything at all."""
+    """Inputs from a seed with replaced parts, or from a list of words."""
     target = TARGETS[name]
     word = st.sampled_from(target.words) | st.binary(max_size=3)
     words = st.lists(word, max_size=12).map(b"".join)
@@ -57,20 +57,20 @@ def inputs(name: str) -> st.SearchStrategy[bytes]:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds(name: str) -> None:
-    """What fuzzing begins with is in order."""
+    """The seeds violate no property."""
     for seed in TARGETS[name].seeds:
         TARGETS[name].check(seed)
 
 
 @pytest.mark.parametrize(("name", "data"), FOUND, ids=lambda value: repr(value)[:40])
-def test_found_once(name: str, data: bytes) -> None:
-    """What was wrong is not wrong again."""
+def test_past_findings(name: str, data: bytes) -> None:
+    """An input that caused a fault causes none now."""
     TARGETS[name].check(data)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_anything(name: str) -> None:
-    """Nothing is wrong with what any bytes come to."""
+    """No generated input violates a property."""
     target = TARGETS[name]
 
     @settings(max_examples=EXAMPLES[name], deadline=None, database=None)
@@ -84,6 +84,6 @@ def test_anything(name: str) -> None:
 @settings(max_examples=500, deadline=None)
 @given(st.lists(REQUESTS | mutated(), min_size=1, max_size=4).map(b"".join), st.integers(0, 2))
 def test_requests_on_a_connection(data: bytes, dialect: int) -> None:
-    """Requests that are almost right, one behind the other, are each answered well."""
+    """Almost valid requests, one after another on a connection, each get a well-formed response."""
     TARGETS["requests"].check(data)
     TARGETS["exchange"].check(bytes([dialect]) + data)

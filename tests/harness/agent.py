@@ -20,7 +20,7 @@ from typing import Any
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
-# Seconds to wait after the last response for the server to close the connection.
+#: Seconds to wait after the last response for the server to close the connection.
 LOOK = 0.05
 
 

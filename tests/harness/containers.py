@@ -19,7 +19,7 @@ from tests.harness.fast import forbid
 
 HERE = Path(__file__).parent
 
-# The host UID of root in a container, by default.
+#: The host UID of root in a container, by default.
 BASE = 100_000
 
 

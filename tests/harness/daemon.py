@@ -27,10 +27,10 @@ from tests.harness import rootfs
 from tests.harness.containers import Response, parse
 from tests.harness.fast import forbid
 
-# The directory into which tools/unpack-daemon unpacks the packages.
+#: The directory into which tools/unpack-daemon unpacks the packages.
 PACKAGES = Path(sys.executable).parent.parent
 
-# Run by /bin/sh in new mount and network namespaces; liblxc has sockets in the latter. Its last process keeps them.
+#: Run by /bin/sh in new mount and network namespaces; liblxc has sockets in the latter. Its last process keeps them.
 _PREPARE = """
 set -e
 mount --make-rprivate /
@@ -51,7 +51,7 @@ exec unshare --cgroup /bin/sh -c 'umount -R /sys/fs/cgroup; mount -t cgroup2 cgr
 exec sleep infinity'
 """
 
-# Runs a command in the cgroup.
+#: Runs a command in the cgroup.
 _JOIN = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
 
 

@@ -10,8 +10,8 @@ from tests.harness.machine import Machine
 CLIENTS = {"incus": "incus", "lxd": "lxc"}
 _ROOTFS = Path(__file__).with_name("rootfs.py")
 
-# Run by /bin/sh on the machine, with the unpacked packages, the daemon's name and its client's name. It does first what
-# the packages do at their installation (lxd's postinst adds the group), then what an operator does.
+#: Run by /bin/sh on the machine, with the unpacked packages, the daemon's name and its client's name. It does first
+#: what the packages do at their installation (lxd's postinst adds the group), then what an operator does.
 _INSTALL = f"""
 set -e
 tar -C "$1" -c . | tar -C / -x --keep-directory-symlink

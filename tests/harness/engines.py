@@ -22,8 +22,8 @@ from tests.harness.daemon import packages
 from tests.harness.images import Image
 from tests.harness.scratch import SCRATCH
 
-# Run by sh: makes a mount namespace with only version 2 of cgroups, as both engines need it, and with a state directory
-# of the OCI runtimes that is separate from other tests.
+#: Run by sh: makes a mount namespace with only version 2 of cgroups, as both engines need it, and with a state
+#: directory of the OCI runtimes that is separate from other tests.
 _PREPARE = """
 set -e
 mount --make-rprivate /
@@ -34,7 +34,7 @@ echo ready
 exec sleep infinity
 """
 
-# Options without which podman needs cgroup controllers and limits that a development machine may lack.
+#: Options without which podman needs cgroup controllers and limits that a development machine may lack.
 MODEST = ("--pids-limit=-1", "--ulimit=nofile=1024:4096", "--ulimit=nproc=1000:1000", "--network=none")
 UNPRIVILEGED = (f"--uidmap=0:{BASE}:65536", f"--gidmap=0:{BASE}:65536")
 CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
@@ -43,9 +43,9 @@ CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
 class Engine:
     """The common parts of podman and Docker. `path` is the engine's own directory, `socket` its API socket."""
 
-    # Options of ``run`` that are needed on this machine.
+    #: Options of ``run`` that are needed on this machine.
     modest: Sequence[str] = ()
-    # The command that removes a running container.
+    #: The command that removes a running container.
     remove: Sequence[str] = ("rm", "--force")
 
     def __enter__(self) -> Engine:
@@ -61,7 +61,7 @@ class Engine:
         )
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == b"ready\n"
-        # A prefix that runs a command in the engine's namespaces.
+        #: A prefix that runs a command in the engine's namespaces.
         self.enter = ["nsenter", "-t", str(self._holder.pid), "-m", "-n"]
         self._process: subprocess.Popen[bytes] | None = None
         try:

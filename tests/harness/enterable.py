@@ -16,7 +16,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# Directories that every system has. One is used as a temporary mount point, only in the own mount namespace.
+#: Directories that every system has. One is used as a temporary mount point, only in the own mount namespace.
 _STAGES = ("/mnt", "/media", "/srv")
 
 

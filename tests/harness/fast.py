@@ -11,10 +11,10 @@ import re
 
 import pytest
 
-# Set for this process and those of pytest-xdist if `--fast` is given.
+#: Set for this process and those of pytest-xdist if `--fast` is given.
 _VARIABLE = "GUESTAPI_TESTS_FAST"
 
-# Classes of the harness that start processes on the host.
+#: Classes of the harness that start processes on the host.
 HOSTS = frozenset({"Service", "Container", "Machine", "Installed", "Daemon", "Host", "Lxc"})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tests.harness.following import until
 from tests.harness.service import COMMAND, USER, Service
 
-# As in the units: root in the store's group, with one capability of root's.
+#: As in the units: root in the store's group, with one capability of root's.
 _CONFINED = (
     *("setpriv", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
     *("--bounding-set=-all,+sys_ptrace", "--inh-caps=-all"),

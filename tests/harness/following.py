@@ -24,7 +24,7 @@ from guestapi.sources.recorder import Ledger
 from guestapi.sources.source import Changes, Found
 from tests.harness.service import COMMAND, USER, Service
 
-# The command of the hook as it is installed: without the package, with built-in modules only.
+#: The command of the hook as it is installed: without the package, with built-in modules only.
 HOOK = ["/usr/bin/python3", "-I", "-S", hook.__file__]
 
 

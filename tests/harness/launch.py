@@ -24,7 +24,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 
-# The number of IDs of a container, as usual in /etc/subuid.
+#: The number of IDs of a container, as usual in /etc/subuid.
 IDS = 65536
 
 

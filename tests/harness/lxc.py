@@ -11,7 +11,7 @@ from tests.harness.containers import BASE, Ran
 
 SNIPPET = Path(__file__).parents[2] / "conf" / "lxc-guestapi.conf"
 
-# The container's init requests a key at once.
+#: The container's init requests a key at once.
 INIT = """#!/bin/sh
 /usr/bin/curl -s --unix-socket /dev/incus/sock http://x/1.0/config/user.foo >/tmp/first 2>&1
 echo " $?" >>/tmp/first
@@ -19,7 +19,7 @@ mv /tmp/first /tmp/answer
 exec sleep 1000
 """
 
-# Runs a command with other contents of /etc/subuid and /etc/subgid, which let root map IDs.
+#: Runs a command with other contents of /etc/subuid and /etc/subgid, which let root map IDs.
 _WITH_IDS = 'mount --make-rprivate /; mount --bind "$0" /etc/subuid; mount --bind "$0" /etc/subgid; exec "$@"'
 
 

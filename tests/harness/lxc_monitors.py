@@ -18,7 +18,7 @@ from tests.harness.agent import CLONE_NEWPID, unshare
 from tests.harness.following import install_hook
 from tests.harness.service import Service
 
-# The monitor's answers about its container's configuration.
+#: The monitor's answers about its container's configuration.
 _CONFIG = {b"lxc.hook.start-host": b"/opt/guestapi/bin/guestapi-hook lxc"}
 
 

@@ -19,7 +19,7 @@ from tests.harness.fast import forbid
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-# Run by /bin/sh as PID 1 of new mount, PID, UTS, IPC and cgroup namespaces; becomes systemd.
+#: Run by /bin/sh as PID 1 of new mount, PID, UTS, IPC and cgroup namespaces; becomes systemd.
 _BOOT = """
 set -e
 mount --make-rprivate /

@@ -15,11 +15,11 @@ from types import TracebackType
 from tests.harness.daemon import Daemon
 from tests.harness.service import COMMAND, USER, Service
 
-# The directory of guestapi's socket in each container, from a device of the default profile. The daemon's own socket is
-# in its usual place.
+#: The directory of guestapi's socket in each container, from a device of the default profile. The daemon's own socket
+#: is in its usual place.
 OURS = "/dev/guestapi/sock"
 
-# A user without an entry in /etc/passwd, in the store's group.
+#: A user without an entry in /etc/passwd, in the store's group.
 MIRROR_USER = USER + 1
 
 

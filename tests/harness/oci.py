@@ -18,7 +18,7 @@ from tests.harness.containers import BASE
 from tests.harness.daemon import packages
 from tests.harness.scratch import SCRATCH
 
-# runc needs a system with only version 2 of cgroups.
+#: runc needs a system with only version 2 of cgroups.
 _PREPARE = """
 set -e
 mount --make-rprivate /

@@ -17,8 +17,8 @@ from types import ModuleType
 
 NAME = "gunicorn_h1c"
 
-# The directories into which 'make test' and 'make test-fast' put other versions: in this environment, or in the one
-# around it.
+#: The directories into which 'make test' and 'make test-fast' put other versions: in this environment, or in the one
+#: around it.
 DIRECTORIES = (Path(sys.prefix) / "parsers", Path(sys.prefix).parent / "parsers")
 
 

@@ -15,7 +15,7 @@ from functools import partial
 
 workers = 1
 
-# The PID of another user's process, and a file in the state directory.
+#: The PID of another user's process, and a file in the state directory.
 _WHOM_AND_WHERE = (1, "/nowhere")
 
 #: Numbers of system calls on x86_64 (arch/x86/entry/syscalls/syscall_64.tbl).

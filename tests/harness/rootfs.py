@@ -14,7 +14,7 @@ from pathlib import Path
 
 _DIRECTORIES = ["bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/lib", "var"]
 _APPLETS = ["cat", "ln", "ls", "mkdir", "poweroff", "reboot", "sh", "sleep", "true"]
-# Container runtimes write to these files, or check that they exist.
+#: Container runtimes write to these files, or check that they exist.
 _FILES = {
     "etc/group": "root:x:0:\n",
     "etc/hostname": "",
@@ -23,8 +23,8 @@ _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\n",
     "etc/resolv.conf": "",
 }
-# systemd-nspawn halts an init with SIGRTMIN+3, which is 37 (systemd(1)), LXC with SIGPWR, which is 30
-# (lxc.container.conf(5)). busybox's own init handles neither.
+#: systemd-nspawn halts an init with SIGRTMIN+3, which is 37 (systemd(1)), LXC with SIGPWR, which is 30
+#: (lxc.container.conf(5)). busybox's own init handles neither.
 _INIT = """#!/bin/sh
 trap 'exit 0' 30 37
 while :; do

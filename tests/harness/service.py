@@ -29,11 +29,11 @@ from tests.harness.containers import BASE, Container
 from tests.harness.fast import forbid
 from tests.harness.scratch import SCRATCH
 
-# An unused user ID. The service needs no entry in /etc/passwd.
+#: An unused user ID. The service needs no entry in /etc/passwd.
 USER = 64_042
 COMMAND = Path(sys.executable).with_name("guestapi")
 
-# As in guestapi.service: one capability, and no program that it starts can gain more.
+#: As in guestapi.service: one capability, and no program that it starts can gain more.
 UNPRIVILEGED = [
     "setpriv",
     f"--reuid={USER}",

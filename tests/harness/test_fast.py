@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A test of each kind: with the fixture, with the mark, with neither, and one that starts nothing.
+#: A test of each kind: with the fixture, with the mark, with neither, and one that starts nothing.
 TESTS = """
 from collections.abc import Iterator
 import pytest

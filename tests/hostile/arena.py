@@ -102,9 +102,9 @@ def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
-# Descriptors that a worker may keep: pidfds of instances' inits, a few epoll sets, and one of the database for each of
-# the ten threads of gevent's pool. SQLite cannot close those while a connection of the same process has a lock, so it
-# reuses them (os_unix.c, setPendingFd).
+#: Descriptors that a worker may keep: pidfds of instances' inits, a few epoll sets, and one of the database for each of
+#: the ten threads of gevent's pool. SQLite cannot close those while a connection of the same process has a lock, so it
+#: reuses them (os_unix.c, setPendingFd).
 KEPT = 8 + 10
 
 

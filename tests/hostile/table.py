@@ -6,7 +6,7 @@ import pytest
 
 from tests.hostile.arena import Report
 
-# The name of the property of a test's report that holds an attack.
+#: The name of the property of a test's report that holds an attack.
 PROPERTY = "attack"
 
 

@@ -15,7 +15,7 @@ from tests.server.inside import Talk, asking, talk
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
 
-# Sends a request over a socket that it inherited.
+#: Sends a request over a socket that it inherited.
 _ASK = """
 import socket, sys
 with socket.socket(fileno=int(sys.argv[1])) as connection:

@@ -17,7 +17,7 @@ import time
 class Connection(http.client.HTTPConnection):
     """A connection to the guest API."""
 
-    # How often the kernel's queue was full.
+    #: How often the kernel's queue was full.
     full = 0
 
     def connect(self) -> None:

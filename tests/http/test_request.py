@@ -13,12 +13,12 @@ from guestapi.http.response import date_line, error_response, response_end, resp
 from guestapi.settings import LimitSettings
 from tests.harness.containers import parse
 
-# Run with each version of the parser.
+#: Run with each version of the parser.
 pytestmark = pytest.mark.usefixtures("parser")
 
 LIMITS = LimitSettings()
 SMALL = LimitSettings(request_line=512, header_fields=8, header_field=512, head=1024)
-# The statuses with which a request can be refused before its body is read.
+#: The statuses with which a request can be refused before its body is read.
 STATUSES = {400, 413, 414, 417, 431, 501, 505}
 
 

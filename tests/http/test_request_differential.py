@@ -10,7 +10,7 @@ from guestapi.http.errors import ProtocolError
 from guestapi.http.request import parse_head
 from tests.fuzz.differential import LIMITS, check_head
 
-# Run with each version of the parser.
+#: Run with each version of the parser.
 pytestmark = pytest.mark.usefixtures("parser")
 
 START = b"GET / HTTP/1.1\r\nHost: x\r\n"

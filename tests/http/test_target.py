@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from guestapi.http.target import clean, decode_segment, is_clean, split_target
 
-# Paths of significant segments.
+#: Paths of significant segments.
 PATHS = st.lists(
     st.sampled_from(["", ".", "..", "...", "a", ".a", "a.", "%2F", "%2e", "é", " "]), min_size=1, max_size=8
 ).map(lambda segments: "/" + "/".join(segments))

@@ -1,7 +1,6 @@
-"""One booted machine on which guestapi is installed, for all tests here.
+"""One booted machine with guestapi installed, for all tests of this directory.
 
-They take minutes, so they run only where they are asked for: `make test-machine` names the suite of Debian in
-$GUESTAPI_MACHINE.
+They take minutes, so they run only on request: `make test-machine` sets $GUESTAPI_MACHINE to the suite of Debian.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ collect_ignore_glob = ["test_*.py"] if SUITE is None else []
 collect_ignore = [] if SUITE == "bookworm" else ["test_suite.py"]
 
 
-#: What is switched on for containers of LXC and nspawn.
+#: The units that are enabled for containers of LXC and nspawn.
 ENABLED = ("guestapi.socket", "guestapi-lxc.service", "guestapi-nspawn.service")
 
-#: What docs/lxc.md and docs/nspawn.md say, for containers that start at boot.
+#: The steps of docs/lxc.md and docs/nspawn.md for containers that start at boot.
 AT_BOOT = """
 for name in web1 web2; do echo 'lxc.start.auto = 1' >>/var/lib/lxc/$name/config; done
 install -D -m 0644 /etc/guestapi/nspawn-guestapi.conf /etc/systemd/system/systemd-nspawn@.service.d/guestapi.conf
@@ -44,7 +43,7 @@ def product() -> Iterator[Product]:
 
 @pytest.fixture(scope="session")
 def vm(product: Product) -> Iterator[VirtualMachine]:
-    """The machine, as its operator has it when he has read the README; web1, web2 and shop start with it."""
+    """The machine, set up as in the README; the containers web1, web2 and shop start with it."""
     assert SUITE is not None
     with VirtualMachine(build_image(SUITE)) as machine:
         product.install(machine)

@@ -1,4 +1,4 @@
-"""Containers of LXC and systemd-nspawn on a virtual machine, whose first act is to ask for their own configuration."""
+"""Containers of LXC and systemd-nspawn on a virtual machine, whose init first requests its configuration."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from tests.harness import rootfs
 from tests.machine.virtual import VirtualMachine
 
-#: The init of every container. It asks once; whatever comes of that, with the uptime before and after, stands in
-#: /asked when it is whole. Then it waits to be told to end: see tests/harness/rootfs.py.
+#: The init of every container. It sends one request, and writes the uptime before and after it and the response to
+#: /asked. Then it waits for the signal to end: see tests/harness/rootfs.py.
 _INIT = r"""#!/bin/sh
 read began rest </proc/uptime
 url=http://x/1.0/config/user.role
@@ -28,7 +28,7 @@ while :; do
 done
 """
 
-#: $1: "lxc" or "nspawn"; then the names. Each gets the role of its own name, as docs/lxc.md and docs/nspawn.md have it.
+#: $1: "lxc" or "nspawn"; then the names. Each gets a role with its own name, as in docs/lxc.md and docs/nspawn.md.
 _MAKE = r"""
 kind=$1; shift
 for name; do
@@ -56,13 +56,13 @@ done
 printf '%s\n' "$@" | xargs -P 2 -I '{}' guestapi instance add '{}' --config 'user.role=role of {}'
 """
 
-#: What asks from inside all the time.
+#: The program that sends requests from a container all the time.
 LOAD = Path(__file__).with_name("inside") / "load.py"
 
 
 @dataclass(frozen=True)
 class FirstAct:
-    """What came of a container's first request; seconds of the machine's uptime."""
+    """The result of a container's first request; times in seconds of the machine's uptime."""
 
     began: float
     ended: float
@@ -71,7 +71,7 @@ class FirstAct:
 
 
 def prepare(vm: VirtualMachine) -> None:
-    """Put what containers are made of onto the machine."""
+    """Copy the parts of containers to the machine."""
     assert rootfs.__file__ is not None
     vm.put(Path(rootfs.__file__), "/root/rootfs.py")
     vm.put(_INIT.encode(), "/root/first-act", "0755")
@@ -80,25 +80,25 @@ def prepare(vm: VirtualMachine) -> None:
 
 
 def make(vm: VirtualMachine, kind: str, names: Sequence[str]) -> None:
-    """Make containers, each an instance with a configuration of its own; start none.
+    """Make containers, each an instance with a configuration of its own, without starting them.
 
     Args:
-        vm: the machine, on which guestapi is installed.
+        vm: the machine, with guestapi installed.
         kind: "lxc" or "nspawn".
-        names: theirs.
+        names: the names of the containers.
     """
     vm.script(_MAKE, kind, *names, timeout=1800)
 
 
 def first_act(vm: VirtualMachine, root: str) -> FirstAct:
-    """Wait for a container's first request to be over.
+    """Wait for the end of a container's first request.
 
     Args:
         vm: the machine.
         root: the container's root directory.
 
     Returns:
-        what came of it.
+        the result.
     """
     vm.wait_until(f"[ -e {root}/asked ]", 660, "journalctl -b -n 60 --no-pager; guestapi instance list")
     text = vm.run("cat", f"{root}/asked").stdout
@@ -115,7 +115,7 @@ def statuses(vm: VirtualMachine) -> dict[str, str]:
 
 @dataclass
 class Load:
-    """What came of the requests that a container made all the time."""
+    """The results of a container's continuous requests."""
 
     requests: int = 0
     failures: tuple[str, ...] = ()
@@ -124,14 +124,14 @@ class Load:
 
 @contextmanager
 def load(vm: VirtualMachine, name: str) -> Iterator[Load]:
-    """Have an LXC container ask all the time, on kept connections and on new ones; the outcome is there afterwards.
+    """Have an LXC container send requests all the time, on kept connections and on new ones.
 
     Args:
         vm: the machine.
-        name: of a container that runs.
+        name: the name of a running container.
 
     Yields:
-        the outcome, which is filled in at the end.
+        the results, which are filled in at the end.
     """
     root = f"/var/lib/lxc/{name}/rootfs"
     vm.run("rm", "-f", f"{root}/stop", f"{root}/started")

@@ -2,10 +2,10 @@
 
     python3 -m tests.machine.image SUITE
 
-builds one beforehand. An image is made of a root of tools/debian_root.py, without being booted: an initrd with a
-disk's drivers alone, and an ext4 file system that mke2fs fills. Nothing of guestapi is in it, so one image serves every
-checkout. It is kept below $GUESTAPI_CACHE (~/.cache/guestapi) and built anew where it is missing or when what it is
-made of has changed.
+builds one in advance. An image is made from a root of tools/debian_root.py without booting it: an initrd with only the
+drivers of a disk, and an ext4 file system that mke2fs fills. It contains nothing of guestapi, so one image serves every
+checkout. It is kept below $GUESTAPI_CACHE (~/.cache/guestapi), and built again if it is missing or its parts have
+changed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("GUESTAPI_CACHE", Path.home() / ".cache" / "guestapi"))
 DEBIAN_ROOT = CHECKOUT / "tools" / "debian_root.py"
 
-#: What a host of containers has, and what the tests look with.
+#: The packages of a host of containers, and the tests' own tools.
 PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "dbus", "kmod", "linux-image-amd64", "initramfs-tools", "zstd", "e2fsprogs"),
     *("openssh-server", "iproute2", "procps", "curl", "sqlite3", "python3", "libsystemd0", "apparmor", "uidmap"),
     *("lxc", "busybox-static", "systemd-container", "strace"),
 )
 
-#: Bytes of the disk's file system; the file is sparse.
+#: The size of the disk's file system; the file is sparse.
 SIZE = "4G"
 
-#: Run in the root, over which it may write; the image's files go to /srv/image.
+#: Run in the root, where it may write; the image's files go to /srv/image.
 _MAKE = r"""
 set -e
 echo guestapi-test >/etc/hostname
@@ -67,14 +67,14 @@ mke2fs -q -t ext4 -L root -d /mnt /srv/image/disk "$1"
 
 @dataclass(frozen=True)
 class Image:
-    """The files that QEMU boots from; `key` is the SSH key of the image's root."""
+    """The files from which QEMU boots; `key` is the SSH key of the image's root."""
 
     suite: str
     directory: Path
 
     @property
     def disk(self) -> Path:
-        """The file system, to be copied before it is booted."""
+        """The file system, which must be copied before it is booted."""
         return self.directory / "disk"
 
     @property
@@ -84,12 +84,12 @@ class Image:
 
     @property
     def initrd(self) -> Path:
-        """What the kernel needs to find its disk."""
+        """The initrd, with which the kernel finds its disk."""
         return self.directory / "initrd"
 
     @property
     def key(self) -> Path:
-        """A private key whose public half root of the image accepts."""
+        """A private key that root of the image accepts."""
         return self.directory / "key"
 
 
@@ -100,10 +100,10 @@ def build_image(suite: str) -> Image:
         suite: Debian's name of it, such as "trixie".
 
     Returns:
-        the image, which other processes use too: nobody may write to it.
+        the image, which other processes use, too; it must not be written.
 
     Raises:
-        subprocess.CalledProcessError: a tool failed; what it said stands on standard error.
+        subprocess.CalledProcessError: a tool failed; its output is on standard error.
     """
     root = _root(suite)
     key = hashlib.sha256(f"{root.name} {root.stat().st_mtime_ns} {SIZE} {_MAKE}".encode()).hexdigest()[:12]
@@ -114,7 +114,7 @@ def build_image(suite: str) -> Image:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if directory.is_dir():
             return Image(suite, directory)
-        # Images of older roots are of no use to anybody.
+        # Images of older roots are not used any more.
         for old in images.glob(f"{suite}-*"):
             shutil.rmtree(old)
         sys.stderr.write(f"building an image of Debian {suite} in {directory}\n")

@@ -1,6 +1,6 @@
 """guestapi as users get it: the package, built for the machine's own Debian, installed and upgraded with dpkg.
 
-$GUESTAPI_INSTALL=tree installs what `make install` makes instead, which is how other distributions have it.
+$GUESTAPI_INSTALL=tree installs the files of `make install` instead, as on other distributions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ make install DESTDIR=/tmp/tree >/dev/null
 tar -C /tmp/tree -czf /srv/out/guestapi.tar.gz .
 """
 
-#: What `make install` does besides copying, where DESTDIR is given.
+#: The steps that `make install` omits with DESTDIR.
 _UNPACK = """
 tar -C / -xzf /root/guestapi.tar.gz
 systemd-sysusers guestapi.conf
@@ -37,17 +37,17 @@ systemctl daemon-reload
 
 @dataclass(frozen=True)
 class Product:
-    """What is installed, and what is installed over it as an upgrade."""
+    """The first version to install, and the second one for an upgrade."""
 
     first: Path
     second: Path
 
     def install(self, vm: VirtualMachine) -> None:
-        """Install guestapi on a machine; nothing is enabled yet that the package does not enable."""
+        """Install guestapi on a machine, without enabling more than the package does."""
         self._install(vm, self.first)
 
     def upgrade(self, vm: VirtualMachine) -> None:
-        """Install a newer version over it, as `apt upgrade` does."""
+        """Install the newer version, as `apt upgrade` does."""
         self._install(vm, self.second)
         if KIND == "tree":
             vm.run("systemctl", "reload-or-restart", "guestapi.service")
@@ -69,7 +69,7 @@ def built(suite: str) -> Iterator[Product]:
         suite: Debian's name of it, such as "trixie".
 
     Yields:
-        the files, which are gone afterwards.
+        the files, which are removed afterwards.
     """
     with tempfile.TemporaryDirectory(prefix="guestapi-product-", dir="/var/tmp") as name:
         directory = Path(name)

@@ -1,4 +1,4 @@
-"""A boot: everything is there again, and containers that start with the machine are answered from the first request."""
+"""After a boot all units run, and containers that start with the machine get an answer to their first request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TWELVE = [f"together{number}" for number in range(1, 13)]
 
 @pytest.fixture(scope="module")
 def booted(vm: VirtualMachine) -> VirtualMachine:
-    """The machine, booted anew; nobody has done anything on it since."""
+    """The machine after a reboot, unchanged since."""
     vm.script('rm -f "$@"', *(f"{root}/asked" for root in ROOTS.values()))
     vm.reboot()
     return vm
@@ -25,21 +25,21 @@ def booted(vm: VirtualMachine) -> VirtualMachine:
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_first_act_is_answered(booted: VirtualMachine, name: str) -> None:
-    """A container that starts at boot asks once, as its first act, and gets its own configuration."""
+    """A container that starts at boot gets its own configuration at its first request."""
     first = guests.first_act(booted, ROOTS[name])
     assert (first.status, first.answer) == (200, f"role of {name}"), first
 
 
-def test_all_units_are_well(booted: VirtualMachine) -> None:
-    """When the boot is over no unit has failed, and the operator sees every container running."""
+def test_all_units_run(booted: VirtualMachine) -> None:
+    """After the boot no unit has failed, and every container is shown as running."""
     assert booted.run("systemctl", "is-system-running", "--wait", check=False).stdout == "running\n", booted.run(
         "sh", "-c", "systemctl --failed; journalctl -b -p warning -n 40 --no-pager"
     ).stdout
     assert {name: guests.statuses(booted).get(name) for name in ROOTS} == dict.fromkeys(ROOTS, "running")
 
 
-def test_check_finds_nothing(booted: VirtualMachine) -> None:
-    """`guestapi check` exits with 0 on a machine that was just booted."""
+def test_check_after_a_boot(booted: VirtualMachine) -> None:
+    """`guestapi check` exits with 0 on a machine that has just booted."""
     done = booted.run("guestapi", "check", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -57,7 +57,7 @@ def twelve(booted: VirtualMachine) -> Iterator[None]:
 
 @pytest.mark.usefixtures("twelve")
 def test_twelve_at_once(booted: VirtualMachine) -> None:
-    """Of twelve containers that start at once each gets its own first answer, and the operator sees all of them."""
+    """Each of twelve containers that start at once gets its own configuration at its first request."""
     acts = {name: guests.first_act(booted, f"/var/lib/lxc/{name}/rootfs") for name in TWELVE}
     assert {name: (act.status, act.answer) for name, act in acts.items()} == {
         name: (200, f"role of {name}") for name in TWELVE

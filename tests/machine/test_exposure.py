@@ -1,4 +1,4 @@
-"""systemd's own judgement of how much each of our services could do if it were taken over."""
+"""systemd's rating of the exposure of each guestapi service."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.machine.virtual import VirtualMachine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-#: The exposure that `systemd-analyze security` may report, out of 10: what it calls "OK" ends at 4.
+#: The highest permitted exposure in `systemd-analyze security`, of 10; its rating "OK" ends at 4.
 HIGHEST = 2.5
 
 
 def test_no_unit_is_exposed(vm: VirtualMachine) -> None:
-    """Every service that is installed is rated far better than what systemd calls medium."""
+    """Every installed service has an exposure far below systemd's rating "medium"."""
     listed = json.loads(vm.run("systemctl", "list-unit-files", "--output=json", "guestapi*.service").stdout)
     files = {one["unit_file"] for one in listed}
     units = [file.replace("@.", "@incus.") for file in sorted(files)]

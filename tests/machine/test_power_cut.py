@@ -1,4 +1,4 @@
-"""A power cut amid writers: what was acknowledged is there after the next boot."""
+"""A power cut during writes: every acknowledged change is in the store after the next boot."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 WRITER = Path(__file__).with_name("inside") / "writer.py"
 STORE = "/var/lib/guestapi/store.db"
 
-#: Seconds that the writers write; ext4 flushes what nobody has asked it to flush after five (its commit interval).
+#: Seconds that the writers write; ext4 flushes by itself after five (its commit interval).
 SECONDS = 12.0
 
-#: The command as the operator types it; it writes two keys in one transaction.
+#: The operator's command; it writes two keys in one transaction.
 _COMMAND = """
 n=0
 while n=$((n + 1)); do guestapi config set web1 user.command=$n user.command-twin=$n >/dev/null && echo $n; done
@@ -29,7 +29,7 @@ while n=$((n + 1)); do guestapi config set web1 user.command=$n user.command-twi
 
 
 class Acknowledged:
-    """The last number that a writer has printed, as it arrives here."""
+    """The last number of a writer that has arrived here."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.last = 0
@@ -40,19 +40,19 @@ class Acknowledged:
     def _follow(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            # The machine may end in the middle of a line.
+            # The machine may stop in the middle of a line.
             if line.endswith("\n"):
                 self.last = int(line)
 
     def close(self) -> None:
-        """Wait for what is still on its way."""
+        """Read the rest of the output."""
         self._thread.join()
         self._process.wait()
 
 
 def test_nothing_acknowledged_is_lost(vm: VirtualMachine) -> None:
-    """Three writers write; the power goes: the store is sound, each has at least what it was told, and in pairs."""
-    # The first line of guestapi's own command names its interpreter.
+    """After a power cut with three writers the store is intact, with every acknowledged transaction."""
+    # The first line of guestapi's command names its interpreter.
     python = vm.run("sh", "-c", 'head -n1 "$(readlink -f "$(command -v guestapi)")"').stdout.removeprefix("#!").split()
     vm.put(WRITER, "/root/writer.py")
     writers = {
@@ -79,7 +79,7 @@ def test_nothing_acknowledged_is_lost(vm: VirtualMachine) -> None:
 
 
 def test_containers_are_answered_after_a_cut(vm: VirtualMachine) -> None:
-    """After a power cut, containers that start at boot get their own answer as after any boot."""
+    """After a power cut, containers that start at boot get their configuration as after any boot."""
     vm.script("rm -f /var/lib/lxc/web2/rootfs/asked; sync")
     vm.cut_power()
     vm.start()

@@ -1,7 +1,7 @@
-"""The project's own tests on Debian 12 with its own kernel and AppArmor: those that need no daemon.
+"""The project's own tests on Debian 12 with its own kernel and AppArmor, except those that need a daemon.
 
-That kernel, 6.1, has neither SO_PEERPIDFD nor ioctls of pidfds, so callers are recognised by /proc alone. conftest.py
-leaves this module out on other suites: their kernels are like those of the hosts that `make test` runs on.
+That kernel, 6.1, has neither SO_PEERPIDFD nor ioctls of pidfds, so callers are identified by /proc alone. conftest.py
+leaves this module out on other suites, whose kernels are like those of the hosts that `make test` runs on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SELECTIONS = (
     "tests/sources/test_lxc.py",
 )
 
-#: Run in a root of the machine's Debian, in a copy of the checkout. What lint needs is not installed.
+#: Run in a root of the machine's Debian, in a copy of the checkout, without the packages for lint.
 _PACK = """
 tools/venv .venv run test
 VENV=.venv tools/parsers .venv/parsers
@@ -37,7 +37,7 @@ tar -C /srv -czf /srv/out/guestapi.tar.gz guestapi
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[VirtualMachine]:
-    """A machine on which guestapi is not installed, with the checkout and its virtual environment in /srv/guestapi."""
+    """A machine without guestapi, with the checkout and its virtual environment in /srv/guestapi."""
     packages = subprocess.check_output([CHECKOUT / "tools/packages", "list", "debian"], text=True).split()
     with tempfile.TemporaryDirectory(prefix="guestapi-suite-", dir="/var/tmp") as name:
         run = [str(DEBIAN_ROOT), "run", "bookworm", "--package", *packages, "--checkout", f"--bind={name}:/srv/out"]
@@ -49,8 +49,8 @@ def plain() -> Iterator[VirtualMachine]:
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_passes_there(plain: VirtualMachine, selection: str) -> None:
-    """These tests pass, and none is skipped; of the time each may take, an emulated processor knows nothing."""
+def test_selection_passes(plain: VirtualMachine, selection: str) -> None:
+    """These tests pass, and none is skipped, without timeouts, which an emulated processor would exceed."""
     words = [".venv/bin/pytest", "-q", "-p", "no:timeout", "-p", "no:cacheprovider", "-o", "addopts=", selection]
     done = plain.run("env", "-C", "/srv/guestapi", "CI=true", *words, check=False, timeout=3000)
     assert done.returncode == 0, done.stdout[-8000:]

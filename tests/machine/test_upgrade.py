@@ -1,4 +1,4 @@
-"""What an operator does to a service that is in use: no request of a container fails."""
+"""Reload, restart and upgrade of a service in use: no request of a container fails."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 
 def reload(vm: VirtualMachine, product: Product) -> None:
-    """Make the service read its configuration, twice."""
+    """Reload the service twice."""
     for _ in range(2):
         vm.run("systemctl", "reload", "guestapi.service")
 
 
 def restart(vm: VirtualMachine, product: Product) -> None:
-    """Restart the service, twice."""
+    """Restart the service twice."""
     for _ in range(2):
         vm.run("systemctl", "restart", "guestapi.service")
 
 
 def upgrade(vm: VirtualMachine, product: Product) -> None:
-    """Install a newer version, and look that it is what runs."""
+    """Install a newer version, and check that it runs."""
     before = vm.run("systemctl", "show", "--value", "-p", "MainPID", "guestapi.service").stdout
     product.upgrade(vm)
     units = vm.run("systemctl", "is-active", "guestapi.socket", "guestapi.service").stdout
@@ -40,7 +40,7 @@ def upgrade(vm: VirtualMachine, product: Product) -> None:
 
 @pytest.mark.parametrize("act", [reload, restart, upgrade])
 def test_no_request_fails(vm: VirtualMachine, product: Product, act: Callable[[VirtualMachine, Product], None]) -> None:
-    """While a container asks all the time the operator reloads, restarts or upgrades: each request gets its answer."""
+    """While a container sends requests all the time, a reload, restart or upgrade makes none of them fail."""
     vm.script("lxc-info -q -s -n web1 | grep -q RUNNING || lxc-start -n web1")
     with guests.load(vm, "web1") as load:
         act(vm, product)

@@ -1,7 +1,7 @@
 """A virtual machine that really boots: QEMU on a copy of an image's disk, and commands in it over SSH.
 
-The processor is emulated (TCG) unless $GUESTAPI_ACCEL says otherwise ("kvm"), since many places that run tests have
-no KVM that boots a stock kernel. So everything inside takes ten to fifteen times as long as on the host.
+The processor is emulated (TCG) unless $GUESTAPI_ACCEL is "kvm", because many places that run tests have no KVM that
+boots a stock kernel. So everything inside takes ten to fifteen times as long as on the host.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from types import TracebackType
 
 from tests.machine.image import Image
 
-#: Seconds that a boot may take, until SSH answers; 20 are usual where nothing else runs.
+#: Seconds that a boot may take until SSH answers; 20 are usual on an idle host.
 BOOT_SECONDS = 600.0
 
-#: Boots that are tried. Two emulated processors sometimes disagree about code that the kernel patches while it runs
-#: (static keys), mostly while it boots: it ends with "Oops: int3". That says nothing about what is tested.
+#: The number of attempts to boot. Two emulated processors sometimes disagree about code that the kernel patches while
+#: it runs (static keys), mostly during a boot, which then ends with "Oops: int3". This is no fault of the tested
+#: software.
 BOOTS = 3
 
-#: For an emulated processor: its clock is not to be found unstable, which patches code, because the host is busy; and a
-#: panic ends QEMU, by -no-reboot.
+#: For an emulated processor: keeps the kernel from marking its clock unstable on a busy host, which would patch code,
+#: and makes a panic end QEMU, with -no-reboot.
 _EMULATED = "tsc=reliable panic=-1"
 
 _ACCELERATORS = {
@@ -37,7 +38,7 @@ _ACCELERATORS = {
 
 
 class VirtualMachine:
-    """One machine; its disk is gone when it ends, but stays through reboots and power cuts."""
+    """A machine whose disk survives reboots and power cuts, and is removed at the end."""
 
     def __init__(self, image: Image) -> None:
         self.suite = image.suite
@@ -67,14 +68,14 @@ class VirtualMachine:
 
     @property
     def console(self) -> str:
-        """The end of what the machine has written to its console."""
+        """The end of the machine's console output."""
         return (self._directory / "console").read_text(errors="replace")[-3000:]
 
     def start(self) -> float:
-        """Switch it on, and wait until SSH answers.
+        """Switch the machine on, and wait until SSH answers.
 
         Returns:
-            the seconds that this took.
+            the seconds until then.
         """
         began = time.monotonic()
         for _ in range(BOOTS):
@@ -91,7 +92,7 @@ class VirtualMachine:
         append = f"root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 mitigations=off {_EMULATED}"
         self._process = subprocess.Popen(
             [
-                # It ends with this process, however that ends.
+                # It ends with this process in any case.
                 *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", "q35"),
                 *_ACCELERATORS[os.environ.get("GUESTAPI_ACCEL", "tcg")],
                 *("-smp", "2", "-m", "1536", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
@@ -111,7 +112,7 @@ class VirtualMachine:
         return True
 
     def cut_power(self) -> None:
-        """Switch it off at once: what it had not written to its disk is gone."""
+        """Switch the machine off at once; whatever is not on its disk is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -119,7 +120,7 @@ class VirtualMachine:
         self._control.unlink(missing_ok=True)
 
     def reboot(self) -> float:
-        """Shut it down in good order, and start it again.
+        """Shut the machine down in good order, and start it again.
 
         Returns:
             the seconds from power-on until SSH answered.
@@ -131,7 +132,7 @@ class VirtualMachine:
         return self.start()
 
     def _ssh(self, argv: Sequence[str]) -> list[str]:
-        # A connection is kept: each key exchange takes seconds of an emulated processor.
+        # The connection is kept, because a key exchange takes seconds on an emulated processor.
         options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=20", "BatchMode=yes"]
         options += [
             "ControlMaster=auto",
@@ -150,12 +151,12 @@ class VirtualMachine:
 
         Args:
             argv: the program and its arguments.
-            check: whether to fail where the program fails.
+            check: fail if the program fails.
             timeout: seconds that it may take.
-            given: what it reads from its standard input; default: nothing.
+            given: its standard input; default: nothing.
 
         Returns:
-            its exit status and what it wrote; 255 where SSH does not answer.
+            its exit status and output; status 255 if SSH does not answer.
         """
         done = subprocess.run(
             self._ssh(argv),
@@ -169,7 +170,7 @@ class VirtualMachine:
         return text
 
     def script(self, text: str, *arguments: str, timeout: float = 900) -> str:
-        """Run a shell script on the machine; it ends at the first command that fails, and the test with it.
+        """Run a shell script on the machine; it fails, and the test with it, at the first command that fails.
 
         Args:
             text: the script.
@@ -177,40 +178,40 @@ class VirtualMachine:
             timeout: seconds that it may take.
 
         Returns:
-            what it printed on standard output.
+            its standard output.
         """
         return self.run("bash", "-euc", text, "script", *arguments, timeout=timeout).stdout
 
     def spawn(self, *argv: str) -> subprocess.Popen[str]:
-        """Start a program on the machine; what it prints can be read as it comes.
+        """Start a program on the machine; its output can be read while it runs.
 
         Args:
             argv: the program and its arguments.
 
         Returns:
-            the process on this side; its end is not the program's.
+            the local process; killing it does not end the program.
         """
         return subprocess.Popen(
             self._ssh(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
 
     def put(self, content: bytes | Path, path: str, mode: str = "0644") -> None:
-        """Write a file on the machine, and the directories above it.
+        """Write a file on the machine, and create the directories above it.
 
         Args:
-            content: what is to stand in it, or a file of the host.
-            path: where on the machine.
+            content: its content, or a file of the host.
+            path: the path on the machine.
             mode: its permissions, in octal.
         """
         given = content.read_bytes() if isinstance(content, Path) else content
         self.run("sh", "-c", 'mkdir -p "${1%/*}" && cat >"$1" && chmod "$2" "$1"', "put", path, mode, given=given)
 
     def wait_until(self, condition: str, seconds: float = 120, why: str = "") -> None:
-        """Wait until a shell command succeeds on the machine, which looks five times a second.
+        """Wait until a shell command succeeds on the machine, with five attempts a second.
 
         Args:
             condition: the command.
-            seconds: how long at the most.
+            seconds: the longest wait.
             why: a command whose output explains a failure.
         """
         loop = (

@@ -21,7 +21,7 @@ from tests.harness.daemon import Daemon
 from tests.harness.mirroring import OURS, MirrorProcess
 from tests.harness.service import Service
 
-# Seconds to wait for an expected state.
+#: Seconds to wait for an expected state.
 PATIENCE = 20.0
 
 

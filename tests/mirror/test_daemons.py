@@ -39,7 +39,7 @@ def c1(host: Host) -> Iterator[str]:
         yield "c1"
 
 
-# Every readable path; intended differences are in `test_answers_are_the_daemons`.
+#: Every readable path; intended differences are in `test_answers_are_the_daemons`.
 PATHS = [
     *("/", "/1.0", "/1.0/config", "/1.0/config/user.foo", "/1.0/config/cloud-init.user-data", "/1.0/devices"),
     *("/1.0/config/user.none", "/1.0/config/volatile.uuid", "/1.0/meta-data", "/1.0/nothing", "/1.0/images/abc/export"),
@@ -262,7 +262,7 @@ def test_ready_reaches_the_daemon(host: Host) -> None:
         assert host.status("ready") == "Running"
 
 
-# An init that reports Started at guestapi's socket when it is stopped, and ends three seconds later.
+#: An init that reports Started at guestapi's socket when it is stopped, and ends three seconds later.
 LEAVING = f"""#!/bin/sh
 leave() {{
     curl -s --unix-socket {OURS} -X PATCH -d '{{"state": "Started"}}' http://x/1.0

@@ -29,7 +29,7 @@ from tests.harness.service import COMMAND
 from tests.mirror.stub import Stub
 
 CHECKOUT = Path(__file__).parents[2]
-# Seconds to wait for an expected state.
+#: Seconds to wait for an expected state.
 PATIENCE = 30.0
 FIRST, SECOND = "11111111-2222-3333-4444-555555555555", "66666666-2222-3333-4444-555555555555"
 

@@ -16,7 +16,7 @@ from tests.mirror.host import Host
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-# A key that is longer than the store accepts, and keys that an earlier version refused.
+#: A key that is longer than the store accepts, and keys that an earlier version refused.
 TOO_LONG = "user." + "x" * 2000
 LONG, CONTROL = "user." + "k" * 300, "user.a\x07\x1b[2Jb"
 DATA = "#cloud-config\n# " + "x" * (3 << 20)

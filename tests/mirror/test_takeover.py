@@ -15,7 +15,7 @@ import pytest
 from guestapi.mirror.takeover import Takeover
 from tests.harness.scratch import SCRATCH
 
-# Seconds to wait for an expected state.
+#: Seconds to wait for an expected state.
 PATIENCE = 10.0
 
 

@@ -15,9 +15,9 @@ from tests.harness.machine import Installed
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-# Seconds to wait for an expected state.
+#: Seconds to wait for an expected state.
 PATIENCE = 30.0
-# For each daemon: the unit of guestapi's socket, and the unit of the mirror.
+#: For each daemon: the unit of guestapi's socket, and the unit of the mirror.
 UNITS = {
     "incus": ("guestapi.socket", "guestapi-mirror.service"),
     "lxd": ("guestapi-lxd.socket", "guestapi-mirror-lxd.service"),
@@ -30,7 +30,7 @@ class Beside:
     def __init__(self, machine: Installed, kind: str) -> None:
         self.machine = machine
         self.kind = kind
-        # Unique by kind: other daemons of this host may have containers, and liblxc has one name space for all.
+        #: Unique by kind: other daemons of this host may have containers, and liblxc has one name space for all.
         self.name = f"unit-{kind}"
 
     def client(self, *words: str) -> str:

@@ -20,12 +20,12 @@ from tests.package.test_manual import commands
 pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
 
 LOOPING = (CHECKOUT / "tests/harness/looping.py").read_text()
-#: What the package may take on a disk, in KiB: as it is unpacked, and with the bytecode that its installation makes.
+#: Limits of the package's size on a disk in KiB: unpacked, and with the bytecode that its installation compiles.
 UNPACKED, COMPILED = 20_000, 36_000
 LATER = "99.0.0"
 
-#: Run by the package's own interpreter: each import of our code, also those inside of functions, and the help of each
-#: command that it is given.
+#: Run by the package's own interpreter: makes every import of guestapi's code, also those in functions, and prints the
+#: help of each given command.
 EVERYTHING = """
 import ast, importlib, pathlib, sys
 import guestapi
@@ -50,7 +50,7 @@ for command in sys.argv[1:]:
 
 
 class Packages:
-    """The package of this checkout, and the same one as a later version. `directory` is on the machine too."""
+    """The package of this checkout, and the same with a later version."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -67,13 +67,13 @@ class Packages:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """Packages for this release of Debian; building them takes a minute."""
+    """The packages for this release of Debian; building them takes a minute."""
     return Packages(tmp_path_factory.mktemp("packages"))
 
 
 @pytest.fixture(scope="module")
 def machine(packages: Packages) -> Iterator[Machine]:
-    """A machine on which the package is installed and its socket enabled."""
+    """A machine with the installed package and its socket enabled."""
     with Machine() as booted:
         put(booted, packages.this)
         put(booted, packages.later)
@@ -98,27 +98,27 @@ def container(machine: Machine) -> Iterator[Container]:
 
 
 def state(machine: Machine) -> str:
-    """What dpkg says of the package: wanted and actual state, and the version."""
+    """Return wanted and actual state and the version of the package according to dpkg."""
     words = ["dpkg-query", "-W", "-f", "${db:Status-Abbrev}${Version}", "guestapi"]
     return machine.run(*words, check=False).stdout
 
 
 def found(machine: Machine) -> list[str]:
-    """Everything on the machine that has guestapi in its name, but for what dpkg and logs remember."""
+    """Return everything on the machine with guestapi in its name, except dpkg's records and logs."""
     prune = "-path /var/lib/dpkg -o -path /var/log -o -path /var/tmp"
     script = f"find /etc /opt /run /usr /var -xdev \\( {prune} \\) -prune -o -name '*guestapi*' -print"
     return machine.run("sh", "-c", script).stdout.split()
 
 
 def ask(machine: Machine, container: Container, seconds: float) -> list[subprocess.Popen[bytes]]:
-    """Clients inside that ask again and again for a while, with one connection and with many."""
+    """Start clients in the container that send requests for a time, on one connection and on new ones."""
     enter = [*machine.enter, "nsenter", "-t", str(container.pid), "-U", "-m", "-p", "--setuid", "0", "--setgid", "0"]
     enter += ["/usr/bin/python3", "-I", "-S", "-c", LOOPING, str(seconds)]
     return [subprocess.Popen([*enter, kind], stdout=subprocess.PIPE) for kind in ("connect", "keep")]
 
 
 def test_size(packages: Packages) -> None:
-    """The trimmed environment is small, and the package's control file says so truly."""
+    """The package is below its size limit, also according to its control file."""
     told = subprocess.run(
         ["dpkg-deb", "-f", packages.this, "Installed-Size"], check=True, capture_output=True, text=True
     )
@@ -126,7 +126,7 @@ def test_size(packages: Packages) -> None:
 
 
 def test_content(packages: Packages) -> None:
-    """What belongs into a package is there, and what is for builds and tests alone is not."""
+    """The package has all necessary files, and none that only builds and tests need."""
     listed = subprocess.run(["dpkg-deb", "-c", packages.this], check=True, capture_output=True, text=True).stdout
     names = re.findall(r" \./(\S*)", listed)
     for wanted in (
@@ -157,15 +157,15 @@ def test_content(packages: Packages) -> None:
 
 
 def test_installed(machine: Machine, container: Container) -> None:
-    """The socket starts the service, which answers a guest; nothing is amiss; and it is as small as it says."""
+    """The socket starts the service, which answers a guest; check reports no failure, and the size is in its limit."""
     assert container.ask("/1.0/config/user.foo").text == "bar"
     assert "FAIL" not in machine.run("guestapi", "check").stdout
     assert int(machine.run("du", "-sk", "/usr/lib/guestapi").stdout.split()[0]) < COMPILED
     assert machine.run("dpkg", "--verify", "guestapi").stdout == ""
 
 
-def test_trimmed_environment_has_everything(machine: Machine, container: Container) -> None:
-    """Of what the code imports nothing was trimmed away; each command has its help; a terminal gets tables and bars."""
+def test_trimmed_environment_is_complete(machine: Machine, container: Container) -> None:
+    """Nothing that the code imports was trimmed; each command has its help; a terminal gets tables and bars."""
     names = [path for path, _command in commands(main, "guestapi")]
     said = machine.run("/usr/lib/guestapi/bin/python", "-c", EVERYTHING, *names).stdout
     for name in names:
@@ -180,7 +180,7 @@ def test_trimmed_environment_has_everything(machine: Machine, container: Contain
 
 
 def test_upgrade_loses_no_request(machine: Machine, container: Container, packages: Packages) -> None:
-    """While clients ask, a later version is installed and takes over; each request is answered."""
+    """While clients send requests, a later version is installed and started; every request is answered."""
     before = machine.run("systemctl", "show", "--value", "-p", "MainPID", "guestapi.service").stdout
     clients = ask(machine, container, 60)
     with ThreadPoolExecutor() as pool:
@@ -197,7 +197,7 @@ def test_upgrade_loses_no_request(machine: Machine, container: Container, packag
 
 
 def test_downgrade_is_refused(machine: Machine, container: Container, packages: Packages) -> None:
-    """An earlier version is refused with a sentence that says why and what to do; the later one works on."""
+    """An earlier version is refused with a reason and a hint; the later one goes on."""
     refused = machine.run("dpkg", "-i", f"/root/{packages.this.name}", check=False)
     assert refused.returncode != 0
     assert f"guestapi {guestapi.__version__} cannot replace the later version {LATER}" in refused.stderr
@@ -206,7 +206,7 @@ def test_downgrade_is_refused(machine: Machine, container: Container, packages: 
 
 
 def test_edited_configuration(machine: Machine, packages: Packages) -> None:
-    """dpkg keeps a configuration file that was edited, without a question while the package's is the same."""
+    """dpkg keeps an edited configuration file, without a question as long as the package's own has not changed."""
     machine.run("sh", "-c", "echo '# mine' >>/etc/guestapi/guestapi.toml")
     machine.run("dpkg", "-i", f"/root/{packages.later.name}")
     assert machine.run("tail", "-n", "1", "/etc/guestapi/guestapi.toml").stdout == "# mine\n"
@@ -214,7 +214,7 @@ def test_edited_configuration(machine: Machine, packages: Packages) -> None:
 
 
 def test_remove_and_reinstall(machine: Machine, container: Container, packages: Packages) -> None:
-    """Removed, it answers nobody and leaves configuration and store; installed again, it goes on as before."""
+    """After its removal there is no service, but configuration and store stay; installed again, it works as before."""
     machine.run("dpkg", "-r", "guestapi")
     assert state(machine).startswith("rc ")
     left = found(machine)
@@ -229,7 +229,7 @@ def test_remove_and_reinstall(machine: Machine, container: Container, packages: 
 
 
 def test_beside_make_install(machine: Machine, packages: Packages) -> None:
-    """Where `make install` was used, the package is refused: its units would be hidden."""
+    """After `make install` the package is refused, because its units would be hidden."""
     machine.run("dpkg", "-r", "guestapi")
     machine.run(
         "sh",
@@ -244,7 +244,7 @@ def test_beside_make_install(machine: Machine, packages: Packages) -> None:
 
 
 def test_purge(machine: Machine) -> None:
-    """Purged, nothing is left but the empty file without which a container would not start."""
+    """After a purge only a file without settings is left, which containers include."""
     machine.run(
         "sh",
         "-c",

@@ -1,4 +1,4 @@
-"""What `make install` and `make uninstall` do with configuration: what the operator has edited is the operator's."""
+"""`make install` and `make uninstall` with configuration: files that the operator has edited stay."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 class System:
-    """A directory that stands for a system, and the checkout that is installed on it, which can change."""
+    """A directory that stands for a system, and a checkout to install, which the test can change."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "root"
@@ -24,31 +24,31 @@ class System:
         self.new = self.toml.with_name("guestapi.toml.new")
 
     def __call__(self, verb: str) -> str:
-        """Run `tools/installation.py`; what it says."""
+        """Run `tools/installation.py`; return its output."""
         words = [sys.executable, str(self.checkout / "tools/installation.py"), verb, "--destdir", str(self.root)]
         done = subprocess.run(words, check=True, capture_output=True, text=True)
         return done.stdout
 
     def files(self) -> list[str]:
-        """What is there, without what belongs to the environment."""
+        """Return the files of the system, except those of the environment."""
         found = (path.relative_to(self.root) for path in self.root.rglob("*") if not path.is_dir() or path.is_symlink())
         return sorted(str(path) for path in found if not str(path).startswith("opt/"))
 
     def release(self) -> None:
-        """Let the checkout be another version, with another configuration."""
+        """Make the checkout another version, with another configuration."""
         with (self.checkout / "conf/guestapi.toml").open("a") as file:
             file.write("# A later version.\n")
 
 
 @pytest.fixture
 def system(tmp_path: Path) -> System:
-    """A system on which guestapi is installed."""
+    """A system with guestapi installed."""
     system = System(tmp_path)
     system("install")
     return system
 
 
-def test_again_changes_nothing(system: System) -> None:
+def test_second_installation_changes_nothing(system: System) -> None:
     """Installing again writes no .new and touches no file, edited or not."""
     (system.root / "etc/guestapi/gunicorn.conf.py").write_text("workers = 4\n")
     before = {
@@ -63,7 +63,7 @@ def test_again_changes_nothing(system: System) -> None:
 
 
 def test_untouched_configuration_is_renewed(system: System) -> None:
-    """What nobody has edited becomes that of the new version."""
+    """An unedited file is replaced by that of the new version."""
     system.release()
     system("install")
     assert system.toml.read_text().endswith("# A later version.\n")
@@ -71,7 +71,7 @@ def test_untouched_configuration_is_renewed(system: System) -> None:
 
 
 def test_edited_configuration_stays(system: System) -> None:
-    """What was edited stays; the new version's lies beside it once, until somebody takes it away."""
+    """An edited file stays; that of the new version is written beside it once, and not again after it is deleted."""
     system.toml.write_text("# mine\n")
     system.release()
     assert "guestapi.toml.new" in system("install")
@@ -82,8 +82,8 @@ def test_edited_configuration_stays(system: System) -> None:
     assert not system.new.exists()
 
 
-def test_new_goes_when_it_is_taken_over(system: System) -> None:
-    """An operator who takes the new file over is left with one file."""
+def test_new_file_is_removed_after_its_takeover(system: System) -> None:
+    """After an operator has taken over the new file, only one file is left."""
     system.toml.write_text("# mine\n")
     system.release()
     system("install")
@@ -93,7 +93,7 @@ def test_new_goes_when_it_is_taken_over(system: System) -> None:
 
 
 def test_uninstall(system: System) -> None:
-    """Everything goes but what containers include."""
+    """Everything is removed except the file that containers include."""
     told = system("uninstall")
     assert system.files() == ["etc/guestapi/lxc-guestapi.conf"]
     assert "/etc/guestapi/lxc-guestapi.conf" in told
@@ -102,7 +102,7 @@ def test_uninstall(system: System) -> None:
 
 
 def test_uninstall_keeps_what_was_edited(system: System) -> None:
-    """An edited guestapi.toml survives, also of an older version than the checkout's, and is said to."""
+    """An edited guestapi.toml stays, also of an earlier version, and the output names it."""
     system.toml.write_text("# mine\n")
     system.release()
     system("install")
@@ -112,26 +112,26 @@ def test_uninstall_keeps_what_was_edited(system: System) -> None:
 
 
 def test_uninstall_of_another_version(system: System) -> None:
-    """A checkout that has changed since does not take what nobody has edited for edited."""
+    """An unedited file of another version than the checkout's is removed."""
     system.release()
     system("uninstall")
     assert not system.toml.exists()
 
 
 def test_containers_start_without_the_command(system: System) -> None:
-    """The hooks that containers' configuration includes end well when the command is gone."""
+    """The hooks in containers' configurations succeed without the command."""
     system("uninstall")
     lines = (system.root / "etc/guestapi/lxc-guestapi.conf").read_text().splitlines()
     hooks = [line.partition(" = ")[2] for line in lines if line.startswith("lxc.hook.")]
     assert hooks
     for hook in hooks:
-        # As LXC does it, with three more words.
+        # As LXC calls it, with three more arguments.
         absent = hook.replace("/opt/guestapi", str(system.root / "opt/guestapi"))
         subprocess.run(["sh", "-c", f"exec {absent} web lxc start-host"], check=True)
 
 
 def test_beside_a_package(system: System) -> None:
-    """Where the Debian package is installed, `make install` does not begin; its units would hide the package's."""
+    """If the Debian package is installed, `make install` refuses, because its units would hide the package's."""
     system("may-install")
     command = system.root / "usr/bin/guestapi"
     command.parent.mkdir(parents=True)

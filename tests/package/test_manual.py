@@ -1,4 +1,4 @@
-"""The manual pages and completions: whole, well-formed, and about the commands and keys that there are."""
+"""The manual pages and completions: complete, well-formed, and with the existing commands and keys."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PAGES = ("guestapi.1", "guestapi.toml.5", "guestapi.7")
 
 @pytest.fixture(scope="module")
 def manuals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that `tools/manual.py` writes."""
+    """The directory that `tools/manual.py` has written."""
     directory = tmp_path_factory.mktemp("manuals")
     subprocess.run([sys.executable, "tools/manual.py", directory], cwd=CHECKOUT, check=True)
     return directory
 
 
 def plain(page: str) -> str:
-    """A page without roff's fonts and escapes."""
+    """Return a page without roff's fonts and escapes."""
     return re.sub(r"\\f[BR]", "", page).replace("\\-", "-").replace("\\&", "").replace("\\e", "\\")
 
 
 def commands(each: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-    """A command and all below it, by what is typed."""
+    """Yield a command and all below it, with their names."""
     yield path, each
     if isinstance(each, click.Group):
         context = click.Context(each, **each.context_settings)
@@ -55,7 +55,7 @@ def test_every_command_and_option(manuals: Path) -> None:
 
 
 def test_every_key(manuals: Path) -> None:
-    """guestapi.toml(5) has each key that docs/configuration.md has, which another test holds to the code."""
+    """guestapi.toml(5) has each key of docs/configuration.md, which another test compares with the code."""
     page = plain((manuals / "guestapi.toml.5").read_text())
     keys = re.findall(r"^\| `([a-z_.-]+)`", (CHECKOUT / "docs/configuration.md").read_text(), re.MULTILINE)
     assert len(keys) > 20
@@ -64,17 +64,17 @@ def test_every_key(manuals: Path) -> None:
 
 
 def test_every_document_has_its_page() -> None:
-    """A document for operators is in guestapi(7); any other is on another page, or for who changes the code."""
+    """Each document for operators is in guestapi(7), on another page, or not for operators."""
     elsewhere = {"configuration.md", "commands.md", "guestctl.md"}
     not_for_operators = {"changelog.md", "design.md", "glossary.md", "modules.md", "performance.md", "testing.md"}
-    # What a guest can do is told where its limits and the code's guards are.
+    # It is for those who set limits or change the code.
     not_for_operators |= {"security.md"}
     found = {path.name for path in (CHECKOUT / "docs").glob("*.md")}
     assert found == set(manual.GUIDE) | elsewhere | not_for_operators
 
 
 def test_every_section_of_the_documents(manuals: Path) -> None:
-    """guestapi(7) has each section of each document that it is made of, and their commands as they are."""
+    """guestapi(7) has each section of its documents, and their code blocks unchanged."""
     page = plain((manuals / "guestapi.7").read_text())
     for name in manual.GUIDE:
         text = (CHECKOUT / "docs" / name).read_text()
@@ -86,7 +86,7 @@ def test_every_section_of_the_documents(manuals: Path) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_head(manuals: Path, name: str) -> None:
-    """Each page names its section, the version, and the version's date."""
+    """Each page has its section, the version, and the version's date."""
     title, _, section = name.rpartition(".")
     first = (manuals / name).read_text().partition("\n")[0]
     assert first == f'.TH {title.upper()} {section} "{manual.release_date()}" "guestapi {guestapi.__version__}"'
@@ -103,12 +103,12 @@ def test_head(manuals: Path, name: str) -> None:
     ],
 )
 def test_inline(text: str, roff: str) -> None:
-    """What stands in a line of Markdown becomes roff of the same meaning."""
+    """Inline Markdown becomes equivalent roff."""
     assert manual.inline(text) == roff
 
 
 def test_blocks() -> None:
-    """Headings, code, tables and lists; no line of a document is a request to roff."""
+    """Headings, code, tables and lists are converted, and no line of a document becomes a roff request."""
     text = (
         "# T\n\n.not a request\n\n```\n.x -y\n```\n\n| a | b | c |\n|---|---|---|\n| `k` | 1 | two |\n| l | | three |\n"
         "\n- one\n  more\n- two\n\n1. first\n"
@@ -122,7 +122,7 @@ def test_blocks() -> None:
 
 
 def test_bash_completion(manuals: Path) -> None:
-    """bash reads its file, completes with the function that it defines, and the answer comes from the command."""
+    """bash accepts its completion file, and gets completions from the command."""
     program = Path(sys.executable).parent
     script = (
         f"PATH={program}:$PATH; source {manuals}/guestapi.bash && complete -p guestapi && "
@@ -134,6 +134,6 @@ def test_bash_completion(manuals: Path) -> None:
 
 
 def test_other_completions(manuals: Path) -> None:
-    """zsh's file begins with the word by which zsh finds it; fish's completes the command."""
+    """zsh's file begins with its marker, and fish's file completes the command."""
     assert (manuals / "guestapi.zsh").read_text().startswith("#compdef guestapi\n")
     assert "complete --no-files --command guestapi" in (manuals / "guestapi.fish").read_text()

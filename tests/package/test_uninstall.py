@@ -1,4 +1,4 @@
-"""Containers that were set up for guestapi go on starting and stopping when guestapi is gone."""
+"""Containers that were set up for guestapi still start and stop after its removal."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ UNIT = "systemd-nspawn@web.service"
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory that everybody can enter."""
+    """A directory that every user can enter."""
     with tempfile.TemporaryDirectory(prefix="guestapi-", dir=SCRATCH) as name:
         os.chmod(name, 0o755)
         yield Path(name)
 
 
 def test_lxc(directory: Path) -> None:
-    """A container that includes our file is stopped and started after the hook program was removed."""
+    """A container that includes guestapi's file stops and starts after the hook program was removed."""
     (directory / "socket").mkdir()
     hook = directory / "called"
     with Lxc(directory, "web", f"touch {hook};", directory / "socket") as web:
@@ -44,7 +44,7 @@ def test_lxc(directory: Path) -> None:
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    """A machine with the files of `make install`, but no environment, and a root directory to boot with nspawn."""
+    """A machine with the files of `make install`, without the environment, and a root directory to boot with nspawn."""
     with Machine() as booted:
         booted.run("/usr/bin/python3", str(CHECKOUT / "tools/installation.py"), "install")
         booted.run("install", "-D", "-m", "0644", "/etc/guestapi/nspawn-guestapi.conf", DROP_IN)
@@ -54,7 +54,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_nspawn(machine: Machine) -> None:
-    """A container's unit with our drop-in is stopped and started after `tools/installation.py uninstall`."""
+    """A container's unit with guestapi's drop-in stops and starts after `tools/installation.py uninstall`."""
     machine.run("systemctl", "start", UNIT)
     machine.run("/usr/bin/python3", str(CHECKOUT / "tools/installation.py"), "uninstall")
     assert machine.run("ls", "/opt/guestapi", check=False).returncode != 0

@@ -17,11 +17,11 @@ from typing import Any
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
-# The system call clone(2), which glibc wraps only for threads; arch/x86/entry/syscalls and
-# include/uapi/asm-generic/unistd.h.
+#: The system call clone(2), which glibc wraps only for threads; arch/x86/entry/syscalls and
+#: include/uapi/asm-generic/unistd.h.
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}[platform.machine()]
 PR_SET_DUMPABLE = 4
-# Seconds to wait for a response.
+#: Seconds to wait for a response.
 PATIENCE = 20
 
 libc = ctypes.CDLL(None, use_errno=True)

@@ -17,10 +17,10 @@ from tools.mutate import cover
 
 pytestmark = pytest.mark.root
 
-# The number of steps; 100,000 take about a quarter of an hour: ``PROOF_STEPS=100000 pytest tests/proof``.
+#: The number of steps; 100,000 take about a quarter of an hour: ``PROOF_STEPS=100000 pytest tests/proof``.
 STEPS = int(os.environ.get("PROOF_STEPS", "2000"))
 OWN_NAMESPACE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-# Events that must have occurred for the walk to be meaningful.
+#: Events that must have occurred for the walk to be meaningful.
 HAPPENED = [
     "connections",
     "secrets",
@@ -79,7 +79,7 @@ def test_no_answer_carries_a_byte_of_another_instance(record_property: Callable[
     assert [name for name in HAPPENED if not happened.get(name)] == []
 
 
-# Guards: the file, the code that is removed, and its replacement.
+#: Guards: the file, the code that is removed, and its replacement.
 GUARDS = {
     "another run": ("guestapi/api/gate.py", "instance.run != caller.run or ", ""),
     "an init that has ended": ("guestapi/api/gate.py", " or not caller.init.alive()", ""),

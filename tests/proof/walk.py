@@ -18,22 +18,22 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from tests.proof.world import PATHS, Held, Node, World
 
-# The highest numbers of processes, held connections and streams at a time.
+#: The highest numbers of processes, held connections and streams at a time.
 NODES, HELD, STREAMS = 16, 40, 12
-# Sources with containers whose names collide, and the keys of these containers.
+#: Sources with containers whose names collide, and the keys of these containers.
 SOURCES, KEYS = ["lxc", "podman", "incus"], ["first", "second"]
-# The number of instances that run before the first step.
+#: The number of instances that run before the first step.
 INSTANCES = 3
-# How often to try to get an ended container's PID and namespace number again; other processes take them, too.
+#: How often to try to get an ended container's PID and namespace number again; other processes take them, too.
 TRIES = 7
-# Seconds after which the number of an ended namespace may be free; doubled at each try.
+#: Seconds after which the number of an ended namespace may be free; doubled at each try.
 FREE_SECONDS = 0.01
-# Steps before the walk starts again with an empty host.
+#: Steps before the walk starts again with an empty host.
 STEPS = 100
 
 T = TypeVar("T")
 
-# An index into any list: the drawn value must not depend on processes and the service.
+#: An index into any list: the drawn value must not depend on processes and the service.
 ANY = st.integers(0, 720719)
 NAME = st.none() | ANY
 ASKED = st.sampled_from(PATHS)

@@ -30,7 +30,7 @@ from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
 
-# No connection may reach a limit or a deadline.
+#: No connection may reach a limit or a deadline.
 LIMITS = """[limits]
 connections_per_instance = 65536
 streams_per_instance = 65536
@@ -39,14 +39,14 @@ idle_seconds = 3600
 writes_per_second = 1000000
 writes_burst = 1000000
 """
-# The form of every secret, which no other part of a response has.
+#: The form of every secret, which no other part of a response has.
 SECRET = re.compile(rb"tok[0-9a-f]{32}")
 WRITTEN_SECRET = re.compile(SECRET.pattern.decode())
-# Ticks in a second, the unit of a process's start time (proc_pid_stat(5)).
+#: Ticks in a second, the unit of a process's start time (proc_pid_stat(5)).
 TICKS = os.sysconf("SC_CLK_TCK")
-# Seconds to wait for an expected response.
+#: Seconds to wait for an expected response.
 PATIENCE = 20
-# The number of IDs of a container, as usual in /etc/subuid.
+#: The number of IDs of a container, as usual in /etc/subuid.
 IDS = 65536
 
 EVENTS = "/1.0/events"
@@ -179,9 +179,9 @@ class World:
         self.rows: dict[str, Row] = {}
         self.held: list[Held] = []
         self.streams: list[Held] = []
-        # PIDs that have been in use.
+        #: PIDs that have been in use.
         self.pids: list[int] = []
-        # The last observation of each container, and the process of each init.
+        #: The last observation of each container, and the process of each init.
         self._seen: dict[tuple[str, str], Observed] = {}
         self._inits: dict[Init, Node] = {}
         self._namespaces: set[int] = set()

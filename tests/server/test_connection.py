@@ -26,7 +26,7 @@ from tests.harness.service import Service
 from tests.server.inside import Talk, asking, talk, talks
 
 READY = b'{"state":"Ready"}'
-# The limits of the service `hasty` in seconds, and by how many seconds a machine under load may exceed them.
+#: The limits of the service `hasty` in seconds, and by how many seconds a machine under load may exceed them.
 SHORT, LENIENT = 0.6, 4.0
 
 

@@ -32,7 +32,7 @@ from tests.harness.containers import Container, from_host, receive, request, sen
 from tests.harness.service import Service
 from tests.server.inside import Talk, asking, talk, talks
 
-# The longest wait in seconds. LONG tells an immediate refusal from one after the wait on any machine.
+#: The longest wait in seconds. LONG tells an immediate refusal from one after the wait on any machine.
 LONG, SHORT = 10, 0.5
 
 

@@ -20,9 +20,9 @@ from tests.harness.service import COMMAND, Service
 from tests.server.inside import Talk, asking, talk, talks
 
 MIB = 1 << 20
-# Seconds after which the service of these tests disconnects a client that reads nothing.
+#: Seconds after which the service of these tests disconnects a client that reads nothing.
 SEND_SECONDS = 1.0
-# curl's option for the socket.
+#: curl's option for the socket.
 SOCKET = ["--unix-socket", "/dev/incus/sock"]
 
 

@@ -15,12 +15,12 @@ from tests.harness.machine import Installed
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-# The number of containers, and of clients and listeners in each.
+#: The number of containers, and of clients and listeners in each.
 CONTAINERS, CLIENTS = 4, 4
 
-# An operator's program. It adds instances (NAME:PID), prints the id of the log's last entry, and changes every instance
-# repeatedly. On a first line of input it makes a last change and prints the ids of each instance's events; on a second
-# one it removes all.
+#: An operator's program. It adds instances (NAME:PID), prints the id of the log's last entry, and changes every
+#: instance repeatedly. On a first line of input it makes a last change and prints the ids of each instance's events; on
+#: a second one it removes all.
 OPERATOR = """
 import json, select, sys
 from guestapi import settings

@@ -17,7 +17,7 @@ from tests.server.test_worker import until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
 
-# What a worker needs, and so may do. The namespace needs CAP_SYS_PTRACE.
+#: What a worker needs, and so may do. The namespace needs CAP_SYS_PTRACE.
 DONE = {"socket UNIX", "write /var/lib/guestapi", "write /tmp", "namespace"}
 NO_FAMILY, READ_ONLY, REFUSED = {"EAFNOSUPPORT"}, {"EROFS"}, {"EPERM", "EACCES"}
 EXPECTED = {

@@ -25,8 +25,8 @@ pytestmark = pytest.mark.root
 
 LOOPING = (Path(__file__).parents[1] / "harness" / "looping.py").read_text()
 READY = b'{"state":"Ready"}'
-# A graceful_timeout, and an upper bound in seconds for a stop that does not wait for it. It takes about a second when
-# the machine is idle.
+#: A graceful_timeout, and an upper bound in seconds for a stop that does not wait for it. It takes about a second when
+#: the machine is idle.
 PATIENT, SOON = "graceful_timeout = 30\n", 15
 
 

@@ -78,7 +78,7 @@ def install_hook(podman: Podman, service: Service) -> None:
     (podman.hooks / SHIPPED.name).write_text(json.dumps(document))
 
 
-# Docker has no hooks and no annotations.
+#: Docker has no hooks and no annotations.
 only_podman = pytest.mark.parametrize("host", [Podman], indirect=True)
 
 

@@ -66,7 +66,7 @@ class Seen:
         return self.engine.run(name, self.engine.plain, self.mount, *options)
 
 
-# Docker has no hooks, no annotations, and no containers without a cgroup.
+#: Docker has no hooks, no annotations, and no containers without a cgroup.
 only_podman = pytest.mark.parametrize("seen", [Podman], indirect=True)
 
 
@@ -300,7 +300,7 @@ def test_annotations_of_0_1_are_problems(seen: Seen) -> None:
     assert seen.one(seen.run("web", *told)).problems == ()
 
 
-# The infra containers of pods take no options.
+#: The infra containers of pods take no options.
 _PODS = (
     '[containers]\ncgroups = "disabled"\nnetns = "none"\ndefault_ulimits = ["nofile=1024:4096", "nproc=1000:1000"]\n'
 )

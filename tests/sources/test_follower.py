@@ -23,7 +23,7 @@ from tests.harness.following import HOOK, Inits, PlayedSource, following, until
 pytestmark = pytest.mark.root
 
 
-# The hook's message when the follower has not answered in time.
+#: The hook's message when the follower has not answered in time.
 LATE = "lxc hook: not registered within 2 s; the follower registers it later; the container goes on without\n"
 
 

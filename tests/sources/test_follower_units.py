@@ -21,12 +21,12 @@ from tests.harness.oci import write_bundle
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
-# The names are also names of network interfaces, and the machine shares this one's network namespace.
+#: The names are also names of network interfaces, and the machine shares this one's network namespace.
 WEB, DB = f"web-{os.getpid()}", f"db-{os.getpid()}"
 SOCKETS = ("guestapi.socket", "guestapi-lxd.socket")
 ROOTFS = str(CHECKOUT / "tests/harness/rootfs.py")
-# Settings for a development machine, which may lack cgroup controllers, overlay on overlay, raised limits and a
-# network.
+#: Settings for a development machine, which may lack cgroup controllers, overlay on overlay, raised limits and a
+#: network.
 STORAGE = '[storage]\ndriver = "vfs"\nrunroot = "/run/containers/storage"\ngraphroot = "/var/lib/containers/storage"\n'
 CONTAINERS = """[containers]
 cgroups = "disabled"

@@ -24,7 +24,7 @@ from tests.harness.service import COMMAND, Service
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-# The file /etc/guestapi/lxc-guestapi.conf of guestapi 0.1.
+#: The file /etc/guestapi/lxc-guestapi.conf of guestapi 0.1.
 OLD_SNIPPET = """
 lxc.mount.entry = /var/lib/incus/guestapi dev/incus none bind,create=dir 0 0
 lxc.hook.start-host = COMMAND hook lxc

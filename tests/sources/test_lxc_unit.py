@@ -14,9 +14,9 @@ from tests.harness.machine import CHECKOUT, Installed
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 UNIT = "guestapi-lxc.service"
-# The machine shares this one's network namespace, which has the monitors' sockets.
+#: The machine shares this one's network namespace, which has the monitors' sockets.
 NAMES = [f"unit{os.getpid()}-{number}" for number in range(12)]
-# CAP_NET_ADMIN and CAP_SYS_PTRACE as bits (capabilities(7)).
+#: CAP_NET_ADMIN and CAP_SYS_PTRACE as bits (capabilities(7)).
 CAPABILITIES = 1 << 12 | 1 << 19
 
 CONFIG = """

@@ -11,7 +11,8 @@ import pytest
 
 from guestapi.settings import Settings, StoreSettings
 from guestapi.store import steps
-from guestapi.store.doorbell import Doorbell, bell
+from guestapi.store.bell import bell
+from guestapi.store.doorbell import Doorbell
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
 from tests.store.processes import add, config_of, database, init, other_process

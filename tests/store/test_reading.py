@@ -8,7 +8,6 @@ import threading
 import time
 from contextlib import closing
 from dataclasses import replace as replace_instance
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -186,7 +185,7 @@ def test_instance_is_read_from_one_snapshot(writer: Writer, reader: Reader, monk
             commit()
             return super().execute(statement, *parameters)
 
-    def connect(file: Path, lock_seconds: float) -> sqlite3.Connection:
+    def connect(file: str, lock_seconds: float) -> sqlite3.Connection:
         return sqlite3.connect(file, timeout=lock_seconds, factory=Interrupted)
 
     monkeypatch.setattr(engine, "_connect", connect)

@@ -241,7 +241,7 @@ def test_killed_upgrade(settings: Settings, version: int) -> None:
     assert {"c1"} <= {one.name for one in known(settings)} or {"web", "m1"} <= {one.name for one in known(settings)}
 
 
-# Kills the process just before the commit of the upgrade.
+#: Kills the process just before the commit of the upgrade.
 CUT_OFF = """
 import os, signal, sqlite3
 from guestapi.store import engine

@@ -27,7 +27,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
     connect = engine._connect
 
-    def traced(file: Path, lock_seconds: float) -> sqlite3.Connection:
+    def traced(file: str, lock_seconds: float) -> sqlite3.Connection:
         connection = connect(file, lock_seconds)
         connection.set_trace_callback(asked.append)
         return connection

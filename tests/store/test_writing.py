@@ -20,7 +20,7 @@ from guestapi.store.transaction import Change
 from guestapi.store.writing import Writer
 from tests.store.processes import add, config_of, database, init, known, start, told
 
-# Bytes, the limit of an instance's configuration and devices.
+#: Bytes, the limit of an instance's configuration and devices.
 TOO_MUCH = 16 * 1024 * 1024
 NIC: Device = {"type": "nic", "name": "eth0"}
 

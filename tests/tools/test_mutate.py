@@ -1,4 +1,4 @@
-"""Faults that are put into modules: which there are, which are chosen, and what becomes of what was started."""
+"""The mutation tool: which faults exist, how they are sampled, and their results; and the supervision of processes."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Guard:
 
 
 def faults(source: bytes) -> list[tuple[int, str]]:
-    """Line, and what it is with the fault."""
+    """Return the line of each fault, and the line's text with it."""
     return [(one.line, one.after) for one in find_mutants("m.py", source)]
 
 
 def test_kinds_of_faults() -> None:
-    """Comparisons, conditions, bounds and statements; no text, annotation, debug message or plain argument."""
+    """Faults are in comparisons, conditions, bounds and statements, not in texts, annotations and arguments."""
     assert faults(SOURCE) == [
         (3, "LIMIT: int = (5 + 1)"),
         (6, "count: int = (0 + 1)"),
@@ -67,7 +67,7 @@ def test_kinds_of_faults() -> None:
 
 
 def test_faults_of_every_module_can_be_compiled() -> None:
-    """A module with a fault is still Python, and another one than before; of many faults, some are looked at."""
+    """A module with a fault differs from the original, and can be parsed; tested with a part of all faults."""
     for path in sorted((CHECKOUT / "guestapi").rglob("*.py")):
         source = path.read_bytes()
         for one in find_mutants(str(path), source)[::9]:
@@ -76,8 +76,8 @@ def test_faults_of_every_module_can_be_compiled() -> None:
             ast.parse(faulty)
 
 
-def test_sample_is_that_of_its_seed() -> None:
-    """The same seed gives the same sample, another one another; a larger one than there are faults gives all."""
+def test_sample_depends_on_its_seed() -> None:
+    """The same seed gives the same sample, another seed another one; a size above the number of faults gives all."""
     found = find_mutants("m.py", SOURCE)
     assert mutate.choose(found, 1, 5) == mutate.choose(found, 1, 5)
     assert mutate.choose(found, 1, 5) != mutate.choose(found, 2, 5)
@@ -86,7 +86,7 @@ def test_sample_is_that_of_its_seed() -> None:
 
 
 def plan(tmp_path: Path, equivalent: str) -> mutate.Plan:
-    """A plan with one module that exists, and these entries."""
+    """Return a plan with one existing module and these entries."""
     (tmp_path / "m.py").write_bytes(SOURCE)
     (tmp_path / "modules.toml").write_text('[modules]\n"m.py" = ["m.py"]\n')
     (tmp_path / "equivalent.toml").write_text(equivalent)
@@ -97,13 +97,13 @@ ENTRY = '[[equivalent]]\nmodule = "m.py"\nscope = "Guard.check"\nbefore = "retur
 
 
 def result(by: str, after: str = "return False") -> mutate.Result:
-    """What became of a fault."""
+    """Return the result of a fault."""
     (fault,) = (one for one in find_mutants("m.py", SOURCE) if (one.before, one.after) == ("return True", after))
     return mutate.Result(fault, by, 1.0)
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Survivors are named with file and line; what is equivalent does not count, but may be 5 % of a sample at most."""
+    """Survivors are named with file and line; equivalent faults do not count, but may be only 5 % of a sample."""
     unexplained = plan(tmp_path, "")
     assert mutate.report([result("t"), result("")], unexplained, 50.0) == 0
     assert mutate.report([result("t"), result("")], unexplained, 51.0) == 1
@@ -115,8 +115,8 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "more than 5% of the sample" in capsys.readouterr().out
 
 
-def test_plan_that_is_wrong(tmp_path: Path) -> None:
-    """An entry without a reason is refused, and so is a module or test that is not there."""
+def test_invalid_plan(tmp_path: Path) -> None:
+    """An entry without a reason, and a missing module or test, are refused."""
     with pytest.raises(SystemExit, match="has no reason"):
         plan(tmp_path, ENTRY)
     (tmp_path / "modules.toml").write_text('[modules]\n"m.py" = ["gone.py"]\n')
@@ -125,14 +125,14 @@ def test_plan_that_is_wrong(tmp_path: Path) -> None:
 
 
 def test_plan_of_the_checkout() -> None:
-    """Every module and every test that the checkout's plan names is there, and every equivalent fault can be made."""
+    """Every module and test in the checkout's plan exists, and every equivalent fault can be made."""
     found = mutate.load_plan()
     known = {one.key for path in found.tests for one in find_mutants(path, (CHECKOUT / path).read_bytes())}
     assert [key for key in found.equivalent if key not in known] == []
 
 
 def test_notes_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed fault is known to later runs until its module changes, a survivor until a test of it does."""
+    """A killed fault stays recorded until its module changes, a survivor until one of its tests does, too."""
     monkeypatch.setattr(mutate, "CHECKOUT", tmp_path)
     made = plan(tmp_path, "")
     made.tests["m.py"] = ("t.py",)
@@ -154,21 +154,21 @@ def test_notes_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def supervise(seconds: float, script: str) -> subprocess.CompletedProcess[str]:
-    """A shell script under supervision."""
+    """Run a shell script under supervision."""
     command = [sys.executable, str(CHECKOUT / "tools/supervise.py"), str(seconds), "sh", "-c", script]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_what_a_test_leaves_behind_is_ended() -> None:
-    """The exit code is the command's; a daemon that it has left behind ends, wherever it has gone."""
+def test_left_processes_are_killed() -> None:
+    """The exit code is the command's; a daemon that it has left behind is killed, in any session."""
     done = supervise(60, "setsid sleep 1000 >/dev/null 2>&1 & echo $!; exit 3")
     assert done.returncode == 3
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
 
 
-def test_what_takes_too_long_is_ended() -> None:
-    """After its time a command ends with all that it has started, and that is said."""
+def test_timeout_kills_all_processes() -> None:
+    """After its time a command is killed with all its processes, and the exit code shows it."""
     began = time.monotonic()
     done = supervise(0.2, "sleep 1000 & echo $!; sleep 1000")
     assert done.returncode == 124
@@ -178,8 +178,8 @@ def test_what_takes_too_long_is_ended() -> None:
 
 
 @pytest.mark.root
-def test_fault_lies_over_its_module_for_its_tests_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that looks kills a fault, one that does not lets it survive; the module itself stays as it was."""
+def test_fault_is_mounted_for_its_tests_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault is killed by a test that depends on it, and survives another one; the module itself stays unchanged."""
     monkeypatch.setattr(mutate, "CHECKOUT", tmp_path)
     made = plan(tmp_path, "")
     (tmp_path / "test_it.py").write_text("def test_it():\n    import m\n    assert m.LIMIT == 5\n")

@@ -1,4 +1,4 @@
-"""The release check: a checkout passes if tag, version, changelog and manual pages agree, and only then."""
+"""The release check: a checkout passes only if tag, version, changelog and manual pages agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHANGELOG = """# Changelog
 
 - Something else.
 """
-#: In the place of tools/manual.py: pages with the version and date of `CHANGELOG`.
+#: A substitute for tools/manual.py: writes pages with the version and date of `CHANGELOG`.
 MANUAL = """import pathlib, sys
 page = pathlib.Path(sys.argv[1]) / "guestapi.1"
 page.write_text('.TH GUESTAPI 1 "2026-11-26" "guestapi 1.2.0"\\n')
@@ -41,7 +41,7 @@ def git(checkout: Path, *words: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout of a project whose parts agree."""
+    """A checkout of a project without contradictions."""
     for name, text in {
         "guestapi/__init__.py": '__version__ = "1.2.0"\n',
         "docs/changelog.md": CHANGELOG,
@@ -56,7 +56,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def replace(file: str, old: str, new: str) -> Callable[[Path], None]:
-    """A mistake: other text in a file."""
+    """Return a mistake: another text in a file."""
 
     def mistake(checkout: Path) -> None:
         text = (checkout / file).read_text()
@@ -67,7 +67,7 @@ def replace(file: str, old: str, new: str) -> Callable[[Path], None]:
 
 
 def tag(name: str, *, later: bool = False) -> Callable[[Path], None]:
-    """A mistake: a tag of the commit, or with a later commit of the commit before."""
+    """Return a mistake: a tag of the commit, or of the commit before with `later`."""
 
     def mistake(checkout: Path) -> None:
         git(checkout, "tag", name)
@@ -78,7 +78,7 @@ def tag(name: str, *, later: bool = False) -> Callable[[Path], None]:
 
 
 def test_agreement(checkout: Path) -> None:
-    """Nothing is found before the tag is set, nor when it is."""
+    """A checkout without contradictions passes, with and without the tag."""
     assert check(checkout) == []
     git(checkout, "tag", "v1.2.0")
     git(checkout, "tag", "some-other-tag")
@@ -107,13 +107,13 @@ def test_agreement(checkout: Path) -> None:
     ],
 )
 def test_contradiction(checkout: Path, mistake: Callable[[Path], None], told: str) -> None:
-    """Each contradiction is found, and said in one sentence."""
+    """Each contradiction is found, and reported in one sentence."""
     mistake(checkout)
     assert any(told in problem for problem in check(checkout)), check(checkout)
 
 
 def test_exit_status(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command ends with 0 if all agree and with 1 if not, and prints what it has found."""
+    """The command exits with 0 without contradictions, and with 1 and a report of them otherwise."""
     assert release_check.main([str(checkout)]) == 0
     assert "1.2.0" in capsys.readouterr().out
     replace("guestapi/__init__.py", "1.2.0", "1.3.0")(checkout)
@@ -122,7 +122,7 @@ def test_exit_status(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_this_checkout() -> None:
-    """The checkout that is tested could be released, but for its tags, which need not be in a clone."""
+    """This checkout has no contradictions, except for tags, which a clone may lack."""
     version = release_check.read_version(CHECKOUT)
     releases, problems = release_check.read_changelog(CHECKOUT)
     assert [*problems, *release_check.check_changelog(releases, version)] == []

@@ -1,4 +1,4 @@
-"""The lock files: what pyproject.toml asks for, with hashes, and one version of each package for all purposes."""
+"""The lock files: the requirements of pyproject.toml with hashes, and one version of each package for all purposes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
-#: What each purpose asks for.
+#: The requirements of each purpose.
 ASKED: dict[str, list[str]] = {
     "build": PYPROJECT["build-system"]["requires"],
     "run": PYPROJECT["project"]["dependencies"],
@@ -21,7 +21,7 @@ ASKED: dict[str, list[str]] = {
 
 
 def locked(purpose: str) -> dict[str, str]:
-    """The names and versions in a lock file; each must have a hash at least."""
+    """Return names and versions in a lock file; each entry must have a hash."""
     entries = re.split(r"\n(?=\S)", (CHECKOUT / f"requirements/{purpose}.txt").read_text())
     found = {}
     for entry in entries:
@@ -34,20 +34,20 @@ def locked(purpose: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("purpose", ASKED)
-def test_lock_has_what_is_asked_for(purpose: str) -> None:
-    """Each requirement of pyproject.toml is locked, in a version that it allows."""
+def test_requirements_are_locked(purpose: str) -> None:
+    """Each requirement of pyproject.toml is locked in a permitted version."""
     there = locked(purpose)
     for asked in map(Requirement, ASKED[purpose]):
         assert there[canonicalize_name(asked.name)] in asked.specifier, f"{asked}: run make lock"
 
 
 def test_every_lock_has_a_purpose() -> None:
-    """No lock file is left from a purpose that is no more."""
+    """Every lock file belongs to an existing purpose."""
     assert {path.stem for path in (CHECKOUT / "requirements").glob("*.txt")} == set(ASKED)
 
 
 def test_purposes_agree() -> None:
-    """What several purposes need has one version, so that they can be installed together."""
+    """A package has the same version for all purposes, so that they can be installed together."""
     versions: dict[str, set[str]] = {}
     for purpose in ASKED:
         for name, version in locked(purpose).items():

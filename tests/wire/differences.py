@@ -16,7 +16,7 @@ from tests.wire.recordings import Case
 
 Responses = list[dict[str, Any]]
 
-# A body that is one sentence in guestapi's own words, followed by LF.
+#: A body that is one sentence in guestapi's own words, followed by LF.
 SENTENCE = "<one sentence>\n"
 
 
@@ -32,11 +32,11 @@ class Difference:
     ready_after: bool | None = None
     type: str | None = None
     nosniff: bool | None = None
-    # The state that is told where none was.
+    #: The state that is told where none was.
     state: str | None = None
-    # All responses that are expected, in place of the recorded ones.
+    #: All responses that are expected, in place of the recorded ones.
     replaces: Responses | None = None
-    # The number of responses before the one that differs.
+    #: The number of responses before the one that differs.
     after: int = 0
     applies: Callable[[Case], bool] = field(default=lambda _case: True)
 

@@ -68,7 +68,7 @@ CONFIG: dict[str, dict[str, str]] = {
     **{f"size {size}": {"user.size": "s" * size} for size in (2000, 2048, 2049, 4096, 5000)},
 }
 
-# The fingerprints of the recorded images: a public one, whose bytes were recorded, a private one and a split one.
+#: The fingerprints of the recorded images: a public one, whose bytes were recorded, a private one and a split one.
 PUBLIC = "429bc2e451d8a560c27cf01b5a82a4adc3d908408fb4bb564f2d3a8503bdad06"
 PRIVATE = "bb960cdb220dbfe2a987122c59eab1bda63ff7936c3bbaabb1e637d711195a75"
 SPLIT = "2153261497f9376ff1df8b8aa26e472c0d8b7925c72c1fc5fe37437195317649"

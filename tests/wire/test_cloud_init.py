@@ -11,10 +11,10 @@ import yaml
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND, Service
 
-# The directory into which `make test` unpacks the package.
+#: The directory into which `make test` unpacks the package.
 UNPACKED = COMMAND.parents[1] / "cloud-init" / "usr/lib/python3/dist-packages"
 
-# Runs in the container, on the system's Python, as cloud-init itself does.
+#: Runs in the container, on the system's Python, as cloud-init itself does.
 FIND = """
 import json
 import os

@@ -24,7 +24,7 @@ CASES = [(peer, case) for peer in PEERS for case in peer.load_events()]
 HANDSHAKES = [(peer, case) for peer, case in CASES if "events" not in case]
 
 _NEEDS_13 = (400, "Sec-WebSocket-Version: 13 is needed\n", False)
-# Cases with another result than the recorded one, and why; compared are (status, bytes after the head, closed).
+#: Cases with another result than the recorded one, and why; compared are (status, bytes after the head, closed).
 DIFFERENCES: dict[tuple[str, str], tuple[str, tuple[int, str, bool]]] = {
     ("incus", "patch-events"): ("405 where Incus runs the read", (405, 'method "PATCH" not allowed\n', False)),
     ("incus", "hs-no-version"): ("one sentence", _NEEDS_13),

@@ -1,8 +1,8 @@
-"""load.py EXPECTED: asks for user.role all the time until /stop is there; prints what came of it as JSON.
+"""load.py EXPECTED: requests user.role all the time until /stop exists; prints the results as JSON.
 
-Runs inside a container, on its Python alone. Two threads keep their connection as long as the service lets them, two
-open a new one each time. A request fails if its answer is not EXPECTED with status 200: a connection that is refused,
-reset or closed without an answer, too.
+Runs inside a container, on its Python alone. Two threads keep their connection as long as the service permits, two open
+a new one for each request. A request fails if its response is not EXPECTED with status 200, or if its connection is
+refused, reset or closed without a response.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ counting = threading.Lock()
 
 
 class Connection(http.client.HTTPConnection):
-    """HTTP over the guest socket."""
+    """An HTTP connection over the guest socket."""
 
     def connect(self) -> None:
-        """Connect to it."""
+        """Connect to the guest socket."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(PATIENCE)
         self.sock.connect("/dev/incus/sock")
 
 
 def ask(connection: Connection) -> None:
-    """Make one request, and count it."""
+    """Send one request, and count it."""
     global requests, longest
     began = time.monotonic()
     try:
@@ -56,7 +56,7 @@ def ask(connection: Connection) -> None:
 
 
 def ask_on_one() -> None:
-    """Ask on one connection; http.client opens another when an answer has said that it is the last."""
+    """Send requests on one connection; http.client opens another one after a response with Connection: close."""
     connection = Connection("x")
     while not os.path.exists("/stop"):
         ask(connection)
@@ -65,7 +65,7 @@ def ask_on_one() -> None:
 
 
 def ask_anew() -> None:
-    """Ask on a new connection each time."""
+    """Send each request on a new connection."""
     while not os.path.exists("/stop"):
         connection = Connection("x")
         ask(connection)

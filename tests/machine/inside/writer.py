@@ -1,6 +1,6 @@
-"""writer.py KEY: `guestapi config set web1 KEY=N KEY-twin=N` again and again; prints N when it has returned.
+"""writer.py KEY: runs `guestapi config set web1 KEY=N KEY-twin=N` repeatedly; prints N after each one has returned.
 
-Runs with guestapi's own interpreter, so it writes many times a second also on an emulated processor.
+Runs with guestapi's own interpreter, in one process, so it writes many times a second even on an emulated processor.
 """
 
 from __future__ import annotations

@@ -1,0 +1,50 @@
+"""The operator's command: what the calls cost that scripts make in loops, beside Python that loads sqlite3 alone."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from benchmarks.figures import Figure
+from benchmarks.hooks import install
+from guestapi.settings import Settings, StoreSettings
+from guestapi.store import steps
+from guestapi.store.writing import Writer
+from tests.harness.following import processor_milliseconds
+
+#: How often each call is measured, and how many times as long as loading sqlite3 it may take.
+ROUNDS, MOST = 40, 3.5
+
+
+def measure() -> Iterator[Figure]:
+    """`config get` and `config set`, in the environment of the checkout and in one as it is installed."""
+    with tempfile.TemporaryDirectory(prefix="guestapi-bench-") as name:
+        directory = Path(name)
+        config = directory / "guestapi.toml"
+        config.write_text(f'[store]\nurl = "sqlite:///{directory}/store.db"\n')
+        settings = Settings(store=StoreSettings(url=f"sqlite:///{directory}/store.db"))
+        with Writer(settings, create=True).change() as change:
+            steps.add(change, "default", "c1", config={"user.a": "1"})
+        for where, command in (
+            ("the checkout", Path(sys.prefix, "bin/guestapi")),
+            ("as installed", install(directory)),
+        ):
+            yield from _costs(where, command, config)
+
+
+def _costs(where: str, command: Path, config: Path) -> Iterator[Figure]:
+    calls: dict[str, list[str | Path]] = {
+        "python -I -c 'import sqlite3'": [command.parent / "python3", "-I", "-c", "import sqlite3"],
+        "config get": [command, "--config", config, "config", "get", "c1", "user.a"],
+        "config set": [command, "--config", config, "config", "set", "c1", "user.a=2"],
+    }
+    # In turns: whatever else the machine does meanwhile concerns all of them.
+    rounds = [[processor_milliseconds(call, {}) for call in calls.values()] for _ in range(ROUNDS)]
+    base, *found = map(median, zip(*rounds, strict=True))
+    yield Figure(f"{where}: processor time of python -I -c 'import sqlite3'", base, "ms")
+    for name, value in zip(list(calls)[1:], found, strict=True):
+        yield Figure(f"{where}: processor time of guestapi {name}", value, "ms")
+        yield Figure(f"{where}: guestapi {name}, in times of that", value / base, "", MOST)

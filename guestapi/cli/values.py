@@ -1,0 +1,54 @@
+"""``guestapi config get`` and ``guestapi config set``: what they do, however they were called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from guestapi.errors import OperatorError
+from guestapi.known import check_settings
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
+from guestapi.store.view import view
+from guestapi.store.writing import Writer
+
+
+def get_value(url: str, project: str, name: str, key: str) -> str:
+    """The value of an instance's configuration key, whatever layer it comes from.
+
+    Args:
+        url: ``store.url``.
+        project: of the instance.
+        name: of the instance.
+        key: the key.
+
+    Raises:
+        OperatorError: there is no such instance, or the key is not set.
+        StoreError: the store cannot be read.
+    """
+    with view(url) as store:
+        value = get_instance(store, project, name).config.get(key)
+    if value is None:
+        raise OperatorError(f"{key} is not set", f"'guestapi config show {name}' shows what is")
+    return value
+
+
+def set_values(writer: Writer, project: str, name: str, wanted: Mapping[str, str]) -> list[str]:
+    """Set an instance's configuration keys, all at once.
+
+    Args:
+        writer: the store.
+        project: of the instance.
+        name: of the instance.
+        wanted: values by key; an empty one unsets the key.
+
+    Returns:
+        What looks like a mistake, in a sentence each.
+
+    Raises:
+        OperatorError: there is no such instance, or a key or value cannot be.
+        StoreError: the store cannot be written.
+    """
+    warnings = check_settings(wanted)
+    with writer.change() as change:
+        steps.configure(change, steps.get_editable(change, project, name), wanted)
+    return warnings
