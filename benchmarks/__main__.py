@@ -20,7 +20,7 @@ from benchmarks.figures import Figure
 
 
 def main() -> int:
-    """Run what is asked for; 1 if something that was to be reached was not."""
+    """Run the requested parts; return 1 if a target was not reached."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help="what to measure (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of which the median is taken (default 5)")

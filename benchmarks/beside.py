@@ -1,4 +1,4 @@
-"""Beside a real Incus or LXD: the same containers, asked by the daemon's own guest socket and by ours, in one run."""
+"""guestapi beside a real Incus or LXD: requests of the same containers to both sockets, in one run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from tests.harness.daemon import PACKAGES, Daemon
 from tests.harness.mirroring import OURS, beside
 from tests.harness.service import Service
 
-#: What both are asked: manner, and how many connections at a time. More the daemons do not live through: when many
-#: connections come and go, Incus 6.0.4 and LXD 5.0.2 end with "concurrent map read and map write"; at times with these.
+#: The loads for both: manner, and number of connections at a time. The daemons do not survive more: with many
+#: connections that open and close, Incus 6.0.4 and LXD 5.0.2 end with "concurrent map read and map write"; sometimes
+#: with these, too.
 LOADS = [("keep", 1), ("keep", 16), ("new", 1)]
 _NAME = "c1"
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A daemon and us, who answer the same container; nobody is bound to a core, as on a host."""
+    """A daemon and guestapi, which answer the same container; neither is bound to a core, as on a host."""
 
     daemon: Daemon
     service: Service
@@ -38,7 +39,7 @@ class Pair:
 
     @property
     def contenders(self) -> list[Contender]:
-        """Who is compared; the daemon is the measure."""
+        """The contenders; the daemon is the first one, with which guestapi is compared."""
         version = self.daemon.query("/1.0")["environment"]["server_version"]
         return [
             Contender(f"{self.daemon.kind} {version}", self.theirs, (self.daemon.pid,), self.inside),
@@ -51,7 +52,7 @@ class Pair:
             self.daemon.start()
 
     def events(self, times: int = 50) -> Iterator[Figure]:
-        """From the beginning of a change, by the daemon's API, until a listener has its event."""
+        """Measure the time from the beginning of a change by the daemon's API until a listener has its event."""
         with listening(self.inside, 1, self.theirs) as theirs, listening(self.inside, 1, OURS) as ours:
             taken: dict[str, list[float]] = {self.daemon.kind: [], "guestapi, by its mirror": []}
             done = []
@@ -68,7 +69,7 @@ class Pair:
 
 @contextmanager
 def pair(kind: str) -> Iterator[Pair]:
-    """A daemon with one container, and us beside it.
+    """Run a daemon with one container, and guestapi beside it.
 
     Args:
         kind: ``incus`` or ``lxd``.
@@ -78,13 +79,13 @@ def pair(kind: str) -> Iterator[Pair]:
         programs = ["disk", f"source={BUILD}", f"path={BUILD}"]
         daemon.client("profile", "device", "add", "default", "programs", *programs)
         daemon.client("launch", "busybox", _NAME, "-c", "user.foo=bar")
-        # Until the mirror has it.
+        # Waits until the mirror has the instance.
         assert daemon.ask(_NAME, "/1.0/config/user.foo", OURS).text == "bar"
         yield Pair(daemon, service, Inside(daemon.init(_NAME), None))
 
 
 def kinds() -> Iterator[str]:
-    """The daemons whose packages are here."""
+    """Yield the daemons whose packages are installed."""
     for kind in ("incus", "lxd"):
         if (PACKAGES / kind).is_dir():
             yield kind

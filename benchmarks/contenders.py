@@ -1,4 +1,4 @@
-"""What is compared: each is started on its socket, in the directory that the container sees as /dev/incus."""
+"""The contenders: each is started on its socket, in the directory that the container sees as /dev/incus."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEVICES = {
     for number in range(20)
 }
 
-#: Logging is switched off for all alike, limits are what a single instance needs to be the whole load.
+#: Logging is switched off for all contenders, and the limits permit one instance to be the whole load.
 TOML = """
 [log]
 requests = "none"
@@ -38,10 +38,10 @@ class Contender:
     """A server that is ready.
 
     Attributes:
-        name: what the table calls it.
+        name: its name in the tables.
         socket: its socket, as the container sees it.
         pids: the processes that answer.
-        inside: where its load comes from.
+        inside: the source of its load.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Contender:
 def service(
     container_name: str = INSTANCE, *, workers: int = 1, toml: str = TOML
 ) -> Iterator[tuple[Service, Container]]:
-    """guestapi as tests run it, unprivileged, and a container that runs as an instance with 20 devices."""
+    """Run guestapi unprivileged, as in tests, and a container as an instance with 20 devices."""
     with (
         Service(workers=workers, dialects=["incus"], toml=toml) as running,
         running.container(container_name, CONFIG, DEVICES) as container,
@@ -64,7 +64,7 @@ def service(
 
 @contextmanager
 def all_of_them() -> Iterator[list[Contender]]:
-    """All contenders, started; those with one process on one core, their load on the other."""
+    """Start all contenders; those with one process run on one core, their load on the other."""
     with ExitStack() as stack:
         one, container = stack.enter_context(service())
         two, second = stack.enter_context(service(workers=2))

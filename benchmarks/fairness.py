@@ -1,4 +1,4 @@
-"""Fairness: what one instance does, and how much slower another one's single sequential client becomes by it."""
+"""Fairness: how much slower the single sequential client of an instance becomes by the load of another instance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PATH = PATHS["config/KEY"]
 
 
 def measure(rounds: int, seconds: float) -> Iterator[Figure]:
-    """Each disturbance, beside what it is compared with."""
+    """Measure each disturbance, and what it is compared with."""
     with service() as (running, noisy), running.container("quiet", {"user.foo": "bar"}) as quiet:
         pin([running.pid, *running.workers], SERVER_CORE)
         sequential, busy = [], []
@@ -50,7 +50,7 @@ def measure(rounds: int, seconds: float) -> Iterator[Figure]:
 
 
 def _time(container: Container, seconds: float) -> float:
-    """The median time of an answer to a single sequential client, in microseconds."""
+    """Return the median time of a response to a single sequential client, in microseconds."""
     result = Inside(container.pid).load(SOCKET, "keep", 1, seconds, _PATH)
     return float(result["p50"])
 
@@ -66,7 +66,7 @@ def _load(container: Container, connections: int, seconds: float) -> Iterator[No
 
 @contextmanager
 def _export(running: Service, container: Container) -> Iterator[None]:
-    """Download an image of 64 MiB, over and over."""
+    """Download an image of 64 MiB repeatedly."""
     with tempfile.TemporaryDirectory(dir=running.root) as directory:
         file = Path(directory) / "image.tar.gz"
         file.write_bytes(os.urandom(1 << 20) * 64)
@@ -88,7 +88,7 @@ def _export(running: Service, container: Container) -> Iterator[None]:
 
 @contextmanager
 def _burst(running: Service, container: Container) -> Iterator[None]:
-    """A hundred changes a second to an instance with twenty listeners."""
+    """Make a hundred changes a second to an instance with twenty listeners."""
     over = threading.Event()
 
     def change() -> None:
@@ -111,7 +111,7 @@ def _burst(running: Service, container: Container) -> Iterator[None]:
 
 @contextmanager
 def _stuck(running: Service, container: Container) -> Iterator[None]:
-    """A listener that reads nothing, of an instance that changes."""
+    """Open an event stream that is never read, of an instance that changes."""
     enter = ["nsenter", "-t", str(container.pid), "-a", "--setuid", "0", "--setgid", "0"]
     ask = f"curl -sN --unix-socket {SOCKET} http://x/1.0/events | sleep 60"
     process = subprocess.Popen([*enter, "sh", "-c", ask], start_new_session=True)

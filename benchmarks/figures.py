@@ -1,4 +1,4 @@
-"""A measured figure, and what it has to come to."""
+"""A measured figure and its target."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure.
+    """A figure.
 
     Attributes:
-        name: what it is.
-        value: what was measured.
-        unit: of the value; empty for a ratio.
-        least, most: what it has to be; None: it is told for its own sake.
+        name: what was measured.
+        value: the result.
+        unit: the unit of the value; empty for a ratio.
+        least, most: the limits of the target; None: there is no such limit.
     """
 
     name: str
@@ -24,10 +24,10 @@ class Figure:
 
     @property
     def limited(self) -> bool:
-        """Whether there is something to reach."""
+        """Whether there is a target."""
         return self.most is not None or self.least is not None
 
     @property
     def reached(self) -> bool:
-        """Whether it is as it has to be."""
+        """Whether the value is within the limits."""
         return (self.most is None or self.value <= self.most) and (self.least is None or self.value >= self.least)

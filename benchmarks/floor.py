@@ -1,10 +1,10 @@
-"""The least that a server on this stack can do: a bare gevent loop that receives, and sends a fixed response.
+"""The minimal server on this stack: a bare gevent loop that receives requests, and sends a fixed response.
 
 Usage: python -m benchmarks.floor SOCKET fair|greedy
 
-``fair`` waits for its turn in the event loop before each read, as guestapi does. ``greedy`` is what one writes first:
-gevent's recv() tries the socket at once, so a connection whose client is quick is served again before others are
-served at all. Nothing is parsed, nobody is identified.
+``fair`` waits for its turn in the event loop before each read, as guestapi does. ``greedy`` is the simplest loop:
+gevent's recv() tries the socket at once, so a connection with a fast client is served again before other connections
+are served at all. It parses nothing and identifies no caller.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESPONSE = (
 
 
 def fair(connection: socket.socket) -> None:
-    """Serve a connection, taking turns."""
+    """Serve a connection, taking turns with others."""
     hub = get_hub()
     readable = hub.loop.io(connection.fileno(), 1)
     try:
@@ -40,7 +40,7 @@ def fair(connection: socket.socket) -> None:
 
 
 def greedy(connection: socket.socket) -> None:
-    """Serve a connection as long as it has something."""
+    """Serve a connection as long as it has input."""
     try:
         while connection.recv(65536):
             connection.sendall(RESPONSE)
@@ -51,7 +51,7 @@ def greedy(connection: socket.socket) -> None:
 
 
 def main(path: str, manner: str) -> None:
-    """Serve for ever."""
+    """Accept connections for ever."""
     serve = {"fair": fair, "greedy": greedy}[manner]
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)

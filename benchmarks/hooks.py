@@ -1,4 +1,4 @@
-"""Hooks of container runtimes: what one costs, how long many that start at once take, and what a follower needs."""
+"""Hooks of container runtimes: the cost of one, the time of many that start at once, and a follower's memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.harness.following import RunningFollower, install_hook, processor_mil
 from tests.harness.lxc_monitors import PlayedLxc
 from tests.harness.service import Service
 
-#: How often each way to ring is measured, and how many containers start at once.
+#: The number of measurements of each command, and of containers that start at once.
 ROUNDS, AT_ONCE = 25, 200
-#: Milliseconds of processor time that a hook may take; that of version 0.1 took so many, on the same kind of machine.
+#: The limit of a hook's processor time in milliseconds, and that time in version 0.1 on the same kind of machine.
 MOST, BEFORE = 25.0, 178.0
 
 
 def measure() -> Iterator[Figure]:
-    """All of it, with a real follower and service; LXC itself is played."""
+    """Measure hooks with a real follower and service, and a simulated LXC."""
     with Service(dialects=["incus"]) as service:
         sources = f'[sources.lxc]\npaths = ["{service.root}/lxc"]\n'
         with PlayedLxc(service) as lxc, RunningFollower(service, sources=sources) as follower:
@@ -48,7 +48,7 @@ def _costs(service: Service, environ: Mapping[str, str]) -> Iterator[Figure]:
 
 
 def install(directory: Path) -> Path:
-    """The command as it is installed: the checkout's own is looked up by a finder, which takes ten milliseconds."""
+    """Return the installed command. The checkout's own is located by a finder, which takes ten milliseconds."""
     environment = directory / "environment"
     venv.create(environment, symlinks=True)
     (packages,) = environment.glob("lib/python3*/site-packages")

@@ -1,11 +1,11 @@
-/* Many WebSocket listeners of /1.0/events in one process: tells when events come, and whether all come in order.
+/* Many WebSocket listeners of /1.0/events in one process: prints when events arrive, and whether all arrive in order.
  *
  *   listen SOCKET STREAMS
  *
- * Prints {"open": STREAMS} when all streams are open. For each event, when all streams have it, prints its place, the
- * number that its metadata has as "value", and when (CLOCK_MONOTONIC, in seconds) the first and the last stream had it:
+ * Prints {"open": STREAMS} when all streams are open. For each event, when all streams have it, prints its number, the
+ * "value" in its metadata, and the times (CLOCK_MONOTONIC, in seconds) at which the first and the last stream had it:
  * {"event": 1, "value": 17, "first": 1.5, "last": 1.6, "disorder": 0}; "disorder" counts the values, in all streams,
- * that were not greater by one than those before. Ends when its standard input ends.
+ * that were not their predecessor plus one. Ends when its standard input ends.
  */
 
 #define _GNU_SOURCE
@@ -74,7 +74,7 @@ static void hear_event(struct stream *stream, const char *text, double time)
 	}
 }
 
-/* Take one frame, or the response's head, from the start of the buffer; how many bytes it has, 0 if it is not whole. */
+/* Take one frame, or the response's head, from the start of the buffer; return its length, 0 if it is incomplete. */
 static size_t take(struct stream *stream, double time)
 {
 	unsigned char *buffer = stream->buffer, saved;
@@ -144,7 +144,7 @@ int main(int count, char **words)
 	for (;;) {
 		int number;
 
-		/* More at once would be refused: a process may have so many waiting to be recognised. */
+		/* More would be refused: the number of a process's pending connections is limited. */
 		for (; asked < streams && asked - opened < AT_ONCE; asked++) {
 			struct stream *stream = &all[asked];
 

@@ -1,8 +1,8 @@
-/* A load generator for HTTP over a Unix socket: one thread, many connections, each with one request under way.
+/* A load generator for HTTP over a Unix socket: one thread, many connections, each with one request at a time.
  *
  *   load SOCKET keep|new CONNECTIONS SECONDS PATH...
  *
- * keep: each connection sends its next request when the answer to the last one is whole.
+ * keep: each connection sends its next request when the response to the last one is complete.
  * new: each request has a connection of its own, which the client closes, as curl does.
  * With several paths, requests take turns through them.
  * Prints one JSON object; times are in microseconds, of a request from before connect(2) or send(2) to its last byte.
@@ -77,7 +77,7 @@ static void ask(struct connection *connection)
 		errors++;
 }
 
-/* How long the whole answer is; 0 if its head is not complete yet. */
+/* Return the length of the complete response; 0 if its head is incomplete. */
 static size_t length_of(struct connection *connection)
 {
 	char *end, *field;
@@ -90,14 +90,14 @@ static size_t length_of(struct connection *connection)
 	return end + 4 - connection->answer + (field && field < end ? strtoul(field + 17, NULL, 10) : 0);
 }
 
-/* Read what has come; whether the answer is whole. */
+/* Read the received bytes; return whether the response is complete. */
 static int hear(struct connection *connection)
 {
 	size_t room = BUFFER - 1 - connection->received;
 	ssize_t got = recv(connection->socket, connection->answer + connection->received, room, 0);
 
 	if (got <= 0) {
-		/* Closed on us, where an answer should be. */
+		/* The server has closed the connection before the response. */
 		errors++;
 		close(connection->socket);
 		if (!fresh)

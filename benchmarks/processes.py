@@ -1,4 +1,4 @@
-"""Processes that are measured: where they run, what they have used, and the load that is put on them."""
+"""Measured processes: their cores, their use of resources, and their load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
 
-#: What is measured runs on one core, the load on the other.
+#: Measured processes run on one core, the load on the other.
 SERVER_CORE, LOAD_CORE = 0, 1
 
 
@@ -29,22 +29,22 @@ def build() -> None:
 
 
 def go_first() -> None:
-    """Let what else the machine does disturb this process, and those that it starts, as little as possible."""
+    """Raise the priority of this process and its children over other processes."""
     os.setpriority(os.PRIO_PROCESS, 0, -15)
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def threads(pid: int) -> list[int]:
-    """The threads of a process."""
+    """Return the threads of a process."""
     return [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
 
 
 def pin(pids: Iterable[int], core: int) -> None:
-    """Let processes run on one core only."""
+    """Bind processes to one core."""
     if cores() > 1:
         for pid in pids:
             for thread in threads(pid):
@@ -52,10 +52,10 @@ def pin(pids: Iterable[int], core: int) -> None:
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """How long processes have been on a processor, of all their threads that live.
+    """Return the processor time of processes, summed over their living threads.
 
     /proc/PID/task/TID/schedstat has it in nanoseconds (Documentation/scheduler/sched-stats.rst); ``utime`` and
-    ``stime`` are counted in hundredths of a second, too coarse for short rounds.
+    ``stime`` are in hundredths of a second, too coarse for short rounds.
     """
     total = 0
     for pid in pids:
@@ -65,7 +65,7 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 
 def resident_kb(pid: int) -> int:
-    """Memory of a process that is nobody else's, in kB (smaps_rollup in proc(5))."""
+    """Return the private memory of a process, in kB (smaps_rollup in proc(5))."""
     fields = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     values = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in fields)}
     return values["Private_Clean"] + values["Private_Dirty"]
@@ -73,25 +73,25 @@ def resident_kb(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """A way to run programs inside the container with this init, on a core."""
+    """A way to run programs in the container with this init, on a core."""
 
     pid: int
     core: int | None = LOAD_CORE
 
     def words(self, program: str, *words: object) -> list[str]:
-        """The command that runs one of our C programs as the container's root."""
+        """Return the command that runs one of the C programs as the container's root."""
         pinned = ["taskset", "-c", str(self.core)] if self.core is not None and cores() > 1 else []
         enter = ["nsenter", "-t", str(self.pid), "-a", "--setuid", "0", "--setgid", "0"]
         return [*enter, *pinned, str(BUILD / program), *map(str, words)]
 
     def start(self, program: str, *words: object) -> subprocess.Popen[str]:
-        """Start it."""
+        """Start one of the C programs."""
         return subprocess.Popen(
             self.words(program, *words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
     def load(self, socket: str, manner: str, connections: int, seconds: float, paths: Sequence[str]) -> dict[str, Any]:
-        """Run load.c, and what it says."""
+        """Run load.c; return its results."""
         done = subprocess.run(
             self.words("load", socket, manner, connections, seconds, *paths),
             capture_output=True,

@@ -1,4 +1,4 @@
-"""What was measured, as tables for people."""
+"""The measurements as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HEAD = ("contender", "requests/s", "of the first", "p50 µs", "p99 µs", "max m
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """One load, all contenders, in Markdown."""
+    """Return the table of one load with all contenders."""
     first = cells[0]
     lines = [f"\n**{MANNERS[first.manner]}, {first.path}, {first.connections} connections**\n"]
     lines.append(_row(_HEAD))
@@ -29,7 +29,7 @@ def _row(fields: Sequence[str]) -> str:
 
 
 def summary(cells: Sequence[Cell]) -> str:
-    """All loads, a line each: what (a) to (d) answer in a second, and the processor time that it takes (a) and (c)."""
+    """Return the table of all loads: requests per second of (a) to (d), and the processor time of (a) and (c)."""
     head = ("load", "(a)", "(b)", "(c)", "(d)", "(c) of (a)", "(c) p50, p99 µs", "CPU µs (a), (c)", "errors")
     lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
     loads = dict.fromkeys((cell.manner, cell.path, cell.connections) for cell in cells)
@@ -47,13 +47,13 @@ def summary(cells: Sequence[Cell]) -> str:
 
 
 def figure(one: Figure) -> str:
-    """One figure, in a line."""
+    """Return a line for a figure."""
     limit = "" if one.most is None else f" (at most {one.most:g})"
     return f"{one.name}: {_value(one)}{limit}"
 
 
 def targets(figures: Sequence[Figure]) -> str:
-    """What was to be reached, what was reached, and whether that is enough."""
+    """Return the table of targets and results."""
     lines = ["\n**To reach**\n", _row(("figure", "wanted", "measured", "")), _row(("---", "---:", "---:", "---"))]
     for one in figures:
         wanted = f"≥ {one.least:g}" if one.least is not None else f"≤ {one.most:g}"

@@ -1,4 +1,4 @@
-"""Requests: what each contender answers in a second, how quickly, and at what cost."""
+"""Requests: rate, response times and cost of each contender."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from benchmarks.contenders import Contender
 from benchmarks.figures import Figure
 from benchmarks.processes import processor_seconds
 
-#: What is asked for. All but the last repeat one request, which guestapi answers again without asking the application;
-#: the last is too many different ones to be kept, so that every request goes all the way.
+#: The paths of each load. All but the last repeat one request, which guestapi answers from its cache; the last one has
+#: too many different requests to be cached, so that every request reaches the application.
 PATHS = {
     "config/KEY": ["/1.0/config/user.foo"],
     "/1.0": ["/1.0"],
@@ -25,15 +25,15 @@ MANNERS = {"keep": "keep-alive", "new": "new connection"}
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One contender under one load: the median of its rounds, but all errors and the worst answer.
+    """One contender under one load: the median of its rounds, except for errors and the longest response.
 
     Attributes:
-        rate: requests answered in a second.
-        share: of what the first contender answers, the median of what it is in each round: a machine that is now fast
-            and now slow makes less of a difference to it than to a quotient of medians.
-        p50, p99, longest: microseconds from the request to the last byte of its answer.
+        rate: responses per second.
+        share: the ratio to the first contender's responses, as the median of the ratios of all rounds: a machine whose
+            speed varies affects it less than a ratio of medians.
+        p50, p99, longest: microseconds from the request to the last byte of its response.
         cost: microseconds of processor time for each request.
-        errors: answers other than 200, or none, in all rounds.
+        errors: missing responses, and those with another status than 200, in all rounds.
     """
 
     manner: str
@@ -57,14 +57,14 @@ def measure(
     paths: Sequence[str],
     loads: Mapping[str, Sequence[int]],
 ) -> Iterator[list[Cell]]:
-    """Put each load on all contenders, taking turns in short rounds; yields their cells load by load.
+    """Put each load on all contenders, which take turns in short rounds; yield the cells load by load.
 
     Args:
-        contenders: the first is what the others are measured by.
-        rounds: how many.
-        seconds: how long each is.
-        paths: of `PATHS`.
-        loads: by manner (of `MANNERS`), how many connections at a time.
+        contenders: the first one is what the others are compared with.
+        rounds: the number of rounds.
+        seconds: the length of each round.
+        paths: names in `PATHS`.
+        loads: for each manner (of `MANNERS`), the numbers of connections at a time.
     """
     for manner, connections in loads.items():
         for path in paths:
@@ -75,7 +75,8 @@ def measure(
                         before = processor_seconds(contender.pids)
                         result = contender.inside.load(contender.socket, manner, number, seconds, PATHS[path])
                         used = processor_seconds(contender.pids) - before
-                        # The load's warm-up is in the processor time too, so go by time, not by counted requests.
+                        # The processor time includes the load's warm-up, so it is scaled by time, not by counted
+                        # requests.
                         share = result["seconds"] / (result["seconds"] + _WARM_UP)
                         result["cost"] = used * share * 1e6 / max(1, result["requests"])
                         found[contender.name].append(result)
@@ -83,7 +84,7 @@ def measure(
                 yield [_cell(manner, path, number, name, results, floor) for name, results in found.items()]
 
 
-#: load.c, WARM_UP.
+#: WARM_UP in load.c.
 _WARM_UP = 0.1
 
 
@@ -104,7 +105,7 @@ def _cell(manner: str, path: str, connections: int, name: str, results: list[dic
 
 
 def targets(cells: Sequence[Cell]) -> Iterator[Figure]:
-    """What is to be reached, as far as it was measured."""
+    """Yield the targets of the measured cells."""
     found = {(cell.manner, cell.connections, cell.contender[:3]): cell for cell in cells if cell.path == "config/KEY"}
     for manner, number, least in (("keep", 16, 0.70), ("new", 16, 0.60), ("new", 64, 0.60)):
         if ours := found.get((manner, number, "(c)")):

@@ -1,4 +1,4 @@
-"""Scale: many instances, many streams, many events. Each figure stands beside what it has to come to."""
+"""Scale: many instances, many streams, many events. Each figure has its target."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _PATHS = [path for paths in PATHS.values() for path in paths]
 
 
 def allow_many_descriptors() -> None:
-    """What systemd does by LimitNOFILE=; for this process and those that it starts."""
+    """Raise the limit of descriptors for this process and its children, as systemd does by LimitNOFILE=."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def instances(rounds: int, seconds: float) -> Iterator[Figure]:
-    """10,000 registered instances beside one."""
+    """Compare a service with 10,000 registered instances with a service with one."""
     with service() as (few, container), service() as (many, other):
         _register(many, INSTANCES)
         many.stop()
@@ -57,7 +57,7 @@ def instances(rounds: int, seconds: float) -> Iterator[Figure]:
 
 
 def streams() -> Iterator[Figure]:
-    """Idle event streams."""
+    """Measure the memory of idle event streams."""
     with service() as (running, container):
         worker = running.workers[0]
         with listening(Inside(container.pid), 16):
@@ -70,7 +70,7 @@ def streams() -> Iterator[Figure]:
 
 
 def fan_out(times: int = 20) -> Iterator[Figure]:
-    """One event for many listeners of one instance."""
+    """Measure one event to many listeners of one instance."""
     with service() as (running, container):
         pin([running.pid, *running.workers], SERVER_CORE)
         with listening(Inside(container.pid), LISTENERS) as heard:
@@ -80,7 +80,7 @@ def fan_out(times: int = 20) -> Iterator[Figure]:
 
 
 def latency(times: int = 200) -> Iterator[Figure]:
-    """From a commit to its receipt, with one listener and nothing else to do."""
+    """Measure the time from a commit to the event's receipt, with one listener and no other load."""
     with service() as (running, container), listening(Inside(container.pid), 1) as heard:
         taken = []
         for number in range(1, times + 1):
@@ -92,7 +92,7 @@ def latency(times: int = 200) -> Iterator[Figure]:
 
 
 def sustained(rate: int = 1000, seconds: int = 10, each: int = 10) -> Iterator[Figure]:
-    """Many keys changed a second, `each` (at most ten) in one transaction; all are told, in order, and in time."""
+    """Change many keys a second, `each` (at most ten) in one transaction; all events must come in order and in time."""
     with service() as (running, container), listening(Inside(container.pid), 1) as heard:
         commits: dict[int, float] = {}
         number = 0
@@ -119,14 +119,14 @@ def sustained(rate: int = 1000, seconds: int = 10, each: int = 10) -> Iterator[F
 
 
 class Heard:
-    """A running listen.c, and what it prints."""
+    """A running listen.c."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self.disorder = 0
 
     def next(self) -> dict[str, Any]:
-        """The next document."""
+        """Return the next document that it prints."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -136,14 +136,14 @@ class Heard:
         return document
 
     def last(self, committed: float) -> float:
-        """Seconds from a commit until all listeners had its event."""
+        """Return the seconds from a commit until all listeners had its event."""
         seconds: float = self.next()["last"] - committed
         return seconds
 
 
 @contextmanager
 def listening(inside: Inside, number: int, socket: str = SOCKET) -> Iterator[Heard]:
-    """So many streams, opened."""
+    """Open this many streams."""
     process = inside.start("listen", socket, number)
     try:
         heard = Heard(process)
@@ -155,7 +155,7 @@ def listening(inside: Inside, number: int, socket: str = SOCKET) -> Iterator[Hea
 
 @contextmanager
 def _committed() -> Iterator[list[float]]:
-    """When the transaction inside was committed: just before its doorbell rings."""
+    """Yield the time of the transaction's commit, just before its doorbell rings."""
     at: list[float] = []
 
     def note(database: str) -> None:
@@ -167,14 +167,14 @@ def _committed() -> Iterator[list[float]]:
 
 
 def _change(running: Service, number: int) -> float:
-    """Make a change that listeners are told of; when it was committed."""
+    """Make a change with an event for listeners; return the time of its commit."""
     with _committed() as at:
         running.configure(INSTANCE, user_number=str(number))
     return at[0]
 
 
 def _register(running: Service, number: int) -> None:
-    """Have so many instances more, each with some configuration, a device and an init that is not there."""
+    """Register this many instances with some configuration, a device, and an init that does not exist."""
     device = {"eth0": {"type": "nic", "nictype": "bridged", "parent": "br0"}}
     with running.writer.change() as change:
         for one in range(number):

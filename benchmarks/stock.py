@@ -1,7 +1,7 @@
 """The same Falcon application under gunicorn's own gevent worker: ``gunicorn -k gevent benchmarks.stock:application``.
 
-That worker knows no peer credentials, so the caller is given to it, identified beforehand: ``GUESTAPI_CONFIG`` names
-the configuration, ``BENCHMARK_INSTANCE`` the instance that all requests are of.
+That worker has no peer credentials, so the caller is identified at its start: ``GUESTAPI_CONFIG`` names the
+configuration, ``BENCHMARK_INSTANCE`` the instance of all requests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CALLER = _caller()
 
 
 def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    """WSGI."""
+    """Answer a request, as a WSGI application."""
     environ[CALLER] = _CALLER
     environ[DIALECT] = "incus"
     environ[RAW_PATH] = environ[RAW_URI].partition("?")[0]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Builds the Debian package of this checkout for the Debian that runs this, into a directory.
+"""Builds the Debian package of this checkout for the running release of Debian, into a directory.
 
     tools/build_deb.py DIRECTORY
 
 `make deb` runs it in a root of each release (tools/debian_root.py), with the packages of `tools/packages list deb`. The
-package has the locked environment in /usr/lib/guestapi without what only a build or a test needs, and the files of
+package has the locked environment in /usr/lib/guestapi, without files that only builds and tests need, and the files of
 tools/installation.py. It depends on the minor version of Python that it was built with.
 """
 
@@ -29,13 +29,13 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 DEBIAN = CHECKOUT / "debian"
 PREFIX = "usr/lib/guestapi"
 
-#: Files of an environment that nothing reads when it runs: sources of extensions, and type hints.
+#: Files of an environment that are not read at run time: sources of extensions, and type hints.
 BUILD_ONLY = frozenset({".c", ".cc", ".cpp", ".h", ".hpp", ".pxd", ".pyx", ".pxi", ".pyi", ".typed", ".rst"})
 #: Directories of tests, and of code for tests.
 TESTS = frozenset({"tests", "testing", "__pycache__"})
-#: What a package of the environment has and guestapi has no use for; by patterns below site-packages.
+#: Parts of packages that guestapi does not use, as patterns below site-packages.
 UNUSED = (
-    # rich would colour source code and show Markdown with these.
+    # rich uses these to highlight source code and to show Markdown.
     "pygments*",
     "markdown_it*",
     "mdurl*",
@@ -48,10 +48,10 @@ UNUSED = (
     "*.dist-info/REQUESTED",
     "*.dist-info/direct_url.json",
 )
-#: Programs of an environment that stay; the others are of packages that guestapi only imports.
+#: Programs of the environment that stay; the others belong to packages that guestapi only imports.
 PROGRAMS = frozenset({"guestapi", "guestapi-hook", "python", "python3"})
 
-#: A unit that runs for a moment only, and must not be started anew after an upgrade.
+#: A unit that runs only for a moment, and must not be restarted after an upgrade.
 MOMENTARY = "guestapi-rebind@.service"
 
 
@@ -59,10 +59,10 @@ def build(directory: Path) -> Path:
     """Build the package.
 
     Args:
-        directory: where it is written to.
+        directory: the directory of the package file.
 
     Returns:
-        its file.
+        the package file.
     """
     version = read_version()
     release = read_release()
@@ -91,10 +91,10 @@ def run(*words: str | Path, environment: dict[str, str] | None = None) -> str:
 
     Args:
         words: the program and its arguments.
-        environment: variables besides those of this process.
+        environment: variables in addition to those of this process.
 
     Returns:
-        what it wrote to standard output.
+        its standard output.
     """
     done = subprocess.run(
         list(map(str, words)),
@@ -117,7 +117,7 @@ def read_version() -> str:
 
 
 def read_release() -> str:
-    """Return the number of the Debian release that runs this, such as "12"."""
+    """Return the number of the running Debian release, such as "12"."""
     found = re.search(r'^VERSION_ID="?(\d+)', Path("/etc/os-release").read_text(), re.MULTILINE)
     if found is None:
         raise SystemExit("/etc/os-release has no VERSION_ID: build the package in a Debian release, by 'make deb'")
@@ -125,7 +125,7 @@ def read_release() -> str:
 
 
 def find_licences(site: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name of each package in the environment, and what it says of its licence."""
+    """Yield the name of each package in the environment, and its licence according to its metadata."""
     for metadata in sorted([*site.glob("*.dist-info/METADATA"), *site.glob("*.egg-info/PKG-INFO")]):
         text = metadata.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
         name = re.search(r"^Name: (.*)$", text, re.MULTILINE)
@@ -137,7 +137,7 @@ def find_licences(site: Path) -> Iterator[tuple[str, str]]:
 
 
 def trim(prefix: Path, site: Path) -> None:
-    """Remove what is not needed to run, and the symbols of extensions.
+    """Remove files that are not needed at run time, and the symbols of extensions.
 
     Args:
         prefix: the environment.
@@ -166,7 +166,7 @@ def trim(prefix: Path, site: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, link or directory, if it is there."""
+    """Remove a file, link or directory, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -174,11 +174,11 @@ def remove(path: Path) -> None:
 
 
 def relocate(stage: Path) -> None:
-    """Let the environment say that it is in its final place, and use Debian's interpreter of its minor version."""
+    """Set the environment's paths to its final place, and its interpreter to Debian's of its minor version."""
     binaries = stage / PREFIX / "bin"
     for file in (binaries / "guestapi", stage / PREFIX / "pyvenv.cfg"):
         text = file.read_text().replace(f"{stage}/", "/")
-        # What created it is of no use to who has it.
+        # The command that created it is of no use on the target.
         file.write_text(re.sub(r"^command = .*\n", "", text, flags=re.MULTILINE))
     for name in ("python", "python3"):
         remove(binaries / name)
@@ -189,7 +189,7 @@ def relocate(stage: Path) -> None:
 
 
 def debian_changelog(release: str) -> str:
-    """Return docs/changelog.md in Debian's form; the times of releases are their days' beginnings."""
+    """Return docs/changelog.md in Debian's form; each release has midnight of its day as its time."""
     sections = re.split(r"^## ", (CHECKOUT / "docs/changelog.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     found = []
     for section in sections:
@@ -215,13 +215,13 @@ def debian_changelog(release: str) -> str:
 
 
 def read_maintainer() -> str:
-    """Return who maintains the package: $DEBFULLNAME and $DEBEMAIL, as Debian's tools have them."""
+    """Return the maintainer of the package: $DEBFULLNAME and $DEBEMAIL, as in Debian's tools."""
     name = os.environ.get("DEBFULLNAME", "The guestapi maintainers")
     return f"{name} <{os.environ.get('DEBEMAIL', 'guestapi@localhost')}>"
 
 
 def document(stage: Path, licences: Sequence[tuple[str, str]], release: str) -> None:
-    """Write /usr/share/doc/guestapi, and compress manual pages as Debian wants them.
+    """Write /usr/share/doc/guestapi, and compress manual pages as Debian requires.
 
     Args:
         stage: the package's root.
@@ -250,26 +250,26 @@ def document(stage: Path, licences: Sequence[tuple[str, str]], release: str) -> 
 
 
 def compress(content: bytes, target: Path) -> None:
-    """Write a .gz whose bytes depend on the content alone."""
+    """Write a .gz file whose bytes depend only on the content."""
     with target.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
         file.write(content)
 
 
 def read_copyright() -> str:
-    """Return who holds the copyright, as LICENSE or README.md says, or the project's name."""
+    """Return the copyright holder from LICENSE, or the project's maintainers."""
     found = re.search(r"^\s*Copyright (\d{4}.*)$", (CHECKOUT / "LICENSE").read_text(), re.MULTILINE)
     return found[1] if found else "the guestapi maintainers"
 
 
 def write_control(stage: Path, scratch: Path, full: str, version: str, architecture: str) -> None:
-    """Write DEBIAN: control, conffiles, checksums, and what dpkg runs.
+    """Write DEBIAN: control, conffiles, checksums, and the maintainer scripts.
 
     Args:
         stage: the package's root.
         scratch: a directory for temporary files.
         full: the package's version.
-        version: guestapi's.
-        architecture: as dpkg calls it.
+        version: guestapi's version.
+        architecture: dpkg's name of the architecture.
     """
     control = stage / "DEBIAN"
     control.mkdir()
@@ -288,7 +288,7 @@ def write_control(stage: Path, scratch: Path, full: str, version: str, architect
         "MAINTAINER": read_maintainer(),
         "DEPENDS": f"python3 (>= 3.{minor}~), python3 (<< 3.{minor + 1}), {find_libraries(stage, scratch)}",
         "SERVICES": " ".join(f"'{unit}'" for unit in patterns if unit.endswith(".service")),
-        # Sockets first: a service of theirs is started by them.
+        # Sockets first, because they start their services.
         "ENABLED": " ".join(sorted(plain, key=lambda unit: not unit.endswith(".socket"))),
         "UNITS": " ".join(f"'{unit}'" for unit in patterns),
     }
@@ -313,7 +313,7 @@ def write_control(stage: Path, scratch: Path, full: str, version: str, architect
 
 
 def find_libraries(stage: Path, scratch: Path) -> str:
-    """Return the packages of the C libraries that the environment's extensions need, as dpkg-shlibdeps finds them."""
+    """Return the packages of the C libraries that the extensions need, as dpkg-shlibdeps finds them."""
     (scratch / "debian").mkdir()
     (scratch / "debian/control").write_text("Source: guestapi\n\nPackage: guestapi\nArchitecture: any\n")
     extensions = [f"-e{path}" for path in sorted(stage.rglob("*")) if re.search(r"\.so(\.\d+)*$", path.name)]
@@ -334,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, and build the package.
 
     Args:
-        arguments: of the command line, without the program's name; default: this process's own.
+        arguments: the command line without the program's name; default: this process's own.
 
     Returns:
         the exit status.

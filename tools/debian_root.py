@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Debian root file systems of any suite: built once, kept in a cache, used through a throw-away overlay.
+"""Debian root file systems of any suite: built once, kept in a cache, used through a temporary overlay.
 
     tools/debian_root.py build trixie --package gcc
     tools/debian_root.py run trixie --package make --checkout -- make help
 
-`build` prints the directory of a root with these packages. `run` runs a command in such a root, as root, with what it
-needs to make containers of its own: its mounts, PIDs and IPC are private, its network is the host's, and whatever it
-writes is gone when it ends. `--checkout` puts the files of the checkout into /srv/guestapi and runs the command there;
-`--bind HOST:ROOT` lets the command read and write a directory of the host.
+`build` prints the directory of a root with these packages. `run` runs a command in such a root, as root, with the
+privileges to make containers: its mounts, PIDs and IPC are private, its network is the host's, and everything that it
+writes is removed when it ends. `--checkout` puts the files of the checkout into /srv/guestapi and runs the command
+there; `--bind HOST:ROOT` lets the command read and write a directory of the host.
 
-Needs root, mmdebstrap and a Debian mirror: $DEBIAN_MIRROR, or the one that the host's own apt uses. The cache is
-$GUESTAPI_CACHE (~/.cache/guestapi); it can be removed at any time.
+Needs root, mmdebstrap and a Debian mirror: $DEBIAN_MIRROR, or the one of the host's apt. The cache is $GUESTAPI_CACHE
+(~/.cache/guestapi); it can be removed at any time.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from pathlib import Path
 CACHE = Path(os.environ.get("GUESTAPI_CACHE", Path.home() / ".cache" / "guestapi"))
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-#: Where `--checkout` puts the checkout: a directory that every user can enter.
+#: The place of the checkout for `--checkout`: a directory that every user can enter.
 INSIDE = "/srv/guestapi"
 
-#: A root of this age is built anew, so that updates of Debian reach the tests, in seconds: two weeks.
+#: Seconds after which a root is built again, so that updates of Debian reach the tests: two weeks.
 MAX_AGE = 14 * 24 * 3600.0
 
-#: To be raised when `build_root` makes another root of the same packages.
+#: To be raised when `build_root` makes a different root from the same packages.
 VERSION = 1
 
-#: What Debian's sources are verified with, and TLS connections.
+#: The keys that verify Debian's sources, and the certificates for TLS connections.
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
-#: Variables that the command is given as they are.
+#: Variables that are passed to the command unchanged.
 PASSED = (
     "CI",
     "TERM",
@@ -58,7 +58,7 @@ PASSED = (
 )
 
 #: Run by the host's shell in new namespaces. $1: root of the cache, $2: scratch directory; then pairs of directories to
-#: bind until "--", then the command. Container runtimes keep their overlays in directories that are no overlay.
+#: bind until "--", then the command. Container runtimes get directories outside of the overlay for their own overlays.
 _ENTER = """
 set -e
 mount --make-rprivate /
@@ -94,22 +94,22 @@ exit $code
 
 
 class RootError(Exception):
-    """A root cannot be built or entered; the message says why and what to do."""
+    """A root cannot be built or entered; the message has the reason and a hint."""
 
 
 @dataclass(frozen=True)
 class Bind:
-    """A directory of the host that the command sees, and where."""
+    """A directory of the host, and its path for the command."""
 
     host: Path
     inside: str
 
     @classmethod
     def parse(cls, text: str) -> Bind:
-        """Read "HOST:ROOT", or "DIRECTORY" for the same path in both.
+        """Parse "HOST:ROOT", or "DIRECTORY" for the same path in both.
 
         Args:
-            text: what stands behind `--bind`.
+            text: the argument of `--bind`.
 
         Returns:
             the two paths, both absolute.
@@ -137,14 +137,14 @@ def find_mirror() -> str:
 
 
 def build_root(suite: str, packages: Sequence[str]) -> Path:
-    """Return a root of `suite` in which `packages` are installed; build it where the cache has none.
+    """Return a root of `suite` with `packages` installed; build it if the cache has none.
 
     Args:
         suite: Debian's name of it, such as "trixie".
-        packages: names of Debian packages; what is always there is minbase, ca-certificates and Python.
+        packages: names of Debian packages, in addition to minbase, ca-certificates and Python.
 
     Returns:
-        its directory. Other processes use it too: nobody may write there.
+        its directory. Other processes use it, too; it must not be written.
 
     Raises:
         RootError: it cannot be built here.
@@ -166,7 +166,7 @@ def build_root(suite: str, packages: Sequence[str]) -> Path:
         shutil.rmtree(building, ignore_errors=True)
         print(f"building a root of Debian {suite} in {root}", file=sys.stderr)
         _bootstrap(suite, wanted, building)
-        # As the host trusts whom it speaks to, so does the root: the host may be behind a proxy.
+        # The root trusts the same certificates as the host, which may be behind a proxy.
         if CERTIFICATES.exists():
             shutil.copyfile(CERTIFICATES, building / "etc/ssl/certs/ca-certificates.crt")
         shutil.rmtree(root, ignore_errors=True)
@@ -176,7 +176,7 @@ def build_root(suite: str, packages: Sequence[str]) -> Path:
 
 
 def _bootstrap(suite: str, packages: Sequence[str], directory: Path) -> None:
-    """Install the packages into a new directory; a failure shows the end of what mmdebstrap said."""
+    """Install the packages into a new directory; a failure shows the end of mmdebstrap's output."""
     done = subprocess.run(
         [
             *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"),
@@ -185,7 +185,7 @@ def _bootstrap(suite: str, packages: Sequence[str], directory: Path) -> None:
             *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"),
             *(suite, str(directory), find_mirror()),
         ],
-        # A root is not booted; who makes an image of one makes its initrd.
+        # A root is not booted; an image that is made from it gets its own initrd.
         env={**os.environ, "INITRD": "No"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -198,17 +198,17 @@ def _bootstrap(suite: str, packages: Sequence[str], directory: Path) -> None:
 
 
 def copy_checkout(target: Path) -> None:
-    """Copy the checkout's files, tracked or new, but nothing that git ignores.
+    """Copy the checkout's files, tracked or new, except those that git ignores.
 
     Args:
-        target: a directory, which is made.
+        target: a directory, which is created.
     """
     listed = subprocess.run(
         ["git", "-C", CHECKOUT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True,
         check=True,
     )
-    # A file that was deleted but is still tracked is listed too.
+    # The list includes deleted files that are still tracked.
     names = [
         name for name in listed.stdout.split(b"\0") if name and os.path.lexists(os.fsencode(CHECKOUT) + b"/" + name)
     ]
@@ -228,10 +228,10 @@ def copy_checkout(target: Path) -> None:
 
 
 def run(root: Path, command: Sequence[str], *, binds: Sequence[Bind] = (), checkout: bool = False) -> int:
-    """Run a command over a root; whatever it writes is gone when it ends, but for what it writes to `binds`.
+    """Run a command over a root; everything that it writes is removed when it ends, except in `binds`.
 
     Args:
-        root: what `build_root` has returned.
+        root: the result of `build_root`.
         command: the program, as the root's PATH finds it, and its arguments.
         binds: directories of the host.
         checkout: whether the command runs in a copy of the checkout.
@@ -245,7 +245,7 @@ def run(root: Path, command: Sequence[str], *, binds: Sequence[Bind] = (), check
     if os.geteuid() != 0:
         raise RootError("a Debian root is entered as root")
     scratch = Path(tempfile.mkdtemp(prefix="guestapi-root-", dir="/var/tmp"))
-    # Programs of other users run in it too.
+    # Programs of other users run in it, too.
     scratch.chmod(0o755)
     try:
         mounted = list(binds)
@@ -277,10 +277,10 @@ def run(root: Path, command: Sequence[str], *, binds: Sequence[Bind] = (), check
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line, and do what it says.
+    """Read the command line, and build or run.
 
     Args:
-        arguments: of the command line, without the program's name; default: this process's own.
+        arguments: the command line without the program's name; default: this process's own.
 
     Returns:
         the exit status.

@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Puts guestapi's files besides the virtual environment into place, and takes them away again.
+"""Installs guestapi's files other than the virtual environment, and removes them.
 
     tools/installation.py may-install [--destdir DIRECTORY]
     tools/installation.py install [--destdir DIRECTORY] [--prefix /opt/guestapi]
     tools/installation.py uninstall [--destdir DIRECTORY] [--prefix /opt/guestapi]
     tools/installation.py stage DIRECTORY
 
-`may-install` ends with 1 and says why if a Debian package of guestapi is installed. `install` and `uninstall` are for
-`make install` and `make uninstall`; `stage` lays the files out for a Debian package.
+`may-install` exits with 1 and the reason if a Debian package of guestapi is installed. `install` and `uninstall` are
+for `make install` and `make uninstall`; `stage` lays the files out for a Debian package.
+
 All of them share one list of files, `find_files`.
 
-A configuration file that the operator has edited stays as it is, as dpkg does it: `install` writes the new one beside
-it as .new only if it differs from the one that came before, and `uninstall` removes only what nobody has edited.
-PREFIX/share/guestapi keeps what was installed last, for comparison.
+A configuration file that the operator has edited stays, as with dpkg: `install` writes the new one beside it as .new
+only if it differs from its predecessor, and `uninstall` removes only unedited files. PREFIX/share/guestapi keeps the
+files of the last installation, for comparison.
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
-#: Where the files in the checkout say that the environment and the command are; `install` writes the real places.
+#: The paths of the environment and the command in the files of the checkout, which `install` replaces by the real ones.
 PREFIX = "/opt/guestapi"
 COMMAND = "/usr/local/bin/guestapi"
 
 
 class Kind(Enum):
-    """What an installed file is, which decides what `uninstall` and an upgrade do with it."""
+    """The kind of an installed file, on which `uninstall` and upgrades depend."""
 
     #: Belongs to guestapi: overwritten, and removed.
     OURS = "ours"
-    #: The operator edits it: neither overwritten nor removed once it was.
+    #: Edited by the operator: neither overwritten nor removed after that.
     EDITED = "edited"
-    #: Containers' configuration includes it: overwritten, but never removed, since they would not start without it.
+    #: Included by containers' configurations: overwritten, but never removed, because they would not start without it.
     INCLUDED = "included"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are on the system.
+    """The places of files on the system.
 
     Attributes:
-        destdir: what stands before each path; "/" for this system.
+        destdir: a prefix of each path; "/" for this system.
         prefix: the virtual environment.
         command: the link to its program.
         units: systemd's units.
@@ -67,23 +68,23 @@ class Layout:
     zsh: str = "zsh/site-functions"
 
     def place(self, path: str) -> Path:
-        """Where a path of the system is written to."""
+        """Return the place to which a path of the system is written."""
         return self.destdir / path.lstrip("/")
 
     @property
     def pristine(self) -> Path:
-        """The directory with the files of `Kind.EDITED` as they were installed last."""
+        """The directory with the files of `Kind.EDITED` from the last installation."""
         return self.place(f"{self.prefix}/share/guestapi")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of the checkout, and where it belongs.
+    """A file of the checkout, and its place.
 
     Attributes:
-        source: in the checkout.
-        path: on the system.
-        kind: what it is.
+        source: its path in the checkout.
+        path: its path on the system.
+        kind: its kind.
         mode: its permissions.
     """
 
@@ -94,7 +95,7 @@ class File:
 
 
 def package_layout(destdir: Path) -> Layout:
-    """Return the layout of a Debian package: below /usr, but for configuration."""
+    """Return the layout of a Debian package: below /usr, except for configuration."""
     return Layout(
         destdir,
         "/usr/lib/guestapi",
@@ -106,11 +107,11 @@ def package_layout(destdir: Path) -> Layout:
 
 
 def find_files(layout: Layout) -> Iterator[File]:
-    """Yield what is installed besides the virtual environment, manual pages and completions."""
+    """Yield the files other than the virtual environment, manual pages and completions."""
     systemd, conf = CHECKOUT / "systemd", CHECKOUT / "conf"
     for unit in sorted([*systemd.glob("*.service"), *systemd.glob("*.socket")]):
         yield File(unit, f"{layout.units}/{unit.name}")
-    # A program of its own, beside the environment's: what a container waits for must not load that.
+    # A program of its own: a container waits for it, so it must not load the environment.
     yield File(CHECKOUT / "guestapi/sources/hook.py", f"{layout.prefix}/bin/guestapi-hook", mode=0o755)
     # For operators to copy into instances.
     yield File(CHECKOUT / "guestapi/guest/guestctl.py", f"{layout.share}/guestapi/guestctl", mode=0o755)
@@ -118,7 +119,7 @@ def find_files(layout: Layout) -> Iterator[File]:
     yield File(systemd / "guestapi.tmpfiles", "/usr/lib/tmpfiles.d/guestapi.conf")
     for edited in ("guestapi.toml", "gunicorn.conf.py"):
         yield File(conf / edited, f"/etc/guestapi/{edited}", Kind.EDITED)
-    # What container runtimes and hosts with a daemon need; docs/lxc.md, podman.md, nspawn.md and incus.md say where.
+    # For container runtimes and hosts with a daemon; docs/lxc.md, podman.md, nspawn.md and incus.md describe their use.
     for ours in sorted([*systemd.glob("*.conf"), *conf.glob("*.conf"), *conf.glob("*.json")]):
         kind = Kind.INCLUDED if ours.name == "lxc-guestapi.conf" else Kind.OURS
         yield File(ours, f"/etc/guestapi/{ours.name}", kind)
@@ -140,7 +141,7 @@ def find_manuals(layout: Layout, directory: Path) -> Iterator[File]:
 
 
 def write(file: File, layout: Layout) -> None:
-    """Write a file to its place, as it is to be there; a file that is already so is not touched."""
+    """Write a file to its place with its final content; a file with this content is not touched."""
     target = layout.place(file.path)
     content = file.source.read_text(encoding="utf-8")
     content = content.replace(COMMAND, layout.command).replace(PREFIX, layout.prefix)
@@ -152,7 +153,7 @@ def write(file: File, layout: Layout) -> None:
 
 
 def install_edited(file: File, layout: Layout) -> None:
-    """Write a configuration file, unless the operator has changed it: then, if it is another one now, as .new."""
+    """Write a configuration file; if the operator has edited it, write a changed one as .new instead."""
     target, last = layout.place(file.path), layout.pristine / file.source.name
     new = target.with_name(f"{target.name}.new")
     as_before = last.is_file() and filecmp.cmp(last, file.source, shallow=False)
@@ -169,13 +170,13 @@ def install_edited(file: File, layout: Layout) -> None:
 
 
 def find_package(layout: Layout) -> str | None:
-    """Return the command of a Debian package of guestapi that is installed there; None if there is none."""
+    """Return the command of an installed Debian package of guestapi, or None."""
     command = package_layout(layout.destdir).place(package_layout(layout.destdir).command)
     return str(command) if command.is_symlink() else None
 
 
 def install(layout: Layout, manuals: Path | None) -> None:
-    """Put all files into place."""
+    """Install all files."""
     for file in [*find_files(layout), *(find_manuals(layout, manuals) if manuals else ())]:
         if file.kind is Kind.EDITED:
             install_edited(file, layout)
@@ -194,7 +195,7 @@ def install(layout: Layout, manuals: Path | None) -> None:
 
 
 def uninstall(layout: Layout) -> None:
-    """Stop the units and take the files away, but for edited configuration, what containers include, and the state."""
+    """Stop the units and remove the files, except edited and included configuration, and the state."""
     if layout.destdir == Path("/"):
         units = [Path(file.path).name for file in find_files(layout) if file.path.startswith(layout.units)]
         running = [unit.replace("@.", "@*.") for unit in units]
@@ -232,22 +233,22 @@ def uninstall(layout: Layout) -> None:
 
 
 def find_instances(layout: Layout) -> list[str]:
-    """Return the enabled instances of our template units, such as guestapi-takeover@incus.service."""
+    """Return the enabled instances of template units, such as guestapi-takeover@incus.service."""
     links = layout.place("/etc/systemd/system").glob("*.wants/guestapi-*@*.service")
     return sorted({link.name for link in links})
 
 
 def systemctl(*words: str) -> None:
-    """Run systemctl where systemd runs; a unit that is not there is no error."""
+    """Run systemctl if systemd runs; a missing unit is no error."""
     if Path("/run/systemd/system").is_dir():
         subprocess.run(["systemctl", *words], check=False, stderr=subprocess.DEVNULL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line, and do what it says.
+    """Read the command line, and run its command.
 
     Args:
-        arguments: of the command line, without the program's name; default: this process's own.
+        arguments: the command line without the program's name; default: this process's own.
 
     Returns:
         the exit status.

@@ -3,9 +3,9 @@
 
     python tools/manual.py DIRECTORY
 
-guestapi(1) is made of the command's own help, guestapi.toml(5) of docs/configuration.md, guestctl(1) of
-docs/guestctl.md, and guestapi(7) of the other documents in docs/ that `GUIDE` names. So each page says what the
-document says. Needs the interpreter of an environment in which guestapi is installed, and nothing else.
+guestapi(1) is generated from the command's own help, guestapi.toml(5) from docs/configuration.md, guestctl(1) from
+docs/guestctl.md, and guestapi(7) from the other documents in docs/ that `GUIDE` names. Needs only the interpreter of an
+environment in which guestapi is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from guestapi.guest import guestctl
 CHECKOUT = Path(__file__).resolve().parents[1]
 DOCS = CHECKOUT / "docs"
 
-#: The documents that guestapi(7) consists of, in this order.
+#: The documents of guestapi(7), in this order.
 GUIDE = (
     "operations.md",
     "lxc.md",
@@ -39,7 +39,7 @@ GUIDE = (
     "images.md",
 )
 
-#: What each page says that it is.
+#: The title of each page.
 TITLES = {
     "guestapi.1": "look after the instances to which the guest API is offered",
     "guestctl.1": "ask the host about the instance in which it runs",
@@ -47,13 +47,13 @@ TITLES = {
     "guestapi.7": "the guest API of Incus and LXD as a service of its own",
 }
 
-#: A line of a Markdown table that separates its head from its rows.
+#: The line of a Markdown table that separates its head from its rows.
 _RULE = re.compile(r"\|[-| :]+\|")
 _INLINE = re.compile(r"`([^`]+)`|\*\*([^*]+)\*\*|\[([^\]]*)\]\(([^)]*)\)")
 
 
 def release_date() -> str:
-    """Return the date of this version as docs/changelog.md has it."""
+    """Return the date of this version from docs/changelog.md."""
     found = re.search(
         rf"^## \[{re.escape(guestapi.__version__)}\] - (\S+)", (DOCS / "changelog.md").read_text(), re.MULTILINE
     )
@@ -63,7 +63,7 @@ def release_date() -> str:
 
 
 def escape(text: str, *, code: bool = False) -> str:
-    """Return text as roff has it; in code a hyphen is the character of that name, to be copied and pasted."""
+    """Return text escaped for roff; in code a hyphen becomes the ASCII character, which can be copied and pasted."""
     text = text.replace("\\", "\\e")
     return text.replace("-", "\\-") if code else text
 
@@ -97,7 +97,7 @@ def cells(line: str) -> list[str]:
 
 
 def table(lines: Sequence[str]) -> Iterator[str]:
-    """Yield a Markdown table as a list: the first cell of a row is the term, the others are said of it."""
+    """Yield a Markdown table as a list: the first cell of a row is the term, the other cells are its description."""
     head = cells(lines[0])
     for line in lines[2:]:
         term, *others = cells(line)
@@ -149,7 +149,7 @@ def commands(each: click.Command, context: click.Context) -> Iterator[str]:
         yield from (".PP", guard(escape(" ".join(paragraph.split()))))
     for parameter in each.get_params(context):
         record = parameter.get_help_record(context)
-        # Every command has --help; an argument without a text stands in the title.
+        # Every command has --help; an argument without a text is in the title.
         if record is not None and "--help" not in record[0] and (record[1] or parameter.param_type_name == "option"):
             yield from (".TP", f"\\fB{escape(record[0], code=True)}\\fR", guard(escape(record[1] or "")) or "\\&")
     if isinstance(each, click.Group):
@@ -164,14 +164,14 @@ def page(name: str, body: Iterator[str]) -> str:
     """Return a whole page.
 
     Args:
-        name: of its file, as "guestapi.1".
+        name: the name of its file, such as "guestapi.1".
         body: its lines after NAME.
     """
     title, _, section = name.rpartition(".")
     head = [
         f'.TH {title.upper()} {section} "{release_date()}" "guestapi {guestapi.__version__}"',
         *(".SH NAME", f"{title} \\- {TITLES[name]}"),
-        # No hyphenation, no justification: what is meant to be copied stays whole.
+        # No hyphenation and no justification, so that commands can be copied.
         *(".nh", ".ad l"),
     ]
     return "\n".join([*head, *body, ""])
@@ -186,7 +186,7 @@ def manual_of_command() -> Iterator[str]:
 
 
 def manual_of_documents(names: Sequence[str], see: str) -> Iterator[str]:
-    """Yield the lines of documents in docs/, and which other pages to see."""
+    """Yield the lines of documents in docs/, and references to other pages."""
     for name in names:
         yield from markdown((DOCS / name).read_text(encoding="utf-8"))
     yield from (".SH SEE ALSO", see)
@@ -207,7 +207,7 @@ def completions_of_guestctl() -> dict[str, str]:
 
 
 def write(directory: Path) -> None:
-    """Write all pages and completions into a directory, which is made."""
+    """Write all pages and completions into a directory, which is created."""
     directory.mkdir(parents=True, exist_ok=True)
     pages = {
         "guestapi.1": manual_of_command(),
@@ -227,10 +227,10 @@ def write(directory: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the command line, and do what it says.
+    """Read the command line, and write the pages.
 
     Args:
-        arguments: of the command line, without the program's name; default: this process's own.
+        arguments: the command line without the program's name; default: this process's own.
 
     Returns:
         the exit status.

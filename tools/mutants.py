@@ -1,10 +1,10 @@
-"""Small faults that can be put into a module of Python: where each is, and what the source is with it.
+"""Small faults that can be put into a Python module: the place of each, and the source with it.
 
-A fault is one of: a comparison turned or its bound moved, `and` for `or`, a `not` or a condition turned, an integer
-that bounds or counts one larger, `True` for `False`, `+` for `-` and their like, `min` for `max`, and a statement taken
-away: a `raise`, an early `return`, a `break` or `continue`, a call that is made for its effect, an assignment to
-something that outlives the function. Left alone are strings, durations (floats), plain arguments and indexes, combined
-flags, annotations, decorators, `assert`, and messages for debugging: they are no guards.
+A fault is one of: a comparison inverted or its bound moved, `and` for `or`, a `not` or a condition inverted, an integer
+that bounds or counts increased by one, `True` for `False`, `+` for `-` and similar, `min` for `max`, and a statement
+removed: a `raise`, an early `return`, a `break` or `continue`, a call for its effect, an assignment to something that
+outlives the function. Strings, durations (floats), plain arguments and indexes, combined flags, annotations,
+decorators, `assert`, and debug messages get no faults, because they are no guards.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import ast
 import re
 from dataclasses import dataclass
 
-#: What stands for a comparison: its bound moved, where it has one, and its opposite.
+#: The replacements of a comparison: with its bound moved, if it has one, and its inverse.
 _COMPARISONS: dict[type[ast.cmpop], tuple[str, tuple[str, ...]]] = {
     ast.Lt: ("<", ("<=", ">=")),
     ast.LtE: ("<=", ("<", ">")),
@@ -36,21 +36,21 @@ _ARITHMETIC: dict[type[ast.operator], tuple[str, str]] = {
     ast.LShift: ("<<", ">>"),
     ast.RShift: (">>", "<<"),
 }
-#: Calls whose absence is no fault of a guard.
+#: Calls that may be absent without a fault.
 _IGNORED_CALLS = re.compile(r"(log|logger|self\.log)\.debug$")
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One fault.
+    """A fault.
 
     Attributes:
-        path: of the module, from the root of the checkout.
-        scope: the function or class that it is in, as ``Class.method``; empty for the module itself.
+        path: the path of the module from the root of the checkout.
+        scope: the function or class around it, as ``Class.method``; empty for the module itself.
         line: its first line, from 1.
         before, after: its first line, without indentation, without and with the fault.
-        column: of the fault in its line, in bytes; tells two faults of a line apart.
-        start, end, text: the bytes of the module that it replaces, and by what.
+        column: its column in the line, in bytes; distinguishes two faults in a line.
+        start, end, text: the bytes of the module that it replaces, and their replacement.
     """
 
     path: str
@@ -65,19 +65,19 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What it is called where it is written down: it survives that lines move."""
+        """Its identity in files, which stays the same when lines move."""
         return self.path, self.scope, self.before, self.after
 
     def apply(self, source: bytes) -> bytes:
-        """The module with the fault in it."""
+        """Return the module with the fault."""
         return source[: self.start] + self.text.encode() + source[self.end :]
 
 
 def find_mutants(path: str, source: bytes) -> list[Mutant]:
-    """All faults that can be put into a module, in the order in which they stand there.
+    """Return all faults of a module, in the order of their places.
 
     Args:
-        path: of the module, from the root of the checkout.
+        path: the path of the module from the root of the checkout.
         source: its content.
     """
     found = _Finder(path, source)
@@ -107,7 +107,7 @@ class _Finder(ast.NodeVisitor):
         self._enter(node, function=True)
 
     def _enter(self, node: ast.ClassDef | ast.FunctionDef, *, function: bool) -> None:
-        """Neither decorators nor annotations, but the default values of arguments."""
+        """Visit the default values of arguments and the body, but neither decorators nor annotations."""
         self._scope.append(node.name)
         self._in_function += function
         if function:
@@ -127,7 +127,7 @@ class _Finder(ast.NodeVisitor):
             self.visit(node.value)
 
     def visit_Assert(self, node: ast.Assert) -> None:
-        """For the type checker."""
+        """Skip: assertions are for the type checker."""
 
     def visit_If(self, node: ast.If) -> None:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -189,7 +189,7 @@ class _Finder(ast.NodeVisitor):
             self._replace(start, end, f"({self._source[start:end].decode()} + 1)")
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """A message's text: positions in it are not known before Python 3.12."""
+        """Skip: positions in the text of a message are unknown before Python 3.12."""
 
     def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Name) and node.func.id in ("min", "max"):
@@ -197,7 +197,7 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit(self, node: ast.AST) -> None:
-        """Visit a node; note whether its integers bound or count."""
+        """Visit a node, and record whether its integers bound or count."""
         before = self._counts
         if isinstance(node, ast.Compare | ast.BinOp | ast.AugAssign | ast.Slice | ast.Return | ast.Assign):
             self._counts = True
@@ -229,14 +229,14 @@ class _Finder(ast.NodeVisitor):
             self.visit(statement)
 
     def _without(self, node: ast.stmt, *, last: bool) -> None:
-        """The fault that a statement is not there, if that is one."""
-        # Not in the function's own block, but in one of a condition, a loop or a `try`.
+        """Add the fault that a statement is missing, unless it would be none."""
+        # Nested: in a condition, a loop or a `try` in the function.
         nested = node.col_offset > 4 * len(self._scope)
         match node:
             case ast.Raise() | ast.Break() | ast.Delete():
                 gone = True
             case ast.Return(value=None | ast.Constant(value=None | False)):
-                # At the end of the function's way, that is what happens without it.
+                # At the end of the function the result is the same without it.
                 gone = nested and node not in self._tails
             case ast.Return():
                 gone = nested
@@ -245,7 +245,7 @@ class _Finder(ast.NodeVisitor):
             case ast.Expr(value=ast.Call() as call):
                 gone = not _IGNORED_CALLS.match(ast.unparse(call.func)) and "super()" not in ast.unparse(call.func)
             case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]) | ast.AugAssign():
-                # What `__init__` sets is missed at once.
+                # A missing attribute from `__init__` is noticed at once.
                 gone = not (self._scope[-1] == "__init__" and isinstance(node, ast.Assign))
             case _:
                 gone = False
@@ -253,13 +253,13 @@ class _Finder(ast.NodeVisitor):
             self._replace(self._start(node), self._end(node), "pass")
 
     def _condition(self, test: ast.expr) -> None:
-        """A condition turned, where nothing in it is turned otherwise."""
+        """Add the inverse of a condition, unless a part of it is inverted by another fault."""
         if isinstance(test, ast.Name | ast.Attribute | ast.Call | ast.NamedExpr | ast.Subscript):
             start, end = self._start(test), self._end(test)
             self._replace(start, end, f"(not ({self._source[start:end].decode()}))")
 
     def _between(self, left: ast.expr, right: ast.expr, token: str, other: str) -> None:
-        """Replace an operator that stands between two expressions."""
+        """Replace an operator between two expressions."""
         start, end = self._end(left), self._start(right)
         pattern = r"\s+".join(map(re.escape, token.split())).encode()
         for found in re.finditer(pattern, self._source[start:end]):
@@ -295,7 +295,7 @@ class _Finder(ast.NodeVisitor):
 
 
 def _tails(body: list[ast.stmt]) -> set[ast.stmt]:
-    """The statements of a function after which it ends."""
+    """Return the statements that end a function."""
     last = body[-1]
     found = {last}
     blocks: list[list[ast.stmt]] = []
@@ -313,6 +313,6 @@ def _tails(body: list[ast.stmt]) -> set[ast.stmt]:
 
 
 def _is_text(node: ast.expr) -> bool:
-    """Whether an operation is one on strings, so of a message, as far as can be seen."""
+    """Return whether an operation is on strings, as far as it is visible, so part of a message."""
     parts = ast.walk(node)
     return any(isinstance(part, ast.JoinedStr) or isinstance(getattr(part, "value", None), str) for part in parts)

@@ -1,16 +1,16 @@
-"""Which guards could go without a test that notices: a sample of small faults, and the tests nearest to each.
+"""Finds guards that can be removed without a failing test: a sample of small faults, and the tests nearest to each.
 
     make mutate
     make mutate MUTATE='--seed 7 --sample 500'
     make mutate MUTATE='--sample 60 guestapi/callers/identify.py'
 
-One after another, each fault of the sample (tools/mutants.py says which kinds there are) is put into its module, and
-the tests that tools/mutate.toml names for the module run, the nearest first, until one fails. A fault that none of them
-notices is a survivor. It needs a test, or, if no input can tell it from the original, an entry with the reason in
-tools/mutate-equivalent.toml; of those a sample may have 5 % at most.
+Each fault of the sample (tools/mutants.py lists the kinds) is put into its module, one after another, and the tests
+that tools/mutate.toml names for the module run, the nearest first, until one fails. A fault without a failing test is a
+survivor. It needs a test or, if no input can distinguish it from the original, an entry with the reason in
+tools/mutate-equivalent.toml; at most 5 % of a sample may be such faults.
 
-The checkout itself stays as it is: the faulty module lies over the original one, by a mount that only the tests see.
-What was found is kept in .mutate/; after an interruption the next run goes on from there. Needs root.
+The checkout itself stays unchanged: the faulty module is mounted over the original one, only for the tests. Results are
+kept in .mutate/; after an interruption the next run continues. Needs root.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ EQUIVALENT = CHECKOUT / "tools" / "mutate-equivalent.toml"
 STATE = CHECKOUT / ".mutate"
 SUPERVISE = CHECKOUT / "tools" / "supervise.py"
 
-#: How much of a sample may be equivalent to the original; more would say that the kinds of faults are ill chosen.
+#: The permitted share of equivalent faults in a sample; more would mean that the kinds of faults are badly chosen.
 MOST_EQUIVALENT = 0.05
-#: Seconds that tests have at least, and how many times as long as without a fault: a fault may let them wait.
+#: The timeout of tests: at least so many seconds, and so many times as long as without a fault, which may delay them.
 LEAST_SECONDS, TIMES = 60.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where faults are put, and who should notice.
+    """The modules for faults, and their tests.
 
     Attributes:
-        tests: of each module, from the root of the checkout: the paths of its tests, the nearest first.
-        equivalent: faults that no input can tell from the original, and why.
+        tests: for each module, from the root of the checkout, the paths of its tests, the nearest first.
+        equivalent: faults that no input can distinguish from the original, with the reason.
     """
 
     tests: dict[str, tuple[str, ...]]
@@ -64,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one fault: killed by which tests, or survived (`by` is empty)."""
+    """The result of a fault: the tests that killed it, or a survivor (`by` is empty)."""
 
     mutant: Mutant
     by: str
@@ -75,7 +75,7 @@ def load_plan(modules: Path = MODULES, equivalent: Path = EQUIVALENT, checkout: 
     """Read the two files.
 
     Raises:
-        SystemExit: a file that they name is not there, or an entry has no reason.
+        SystemExit: a file that they name does not exist, or an entry has no reason.
     """
     tests = {module: tuple(files) for module, files in tomllib.loads(modules.read_text())["modules"].items()}
     missing = [name for files in (tests, *tests.values()) for name in files if not (checkout / name).exists()]
@@ -90,7 +90,7 @@ def load_plan(modules: Path = MODULES, equivalent: Path = EQUIVALENT, checkout: 
 
 
 def choose(mutants: Sequence[Mutant], seed: int, size: int) -> list[Mutant]:
-    """A sample, the same for the same seed and modules; all of them if there are fewer."""
+    """Return a sample, the same for the same seed and modules; all of them if there are fewer."""
     if len(mutants) <= size:
         return list(mutants)
     return random.Random(seed).sample(list(mutants), size)
@@ -107,10 +107,10 @@ class Runner:
         self._limits: dict[str, float] = {}
 
     def baseline(self, files: Iterable[str]) -> None:
-        """Run tests without any fault, to know that they pass and how long they take.
+        """Run tests without a fault, to check that they pass, and to measure their time.
 
         Raises:
-            SystemExit: they fail: then they cannot tell anything.
+            SystemExit: they fail, so they cannot detect a fault.
         """
         noted = self._state / "baseline.json"
         known: dict[str, list[object]] = json.loads(noted.read_text()) if noted.exists() else {}
@@ -126,7 +126,7 @@ class Runner:
             self._limits[file] = max(LEAST_SECONDS, TIMES * float(str(known[file][1])))
 
     def judge(self, mutant: Mutant) -> Result:
-        """Put a fault into its module and run its tests until one fails, or hangs."""
+        """Put a fault into its module, and run its tests until one fails or hangs."""
         began = time.monotonic()
         source = (CHECKOUT / mutant.path).read_bytes()
         for file in self._plan.tests[mutant.path]:
@@ -139,7 +139,7 @@ class Runner:
         return Result(mutant, "", time.monotonic() - began)
 
     def _run(self, files: list[str], fault: tuple[str, bytes] | None, seconds: float) -> int:
-        """The exit code: 0 if all tests passed."""
+        """Run tests; return the exit code, 0 if all passed."""
         with ExitStack() as stack:
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--timeout={seconds:.0f}"]
             command += files
@@ -151,17 +151,17 @@ class Runner:
 
 
 def cover(module: Path, content: bytes, directory: Path) -> list[str]:
-    """Words before a command that let it, and all that it starts, see another content of a module.
+    """Return a prefix of a command that makes it and its children see another content of a module.
 
     Args:
         module: the file.
-        content: what they see.
-        directory: where that is kept meanwhile.
+        content: its content for the command.
+        directory: a directory for that content.
     """
     directory.chmod(0o755)
     other = directory / module.name
     other.write_bytes(content)
-    # Python takes compiled code for current if its source's time is the same, in whole seconds.
+    # Python takes compiled code for current if the source has the same time in whole seconds.
     then = int(hashlib.sha256(content).hexdigest()[:7], 16) + 1
     os.utime(other, (then, then))
     shell = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
@@ -169,7 +169,7 @@ def cover(module: Path, content: bytes, directory: Path) -> list[str]:
 
 
 def _supervised(command: list[str], seconds: float) -> int:
-    """Run a command, and end all that it leaves behind; its exit code."""
+    """Run a command, and kill the processes that it leaves behind; return its exit code."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     supervised = [sys.executable, str(SUPERVISE), f"{seconds:.0f}", *command]
     nowhere = subprocess.DEVNULL
@@ -189,10 +189,10 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 class Notes:
-    """What was found, one JSON document a line, so that an interruption loses nothing.
+    """The results, one JSON document a line, so that an interruption loses none.
 
-    A fault is the same as long as its module is the same; whether it survives depends on its tests too. So a killed one
-    stays killed while its module is unchanged, and a survivor is looked at again once a test of it has changed.
+    A result belongs to a version of the module; survival depends on its tests, too. So a killed fault stays killed
+    while its module is unchanged, and a survivor is tried again after a change of its tests.
     """
 
     def __init__(self, file: Path, plan: Plan) -> None:
@@ -207,14 +207,14 @@ class Notes:
                 self._known[note["fault"]] = note
 
     def find(self, mutant: Mutant) -> Result | None:
-        """What became of a fault before, if that still counts."""
+        """Return the recorded result of a fault, if it is still valid."""
         note = self._known.get(self._name(mutant))
         if note is None or (not note["by"] and note["tests"] != self._digest(mutant)[1]):
             return None
         return Result(mutant, str(note["by"]), float(str(note["seconds"])))
 
     def add(self, result: Result) -> None:
-        """Note what became of a fault."""
+        """Record the result of a fault."""
         note = {
             "fault": self._name(result.mutant),
             "at": f"{result.mutant.path}:{result.mutant.line}",
@@ -237,7 +237,7 @@ class Notes:
 
 
 def report(results: Sequence[Result], plan: Plan, at_least: float) -> int:
-    """Print what was found; the exit code: 0 if enough was killed."""
+    """Print the results; return the exit code, 0 if enough faults were killed."""
     equivalent = [one for one in results if not one.by and one.mutant.key in plan.equivalent]
     survivors = [one for one in results if not one.by and one.mutant.key not in plan.equivalent]
     for one in sorted(survivors, key=lambda result: (result.mutant.path, result.mutant.line)):
@@ -252,13 +252,13 @@ def report(results: Sequence[Result], plan: Plan, at_least: float) -> int:
 
 
 def changed_since(revision: str) -> set[str]:
-    """Which files of the checkout differ from those of a revision."""
+    """Return the files of the checkout that differ from those of a revision."""
     command = ["git", "-C", str(CHECKOUT), "diff", "--name-only", revision]
     return set(subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", help="modules, or beginnings of their paths; default: all of mutate.toml")
     parser.add_argument("--seed", type=int, default=1, help="another one is another sample (1)")

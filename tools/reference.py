@@ -3,9 +3,9 @@
 
     python tools/reference.py
 
-Both are made of what the code says of itself, so they cannot say anything else. Run it after a command, an option or a
-module has changed; tests/docs/test_documents.py notices if it was forgotten. Needs the interpreter of an environment in
-which guestapi is installed.
+Both are generated from help texts and docstrings. Run it after a change of a command, an option or a module;
+tests/docs/test_documents.py fails if it was forgotten. Needs the interpreter of an environment in which guestapi is
+installed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PACKAGE = CHECKOUT / "guestapi"
 
 
 def cell(text: str) -> str:
-    """Return text that can stand in a cell of a table."""
+    """Return text that can be put into a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def find_commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """Yield a command and all below it, each with the words that call it."""
+    """Yield a command and all below it, with their names."""
     yield name, command
     if isinstance(command, click.Group):
         context = click.Context(command, **command.context_settings)
@@ -101,7 +101,7 @@ def write_modules() -> str:
     return "\n".join(lines) + "\n"
 
 
-#: The pages, by their place.
+#: The functions that write the pages, by path.
 PAGES = {CHECKOUT / "docs" / "commands.md": write_commands, CHECKOUT / "docs" / "modules.md": write_modules}
 
 

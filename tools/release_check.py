@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Tells whether this checkout can be released: tag, version, changelog and manual pages must say the same.
+"""Checks whether this checkout can be released: tag, version, changelog and manual pages must agree.
 
     tools/release_check.py [CHECKOUT]
 
-Prints one line for each contradiction and ends with 1 if there is any. Needs an environment in which guestapi is
+Prints one line for each contradiction, and exits with 1 if there is any. Needs an environment in which guestapi is
 installed.
 """
 
@@ -20,7 +20,7 @@ from datetime import date
 from itertools import pairwise
 from pathlib import Path
 
-#: The kinds of change that Keep a Changelog has.
+#: The kinds of change of Keep a Changelog.
 GROUPS = frozenset({"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"})
 
 _SECTION = re.compile(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -33,9 +33,9 @@ class Release:
 
     Attributes:
         version: its three numbers.
-        day: when it was released.
-        groups: the titles in it, as "Added".
-        empty: those of them below which nothing stands.
+        day: the date of the release.
+        groups: the titles in it, such as "Added".
+        empty: the titles without entries.
     """
 
     version: tuple[int, int, int]
@@ -44,18 +44,18 @@ class Release:
     empty: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The version as it is written."""
+        """Return the version as text."""
         return ".".join(map(str, self.version))
 
 
 def read_version(checkout: Path) -> str:
-    """Return the version that guestapi/__init__.py has."""
+    """Return the version in guestapi/__init__.py."""
     found = re.search(r'^__version__ = "(.*)"$', (checkout / "guestapi/__init__.py").read_text(), re.MULTILINE)
     return found[1] if found else ""
 
 
 def read_changelog(checkout: Path) -> tuple[list[Release], list[str]]:
-    """Return the releases in docs/changelog.md, newest first, and what is wrong with their form."""
+    """Return the releases in docs/changelog.md, newest first, and the problems of their form."""
     releases, problems = [], []
     for head, body in _SECTION.findall((checkout / "docs/changelog.md").read_text(encoding="utf-8")):
         matched = _HEAD.fullmatch(head)
@@ -77,7 +77,7 @@ def read_changelog(checkout: Path) -> tuple[list[Release], list[str]]:
 
 
 def check_changelog(releases: Sequence[Release], version: str) -> Iterator[str]:
-    """Yield what contradicts the version, or the order, of the changelog's releases."""
+    """Yield contradictions between the version and the changelog, and in the order of its releases."""
     if not releases:
         yield "docs/changelog.md has no release"
         return
@@ -97,7 +97,7 @@ def check_changelog(releases: Sequence[Release], version: str) -> Iterator[str]:
 
 
 def check_tags(checkout: Path, version: str) -> Iterator[str]:
-    """Yield what contradicts the version among git's tags: of this commit, and of others."""
+    """Yield contradictions between the version and git's tags, of this commit and of others."""
     tags = _git(checkout, "tag", "--list", "v[0-9]*").split()
     here = _git(checkout, "tag", "--list", "v[0-9]*", "--points-at", "HEAD").split()
     for tag in here:
@@ -108,11 +108,11 @@ def check_tags(checkout: Path, version: str) -> Iterator[str]:
 
 
 def check_manuals(directory: Path, release: Release) -> Iterator[str]:
-    """Yield what contradicts a release in the heads of manual pages.
+    """Yield contradictions between a release and the heads of manual pages.
 
     Args:
-        directory: where tools/manual.py has written them.
-        release: the changelog's newest.
+        directory: the directory that tools/manual.py has written.
+        release: the changelog's newest release.
     """
     pages = sorted(directory.glob("*.[1-8]"))
     if not pages:
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, and check.
 
     Args:
-        arguments: of the command line, without the program's name; default: this process's own.
+        arguments: the command line without the program's name; default: this process's own.
 
     Returns:
         the exit status.

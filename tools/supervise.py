@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Runs a command for a limited time, then ends everything that it has started and that is still there.
+"""Runs a command for a limited time, then kills all its remaining processes.
 
     tools/supervise.py SECONDS COMMAND [ARGUMENT]...
 
-Also daemons and orphans end: they become children of this process, wherever they have been started. The exit code is
-the command's; 124 if it took too long, as timeout(1) says it.
+Daemons and orphans are killed, too, because they become children of this process. The exit code is the command's, or
+124 after a timeout, as for timeout(1).
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import signal
 import subprocess
 import sys
 
-#: sys/prctl.h: orphans of descendants become children of this process; and its own parent's end is its end.
+#: From sys/prctl.h: orphaned descendants become children of this process, and it ends with its own parent.
 _PR_SET_CHILD_SUBREAPER, _PR_SET_PDEATHSIG = 36, 1
 
-#: timeout(1).
+#: The exit code of timeout(1).
 _TOO_LONG = 124
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def end_children() -> None:
-    """Kill what descends from this process, until nothing does."""
+    """Kill the descendants of this process until there are none."""
     while True:
         with open("/proc/thread-self/children") as file:
             children = [int(pid) for pid in file.read().split()]

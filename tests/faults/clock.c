@@ -1,4 +1,4 @@
-/* Loaded into a process before its libraries: the time of day, moved by as many seconds as the file $CLOCK_FILE says. */
+/* Loaded into a process before its libraries: moves its time of day by the seconds in the file $CLOCK_FILE. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
