@@ -1,12 +1,14 @@
 """The contract between server and application: WSGI (PEP 3333) and what guestapi adds to it.
 
 The server calls the application with an `Environ` that has, besides what PEP 3333 requires, `RAW_PATH`, `RAW_URI`,
-`CALLER` and `DIALECT`. The application answers in one of three ways:
+`CALLER` and `DIALECT`. The application answers in one of four ways:
 
 - It returns a list of bytes. If it sets `CACHEABLE`, the server may answer the same request of the same caller again
   with these bytes, as long as the store has the same `INSTANCE`.
 - It returns a `Content`, of which parts are files. The server sends those with sendfile(2).
 - It sets `HANDOVER`. Then the server ignores the response and turns the connection into a stream of events.
+- It sets `WAIT`. Then the server ignores the response, and calls the application with the same request again, with this
+  waiter as `WAITED`, when the waiter is due or over.
 
 The application sets `INSTANCE` when it knows whose request it is, and `EXCEEDED_LIMIT` when it refuses a request for
 exceeding a limit; both are for the log. Reading ``wsgi.input`` raises OSError if the client sends no proper body. The
@@ -25,6 +27,7 @@ from guestapi.callers.identify import Caller
 from guestapi.model import Instance
 from guestapi.notifications.broker import Subscription
 from guestapi.notifications.events import EventFormat
+from guestapi.notifications.waiting import Waiter
 
 #: The path as it was sent, percent-encoded, without the query. Set by the server.
 RAW_PATH: Final = "RAW_PATH"
@@ -45,6 +48,11 @@ CACHEABLE: Final = "guestapi.cacheable"
 EXCEEDED_LIMIT: Final = "guestapi.exceeded_limit"
 #: The `Handover` that takes the place of a response. Set by the application.
 HANDOVER: Final = "guestapi.handover"
+
+#: The `Waiter` that the request has to wait for. Set by the application.
+WAIT: Final = "guestapi.wait"
+#: The `Waiter` that the request has waited for. Set by the server.
+WAITED: Final = "guestapi.waited"
 
 #: The keys that server and application use by name. Header fields (``HTTP_...``) are read as from any WSGI environ.
 Environ = TypedDict(
@@ -73,6 +81,8 @@ Environ = TypedDict(
         "guestapi.cacheable": bool,
         "guestapi.exceeded_limit": str,
         "guestapi.handover": "Handover",
+        "guestapi.wait": Waiter,
+        "guestapi.waited": Waiter,
     },
     total=False,
 )

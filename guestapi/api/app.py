@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 import falcon
@@ -21,8 +21,10 @@ from guestapi.api.resources.images import ImageExport
 from guestapi.api.resources.metadata import MetaData
 from guestapi.api.resources.root import Root
 from guestapi.api.resources.state import StateResource, Version
+from guestapi.api.resources.tree import Features, Tree, TreeKey
 from guestapi.api.resources.ubuntu_pro import GuestTokens, NoTokens, UbuntuPro, UbuntuProToken
 from guestapi.api.routing import Router
+from guestapi.api.waiting import LongPolls
 from guestapi.dialects import DIALECTS, Dialect, Redirect
 from guestapi.http import target
 from guestapi.model import Image, Init, Instance
@@ -31,6 +33,8 @@ from guestapi.rate_limit import RateLimit
 from guestapi.settings import LimitSettings
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import DIALECT, QUERY, RAW_PATH, RAW_URI, Environ, StartResponse
+
+T = TypeVar("T")
 
 
 class Store(Protocol):
@@ -44,8 +48,20 @@ class Store(Protocol):
         """As `store.writing.Writer.set_ready`. It may wait for another writer; other requests continue meanwhile."""
         ...
 
+    def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:
+        """As `store.reading.Reader.snapshot_of`."""
+        ...
+
     def read_value(self, instance: Instance, key: str) -> str | None:
         """As `store.reading.ValueReader.value`, for a key in `Instance.large`. Other requests continue meanwhile."""
+        ...
+
+    def read_value_at(self, instance: Instance, key: str, build: Callable[[str], T]) -> tuple[T | None, int]:
+        """As `store.reading.ValueReader.value_at`, and what `build` makes of it. Other requests continue meanwhile."""
+        ...
+
+    def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
+        """As `store.reading.ValueReader.whole`, and what `build` makes of it. Other requests continue meanwhile."""
         ...
 
     def image(self, fingerprint: str) -> Image | None:
@@ -129,6 +145,11 @@ def _create(
     if dialect.ubuntu_pro:
         app.add_route("/1.0/ubuntu-pro", UbuntuPro(tokens))
         app.add_route("/1.0/ubuntu-pro/token", UbuntuProToken(tokens, state_changes))
+    polls = LongPolls(broker, gate, dialect)
+    host = dialect.lone_location or platform.node()
+    app.add_route("/1.0/guestapi", Features())
+    app.add_route("/1.0/guestapi/tree", Tree(store, gate, polls, dialect, host))
+    app.add_route("/1.0/guestapi/tree/config/{key}", TreeKey(store, gate, polls, dialect))
     if dialect.listed_nic_types is None:
         app.add_route("/1.0/devices", Devices())
     else:

@@ -188,6 +188,13 @@ class TooManyStreams(OverLimit):
     limit = "streams_per_instance"
 
 
+class TooManyWaits(OverLimit):
+    """The instance has as many event streams and waiting requests as it may have."""
+
+    text = "too many waiting requests and event streams of this instance"
+    limit = "streams_per_instance"
+
+
 class TemporarilyUnavailable(Refusal):
     """The host has a temporary fault. The status is 500, not 503, because cloud-init tries again only on 500."""
 

@@ -86,3 +86,20 @@ class Gate:
     def admit(self, caller: Caller, method: str, template: str) -> Instance:
         """As the function `admit`, with this gate's store and dialect."""
         return admit(caller, self._get_instance, self._dialect, method, template)
+
+    def readmit(self, req: falcon.Request, instance: Instance | None) -> Instance:
+        """As `admit`, for a request that was admitted already and whose instance was read once more.
+
+        Args:
+            req: the request.
+            instance: what the store has under the instance's id now.
+
+        Returns:
+            The instance, noted in the request in the place of the earlier one.
+        """
+        if instance is None or instance is not req.context.instance:
+            environ = cast("Environ", req.env)
+            method, template = environ["REQUEST_METHOD"], str(req.uri_template)
+            instance = admit(environ[CALLER], lambda _id: instance, self._dialect, method, template)
+            req.context.instance = environ[INSTANCE] = instance
+        return instance

@@ -52,10 +52,11 @@ class Head:
         length: bytes of the body; None if it comes in chunks.
         expects: whether the client waits for ``100 Continue`` before it sends the body.
         keep_alive: whether the client may send another request on this connection.
+        raw: its bytes.
         alone: the received bytes, if they are this head and nothing else and it has no body; otherwise None.
     """
 
-    __slots__ = ("alone", "environ", "expects", "keep_alive", "length", "size")
+    __slots__ = ("alone", "environ", "expects", "keep_alive", "length", "raw", "size")
 
     def __init__(self, environ: Environ, size: int, length: int | None, expects: bool, keep_alive: bool) -> None:
         self.environ = environ
@@ -64,6 +65,7 @@ class Head:
         self.expects = expects
         self.keep_alive = keep_alive
         self.alone: bytes | None = None
+        self.raw = b""
 
 
 def ends_head(received: bytes, start: int = 0) -> bool:
@@ -113,7 +115,9 @@ def parse_head(received: bytes, limits: LimitSettings, *, asterisk: bool = False
     # A later HTTP/1.x is answered as HTTP/1.1 (RFC 9110, section 2.5).
     environ["SERVER_PROTOCOL"] = "HTTP/1.0" if protocol == b"HTTP/1.0" else "HTTP/1.1"
     _set_target(environ, target.decode("latin-1"))
-    return _check(environ, size)
+    parsed = _check(environ, size)
+    parsed.raw = head
+    return parsed
 
 
 def refuse_cut_line(received: bytes) -> ProtocolError | None:

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from guestapi.http.websocket import CloseCode
 from guestapi.model import Notification
 from guestapi.notifications.events import EncodedEvent, gap_event
+from guestapi.notifications.waiting import Waiter, WaitingList
 from guestapi.store.errors import StoreError
 from guestapi.store.rows import LAST_ID, Entries
 
@@ -42,7 +43,7 @@ class ChangeLog(Protocol):
 
 
 class TooManySubscriptionsError(Exception):
-    """The instance has as many subscriptions as it may have."""
+    """The instance has as many subscriptions and waiting requests as it may have."""
 
 
 class Subscription:
@@ -200,7 +201,13 @@ class Subscription:
 
 
 class Broker:
-    """All subscriptions of a worker."""
+    """All subscriptions of a worker, and the requests that wait for a change.
+
+    Attributes:
+        log: the change log.
+        queue_limit: the most events that may wait for one client.
+        waiting: the waiting requests.
+    """
 
     def __init__(self, log: ChangeLog, *, queue_limit: int, subscriptions_per_instance: int) -> None:
         """Make a broker without subscriptions.
@@ -208,9 +215,10 @@ class Broker:
         Args:
             log: the change log.
             queue_limit: the most events that may wait for one client.
-            subscriptions_per_instance: the most subscriptions of an instance.
+            subscriptions_per_instance: the most subscriptions and waiting requests of an instance.
         """
         self.log = log
+        self.waiting = WaitingList()
         self.queue_limit = queue_limit
         self._limit = subscriptions_per_instance
         self._subscriptions: dict[int, set[Subscription]] = {}
@@ -242,17 +250,58 @@ class Broker:
             TooManySubscriptionsError: the instance has as many as it may have.
             StoreError: the log cannot be read.
         """
-        others = self._subscriptions.get(instance_id, set())
-        if len(others) >= self._limit:
-            raise TooManySubscriptionsError
+        self._check_limit(instance_id)
         after = self.log.latest()
-        if not self._subscriptions:
-            # There was no subscription, so nobody missed what was not read.
-            self._position = after
-            self._log_number = self.log.replaced
+        self._begin(after)
+        others = self._subscriptions.get(instance_id, set())
         subscription = Subscription(self, instance_id, types, since, after, authorize, is_alive)
         self._subscriptions.setdefault(instance_id, others).add(subscription)
         return subscription
+
+    def wait(
+        self,
+        instance_id: int,
+        key: str | None,
+        authorize: Callable[[], int | None],
+        is_alive: Callable[[], bool],
+        *,
+        was_set: bool,
+        seconds: float,
+        after: int,
+    ) -> Waiter:
+        """Make a waiter.
+
+        Args:
+            instance_id: as `Waiter.instance_id`.
+            key: as `Waiter.key`.
+            authorize: as of `subscribe`.
+            is_alive: as of `subscribe`.
+            was_set: as `Waiter.was_set`.
+            seconds: how long it waits.
+            after: the id of the log's last entry at the moment at which there was nothing to answer.
+
+        Raises:
+            TooManySubscriptionsError: the instance has as many as it may have.
+        """
+        self._check_limit(instance_id)
+        self._begin(after)
+        waiter = Waiter(
+            self.waiting, instance_id, key, authorize, is_alive, was_set=was_set, seconds=seconds, after=after
+        )
+        # Reading may have taken so long that later entries were delivered meanwhile.
+        waiter.due = self._position > after
+        self.waiting.add(waiter)
+        return waiter
+
+    def _check_limit(self, instance_id: int) -> None:
+        if len(self._subscriptions.get(instance_id, ())) + self.waiting.count(instance_id) >= self._limit:
+            raise TooManySubscriptionsError
+
+    def _begin(self, after: int) -> None:
+        """Begin to read the log after this id if nobody is there: then nobody has missed what was not read."""
+        if not self._subscriptions and not self.waiting:
+            self._position = after
+            self._log_number = self.log.replaced
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Remove a subscription. Doing so twice is harmless."""
@@ -271,7 +320,7 @@ class Broker:
         Raises:
             StoreError: the log cannot be read. Nothing was delivered, and the next call reads the same entries.
         """
-        if not self._subscriptions:
+        if not self._subscriptions and not self.waiting:
             return False
         entries = self.log.entries(self._position, BATCH)
         if self.log.replaced != self._log_number or (not entries.found and self.log.latest() < self._position):
@@ -279,16 +328,19 @@ class Broker:
             self._log_number = self.log.replaced
             self._position = self.log.latest()
             self.close_all(CloseCode.TRY_AGAIN_LATER)
+            self.waiting.deliver_to_all()
             return False
         if entries.oldest > self._position + 1 and self._position:
             # The log was trimmed faster than this worker read it, so every client may have missed something.
             self.close_all(CloseCode.TRY_AGAIN_LATER)
+            self.waiting.deliver_to_all()
         for entry in entries.found:
             subscriptions = self._subscriptions.get(entry.instance_id)
             if subscriptions:
                 event = self.encoded(entry)
                 for subscription in tuple(subscriptions):
                     subscription.deliver(event)
+            self.waiting.deliver(entry)
             self._position = entry.id
         return entries.more
 
@@ -304,6 +356,7 @@ class Broker:
         """Close the streams of clients that may no longer receive events, though the log has no entry about it."""
         for subscription in self._all():
             subscription.check()
+        self.waiting.check_all()
 
     def close_all(self, code: int) -> None:
         """Close all streams with this `CloseCode`."""

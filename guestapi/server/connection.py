@@ -23,9 +23,11 @@ from guestapi.http.request import Head, ends_head, is_too_large, parse_head, ref
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.http.websocket import CloseCode
 from guestapi.notifications.events import EventFormat
+from guestapi.notifications.waiting import Waiter
 from guestapi.server.context import WorkerContext
 from guestapi.server.event_stream import EventStream
 from guestapi.server.exchange import Exchange
+from guestapi.server.long_poll import wait_for_change
 from guestapi.server.response_cache import CallerCache
 from guestapi.server.sendfile import send_content
 from guestapi.server.transport import DeadlineError, Transport
@@ -35,6 +37,8 @@ from guestapi.wsgi import (
     DIALECT,
     HANDOVER,
     RAW_PATH,
+    WAIT,
+    WAITED,
     ChangedFileError,
     Content,
     Environ,
@@ -68,6 +72,8 @@ class ConnectionState(Enum):
     READING = "reading"
     #: A request is being answered.
     RESPONDING = "responding"
+    #: A request waits for a change.
+    WAITING = "waiting"
     #: It is a stream of events.
     STREAMING = "streaming"
 
@@ -75,6 +81,7 @@ class ConnectionState(Enum):
 #: PERF: the members by names of the module, because an enumeration looks its members up slowly (0.1 µs each).
 _IDENTIFYING, _IDLE, _READING = ConnectionState.IDENTIFYING, ConnectionState.IDLE, ConnectionState.READING
 _RESPONDING, _STREAMING = ConnectionState.RESPONDING, ConnectionState.STREAMING
+_WAITING = ConnectionState.WAITING
 
 
 class Connection:
@@ -90,6 +97,7 @@ class Connection:
         "_state",
         "_stream",
         "_transport",
+        "_waiter",
     )
 
     def __init__(self, context: WorkerContext, sock: socket.SocketType, dialect: str, peer: Credentials | None) -> None:
@@ -110,6 +118,7 @@ class Connection:
         self._caller: Caller | None = None
         self._cache: CallerCache | None = None
         self._stream: EventStream | None = None
+        self._waiter: Waiter | None = None
         #: The id under which it has entered the scheduler.
         self._scheduled: int | None = None
 
@@ -124,7 +133,7 @@ class Connection:
         self._context.greenlets.run(self._run)
 
     def finish(self, *, after_last_requests: bool) -> None:
-        """End the connection because the worker stops. A stream ends at once, a response is completed.
+        """End the connection because the worker stops. A stream or a wait ends at once, a response is completed.
 
         Args:
             after_last_requests: whether clients have had their time to send a last request. Then input that has arrived
@@ -132,6 +141,8 @@ class Connection:
         """
         if self._stream is not None:
             self._stream.close(CloseCode.GOING_AWAY)
+        elif self._waiter is not None:
+            self._waiter.finish()
         elif after_last_requests and self._state is not _RESPONDING:
             self._transport.shut_down(socket.SHUT_RD)
 
@@ -231,6 +242,11 @@ class Connection:
                     if caller.instance_id is None:
                         self._cache = None
                 outcome = self._respond(head, caller)
+                if isinstance(outcome, Waiter):
+                    raw = head.raw
+                    # Free what else belongs to the request: it may wait for a minute.
+                    del head
+                    outcome = self._wait(outcome, raw, caller)
             except ProtocolError as error:
                 # Its traceback refers to the frames below, and so to a large response that is not sent after all. The
                 # refused client may stay for a while.
@@ -333,14 +349,40 @@ class Connection:
         finally:
             handover.subscription.cancel()
 
-    def _respond(self, head: Head, caller: Caller) -> bool | Handover:
+    def _wait(self, waiter: Waiter, raw: bytes, caller: Caller) -> bool:
+        """Answer a request when there is something to answer; return whether another one may follow."""
+        self._waiter = waiter
+        began = time.monotonic()
+        try:
+            while True:
+                self._state = _WAITING
+                if not wait_for_change(self._transport, waiter):
+                    return False
+                self._state = _RESPONDING
+                head = parse_head(raw, self._context.limits)
+                assert head is not None, "parsed before"
+                head.environ[WAITED] = waiter
+                outcome = self._respond(head, caller, began)
+                del head
+                if not isinstance(outcome, Waiter):
+                    return outcome is True
+        finally:
+            self._waiter = None
+            waiter.cancel()
+
+    def _respond(self, head: Head, caller: Caller, began: float | None = None) -> bool | Handover | Waiter:
         """Answer one request.
 
+        Args:
+            head: of the request.
+            caller: who asks.
+            began: when the request came, in seconds of the monotonic clock; None: now.
+
         Returns:
-            Whether another request may follow; or the stream that the connection becomes.
+            Whether another request may follow; the stream that the connection becomes; or for what the request waits.
         """
         context = self._context
-        began = time.monotonic()
+        began = began or time.monotonic()
         environ = cast("Environ", head.environ)
         environ.update(context.environ)
         environ[CALLER] = caller
@@ -388,7 +430,7 @@ class Connection:
         headers: Headers,
         content: bytes | Content,
         began: float,
-    ) -> bool | Handover:
+    ) -> bool | Handover | Waiter:
         """Finish the request's body, then send the application's response. Returns as `_respond`."""
         context, environ = self._context, cast("Environ", head.environ)
         handover = environ.pop(HANDOVER, None)
@@ -396,6 +438,9 @@ class Connection:
             seconds = time.monotonic() - began
             context.on_exchange(Exchange(environ, caller, self._dialect, handover.status, [], 0, seconds))
             return handover
+        waiter = environ.pop(WAIT, None)
+        if waiter is not None:
+            return waiter
         # CONNECT would make a tunnel of the connection (RFC 9110, section 9.3.6), so nothing after it is a request.
         close = not head.keep_alive or context.stopping or environ["REQUEST_METHOD"] == "CONNECT"
         if body is not None:

@@ -63,6 +63,8 @@ class OffloadedStore:
         self._value_locks = InstanceLocks()
         #: As `Reader.instance`. PERF: a request calls it several times.
         self.instance = self._reader.instance
+        #: As `Reader.snapshot_of`.
+        self.snapshot_of = self._reader.snapshot_of
         self._images = images.directory(settings)
 
     def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
@@ -89,6 +91,35 @@ class OffloadedStore:
         """
         with self._value_locks.hold(instance.id):
             return in_thread(self._values.value, instance, key)
+
+    def read_value_at(self, instance: Instance, key: str, build: Callable[[str], T]) -> tuple[T | None, int]:
+        """As `store.reading.ValueReader.value_at`, in a thread as `read_value`, where something is made of it, too."""
+
+        def read() -> tuple[T | None, int]:
+            value, event_id = self._values.value_at(instance, key)
+            return None if value is None else build(value), event_id
+
+        with self._value_locks.hold(instance.id):
+            return in_thread(read)
+
+    def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
+        """As `store.reading.ValueReader.whole`, in a thread as `read_value`, where something is made of it, too.
+
+        Args:
+            instance: as `instance` has returned it.
+            build: makes something of the whole instance.
+
+        Returns:
+            The instance, the id of the change log's last entry at the same moment, and what was made of it; None if the
+            instance is gone.
+        """
+
+        def read() -> tuple[Instance, int, T] | None:
+            whole, event_id = self._values.whole(instance)
+            return None if whole is None else (whole, event_id, build(whole))
+
+        with self._value_locks.hold(instance.id):
+            return in_thread(read)
 
     def _write_reports(self, reports: Sequence[ReadyReport]) -> list[bool]:
         return in_thread(self._set_all_ready, reports)

@@ -201,8 +201,16 @@ class Transport:
             self._timer = None
         self._wait_for_input(_INPUT_OR_WAKE)
 
+    def wait_for_wake(self) -> None:
+        """As `wait_readable`, with a deadline.
+
+        Raises:
+            DeadlineError: the deadline passes first.
+        """
+        self._wait_for_input(_INPUT_OR_WAKE)
+
     def wake(self) -> None:
-        """End `wait_readable`, if the greenlet is there. Any greenlet may call this."""
+        """End `wait_readable` or `wait_for_wake`, if the greenlet is there. Any greenlet may call this."""
         if self._wait is _INPUT_OR_WAKE:
             # Once is enough: the next caller finds it awake.
             self._wait = _INPUT

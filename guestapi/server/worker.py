@@ -27,6 +27,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from guestapi.callers.credentials import refuse_descriptors
 from guestapi.callers.identify import Identifier
+from guestapi.notifications.broker import Broker
 from guestapi.server.acceptor import Acceptor
 from guestapi.server.access_log import RequestLog
 from guestapi.server.admission import Admission, ConnectionQuota
@@ -210,7 +211,7 @@ def _follow_log(store: OffloadedStore) -> None:
             if time.monotonic() >= check_at:
                 check_at = time.monotonic() + _POLL_SECONDS
                 store.broker.check_all()
-            while store.broker.poll():
+            while _deliver(store.broker):
                 # Streams take what they have, so that no client is behind for what it could not take yet.
                 gevent.sleep(_BETWEEN_BATCHES)
         except StoreError as error:
@@ -220,6 +221,12 @@ def _follow_log(store: OffloadedStore) -> None:
             # Without this greenlet no client would receive events any more.
             log.exception("events are delayed")
             gevent.sleep(_POLL_SECONDS)
+
+
+def _deliver(broker: Broker) -> bool:
+    """Deliver a batch of entries, and wake some of the requests that wait; return whether there is more to do."""
+    more = broker.poll()
+    return broker.waiting.wake_some() or more
 
 
 def _send_pings(pings: PingTimer) -> None:

@@ -89,6 +89,10 @@ class ValueReader:
         self._file = database_file(url)
 
     def value(self, instance: Instance, key: str) -> str | None:
+        """As `value_at`, without the place in the change log."""
+        return self.value_at(instance, key)[0]
+
+    def value_at(self, instance: Instance, key: str) -> tuple[str | None, int]:
         """The value of a configuration key as it is now.
 
         Args:
@@ -96,19 +100,43 @@ class ValueReader:
             key: the key.
 
         Returns:
-            The value; None if it is not set any more, or the instance is gone.
+            The value, None if it is not set any more or the instance is gone; and the id of the change log's last entry
+            at the same moment.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        with explained(self._file), closing(open_reader(self._url).connect()) as connection:
+        with (
+            explained(self._file),
+            closing(open_reader(self._url).connect()) as connection,
+            snapshot(connection),
+        ):
             # The UUID: in a store that was put in the place of the one that was read, the id means another instance.
             asked = (instance.id, instance.uuid, key)
-            with snapshot(connection):
-                found = connection.execute(_VALUE, asked).fetchone()
-                if found is None:
-                    found = connection.execute(_PROFILE_VALUE, asked).fetchone()
-            return None if found is None else str(found[0])
+            found = connection.execute(_VALUE, asked).fetchone()
+            if found is None:
+                found = connection.execute(_PROFILE_VALUE, asked).fetchone()
+            return None if found is None else str(found[0]), latest(connection)
+
+    def whole(self, instance: Instance) -> tuple[Instance | None, int]:
+        """An instance as it is now, with all of its values.
+
+        Args:
+            instance: as a `Reader` has read it.
+
+        Returns:
+            The instance, None if it is gone; and the id of the change log's last entry at the same moment.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with (
+            explained(self._file),
+            closing(open_reader(self._url).connect()) as connection,
+            snapshot(connection),
+        ):
+            found = load(connection, instance.id)
+            return found if found is not None and found.uuid == instance.uuid else None, latest(connection)
 
 
 class Reader:
@@ -164,6 +192,25 @@ class Reader:
                 self._kept.move_to_end(instance_id)
                 return kept[1]
         return self._load(connection, instance_id, version)
+
+    @_explained
+    def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:
+        """As `instance`, with the id of the change log's last entry at the same moment.
+
+        Returns:
+            The instance; and the id, 0 if there was no entry yet. A client that follows the log from there on misses
+            nothing, and is told nothing that the instance has in it already.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        connection, version = self._look()
+        with snapshot(connection):
+            event_id = latest(connection)
+            kept = self._kept.get(instance_id)
+            if kept is not None and connection.execute(_REVISION, (instance_id,)).fetchone() == (kept[1].revision,):
+                return kept[1], event_id
+            return self._load(connection, instance_id, version), event_id
 
     @_explained
     def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:

@@ -247,9 +247,9 @@ def set_ready(change: Change, instance_id: int, run: int, ready: bool, init: Ini
     _set(change, instance, {"ready": ready})
     # The mirror of a daemon wants to know of either.
     change.rings = True
-    if ready:
-        event = changes.lifecycle("instance-ready", instance.project, instance.name)
-        tell(change, instance, [event], running=True, by_guest=True)
+    action = "instance-ready" if ready else "instance-updated"
+    event = changes.lifecycle(action, instance.project, instance.name)
+    tell(change, instance, [event], running=True, by_guest=True)
     return True
 
 
@@ -295,6 +295,9 @@ def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     changed = {column: value for column, value in columns.items() if _is_other(old, column, value)}
     if wanted.before == wanted.layers and not changed:
         return old
+    if not happened:
+        # Whoever waits for a change of the instance hears of every one.
+        happened.append(changes.lifecycle("instance-updated", project, name))
     write_layers(change, old.id, wanted.before, wanted.layers)
     _set(change, old, changed)
     new = reload(change, old.id)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from guestapi.api.app import GuestApplication, create
 from guestapi.callers.credentials import Credentials
@@ -16,6 +16,8 @@ from guestapi.notifications.broker import Broker
 from guestapi.store.images import open_files
 from guestapi.store.rows import Entries
 from guestapi.wsgi import CALLER, DIALECT, Environ
+
+T = TypeVar("T")
 
 #: The host UID of root in the instance.
 ROOT = 100_000
@@ -88,6 +90,7 @@ class MemoryStore:
     large_values: dict[str, str] = field(default_factory=dict)
     read: list[str] = field(default_factory=list)
     where: Path = Path("/nonexistent")
+    event_id: int = 0
 
     def instance(self, instance_id: int) -> Instance | None:
         """Return the instance if the id is its own."""
@@ -104,6 +107,22 @@ class MemoryStore:
         """Return one of the large values, if this is the instance in the store."""
         self.read.append(key)
         return self.large_values.get(key) if instance is self.held else None
+
+    def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:
+        """The instance, and the place in the log that it was given."""
+        return self.instance(instance_id), self.event_id
+
+    def read_value_at(self, instance: Instance, key: str, build: Callable[[str], T]) -> tuple[T | None, int]:
+        """As `read_value`, and what is made of it."""
+        value = self.read_value(instance, key)
+        return None if value is None else build(value), self.event_id
+
+    def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
+        """What is made of the instance with its large values."""
+        if self.held is None:
+            return None
+        whole = replace(self.held, config={**self.held.config, **self.large_values}, large=frozenset())
+        return whole, self.event_id, build(whole)
 
     def image(self, fingerprint: str) -> Image | None:
         """Return one of the images."""

@@ -30,6 +30,30 @@ def get_value(store: ValueStore, instance: Instance, key: str) -> str | None:
     return store.read_value(instance, key) if key in instance.large else instance.config.get(key)
 
 
+def readable_keys(instance: Instance, dialect: Dialect) -> list[str]:
+    """Return the keys of an instance that are set and that a guest may read, sorted."""
+    keys = sorted(instance.config.keys() | instance.large) if instance.large else list(instance.config)
+    if dialect.merges_ssh_keys:
+        more = synthesized(instance.config, instance.large)
+        keys = sorted({key for key in keys if not is_ssh_key(key)}.union(more))
+    return [key for key in keys if dialect.is_readable(key)]
+
+
+def as_read(instance: Instance, dialect: Dialect, key: str, value: str | None) -> str | None:
+    """Return what a guest reads as a configuration key.
+
+    Args:
+        instance: the instance.
+        dialect: says whether SSH keys are merged.
+        key: the key.
+        value: as it is set; None: it is not.
+
+    Returns:
+        The value; None if there is none.
+    """
+    return merge(instance.config, instance.large, key, value) if dialect.merges_ssh_keys else value
+
+
 class ConfigKeys:
     """``GET /1.0/config``: the URLs of the readable keys that are set, sorted, not encoded."""
 
@@ -41,12 +65,7 @@ class ConfigKeys:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with a JSON list."""
         resp.content_type = JSON
-        instance: Instance = req.context.instance
-        keys = sorted(instance.config.keys() | instance.large) if instance.large else instance.config
-        if self._dialect.merges_ssh_keys:
-            more = synthesized(instance.config, instance.large)
-            keys = sorted({key for key in keys if not is_ssh_key(key)}.union(more))
-        resp.data = json_line([f"/1.0/config/{key}" for key in keys if self._dialect.is_readable(key)])
+        resp.data = json_line([f"/1.0/config/{key}" for key in readable_keys(req.context.instance, self._dialect)])
 
 
 class ConfigKey:
@@ -74,9 +93,7 @@ class ConfigKey:
         if not self._dialect.is_readable(key):
             raise NotAuthorized
         instance: Instance = req.context.instance
-        value = get_value(self._store, instance, key)
-        if self._dialect.merges_ssh_keys:
-            value = merge(instance.config, instance.large, key, value)
+        value = as_read(instance, self._dialect, key, get_value(self._store, instance, key))
         if value is None:
             raise NotFound
         resp.data = value.encode()

@@ -66,5 +66,20 @@ def guest_view(instance: Instance, name: str) -> Device:
     return dict(sorted(device.items()))
 
 
+def visible_devices(instance: Instance, nic_types: frozenset[str] | None) -> dict[str, Device]:
+    """Return all devices that the guest may see, as it sees them, sorted by name.
+
+    Args:
+        instance: the instance.
+        nic_types: `Dialect.listed_nic_types`.
+    """
+    devices = instance.devices
+    return {
+        name: guest_view(instance, name)
+        for name in sorted(devices)
+        if nic_types is None or _is_listed(devices[name], nic_types)
+    }
+
+
 def _is_listed(device: Device, nic_types: frozenset[str]) -> bool:
     return device.get("type") == "nic" and device.get("nictype") in nic_types

@@ -28,15 +28,24 @@ class MetaData:
             store: where large values are read.
         """
         self._store = store
-        self._name_is_id = dialect.name_is_instance_id
-        self._head = dialect.meta_data_head
+        self._dialect = dialect
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with YAML. As with Incus, the Content-Type does not say so."""
         instance: Instance = req.context.instance
-        identity = _yaml(instance.name) if self._name_is_id else instance.cloud_init_id
-        head = f"{self._head}instance-id: {identity}\nlocal-hostname: {instance.host_name}\n"
-        resp.data = (head + (get_value(self._store, instance, "user.meta-data") or "")).encode()
+        resp.data = meta_data(instance, self._dialect, get_value(self._store, instance, "user.meta-data")).encode()
+
+
+def meta_data(instance: Instance, dialect: Dialect, own: str | None) -> str:
+    """Write an instance's meta-data.
+
+    Args:
+        instance: the instance.
+        dialect: says which instance-id the instance has.
+        own: the value of ``user.meta-data``; None if it is not set.
+    """
+    identity = _yaml(instance.name) if dialect.name_is_instance_id else instance.cloud_init_id
+    return f"{dialect.meta_data_head}instance-id: {identity}\nlocal-hostname: {instance.host_name}\n{own or ''}"
 
 
 def _yaml(name: str) -> str:

@@ -1,0 +1,184 @@
+"""``/1.0/guestapi``: what the API has beyond that of Incus and LXD. The tree is all that a guest may read at once.
+
+Each response says at which entry of the change log it was read, so that a client that follows the events from there on
+misses nothing and hears nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar, cast
+
+import falcon
+
+from guestapi.api.conditional import etag
+from guestapi.api.errors import NotAuthorized, NotFound, UnknownCaller
+from guestapi.api.gate import Gate
+from guestapi.api.resources.config import as_read, readable_keys
+from guestapi.api.resources.devices import visible_devices
+from guestapi.api.resources.metadata import meta_data
+from guestapi.api.waiting import Condition, LongPolls, condition_of, is_known
+from guestapi.dialects import Dialect
+from guestapi.encoding import JSON, json_line, to_json
+from guestapi.model import Instance
+from guestapi.wsgi import CALLER, Environ
+
+#: What ``GET /1.0/guestapi`` lists.
+FEATURES = ("tree",)
+
+T = TypeVar("T")
+
+
+class TreeStore(Protocol):
+    """Where an instance is read together with its place in the change log. `api.app.Store` implements it."""
+
+    def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:
+        """As `store.reading.Reader.snapshot_of`."""
+        ...
+
+    def read_value_at(self, instance: Instance, key: str, build: Callable[[str], T]) -> tuple[T | None, int]:
+        """As `store.reading.ValueReader.value_at`, and what `build` makes of it."""
+        ...
+
+    def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
+        """As `store.reading.ValueReader.whole`, and what `build` makes of it."""
+        ...
+
+
+class Features:
+    """``GET /1.0/guestapi``: what there is below it."""
+
+    cacheable = True
+
+    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with a JSON object."""
+        resp.content_type = JSON
+        resp.data = json_line({"features": FEATURES})
+
+
+class Tree:
+    """``GET /1.0/guestapi/tree``: all that the guest may read, as one JSON object."""
+
+    def __init__(self, store: TreeStore, gate: Gate, polls: LongPolls, dialect: Dialect, host: str) -> None:
+        """Serve trees.
+
+        Args:
+            store: where instances are read.
+            gate: the gate that let the request through.
+            polls: where requests wait.
+            dialect: says what is readable.
+            host: name of this host, the location of every instance that has no other.
+        """
+        self._store = store
+        self._gate = gate
+        self._polls = polls
+        self._dialect = dialect
+        self._host = host
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with a JSON object, its keys sorted.
+
+        Raises:
+            BadRequest: If-None-Match or ``wait`` is malformed.
+            TooManyWaits: the instance has as many waiting requests as it may have.
+        """
+        condition = condition_of(req.env)
+        instance, event_id = _observe(self._store, self._gate, req)
+        if any(map(self._dialect.is_readable, instance.large)):
+            whole = self._store.read_whole(instance, self._build)
+            if whole is None:
+                raise UnknownCaller
+            self._gate.readmit(req, whole[0])
+            _instance, event_id, (content, tag) = whole
+        else:
+            content, tag = self._build(instance)
+        if not self._polls.must_wait(req, condition, None, tag, event_id):
+            resp.content_type = JSON
+            _answer(req, resp, condition, content, tag, event_id)
+
+    def _build(self, instance: Instance) -> tuple[bytes, str]:
+        """Return the tree of an instance, and its ETag. Large values may be encoded in a thread: piece by piece."""
+        config, dialect = instance.config, self._dialect
+        pairs = [
+            to_json(key) + b":" + to_json(as_read(instance, dialect, key, config.get(key)))
+            for key in readable_keys(instance, dialect)
+        ]
+        rest = {
+            "devices": visible_devices(instance, dialect.listed_nic_types),
+            "instance_type": instance.type,
+            "location": self._host if instance.location is None else instance.location,
+            "meta_data": meta_data(instance, dialect, config.get("user.meta-data")),
+            "name": instance.name,
+            "project": instance.project,
+            "state": "Ready" if instance.ready else "Started",
+            "uuid": instance.uuid,
+        }
+        head = b'{"api_version":"1.0","config":{'
+        content = b"".join((head, b",".join(pairs), b"},", to_json(rest)[1:], b"\n"))
+        return content, etag(content)
+
+
+class TreeKey:
+    """``GET /1.0/guestapi/tree/config/{key}``: the value, byte for byte as ``/1.0/config/{key}`` has it."""
+
+    def __init__(self, store: TreeStore, gate: Gate, polls: LongPolls, dialect: Dialect) -> None:
+        """Serve values.
+
+        Args:
+            store: where instances are read.
+            gate: the gate that let the request through.
+            polls: where requests wait.
+            dialect: says which keys are readable.
+        """
+        self._store = store
+        self._gate = gate
+        self._polls = polls
+        self._dialect = dialect
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, key: str) -> None:
+        """Answer with the value.
+
+        Raises:
+            NotAuthorized: the key has no readable prefix, be it set or not.
+            NotFound: it is not set.
+            BadRequest: If-None-Match or ``wait`` is malformed.
+            TooManyWaits: the instance has as many waiting requests as it may have.
+        """
+        condition = condition_of(req.env)
+        if not self._dialect.is_readable(key):
+            raise NotAuthorized
+        instance, event_id = _observe(self._store, self._gate, req)
+        found: tuple[bytes, str] | None = None
+        if key in instance.large:
+            found, event_id = self._store.read_value_at(instance, key, _tagged)
+        elif (value := as_read(instance, self._dialect, key, instance.config.get(key))) is not None:
+            found = _tagged(value)
+        content, tag = found or (b"", None)
+        if self._polls.must_wait(req, condition, key, tag, event_id):
+            return
+        if tag is None:
+            raise NotFound
+        _answer(req, resp, condition, content, tag, event_id)
+
+
+def _tagged(value: str) -> tuple[bytes, str]:
+    content = value.encode()
+    return content, etag(content)
+
+
+def _observe(store: TreeStore, gate: Gate, req: falcon.Request) -> tuple[Instance, int]:
+    """Read the request's instance, and the id of the change log's last entry, at one moment."""
+    instance_id = cast("Environ", req.env)[CALLER].instance_id
+    assert instance_id is not None, "admitted by the gate"
+    instance, event_id = store.snapshot_of(instance_id)
+    return gate.readmit(req, instance), event_id
+
+
+def _answer(
+    req: falcon.Request, resp: falcon.Response, condition: Condition, content: bytes, tag: str, event_id: int
+) -> None:
+    resp.set_headers({"ETag": tag, "Guestapi-Event-Id": str(event_id)})
+    if is_known(req, condition, tag):
+        resp.status = falcon.HTTP_304
+    else:
+        resp.data = content

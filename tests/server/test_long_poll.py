@@ -1,0 +1,314 @@
+"""Waiting requests in one process, without containers: who is woken, by what, and how many at a time."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import gevent
+import gevent.socket
+import pytest
+
+from guestapi.api.app import create
+from guestapi.callers.credentials import Credentials
+from guestapi.callers.identify import Caller, Identifier
+from guestapi.notifications.waiting import WOKEN_AT_ONCE
+from guestapi.server.admission import Admission, ConnectionQuota
+from guestapi.server.connection import Connection
+from guestapi.server.context import WorkerContext
+from guestapi.server.store_thread import OffloadedStore
+from guestapi.server.worker import _deliver
+from guestapi.settings import LimitSettings, Settings, StoreSettings
+from guestapi.store import steps
+from guestapi.store.lookup import get_instance
+from guestapi.store.writing import Writer
+from guestapi.wsgi import CALLER, Environ, StartResponse
+from tests.api.fakes import INIT, ROOT, StandIn
+from tests.harness.agent import complete
+from tests.harness.containers import Response, parse
+
+KEY = "/1.0/guestapi/tree/config/user.a?wait=60"
+TREE = "/1.0/guestapi/tree"
+
+
+class Standing(Identifier):
+    """Takes whoever connects next for the caller that it was given."""
+
+    def __init__(self, store: OffloadedStore) -> None:
+        super().__init__(store)
+        self.next: Caller
+
+    def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
+        """Return the caller."""
+        return self.next
+
+    def confirm(self, connection: socket.SocketType, caller: Caller) -> Caller:
+        """It is always there."""
+        return caller
+
+
+class Guest:
+    """A client of an instance."""
+
+    def __init__(self, connection: gevent.socket.socket) -> None:
+        self.socket = connection
+
+    def send(self, path: str, *lines: str) -> None:
+        """Send a request and let the worker process it."""
+        self.socket.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode())
+        gevent.sleep(0.005)
+
+    def receive(self) -> Response:
+        """Receive one response."""
+        data = b""
+        with gevent.Timeout(10):
+            while not complete(data, 1, "GET"):
+                more = self.socket.recv(1 << 20)
+                assert more, f"closed after {data!r}"
+                data += more
+        return parse(data)[0]
+
+    def ask(self, path: str, *lines: str) -> Response:
+        """Send a request and receive its response."""
+        self.send(path, *lines)
+        return self.receive()
+
+    def has_answer(self) -> bool:
+        """Tell whether there is something to receive."""
+        self.socket.setblocking(False)
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+        finally:
+            self.socket.setblocking(True)
+
+
+class Worker:
+    """A worker's parts, driven by hand: it delivers entries of the change log only when the test says so."""
+
+    def __init__(self, directory: Path) -> None:
+        self.settings = Settings(
+            store=StoreSettings(url=f"sqlite:///{directory}/store.db"), limits=LimitSettings(streams_per_instance=3)
+        )
+        self.writer = Writer(self.settings, create=True)
+        self.store = OffloadedStore(self.settings)
+        self.application = create(self.store, self.store.broker, self.settings.limits)
+        #: How often the application was called, by the instance that asked.
+        self.calls: Counter[int | None] = Counter()
+        self.identifier = Standing(self.store)
+        limits = replace_limits()
+        self.context = WorkerContext(
+            self._call,
+            self.identifier,
+            limits,
+            self.store.instance,
+            lambda _exchange: None,
+            lambda *_what: None,
+            Admission(limits, ConnectionQuota(5000, 5000, lambda _id: None), descriptors=20_000),
+            multiprocess=False,
+        )
+        self.open = ExitStack()
+
+    def _call(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        self.calls[environ[CALLER].instance_id] += 1
+        return self.application(environ, start_response)
+
+    def add(self, name: str, number: int = 0) -> Caller:
+        """Have an instance run, and return its root."""
+        init = StandIn()
+        init.init = replace(INIT, pid=INIT.pid + number)
+        with self.writer.change() as change:
+            added = steps.add(change, "default", name, init=init.init)
+        return Caller(Credentials(1, ROOT, ROOT), added.id, added.run, init)
+
+    def configure(self, name: str, **config: str) -> None:
+        """Set keys of ``user.``."""
+        with self.writer.change() as change:
+            wanted = {f"user.{key}": value for key, value in config.items()}
+            steps.configure(change, get_instance(change, "default", name), wanted)
+
+    def connect(self, caller: Caller) -> Guest:
+        """Connect as this caller."""
+        ours, theirs = socket.socketpair()
+        self.identifier.next = caller
+        Connection(self.context, ours, "incus", None).start()
+        gevent.sleep(0.001)
+        return Guest(self.open.enter_context(gevent.socket.socket(fileno=theirs.detach())))
+
+    def deliver(self) -> bool:
+        """Deliver what there is of the change log, and let those that are woken answer."""
+        more = _deliver(self.store.broker)
+        gevent.sleep(0.005)
+        return more
+
+    def deliver_all(self) -> None:
+        """Deliver until there is no more."""
+        while self.deliver():
+            pass
+
+
+def replace_limits() -> LimitSettings:
+    """Limits under which nothing ends by itself during a test."""
+    return LimitSettings(idle_seconds=600, head_seconds=600, streams_per_instance=3)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    """A worker with a store of its own."""
+    made = Worker(tmp_path)
+    with made.open:
+        yield made
+    with gevent.Timeout(10):
+        while made.context.connections:
+            gevent.sleep(0.001)
+    assert len(made.store.broker.waiting) == 0, "every wait gives its place back"
+
+
+def test_only_its_waiters_are_woken(worker: Worker) -> None:
+    """A change of a key calls the application for those that wait for it or for the tree, and for nobody else."""
+    caller, stranger = worker.add("c1"), worker.add("c2", 1)
+    key, other, tree, foreign = (worker.connect(one) for one in (caller, caller, caller, stranger))
+    tag = tree.ask(TREE).headers["etag"]
+    key.send(KEY)
+    other.send(KEY.replace("user.a", "user.b"))
+    tree.send(f"{TREE}?wait=60", f"If-None-Match: {tag}")
+    foreign.send(KEY)
+    worker.calls.clear()
+    with worker.writer.change() as change:
+        steps.configure(change, get_instance(change, "default", "c1"), {"limits.memory": "1GiB"})
+    worker.deliver_all()
+    assert not worker.calls, "no guest reads it"
+    worker.configure("c1", a="1")
+    worker.deliver_all()
+    assert worker.calls == {caller.instance_id: 2}
+    assert key.receive().text == "1"
+    assert b'"user.a":"1"' in tree.receive().body
+    assert not other.has_answer()
+    assert not foreign.has_answer()
+    worker.configure("c1", a="2")
+    worker.deliver_all()
+    assert worker.calls == {caller.instance_id: 2}
+
+
+def test_change_that_changes_nothing(worker: Worker) -> None:
+    """Who is woken and finds what it knew goes on waiting, until its next change."""
+    caller = worker.add("c1")
+    worker.configure("c1", a="1")
+    guest = worker.connect(caller)
+    tag = guest.ask(KEY).headers["etag"]
+    guest.send(KEY, f"If-None-Match: {tag}")
+    worker.configure("c1", a="2")
+    worker.configure("c1", a="1")
+    worker.deliver_all()
+    assert not guest.has_answer()
+    worker.configure("c1", a="3")
+    worker.deliver_all()
+    assert guest.receive().text == "3"
+
+
+def test_mass_change_wakes_a_few_at_a_time(worker: Worker) -> None:
+    """One change for 300 waiting instances: a bystander is answered between any few of their answers."""
+    callers = [worker.add(f"c{number}", number) for number in range(300)]
+    guests = [worker.connect(caller) for caller in callers]
+    bystander = worker.connect(worker.add("bystander", 1000))
+    for guest in guests:
+        guest.socket.sendall(f"GET {KEY} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    with gevent.Timeout(10):
+        while len(worker.store.broker.waiting) < len(guests):
+            gevent.sleep(0.001)
+    with worker.writer.change() as change:
+        for number in range(300):
+            steps.configure(change, get_instance(change, "default", f"c{number}"), {"user.a": "1"})
+    worker.calls.clear()
+    rounds, more = 0, True
+    while more:
+        before = worker.calls.total()
+        more = worker.deliver()
+        assert worker.calls.total() - before <= WOKEN_AT_ONCE
+        assert bystander.ask("/1.0").status == 200
+        worker.calls[None] -= 1
+        rounds += 1
+    assert rounds >= 300 // WOKEN_AT_ONCE
+    assert {guest.receive().text for guest in guests} == {"1"}
+
+
+def test_limit_is_of_an_instance(worker: Worker) -> None:
+    """The fourth wait of an instance is refused, a wait of another one is not; an answered one gives its place back."""
+    caller, stranger = worker.add("c1"), worker.add("c2", 1)
+    guests = [worker.connect(caller) for _number in range(4)]
+    for guest in guests[:3]:
+        guest.send(KEY)
+    refused = guests[3].ask(KEY)
+    assert (refused.status, refused.headers["retry-after"]) == (429, "10")
+    worker.connect(stranger).send(KEY)
+    assert len(worker.store.broker.waiting) == 4
+    guests[0].socket.close()
+    gevent.sleep(0.005)
+    guests[3].send(KEY)
+    assert not guests[3].has_answer()
+    assert len(worker.store.broker.waiting) == 4
+
+
+def test_switched_off(worker: Worker) -> None:
+    """A wait of an instance that is switched off ends with 403; of one that has stopped, with 500."""
+    first, second = worker.add("c1"), worker.add("c2", 1)
+    one, other = worker.connect(first), worker.connect(second)
+    one.send(KEY)
+    other.send(KEY)
+    with worker.writer.change() as change:
+        steps.configure(change, get_instance(change, "default", "c1"), {"security.guestapi": "false"})
+        steps.stop(change, get_instance(change, "default", "c2"))
+    worker.deliver_all()
+    assert (one.receive().status, other.receive().status) == (403, 500)
+
+
+def test_dead_init(worker: Worker) -> None:
+    """A wait of an instance whose init has ended without notice ends at the next regular look."""
+    caller = worker.add("c1")
+    guest = worker.connect(caller)
+    guest.send(KEY)
+    assert isinstance(caller.init, StandIn)
+    caller.init.living = False
+    worker.store.broker.check_all()
+    worker.deliver_all()
+    assert guest.receive().status == 500
+
+
+def test_stop_answers_at_once(worker: Worker) -> None:
+    """A worker that stops answers each wait as if its time were over, and closes."""
+    caller = worker.add("c1")
+    worker.configure("c1", a="1")
+    known, unset = worker.connect(caller), worker.connect(caller)
+    tag = known.ask(KEY).headers["etag"]
+    known.send(KEY, f"If-None-Match: {tag}")
+    unset.send(KEY.replace("user.a", "user.b"))
+    worker.context.stopping = True
+    for connection in list(worker.context.connections):
+        connection.finish(after_last_requests=False)
+    first, second = known.receive(), unset.receive()
+    assert (first.status, second.status) == (304, 404)
+    assert first.headers["connection"] == second.headers["connection"] == "close"
+
+
+def test_store_put_in_its_place(worker: Worker, tmp_path: Path) -> None:
+    """When another store takes the place of this one, whoever waits looks again, and is answered by the new one."""
+    caller = worker.add("c1")
+    guest = worker.connect(caller)
+    guest.send(KEY)
+    (tmp_path / "other").mkdir()
+    other = Worker(tmp_path / "other")
+    other.add("c1")
+    other.configure("c1", a="from the other")
+    for suffix in ("-wal", "-shm", ""):
+        (tmp_path / f"store.db{suffix}").unlink(missing_ok=True)
+    for suffix in ("-wal", ""):
+        file = tmp_path / "other" / f"store.db{suffix}"
+        if file.exists():
+            file.rename(tmp_path / f"store.db{suffix}")
+    worker.deliver_all()
+    assert guest.receive().text == "from the other"
