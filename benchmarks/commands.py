@@ -1,4 +1,4 @@
-"""The operator's command: what the calls cost that scripts make in loops, beside Python that loads sqlite3 alone."""
+"""`config get` and `config set`, which scripts call in loops: processor time in multiples of loading sqlite3."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from guestapi.store import steps
 from guestapi.store.writing import Writer
 from tests.harness.following import processor_milliseconds
 
-#: How often each call is measured, and how many times as long as loading sqlite3 it may take.
+#: The number of measurements of each call, and the limit of the ratio to Python that loads sqlite3 alone.
 ROUNDS, MOST = 40, 3.5
 
 
 def measure() -> Iterator[Figure]:
-    """`config get` and `config set`, in the environment of the checkout and in one as it is installed."""
+    """Measure `config get` and `config set`, in the checkout's environment and in an installed one."""
     with tempfile.TemporaryDirectory(prefix="guestapi-bench-") as name:
         directory = Path(name)
         config = directory / "guestapi.toml"
@@ -41,7 +41,7 @@ def _costs(where: str, command: Path, config: Path) -> Iterator[Figure]:
         "config get": [command, "--config", config, "config", "get", "c1", "user.a"],
         "config set": [command, "--config", config, "config", "set", "c1", "user.a=2"],
     }
-    # In turns: whatever else the machine does meanwhile concerns all of them.
+    # The calls take turns, so that other load on the machine affects all of them alike.
     rounds = [[processor_milliseconds(call, {}) for call in calls.values()] for _ in range(ROUNDS)]
     base, *found = map(median, zip(*rounds, strict=True))
     yield Figure(f"{where}: processor time of python -I -c 'import sqlite3'", base, "ms")

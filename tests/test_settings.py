@@ -195,7 +195,7 @@ def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.find("/nowhere/option.toml") == Path("/nowhere/option.toml")
 
 
-def test_gunicorn_file_lies_beside(tmp_path: Path) -> None:
+def test_place_of_the_gunicorn_file(tmp_path: Path) -> None:
     """gunicorn's file is beside guestapi.toml, unless an absolute path is given."""
     assert loaded(tmp_path, "").gunicorn_file == tmp_path / "gunicorn.conf.py"
     assert loaded(tmp_path, "[server]\ngunicorn = 'g.py'").gunicorn_file == tmp_path / "g.py"

@@ -165,7 +165,7 @@ class Client:
         )
         self.store = store
         self.dialect = dialect
-        #: Of the last request, as the application left it.
+        #: The environ of the last request, as the application left it.
         self.environ: dict[str, Any] = {}
         self.who = caller() if who is None else who
 

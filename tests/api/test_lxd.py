@@ -1,4 +1,4 @@
-"""What the lxd dialect answers in LXD's own way: redirects, routes, handshakes, images, state."""
+"""Responses of the lxd dialect that are as LXD's own: redirects, routes, handshakes, images, state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UPGRADE = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Versi
 
 
 def client(ready: bool = False) -> Client:
-    """A client at the lxd socket."""
+    """Return a client at the lxd socket."""
     return Client(MemoryStore(instance(CONFIG, ready=ready)), "lxd")
 
 
@@ -31,7 +31,7 @@ def client(ready: bool = False) -> Client:
     ],
 )
 def test_redirect(method: str, path: str, query: str, location: str) -> None:
-    """Every method is redirected from an unclean path, and from `*`, by 301 without a body or its type."""
+    """With any method, an unclean path and `*` are redirected by 301 without a body or a Content-Type."""
     answer = client().ask(path, method, query=query)
     assert (answer.status, answer.body) == (301, b"")
     assert answer.headers == {"location": location, "content-length": "0"}
@@ -62,33 +62,33 @@ def test_redirect_of_an_absolute_target(target: str, location: str) -> None:
         ("/1.0/config/%2e%2e", 403),
     ],
 )
-def test_fixed_segments_count_as_they_were_sent(path: str, status: int) -> None:
-    """Only a key and a fingerprint may be percent-encoded, with an encoded slash too."""
+def test_fixed_segments_must_not_be_percent_encoded(path: str, status: int) -> None:
+    """Only a key and a fingerprint may be percent-encoded, also with an encoded slash."""
     assert client().ask(path).status == status
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://x"])
 def test_any_origin_may_upgrade(origin: str) -> None:
-    """LXD does not look at the Origin."""
+    """The Origin is ignored, as in LXD."""
     assert upgraded({"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Origin": origin})
 
 
 @pytest.mark.parametrize("key", ["abc", "%", "dGhlIHNhbXBsZSBub25jZQ==", "\xe9"])
 def test_any_key_is_accepted(key: str) -> None:
-    """A key of any length is answered with its hash."""
+    """A key of any length is accepted, and answered with its hash."""
     wanted = hashlib.sha1(key.encode("latin-1") + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
     assert upgraded({"Sec-WebSocket-Key": key}) == base64.b64encode(wanted).decode()
 
 
 @pytest.mark.parametrize("fields", [{}, {"Sec-WebSocket-Key": ""}])
 def test_a_key_is_needed(fields: dict[str, str]) -> None:
-    """Without any key there is no upgrade."""
+    """Without a key the upgrade is refused."""
     answer = client().ask("/1.0/events", fields={**UPGRADE, **fields})
     assert (answer.status, answer.headers["sec-websocket-version"]) == (400, "13")
 
 
 def upgraded(fields: dict[str, str]) -> str:
-    """The Sec-WebSocket-Accept of an upgrade with these fields."""
+    """Return the Sec-WebSocket-Accept of an upgrade with these fields."""
     asking = client()
     asking.ask("/1.0/events", fields={**UPGRADE, **fields})
     handover = asking.environ[HANDOVER]
@@ -97,8 +97,8 @@ def upgraded(fields: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("name", ["f" * 64, "f" * 12, "f", "%25", "tinypub", "a%22b"])
-def test_image_that_is_not_there(name: str) -> None:
-    """The main API's words do not repeat the name, and end with two line feeds."""
+def test_missing_image(name: str) -> None:
+    """A missing image gets the error of LXD's main API, without the name, and with two line feeds at the end."""
     answer = client().ask(f"/1.0/images/{name}/export")
     assert answer.status == 404
     assert answer.headers["content-type"] == "application/json"
@@ -117,8 +117,8 @@ def test_image_that_is_not_there(name: str) -> None:
         (b"[" * 5000, [], "Ready"),
     ],
 )
-def test_patch_runs_the_read(body: bytes, told: list[tuple[int, int, bool]], state: str) -> None:
-    """PATCH is answered as GET, whatever it sends; a state in it is kept."""
+def test_patch_is_answered_as_get(body: bytes, told: list[tuple[int, int, bool]], state: str) -> None:
+    """PATCH is answered as GET, whatever its body; a valid state in the body is stored."""
     store = MemoryStore(instance(CONFIG, ready=True))
     answer = Client(store, "lxd").ask("/1.0", "PATCH", body)
     description = f'{{"state":"{state}","api_version":"1.0","instance_type":"container","location":"none"}}\n'
@@ -127,7 +127,7 @@ def test_patch_runs_the_read(body: bytes, told: list[tuple[int, int, bool]], sta
 
 
 def test_too_many_changes_are_refused() -> None:
-    """A state is kept within the rate that every dialect has."""
+    """Changes of the state are limited to the rate of every dialect; a PATCH without a state is not counted."""
     asking = client()
     answers = [asking.ask("/1.0", "PATCH", b'{"state":"Ready"}').status for _time in range(30)]
     assert answers[0] == 200

@@ -1,4 +1,4 @@
-"""What the lxd-6 dialect answers: descriptions, texts, methods, SSH keys in cloud-init's documents, Ubuntu Pro."""
+"""The lxd-6 dialect: descriptions, texts, methods, SSH keys in cloud-init's documents, Ubuntu Pro."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ PRO_REQUESTS = [("GET", "/1.0/ubuntu-pro"), ("POST", "/1.0/ubuntu-pro/token")]
 
 
 def ask(path: str, method: str = "GET", body: bytes = b"", config: dict[str, str] | None = None) -> Answered:
-    """One request at the lxd-6 socket."""
+    """Send one request to the lxd-6 socket."""
     return Client(MemoryStore(instance(dict(sorted((config or {}).items())))), "lxd-6").ask(path, method, body)
 
 
 def test_description() -> None:
-    """`GET /1.0` tells besides that nobody is trusted, and that there is no storage."""
+    """`GET /1.0` has in addition that the guest is not trusted, and that there is no storage."""
     assert ask("/1.0").body == (
         b'{"state":"Started","api_version":"1.0","instance_type":"container","location":"none",'
         b'"auth":"untrusted","supported_storage_drivers":[]}\n'
@@ -34,7 +34,7 @@ def test_description() -> None:
 
 
 def test_state() -> None:
-    """PATCH records a state, and has no body."""
+    """PATCH stores a state, and its response has no body."""
     store = MemoryStore(instance())
     answer = Client(store, "lxd-6").ask("/1.0", "PATCH", b'{"state":"Ready"}')
     assert (answer.status, answer.body, store.told) == (200, b"", [(7, 1, True)])
@@ -42,7 +42,7 @@ def test_state() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"state":1}'])
 def test_invalid_body(body: bytes) -> None:
-    """What is no such document is refused with a sentence that says so first."""
+    """A body that is no JSON object with a state is refused with a sentence that begins with "Invalid request body"."""
     answer = ask("/1.0", "PATCH", body)
     assert answer.status == 400
     assert answer.body.startswith(b"Invalid request body: ")
@@ -50,13 +50,13 @@ def test_invalid_body(body: bytes) -> None:
 
 
 def test_invalid_state() -> None:
-    """Another state is refused in the words of every dialect."""
+    """Another state is refused with the same text as in every dialect."""
     answer = ask("/1.0", "PATCH", b'{"state":"x"}')
     assert (answer.status, answer.body) == (400, b'Invalid state "x"\n')
 
 
 def test_meta_data() -> None:
-    """The meta-data has no first line that says what it is."""
+    """The meta-data has no first line `#cloud-config`."""
     assert ask("/1.0/meta-data").body == f"instance-id: {CLOUD_INIT_ID}\nlocal-hostname: c1\n".encode()
 
 
@@ -73,13 +73,13 @@ def test_meta_data() -> None:
     ],
 )
 def test_refusals(path: str, status: int, text: str) -> None:
-    """Refusals have LXD's words; what would change the host is not there."""
+    """Refusals have LXD's texts; endpoints that would change the host do not exist."""
     answer = ask(path)
     assert (answer.status, answer.body.decode()) == (status, f"{text}\n")
 
 
 def test_unknown_caller() -> None:
-    """A caller in no instance is told so in LXD's words."""
+    """A caller that belongs to no instance is refused with LXD's text."""
     answer = Client(MemoryStore(None), "lxd-6", caller(instance_id=None)).ask("/1.0")
     assert (answer.status, answer.body) == (500, b"Process ID not found in container\n")
 
@@ -99,26 +99,26 @@ def test_unknown_caller() -> None:
     ],
 )
 def test_methods(path: str, method: str, status: int, text: str) -> None:
-    """A method that other endpoints have is 501 where it is not offered, any other 404."""
+    """A method of another endpoint is refused with 501, any other method with 404."""
     answer = ask(path, method)
     assert (answer.status, answer.body.decode()) == (status, f"{text}\n")
 
 
 def listed(config: dict[str, str]) -> list[str]:
-    """The keys in the list."""
+    """Return the listed keys."""
     found: list[str] = json.loads(ask("/1.0/config", config=config).body)
     return [path.removeprefix("/1.0/config/") for path in found]
 
 
 def document(key: str, config: dict[str, str]) -> str | None:
-    """A key's value, or None if it is not found."""
+    """Return a key's value; None if it is not found."""
     answer = ask(f"/1.0/config/{key}", config=config)
     assert answer.status in (200, 404)
     return answer.body.decode() if answer.status == 200 else None
 
 
 def users(text: str | None) -> object:
-    """The users of a cloud-config."""
+    """Return the users of a cloud-config."""
     assert text is not None
     head, _, rest = text.partition("\n")
     assert head == "#cloud-config"
@@ -129,7 +129,7 @@ BOB = {"name": "bob", "ssh_authorized_keys": [KEY]}
 
 
 def test_keys_without_documents() -> None:
-    """With SSH keys alone, both forms of both documents are listed, and have the keys; the keys are in no list."""
+    """With SSH keys alone, both documents are listed in both forms, with the keys in them; the keys are not listed."""
     config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "user.foo": "bar"}
     forms = ["cloud-init.user-data", "cloud-init.vendor-data", "user.user-data", "user.vendor-data"]
     assert listed(config) == sorted([*forms, "user.foo"])
@@ -137,7 +137,7 @@ def test_keys_without_documents() -> None:
 
 
 def test_keys_are_added_to_documents() -> None:
-    """The rest of a document stays; of a document that is set in one form, the other form is not there."""
+    """The rest of a document is unchanged; if it is set in one form, the other form is not found."""
     config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "user.user-data": PLAIN}
     assert listed(config) == ["cloud-init.vendor-data", "user.user-data", "user.vendor-data"]
     text = document("user.user-data", config)
@@ -148,7 +148,7 @@ def test_keys_are_added_to_documents() -> None:
 
 
 def test_vendor_users_stay() -> None:
-    """Where vendor-data alone defines users, keys are merged into it alone: users of user-data would replace them."""
+    """If only vendor-data defines users, keys are added only to it, because users in user-data would replace them."""
     config = {"cloud-init.ssh-keys.a": f"amy:{KEY}", "cloud-init.vendor-data": WITH_USERS}
     amy = {"name": "amy", "sudo": None, "ssh_authorized_keys": [KEY]}
     assert users(document("cloud-init.vendor-data", config)) == ["default", amy]
@@ -179,8 +179,8 @@ def test_vendor_users_stay() -> None:
         "#cloud-config\n" + "a" * 70000,
     ],
 )
-def test_other_documents_are_never_rewritten(text: str) -> None:
-    """What is not one plain cloud-config is answered as it is set."""
+def test_other_documents_are_unchanged(text: str) -> None:
+    """A document that is not one plain cloud-config is not changed."""
     config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "cloud-init.user-data": text}
     assert document("cloud-init.user-data", config) == text
 
@@ -202,13 +202,13 @@ def test_other_documents_are_never_rewritten(text: str) -> None:
     ],
 )
 def test_forms_of_users(given: str, expected: list[object]) -> None:
-    """Every form of users that cloud-init knows takes a key; a key that is there already is not added."""
+    """Every form of users that cloud-init accepts gets the key, once."""
     config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "cloud-init.user-data": f"#cloud-config\n{given}\n"}
     assert users(document("cloud-init.user-data", config)) == expected
 
 
 def test_many_keys() -> None:
-    """Keys come in the order of their names; what ssh-import-id fetches is named so; what is malformed is left out."""
+    """Keys are added in the order of their names, those for ssh-import-id as such; malformed ones are left out."""
     config = {
         "cloud-init.ssh-keys.b": f"bob:{OTHER}",
         "cloud-init.ssh-keys.a": f"bob:{KEY}",
@@ -224,8 +224,8 @@ def test_many_keys() -> None:
     ]
 
 
-def test_nothing_changes_without_keys() -> None:
-    """Without SSH keys, documents and the list are as they are set."""
+def test_documents_without_keys() -> None:
+    """Without valid SSH keys, documents and the list are unchanged."""
     config = {"cloud-init.user-data": PLAIN, "cloud-init.ssh-keys.a": "malformed"}
     assert document("cloud-init.user-data", config) == PLAIN
     assert document("cloud-init.vendor-data", config) is None
@@ -233,8 +233,8 @@ def test_nothing_changes_without_keys() -> None:
 
 
 @pytest.mark.parametrize("dialect", ["incus", "lxd", "lxd-legacy"])
-def test_other_dialects_merge_nothing(dialect: str) -> None:
-    """In the other dialects, the keys are keys like any other."""
+def test_other_dialects_add_no_keys(dialect: str) -> None:
+    """In the other dialects, SSH keys are not added to documents."""
     config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "user.user-data": PLAIN}
     asking = Client(MemoryStore(instance(config)), dialect)
     assert asking.ask("/1.0/config/user.user-data").body.decode() == PLAIN
@@ -243,7 +243,7 @@ def test_other_dialects_merge_nothing(dialect: str) -> None:
 
 
 def test_pro_is_off() -> None:
-    """The Ubuntu Pro client's two requests: it is told that it may not attach itself, and gets no token."""
+    """By default, the Ubuntu Pro client may not attach itself and gets no token."""
     answers = [ask(path, method) for method, path in PRO_REQUESTS]
     assert [(answer.status, answer.body) for answer in answers] == [
         (200, b'{"guest_attach":"off"}\n'),
@@ -252,14 +252,14 @@ def test_pro_is_off() -> None:
 
 
 class Tokens:
-    """Gives instances with `user.pro` a token."""
+    """A provider with tokens for instances that have `user.pro`."""
 
     def guest_attach(self, instance: Instance) -> GuestAttach:
-        """As the instance's configuration says."""
+        """Return "on" for such an instance."""
         return "on" if "user.pro" in instance.config else "off"
 
     def issue(self, instance: Instance) -> GuestToken | None:
-        """A token, unless there is none left."""
+        """Return a token, except for `user.pro=late`."""
         return None if instance.config["user.pro"] == "late" else GuestToken("t", "2026-12-01T00:00:00Z", instance.name)
 
 
@@ -273,7 +273,7 @@ class Tokens:
     ],
 )
 def test_pro_with_a_provider(config: dict[str, str], expected: list[int]) -> None:
-    """A provider decides who may attach itself, and gives the tokens; the gate stays before it."""
+    """The provider decides whether an instance may attach itself and gets a token, but only after the gate."""
     asking = Client(MemoryStore(instance(config)), "lxd-6")
     asking.application = create(
         asking.store, Broker(EmptyLog(), queue_limit=10, subscriptions_per_instance=1), tokens=Tokens()

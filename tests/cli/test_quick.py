@@ -1,4 +1,4 @@
-"""`config get` and `config set` by the way that scripts take: what it loads, and that it does what the command does."""
+"""The fast path of `config get` and `config set`: the modules that it loads, and its equality with the command."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from guestapi.settings import Settings, load
 from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND
 
-#: What the two commands have no use for. `inspect` comes with dataclasses, and is as dear as it gets.
+#: Modules that the two commands do not need. `inspect`, which dataclasses import, takes longest.
 DEAR = {"argparse", "asyncio", "click", "gevent", "logging", "msgspec", "pathlib", "rich", "sqlalchemy", "subprocess"}
 DEAR |= {"inotify_simple", "urllib", "uuid", "yaml", "falcon", "gunicorn", "httpx", "ctypes", "difflib", "http"}
 
 
 def loaded(guestapi: Guestapi, *words: str) -> set[str]:
-    """The modules that the installed program loads for a command, but for what Python loads to find the package."""
+    """Return the modules that the installed program loads for a command, after those with which Python starts."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", COMMAND, *words],
         env={"GUESTAPI_CONFIG": str(guestapi.config), "PATH": "/usr/bin:/bin"},
@@ -38,8 +38,8 @@ def loaded(guestapi: Guestapi, *words: str) -> set[str]:
 
 
 @pytest.mark.parametrize("words", [("get", "c1", "user.a"), ("set", "c1", "user.a=7"), ("set", "c1", "user.a", "8")])
-def test_what_is_loaded(c1: Guestapi, words: tuple[str, ...]) -> None:
-    """Nothing that the command does not need; all together so many modules that one more is noticed."""
+def test_loaded_modules(c1: Guestapi, words: tuple[str, ...]) -> None:
+    """A command loads only the listed modules, so one more makes this test fail."""
     found = loaded(c1, "config", *words)
     assert "guestapi.store.engine" in found
     assert {name for name in found if name.split(".")[0] in DEAR} == set()
@@ -78,8 +78,8 @@ def test_what_is_loaded(c1: Guestapi, words: tuple[str, ...]) -> None:
         ("", None),
     ],
 )
-def test_what_is_plain(words: str, call: tuple[object, ...] | None) -> None:
-    """Only what is plainly one of the two commands is done in this way."""
+def test_calls_with_a_fast_path(words: str, call: tuple[object, ...] | None) -> None:
+    """Only a valid call of one of the two commands, with no other option, takes the fast path."""
     assert parse(words.split()) == call
 
 
@@ -104,8 +104,8 @@ def test_what_is_plain(words: str, call: tuple[object, ...] | None) -> None:
         ("set", "c1", "user.\n=1"),
     ],
 )
-def test_the_same_in_both_ways(c1: Guestapi, words: tuple[str, ...]) -> None:
-    """Exit code, output, errors and store are the same, whichever way the command takes."""
+def test_fast_path_equals_the_command(c1: Guestapi, words: tuple[str, ...]) -> None:
+    """Exit code, output, errors and store are the same with the fast path and without it."""
     first = c1.program("config", *words)
     before = c1.state()
     c1.good("config", "set", "c1", "user.a=1")
@@ -142,8 +142,8 @@ FILES = [
 
 
 @pytest.mark.parametrize("text", FILES)
-def test_configuration_is_the_same(tmp_path: Path, text: str) -> None:
-    """What is read in this way is what the whole configuration says; what that would refuse is left to it."""
+def test_fast_path_reads_the_same_settings(tmp_path: Path, text: str) -> None:
+    """The fast path reads the same settings as the command; a file that the command would refuse is left to it."""
     file = tmp_path / "guestapi.toml"
     file.write_text(text, encoding="latin-1")
     try:
@@ -159,7 +159,7 @@ def test_configuration_is_the_same(tmp_path: Path, text: str) -> None:
 
 
 def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that was named must be there; the default one need not."""
+    """A configuration file that was named must exist; the default one may be missing."""
     monkeypatch.delenv(defaults.FILE_VARIABLE, raising=False)
     monkeypatch.setattr(defaults, "FILE", str(tmp_path / "none.toml"))
     options = read_options(None)
@@ -170,13 +170,13 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_options(None) is None
 
 
-def test_tables_are_all() -> None:
-    """The tables that a configuration may have are those of the settings."""
+def test_tables_are_those_of_the_settings() -> None:
+    """The accepted tables of the configuration are those of `Settings`."""
     assert {field.encode_name for field in msgspec.structs.fields(Settings)} - {"file"} == defaults.TABLES
 
 
 def test_closed_pipe(c1: Guestapi) -> None:
-    """`guestapi config get ... | head -0` ends quietly."""
+    """`guestapi config get ... | head -0` ends with 1 and without an error message."""
     reading = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     reading.wait()
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""guestctl in real containers, by every Python that is here: verbs, exit statuses, waits, restarts of the host."""
+"""guestctl in real containers, with every installed Python: commands, exit statuses, waits, restarts of the host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROGRAM = str(CHECKOUT / "guestapi/guest/guestctl.py")
 
 
 def interpreters() -> dict[str, str]:
-    """The path of each CPython from 3.6 on, by its version: those of the system and of pyenv."""
+    """Return the path of each CPython from 3.6 on, by its name: those of the system and of pyenv."""
     roots = [Path("/usr/bin"), Path("/usr/local/bin")]
     roots += Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob("versions/*/bin")
     found: dict[str, str] = {}
@@ -47,12 +47,12 @@ class Guest:
         self._words = [python, "-I", PROGRAM]
 
     def __call__(self, *words: str) -> Ran:
-        """Run guestctl with these words."""
+        """Run guestctl with these arguments."""
         return self._container.run(*self._words, *words)
 
     @contextmanager
     def following(self, *words: str) -> Iterator[Iterator[dict[str, object]]]:
-        """Run guestctl, and read the events that it prints."""
+        """Run guestctl; yield the events that it prints."""
         enter = ["nsenter", "-t", str(self._container.pid), "-a"]
         with subprocess.Popen([*enter, *self._words, *words], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -74,18 +74,18 @@ def instance(service: Service) -> Iterator[Container]:
 
 @pytest.fixture(params=list(PYTHONS))
 def guest(request: pytest.FixtureRequest, instance: Container) -> Guest:
-    """guestctl by each interpreter."""
+    """guestctl, run with each interpreter."""
     return Guest(instance, PYTHONS[request.param])
 
 
 @pytest.fixture(params=sorted({min(PYTHONS, key=list(PYTHONS).index), list(PYTHONS)[-1]}))
 def edge(request: pytest.FixtureRequest, instance: Container) -> Guest:
-    """guestctl by the oldest and the newest interpreter."""
+    """guestctl, run with the oldest and the newest interpreter."""
     return Guest(instance, PYTHONS[request.param])
 
 
 def test_python_3_6() -> None:
-    """No syntax and no function of the library is newer than Python 3.6, also where no such interpreter is here."""
+    """The program uses no syntax and no function newer than Python 3.6; vermin checks it without that Python."""
     words = ["--no-tips", "--eval-annotations", "--violations", "-t=3.6-", PROGRAM]
     done = subprocess.run(
         [Path(sys.executable).with_name("vermin"), *words], capture_output=True, text=True, check=False
@@ -94,15 +94,15 @@ def test_python_3_6() -> None:
 
 
 def test_reading(guest: Guest) -> None:
-    """The values, names, devices and meta-data are those of the API, byte for byte."""
+    """Values, names, devices and meta-data equal those of the API, byte for byte."""
     assert guest("get", "user.key") == Ran(0, "värde\n", "")
     assert guest("list") == Ran(0, "user.key\n", "")
     assert json.loads(guest("devices").out) == {"root": {"type": "disk", "path": "/"}}
     assert guest("metadata").out.startswith("#cloud-config\ninstance-id: ")
 
 
-def test_absent_and_refused(guest: Guest) -> None:
-    """A key that is not set is absent, one that guests may not read is refused; the host's sentence says why."""
+def test_missing_and_unreadable_keys(guest: Guest) -> None:
+    """A key that is not set gives status 1, one that guests may not read status 4, each with the host's text."""
     assert guest("get", "user.no") == Ran(1, "", "guestctl: not found\n")
     assert guest("get", "limits.cpu") == Ran(4, "", "guestctl: not authorized\n")
     assert guest("get", "user.no/../key").code == 1
@@ -122,7 +122,7 @@ def test_absent_and_refused(guest: Guest) -> None:
     ],
 )
 def test_misuse(capfd: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
-    """Misuse is status 3, with a sentence that names what is wrong."""
+    """Invalid arguments give status 3 and a sentence that names the mistake."""
     with pytest.raises(SystemExit) as ended:
         guestctl.main(words)
     assert ended.value.code == guestctl.MISUSE
@@ -130,14 +130,14 @@ def test_misuse(capfd: pytest.CaptureFixture[str], words: list[str], text: str) 
 
 
 def test_readiness(guest: Guest, service: Service) -> None:
-    """The host sees what the workload reports."""
+    """The store gets the readiness that the command reports."""
     for words, ready in ((["ready"], True), (["ready", "--not"], False)):
         assert guest(*words) == Ran(0, "", "")
         assert service.instance("guestctl").ready is ready
 
 
 def test_wait_for_a_key(edge: Guest, service: Service) -> None:
-    """A wait ends when the key is set, or when its time is over."""
+    """A wait ends when the key is set, or after its time."""
     assert edge("get", "user.late", "--wait", "0.1").code == 1
     setting = threading.Timer(0.5, lambda: service.configure("guestctl", user_late="now"))
     setting.start()
@@ -148,7 +148,7 @@ def test_wait_for_a_key(edge: Guest, service: Service) -> None:
 
 
 def test_events(edge: Guest, service: Service, request: pytest.FixtureRequest) -> None:
-    """Each change is a line, in order; those after an id come first."""
+    """Each change is printed as one line, in order, after those since the given id."""
     key = f"user.{request.node.callspec.id}"
     service.configure("guestctl", **{key: "0"})
     values: list[object] = []
@@ -167,7 +167,7 @@ def test_events(edge: Guest, service: Service, request: pytest.FixtureRequest) -
 
 @pytest.mark.root
 def test_restart_of_the_host() -> None:
-    """While the host restarts, commands wait, and a stream of events goes on without a gap."""
+    """During a restart of the service, commands wait, and the stream of events continues without a gap."""
     with Service(workers=1) as service, service.container("again", {"user.key": "1"}, base=None) as container:
         guest = Guest(container, shutil.which("python3") or "python3")
         with guest.following("events", "--since", "0", "--type", "config") as events:
@@ -187,14 +187,14 @@ def test_restart_of_the_host() -> None:
 
 @pytest.mark.root
 def test_unregistered_caller() -> None:
-    """A container that is no instance is asked again until the time is over: it may be registered in a moment."""
+    """In an unregistered container, requests are repeated until the timeout, because it may be registered soon."""
     with Service(workers=1) as service, Container(service.binds, base=None) as container:
         ran = Guest(container, shutil.which("python3") or "python3")("--timeout", "0.3", "list")
     assert ran == Ran(2, "", "guestctl: the host answers: pid not in container?\n")
 
 
 class Stub:
-    """A host that answers each connection with the next of some prepared bytes."""
+    """A server that answers each connection with the next of the given bytes."""
 
     def __init__(self, path: Path, *answers: bytes) -> None:
         self.path = str(path)
@@ -216,7 +216,7 @@ class Stub:
                     pass
 
     def close(self) -> None:
-        """Wait for the last answer, and listen no more."""
+        """Wait for the last answer, and stop listening."""
         self._thread.join(60)
         self._listener.close()
 
@@ -233,7 +233,7 @@ REFUSED += ["413 Content Too Large", "429 Too Many Requests", "507 Insufficient 
 
 @pytest.mark.parametrize("status", REFUSED)
 def test_refusals(tmp_path: Path, capfd: pytest.CaptureFixture[str], status: str) -> None:
-    """What another attempt cannot change is refused at once, with the host's sentence."""
+    """A refusal that another attempt cannot change is final; its text is printed."""
     stub = Stub(tmp_path / "sock", answer(status, "because\n", Retry_After="60"))
     assert guestctl.main(["--socket", stub.path, "list"]) == guestctl.REFUSED
     assert capfd.readouterr().err == "guestctl: because\n"
@@ -241,7 +241,7 @@ def test_refusals(tmp_path: Path, capfd: pytest.CaptureFixture[str], status: str
 
 
 def test_temporary_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A fault of the host, a cut answer and a short Retry-After are tried again."""
+    """After a server error, an incomplete response or a short Retry-After, the request is repeated."""
     good = answer("200 OK", '["/1.0/config/user.a"]')
     bad = [answer("500 Internal Server Error", "later\n"), good[:-3], answer("429 Too Many Requests", Retry_After="0")]
     stub = Stub(tmp_path / "sock", *bad, b"", good)
@@ -252,7 +252,7 @@ def test_temporary_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_wait_by_requests(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the host cannot wait for a key, as with Incus and LXD, it is asked again and again."""
+    """If the host cannot wait for a key, as Incus and LXD, the request is repeated until the key is set."""
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     absent = answer("404 Not Found", "not found\n")
     stub = Stub(tmp_path / "sock", absent, absent, absent, answer("200 OK", "value"))
@@ -263,7 +263,7 @@ def test_wait_by_requests(tmp_path: Path, capfd: pytest.CaptureFixture[str], mon
 
 
 def test_wait_by_the_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Where the host can wait for a key, one request does."""
+    """If the host can wait for a key, each request asks it to wait."""
     features = answer("200 OK", '{"features":["tree"]}')
     absent = answer("404 Not Found", "not found\n")
     stub = Stub(tmp_path / "sock", features, absent, answer("200 OK", "value"))

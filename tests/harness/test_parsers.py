@@ -8,7 +8,7 @@ from guestapi.settings import LimitSettings
 from tests.harness import parsers
 
 
-def test_there_are_two() -> None:
+def test_two_versions_are_tested() -> None:
     """Tests run with the locked version, and with another one that pyproject.toml allows."""
     assert len(parsers.find_parsers()) >= 2, "'make test' and 'make test-fast' call tools/parsers; call it yourself"
 

@@ -186,7 +186,7 @@ with Stub(Path(sys.argv[1]), {}):
 """
 
 
-def test_a_daemon_that_hangs_is_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hanging_daemon_is_logged_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A daemon that is stopped while it is followed is lost, and no library logs a traceback about it."""
     path = tmp_path / "daemon"
     command = [sys.executable, "-c", _SERVE, str(path)]

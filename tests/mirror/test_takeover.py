@@ -95,7 +95,7 @@ def test_socket_returns_when_the_daemon_stops(place: Path, ours: socket.socket) 
     until(place, ours)
 
 
-def test_daemons_socket_stays_until_ours_exists(place: Path) -> None:
+def test_daemons_socket_stays_until_guestapis_exists(place: Path) -> None:
     """Without guestapi's socket the daemon's stays in place, until guestapi's exists."""
     path = place.with_name("guestapi.sock")
     with bind(place) as daemons:

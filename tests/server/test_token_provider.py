@@ -1,4 +1,4 @@
-"""The provider of Ubuntu Pro tokens that an operator plugs in: loaded by name, its faults kept from guests."""
+"""The operator's provider of Ubuntu Pro tokens: it is loaded by name, and its errors are hidden from guests."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.api.fakes import instance
 
 
 class Provider:
-    """A provider that says in which thread a token was issued, or fails."""
+    """A provider whose token is the thread in which it was issued; for `user.broken` it fails."""
 
     def guest_attach(self, one: Instance) -> GuestAttach:
-        """Available, or a fault."""
+        """Return "available", or fail."""
         if "user.broken" in one.config:
             raise OSError("secret detail")
         return "available"
 
     def issue(self, one: Instance) -> GuestToken | None:
-        """A token that names its thread, or a fault."""
+        """Return a token with the thread's id, or fail."""
         if "user.broken" in one.config:
             raise OSError("secret detail")
         return GuestToken(str(threading.get_ident()), "2026-12-01T00:00:00Z", "1")
@@ -34,7 +34,7 @@ class Provider:
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name by which the provider is found."""
+    """The name by which the provider is loaded."""
     module = ModuleType("a_provider")
     module.Provider = Provider  # type: ignore[attr-defined]  # that is how it gets there
     monkeypatch.setitem(sys.modules, "a_provider", module)
@@ -42,12 +42,12 @@ def named(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_none() -> None:
-    """By default there is none."""
+    """With the default setting there is no provider."""
     assert load_tokens("off") is None
 
 
-def test_a_token_is_issued_beside_the_event_loop(named: str) -> None:
-    """A provider that waits keeps nobody else waiting."""
+def test_token_is_issued_in_another_thread(named: str) -> None:
+    """A token is issued in another thread, so a slow provider does not block other requests."""
     tokens = load_tokens(named)
     assert tokens is not None
     assert tokens.guest_attach(instance()) == "available"
@@ -56,8 +56,8 @@ def test_a_token_is_issued_beside_the_event_loop(named: str) -> None:
     assert token.token != str(threading.get_ident())
 
 
-def test_faults_are_the_operators(named: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A provider that fails gives no token, and the log says so."""
+def test_failing_provider(named: str, caplog: pytest.LogCaptureFixture) -> None:
+    """If the provider fails, the guest gets no token, and the error is logged."""
     tokens = load_tokens(named)
     assert tokens is not None
     broken = instance({"user.broken": "1"})
@@ -67,8 +67,8 @@ def test_faults_are_the_operators(named: str, caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.parametrize("name", ["none_such:Provider", "a_provider:None_such", "a_provider", str(Path("/x"))])
-def test_no_such_provider(named: str, name: str) -> None:
-    """A name that cannot be used is a fault of the settings."""
+def test_missing_provider(named: str, name: str) -> None:
+    """A name that cannot be imported is an error of the settings."""
     assert named
     with pytest.raises(SettingsError, match=r"server\.ubuntu_pro: .* cannot be used"):
         load_tokens(name)

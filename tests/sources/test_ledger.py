@@ -34,7 +34,7 @@ def ledger(settings: Settings) -> StoreLedger:
 
 
 def test_first_container_of_a_host(settings: Settings, ledger: StoreLedger) -> None:
-    """The store is made by who needs it first, a follower too; its container has what the template says."""
+    """If no store exists, a follower creates it; its container gets the keys of the template."""
     observed = Observed("/var/lib/lxc web", "default", "web", init=init(100))
     assert ledger.write([observed], (), ()) == []
     with view(settings.store.url) as store:
@@ -45,7 +45,7 @@ def test_first_container_of_a_host(settings: Settings, ledger: StoreLedger) -> N
 
 
 def test_empty_store_is_made(settings: Settings, ledger: StoreLedger, tmp_path: Path) -> None:
-    """Reading the known containers creates the store, too."""
+    """Reading the known containers also creates the store."""
     assert ledger.known() == {}
     assert (tmp_path / "store.db").exists()
 
@@ -63,7 +63,7 @@ def test_store_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_known_containers(settings: Settings, ledger: StoreLedger) -> None:
-    """Known are this source's containers, running or not, and its refused ones; none of another source."""
+    """`known` returns the containers of this source, running or not, and the refused ones; none of another source."""
     refused = Problem("lxc", "refused", "default", "bad", "it has no init")
     running, stopped = Observed("a", "default", "a", init=init(100)), Observed("b", "default", "b")
     assert list(ledger.write([running, stopped], (), [refused])) != []
@@ -99,7 +99,7 @@ def test_template_is_taken_over_once(settings: Settings, ledger: StoreLedger) ->
 
 
 def test_template_that_cannot_be_taken(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """A key of hooks.template that cannot be taken is left out and named; the rest is taken."""
+    """An invalid key of hooks.template is left out and named in the log; the rest is used."""
     hooks = HookSettings(template={"a\nb": "1", "user.large": "x" * (17 << 20), "user.by": "template"})
     ledger = StoreLedger(msgspec.structs.replace(settings, hooks=hooks), "lxc", Path("/run/lxc.sock"))
     assert ledger.known() == {}
@@ -110,7 +110,7 @@ def test_template_that_cannot_be_taken(settings: Settings, caplog: pytest.LogCap
 
 
 def test_template_after_an_upgrade(settings: Settings) -> None:
-    """After an upgrade guests notice nothing: neither of the profile, nor when their containers are observed again."""
+    """An upgrade changes no instance and gives no event, nor does the next observation of the containers."""
     restore(settings, 3)
     before = {one.id: one.config for one in known(settings)}
     hooks = HookSettings(template={"user.by": "template", "user.role": "none"})

@@ -67,7 +67,7 @@ def kill(pid: int) -> None:
         os.close(pidfd)
 
 
-def test_whole_id(seen: Seen) -> None:
+def test_ids_with_a_common_prefix(seen: Seen) -> None:
     """Two containers whose ids share the first 12 characters are two instances, each with its own init."""
     bundle = seen.runtime.bundle("b", [seen.ours, (seen.runtime.path, "/srv/data")])
     names = ("exampleproject-db-1", "exampleproject-web-1")

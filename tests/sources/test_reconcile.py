@@ -165,8 +165,8 @@ def test_layer_of_the_operator_takes_precedence(host: Host) -> None:
     assert host.instances()["web"].config == {"user.c": "source"}
 
 
-def test_profile_default_is_below_what_the_source_says(host: Host) -> None:
-    """Every instance of a source has the keys of the profile ``default`` of its project, as they are now."""
+def test_source_takes_precedence_over_profile_default(host: Host) -> None:
+    """Every instance of a source has the current keys of the profile ``default`` of its project."""
     host.set_default({"user.a": "profile", "user.b": "1"})
     host.observe(seen("web", config={"user.a": "source"}))
     assert host.instances()["web"].config == {"user.a": "source", "user.b": "1"}
@@ -176,8 +176,8 @@ def test_profile_default_is_below_what_the_source_says(host: Host) -> None:
     assert host.instances()["web"].config == {"security.guestapi": "false"}
 
 
-def test_who_gets_the_profile_default(host: Host) -> None:
-    """An instance gets it when a container becomes it, and once: what the operator assigns then counts."""
+def test_profile_default_is_assigned_once(host: Host) -> None:
+    """An instance gets the profile once, when it gets a container; after that only the operator assigns profiles."""
     host.set_default({"user.by": "default"})
     add(host.writer, "hand")
     assert host.instances()["hand"].config == {}
@@ -192,7 +192,7 @@ def test_who_gets_the_profile_default(host: Host) -> None:
 
 
 def test_instance_with_other_profiles_is_kept(host: Host) -> None:
-    """When its container is gone, an instance stays of which the operator has said which profiles it has."""
+    """An instance to which the operator has assigned profiles is kept when its container is gone."""
     host.observe(seen("web", host.start_process()), seen("db", host.start_process(), key="db"))
     with host.writer.change() as change:
         extra = profiles.create(change, "default", "extra")
@@ -204,7 +204,7 @@ def test_instance_with_other_profiles_is_kept(host: Host) -> None:
 
 
 def test_mirrored_instance_with_a_profile(host: Host) -> None:
-    """What a daemon says counts; a profile that the operator assigns adds to it and outlives what the mirror writes."""
+    """A daemon's values take precedence over a profile's; the assigned profile stays when the mirror writes."""
     host.set_default({"user.a": "profile", "user.b": "profile"})
     first = seen(
         "m1", host.start_process(), key="1", config={"user.a": "daemon"}, devices={}, cloud_init_id="of the daemon"
@@ -220,8 +220,8 @@ def test_mirrored_instance_with_a_profile(host: Host) -> None:
         assert found.cloud_init_id == "of the daemon"
 
 
-def test_profile_takes_room_from_the_source(host: Host) -> None:
-    """What profiles and operator have of the bound, a source has not; it is left out, and the container registered."""
+def test_profile_leaves_too_little_for_the_source(host: Host) -> None:
+    """If profiles leave too little of the limit for a key of the source, only that key is left out."""
     host.set_default({"user.large": "x" * ((16 << 20) - 50_000)})
     (problem,) = host.observe(seen("web", host.start_process(), config={"user.own": "x" * 100_000, "user.small": "1"}))
     assert not problem.refused

@@ -31,7 +31,7 @@ def rings(listener: Doorbell, seconds: float = 10) -> bool:
     return bool(select.select([listener.fileno()], [], [], seconds)[0]) and listener.heard()
 
 
-def test_each_commit_is_heard(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
+def test_each_commit_rings(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
     """Every change rings, from the first one on, and also one by another process."""
     add(writer)
     assert rings(doorbell)

@@ -1,4 +1,4 @@
-"""Profiles: what instances have of them, and how a change of one reaches all instances that have it."""
+"""Profiles: the configuration that instances get from them, and a change of one for all its instances."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MIB = 1 << 20
 def create(
     writer: Writer, name: str, config: Mapping[str, str] | None = None, devices: Mapping[str, Device] | None = None
 ) -> Profile:
-    """Make a profile, in a transaction of its own."""
+    """Create a profile in a transaction of its own."""
     with writer.change() as change:
         return profiles.create(change, "default", name, config=config, devices=devices)
 
 
 def assign(writer: Writer, name: str, *wanted: str) -> Instance:
-    """Give an instance exactly these profiles."""
+    """Assign exactly these profiles to an instance."""
     with writer.change() as change:
         found = tuple(profiles.get_profile(change, "default", one) for one in wanted)
         return steps.assign(change, get_instance(change, "default", name), found)
@@ -46,13 +46,13 @@ def assign(writer: Writer, name: str, *wanted: str) -> Instance:
 def edit(
     writer: Writer, name: str, config: Mapping[str, str] | None = None, devices: Mapping[str, Device] | None = None
 ) -> None:
-    """Give a profile exactly this content."""
+    """Replace the content of a profile."""
     with writer.change() as change:
         profiles.edit(change, profiles.get_profile(change, "default", name), config=config, devices=devices)
 
 
 def test_order_of_layers(settings: Settings, writer: Writer) -> None:
-    """Of one key the operator's value counts, else the source's, else that of the last profile."""
+    """Of one key the operator's value takes precedence, then the source's, then that of the last profile."""
     create(writer, "first", {"user.a": "first", "user.b": "first"}, {"d": {"type": "gpu"}})
     create(writer, "last", {"user.b": "last", "user.c": "last"}, {"d": {"type": "disk", "path": "/x"}})
     add(writer, "c1", **{"user.c": "operator"})
@@ -70,7 +70,7 @@ def test_order_of_layers(settings: Settings, writer: Writer) -> None:
 
 
 def test_operator_amends_a_device_of_a_profile(writer: Writer) -> None:
-    """A device of the operator's without a type amends the profile's, and goes with it."""
+    """The operator's options without a type amend the profile's device, and have no effect without it."""
     create(writer, "net", devices={"eth0": {"type": "nic", "mtu": "1500"}})
     add(writer)
     with writer.change() as change:
@@ -85,7 +85,7 @@ def test_operator_amends_a_device_of_a_profile(writer: Writer) -> None:
 
 
 def test_reader_sees_a_change_at_once(settings: Settings, writer: Writer, reader: Reader) -> None:
-    """What a worker keeps of an instance is not used any more after its profile has changed; large values likewise."""
+    """After a change of a profile, a worker reads the new values of its instances at once, large ones included."""
     create(writer, "p", {"user.a": "old"})
     number = add(writer).id
     assign(writer, "c1", "p")
@@ -104,8 +104,8 @@ def test_reader_sees_a_change_at_once(settings: Settings, writer: Writer, reader
     assert ValueReader(settings.store.url).value(after, "user.large") == "y" * MIB
 
 
-def test_one_transaction_one_event_each(settings: Settings, writer: Writer) -> None:
-    """All users hear of a change once, in one transaction; who does not notice it hears nothing and is not changed."""
+def test_change_is_one_transaction_with_an_event_each(settings: Settings, writer: Writer) -> None:
+    """A change of a profile is one transaction, with one event for each instance whose configuration it changes."""
     create(writer, "p", {"user.a": "1"})
     create(writer, "q", {"user.a": "q"})
     with writer.change() as change:
@@ -128,8 +128,8 @@ def test_one_transaction_one_event_each(settings: Settings, writer: Writer) -> N
     assert set(grown.values()) == {0, 1}
 
 
-def test_log_keeps_what_many_are_told(settings: Settings) -> None:
-    """A change of a profile is in the log whole, however short that is kept, so that workers can deliver it."""
+def test_log_keeps_all_of_one_change(settings: Settings) -> None:
+    """The log keeps all entries of a profile's change, even above its limit, so that workers can deliver them."""
     short = Writer(msgspec.structs.replace(settings, events=EventSettings(keep_entries=5)), create=True)
     with short.change() as change:
         shared = profiles.create(change, "default", "p")
@@ -139,8 +139,8 @@ def test_log_keeps_what_many_are_told(settings: Settings) -> None:
     assert [kind for kind, _metadata, _guest in told(settings)] == ["config"] * 20
 
 
-def test_bound_holds_for_what_is_merged(settings: Settings) -> None:
-    """A profile that would give a user too much is refused, and the sentence names the user; nothing is changed."""
+def test_limit_of_the_merged_configuration(settings: Settings) -> None:
+    """A change that would exceed an instance's limit is refused with the instance's name, and changes nothing."""
     small = Settings(store=StoreSettings(url=settings.store.url, configuration_bytes=MIB))
     writer = Writer(small, create=True)
     create(writer, "p", {"user.a": "1"})
@@ -157,7 +157,7 @@ def test_bound_holds_for_what_is_merged(settings: Settings) -> None:
         with pytest.raises(ConflictError, match="'c1' would have"):
             attempt()
     assert config_of(small, "c1")["user.a"] == "1"
-    # What the user's own value hides counts for nothing.
+    # A profile's value that the instance's own value overrides does not count.
     with writer.change() as change:
         steps.remove(change, get_instance(change, "default", "c1"))
     edit(writer, "p", {"user.a": "x" * 200})
@@ -166,7 +166,7 @@ def test_bound_holds_for_what_is_merged(settings: Settings) -> None:
 
 
 def test_names_of_profiles(writer: Writer) -> None:
-    """What cannot name a profile is refused; one name stands for one profile, and ``default`` for itself."""
+    """An invalid name and the name of another profile are refused; ``default`` can be neither renamed nor removed."""
     for name in ("", "a,b", "a b", "a/b", "-a", ".", "a\nb", "x" * 256, "\udc80"):
         with pytest.raises(InvalidNameError, match="profile name"):
             create(writer, name)
@@ -189,7 +189,7 @@ def test_names_of_profiles(writer: Writer) -> None:
 
 
 def test_profile_in_use_is_not_removed(writer: Writer) -> None:
-    """A profile is removed when no instance has it; an instance that is removed has none."""
+    """A profile can be removed only when no instance has it; a removed instance has none."""
     create(writer, "p")
     add(writer)
     assign(writer, "c1", "p")
@@ -203,7 +203,7 @@ def test_profile_in_use_is_not_removed(writer: Writer) -> None:
         assert profiles.list_profiles(change) == []
 
 
-#: Few names and values, so that they meet. A NIC or a user-data makes cloud-init start over.
+#: Few names and values, so that they collide. Another NIC or user-data changes the cloud-init id.
 KEYS = st.sampled_from(["user.a", "cloud-init.user-data", "limits.x"])
 CONFIGS = st.dictionaries(KEYS, st.sampled_from(["1", "2"]), max_size=3)
 DEVICES = st.dictionaries(
@@ -233,13 +233,13 @@ AMENDED = st.dictionaries(
     ),
 )
 @hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_change_is_as_if_each_user_was_changed_alone(
+def test_change_equals_changes_of_each_instance(
     writer: Writer,
     contents: list[tuple[dict[str, str], dict[str, Device]]],
     after: tuple[dict[str, str], dict[str, Device]],
     users: list[tuple[tuple[str, ...], int, dict[str, str], dict[str, Device], str | None, bool]],
 ) -> None:
-    """What every user gets and hears is what a change of this user's own layers would give it."""
+    """A change of a profile has the same result and events as a change of each instance's own layers."""
     with suppress(_Undone), writer.change() as change:
         _compare(change, contents, after, users)
         raise _Undone

@@ -32,9 +32,9 @@ class Difference:
     ready_after: bool | None = None
     type: str | None = None
     nosniff: bool | None = None
-    #: The state that is told where none was.
+    #: The expected state where the recorded one is empty.
     state: str | None = None
-    #: All responses that are expected, in place of the recorded ones.
+    #: The expected responses, in place of all recorded ones.
     replaces: Responses | None = None
     #: The number of responses before the one that differs.
     after: int = 0
@@ -268,7 +268,7 @@ LXD_RULES = [
 
 
 def expected(rules: list[Difference], case: Case) -> tuple[Responses, bool, bool | None]:
-    """Responses, whether the connection is closed, and the state after it, as they are to be."""
+    """Return the expected responses, whether the connection is then closed, and the expected readiness after it."""
     for rule in rules:
         if rule.fits(case):
             responses = rule.change(case.expected)

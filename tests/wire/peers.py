@@ -1,4 +1,4 @@
-"""The daemons that were recorded: how each was set up, what is known of it, and where we differ from it."""
+"""The recorded daemons: their configuration, and the intended differences between each and guestapi."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Peer:
 
     Attributes:
         name: its recordings are NAME.jsonl and NAME-events.jsonl.
-        dialect: what its guests speak.
-        location: of its instances, as we are told.
+        dialect: the dialect of its guest socket.
+        location: the location of its instances, for guestapi to state.
         config: the configuration that each ``state`` stands for.
-        hwaddr: what every recorded container had besides.
-        rules: where we differ.
-        waits: cases that wait for the server's time limits, and after how many seconds those come; None: never.
-        patience: for how many seconds nothing is expected where nothing was received, if not for five.
+        hwaddr: configuration that every recorded container had in addition.
+        rules: the intended differences.
+        waits: cases that wait for a time limit of the server, and its seconds; None: there is no such limit.
+        patience: for these cases, the seconds to wait where the recording received nothing; otherwise five.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Peer:
 
     @property
     def project(self) -> str:
-        """The project of its containers here."""
+        """The project of the replayed containers."""
         return f"recorded-{self.dialect}"
 
     @property
     def socket(self) -> str:
-        """Where its guests connect."""
+        """The path of the guest socket in a container."""
         return f"/dev/{self.dialect}/sock"
 
     def load(self) -> list[Case]:
-        """All its cases."""
+        """Return all its recorded exchanges."""
         return recordings.load(self.name)
 
     def load_events(self) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ LXD = Peer(
     ),
     patience={
         "cr-only": 1.2,
-        # Longer than any time limit of another dialect.
+        # More than any time limit of another dialect.
         **dict.fromkeys(
             ("partial-request-line", "partial-header", "idle-after-response", "second-request-partial"), 35
         ),

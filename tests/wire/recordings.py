@@ -73,7 +73,7 @@ PUBLIC = "429bc2e451d8a560c27cf01b5a82a4adc3d908408fb4bb564f2d3a8503bdad06"
 PRIVATE = "bb960cdb220dbfe2a987122c59eab1bda63ff7936c3bbaabb1e637d711195a75"
 SPLIT = "2153261497f9376ff1df8b8aa26e472c0d8b7925c72c1fc5fe37437195317649"
 
-#: As `CONFIG`, where LXD's recording differs.
+#: The same for LXD's recording, as far as it differs.
 LXD_CONFIG: dict[str, dict[str, str]] = {
     **CONFIG,
     "odd": {**_ODD, "user.pct": "100%s %d %% %n %!", "user.pc%41": "percent-name"},
@@ -147,7 +147,7 @@ def public_image(cases: list[Case]) -> bytes:
 
 
 def load(peer: str) -> list[Case]:
-    """All cases of a peer."""
+    """Return all recorded exchanges of a peer."""
     found = []
     for line in (_HERE / f"{peer}.jsonl").read_text(encoding="ascii").splitlines():
         entry = json.loads(line)

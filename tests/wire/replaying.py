@@ -20,7 +20,7 @@ from tests.wire.differences import SENTENCE, expected
 from tests.wire.peers import Peer
 from tests.wire.recordings import Case
 
-#: Where a container writes while it looks like another's to a careless reader.
+#: The directory below which `in_cgroup` makes a cgroup with a misleading name.
 CGROUP = Path("/sys/fs/cgroup/unified") if Path("/sys/fs/cgroup/unified").is_dir() else Path("/sys/fs/cgroup")
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -28,7 +28,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @contextmanager
 def running(peer: Peer, service: Service) -> Iterator[dict[str, Container]]:
-    """The recorded containers: c1, another with an ID map of its own, and a privileged one."""
+    """Run the recorded containers: c1, another one with an ID map of its own, and a privileged one."""
     options: dict[str, Any] = {"location": peer.location, "project": peer.project}
     with (
         service.container("c1", devices=peer.devices, **options) as c1,
@@ -40,7 +40,7 @@ def running(peer: Peer, service: Service) -> Iterator[dict[str, Container]]:
 
 @contextmanager
 def imported(service: Service, files: Path, public_image: bytes) -> Iterator[dict[str, str]]:
-    """Images like the recorded ones: the recorded fingerprints, and those of ours."""
+    """Import images like the recorded ones; yield their fingerprints by the recorded ones."""
     where = images.directory(service.settings)
     (files / "public.tar.gz").write_bytes(public_image)
     for name in ("private.tar.gz", "metadata.tar.xz", "rootfs.squashfs"):
@@ -69,7 +69,7 @@ def in_cgroup(container: Container, name: str) -> Iterator[None]:
 
 
 def steps_of(peer: Peer, case: Case) -> list[list[Any]]:
-    """The case's steps for an exchange; where nothing was received, nothing is expected for a while."""
+    """Return the steps of an exchange; where the recording received nothing, it waits a while for nothing."""
     steps = []
     for step in case.steps:
         if step[0] == "send":
@@ -85,7 +85,7 @@ def steps_of(peer: Peer, case: Case) -> list[list[Any]]:
 def sender(
     peer: Peer, case: Case, service: Service, containers: dict[str, Container]
 ) -> Callable[[list[list[Any]]], Exchanged]:
-    """How the recorded kind of caller exchanges bytes with the service."""
+    """Return the function with which the recorded kind of caller exchanges bytes with the service."""
     c1 = containers["c1"]
     from_c1: dict[str, dict[str, Any]] = {
         "root": {},
@@ -116,7 +116,7 @@ def sender(
 
 
 def entered(container: Container, steps: list[list[Any]], socket: str) -> Exchanged:
-    """By the host's root in the container's mount and PID namespaces, but not in its user namespace."""
+    """Exchange bytes as the host's root in the container's mount and PID namespaces, but not in its user namespace."""
     command = {"do": "exchange", "steps": steps, "socket": socket}
     done = subprocess.run(
         ["nsenter", "-t", str(container.pid), "-m", "-p", "/usr/bin/python3", "-I", "-S", "/tmp/agent.py"],
@@ -128,7 +128,7 @@ def entered(container: Container, steps: list[list[Any]], socket: str) -> Exchan
 
 
 def spoofed(container: Container, steps: list[list[Any]], socket: str) -> Exchanged:
-    """By a process inside that calls itself the monitor of another container."""
+    """Exchange bytes from a process in the container that has the name of another container's monitor."""
     command = {"do": "exchange", "steps": steps, "socket": socket}
     start = 'exec -a "[lxc monitor] /var/lib/lxd/containers c2" /usr/bin/python3 -I -S /tmp/agent.py'
     ran = container.run("/bin/bash", "-c", start, stdin=json.dumps(command).encode() + b"\n")
@@ -147,7 +147,7 @@ def prepare(peer: Peer, case: Case, service: Service, name: str) -> None:
 
 
 def compare(peer: Peer, case: Case, service: Service, name: str, result: Exchanged) -> None:
-    """Status, Content-Type, nosniff, Location, images' fields, body, open or closed, and the state that is left."""
+    """Compare status, Content-Type, nosniff, Location, fields of images, body, the connection's end, and readiness."""
     wanted, closed, ready = expected(peer.rules, case)
     got = [response for data in result.received for response in parse(data, case.method)]
     assert [response.status for response in got] == [response["status"] for response in wanted]
@@ -205,12 +205,12 @@ def instance_of(case: Case) -> str:
 
 @contextmanager
 def waiting(peer: Peer, cases: list[Case], service: Service) -> Iterator[dict[str, Future[Exchanged]]]:
-    """What will have come of each of these, which wait for a time limit: all begin now, each in its own container."""
+    """Begin these exchanges, which wait for a time limit, at once, each in its own container; yield their results."""
     with ThreadPoolExecutor(len(cases)) as pool, ExitStack() as stack:
         begun = {}
         for case in cases:
             name = f"slow-{case.name}"
-            # A container's agent does one thing at a time.
+            # A container's agent does one exchange at a time.
             container = stack.enter_context(
                 service.container(name, devices=peer.devices, location=peer.location, project=peer.project)
             )
@@ -220,6 +220,6 @@ def waiting(peer: Peer, cases: list[Case], service: Service) -> Iterator[dict[st
 
 
 def check_rules_are_needed(peer: Peer, cases: list[Case]) -> None:
-    """No rule in the peer's table of differences is left over."""
+    """Check that every rule in the peer's table of differences applies to a case."""
     used = {next((rule.cases for rule in peer.rules if rule.fits(case)), None) for case in cases}
     assert {rule.cases for rule in peer.rules} <= used

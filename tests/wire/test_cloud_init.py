@@ -100,7 +100,7 @@ def test_data_source_finds_a_bare_instance(service: Service) -> None:
 
 
 def test_data_source_finds_ssh_keys(service: Service) -> None:
-    """At a socket of lxd-6, cloud-init finds the SSH keys as users in vendor-data and user-data, and no key of them."""
+    """At a socket of lxd-6, cloud-init finds SSH keys as users in vendor-data and user-data, and not as keys."""
     key = "ssh-ed25519 AAAA bob@home"
     config = {"cloud-init.ssh-keys.bob": f"bob:{key}", "cloud-init.user-data": USER_DATA}
     with Container([(service.sockets["lxd-6"].parent, "/dev/lxd")], hostname="ci-keys") as container:

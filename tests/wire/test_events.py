@@ -243,7 +243,7 @@ def test_recorded_burst(service: Service, containers: dict[str, Container], peer
 
 
 def test_every_difference_is_needed() -> None:
-    """Every entry in the table of differences is about a recorded case that differs from it."""
+    """Every entry in the table of differences belongs to a recorded case, and differs from it."""
     recorded = {}
     for peer, case in HANDSHAKES:
         data = b"".join(step[1].encode("latin-1") for step in case["steps"] if step[0] == "receive")

@@ -36,14 +36,17 @@ def containers(service: Service) -> Iterator[dict[str, Container]]:
 
 @pytest.fixture(scope="module")
 def fingerprints(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Images like the recorded ones."""
+    """Images like the recorded ones: the imported fingerprints by the recorded ones."""
     with imported(service, tmp_path_factory.mktemp("images"), recordings.public_image(CASES)) as found:
         yield found
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waits(service: Service) -> Iterator[dict[str, Future[Exchanged]]]:
-    """What will have come of each that waits. All begin before the first test, and the last ones ask for it."""
+    """The results of the exchanges that wait for a time limit.
+
+    They begin before the first test; the last tests use them.
+    """
     with waiting(INCUS, [case for case in CASES if case.name in INCUS.waits], service) as begun:
         yield begun
 
@@ -52,7 +55,7 @@ def waits(service: Service) -> Iterator[dict[str, Future[Exchanged]]]:
 def test_recorded_exchange(
     case: Case, service: Service, containers: dict[str, Container], fingerprints: dict[str, str]
 ) -> None:
-    """Each recorded exchange goes the same way here, but for the differences in the table."""
+    """Each recorded exchange has the recorded result, except for the differences in the table."""
     case, name = case.renamed(fingerprints), instance_of(case)
     prepare(INCUS, case, service, name)
     compare(INCUS, case, service, name, sender(INCUS, case, service, containers)(steps_of(INCUS, case)))
@@ -60,14 +63,14 @@ def test_recorded_exchange(
 
 @pytest.mark.parametrize(("name", "seconds"), INCUS.waits.items())
 def test_recorded_wait(service: Service, waits: dict[str, Future[Exchanged]], name: str, seconds: float) -> None:
-    """Connections end after 3 s without a head, 3 s into a body, 30 s idle; and are good for a request after 20 s."""
+    """A connection ends after 3 s without a head, 3 s into a body, or 30 s idle, but accepts a request after 20 s."""
     (case,) = (case for case in CASES if case.name == name)
     result = waits[name].result()
     compare(INCUS, case, service, f"slow-{name}", result)
-    # Later on a busy machine, but not so much that one limit could be taken for another.
+    # A busy machine may add seconds, but fewer than the difference between two limits.
     assert seconds <= result.seconds + 0.1 < seconds + 15
 
 
 def test_every_difference_is_needed() -> None:
-    """No rule in the table of differences is left over."""
+    """Every rule in the table of differences applies to a case."""
     check_rules_are_needed(INCUS, CASES)

@@ -36,14 +36,17 @@ def containers(service: Service) -> Iterator[dict[str, Container]]:
 
 @pytest.fixture(scope="module")
 def fingerprints(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Images like the recorded ones."""
+    """Images like the recorded ones: the imported fingerprints by the recorded ones."""
     with imported(service, tmp_path_factory.mktemp("images"), recordings.public_image(CASES)) as found:
         yield found
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waits(service: Service) -> Iterator[dict[str, Future[Exchanged]]]:
-    """What will have come of each that waits. All begin before the first test, and the last ones ask for it."""
+    """The results of the exchanges that wait for a time limit.
+
+    They begin before the first test; the last tests use them.
+    """
     with waiting(LXD, [case for case in CASES if case.name in LXD.waits], service) as begun:
         yield begun
 
@@ -54,7 +57,7 @@ def waits(service: Service) -> Iterator[dict[str, Future[Exchanged]]]:
 def test_recorded_exchange(
     case: Case, service: Service, containers: dict[str, Container], fingerprints: dict[str, str]
 ) -> None:
-    """Each recorded exchange goes the same way here, but for the differences in the table."""
+    """Each recorded exchange has the recorded result, except for the differences in the table."""
     case, name = case.renamed(fingerprints), instance_of(case)
     prepare(LXD, case, service, name)
     compare(LXD, case, service, name, sender(LXD, case, service, containers)(steps_of(LXD, case)))
@@ -62,11 +65,11 @@ def test_recorded_exchange(
 
 @pytest.mark.parametrize("name", LXD.waits)
 def test_recorded_wait(service: Service, waits: dict[str, Future[Exchanged]], name: str) -> None:
-    """A connection stays open for 35 s without a head, or idle: longer than in any other dialect, as with LXD 5.0."""
+    """As with LXD 5.0, a connection without a head, or idle, is open after 35 s, longer than in any other dialect."""
     (case,) = (case for case in CASES if case.name == name)
     compare(LXD, case, service, f"slow-{name}", waits[name].result())
 
 
 def test_every_difference_is_needed() -> None:
-    """No rule in the table of differences is left over."""
+    """Every rule in the table of differences applies to a case."""
     check_rules_are_needed(LXD, CASES)
