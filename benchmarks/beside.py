@@ -33,7 +33,7 @@ class Pair:
     inside: Inside
 
     @property
-    def theirs(self) -> str:
+    def daemon_socket(self) -> str:
         """The daemon's socket in the container."""
         return f"{DIALECTS[self.daemon.kind].directory}/sock"
 
@@ -42,7 +42,7 @@ class Pair:
         """The contenders; the daemon is the first one, with which guestapi is compared."""
         version = self.daemon.query("/1.0")["environment"]["server_version"]
         return [
-            Contender(f"{self.daemon.kind} {version}", self.theirs, (self.daemon.pid,), self.inside),
+            Contender(f"{self.daemon.kind} {version}", self.daemon_socket, (self.daemon.pid,), self.inside),
             Contender("guestapi, 2 workers", OURS, tuple(self.service.workers), self.inside),
         ]
 
@@ -53,14 +53,14 @@ class Pair:
 
     def events(self, times: int = 50) -> Iterator[Figure]:
         """Measure the time from the beginning of a change by the daemon's API until a listener has its event."""
-        with listening(self.inside, 1, self.theirs) as theirs, listening(self.inside, 1, OURS) as ours:
+        with listening(self.inside, 1, self.daemon_socket) as at_daemon, listening(self.inside, 1, OURS) as at_guestapi:
             taken: dict[str, list[float]] = {self.daemon.kind: [], "guestapi, by its mirror": []}
             done = []
             for number in range(1, times + 1):
                 began = time.monotonic()
                 self.daemon.query(f"/1.0/instances/{_NAME}", "PATCH", {"config": {"user.number": str(number)}})
                 done.append(time.monotonic() - began)
-                for listener, found in zip((theirs, ours), taken.values(), strict=True):
+                for listener, found in zip((at_daemon, at_guestapi), taken.values(), strict=True):
                     found.append(listener.last(began))
         yield Figure(f"{self.daemon.kind}: a change by its API takes, median of {times}", median(done) * 1000, "ms")
         for name, found in taken.items():

@@ -73,18 +73,18 @@ def fan_out(times: int = 20) -> Iterator[Figure]:
     """Measure one event to many listeners of one instance."""
     with service() as (running, container):
         pin([running.pid, *running.workers], SERVER_CORE)
-        with listening(Inside(container.pid), LISTENERS) as heard:
-            taken = [heard.last(_change(running, number)) for number in range(1, times + 1)]
+        with listening(Inside(container.pid), LISTENERS) as listeners:
+            taken = [listeners.last(_change(running, number)) for number in range(1, times + 1)]
         yield Figure(f"one event to {LISTENERS:,} listeners, median of {times}", median(taken) * 1000, "ms", 60)
         yield Figure("  and the slowest", max(taken) * 1000, "ms")
 
 
 def latency(times: int = 200) -> Iterator[Figure]:
     """Measure the time from a commit to the event's receipt, with one listener and no other load."""
-    with service() as (running, container), listening(Inside(container.pid), 1) as heard:
+    with service() as (running, container), listening(Inside(container.pid), 1) as listeners:
         taken = []
         for number in range(1, times + 1):
-            taken.append(heard.last(_change(running, number)))
+            taken.append(listeners.last(_change(running, number)))
             time.sleep(0.005)
         taken.sort()
         yield Figure(f"commit to receipt, p50 of {times}", median(taken) * 1000, "ms", 1.0)
@@ -93,11 +93,11 @@ def latency(times: int = 200) -> Iterator[Figure]:
 
 def sustained(rate: int = 1000, seconds: int = 10, each: int = 10) -> Iterator[Figure]:
     """Change many keys a second, `each` (at most ten) in one transaction; all events must come in order and in time."""
-    with service() as (running, container), listening(Inside(container.pid), 1) as heard:
+    with service() as (running, container), listening(Inside(container.pid), 1) as listeners:
         commits: dict[int, float] = {}
         number = 0
         received: list[dict[str, Any]] = []
-        reader = threading.Thread(target=lambda: received.extend(heard.next() for _one in range(rate * seconds)))
+        reader = threading.Thread(target=lambda: received.extend(listeners.next() for _one in range(rate * seconds)))
         reader.start()
         start = time.monotonic()
         while number < rate * seconds:
@@ -115,10 +115,10 @@ def sustained(rate: int = 1000, seconds: int = 10, each: int = 10) -> Iterator[F
         yield Figure(f"{number:,} changes took", taken, "s", seconds * 1.05)
         yield Figure("  commit to receipt, p50 in the first tenth", median(delays[:tenth]) * 1000, "ms")
         yield Figure("  commit to receipt, p50 in the last tenth", median(delays[-tenth:]) * 1000, "ms", 10)
-        yield Figure("  events out of order, or missing", heard.disorder, "", 0)
+        yield Figure("  events out of order, or missing", listeners.disorder, "", 0)
 
 
-class Heard:
+class Listeners:
     """A running listen.c."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -142,13 +142,13 @@ class Heard:
 
 
 @contextmanager
-def listening(inside: Inside, number: int, socket: str = SOCKET) -> Iterator[Heard]:
+def listening(inside: Inside, number: int, socket: str = SOCKET) -> Iterator[Listeners]:
     """Open this many streams."""
     process = inside.start("listen", socket, number)
     try:
-        heard = Heard(process)
-        heard.next()
-        yield heard
+        listeners = Listeners(process)
+        listeners.next()
+        yield listeners
     finally:
         process.communicate(timeout=20)
 

@@ -169,7 +169,7 @@ def _read(descriptor: int, end: bytes) -> str:
     return found.decode()
 
 
-def say(text: str) -> None:
+def explain(text: str) -> None:
     """Print an explanation of the next steps."""
     print(f"\n{BOLD}{text}{PLAIN}")
 
@@ -192,7 +192,7 @@ def main() -> None:
         raise
     finally:
         demo.close()
-    say(f"The demo took {time.monotonic() - began:.1f} s. It has removed everything that it made.")
+    explain(f"The demo took {time.monotonic() - began:.1f} s. It has removed everything that it made.")
 
 
 def run(demo: Demo) -> None:
@@ -211,7 +211,7 @@ def run(demo: Demo) -> None:
 def show_container(demo: Demo) -> None:
     """Run the steps with a container that is made of namespaces alone and registered by hand."""
     with Container([(demo.socket.parent, "/dev/incus")]) as c1:
-        say("A container is started, with the socket at /dev/incus/sock, and registered by the PID of its init.")
+        explain("A container is started, with the socket at /dev/incus/sock, and registered by the PID of its init.")
         demo.on_host("instance add c1 --config user.foo=bar --device eth0,type=nic,nictype=bridged,parent=br0")
         demo.on_host(f"instance start c1 --pid {c1.pid}")
         show(demo, c1)
@@ -233,7 +233,7 @@ def show_lxc(demo: Demo) -> None:
 
 def show_lxc_container(demo: Demo, c1: Lxc) -> None:
     """Run the steps with a container of LXC."""
-    say("An LXC container is started, with the socket at /dev/incus/sock. Its hook registers it (docs/lxc.md).")
+    explain("An LXC container is started, with the socket at /dev/incus/sock. Its hook registers it (docs/lxc.md).")
     demo.on_host("instance add c1 --config user.foo=bar --device eth0,type=nic,nictype=bridged,parent=br0")
     print(f"{DIM}host#{PLAIN} {BOLD}lxc-start c1{PLAIN}")
     c1.start()
@@ -242,7 +242,7 @@ def show_lxc_container(demo: Demo, c1: Lxc) -> None:
 
 def show(demo: Demo, c1: Container | Lxc) -> None:
     """Run the steps."""
-    say("The first request starts the service. 'curl' stands for 'curl -s --unix-socket /dev/incus/sock'.")
+    explain("The first request starts the service. 'curl' stands for 'curl -s --unix-socket /dev/incus/sock'.")
     demo.inside(c1, "curl http://x/", expect='["/1.0"]')
     demo.inside(c1, "curl http://x/1.0", expect='"state":"Started"')
     demo.inside(c1, "curl http://x/1.0/config", expect="/1.0/config/user.foo")
@@ -250,20 +250,20 @@ def show(demo: Demo, c1: Container | Lxc) -> None:
     demo.inside(c1, "curl http://x/1.0/devices", expect='"nictype":"bridged"')
     demo.inside(c1, "curl http://x/1.0/meta-data", expect="local-hostname: c1")
 
-    say("The operator changes the configuration. The next request is answered with the new value.")
+    explain("The operator changes the configuration. The next request is answered with the new value.")
     demo.on_host("config set c1 user.foo=baz cloud-init.user-data='#cloud-config'")
     demo.inside(c1, "curl http://x/1.0/config/user.foo; echo", expect="baz")
 
-    say("A client that follows the events is told of a change at once.")
+    explain("A client that follows the events is told of a change at once.")
     demo.follow(c1, "curl -N http://x/1.0/events", "config set c1 user.mood=fine", expect="user.mood")
 
-    say("A guest reads user.* and cloud-init.* only, and only its root user does.")
+    explain("A guest reads user.* and cloud-init.* only, and only its root user does.")
     demo.on_host("config set c1 limits.memory=1GiB")
     demo.inside(c1, "curl -w '%{http_code}\\n' http://x/1.0/config/limits.memory", expect="403")
     command = "setpriv --reuid=1000 --clear-groups curl -w '%{http_code}\\n' http://x/1.0/config/user.foo"
     demo.inside(c1, command, expect="401")
 
-    say("The workload reports that it is ready.")
+    explain("The workload reports that it is ready.")
     demo.inside(c1, "curl -X PATCH -d '{\"state\": \"Ready\"}' -w '%{http_code}\\n' http://x/1.0", expect="200")
     demo.inside(c1, "curl http://x/1.0", expect='"state":"Ready"')
     demo.on_host("instance list")

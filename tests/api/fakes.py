@@ -83,7 +83,7 @@ class MemoryStore:
     """A store of one instance that records calls. If `fault` is set, it is raised instead."""
 
     held: Instance | None
-    told: list[tuple[int, int, bool]] = field(default_factory=list)
+    reported: list[tuple[int, int, bool]] = field(default_factory=list)
     fault: Exception | None = None
     over: bool = False
     images: dict[str, Image] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class MemoryStore:
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Record the state; refuse it if the run is over."""
-        self.told.append((instance_id, run, ready))
+        self.reported.append((instance_id, run, ready))
         return not self.over
 
     def read_value(self, instance: Instance, key: str) -> str | None:

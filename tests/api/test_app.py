@@ -96,7 +96,7 @@ def test_state_is_recorded() -> None:
     assert (answer.status, answer.body) == (200, b"")
     assert answer.headers == {"content-type": "application/octet-stream", "content-length": "0"}
     assert asking.ask("/1.0", "PATCH", b'{"state":"Started"}').status == 200
-    assert store.told == [(7, 1, True), (7, 1, False)]
+    assert store.reported == [(7, 1, True), (7, 1, False)]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_invalid_state(body: bytes, text: str) -> None:
     """Any other state is refused with its name on one line, and nothing is recorded."""
     store = MemoryStore(instance())
     assert_error(Client(store).ask("/1.0", "PATCH", body), 400, text)
-    assert store.told == []
+    assert store.reported == []
 
 
 def test_state_of_a_run_that_is_over() -> None:
@@ -127,7 +127,7 @@ def test_state_in_lxd_legacy() -> None:
     answer = Client(store, "lxd-legacy").ask("/1.0", "PATCH", b'{"state":"Ready"}')
     assert_error(answer, 405, 'method "PATCH" not allowed')
     assert answer.headers["allow"] == "GET, HEAD"
-    assert store.told == []
+    assert store.reported == []
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_refusals_of_the_gate() -> None:
     assert Client(off).ask("/").status == 200
     assert_error(Client(off).ask("/1.0/config/user.foo"), 403, "not authorized")
     assert_error(Client(off).ask("/1.0", "PATCH", b'{"state":"Ready"}'), 403, "not authorized")
-    assert off.told == []
+    assert off.reported == []
 
 
 @pytest.mark.parametrize("dialect", ALL)

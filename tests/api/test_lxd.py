@@ -106,7 +106,7 @@ def test_missing_image(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told", "state"),
+    ("body", "reported", "state"),
     [
         (b'{"state":"Ready"}', [(7, 1, True)], "Ready"),
         (b'{"STATE":"Ready"} and more', [(7, 1, True)], "Ready"),
@@ -117,13 +117,13 @@ def test_missing_image(name: str) -> None:
         (b"[" * 5000, [], "Ready"),
     ],
 )
-def test_patch_is_answered_as_get(body: bytes, told: list[tuple[int, int, bool]], state: str) -> None:
+def test_patch_is_answered_as_get(body: bytes, reported: list[tuple[int, int, bool]], state: str) -> None:
     """PATCH is answered as GET, whatever its body; a valid state in the body is stored."""
     store = MemoryStore(instance(CONFIG, ready=True))
     answer = Client(store, "lxd").ask("/1.0", "PATCH", body)
     description = f'{{"state":"{state}","api_version":"1.0","instance_type":"container","location":"none"}}\n'
     assert (answer.status, answer.body.decode()) == (200, description)
-    assert store.told == told
+    assert store.reported == reported
 
 
 def test_too_many_changes_are_refused() -> None:

@@ -37,7 +37,7 @@ def test_state() -> None:
     """PATCH stores a state, and its response has no body."""
     store = MemoryStore(instance())
     answer = Client(store, "lxd-6").ask("/1.0", "PATCH", b'{"state":"Ready"}')
-    assert (answer.status, answer.body, store.told) == (200, b"", [(7, 1, True)])
+    assert (answer.status, answer.body, store.reported) == (200, b"", [(7, 1, True)])
 
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"state":1}'])

@@ -86,7 +86,7 @@ class History(RuleBasedStateMachine):
             steps.configure(change, get_instance(change, "default", "c1"), {key: value})
 
     @rule(ready=st.booleans())
-    def say(self, ready: bool) -> None:
+    def set_ready(self, ready: bool) -> None:
         """The workload says how it is."""
         assert self.caller.instance_id is not None
         self.writer.set_ready(self.caller.instance_id, self.caller.run, ready)

@@ -154,11 +154,11 @@ def test_stated_root_uid_is_used_if_unknown(stated: int | None) -> None:
     with Container() as container:
         owner = user_namespace(container.pid)
         command = [*privileges, sys.executable, "-c", code, str(container.pid)]
-        told = subprocess.run(command, capture_output=True, check=True, text=True)
-        assert told.stdout.split() == [str(BASE), str(owner)], "init itself shows the map"
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        assert done.stdout.split() == [str(BASE), str(owner)], "init itself shows the map"
         container.change_init("uid:1000", "userns")
-        told = subprocess.run(command, capture_output=True, check=True, text=True)
-        assert told.stdout.split() == [str(stated), str(owner)]
+        done = subprocess.run(command, capture_output=True, check=True, text=True)
+        assert done.stdout.split() == [str(stated), str(owner)]
 
 
 @pytest.mark.root
@@ -232,8 +232,8 @@ def test_root_uid_outside_of_our_user_namespace() -> None:
         unshare(CLONE_NEWUSER)
         print(namespaces.find_root(namespace, [os.getpid()], enter=True))
         """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert told.stdout.splitlines() == ["0", "(None, None)"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.splitlines() == ["0", "(None, None)"]
 
 
 @pytest.mark.root

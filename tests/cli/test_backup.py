@@ -28,8 +28,8 @@ from guestapi.store.lookup import (
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
+from tests.store.processes import log_entries
 from tests.store.processes import restore as restore_version
-from tests.store.processes import told
 
 INIT = Init(1, 2, "no boot", 3)
 
@@ -297,13 +297,13 @@ def test_profiles_are_restored(c1: Guestapi, tmp_path: Path) -> None:
         found = Observed("k", "default", "box", init=INIT)
         reconcile(change, "lxc", [found])
     c1.good("profile", "assign", "box", "late,p")
-    before = len(told(c1.settings))
+    before = len(log_entries(c1.settings))
     c1.good("restore", str(file))
     assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2", "user.gone": "1", "user.p": "old", "user.q": "1"}
     assert c1.shown("c1")["profiles"] == ["p", "q"]
     assert c1.shown("box")["config"] == {"user.gone": "1", "user.late": "1", "user.p": "old"}
     assert {one["name"] for one in c1("profile", "list", "--format", "json").json} == {"late", "p", "q"}
-    entries = [json.loads(metadata) for kind, metadata, _guest in told(c1.settings)[before:] if kind == "config"]
+    entries = [json.loads(metadata) for kind, metadata, _guest in log_entries(c1.settings)[before:] if kind == "config"]
     assert sorted((one["key"], one["old_value"], one["value"]) for one in entries) == [
         ("user.gone", "", "1"),
         ("user.gone", "", "1"),

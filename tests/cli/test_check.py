@@ -243,7 +243,7 @@ def test_answer_and_mode_of_a_socket(guestapi: Guestapi, tmp_path: Path, answer:
 
 
 @pytest.mark.parametrize(
-    ("seconds_ago", "connected", "fault", "ok", "says"),
+    ("seconds_ago", "connected", "fault", "ok", "text"),
     [
         (3, True, "", True, "last contact "),
         (3, False, "/s: gone", False, "as last known"),
@@ -253,20 +253,20 @@ def test_answer_and_mode_of_a_socket(guestapi: Guestapi, tmp_path: Path, answer:
         (-3600, True, "", False, "the mirror itself does not run"),
     ],
 )
-def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, says: str) -> None:
+def test_mirrors(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, text: str) -> None:
     """A mirror that has lost its daemon, has a fault, or writes no status any more is a failure with the reason."""
     with Writer(guestapi.settings, create=True).change() as change:
         record_status(change, SourceStatus("incus", "/s", connected, time.time() - seconds_ago, 0.01, fault))
     found = findings(guestapi)["mirror incus"]
     assert found["ok"] is ok
-    assert says in found["text"]
+    assert text in found["text"]
 
 
 @pytest.mark.parametrize(
-    ("path", "ok", "says"),
+    ("path", "ok", "text"),
     [(None, False, "the daemon answers its instances itself"), ("/run/guestapi/incus/sock", True, "device: 0 of 0")],
 )
-def test_guest_socket_before_the_first_instance_runs(guestapi: Guestapi, path: str | None, ok: bool, says: str) -> None:
+def test_guest_socket_before_the_first_instance_runs(guestapi: Guestapi, path: str | None, ok: bool, text: str) -> None:
     """Without a socket for devices no instance can reach guestapi, a failure; with one, there is no finding yet."""
     if path is not None:
         listening(guestapi, Path(path))
@@ -274,11 +274,11 @@ def test_guest_socket_before_the_first_instance_runs(guestapi: Guestapi, path: s
         record_status(change, SourceStatus("incus", "/s", True, time.time(), 0.01, ""))
     found = findings(guestapi)["guest socket incus"]
     assert found["ok"] is ok
-    assert says in found["text"]
+    assert text in found["text"]
 
 
 @pytest.mark.parametrize(
-    ("seconds_ago", "connected", "fault", "ok", "says"),
+    ("seconds_ago", "connected", "fault", "ok", "text"),
     [
         (3, True, "", True, "follows lxc, 1 instances, 0 running; last contact "),
         (3, True, "the monitors cannot be asked", False, "the monitors cannot be asked"),
@@ -287,14 +287,14 @@ def test_guest_socket_before_the_first_instance_runs(guestapi: Guestapi, path: s
         (0, False, "gone", False, "gone"),
     ],
 )
-def test_followers(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, says: str) -> None:
+def test_followers(guestapi: Guestapi, seconds_ago: float, connected: bool, fault: str, ok: bool, text: str) -> None:
     """A follower that writes no status any more is a failure, which states the effect on containers."""
     with Writer(guestapi.settings, create=True).change() as change:
         record_status(change, SourceStatus("lxc", "", connected, time.time() - seconds_ago, 0.01, fault))
         reconcile(change, "lxc", [Observed("/var/lib/lxc web", "default", "web")])
     found = findings(guestapi)["follower lxc"]
     assert found["ok"] is ok
-    assert says in found["text"]
+    assert text in found["text"]
 
 
 def test_containers_that_are_not_registered(guestapi: Guestapi) -> None:

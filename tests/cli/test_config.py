@@ -11,7 +11,7 @@ from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
-from tests.store.processes import told
+from tests.store.processes import log_entries
 
 
 def test_set_get_unset(c1: Guestapi) -> None:
@@ -70,10 +70,10 @@ def test_value_from_a_wrong_file(c1: Guestapi, tmp_path: Path, content: bytes | 
 @pytest.mark.parametrize("wrong", ["\x01=x", f"{'k' * 1025}=x", "\x9b31m=x"])
 def test_set_is_all_or_nothing(c1: Guestapi, wrong: str) -> None:
     """If one key of a command is invalid, none is set, and there is no event."""
-    log = told(c1.settings)
+    log = log_entries(c1.settings)
     c1.fails("config", "set", "c1", "user.a=9", wrong, "user.new=9")
     assert c1.shown("c1")["config"] == {"user.a": "1", "user.b": "2"}
-    assert told(c1.settings) == log
+    assert log_entries(c1.settings) == log
 
 
 @pytest.mark.parametrize(
@@ -106,9 +106,9 @@ def test_unset_refuses_an_invalid_key(c1: Guestapi) -> None:
 
 def test_several_keys_are_one_change(c1: Guestapi) -> None:
     """The changed keys of a command give one change with their events, sorted by name."""
-    before = len(told(c1.settings))
+    before = len(log_entries(c1.settings))
     c1.good("config", "set", "c1", "user.z=1", "user.a=1", "user.c=1", "user.b=")
-    news = [json.loads(metadata)["key"] for _, metadata, _ in told(c1.settings)[before:]]
+    news = [json.loads(metadata)["key"] for _, metadata, _ in log_entries(c1.settings)[before:]]
     assert news == ["user.b", "user.c", "user.z"]
 
 

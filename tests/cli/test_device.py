@@ -12,7 +12,7 @@ from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
-from tests.store.processes import told
+from tests.store.processes import log_entries
 
 ETH0 = {"eth0": {"type": "nic", "name": "eth0"}}
 
@@ -26,13 +26,13 @@ def devices(guestapi: Guestapi) -> dict[str, dict[str, str]]:
 
 def news(guestapi: Guestapi, before: int) -> list[tuple[str, str]]:
     """Return action and name of the device events since then."""
-    metadata = [json.loads(one) for _, one, _ in told(guestapi.settings)[before:]]
+    metadata = [json.loads(one) for _, one, _ in log_entries(guestapi.settings)[before:]]
     return [(one["action"], one["name"]) for one in metadata]
 
 
 def test_add_set_remove(c1: Guestapi) -> None:
     """A device is added with its type and options, changed, and removed; the others stay."""
-    before = len(told(c1.settings))
+    before = len(log_entries(c1.settings))
     c1.good("device", "add", "c1", "root", "disk", "path=/", "pool=a=b")
     assert devices(c1) == {**ETH0, "root": {"type": "disk", "path": "/", "pool": "a=b"}}
     c1.good("device", "set", "c1", "root", "pool=c", "size=1GiB", "path=")
@@ -50,7 +50,7 @@ def test_add_without_options(c1: Guestapi) -> None:
 
 def test_another_type(c1: Guestapi) -> None:
     """A change of the type gives events of a removed and an added device."""
-    before = len(told(c1.settings))
+    before = len(log_entries(c1.settings))
     c1.good("device", "set", "c1", "eth0", "type=disk")
     assert devices(c1)["eth0"]["type"] == "disk"
     assert news(c1, before) == [("removed", "eth0"), ("added", "eth0")]
@@ -58,7 +58,7 @@ def test_another_type(c1: Guestapi) -> None:
 
 def test_setting_what_is_set(c1: Guestapi) -> None:
     """Setting an option to its present value gives no event."""
-    before = len(told(c1.settings))
+    before = len(log_entries(c1.settings))
     c1.good("device", "set", "c1", "eth0", "name=eth0", "mtu=")
     assert news(c1, before) == []
     assert devices(c1) == ETH0

@@ -16,7 +16,7 @@ from guestapi.sources.reconcile import reconcile
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.containers import Container
-from tests.store.processes import told
+from tests.store.processes import log_entries
 
 IDENTITY = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
 
@@ -250,9 +250,9 @@ def test_start_and_stop(c1: Guestapi) -> None:
     with Container() as container:
         c1.good("instance", "start", "c1", "--pid", str(container.pid))
         assert (c1.shown("c1")["status"], c1.shown("c1")["pid"]) == ("running", container.pid)
-        log = told(c1.settings)
+        log = log_entries(c1.settings)
         c1.good("instance", "start", "c1", "--pid", str(container.pid))
-        assert told(c1.settings) == log
+        assert log_entries(c1.settings) == log
     assert c1.shown("c1")["status"] == "dead"
     assert "dead" in c1.good("instance", "list")
     c1.good("instance", "stop", "c1")

@@ -91,12 +91,12 @@ def test_no_store_yet(guestapi: Guestapi) -> None:
 
 def test_store_in_use(c1: Guestapi) -> None:
     """While another process locks the store, reading works, and writing fails after the configured time."""
-    code = "with Writer(settings).change():\n    say('in')\n    heard()\n"
+    code = "with Writer(settings).change():\n    send('in')\n    receive()\n"
     with other_process(c1.settings, code) as other:
-        assert other.hear() == "in"
+        assert other.read_line() == "in"
         assert [one["name"] for one in c1.state()] == ["c1"]
         assert "try again" in c1.fails("config", "set", "c1", "user.a=9")
-        other.tell("done")
+        other.write_line("done")
         other.done()
     c1.good("config", "set", "c1", "user.a=9")
 

@@ -8,7 +8,7 @@ from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
-from tests.store.processes import told
+from tests.store.processes import log_entries
 
 
 def test_life_of_a_profile(c1: Guestapi) -> None:
@@ -90,14 +90,14 @@ def test_edit_accepts_the_output_of_show(c1: Guestapi) -> None:
     c1.good("profile", "create", "p", "user.a=1", "user.text=first\nsecond", "--description", "What é is")
     c1.good("profile", "assign", "c1", "p")
     shown = c1.good("profile", "show", "p", "--format", "json")
-    before = len(told(c1.settings))
+    before = len(log_entries(c1.settings))
     c1.good("profile", "edit", "p", stdin=shown)
-    assert len(told(c1.settings)) == before
+    assert len(log_entries(c1.settings)) == before
     document = json.loads(shown)
     document["config"] = {"user.new": "1"}
     document["devices"] = {"gpu": {"type": "gpu"}}
     c1.good("profile", "edit", "p", stdin=json.dumps(document))
-    kinds = [kind for kind, _metadata, _guest in told(c1.settings)[before:]]
+    kinds = [kind for kind, _metadata, _guest in log_entries(c1.settings)[before:]]
     # user.a stays, as the instance's own key.
     assert kinds == ["config", "config", "device"]
     for bad in ("", "[", "[]", '{"config": {"a": 1}}', '{"unknown": {}}', "[" * 100_000):

@@ -65,7 +65,7 @@ class Commands:
             text=True,
         )
 
-    def _say(self, word: object) -> None:
+    def _send(self, word: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
@@ -76,9 +76,9 @@ class Commands:
 
     def run(self, number: int, count: int) -> bool:
         """Run it with this number, killed before its `count`-th call; return whether it ended before that."""
-        self._say(number)
+        self._send(number)
         with killed_before(self._hear(), count):
-            self._say("go")
+            self._send("go")
             code = self._hear()
         assert code in (0, -9)
         return code == 0

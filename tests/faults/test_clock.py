@@ -55,7 +55,7 @@ def test_clock_set_back(clock: Clock) -> None:
     ):
         begin = latest(own)
         follower = Follower(client)
-        told = []
+        ids = []
         for number, moved in enumerate([0, -3600, 100 * 365 * 86400, -3600]):
             clock.set(moved)
             command = [str(COMMAND), "--config", str(own.config), "config", "set", "c1", f"user.n={number}"]
@@ -64,13 +64,13 @@ def test_clock_set_back(clock: Clock) -> None:
             for state in ("Ready", "Started"):
                 assert c1.ask("/1.0", "PATCH", json.dumps({"state": state}).encode()).status == 200
             assert c1.ask("/1.0/config/user.n").text == str(number)
-            told.append(latest(own) - 1)
+            ids.append(latest(own) - 1)
         with view(own.settings.store.url) as store:
             entries = read_entries(store, begin, 100).found
         # For each step the operator's change and a worker's. Entries older than an hour by the wrong year's clock are
         # gone.
-        assert follower.ids == told
-        assert [entry.id for entry in entries] == [told[2], told[2] + 1, told[3], told[3] + 1]
+        assert follower.ids == ids
+        assert [entry.id for entry in entries] == [ids[2], ids[2] + 1, ids[3], ids[3] + 1]
         years = [int(entry.timestamp[:4]) for entry in entries]
         assert years[0] == years[1] > years[2] + 90
         assert "Traceback" not in own.log.read_text()

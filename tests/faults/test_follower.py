@@ -208,10 +208,10 @@ def test_monitor_that_hangs(scenario: Scenario) -> None:
         scenario.follower.start()
         until(scenario.is_current, "the others")
 
-        def is_told() -> bool:
+        def is_reported() -> bool:
             with view(scenario.service.settings.store.url) as store:
                 return any("did not answer within 1.0 s" in one.reason for one in list_problems(store))
 
-        until(is_told, "what the operator is told", 40)
+        until(is_reported, "the problem in the store", 40)
         assert scenario.lxc.hook("one").communicate()[1] == ""
-    until(lambda: not is_told(), "its end", 90)
+    until(lambda: not is_reported(), "its end", 90)

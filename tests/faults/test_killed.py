@@ -21,7 +21,7 @@ from tests.faults.killing import Commands, killed_before
 from tests.harness.service import Service
 from tests.server.inside import talk
 from tests.server.test_worker import until
-from tests.store.processes import config_of, init, told
+from tests.store.processes import config_of, init, log_entries
 
 pytestmark = pytest.mark.root
 
@@ -41,7 +41,7 @@ def test_killed_operator_s_command(tmp_path: Path, beside_a_worker: bool) -> Non
     settings = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db"))
     with Writer(settings, create=True).change() as change:
         steps.start(change, steps.add(change, "default", "c1"), init(1))
-    events = len(told(settings))
+    events = len(log_entries(settings))
     with ExitStack() as stack:
         reader = Reader(settings.store.url)
         if beside_a_worker:
@@ -57,7 +57,7 @@ def test_killed_operator_s_command(tmp_path: Path, beside_a_worker: bool) -> Non
             assert before.get("user.a") == before.get("user.b"), "half a change"
             whole += before.get("user.a") == str(number)
             # The two events of the first run, and two for each change.
-            assert len(told(settings)) == events + 2 + 2 * whole
+            assert len(log_entries(settings)) == events + 2 + 2 * whole
             if beside_a_worker:
                 seen = reader.instance(1)
                 assert seen is not None
@@ -71,7 +71,7 @@ def test_killed_operator_s_command(tmp_path: Path, beside_a_worker: bool) -> Non
 def test_killed_worker_during_a_commit(own: Service) -> None:
     """After a worker is killed while it writes a state, state and event are stored, or neither; others serve."""
     with own.container("c1", {"user.foo": "bar"}) as c1:
-        events = len(told(own.settings))
+        events = len(log_entries(own.settings))
         for number in count(1):
             (worker,) = own.workers
             # Only calls that write, because a worker makes many others.
@@ -80,7 +80,7 @@ def test_killed_worker_during_a_commit(own: Service) -> None:
                 guest.send(b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
                 answer = guest.socket.recv(4096)
             ready = own.instance("c1").ready
-            assert len(told(own.settings)) == events + ready
+            assert len(log_entries(own.settings)) == events + ready
             if answer:
                 assert answer.startswith(b"HTTP/1.1 200 ")
                 assert ready

@@ -205,9 +205,9 @@ def test_damaged_store_during_operation(own: Service, c1: Container, harm: Calla
     assert c1.ask("/1.0", "PATCH", READY).status == 200
     assert failed(own) == {}
     with c1.listening("raw", json.dumps([[websocket().decode(), "user.told"]])) as client:
-        assert client.say() == "ready"
+        assert client.read_document() == "ready"
         own.configure("c1", user_told="1")
-        assert "user.told" in client.say()[0]
+        assert "user.told" in client.read_document()[0]
 
 
 def test_read_only(own: Service, c1: Container) -> None:

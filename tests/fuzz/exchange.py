@@ -92,11 +92,11 @@ class Complaints(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.heard: list[str] = []
+        self.records: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Store the record."""
-        self.heard.append(self.format(record))
+        self.records.append(self.format(record))
 
 
 class Worker:
@@ -137,12 +137,12 @@ class Worker:
         self.said.append((exchange.environ["REQUEST_METHOD"], exchange.code))
 
     def _failed(self, context: Any, kind: Any, value: Any, _traceback: Any) -> None:
-        self.complaints.heard.append(f"{context}: {kind}: {value}")
+        self.complaints.records.append(f"{context}: {kind}: {value}")
 
     def answers(self, pieces: list[bytes], dialect: str) -> bytes:
         """Return everything that is received for these bytes on a connection of its own."""
         self.said.clear()
-        self.complaints.heard.clear()
+        self.complaints.records.clear()
         ours, theirs = socket.socketpair()
         assert self.context.admission.pending.add(_PID, lambda: 1)
         Connection(self.context, ours, dialect, Credentials(_PID, 0, 0)).start()
@@ -160,7 +160,7 @@ class Worker:
             data: bytes = receiving.get()
         while self.context.connections:
             gevent.idle()
-        assert not self.complaints.heard, self.complaints.heard
+        assert not self.complaints.records, self.complaints.records
         return data
 
 

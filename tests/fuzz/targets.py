@@ -25,8 +25,8 @@ def check_frames(data: bytes) -> None:
     frames = ClientFrames()
     reply, pong, ended = b"", False, False
     for start in range(len(data)):
-        heard = frames.feed(data[start : start + 1])
-        reply, pong, ended = reply + heard.reply, pong or heard.pong, heard.ended
+        result = frames.feed(data[start : start + 1])
+        reply, pong, ended = reply + result.reply, pong or result.pong, result.ended
         assert len(frames._buffer) <= LONGEST_FRAME
         if ended:
             break

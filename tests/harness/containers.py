@@ -235,7 +235,7 @@ class Listening:
                     pass  # It has just ended.
             self._process.communicate()
 
-    def say(self) -> Any:
+    def read_document(self) -> Any:
         """Return the next document that it prints."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

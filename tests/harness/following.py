@@ -230,15 +230,15 @@ class PlayedSource:
         one = self.observed(name, pid, **more)
         self.there[one.key] = one
 
-    def say(self, line: str) -> None:
+    def announce(self, line: str) -> None:
         """Send a change to the follower."""
-        until(lambda: self._writable, "somebody who hears of changes")
+        until(lambda: self._writable, "a reader of the changes")
         assert self._writable is not None
         self._writable.send(f"{line}\n".encode())
 
     def hang_up(self) -> None:
         """End the stream of changes."""
-        until(lambda: self._writable, "somebody who hears of changes")
+        until(lambda: self._writable, "a reader of the changes")
         assert self._writable is not None
         self._writable.close()
         self._writable = None
@@ -277,13 +277,13 @@ class PlayedSource:
 @contextmanager
 def following(source: PlayedSource, ledger: Ledger, doorbells: Path) -> Iterator[list[str]]:
     """Run a follower for the length of the block; yield what it has sent to systemd."""
-    told: list[str] = []
-    follower = Follower(source, ledger, doorbells / "lxc.sock", lambda *fields: told.extend(fields))
+    notified: list[str] = []
+    follower = Follower(source, ledger, doorbells / "lxc.sock", lambda *fields: notified.extend(fields))
     thread = Thread(target=follower.run)
     thread.start()
     try:
-        until(lambda: "READY=1" in told, "the follower")
-        yield told
+        until(lambda: "READY=1" in notified, "the follower")
+        yield notified
     finally:
         follower.stop()
         thread.join(20)

@@ -35,7 +35,7 @@ from tests.harness.looping import ask
 SOCKET = sys.argv[3] if len(sys.argv) > 3 else "/dev/incus/sock"
 
 
-def say(document: object) -> None:
+def print_document(document: object) -> None:
     """Print a JSON document in a line."""
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
@@ -54,14 +54,14 @@ def raw(wanted: list[list[str]]) -> None:
     received = ["" for _pair in wanted]
     for connection, (request, _last) in zip(connections, wanted, strict=True):
         connection.sendall(request.encode("latin-1"))
-    told = False
-    while not told or not all(last in data for (_request, last), data in zip(wanted, received, strict=True)):
+    announced = False
+    while not announced or not all(last in data for (_request, last), data in zip(wanted, received, strict=True)):
         for connection in select.select(connections, [], [])[0]:
             received[connections.index(connection)] += connection.recv(65536).decode("latin-1")
-        if not told and all("\r\n\r\n" in data for data in received):
-            told = True
-            say("ready")
-    say(received)
+        if not announced and all("\r\n\r\n" in data for data in received):
+            announced = True
+            print_document("ready")
+    print_document(received)
 
 
 def opened(since: str) -> Any:
@@ -82,32 +82,32 @@ def follow(since: str) -> None:
             while True:
                 opcode, data = client.recv_data()
                 if opcode == websocket.ABNF.OPCODE_CLOSE:
-                    say({"closed": int.from_bytes(data[:2], "big")})
+                    print_document({"closed": int.from_bytes(data[:2], "big")})
                     break
                 event = json.loads(data)
                 since = str(event["id"])
-                say(event)
+                print_document(event)
         except (OSError, websocket.WebSocketException) as error:
-            say({"lost": repr(error)})
+            print_document({"lost": repr(error)})
             time.sleep(0.02)
 
 
 def many(listeners: int, count: int, stuck: int) -> None:
     """Open many WebSockets, some of which are never read; print the changed keys that each of the others received."""
     clients = [opened("") for _number in range(listeners)]
-    heard: list[list[str]] = [[] for _client in clients[stuck:]]
+    found: list[list[str]] = [[] for _client in clients[stuck:]]
 
     def read(client: Any, keys: list[str]) -> None:
         while len(keys) < count:
             keys.append(json.loads(client.recv())["metadata"]["key"])
 
-    threads = [threading.Thread(target=read, args=pair) for pair in zip(clients[stuck:], heard, strict=True)]
+    threads = [threading.Thread(target=read, args=pair) for pair in zip(clients[stuck:], found, strict=True)]
     for thread in threads:
         thread.start()
-    say("ready")
+    print_document("ready")
     for thread in threads:
         thread.join()
-    say(heard)
+    print_document(found)
     sys.stdin.read()
 
 
@@ -148,8 +148,8 @@ def last(since: str, count: int) -> None:
             opened_once.acquire()
         # The pause leaves processor time to others: this is no load test.
         loops = [pool.submit(ask, bool(number % 2), lambda: not ended.is_set(), 0.05) for number in range(count)]
-        say("ready")
-        say({"loops": [loop.result() for loop in loops], "listeners": [one.result() for one in listeners]})
+        print_document("ready")
+        print_document({"loops": [loop.result() for loop in loops], "listeners": [one.result() for one in listeners]})
 
 
 if __name__ == "__main__":

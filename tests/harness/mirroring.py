@@ -81,9 +81,9 @@ class MirrorProcess:
         until = time.monotonic() + patience
         self._notified.settimeout(patience)
         while time.monotonic() < until:
-            told = self._notified.recv(4096).decode()
-            assert "READY=1" in told
-            status = told.partition("STATUS=")[2].partition("\n")[0]
+            message = self._notified.recv(4096).decode()
+            assert "READY=1" in message
+            status = message.partition("STATUS=")[2].partition("\n")[0]
             if wanted in status:
                 return status
         raise AssertionError(f"it did not say {wanted!r}: {self._service.log.read_text()}")

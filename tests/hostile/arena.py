@@ -29,7 +29,7 @@ class Inside:
         assert self.process.returncode == 0
         return json.loads(out)
 
-    def says(self) -> str:
+    def read_line(self) -> str:
         """Return the next line of its output."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode().strip()
@@ -127,7 +127,7 @@ class Arena:
         for pid in workers:
             forget_peak(pid)
         with inside(self.victim, "victim.py") as victim:
-            assert victim.says() == "ready"
+            assert victim.read_line() == "ready"
             with inside(attacker, "attacks.py", name, str(seconds)) as attack:
                 report.attacker = attack.ended()
             report.victim = victim.ended()

@@ -146,7 +146,7 @@ def test_refused(received: bytes, status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("received", "told"),
+    ("received", "text"),
     [
         (b"\r\nGET / HTTP/1.1\r\n\r\n", "empty line"),
         (b"\nGET / HTTP/1.1\r\n\r\n", "empty line"),
@@ -162,9 +162,9 @@ def test_refused(received: bytes, status: int) -> None:
     ],
     ids=repr,
 )
-def test_text_of_a_refusal(received: bytes, told: str) -> None:
+def test_text_of_a_refusal(received: bytes, text: str) -> None:
     """The text of a refusal names the fault of the request."""
-    with pytest.raises(ProtocolError, match=told) as refusal:
+    with pytest.raises(ProtocolError, match=text) as refusal:
         parse_head(received, LIMITS)
     assert refusal.value.status == 400
 

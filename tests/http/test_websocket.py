@@ -21,14 +21,14 @@ def client(opcode: int, payload: bytes = b"", *, first: int = 0x80) -> bytes:
 
 def test_ping_is_answered() -> None:
     """A ping is answered by a pong with the same payload, and the connection stays open."""
-    heard = ClientFrames().feed(client(Opcode.PING, b"abc"))
-    assert (heard.reply, heard.pong, heard.ended) == (frame(Opcode.PONG, b"abc"), False, False)
+    result = ClientFrames().feed(client(Opcode.PING, b"abc"))
+    assert (result.reply, result.pong, result.ended) == (frame(Opcode.PONG, b"abc"), False, False)
 
 
 def test_pong_is_reported() -> None:
     """A pong is reported, and not answered."""
-    heard = ClientFrames().feed(client(Opcode.PONG, b"keepalive"))
-    assert (heard.reply, heard.pong, heard.ended) == (b"", True, False)
+    result = ClientFrames().feed(client(Opcode.PONG, b"keepalive"))
+    assert (result.reply, result.pong, result.ended) == (b"", True, False)
 
 
 @pytest.mark.parametrize(
@@ -43,22 +43,22 @@ def test_pong_is_reported() -> None:
 )
 def test_close_is_answered(payload: bytes, reply: bytes) -> None:
     """A close frame is answered with its code, if it has one, and ends the connection."""
-    heard = ClientFrames().feed(client(Opcode.CLOSE, payload))
-    assert (heard.reply, heard.ended) == (frame(Opcode.CLOSE, reply), True)
+    result = ClientFrames().feed(client(Opcode.CLOSE, payload))
+    assert (result.reply, result.ended) == (frame(Opcode.CLOSE, reply), True)
 
 
 @pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1014, 1015, 1016, 2999, 5000, 65535])
 def test_bad_close_code(code: int) -> None:
     """A close code that is not permitted on the wire is not sent back; it is a protocol error."""
-    heard = ClientFrames().feed(client(Opcode.CLOSE, struct.pack("!H", code) + b"bye"))
-    assert (heard.reply, heard.ended) == (close_frame(1002, f"bad close code {code}"), True)
+    result = ClientFrames().feed(client(Opcode.CLOSE, struct.pack("!H", code) + b"bye"))
+    assert (result.reply, result.ended) == (close_frame(1002, f"bad close code {code}"), True)
 
 
 def test_bad_close_reason() -> None:
     """A reason that is not UTF-8 is a protocol error (RFC 6455, section 8.1)."""
-    heard = ClientFrames().feed(client(Opcode.CLOSE, b"\x03\xe8\xff"))
-    assert heard.reply[2:4] == struct.pack("!H", 1002)
-    assert heard.ended
+    result = ClientFrames().feed(client(Opcode.CLOSE, b"\x03\xe8\xff"))
+    assert result.reply[2:4] == struct.pack("!H", 1002)
+    assert result.ended
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_bad_close_reason() -> None:
 )
 def test_data_frame_ends_the_connection(data: bytes) -> None:
     """The first two bytes of a data frame end the connection, without a close frame."""
-    heard = ClientFrames().feed(data[:2])
-    assert (heard.reply, heard.ended) == (b"", True)
+    result = ClientFrames().feed(data[:2])
+    assert (result.reply, result.ended) == (b"", True)
 
 
 @pytest.mark.parametrize(
@@ -96,35 +96,35 @@ def test_data_frame_ends_the_connection(data: bytes) -> None:
 )
 def test_violations_end_the_connection_with_1002(data: bytes, reason: str) -> None:
     """A violation of RFC 6455 is a protocol error with the text that Incus sends, at the first two bytes."""
-    heard = ClientFrames().feed(data)
-    assert (heard.reply, heard.ended) == (close_frame(1002, reason), True)
+    result = ClientFrames().feed(data)
+    assert (result.reply, result.ended) == (close_frame(1002, reason), True)
 
 
 @given(st.lists(st.tuples(st.sampled_from([Opcode.PING, Opcode.PONG]), st.binary(max_size=125)), max_size=8), st.data())
-def test_any_split_has_the_same_result(frames: list[tuple[int, bytes]], data: st.DataObject) -> None:
+def test_any_split_has_the_same_result(sent: list[tuple[int, bytes]], data: st.DataObject) -> None:
     """However the bytes of several frames are split, the result is the same, and little is stored."""
-    stream = b"".join(client(opcode, payload) for opcode, payload in frames)
-    heard = ClientFrames()
+    stream = b"".join(client(opcode, payload) for opcode, payload in sent)
+    frames = ClientFrames()
     reply, pong, position = b"", False, 0
     while position < len(stream):
         size = data.draw(st.integers(1, LONGEST_FRAME))
-        came = heard.feed(stream[position : position + size])
+        came = frames.feed(stream[position : position + size])
         position += size
         reply += came.reply
         pong = pong or came.pong
         assert not came.ended
-        assert len(heard._buffer) < LONGEST_FRAME
-    assert reply == b"".join(frame(Opcode.PONG, payload) for opcode, payload in frames if opcode == Opcode.PING)
-    assert pong == any(opcode == Opcode.PONG for opcode, _payload in frames)
+        assert len(frames._buffer) < LONGEST_FRAME
+    assert reply == b"".join(frame(Opcode.PONG, payload) for opcode, payload in sent if opcode == Opcode.PING)
+    assert pong == any(opcode == Opcode.PONG for opcode, _payload in sent)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=LONGEST_FRAME), max_size=5))
 def test_any_bytes_have_a_result(pieces: list[bytes]) -> None:
     """For any bytes of a client there is a result, and no more than one frame is stored."""
-    heard = ClientFrames()
+    frames = ClientFrames()
     for piece in pieces:
-        came = heard.feed(piece)
-        assert len(heard._buffer) < LONGEST_FRAME
+        came = frames.feed(piece)
+        assert len(frames._buffer) < LONGEST_FRAME
         if came.ended:
             break
 

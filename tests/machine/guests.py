@@ -142,6 +142,10 @@ def load(vm: VirtualMachine, name: str) -> Iterator[Load]:
         yield outcome
     finally:
         vm.run("touch", f"{root}/stop")
-        said, _ = asking.communicate(timeout=900)
-    told = json.loads(said)
-    outcome.requests, outcome.failures, outcome.longest = told["requests"], tuple(told["failures"]), told["longest"]
+        output, _ = asking.communicate(timeout=900)
+    found = json.loads(output)
+    outcome.requests, outcome.failures, outcome.longest = (
+        found["requests"],
+        tuple(found["failures"]),
+        found["longest"],
+    )

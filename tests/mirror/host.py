@@ -148,8 +148,8 @@ class Heard:
 
     def until(self, key: str, value: str) -> list[tuple[str, Any]]:
         """Return type and metadata of the events up to the one that gives a key this value, in order of time."""
-        heard = [self.next()]
-        while (heard[-1]["metadata"].get("key"), heard[-1]["metadata"].get("value")) != (key, value):
-            heard.append(self.next())
-        heard.sort(key=lambda event: (datetime.fromisoformat(event["timestamp"]), event["timestamp"]))
-        return [(event["type"], event["metadata"]) for event in heard]
+        events = [self.next()]
+        while (events[-1]["metadata"].get("key"), events[-1]["metadata"].get("value")) != (key, value):
+            events.append(self.next())
+        events.sort(key=lambda event: (datetime.fromisoformat(event["timestamp"]), event["timestamp"]))
+        return [(event["type"], event["metadata"]) for event in events]

@@ -47,7 +47,7 @@ class Stub:
         self.over.set()
         self._server.shutdown()
 
-    def tell(self, action: str, source: str) -> None:
+    def announce(self, action: str, source: str) -> None:
         """Send a lifecycle event."""
         event = {"type": "lifecycle", "metadata": {"action": action, "source": source}}
         for stream in self._streams:

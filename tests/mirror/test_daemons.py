@@ -153,10 +153,10 @@ def test_events_are_the_daemons(host: Host, c1: str) -> None:
             # The mirror may combine two changes in a row.
             host.settle(c1)
             host.daemon.client("config", "set", c1, f"user.mark={number}")
-            heard, wanted = ours.until("user.mark", str(number)), theirs.until("user.mark", str(number))
-            assert sorted(heard, key=str) == sorted(wanted, key=str), number
+            received, wanted = ours.until("user.mark", str(number)), theirs.until("user.mark", str(number))
+            assert sorted(received, key=str) == sorted(wanted, key=str), number
             # The daemon sends the events of a kind in any order.
-            assert list(map(kind, heard)) == list(map(kind, wanted)), number
+            assert list(map(kind, received)) == list(map(kind, wanted)), number
 
 
 def test_restart_is_noticed(host: Host) -> None:

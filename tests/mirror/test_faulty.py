@@ -100,11 +100,11 @@ def test_instance_that_hangs(guestapi: Guestapi) -> None:
         wait(lambda: known(guestapi).keys() == {"a", "z"})
         assert "hung in project default is not mirrored" in finding(guestapi)
         stub.answers["/1.0/instances/z"] = instance("z", user_a="1")
-        stub.tell("instance-updated", "/1.0/instances/z")
+        stub.announce("instance-updated", "/1.0/instances/z")
         wait(lambda: known(guestapi)["z"].config == {"user.a": "1"})
         # Its storage works again, and an event reports a change.
         stub.answers["/1.0/instances/hung/state"] = {"pid": 0}
-        stub.tell("instance-updated", "/1.0/instances/hung")
+        stub.announce("instance-updated", "/1.0/instances/hung")
         wait(lambda: "hung" in known(guestapi))
 
 

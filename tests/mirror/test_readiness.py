@@ -29,7 +29,7 @@ class Listening(Daemon):
 
     def __init__(self) -> None:
         super().__init__("/nowhere")
-        self.told: list[str] = []
+        self.written: list[str] = []
         self.busy: set[tuple[str, str]] = set()
         self.refuses = False
 
@@ -41,7 +41,7 @@ class Listening(Daemon):
         """Record the configuration, and refuse it if the test says so."""
         assert (project, name) == KEY
         assert while_()
-        self.told += config.values()
+        self.written += config.values()
         if self.refuses:
             raise RefusedError("forbidden")
         return True
@@ -79,7 +79,7 @@ def test_readiness_is_sent_once(guest: Guest) -> None:
     guest.report(True)
     assert guest.readiness.pass_on() == float("inf")
     assert guest.readiness.pass_on() == float("inf")
-    assert guest.daemon.told == ["true"]
+    assert guest.daemon.written == ["true"]
 
 
 def test_frequent_changes(guest: Guest) -> None:
@@ -87,12 +87,12 @@ def test_frequent_changes(guest: Guest) -> None:
     for number in range(101):
         guest.report(number % 2 == 0)
         wait = guest.readiness.pass_on()
-    assert (guest.daemon.told, wait) == (["true"], float("inf"))
+    assert (guest.daemon.written, wait) == (["true"], float("inf"))
     guest.report(False)
     assert guest.readiness.pass_on() == 1.0
     guest.now += 1.0
     assert guest.readiness.pass_on() == float("inf")
-    assert guest.daemon.told == ["true", "false"]
+    assert guest.daemon.written == ["true", "false"]
 
 
 def test_running_operation_of_the_daemon(guest: Guest) -> None:
@@ -100,10 +100,10 @@ def test_running_operation_of_the_daemon(guest: Guest) -> None:
     guest.daemon.busy = {KEY}
     guest.report(True)
     assert guest.readiness.pass_on() == 1.0
-    assert guest.daemon.told == []
+    assert guest.daemon.written == []
     guest.daemon.busy = {("other", "c1")}
     assert guest.readiness.pass_on() == float("inf")
-    assert guest.daemon.told == ["true"]
+    assert guest.daemon.written == ["true"]
 
 
 def test_daemon_that_refuses(guest: Guest) -> None:
@@ -113,8 +113,8 @@ def test_daemon_that_refuses(guest: Guest) -> None:
     for _time in range(3):
         assert guest.readiness.pass_on() == float("inf")
         guest.now += 10
-    assert guest.daemon.told == ["true"]
+    assert guest.daemon.written == ["true"]
     guest.daemon.refuses = False
     guest.readiness.refused.discard(KEY)
     assert guest.readiness.pass_on() == float("inf")
-    assert guest.daemon.told == ["true", "true"]
+    assert guest.daemon.written == ["true", "true"]

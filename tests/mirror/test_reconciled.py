@@ -19,7 +19,7 @@ from guestapi.store.lookup import find_instance, list_problems, list_sources
 from guestapi.store.statuses import acknowledge, list_unacknowledged, record_status
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
-from tests.store.processes import add, init, known, told
+from tests.store.processes import add, init, known, log_entries
 
 FIRST, SECOND = "11111111-2222-3333-4444-555555555555", "66666666-2222-3333-4444-555555555555"
 NIC = {"type": "nic", "name": "eth0"}
@@ -78,16 +78,16 @@ def test_instance_is_as_the_daemon_has_it(settings: Settings, write: Write) -> N
     first = write(instance)
     assert is_current(first, "incus", instance)
     assert first.source == "incus"
-    entries = told(settings)
+    entries = log_entries(settings)
     assert write(instance) == first
-    assert told(settings) == entries
+    assert log_entries(settings) == entries
 
 
 def test_one_observation_is_one_change(settings: Settings, write: Write) -> None:
     """Changes between two observations are one change: events of keys first, then of devices."""
     before = wanted(init=init(100), config={"user.a": "1", "user.b": "1"}, devices={"eth0": NIC, "old": DISK})
     write(before)
-    seen = len(told(settings))
+    seen = len(log_entries(settings))
     write(
         replace(
             before,
@@ -95,7 +95,7 @@ def test_one_observation_is_one_change(settings: Settings, write: Write) -> None
             devices={"eth0": {**NIC, "limits.max": "1Mbit"}, "new": DISK},
         )
     )
-    news = [metadata for _type, metadata, for_guest in told(settings)[seen:] if for_guest]
+    news = [metadata for _type, metadata, for_guest in log_entries(settings)[seen:] if for_guest]
     assert news == [
         '{"key":"user.a","old_value":"1","value":""}',
         '{"key":"user.b","old_value":"1","value":"2"}',
@@ -121,9 +121,9 @@ def test_devices_are_updated_or_replaced_as_the_daemon_does(
 ) -> None:
     """A device option that a daemon can change while it runs is an update; another one, a removal and an addition."""
     write(wanted(init=init(100), devices={"d": {"type": kind, option: "1"}}))
-    seen = len(told(settings))
+    seen = len(log_entries(settings))
     write(wanted(init=init(100), devices={"d": {"type": kind, option: "2"}}))
-    assert [json.loads(metadata)["action"] for _type, metadata, _for_guest in told(settings)[seen:]] == actions
+    assert [json.loads(metadata)["action"] for _type, metadata, _for_guest in log_entries(settings)[seen:]] == actions
 
 
 def test_cloud_init_id_of_the_daemon(settings: Settings, write: Write) -> None:
@@ -137,10 +137,10 @@ def test_cloud_init_id_of_the_daemon(settings: Settings, write: Write) -> None:
 def test_another_init_is_another_run(settings: Settings, write: Write) -> None:
     """Another init is another run, so no caller of the earlier run is identified as one of the new run."""
     first = write(wanted(init=init(100)))
-    seen = len(told(settings))
+    seen = len(log_entries(settings))
     second = write(wanted(init=init(200), config={"user.a": "2"}))
     assert second.run > first.run
-    assert [for_guest for _type, _metadata, for_guest in told(settings)[seen:]] == [False] * 3
+    assert [for_guest for _type, _metadata, for_guest in log_entries(settings)[seen:]] == [False] * 3
     assert write(wanted()).init is None
 
 

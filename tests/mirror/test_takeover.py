@@ -67,13 +67,13 @@ def until(path: Path, listening: socket.socket) -> None:
         assert time.monotonic() < end, "our socket did not come back"
 
 
-def start(ours: Path, path: Path) -> None:
+def start(own_socket: Path, path: Path) -> None:
     """Start a takeover without a function that opens sockets again."""
-    threading.Thread(target=Takeover(ours, path, lambda: False).run, daemon=True).start()
+    threading.Thread(target=Takeover(own_socket, path, lambda: False).run, daemon=True).start()
 
 
 @pytest.fixture
-def ours(place: Path) -> Iterator[socket.socket]:
+def own_socket(place: Path) -> Iterator[socket.socket]:
     """guestapi's listening socket, which a running takeover keeps in the daemon's place."""
     path = place.with_name("guestapi.sock")
     with bind(path) as listening:
@@ -81,18 +81,18 @@ def ours(place: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-def test_socket_replaces_the_daemons(place: Path, ours: socket.socket) -> None:
+def test_socket_replaces_the_daemons(place: Path, own_socket: socket.socket) -> None:
     """Whether the daemon was first, starts again or was killed: connections soon arrive at guestapi's socket."""
     for _start in range(3):
         with bind(place):
-            until(place, ours)
+            until(place, own_socket)
 
 
-def test_socket_returns_when_the_daemon_stops(place: Path, ours: socket.socket) -> None:
+def test_socket_returns_when_the_daemon_stops(place: Path, own_socket: socket.socket) -> None:
     """A daemon that stops removes the socket at its path, also guestapi's; the takeover puts it there again."""
-    until(place, ours)
+    until(place, own_socket)
     place.unlink()
-    until(place, ours)
+    until(place, own_socket)
 
 
 def test_daemons_socket_stays_until_guestapis_exists(place: Path) -> None:
@@ -101,15 +101,15 @@ def test_daemons_socket_stays_until_guestapis_exists(place: Path) -> None:
     with bind(place) as daemons:
         start(path, place)
         assert reaches(place, daemons)
-        with bind(path) as ours:
-            until(place, ours)
+        with bind(path) as own_socket:
+            until(place, own_socket)
 
 
-def test_takeover_leaves_no_files(place: Path, ours: socket.socket) -> None:
+def test_takeover_leaves_no_files(place: Path, own_socket: socket.socket) -> None:
     """After any number of takeovers the directory has only the two sockets."""
     for _turn in range(5):
         bind(place).close()
-        until(place, ours)
+        until(place, own_socket)
     assert sorted(path.name for path in place.parent.iterdir()) == ["guestapi.sock", "sock"]
 
 
@@ -128,10 +128,10 @@ def test_socket_is_reopened_once_in_a_new_directory(place: Path) -> None:
     assert opened == []
     with bind(place):
         assert not takeover.put()
-        (ours,) = opened
+        (own_socket,) = opened
         assert takeover.put()
-        assert reaches(place, ours)
-    with ours:
+        assert reaches(place, own_socket)
+    with own_socket:
         for lost in (path, place):
             lost.unlink()
     with bind(place):

@@ -35,19 +35,19 @@ class Client:
     def __init__(self, first: int) -> None:
         self.first = first
         self.last = first
-        self.heard: list[int] = []
+        self.received: list[int] = []
         self.gaps: list[tuple[int, int]] = []
         self.subscription: Subscription | None = None
         self.broker: Broker | None = None
 
-    def hear(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         """Take over events in the line-delimited form with ids."""
         for line in data.splitlines():
             event = json.loads(line)
             if event["type"] == "gap":
                 self.gaps.append((event["metadata"]["since"], event["metadata"]["oldest"]))
             else:
-                self.heard.append(event["id"])
+                self.received.append(event["id"])
             self.last = event["id"]
 
 
@@ -148,7 +148,7 @@ class Queue(RuleBasedStateMachine):
             return
         client.broker = broker
         for events in client.subscription.missed():
-            client.hear(b"".join(event.encode(EventFormat.LINES, with_id=True) for event in events))
+            client.receive(b"".join(event.encode(EventFormat.LINES, with_id=True) for event in events))
 
     @precondition(lambda self: self.brokers)
     @rule(which=st.integers(0, 2))
@@ -160,7 +160,7 @@ class Queue(RuleBasedStateMachine):
         for client in self.clients:
             if client.broker is broker and client.subscription is not None:
                 events = client.subscription.pop()
-                client.hear(b"".join(event.encode(EventFormat.LINES, with_id=True) for event in events))
+                client.receive(b"".join(event.encode(EventFormat.LINES, with_id=True) for event in events))
                 if client.subscription.closing is not None:
                     client.subscription.cancel()
                     client.subscription = client.broker = None
@@ -169,12 +169,12 @@ class Queue(RuleBasedStateMachine):
     def each_event_once_in_order_or_a_gap(self) -> None:
         """Between its first and last id, a client has received each event of its instance once, or a gap."""
         for client in self.clients:
-            assert client.heard == sorted(set(client.heard)), "doubled, or out of order"
+            assert client.received == sorted(set(client.received)), "doubled, or out of order"
             own = [number for number, owner in self.truth.items() if owner == self.ids[0]]
             for number in own:
-                if client.first < number <= client.last and number not in client.heard:
+                if client.first < number <= client.last and number not in client.received:
                     assert any(since < number < oldest for since, oldest in client.gaps), f"{number} is lost"
-            assert set(client.heard) <= set(own), "somebody else's"
+            assert set(client.received) <= set(own), "another instance's"
 
 
 @pytest.fixture
@@ -243,10 +243,10 @@ def test_missed_event_is_encoded_once(store: Settings) -> None:
     live = broker.subscribe(1, None, 0, lambda: None)
     set_key(store, "x")
     broker.poll()
-    (heard,) = live.pop()
-    written = heard.encode(EventFormat.WEBSOCKET, with_id=True)
+    (event,) = live.pop()
+    written = event.encode(EventFormat.WEBSOCKET, with_id=True)
     for _number in range(2):
-        late = broker.subscribe(1, None, heard.id - 1, lambda: None)
+        late = broker.subscribe(1, None, event.id - 1, lambda: None)
         ((missed,),) = late.missed()
         assert missed.encode(EventFormat.WEBSOCKET, with_id=True) is written
 

@@ -119,10 +119,10 @@ def ask(machine: Machine, container: Container, seconds: float) -> list[subproce
 
 def test_size(packages: Packages) -> None:
     """The package is below its size limit, also according to its control file."""
-    told = subprocess.run(
+    done = subprocess.run(
         ["dpkg-deb", "-f", packages.this, "Installed-Size"], check=True, capture_output=True, text=True
     )
-    assert 10_000 < int(told.stdout) < UNPACKED
+    assert 10_000 < int(done.stdout) < UNPACKED
 
 
 def test_content(packages: Packages) -> None:

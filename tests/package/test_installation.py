@@ -94,9 +94,9 @@ def test_new_file_is_removed_after_its_takeover(system: System) -> None:
 
 def test_uninstall(system: System) -> None:
     """Everything is removed except the file that containers include."""
-    told = system("uninstall")
+    output = system("uninstall")
     assert system.files() == ["etc/guestapi/lxc-guestapi.conf"]
-    assert "/etc/guestapi/lxc-guestapi.conf" in told
+    assert "/etc/guestapi/lxc-guestapi.conf" in output
     assert not (system.root / "opt/guestapi").exists()
     assert (system.root / "var/lib/guestapi").is_dir()
 

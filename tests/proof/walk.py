@@ -295,8 +295,8 @@ class Walk(RuleBasedStateMachine):
             successor = self.succeed(init)
             self.world.ask(self.world.connect(successor, "incus"), path)
 
-    @rule(name=ANY, path=ASKED, other=NAME, told=st.booleans())
-    def replace(self, name: int, path: str, other: int | None, told: bool) -> None:
+    @rule(name=ANY, path=ASKED, other=NAME, stopped=st.booleans())
+    def replace(self, name: int, path: str, other: int | None, stopped: bool) -> None:
         """End an instance, and give its PID and perhaps its name to another container."""
         running = self.running()
         if not running or len(self.world.held) >= HELD - 1:
@@ -308,7 +308,7 @@ class Walk(RuleBasedStateMachine):
         held = self.world.connect(init, "incus")
         self.world.ask(held, path)
         self.world.end(init)
-        if told:
+        if stopped:
             self.world.stop(ended)
         successor = self.world.make(self.world.host, container=True, pid=init.pid)
         self.occupy(other, successor)

@@ -73,15 +73,15 @@ class Follower:
     def _read(self) -> None:
         while True:
             try:
-                said: dict[str, Any] = self._listening.say()
+                document: dict[str, Any] = self._listening.read_document()
             except (AssertionError, ValueError):
                 return
             with self._news:
-                if "id" in said:
-                    self.ids.append(said["id"])
-                    self.types.append(said["type"])
-                elif "closed" in said:
-                    self.codes.append(said["closed"])
+                if "id" in document:
+                    self.ids.append(document["id"])
+                    self.types.append(document["type"])
+                elif "closed" in document:
+                    self.codes.append(document["closed"])
                 self._news.notify()
 
     def wait_for(self, last: int) -> None:
@@ -102,9 +102,9 @@ def test_change_after_the_answer_is_delivered(service: Service, c1: Container) -
     for number in range(50):
         request = plain if number % 2 else websocket().decode()
         with c1.listening("raw", json.dumps([[request, f'"value":"{number}"']])) as client:
-            assert client.say() == "ready"
+            assert client.read_document() == "ready"
             service.configure("c1", user_race=str(number))
-            assert f'"value":"{number}"' in client.say()[0]
+            assert f'"value":"{number}"' in client.read_document()[0]
     service.configure("c1", user_race="")
 
 
@@ -146,12 +146,12 @@ def test_stop_closes_streams_with_1001_quickly(own: Service) -> None:
     """SIGTERM closes all streams with 1001, and does not wait for graceful_timeout."""
     with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
         own.configure("c1", user_n="1")
-        assert client.say()["type"] == "config"
+        assert client.read_document()["type"] == "config"
         assert own.stop() < 15
-        said = client.say()
-        while "closed" not in said:
-            said = client.say()
-        assert said["closed"] == 1001
+        document = client.read_document()
+        while "closed" not in document:
+            document = client.read_document()
+        assert document["closed"] == 1001
 
 
 @pytest.mark.parametrize("how", ["switch", "stop", "remove", "restart"])
@@ -186,13 +186,13 @@ def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None
 def test_stuck_listener_does_not_delay_a_burst(service: Service) -> None:
     """One of fifty clients reads nothing; the others receive a burst of a thousand changes completely and in order."""
     with service.container("burst") as container, container.listening("many", "50 1000 1") as clients:
-        assert clients.say() == "ready"
+        assert clients.read_document() == "ready"
         names = [f"user.k{number:04}" for number in range(1000)]
         with service.writer.change() as change:
             steps.configure(change, get_instance(change, "default", "burst"), dict.fromkeys(names, "x" * 600))
-        heard = clients.say()
-    assert len(heard) == 49
-    assert all(keys == names for keys in heard)
+        received = clients.read_document()
+    assert len(received) == 49
+    assert all(keys == names for keys in received)
 
 
 def test_limit_of_streams() -> None:
@@ -203,7 +203,7 @@ def test_limit_of_streams() -> None:
         own.container("c2") as other,
         one.listening("raw", json.dumps([[websocket().decode(), "never"]] * 3)) as clients,
     ):
-        assert clients.say() == "ready"
+        assert clients.read_document() == "ready"
         answer = one.exchange(send(websocket()), receive()).responses[0]
         assert answer.status == 429
         assert "retry-after" in answer.headers
@@ -284,7 +284,7 @@ def test_idle_streams_are_small() -> None:
         assert container.ask("/").status == 200
         before = resident(worker)
         with container.listening("raw", json.dumps([[websocket().decode(), "never"]] * 500)) as clients:
-            assert clients.say() == "ready"
+            assert clients.read_document() == "ready"
             each = (resident(worker) - before) / 500
         assert each < 32, f"{each:.1f} kB"
 

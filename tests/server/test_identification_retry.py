@@ -210,8 +210,8 @@ def test_one_container_cannot_take_all_places() -> None:
                 own.add(f"fresh{number}", container, {"user.foo": str(number)})
             answers = [exchange.result().responses[0] for exchange in exchanges]
         assert [(one.status, one.text) for one in answers] == [(200, str(number)) for number in range(6)]
-        told = [guest for guest in filling if count_answered([guest])]
-        assert {guest.receive()[0].status for guest in told} == {500}
+        answered = [guest for guest in filling if count_answered([guest])]
+        assert {guest.receive()[0].status for guest in answered} == {500}
 
 
 def wait_until(true: Callable[[], object], what: str) -> None:

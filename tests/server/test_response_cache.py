@@ -31,7 +31,7 @@ class Host:
     """A stand-in for the store with one instance, number 7, and a response cache."""
 
     def __init__(self) -> None:
-        self.says: Instance | None = instance({"user.foo": "bar"})
+        self.stored: Instance | None = instance({"user.foo": "bar"})
         self.fault: StoreError | None = None
         self.cache = ResponseCache(self.look, 0)
 
@@ -39,7 +39,7 @@ class Host:
         """As `store.reading.Reader.instance`."""
         if self.fault:
             raise self.fault
-        return self.says
+        return self.stored
 
     def cache_of(self, who: Caller, dialect: str = "incus") -> CallerCache:
         """Return the cache of a caller."""
@@ -51,7 +51,7 @@ class Host:
         self, who: Caller, *, raw: bytes = REQUEST, body: bytes = b"bar", code: int = 200, cacheable: bool = True
     ) -> None:
         """Put a response to the caller into the cache."""
-        environ: Environ = {CACHEABLE: cacheable, INSTANCE: self.says, CALLER: who}
+        environ: Environ = {CACHEABLE: cacheable, INSTANCE: self.stored, CALLER: who}
         exchange = Exchange(environ, who, "incus", f"{code} Any", [], len(body), 0.1)
         self.cache.put(self.cache_of(who), raw, exchange, b"HTTP/1.1 200 OK\r\n", b"\r\n" + body)
 
@@ -106,14 +106,14 @@ def test_not_reused_after_a_change(host: Host, what: str) -> None:
     init = StandIn()
     guest = caller()._replace(init=init)
     host.answer(guest)
-    assert host.says is not None
-    before = host.says
+    assert host.stored is not None
+    before = host.stored
     if what == "changed":
-        host.says = replace(before, revision=2, config={"user.foo": "other"})
+        host.stored = replace(before, revision=2, config={"user.foo": "other"})
     elif what == "same again":
-        host.says = replace(before)
+        host.stored = replace(before)
     elif what == "removed":
-        host.says = None
+        host.stored = None
     elif what == "fault":
         host.fault = StoreError("no store")
     else:
@@ -162,7 +162,7 @@ def test_responses_that_are_not_logged(host: Host) -> None:
     """A response that is not logged takes less memory, and its bytes are the same."""
     guest = caller()
     quiet = Host()
-    quiet.says = host.says
+    quiet.stored = host.stored
     quiet.cache = ResponseCache(quiet.look, logged_from=400)
     for one in (host, quiet):
         one.answer(guest)
@@ -249,8 +249,8 @@ def test_size_is_the_sum_of_all_caches(steps: list[tuple[int, int, int, str]]) -
         if what == "r":
             guests[who] = guests[who]._replace(run=guests[who].run + 1)
         elif what == "c":
-            assert host.says is not None
-            host.says = replace(host.says, revision=host.says.revision + 1)
+            assert host.stored is not None
+            host.stored = replace(host.stored, revision=host.stored.revision + 1)
         host.answer(guests[who], raw=request(f"/{path}"), body=b"x" * size)
         sizes = [host.cache_of(guest).size for guest in guests]
         assert max(sizes) <= response_cache.CALLER_BYTES
@@ -261,9 +261,9 @@ def test_nothing_is_kept_alive(host: Host) -> None:
     """The cache keeps neither an instance nor an init alive."""
     guest = caller()
     host.answer(guest)
-    assert host.says is not None
-    old = weakref.ref(host.says), weakref.ref(guest.init)
-    host.says = None
+    assert host.stored is not None
+    old = weakref.ref(host.stored), weakref.ref(guest.init)
+    host.stored = None
     del guest
     gc.collect()
     assert [reference() for reference in old] == [None, None]

@@ -52,12 +52,12 @@ while not select.select([sys.stdin], [], [], 0.05)[0]:
     change_all("user.n", str(number))
 sys.stdin.readline()
 change_all("user.end", "1")
-told = {name: [] for name in names}
+sent = {name: [] for name in names}
 with view(loaded.store.url) as store:
     for entry in read_entries(store, begin, 1_000_000).found:
         if entry.for_guest:
-            told[entry.instance].append(entry.id)
-print(json.dumps(told), flush=True)
+            sent[entry.instance].append(entry.id)
+print(json.dumps(sent), flush=True)
 sys.stdin.readline()
 with writer.change() as change:
     for name in names:
@@ -78,8 +78,8 @@ class Operator:
         """Stop the changes; return the ids of each instance's events."""
         self._in.write("end\n")
         self._in.flush()
-        told: dict[str, list[int]] = json.loads(self._out.readline())
-        return told
+        sent: dict[str, list[int]] = json.loads(self._out.readline())
+        return sent
 
 
 @contextmanager
@@ -108,18 +108,18 @@ def test_nothing_is_lost(machine: Installed, verb: str) -> None:
         work = f"{operator.begin} {CLIENTS}"
         clients = [stack.enter_context(one.listening("last", work)) for one in containers.values()]
         for client in clients:
-            assert client.say() == "ready"
+            assert client.read_document() == "ready"
         for count in (4, 1, 3, 2, 2, 1, 4, 3, 1, 2):
             machine.set_workers(count)
             machine.run("systemctl", verb, "guestapi.service")
             machine.ask()
         machine.wait_for_workers(2)
-        told = operator.end()
+        sent = operator.end()
         for name, client in zip(names, clients, strict=True):
-            seen = client.say()
+            seen = client.read_document()
             assert [loop for loop in seen["loops"] if loop["failed"]] == []
             assert all(loop["good"] > 10 for loop in seen["loops"])
             for listener in seen["listeners"]:
                 assert listener["lost"] == []
                 assert set(listener["codes"]) == {1001}
-                assert listener["ids"] == told[name]
+                assert listener["ids"] == sent[name]

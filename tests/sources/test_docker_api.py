@@ -50,7 +50,7 @@ class FakeEngine:
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
-    def says(self, content: bytes, status: str = "200 OK") -> None:
+    def set_answer(self, content: bytes, status: str = "200 OK") -> None:
         """Answer each request with this body."""
         head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         self.does = lambda connection: connection.sendall(head + content)
@@ -100,7 +100,7 @@ def refused(fake: FakeEngine, seconds: float = 10.0) -> str:
 
 def test_list_and_inspect(fake: FakeEngine) -> None:
     """An engine's lists and containers are decoded without labels, which come from images; null is an empty value."""
-    fake.says(
+    fake.set_answer(
         json.dumps(
             [
                 {"Id": ID, "Names": ["/web"], "Labels": {"x": "y"}, "Mounts": None},
@@ -111,21 +111,21 @@ def test_list_and_inspect(fake: FakeEngine) -> None:
     first, second = Engine(fake.path).containers()
     assert (first.id, first.mounts) == (ID, None)
     assert second.mounts == [ContainerMount("bind", "", "/a", "/b")]
-    fake.says(json.dumps({"Id": ID, "Name": "/web", "State": {"Pid": 7}, "Mounts": [], "Config": {}}).encode())
+    fake.set_answer(json.dumps({"Id": ID, "Name": "/web", "State": {"Pid": 7}, "Mounts": [], "Config": {}}).encode())
     assert Engine(fake.path).container(ID).state.pid == 7
     assert fake.asked == ["/containers/json?all=1", f"/containers/{ID}/json"]
 
 
 def test_missing_container(fake: FakeEngine) -> None:
     """404 raises an error of its own class, which shows the engine's message on one line."""
-    fake.says(b'{"message":"no such\\ncontainer"}', "404 Not Found")
+    fake.set_answer(b'{"message":"no such\\ncontainer"}', "404 Not Found")
     with pytest.raises(ContainerGoneError, match=r"404 no such\?container"):
         Engine(fake.path).container(ID)
 
 
 def test_answer_about_another_container(fake: FakeEngine) -> None:
     """An answer about another container than the requested one is an error."""
-    fake.says(json.dumps({"Id": ID[::-1], "Name": "/web"}).encode())
+    fake.set_answer(json.dumps({"Id": ID[::-1], "Name": "/web"}).encode())
     with pytest.raises(EngineError, match="answered with another"):
         Engine(fake.path).container(ID)
 
@@ -150,7 +150,7 @@ def test_answer_about_another_container(fake: FakeEngine) -> None:
 )
 def test_no_list(fake: FakeEngine, content: bytes) -> None:
     """A body that is no list of containers with complete ids is an error."""
-    fake.says(content)
+    fake.set_answer(content)
     refused(fake)
 
 
@@ -229,7 +229,7 @@ def event(key: str, more: str = "") -> bytes:
     ).encode()
 
 
-def told(fake: FakeEngine, *parts: bytes) -> list[frozenset[str] | None]:
+def read_events(fake: FakeEngine, *parts: bytes) -> list[frozenset[str] | None]:
     """Send these parts on an event stream; return what is read for each."""
     go = threading.Semaphore(0)
 
@@ -260,21 +260,21 @@ def told(fake: FakeEngine, *parts: bytes) -> list[frozenset[str] | None]:
 def test_events(fake: FakeEngine) -> None:
     """Each complete line gives a container's id; a line may arrive in pieces."""
     line = event(ID) + b"\n"
-    assert told(fake, line, event(ID[::-1]) + b"\n") == [frozenset({ID}), frozenset({ID[::-1]})]
+    assert read_events(fake, line, event(ID[::-1]) + b"\n") == [frozenset({ID}), frozenset({ID[::-1]})]
     assert "%22rename%22" in fake.asked[0]
 
 
 @pytest.mark.parametrize("line", [b"nonsense", b"{}", b'{"Actor":{"ID":"web"}}', b"\xff", b"[" * 60_000])
 def test_odd_event(fake: FakeEngine, line: bytes) -> None:
     """A malformed event asks for a look at all containers; the next event is read again."""
-    assert told(fake, line + b"\n", event(ID) + b"\n") == [None, frozenset({ID})]
+    assert read_events(fake, line + b"\n", event(ID) + b"\n") == [None, frozenset({ID})]
 
 
 def test_endless_event(fake: FakeEngine) -> None:
     """A line beyond the limit is not kept; the lines after it are read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(docker_api, "_EVENT_BYTES", 1000)
-        found = told(fake, event(ID, "x" * 5000), b"yyy\n" + event(ID[::-1]) + b"\n")
+        found = read_events(fake, event(ID, "x" * 5000), b"yyy\n" + event(ID[::-1]) + b"\n")
     assert found == [None, frozenset({ID[::-1]})]
 
 

@@ -48,7 +48,7 @@ class RunningServer:
         self._thread.join()
         self.server.close()
 
-    def say(self, *parts: bytes, hang_up: bool = True) -> bytes:
+    def send(self, *parts: bytes, hang_up: bool = True) -> bytes:
         """Send these parts on a connection; return the answer."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(20)
@@ -86,7 +86,7 @@ GOOD = b"1\0lxc\0aweb\0eLXC_PID=5\0eLXC_NAME=web\0hinside.example\0\0"
 @pytest.mark.root
 def test_ring(running: RunningServer) -> None:
     """A ring that arrives in pieces of any size is one ring; only root can connect to the socket."""
-    assert running.say(*(GOOD[at : at + 1] for at in range(len(GOOD)))) == b"ok\n"
+    assert running.send(*(GOOD[at : at + 1] for at in range(len(GOOD)))) == b"ok\n"
     assert running.rings == [Ring("lxc", ("web",), {"LXC_PID": "5", "LXC_NAME": "web"}, b"", "inside.example")]
     assert running.path.stat().st_mode & 0o777 == 0o600
 
@@ -107,27 +107,27 @@ def test_ring(running: RunningServer) -> None:
 )
 def test_garbage(running: RunningServer, said: bytes, sentence: str, caplog: pytest.LogCaptureFixture) -> None:
     """A malformed ring gets one sentence, which is also in the journal; the next ring works."""
-    assert sentence.encode() in running.say(said)
+    assert sentence.encode() in running.send(said)
     assert sentence in caplog.text
     assert running.rings == []
-    assert running.say(GOOD) == b"ok\n"
+    assert running.send(GOOD) == b"ok\n"
     assert running.spoilt == 1
 
 
 @pytest.mark.root
 def test_probe(running: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     """A connection that only tests whether the follower listens is not logged."""
-    assert running.say() == b"no nothing was said\n"
+    assert running.send() == b"no nothing was said\n"
     assert caplog.text == ""
 
 
 @pytest.mark.root
 def test_endless_ring(running: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     """Of an endless ring only a megabyte is read."""
-    answer = running.say(b"1\0lxc\0i", *(b"x" * (1 << 20) for _ in range(64)))
+    answer = running.send(b"1\0lxc\0i", *(b"x" * (1 << 20) for _ in range(64)))
     assert answer in (b"", b"no a hook has said more than %d bytes\n" % doorbell.RING_BYTES)
     assert "has said more than" in caplog.text
-    assert running.say(GOOD) == b"ok\n"
+    assert running.send(GOOD) == b"ok\n"
 
 
 @pytest.mark.root
@@ -140,7 +140,7 @@ def test_hook_that_hangs(
         hanging.settimeout(20)
         hanging.connect(str(running.path))
         hanging.sendall(GOOD[:10])
-        assert running.say(GOOD) == b"ok\n"
+        assert running.send(GOOD) == b"ok\n"
         assert b"within 0.3 s" in hanging.recv(4096)
     assert "within 0.3 s" in caplog.text
 

@@ -300,8 +300,8 @@ def test_annotation_with_a_running_name(host: Host) -> None:
     with Container(host.service.binds, hostname="web") as other:
         host.service.add("web", other, {"user.secret": "s"})
         before = instances(host.service)["web"]
-        told = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
-        host.run("mine", *told)
+        annotations = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
+        host.run("mine", *annotations)
         until(lambda: host.is_running("mine"), "mine")
         assert "user.secret" not in host.engine.ask("mine", "/1.0/config")
         assert instances(host.service)["web"] == before

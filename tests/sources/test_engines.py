@@ -291,13 +291,13 @@ def test_stopped_engine(seen: Seen) -> None:
 @only_podman
 def test_annotations_of_0_1_are_problems(seen: Seen) -> None:
     """A container with annotations that 0.1 obeyed has problems that state the replacement."""
-    told = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
-    key = seen.run("mine", *told, "--annotation=guestapi.config.user.role=frontend")
+    annotations = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
+    key = seen.run("mine", *annotations, "--annotation=guestapi.config.user.role=frontend")
     found = seen.one(key)
     assert (found.name, found.config) == ("mine", {})
     assert any("'podman rename'" in problem for problem in found.problems)
     assert any("guestapi config set mine" in problem for problem in found.problems)
-    assert seen.one(seen.run("web", *told)).problems == ()
+    assert seen.one(seen.run("web", *annotations)).problems == ()
 
 
 #: The infra containers of pods take no options.

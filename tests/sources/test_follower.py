@@ -126,7 +126,7 @@ def test_restart(tmp_path: Path, inits: Inits) -> None:
         ring(tmp_path, "web", second)
         inits.end(first)
         looks = source.looks
-        source.say("")
+        source.announce("")
         until(lambda: source.looks > looks, "a look")
         assert ledger.pid("web") == second
         source.there.clear()
@@ -159,13 +159,13 @@ def test_changes(tmp_path: Path, inits: Inits) -> None:
     with following(source, ledger, tmp_path):
         until(lambda: source.looks, "the first look")
         source.run("web", pid)
-        source.say("key of web")
+        source.announce("key of web")
         until(lambda: ledger.pid("web") == pid, "one change")
         source.run("db", None)
         source.hang_up()
         until(lambda: "key of db" in ledger.entries, "a look after the stream ended")
         source.run("cache", None)
-        source.say("key of cache")
+        source.announce("key of cache")
         until(lambda: "key of cache" in ledger.entries, "the new stream")
 
 
@@ -184,10 +184,10 @@ def test_ring_during_an_observation(tmp_path: Path, inits: Inits) -> None:
 
         source.observe = slowly  # type: ignore[method-assign, assignment]  # replaced for this test
         looks = source.looks
-        source.say("")
+        source.announce("")
         until(lambda: source.looks > looks, "a look")
         source.observe = observe  # type: ignore[method-assign]  # restored
-        source.say("key of another")
+        source.announce("key of another")
         until(lambda: ledger.pid("web") == pid, "the ring")
         time.sleep(0.1)
         assert ledger.pid("web") == pid
@@ -202,7 +202,7 @@ def test_unclear_container_keeps_its_entry(tmp_path: Path, inits: Inits) -> None
         until(lambda: ledger.pid("web") == pid, "the first look")
         source.there["key of web"] = Unclear("key of web", "its monitor is busy")
         source.run("db", None)
-        source.say("")
+        source.announce("")
         until(lambda: "key of db" in ledger.entries, "a look")
         assert ledger.pid("web") == pid
         source.run("web", pid, mood="fine")
@@ -213,13 +213,13 @@ def test_runtime_that_fails(tmp_path: Path) -> None:
     """A runtime's failure is reported as a fault and changes no container; the fault ends with it."""
     ledger, source = MemoryLedger(), PlayedSource()
     source.run("web", None)
-    with following(source, ledger, tmp_path) as told:
+    with following(source, ledger, tmp_path) as notified:
         until(lambda: any(one.contact for one in ledger.statuses), "the first note")
         source.fault = "the runtime is away"
-        source.say("")
+        source.announce("")
         until(lambda: ledger.statuses[-1].fault == "the runtime is away", "a fault")
         assert "key of web" in ledger.entries
-        until(lambda: any("the runtime is away" in one for one in told), "what systemd is told")
+        until(lambda: any("the runtime is away" in one for one in notified), "the message to systemd")
         source.fault = None
         until(lambda: ledger.statuses[-1].fault == "", "the end of the fault")
 
@@ -228,13 +228,13 @@ def test_locked_store(tmp_path: Path, inits: Inits) -> None:
     """While the store is locked the hook gives up and the container starts; the follower registers it later."""
     ledger = MemoryLedger()
     (pid,) = inits.start()
-    with following(PlayedSource(), ledger, tmp_path) as told:
+    with following(PlayedSource(), ledger, tmp_path) as notified:
         ledger.locked = True
         began = time.monotonic()
         assert "not registered within 2 s" in ring(tmp_path, "web", pid)
         assert time.monotonic() - began < 10
         assert ledger.pid("web") is None
-        until(lambda: any("the store is locked" in one for one in told), "what systemd is told")
+        until(lambda: any("the store is locked" in one for one in notified), "the message to systemd")
         ledger.locked = False
         until(lambda: ledger.pid("web") == pid, "what was observed")
         # As observed before the init ran.
@@ -293,7 +293,7 @@ def test_restored_store(tmp_path: Path, inits: Inits) -> None:
         looks = source.looks
         old = source.observed("old", None)
         ledger.entries = {old.key: old}
-        source.say("")
+        source.announce("")
         until(lambda: ledger.pid("web") == pid, "what is there")
         until(lambda: "key of old" not in ledger.entries, "what is not")
         # One look was requested, and one made the correction; there must be no more.
@@ -329,17 +329,17 @@ def test_runtime_that_hangs(tmp_path: Path, inits: Inits, monkeypatch: pytest.Mo
     ledger, source = MemoryLedger(), PlayedSource()
     (pid,) = inits.start()
     answered = Event()
-    with following(source, ledger, tmp_path) as told:
+    with following(source, ledger, tmp_path) as notified:
         until(lambda: source.looks, "the first look")
         source.observe = lambda known: (answered.wait(60), [])[1]  # type: ignore[method-assign]  # it hangs
-        source.say("")
+        source.announce("")
         assert ring(tmp_path, "web", pid) == ""
         assert ledger.pid("web") == pid
 
         def is_fed() -> bool:
-            fed = told.count("WATCHDOG=1")
+            fed = notified.count("WATCHDOG=1")
             time.sleep(1.2)
-            return told.count("WATCHDOG=1") > fed
+            return notified.count("WATCHDOG=1") > fed
 
         until(lambda: not is_fed(), "the watchdog's hunger")
         answered.set()

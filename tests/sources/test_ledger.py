@@ -17,7 +17,7 @@ from guestapi.store import profiles
 from guestapi.store.lookup import find_instance, get_layers, list_instances, list_sources
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
-from tests.store.processes import init, known, restore, told
+from tests.store.processes import init, known, log_entries, restore
 
 
 @pytest.fixture
@@ -116,12 +116,12 @@ def test_template_after_an_upgrade(settings: Settings) -> None:
     hooks = HookSettings(template={"user.by": "template", "user.role": "none"})
     ledger = StoreLedger(msgspec.structs.replace(settings, hooks=hooks), "lxc", Path("/run/lxc.sock"))
     ledger.known()
-    entries = len(told(settings))
+    entries = len(log_entries(settings))
     inits = {one.name: one.init for one in known(settings) if one.source == "lxc"}
     observed = [Observed(f"/var/lib/lxc {name}", "default", name, init=one) for name, one in inits.items()]
     assert ledger.write(observed, (), ()) == []
     assert {one.id: one.config for one in known(settings)} == before
-    assert len(told(settings)) == entries
+    assert len(log_entries(settings)) == entries
     with view(settings.store.url) as store:
         layers = {one.name: get_layers(store, one) for one in list_instances(store, source="lxc")}
     assert layers["web"].origin("user.by") == layers["db"].origin("user.by") == "profile default"

@@ -55,7 +55,7 @@ def played(name: str, answer: Callable[[socket.socket, int, bytes], None]) -> It
         thread.join(20)
 
 
-def say(result: int, data: bytes = b"", word: int = 0, length: int | None = None) -> Callable[..., None]:
+def reply(result: int, data: bytes = b"", word: int = 0, length: int | None = None) -> Callable[..., None]:
     """Return a function that sends this answer."""
 
     def answer(connection: socket.socket, command: int, payload: bytes) -> None:
@@ -66,14 +66,14 @@ def say(result: int, data: bytes = b"", word: int = 0, length: int | None = None
 
 def test_messages_of_the_hook() -> None:
     """Answers of any valid length, in one piece or in many, are read."""
-    with played("web", say(0, word=4711)) as where:
+    with played("web", reply(0, word=4711)) as where:
         assert Monitor(where).init_pid() == 4711
-    with played("web", say(0, b"a\nb\0")) as where:
+    with played("web", reply(0, b"a\nb\0")) as where:
         assert Monitor(where).config_item("lxc.net") == "a\nb"
     # liblxc's own client refuses this length.
-    with played("web", say(0, b"x" * 100_000)) as where:
+    with played("web", reply(0, b"x" * 100_000)) as where:
         assert Monitor(where).config_item("lxc.mount.entry") == "x" * 100_000
-    for nothing in (say(-2), say(0), say(0, b"\0")):
+    for nothing in (reply(-2), reply(0), reply(0, b"\0")):
         with played("web", nothing) as where:
             assert Monitor(where).config_item("lxc.net.0.name") is None
 
@@ -89,13 +89,13 @@ def test_messages_of_the_hook() -> None:
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (say(0, word=0), "process 0"),
-        (say(0, word=1 << 63), "process 9223372036854775808"),
-        (say(-1), "refuses: Operation not permitted"),
-        (say(-2147483648), "refuses"),
-        (say(0, length=2147483647), "an answer of 2147483647 bytes"),
-        (say(0, length=-1), "an answer of -1 bytes"),
-        (say(0, b"x", length=100), "in the middle of an answer"),
+        (reply(0, word=0), "process 0"),
+        (reply(0, word=1 << 63), "process 9223372036854775808"),
+        (reply(-1), "refuses: Operation not permitted"),
+        (reply(-2147483648), "refuses"),
+        (reply(0, length=2147483647), "an answer of 2147483647 bytes"),
+        (reply(0, length=-1), "an answer of -1 bytes"),
+        (reply(0, b"x", length=100), "in the middle of an answer"),
         (lambda connection, *_: None, "in the middle of an answer"),
         (lambda connection, *_: connection.sendall(b"HTTP/1.1 200 OK\r\n"), "refuses|bytes"),
     ],
@@ -108,7 +108,7 @@ def test_impossible_answers(answer: Callable[..., None], sentence: str) -> None:
 
 def test_monitor_without_a_name() -> None:
     """A monitor that does not report its name is an error."""
-    with played("web", say(0, b"\0")) as where, pytest.raises(MonitorError, match="does not say its name"):
+    with played("web", reply(0, b"\0")) as where, pytest.raises(MonitorError, match="does not say its name"):
         Monitor(where).name()
 
 
@@ -172,7 +172,7 @@ def test_addresses() -> None:
     assert monitor._hash(b"foobar") == 0x85944171F73967E8
     long = address("/var/lib/lxc", "w" * 86)
     assert len(long) == len("lxc/0123456789abcdef/command")
-    with played("web", say(0)) as where:
+    with played("web", reply(0)) as where:
         assert where in listening()
         assert listening().count(where) == 1
     assert where not in listening()

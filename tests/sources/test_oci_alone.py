@@ -138,8 +138,12 @@ def test_shared_pid_namespace(seen: Seen) -> None:
 @pytest.mark.parametrize("trusted", [False, True])
 def test_annotations(seen: Seen, trusted: bool) -> None:
     """Annotations are configuration only if the operator trusts them, and never a name or a switch."""
-    told = {"guestapi.name": "other", "guestapi.config.user.a": "b", "guestapi.config.security.guestapi": "false"}
-    key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours], annotations=told))
+    given = {
+        "guestapi.name": "other",
+        "guestapi.config.user.a": "b",
+        "guestapi.config.security.guestapi": "false",
+    }
+    key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours], annotations=given))
     found = seen.source(annotations=trusted).observe_one(key, None)
     assert isinstance(found, Observed)
     assert (found.name, found.config) == ("web", {"user.a": "b"} if trusted else {})

@@ -19,7 +19,7 @@ from tests.harness.containers import Container
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Path:
+def place(tmp_path: Path) -> Path:
     """The directory of a socket."""
     directory = tmp_path / "guestapi"
     directory.mkdir()
@@ -31,23 +31,23 @@ def of(directory: Path) -> Places:
     return Places.of([ListenSocket(path=f"{directory}/sock")])
 
 
-def test_directory_link_and_socket(ours: Path, tmp_path: Path) -> None:
+def test_directory_link_and_socket(place: Path, tmp_path: Path) -> None:
     """The directory by any path, and the socket itself, are recognised; another path with the same name is not."""
-    (tmp_path / "link").symlink_to(ours)
-    (ours / "sock").touch()
+    (tmp_path / "link").symlink_to(place)
+    (place / "sock").touch()
     (tmp_path / "false").mkdir()
-    look = of(ours).look()
-    for ok in (ours, tmp_path / "link", ours / "../guestapi", ours / "sock"):
+    look = of(place).look()
+    for ok in (place, tmp_path / "link", place / "../guestapi", place / "sock"):
         assert look.has(str(ok)), ok
     for no in ("", "/", str(tmp_path), str(tmp_path / "false"), "/no/such", "a\0b", "guestapi"):
         assert not look.has(no), no
 
 
-def test_missing_socket_directory(ours: Path) -> None:
+def test_missing_socket_directory(place: Path) -> None:
     """A missing directory, as while the socket's unit is stopped, is recognised by its path."""
-    look = of(ours / "later").look()
-    assert look.has(f"{ours}/later")
-    assert not look.has(f"{ours}/other")
+    look = of(place / "later").look()
+    assert look.has(f"{place}/later")
+    assert not look.has(f"{place}/other")
 
 
 @pytest.fixture
@@ -69,13 +69,13 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         thread.join()
 
 
-def test_hanging_file_system(ours: Path, hanging: threading.Event) -> None:
+def test_hanging_file_system(place: Path, hanging: threading.Event) -> None:
     """A file system that hangs costs its timeout once, and delays nothing else."""
-    look = of(ours).look()
+    look = of(place).look()
     began = time.monotonic()
     for _ in range(50):
         assert not look.has("/hangs/a")
-        assert look.has(str(ours))
+        assert look.has(str(place))
     assert time.monotonic() - began < 3
     assert len(places._stuck) == 1
     hanging.set()
@@ -86,23 +86,23 @@ def test_hanging_file_system(ours: Path, hanging: threading.Event) -> None:
 
 
 @pytest.mark.root
-def test_mounted_in_a_container(ours: Path, tmp_path: Path) -> None:
+def test_mounted_in_a_container(place: Path, tmp_path: Path) -> None:
     """The kernel's mounts decide: a directory with the same name elsewhere is not guestapi's."""
     false = tmp_path / "x/guestapi"
     false.mkdir(parents=True)
     tmp_path.chmod(0o755)
-    with Container([(ours, "/dev/incus")]) as with_it, Container([(false, "/dev/incus")]) as without:
-        assert of(ours).look().mounted_in(with_it.pid)
-        assert not of(ours).look().mounted_in(without.pid)
+    with Container([(place, "/dev/incus")]) as with_it, Container([(false, "/dev/incus")]) as without:
+        assert of(place).look().mounted_in(with_it.pid)
+        assert not of(place).look().mounted_in(without.pid)
 
 
 @pytest.mark.root
-def test_imitated_mount(ours: Path) -> None:
+def test_imitated_mount(place: Path) -> None:
     """Root in a container can put any text into mountinfo; only device and root decide."""
     with Container([]) as container:
         words = ["nsenter", "-t", str(container.pid), "-U", "-m", "--setuid", "0", "--setgid", "0", "sh", "-c"]
-        script = f"mount -t tmpfs tmpfs /mnt && mkdir -p /mnt{ours} /mnt/at && mount --bind /mnt{ours} /mnt/at"
+        script = f"mount -t tmpfs tmpfs /mnt && mkdir -p /mnt{place} /mnt/at && mount --bind /mnt{place} /mnt/at"
         subprocess.run([*words, script], check=True, capture_output=True)
         text = Path(f"/proc/{container.pid}/mountinfo").read_text()
-        assert f" {ours} /mnt/at " in text
-        assert not of(ours).look().mounted_in(container.pid)
+        assert f" {place} /mnt/at " in text
+        assert not of(place).look().mounted_in(container.pid)

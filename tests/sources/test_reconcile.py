@@ -22,7 +22,7 @@ from guestapi.store.lookup import find_instance, get_layers, list_instances, lis
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
-from tests.store.processes import add, init, known, told
+from tests.store.processes import add, init, known, log_entries
 
 NIC: Device = {"type": "nic", "name": "eth0"}
 DISK: Device = {"type": "disk", "path": "/srv", "source": "/data"}
@@ -97,9 +97,9 @@ def test_life_of_a_container(host: Host, settings: Settings) -> None:
     assert host.observe(seen("web", first, devices={"eth0": NIC})) == []
     web = host.instances()["web"]
     assert (web.init, web.source, web.key, web.devices) == (first, "lxc", "/var/lib/lxc web", {"eth0": NIC})
-    log = told(settings)
+    log = log_entries(settings)
     assert host.observe(seen("web", first, devices={"eth0": NIC})) == []
-    assert (host.instances()["web"], told(settings)) == (web, log)
+    assert (host.instances()["web"], log_entries(settings)) == (web, log)
     host.end_processes(first)
     second = host.start_process()
     host.observe(seen("web", second, devices={"lan0": NIC}))
@@ -351,15 +351,15 @@ def test_simultaneous_renames(host: Host, order: tuple[int, ...]) -> None:
     host.observe(*[seen(f"c{number}", inits[number], key=str(number)) for number in range(3)])
     before = {one.key: one.id for one in host.instances().values()}
     for names in (["c1", "c2", "c3"], ["c2", "c3", "c1"], ["c1", "c0", "c2"]):
-        log = len(told(host.settings))
+        log = len(log_entries(host.settings))
         wanted = [seen(names[number], inits[number], key=str(number)) for number in order]
         assert host.observe(*wanted) == []
         assert {name: one.key for name, one in host.instances().items()} == {
             name: str(number) for number, name in enumerate(names)
         }
         assert {one.key: one.id for one in host.instances().values()} == before
-        assert all("instance-renamed" in metadata for _type, metadata, _guest in told(host.settings)[log:])
-        assert len(told(host.settings)) - log == 3
+        assert all("instance-renamed" in metadata for _type, metadata, _guest in log_entries(host.settings)[log:])
+        assert len(log_entries(host.settings)) - log == 3
 
 
 def test_duplicate_names_and_keys(host: Host) -> None:
@@ -518,5 +518,5 @@ def test_batch_is_one_commit(host: Host) -> None:
         reconcile(change, "lxc", observations, is_alive=host.alive.__contains__)
         assert reader.version() == before
     assert len(host.instances()) == 100
-    assert sum("instance-started" in metadata for _type, metadata, _guest in told(host.settings)) == 100
+    assert sum("instance-started" in metadata for _type, metadata, _guest in log_entries(host.settings)) == 100
     reader.close()

@@ -30,9 +30,9 @@ from guestapi.store.errors import StoreError
 from guestapi.store.writing import Writer
 
 settings = Settings(store=StoreSettings(url=sys.argv[1], lock_seconds=20.0))
-def say(word):
+def send(word):
     print(word, flush=True)
-def heard():
+def receive():
     return sys.stdin.readline().strip()
 """
 
@@ -42,7 +42,7 @@ def init(number: int, start_time: int = 1) -> Init:
     return Init(number, start_time, "boot", 4_026_531_000 + number)
 
 
-def told(settings: Settings) -> list[tuple[str, str, bool]]:
+def log_entries(settings: Settings) -> list[tuple[str, str, bool]]:
     """Return the entries of the change log in order: type, metadata and whether guests receive it."""
     reader = Reader(settings.store.url)
     found = reader.entries(0, 1_000_000).found
@@ -75,17 +75,17 @@ def known(settings: Settings) -> list[Instance]:
 
 
 class Other:
-    """Another process that runs Python code with `settings`, `say` and `heard`."""
+    """Another process that runs Python code with `settings`, `send` and `receive`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def hear(self) -> str:
+    def read_line(self) -> str:
         """Return the next line that it prints."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def tell(self, word: str) -> None:
+    def write_line(self, word: str) -> None:
         """Send a line to it."""
         assert self._process.stdin is not None
         self._process.stdin.write(word + "\n")

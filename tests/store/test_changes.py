@@ -132,15 +132,15 @@ def test_events_lead_from_the_old_state_to_the_new(
     config = {key: value for key, value in old.items() if value}
     devices = dict(old_devices)
     for event in changes.find_differences(old, new, old_devices, new_devices):
-        told = event.metadata
+        metadata = event.metadata
         if event.type == "config":
-            assert config.pop(told["key"], "") == told["old_value"]
-            config |= {told["key"]: told["value"]} if told["value"] else {}
-        elif told["action"] == "removed":
-            assert devices.pop(told["name"]) == told["config"]
+            assert config.pop(metadata["key"], "") == metadata["old_value"]
+            config |= {metadata["key"]: metadata["value"]} if metadata["value"] else {}
+        elif metadata["action"] == "removed":
+            assert devices.pop(metadata["name"]) == metadata["config"]
         else:
-            assert (told["name"] in devices) == (told["action"] == "updated")
-            devices[told["name"]] = told["config"]
+            assert (metadata["name"] in devices) == (metadata["action"] == "updated")
+            devices[metadata["name"]] = metadata["config"]
     assert config == {key: value for key, value in new.items() if value}
     assert devices == new_devices
 

@@ -112,10 +112,10 @@ def test_inaccessible_doorbell(users_directory: Path) -> None:
     code = """
 with Writer(settings).change() as change:
     steps.configure(change, get_instance(change, "default", "c1"), {"a": "1"})
-say("no error")
+send("no error")
 """
     with other_process(settings, code, USER) as other:
-        said = other.hear()
+        said = other.read_line()
     assert config_of(settings) == {"a": "1"}
     assert said == "no error"
 

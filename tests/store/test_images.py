@@ -286,11 +286,11 @@ IMPORTING = """
 from pathlib import Path
 from guestapi.store.images import directory, import_image, remove_image
 writer = Writer(settings)
-sources = [Path(name) for name in heard().split()]
+sources = [Path(name) for name in receive().split()]
 while True:
-    say("go")
+    send("go")
     image = import_image(writer, directory(settings), sources)
-    say("done")
+    send("done")
     remove_image(writer, directory(settings), image.fingerprint)
 """
 
@@ -303,9 +303,9 @@ def test_killed_imports(settings: Settings, writer: Writer, where: Path, tmp_pat
     known_at_the_end = 0
 
     def import_again(other: Other, words: int) -> None:
-        other.tell(" ".join(map(str, sources)))
+        other.write_line(" ".join(map(str, sources)))
         for _word in range(words):
-            other.hear()
+            other.read_line()
 
     for attempt in range(24):
         with other_process(settings, IMPORTING) as other:
@@ -329,22 +329,22 @@ def test_simultaneous_imports(settings: Settings, writer: Writer, where: Path, s
 from pathlib import Path
 from guestapi.store.images import directory, import_image
 writer = Writer(settings)
-source = Path(heard())
-say("ready")
-heard()
+source = Path(receive())
+send("ready")
+receive()
 try:
     import_image(writer, directory(settings), [source])
-    say("imported")
+    send("imported")
 except GuestapiError as error:
-    say(error)
+    send(error)
 """
     with other_process(settings, code) as first, other_process(settings, code) as second:
         for other in (first, second):
-            other.tell(str(source))
-            assert other.hear() == "ready"
+            other.write_line(str(source))
+            assert other.read_line() == "ready"
         for other in (first, second):
-            other.tell("go")
-        said = sorted([first.hear(), second.hear()])
+            other.write_line("go")
+        said = sorted([first.read_line(), second.read_line()])
     assert said[1] == "imported"
     assert "is there already" in said[0]
     (image,) = known(settings)

@@ -23,7 +23,7 @@ from guestapi.store.reading import Reader, ValueReader
 from guestapi.store.rows import entries, load_layers
 from guestapi.store.transaction import Change
 from guestapi.store.writing import Writer
-from tests.store.processes import add, config_of, init, known, told
+from tests.store.processes import add, config_of, init, known, log_entries
 
 MIB = 1 << 20
 
@@ -116,9 +116,9 @@ def test_change_is_one_transaction_with_an_event_each(settings: Settings, writer
         steps.configure(change, get_instance(change, "default", "c7"), {"user.a": "own"})
     assign(writer, "c8", "p", "q")
     revisions = {one.name: one.revision for one in known(settings)}
-    before = len(told(settings))
+    before = len(log_entries(settings))
     edit(writer, "p", {"user.a": "2"})
-    entries = told(settings)[before:]
+    entries = log_entries(settings)[before:]
     assert len(entries) == 248
     assert {kind for kind, _metadata, _guest in entries} == {"config"}
     assert {metadata for _kind, metadata, _guest in entries} == {'{"key":"user.a","old_value":"1","value":"2"}'}
@@ -136,7 +136,7 @@ def test_log_keeps_all_of_one_change(settings: Settings) -> None:
         for number in range(20):
             steps.add(change, "default", f"c{number}", profiles=(shared,))
     edit(short, "p", {"user.a": "1"})
-    assert [kind for kind, _metadata, _guest in told(settings)] == ["config"] * 20
+    assert [kind for kind, _metadata, _guest in log_entries(settings)] == ["config"] * 20
 
 
 def test_limit_of_the_merged_configuration(settings: Settings) -> None:

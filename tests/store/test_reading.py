@@ -52,17 +52,17 @@ def test_reader_sees_what_another_process_committed(settings: Settings, writer: 
     """After another process has committed a change, the next read shows it, every time."""
     code = """
 writer = Writer(settings)
-while value := heard():
+while value := receive():
     with writer.change() as change:
         steps.configure(change, get_instance(change, "default", "c1"), {"user.a": value})
-    say("done")
+    send("done")
 """
     one = add(writer, **{"user.a": "0"})
     assert value(reader, one.id) == "0"
     with other_process(settings, code) as other:
         for number in range(1, 50):
-            other.tell(str(number))
-            assert other.hear() == "done"
+            other.write_line(str(number))
+            assert other.read_line() == "done"
             assert value(reader, one.id) == str(number)
 
 
@@ -122,12 +122,12 @@ def test_reader_is_not_blocked_by_a_writer(settings: Settings, writer: Writer, r
 with Writer(settings).change() as change:
     one = get_instance(change, "default", "c1")
     steps.configure(change, one, {f"user.{number}": "x" * 1_000_000 for number in range(8)} | {"user.a": "2"})
-    say("within")
-    heard()
+    send("within")
+    receive()
 """
     one = add(writer, **{"user.a": "1"})
     with other_process(settings, code) as other:
-        assert other.hear() == "within"
+        assert other.read_line() == "within"
         began = time.monotonic()
         assert value(reader, one.id) == "1"
         newcomer = Reader(settings.store.url)
@@ -135,7 +135,7 @@ with Writer(settings).change() as change:
         with view(settings.store.url) as store:
             assert get_instance(store, "default", "c1") == one
         assert time.monotonic() - began < 4
-        other.tell("go on")
+        other.write_line("go on")
         other.done()
     assert value(reader, one.id) == value(newcomer, one.id) == "2"
     newcomer.close()

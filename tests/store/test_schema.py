@@ -99,21 +99,21 @@ def test_creating_an_existing_store(settings: Settings, writer: Writer) -> None:
 def test_many_processes_create_at_once(settings: Settings) -> None:
     """When several processes create the store at once, there is one store with the instances of all."""
     code = """
-while round := heard():
+while round := receive():
     settings = Settings(store=StoreSettings(url=f"{sys.argv[1]}-{round}", lock_seconds=20.0))
     try:
         with Writer(settings, create=True).change() as change:
             steps.add(change, "default", f"c{len(list_instances(change))}")
-        say("added")
+        send("added")
     except StoreError as error:
-        say(error)
+        send(error)
 """
     with ExitStack() as stack:
         others = [stack.enter_context(other_process(settings, code)) for _ in range(4)]
         for attempt in range(1, 16):
             for other in others:
-                other.tell(str(attempt))
-            assert [other.hear() for other in others] == ["added"] * 4
+                other.write_line(str(attempt))
+            assert [other.read_line() for other in others] == ["added"] * 4
             made = Settings(store=StoreSettings(url=f"{settings.store.url}-{attempt}"))
             assert [one.name for one in known(made)] == ["c0", "c1", "c2", "c3"]
 
@@ -337,24 +337,24 @@ def test_service_goes_on_while_root_writes(users_directory: Path) -> None:
     code = """
 reader, writer = Reader(settings.store.url), Writer(settings)
 reader.instance(1)
-say("open")
-while heard():
+send("open")
+while receive():
     with writer.change() as change:
         one = get_instance(change, "default", "c1")
         assert reader.instance(one.id) == one
         steps.configure(change, one, {"user.user": one.config["user.root"]})
-    say("done")
+    send("done")
 """
     settings = Settings(store=StoreSettings(url=f"sqlite:///{users_directory}/store.db"))
     writer = Writer(settings, create=True)
     add(writer)
     with other_process(settings, code, USER) as other:
-        assert other.hear() == "open"
+        assert other.read_line() == "open"
         for number in range(5):
             with writer.change() as change:
                 steps.configure(change, get_instance(change, "default", "c1"), {"user.root": str(number)})
-            other.tell("go")
-            assert other.hear() == "done"
+            other.write_line("go")
+            assert other.read_line() == "done"
             assert config_of(settings) == {"user.root": str(number), "user.user": str(number)}
 
 
@@ -370,7 +370,7 @@ for opened in (lambda: Writer(settings), lambda: Writer(settings, create=True), 
     try:
         opened()
     except StoreError as error:
-        say(error)
+        send(error)
 """
     with other_process(settings, code, USER + 1) as other:
         sentences = other.done().splitlines()

@@ -59,10 +59,10 @@ def test_header_shows_every_commit(settings: Settings, writer: Writer, reader: R
 writer = Writer(settings)
 with writer.change() as change:
     steps.add(change, "default", "c1")
-while value := heard():
+while value := receive():
     with writer.change() as change:
         steps.configure(change, get_instance(change, "default", "c1"), {"user.a": value})
-    say("done")
+    send("done")
 """
     reader.latest()
     index = map_index(database_file(settings.store.url))
@@ -70,8 +70,8 @@ while value := heard():
     seen = {header(index)}
     with other_process(settings, code) as other:
         for number in range(1, 30):
-            other.tell(str(number))
-            assert other.hear() == "done"
+            other.write_line(str(number))
+            assert other.read_line() == "done"
             assert header(index) not in seen
             seen.add(header(index))
             reader.latest()
@@ -110,13 +110,13 @@ def test_closing_a_reader_leaves_locks_alone(settings: Settings, writer: Writer,
     """A reader that closes and opens again releases no lock of a writer in the same process (fcntl_locking(2))."""
     code = """
 writer = Writer(Settings(store=StoreSettings(url=sys.argv[1], lock_seconds=0.05)))
-while heard():
+while receive():
     try:
         with writer.change() as change:
             steps.add(change, "default", "c2")
-        say("changed")
+        send("changed")
     except StoreError as error:
-        say(type(error).__name__)
+        send(type(error).__name__)
 """
     reader.latest()
     with other_process(settings, code) as other:
@@ -125,10 +125,10 @@ while heard():
             for _time in range(3):
                 reader.close()
                 reader.latest()
-                other.tell("change")
-                assert other.hear() == "StoreBusyError"
-        other.tell("change")
-        assert other.hear() == "changed"
+                other.write_line("change")
+                assert other.read_line() == "StoreBusyError"
+        other.write_line("change")
+        assert other.read_line() == "changed"
 
 
 def test_readers_keep_few_descriptors(settings: Settings, writer: Writer, reader: Reader) -> None:

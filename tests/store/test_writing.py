@@ -18,7 +18,7 @@ from guestapi.store.lookup import find_instance, get_instance
 from guestapi.store.reading import Reader
 from guestapi.store.transaction import Change
 from guestapi.store.writing import Writer
-from tests.store.processes import add, config_of, database, init, known, start, told
+from tests.store.processes import add, config_of, database, init, known, log_entries, start
 
 #: Bytes, the limit of an instance's configuration and devices.
 TOO_MUCH = 16 * 1024 * 1024
@@ -103,7 +103,7 @@ def test_uuid_is_unique(writer: Writer) -> None:
 def test_names_and_values_are_checked(settings: Settings, writer: Writer, wrong: Callable[[Change], Instance]) -> None:
     """An invalid name or value is refused, and nothing of its transaction remains."""
     add(writer)
-    before, log = known(settings), told(settings)
+    before, log = known(settings), log_entries(settings)
 
     def attempt() -> None:
         with writer.change() as change:
@@ -113,7 +113,7 @@ def test_names_and_values_are_checked(settings: Settings, writer: Writer, wrong:
     with pytest.raises(InvalidNameError):
         attempt()
     assert known(settings) == before
-    assert told(settings) == log
+    assert log_entries(settings) == log
 
 
 def test_size_limit_of_the_configuration(settings: Settings, writer: Writer) -> None:
@@ -133,7 +133,7 @@ def test_size_limit_of_the_configuration(settings: Settings, writer: Writer) -> 
 def test_transaction_is_all_or_nothing(settings: Settings, writer: Writer) -> None:
     """An error in a transaction leaves state and log unchanged, whatever steps came before."""
     first, _second = start(writer, add(writer, "c1", a="1")), add(writer, "c2")
-    before, log = known(settings), told(settings)
+    before, log = known(settings), log_entries(settings)
 
     def attempt() -> None:
         with writer.change() as change:
@@ -148,7 +148,7 @@ def test_transaction_is_all_or_nothing(settings: Settings, writer: Writer) -> No
     with pytest.raises(InterruptionError):
         attempt()
     assert known(settings) == before
-    assert told(settings) == log
+    assert log_entries(settings) == log
 
 
 def test_steps_are_visible_after_the_commit(settings: Settings, writer: Writer, reader: Reader) -> None:
@@ -161,7 +161,7 @@ def test_steps_are_visible_after_the_commit(settings: Settings, writer: Writer, 
     found = reader.instance(one.id)
     assert found is not None
     assert (found.config, found.init) == ({"user.a": "1"}, init(7))
-    assert reader.latest() == len(told(settings)) == 3
+    assert reader.latest() == len(log_entries(settings)) == 3
 
 
 def test_change_sees_its_own_steps(writer: Writer) -> None:
@@ -223,11 +223,11 @@ def test_repeated_start_and_stop(settings: Settings, writer: Writer) -> None:
         assert steps.stop(change, one) == one
     running = start(writer, one)
     assert writer.set_ready(running.id, running.run, True)
-    before, log = known(settings), told(settings)
+    before, log = known(settings), log_entries(settings)
     start(writer, before[0])
     assert known(settings) == before
     assert before[0].ready
-    assert told(settings) == log
+    assert log_entries(settings) == log
 
 
 def test_init_belongs_to_one_instance(settings: Settings, writer: Writer) -> None:
@@ -247,12 +247,12 @@ def test_ready_of_an_old_run_is_refused(settings: Settings, writer: Writer) -> N
     assert not writer.set_ready(one.id, one.run, True)
     first = start(writer, one, 7)
     second = start(writer, first, 8)
-    log = told(settings)
+    log = log_entries(settings)
     assert not writer.set_ready(one.id, first.run, True)
     assert not writer.set_ready(one.id, second.run + 1, True)
     assert not writer.set_ready(one.id + 1, second.run, True)
     assert not known(settings)[0].ready
-    assert told(settings) == log
+    assert log_entries(settings) == log
     assert writer.set_ready(one.id, second.run, True)
     assert known(settings)[0].ready
     assert writer.set_ready(one.id, second.run, False)
@@ -290,10 +290,10 @@ def test_removed_instance_cannot_be_changed(settings: Settings, writer: Writer) 
     one = add(writer)
     with writer.change() as change:
         steps.remove(change, one)
-    log = told(settings)
+    log = log_entries(settings)
     with pytest.raises(StoreError), writer.change() as change:
         steps.configure(change, one, {"user.a": "1"})
-    assert told(settings) == log
+    assert log_entries(settings) == log
 
 
 def test_unset_key_has_the_source_s_value(writer: Writer) -> None:

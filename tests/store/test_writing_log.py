@@ -21,7 +21,7 @@ from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
 from guestapi.store.walindex import map_index
 from guestapi.store.writing import ReadyReport, Writer
-from tests.store.processes import add, init, known, start, told
+from tests.store.processes import add, init, known, log_entries, start
 
 NIC: Device = {"type": "nic", "name": "eth0"}
 
@@ -29,11 +29,11 @@ NIC: Device = {"type": "nic", "name": "eth0"}
 def test_ready_is_an_event_for_the_operator(settings: Settings, writer: Writer) -> None:
     """Ready is an event for the operator, not for guests; Started is none."""
     one = start(writer, add(writer))
-    log = told(settings)
+    log = log_entries(settings)
     writer.set_ready(one.id, one.run, False)
-    assert told(settings) == log
+    assert log_entries(settings) == log
     writer.set_ready(one.id, one.run, True)
-    (event,) = told(settings)[len(log) :]
+    (event,) = log_entries(settings)[len(log) :]
     assert event == ("lifecycle", '{"action":"instance-ready","name":"c1","project":"default"}', False)
 
 
@@ -43,7 +43,7 @@ def test_lifecycle_events(settings: Settings, writer: Writer) -> None:
     with writer.change() as change:
         steps.stop(change, one)
         steps.remove(change, one)
-    assert [(kind, json.loads(metadata)["action"], guest) for kind, metadata, guest in told(settings)] == [
+    assert [(kind, json.loads(metadata)["action"], guest) for kind, metadata, guest in log_entries(settings)] == [
         ("lifecycle", f"instance-{action}", False) for action in ("added", "started", "stopped", "removed")
     ]
 
@@ -53,11 +53,11 @@ def test_events_for_running_guests(settings: Settings, writer: Writer) -> None:
     one = add(writer)
 
     def news(instance: Instance) -> list[tuple[str, bool]]:
-        before = len(told(settings))
+        before = len(log_entries(settings))
         with writer.change() as change:
             now = steps.configure(change, instance, {"user.a": str(before), "limits.cpu": str(before)})
             steps.replace_devices(change, now, {} if now.devices else {"eth0": NIC})
-        return [(kind, guest) for kind, _, guest in told(settings)[before:]]
+        return [(kind, guest) for kind, _, guest in log_entries(settings)[before:]]
 
     assert news(one) == [("config", False), ("config", False), ("device", False)]
     assert news(start(writer, known(settings)[0])) == [("config", False), ("config", True), ("device", True)]
@@ -67,11 +67,11 @@ def test_unchanged_values_give_no_event(settings: Settings, writer: Writer) -> N
     """Setting a key to its value and unsetting an unset one leave revision, cloud-init id and log unchanged."""
     with writer.change() as change:
         one = steps.add(change, "default", "c1", config={"user.user-data": "x"}, devices={"eth0": NIC})
-    log = told(settings)
+    log = log_entries(settings)
     with writer.change() as change:
         assert steps.configure(change, one, {"user.user-data": "x", "user.none": ""}) == one
         assert steps.replace_devices(change, one, {"eth0": dict(reversed(NIC.items()))}) == one
-    assert told(settings) == log
+    assert log_entries(settings) == log
 
 
 def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
@@ -81,11 +81,13 @@ def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
     for number in range(20):
         with short.change() as change:
             one = steps.configure(change, one, {"user.a": str(number)})
-    log = told(settings)
+    log = log_entries(settings)
     assert [json.loads(metadata)["value"] for _, metadata, _ in log] == ["15", "16", "17", "18", "19"]
     with short.change() as change:
         steps.configure(change, one, {f"user.b{number}": "1" for number in range(8)})
-    assert [json.loads(metadata)["key"] for _, metadata, _ in told(settings)] == [f"user.b{n}" for n in range(3, 8)]
+    assert [json.loads(metadata)["key"] for _, metadata, _ in log_entries(settings)] == [
+        f"user.b{n}" for n in range(3, 8)
+    ]
     assert Reader(settings.store.url).latest() == 2 + 20 + 8
 
 
@@ -96,11 +98,11 @@ def test_no_guest_displaces_another_s_events(settings: Settings, writer: Writer)
     noisy = [start(short, add(short, f"noisy{number}"), number + 2) for number in range(3)]
     with short.change() as change:
         steps.configure(change, quiet, {"user.a": "1"})
-    before = told(settings)
+    before = log_entries(settings)
     for ready in (True, False) * 30:
         reports = [ReadyReport(one.id, one.run, ready, one.init) for one in noisy]
         assert short.set_all_ready(reports) == [True] * 3
-    log = told(settings)
+    log = log_entries(settings)
     assert log[: len(before)] == before
     assert len(log) == len(before) + 3 * 16
 
@@ -134,7 +136,7 @@ def test_log_is_trimmed_by_age(settings: Settings, writer: Writer, monkeypatch: 
         monkeypatch.setattr(time, "time_ns", lambda age=age: now - age * 10**9)
         monkeypatch.setattr(time, "time", lambda age=age: now / 1e9 - age)
         add(writer, f"age-{age}")
-    assert [json.loads(metadata)["name"] for _, metadata, _ in told(settings)] == ["age-3500", "age-0"]
+    assert [json.loads(metadata)["name"] for _, metadata, _ in log_entries(settings)] == ["age-3500", "age-0"]
 
 
 @pytest.mark.parametrize("ahead", [3600, 100 * 365 * 86400])
@@ -148,7 +150,7 @@ def test_log_is_trimmed_after_the_clock_was_set_back(
         monkeypatch.setattr(time, "time_ns", lambda: begin + seconds * 10**9)
         monkeypatch.setattr(time, "time", lambda: begin / 1e9 + seconds)
         add(writer, name)
-        return [json.loads(metadata)["name"] for _, metadata, _ in told(settings)]
+        return [json.loads(metadata)["name"] for _, metadata, _ in log_entries(settings)]
 
     assert add_at(0, "before") == ["before"]
     assert add_at(ahead, "ahead")[-1] == "ahead"

@@ -13,7 +13,7 @@ from guestapi.store import steps
 from guestapi.store.errors import StoreBusyError
 from guestapi.store.lookup import get_instance
 from guestapi.store.writing import Writer
-from tests.store.processes import add, config_of, database, other_process, told
+from tests.store.processes import add, config_of, database, log_entries, other_process
 
 
 def test_busy_store(settings: Settings, writer: Writer) -> None:
@@ -55,18 +55,18 @@ for number in range(1, 100_000):
         for name in ("c1", "c2"):
             wanted = {"user.n": str(number), "user.pad": str(number) * 9}
             steps.configure(change, get_instance(change, "default", name), wanted)
-    say(number)
+    send(number)
 """
     add(writer, "c1")
     add(writer, "c2")
     with other_process(settings, code) as other:
-        heard = [other.hear() for _ in range(commits)]
+        heard = [other.read_line() for _ in range(commits)]
         other.kill()
     first, second = config_of(settings, "c1"), config_of(settings, "c2")
     assert first == second
     number = int(first.get("user.n", "0"))
     assert number >= len(heard)
-    assert len(told(settings)) == 2 + 4 * number
+    assert len(log_entries(settings)) == 2 + 4 * number
     add(writer, "c3")
 
 
@@ -77,17 +77,17 @@ with Writer(settings).change() as change:
     one = get_instance(change, "default", "c1")
     steps.configure(change, one, {f"user.{number}": "x" * 1_000_000 for number in range(8)})
     steps.add(change, "default", "c2")
-    say("within")
-    heard()
+    send("within")
+    receive()
 """
     add(writer, a="1")
-    log = told(settings)
+    log = log_entries(settings)
     with other_process(settings, code) as other:
-        assert other.hear() == "within"
+        assert other.read_line() == "within"
         assert os.path.getsize(f"{database(settings)}-wal") > 1_000_000, "nothing was written before the commit"
         other.kill()
     assert config_of(settings) == {"a": "1"}
-    assert told(settings) == log
+    assert log_entries(settings) == log
     add(writer, "c2")
 
 
@@ -101,7 +101,7 @@ try:
     with writer.change() as change:
         steps.configure(change, get_instance(change, "default", "c1"), {"user.a": "2", "user.b": "x" * (2 << 20)})
 except StoreError as error:
-    say(error)
+    send(error)
 """
     add(writer, **{"user.a": "1"})
     with other_process(settings, code) as other:

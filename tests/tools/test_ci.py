@@ -31,6 +31,6 @@ def test_commands_exist() -> None:
 
 def test_help_names_each_target() -> None:
     """'make help' has a line for each target that a person may use."""
-    told = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "test", "test-fast", "test-newest", "lint", "update", "install", "uninstall"):
-        assert re.search(rf"^make {target} +\w", told, re.MULTILINE), target
+        assert re.search(rf"^make {target} +\w", output, re.MULTILINE), target

@@ -86,7 +86,7 @@ def test_agreement(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mistake", "told"),
+    ("mistake", "text"),
     [
         (
             replace("guestapi/__init__.py", "1.2.0", "1.3.0"),
@@ -106,10 +106,10 @@ def test_agreement(checkout: Path) -> None:
         (tag("v1.2.0", later=True), "1.2.0 was released already"),
     ],
 )
-def test_contradiction(checkout: Path, mistake: Callable[[Path], None], told: str) -> None:
+def test_contradiction(checkout: Path, mistake: Callable[[Path], None], text: str) -> None:
     """Each contradiction is found, and reported in one sentence."""
     mistake(checkout)
-    assert any(told in problem for problem in check(checkout)), check(checkout)
+    assert any(text in problem for problem in check(checkout)), check(checkout)
 
 
 def test_exit_status(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,8 +49,8 @@ class Difference:
         if self.replaces is not None:
             return self.replaces
         if self.state is not None:
-            told = f'"state":"{self.state}"'
-            return [{**one, "body": one["body"].replace('"state":""', told)} for one in responses]
+            state = f'"state":"{self.state}"'
+            return [{**one, "body": one["body"].replace('"state":""', state)} for one in responses]
         if self.status is None and self.body is None:
             return responses
         changed = dict(responses[self.after]) if responses else {}

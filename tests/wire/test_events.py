@@ -152,7 +152,7 @@ def devices(service: Service, peer: Peer, **changed: Device) -> None:
         steps.replace_devices(change, of(change, peer), {**DEVICES, **changed})
 
 
-def heard(data: str) -> list[dict[str, Any]]:
+def parse_events(data: str) -> list[dict[str, Any]]:
     """Return the events in a stream's bytes, in any framing, without their timestamps."""
     found = []
     for text in re.findall(r'\{"type":"(?:config|device)".*?\}\}(?=\n)', data):
@@ -164,7 +164,7 @@ def heard(data: str) -> list[dict[str, Any]]:
     return found
 
 
-def ours(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def expected_events(recorded: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the events that guestapi sends for the recorded ones.
 
     To change a disk's source, Incus removes the device and adds it again; guestapi updates a device of the same name
@@ -218,12 +218,12 @@ def test_recorded_listeners(service: Service, containers: dict[str, Container], 
     """Through both workers, a listener with any recorded filter receives the recorded events in the recorded order."""
     cases = [case for one, case in CASES if one is peer and "events" in case and not case["case"].startswith("burst")]
     with containers[peer.dialect].listening("raw", clients_of(cases), peer.socket) as clients:
-        assert clients.say() == "ready"
+        assert clients.read_document() == "ready"
         act(service, peer)
         mark_the_end(service, peer)
-        results = clients.say()
+        results = clients.read_document()
     for case, data in zip(cases, results, strict=True):
-        assert without_end(heard(data)) == ours(case["events"]), case["case"]
+        assert without_end(parse_events(data)) == expected_events(case["events"]), case["case"]
         if case["case"].startswith("ws-"):
             assert data.split("\r\n\r\n", 1)[1].startswith("\x89\tkeepalive")
 
@@ -233,13 +233,13 @@ def test_recorded_burst(service: Service, containers: dict[str, Container], peer
     """Twenty keys that are set in one change produce twenty events."""
     cases = [case for one, case in CASES if one is peer and case["case"].startswith("burst")]
     with containers[peer.dialect].listening("raw", clients_of(cases), peer.socket) as clients:
-        assert clients.say() == "ready"
+        assert clients.read_document() == "ready"
         configure(service, peer, {event["metadata"]["key"]: "v" for event in cases[0]["events"]})
         mark_the_end(service, peer)
-        results = clients.say()
+        results = clients.read_document()
     for case, data in zip(cases, results, strict=True):
         recorded = sorted(case["events"], key=lambda event: str(event["metadata"]["key"]))
-        assert without_end(heard(data)) == recorded
+        assert without_end(parse_events(data)) == recorded
 
 
 def test_every_difference_is_needed() -> None:
