@@ -1,4 +1,4 @@
-"""The tree: one answer with all that a guest may read, its ETags, and its conditional requests."""
+"""The tree: one response with all that a guest may read, its ETags, and its conditional requests."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FOO = f"{TREE}/config/user.foo"
 
 
 def store_of_all() -> MemoryStore:
-    """A store of an instance that has everything."""
+    """Return the store of an instance that has configuration, devices and an event id."""
     return MemoryStore(instance(CONFIG, DEVICES), event_id=41)
 
 
 def test_features() -> None:
-    """`/1.0/guestapi` says what there is below it, in each dialect."""
+    """`/1.0/guestapi` lists the features below it, in each dialect."""
     for dialect in ALL:
         answer = Client(store_of_all(), dialect).ask("/1.0/guestapi")
         assert (answer.status, answer.body) == (200, b'{"features":["tree"]}\n')
@@ -32,8 +32,8 @@ def test_features() -> None:
 
 
 @pytest.mark.parametrize("dialect", ALL)
-def test_tree_is_what_the_other_endpoints_say(dialect: str) -> None:
-    """Each value of the tree is the very same as that of its own endpoint; nothing else is in it, and it is sorted."""
+def test_tree_equals_the_other_endpoints(dialect: str) -> None:
+    """The tree has exactly the values of the other endpoints, byte for byte, and is sorted."""
     client = Client(store_of_all(), dialect)
     answer = client.ask(TREE)
     tree = json.loads(answer.body)
@@ -53,13 +53,13 @@ def test_tree_is_what_the_other_endpoints_say(dialect: str) -> None:
 
 
 def test_devices_have_generated_addresses() -> None:
-    """A NIC in the tree has the address that `/1.0/devices` shows."""
+    """A NIC in the tree has the same generated address as in `/1.0/devices`."""
     client = Client(store_of_all())
     assert json.loads(client.ask(TREE).body)["devices"] == json.loads(client.ask("/1.0/devices").body)
 
 
 def test_large_values_are_in_the_tree() -> None:
-    """A value that a worker does not keep in memory is in the tree as any other."""
+    """A value that is too large for a worker's memory is in the tree like any other."""
     store = MemoryStore(replace(instance({"user.a": "1"}), large=frozenset({"user.big"})), event_id=3)
     store.large_values["user.big"] = "b" * 100_000
     answer = Client(store).ask(TREE)
@@ -68,8 +68,8 @@ def test_large_values_are_in_the_tree() -> None:
     assert Client(store).ask(f"{TREE}/config/user.big").body == b"b" * 100_000
 
 
-def test_key_is_as_below_config() -> None:
-    """A key below the tree has the bytes that it has below `/1.0/config`; so do its refusals."""
+def test_keys_of_the_tree_equal_those_below_config() -> None:
+    """A key below the tree has the same responses, also refusals, as below `/1.0/config`."""
     client = Client(store_of_all())
     for key in ("user.foo", "user.a%2Fb", "user.absent", "security.nesting", "cloud-init.user-data"):
         one, other = client.ask(f"/1.0/config/{key}"), client.ask(f"{TREE}/config/{key}")
@@ -78,7 +78,7 @@ def test_key_is_as_below_config() -> None:
 
 
 def test_old_paths_have_no_etag() -> None:
-    """What the tree has besides is on the tree's paths alone; elsewhere If-None-Match and wait are ignored."""
+    """Only the tree's paths have ETag and event id; the others ignore If-None-Match and wait."""
     client = Client(store_of_all())
     for path in ("/", "/1.0", "/1.0/config", "/1.0/config/user.foo", "/1.0/devices", "/1.0/meta-data"):
         plain = client.ask(path)
@@ -89,7 +89,7 @@ def test_old_paths_have_no_etag() -> None:
 
 
 def test_gate_holds() -> None:
-    """Another user gets 401, an instance that is switched off 403, a caller of an earlier run 500."""
+    """Another user gets 401, an instance that is switched off 403, and a caller of an earlier run 500."""
     for path in ("/1.0/guestapi", TREE, FOO):
         assert_error(Client(store_of_all(), who=caller(uid=ROOT + 1)).ask(path), 401, "Access denied for non-root user")
         off = MemoryStore(instance({"security.guestapi": "false", "user.foo": "x"}))
@@ -97,8 +97,8 @@ def test_gate_holds() -> None:
         assert_error(Client(store_of_all(), who=caller(run=2)).ask(path), 500, "pid not in container?")
 
 
-def test_gate_holds_at_the_second_look() -> None:
-    """What is read for the answer passes the gate, too: the store may be another since the request was admitted."""
+def test_gate_checks_the_state_of_the_response() -> None:
+    """The gate also checks the state that is read for the response, which may be newer than the admission."""
 
     class Changing(MemoryStore):
         def snapshot_of(self, instance_id: int) -> tuple[None, int] | tuple[object, int]:  # type: ignore[override]  # as the store's
@@ -111,7 +111,7 @@ def test_gate_holds_at_the_second_look() -> None:
 
 @pytest.mark.parametrize("path", [TREE, FOO])
 def test_not_modified(path: str) -> None:
-    """A client that names the ETag, alone, in a list, weakly or by `*`, gets 304 without a body; another gets 200."""
+    """A client that sends the ETag (alone, in a list, weak, or `*`) gets 304 without a body; any other gets 200."""
     client = Client(store_of_all())
     first = client.ask(path)
     tag = first.headers["etag"]
@@ -129,7 +129,7 @@ def test_not_modified(path: str) -> None:
 
 @pytest.mark.parametrize("field", ["x", "5d41", '"', '"a', 'a"', '"a" "b"', '"a"b', "W/", "w/x", ",", "", "*,*", "'a'"])
 def test_malformed_tags(field: str) -> None:
-    """A tag without quotes, and whatever else is no list of tags, is refused; a sentence says what is right."""
+    """Anything but a list of quoted tags is refused, and the text states what is accepted."""
     client = Client(store_of_all())
     for path in (TREE, FOO):
         answer = client.ask(path, fields={"If-None-Match": field})
@@ -141,7 +141,7 @@ TAGS = st.text(st.characters(codec="latin-1", exclude_characters='"', min_codepo
 
 @given(st.lists(TAGS, min_size=1), st.text(" ,\t", max_size=3), st.booleans())
 def test_any_list_of_tags(tags: list[str], between: str, weak: bool) -> None:
-    """Tags with any characters that RFC 9110 allows, commas too, are found in a list."""
+    """Tags with any characters that RFC 9110 permits, also commas, are found in a list."""
     quoted = [f'"{tag}"' for tag in tags if all(ord(c) < 0x7F or ord(c) >= 0x80 for c in tag)]
     field = f",{between}".join(("W/" if weak else "") + one for one in quoted)
     assert tags_of({"HTTP_IF_NONE_MATCH": field}) == frozenset(quoted)
@@ -149,7 +149,7 @@ def test_any_list_of_tags(tags: list[str], between: str, weak: bool) -> None:
 
 @given(st.text(st.characters(codec="latin-1"), max_size=200))
 def test_any_field(field: str) -> None:
-    """Whatever a client sends is a list of tags or a refusal."""
+    """Any header field is a list of tags or is refused."""
     try:
         found = tags_of({"HTTP_IF_NONE_MATCH": field})
     except BadRequest:
@@ -160,12 +160,12 @@ def test_any_field(field: str) -> None:
 
 @given(st.binary(), st.binary())
 def test_etag_names_one_content(one: bytes, other: bytes) -> None:
-    """Equal contents have one ETag, different ones have two, whatever store or worker they come from."""
+    """Equal contents have the same ETag, and different contents different ones, whatever the store and the worker."""
     assert (etag(one) == etag(other)) == (one == other)
 
 
 def test_etag_of_a_key_changes_with_that_key_alone() -> None:
-    """Another key's change leaves a key's ETag; the tree's is another one with each change, and the first one again."""
+    """A key's ETag depends only on that key, the tree's on all; with an earlier content the earlier ETag returns."""
     store = MemoryStore(instance({"user.a": "1", "user.b": "1"}))
     client = Client(store)
     key, tree = client.ask(f"{TREE}/config/user.a").headers["etag"], client.ask(TREE).headers["etag"]
@@ -183,7 +183,7 @@ def test_etag_of_a_key_changes_with_that_key_alone() -> None:
     [("", 0), ("a=1", 0), ("wait=1", 1), ("wait=60", 60), ("x&%77ait=5", 5), ("wait=%31&y=wait", 1), ("await=3", 0)],
 )
 def test_wait(query: str, seconds: int) -> None:
-    """`wait` is a number of seconds, percent-encoded perhaps, among other parameters."""
+    """`wait` is a number of seconds among other parameters, and may be percent-encoded."""
     assert wait_of(query) == seconds
 
 
@@ -191,14 +191,14 @@ def test_wait(query: str, seconds: int) -> None:
     "value", ["0", "-1", "61", "1e9", "", "x", "1.5", "+5", " 5", "05", "9" * 5000, "%", "%00", "5;", "\xb2"]
 )
 def test_wait_must_be_a_number(value: str) -> None:
-    """Anything else is refused with a sentence."""
+    """Any other value is refused, and the text states what is accepted."""
     with pytest.raises(BadRequest) as caught:
         wait_of(f"wait={value}")
     assert caught.value.text == "wait is not a whole number of seconds from 1 to 60"
 
 
-def test_wait_once() -> None:
-    """Twice is refused, be it the same."""
+def test_second_wait_is_refused() -> None:
+    """A second `wait` is refused, also with the same value."""
     for query in ("wait=5&wait=5", "wait=5&%77%61%69%74=5"):
         with pytest.raises(BadRequest) as caught:
             wait_of(query)

@@ -1,4 +1,4 @@
-"""In any order of changes, restores, restarts and clients, the tree tells each client a history that was so."""
+"""In any order of changes, restores, restarts and clients, the tree gives each client a consistent history."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tests.api.fakes import INIT, ROOT, StandIn
 
 PATHS = ["/1.0/guestapi/tree", "/1.0/guestapi/tree/config/user.a", "/1.0/guestapi/tree/config/user.b"]
 KEYS = ["user.a", "user.b"]
-#: Few, so that contents come back; one is too large to be kept in a worker's memory.
+#: Few, so that contents recur; one is too large for a worker's memory.
 VALUES = ["", "1", "2", "3", "large" * 20_000]
 WORKERS = 2
 
 
 @dataclass(eq=False)
 class Client:
-    """A client that asks for one path in a loop, as docs/guests.md says."""
+    """A client that requests one path in a loop, as in docs/guests.md."""
 
     path: str
     worker: int
@@ -50,7 +50,7 @@ class Client:
 
 
 class History(RuleBasedStateMachine):
-    """One instance, two workers, clients that wait at either; stores are put back meanwhile."""
+    """One instance, and two workers with waiting clients; meanwhile the operator restores stores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,49 +63,49 @@ class History(RuleBasedStateMachine):
         self.caller = Caller(Credentials(1, ROOT, ROOT), instance.id, instance.run, StandIn())
         self.workers: list[OffloadedStore] = []
         self.applications: list[Callable[..., Any]] = []
-        #: What each ETag of each path has named; for all stores and all workers.
+        #: The content of each ETag by path, for all stores and workers.
         self.named: dict[tuple[str, str], bytes] = {}
         self.clients: list[Client] = []
         self.backups: list[Path] = []
 
     def teardown(self) -> None:
-        """Nothing is left of it."""
+        """Remove the directory."""
         self.directory.cleanup()
 
     @initialize()
     def begin(self) -> None:
-        """Two workers."""
+        """Start two workers."""
         for _number in range(WORKERS):
             self.workers.append(OffloadedStore(self.settings))
             self.applications.append(create(self.workers[-1], self.workers[-1].broker))
 
     @rule(key=st.sampled_from(KEYS), value=st.sampled_from(VALUES))
     def configure(self, key: str, value: str) -> None:
-        """The operator sets or unsets a key."""
+        """Set or unset a key."""
         with self.writer.change() as change:
             steps.configure(change, get_instance(change, "default", "c1"), {key: value})
 
     @rule(ready=st.booleans())
     def set_ready(self, ready: bool) -> None:
-        """The workload says how it is."""
+        """Store a readiness."""
         assert self.caller.instance_id is not None
         self.writer.set_ready(self.caller.instance_id, self.caller.run, ready)
 
     @rule()
     def save(self) -> None:
-        """The operator makes a backup."""
+        """Make a backup."""
         self.backups.append(Path(self.directory.name, f"backup-{len(self.backups)}"))
         back_up(self.settings.store.url, self.backups[-1])
 
     @rule(which=st.integers(0, 9))
     def put_back(self, which: int) -> None:
-        """The operator restores one."""
+        """Restore a backup."""
         if self.backups:
             restore(self.settings, self.backups[which % len(self.backups)])
 
     @rule(which=st.integers(0, 9))
     def copy_back(self, which: int) -> None:
-        """Somebody puts a copy of an older store in its place."""
+        """Replace the store by a copy of an older one, without `restore`."""
         if self.backups:
             draft = self.file.with_name("draft")
             shutil.copyfile(self.backups[which % len(self.backups)], draft)
@@ -118,7 +118,7 @@ class History(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, WORKERS - 1))
     def restart(self, number: int) -> None:
-        """A worker ends, with what waits at it, and another one takes its place."""
+        """End a worker and its waiting requests, and start another one."""
         self.workers[number] = OffloadedStore(self.settings)
         self.applications[number] = create(self.workers[number], self.workers[number].broker)
         for client in self.clients:
@@ -126,15 +126,15 @@ class History(RuleBasedStateMachine):
                 client.waiter = None
 
     @rule(path=st.sampled_from(PATHS), number=st.integers(0, WORKERS - 1))
-    def come(self, path: str, number: int) -> None:
-        """Another client."""
+    def add_client(self, path: str, number: int) -> None:
+        """Connect another client."""
         if len(self.clients) < 6:
             self.clients.append(Client(path, number))
             self.ask(self.clients[-1])
 
     @rule(number=st.integers(0, WORKERS - 1), most=st.integers(1, 3))
     def deliver(self, number: int, most: int) -> None:
-        """A worker reads the change log, as far as it comes."""
+        """Have a worker read a part of the change log, and answer clients whose wait has ended."""
         for _round in range(most):
             self.workers[number].broker.poll()
             self.workers[number].broker.waiting.wake_some()
@@ -144,7 +144,7 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        """Nothing changes for as long as a round trip takes: each client knows what there is now."""
+        """Deliver everything: then each client has the current content."""
         for number in range(WORKERS):
             while self.workers[number].broker.poll() | self.workers[number].broker.waiting.wake_some():
                 pass
@@ -152,12 +152,12 @@ class History(RuleBasedStateMachine):
             while client.waiter is None or client.waiter.due:
                 self.ask(client)
             truth = self.truth(client.path)
-            # Who asks for a key that is not set waits for it, whatever it knows.
+            # A request for a key that is not set waits, whatever the client has.
             assert client.content == truth or (truth is None and not client.waiter.was_set), client.path
 
     @rule(which=st.integers(0, 5))
     def follow(self, which: int) -> None:
-        """A client goes on with the events after what it has read: they lead from there to what there is now."""
+        """Follow the events after a client's content: they lead to the current content, without a gap."""
         if not self.clients:
             return
         client = self.clients[which % len(self.clients)]
@@ -179,7 +179,7 @@ class History(RuleBasedStateMachine):
         assert value == "3"
 
     def truth(self, path: str) -> bytes | None:
-        """What there is at a path."""
+        """Return the current content of a path; None: not set."""
         with view(self.settings.store.url) as store:
             config = get_instance(store, "default", "c1").config
         if path != PATHS[0]:
@@ -192,7 +192,7 @@ class History(RuleBasedStateMachine):
         return body
 
     def ask(self, client: Client, *, at_once: bool = False) -> None:
-        """Ask once, or once again after a wait."""
+        """Send a request, or repeat it after a wait."""
         fields = {} if client.tag is None else {"HTTP_IF_NONE_MATCH": client.tag}
         waiter, client.waiter = client.waiter, None
         if waiter is not None:
@@ -225,21 +225,21 @@ class History(RuleBasedStateMachine):
         client.seen.append(client.content)
 
     def call(self, client: Client, fields: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-        """Ask once, without waiting."""
+        """Send a request without a wait."""
         return self.send(client, self.environ(client, "", fields))
 
     def send(self, client: Client, environ: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         """Call the application of the client's worker."""
-        said: list[Any] = []
+        head: list[Any] = []
 
         def start_response(status: str, headers: list[tuple[str, str]], _exc_info: object = None) -> None:
-            said[:] = int(status[:3]), {name.lower(): value for name, value in headers}
+            head[:] = int(status[:3]), {name.lower(): value for name, value in headers}
 
         body = b"".join(self.applications[client.worker](cast("Environ", environ), start_response))
-        return said[0], said[1], body
+        return head[0], head[1], body
 
     def environ(self, client: Client, query: str, fields: dict[str, str]) -> dict[str, Any]:
-        """A request."""
+        """Return the environ of a request."""
         return {
             "REQUEST_METHOD": "GET",
             "SCRIPT_NAME": "",

@@ -1,4 +1,4 @@
-"""Waiting requests in one process, without containers: who is woken, by what, and how many at a time."""
+"""Waiting requests in one process, without containers: which ones a change wakes, and their limits."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ KEY = "/1.0/guestapi/tree/config/user.a?wait=60"
 TREE = "/1.0/guestapi/tree"
 
 
-class Standing(Identifier):
-    """Takes whoever connects next for the caller that it was given."""
+class NextCaller(Identifier):
+    """An identifier that identifies every caller as `next`."""
 
     def __init__(self, store: OffloadedStore) -> None:
         super().__init__(store)
@@ -47,7 +47,7 @@ class Standing(Identifier):
         return self.next
 
     def confirm(self, connection: socket.SocketType, caller: Caller) -> Caller:
-        """It is always there."""
+        """Confirm the caller."""
         return caller
 
 
@@ -58,7 +58,7 @@ class Guest:
         self.socket = connection
 
     def send(self, path: str, *lines: str) -> None:
-        """Send a request and let the worker process it."""
+        """Send a request, and let the worker process it."""
         self.socket.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode())
         gevent.sleep(0.005)
 
@@ -78,7 +78,7 @@ class Guest:
         return self.receive()
 
     def has_answer(self) -> bool:
-        """Tell whether there is something to receive."""
+        """Return whether a response has arrived."""
         self.socket.setblocking(False)
         try:
             return bool(self.socket.recv(1, socket.MSG_PEEK))
@@ -89,7 +89,7 @@ class Guest:
 
 
 class Worker:
-    """A worker's parts, driven by hand: it delivers entries of the change log only when the test says so."""
+    """The parts of a worker; it delivers entries of the change log only when the test calls `deliver`."""
 
     def __init__(self, directory: Path) -> None:
         self.settings = Settings(
@@ -98,9 +98,9 @@ class Worker:
         self.writer = Writer(self.settings, create=True)
         self.store = OffloadedStore(self.settings)
         self.application = create(self.store, self.store.broker, self.settings.limits)
-        #: How often the application was called, by the instance that asked.
+        #: The number of calls of the application, by instance.
         self.calls: Counter[int | None] = Counter()
-        self.identifier = Standing(self.store)
+        self.identifier = NextCaller(self.store)
         limits = replace_limits()
         self.context = WorkerContext(
             self._call,
@@ -119,7 +119,7 @@ class Worker:
         return self.application(environ, start_response)
 
     def add(self, name: str, number: int = 0) -> Caller:
-        """Have an instance run, and return its root."""
+        """Add a running instance; return its root as a caller."""
         init = StandIn()
         init.init = replace(INIT, pid=INIT.pid + number)
         with self.writer.change() as change:
@@ -127,7 +127,7 @@ class Worker:
         return Caller(Credentials(1, ROOT, ROOT), added.id, added.run, init)
 
     def configure(self, name: str, **config: str) -> None:
-        """Set keys of ``user.``."""
+        """Set keys below ``user.``."""
         with self.writer.change() as change:
             wanted = {f"user.{key}": value for key, value in config.items()}
             steps.configure(change, get_instance(change, "default", name), wanted)
@@ -141,19 +141,19 @@ class Worker:
         return Guest(self.open.enter_context(gevent.socket.socket(fileno=theirs.detach())))
 
     def deliver(self) -> bool:
-        """Deliver what there is of the change log, and let those that are woken answer."""
+        """Deliver one part of the change log, and let the woken requests be answered."""
         more = _deliver(self.store.broker)
         gevent.sleep(0.005)
         return more
 
     def deliver_all(self) -> None:
-        """Deliver until there is no more."""
+        """Deliver the rest of the change log."""
         while self.deliver():
             pass
 
 
 def replace_limits() -> LimitSettings:
-    """Limits under which nothing ends by itself during a test."""
+    """Return limits with times that no test reaches."""
     return LimitSettings(idle_seconds=600, head_seconds=600, streams_per_instance=3)
 
 
@@ -169,8 +169,8 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     assert len(made.store.broker.waiting) == 0, "every wait gives its place back"
 
 
-def test_only_its_waiters_are_woken(worker: Worker) -> None:
-    """A change of a key calls the application for those that wait for it or for the tree, and for nobody else."""
+def test_change_wakes_only_its_requests(worker: Worker) -> None:
+    """A change of a key calls the application only for the requests that wait for this key or for the tree."""
     caller, stranger = worker.add("c1"), worker.add("c2", 1)
     key, other, tree, foreign = (worker.connect(one) for one in (caller, caller, caller, stranger))
     tag = tree.ask(TREE).headers["etag"]
@@ -195,8 +195,8 @@ def test_only_its_waiters_are_woken(worker: Worker) -> None:
     assert worker.calls == {caller.instance_id: 2}
 
 
-def test_change_that_changes_nothing(worker: Worker) -> None:
-    """Who is woken and finds what it knew goes on waiting, until its next change."""
+def test_change_back_to_the_same_content(worker: Worker) -> None:
+    """A request that is woken by a change back to its content keeps waiting until the next change."""
     caller = worker.add("c1")
     worker.configure("c1", a="1")
     guest = worker.connect(caller)
@@ -211,8 +211,8 @@ def test_change_that_changes_nothing(worker: Worker) -> None:
     assert guest.receive().text == "3"
 
 
-def test_mass_change_wakes_a_few_at_a_time(worker: Worker) -> None:
-    """One change for 300 waiting instances: a bystander is answered between any few of their answers."""
+def test_mass_change_wakes_small_groups(worker: Worker) -> None:
+    """After one change for 300 waiting instances, another instance is answered between small groups of them."""
     callers = [worker.add(f"c{number}", number) for number in range(300)]
     guests = [worker.connect(caller) for caller in callers]
     bystander = worker.connect(worker.add("bystander", 1000))
@@ -237,8 +237,8 @@ def test_mass_change_wakes_a_few_at_a_time(worker: Worker) -> None:
     assert {guest.receive().text for guest in guests} == {"1"}
 
 
-def test_limit_is_of_an_instance(worker: Worker) -> None:
-    """The fourth wait of an instance is refused, a wait of another one is not; an answered one gives its place back."""
+def test_limit_is_per_instance(worker: Worker) -> None:
+    """The limit of waiting requests is per instance; a request that ends frees its place."""
     caller, stranger = worker.add("c1"), worker.add("c2", 1)
     guests = [worker.connect(caller) for _number in range(4)]
     for guest in guests[:3]:
@@ -255,7 +255,7 @@ def test_limit_is_of_an_instance(worker: Worker) -> None:
 
 
 def test_switched_off(worker: Worker) -> None:
-    """A wait of an instance that is switched off ends with 403; of one that has stopped, with 500."""
+    """A wait ends with 403 if its instance is switched off, and with 500 if it stops."""
     first, second = worker.add("c1"), worker.add("c2", 1)
     one, other = worker.connect(first), worker.connect(second)
     one.send(KEY)
@@ -268,7 +268,7 @@ def test_switched_off(worker: Worker) -> None:
 
 
 def test_dead_init(worker: Worker) -> None:
-    """A wait of an instance whose init has ended without notice ends at the next regular look."""
+    """A wait of an instance whose init has ended without notice ends at the next regular check."""
     caller = worker.add("c1")
     guest = worker.connect(caller)
     guest.send(KEY)
@@ -280,7 +280,7 @@ def test_dead_init(worker: Worker) -> None:
 
 
 def test_stop_answers_at_once(worker: Worker) -> None:
-    """A worker that stops answers each wait as if its time were over, and closes."""
+    """A stopping worker answers each wait as after its time, and closes the connection."""
     caller = worker.add("c1")
     worker.configure("c1", a="1")
     known, unset = worker.connect(caller), worker.connect(caller)
@@ -295,8 +295,8 @@ def test_stop_answers_at_once(worker: Worker) -> None:
     assert first.headers["connection"] == second.headers["connection"] == "close"
 
 
-def test_store_put_in_its_place(worker: Worker, tmp_path: Path) -> None:
-    """When another store takes the place of this one, whoever waits looks again, and is answered by the new one."""
+def test_waits_with_a_replaced_store(worker: Worker, tmp_path: Path) -> None:
+    """If another store replaces this one, waiting requests are answered from the new one."""
     caller = worker.add("c1")
     guest = worker.connect(caller)
     guest.send(KEY)

@@ -26,12 +26,12 @@ TREE = "/1.0/guestapi/tree"
 
 
 def key(name: str, seconds: int = 60) -> str:
-    """The path of a key, to be waited for."""
+    """Return the path of a key with a wait."""
     return f"{TREE}/config/user.{name}?wait={seconds}"
 
 
 def known(tag: str) -> str:
-    """The header line of a client that knows this representation."""
+    """Return the header field of a client that has the representation with this ETag."""
     return f"If-None-Match: {tag}"
 
 
@@ -43,7 +43,7 @@ def few() -> Iterator[Service]:
 
 
 def test_change_ends_the_wait(service: Service, c1: Container) -> None:
-    """A client that waits for a key or the tree gets the new content, with an id after which it can follow the log."""
+    """A client that waits for a key or the tree gets the new content, and an event id from which it can resume."""
     service.configure("c1", user_wait="old")
     with talks(c1, 2) as (one, other):
         tag, whole = one.ask(key("wait")).headers["etag"], other.ask(TREE).headers["etag"]
@@ -61,7 +61,7 @@ def test_change_ends_the_wait(service: Service, c1: Container) -> None:
 
 
 def test_key_that_is_not_set(service: Service, c1: Container) -> None:
-    """A client waits until a key is set; of one that it knows and that is unset it is told 404 at once."""
+    """A wait for a key that is not set ends when it is set; a client that has a value gets 404 when it is unset."""
     with talk(c1) as guest:
         guest.send(asking(key("later")))
         guest.wait_read()
@@ -75,8 +75,8 @@ def test_key_that_is_not_set(service: Service, c1: Container) -> None:
         assert guest.receive()[0].status == 404
 
 
-def test_time_is_over(c1: Container) -> None:
-    """After the time: 304 of what is known, with its ETag, and 404 of what is not set. The connection goes on."""
+def test_end_of_the_time(c1: Container) -> None:
+    """After its time, a wait ends with 304 and the ETag, or with 404; the connection stays open."""
     with talk(c1) as guest:
         tag = guest.ask(key("foo")).headers["etag"]
         over = guest.ask(key("foo", 1), known(tag))
@@ -86,21 +86,21 @@ def test_time_is_over(c1: Container) -> None:
         assert guest.ask("/1.0/config/user.foo").text == "bar"
 
 
-def test_state_ends_the_wait(service: Service, c1: Container) -> None:
-    """What the workload says of itself is in the tree, so it ends a wait for the tree, both ways."""
-    with talks(c1, 2) as (guest, sayer):
+def test_readiness_ends_the_wait(service: Service, c1: Container) -> None:
+    """A change of the readiness ends a wait for the tree."""
+    with talks(c1, 2) as (guest, reporter):
         for state in ("Ready", "Started"):
             tag = guest.ask(TREE).headers["etag"]
             guest.send(asking(f"{TREE}?wait=60", known(tag)))
             guest.wait_read()
             body = json.dumps({"state": state}).encode()
-            assert sayer.ask("/1.0", method="PATCH", body=body).status == 200
+            assert reporter.ask("/1.0", method="PATCH", body=body).status == 200
             assert json.loads(guest.receive()[0].text)["state"] == state
 
 
 @pytest.mark.parametrize("wait", ["0", "-1", "61", "1e9", "", "5&wait=5"])
 def test_bad_wait(c1: Container, wait: str) -> None:
-    """Any other time is refused, with a sentence that says what is right."""
+    """Any other time is refused, and the text states what is accepted."""
     for path in (TREE, f"{TREE}/config/user.foo"):
         answer = c1.ask(f"{path}?wait={wait}")
         assert answer.status == 400
@@ -108,7 +108,7 @@ def test_bad_wait(c1: Container, wait: str) -> None:
 
 
 def test_bad_tags(c1: Container) -> None:
-    """A tag without quotes is refused; a list is none; a list over the limit of a header field is 431 as ever."""
+    """A tag without quotes is refused, a list is accepted, and one above the limit of a header field gets 431."""
     with talk(c1) as guest:
         tag = guest.ask(TREE).headers["etag"]
         assert guest.ask(TREE, known(tag.strip('"'))).status == 400
@@ -120,7 +120,7 @@ def test_bad_tags(c1: Container) -> None:
 
 
 def test_too_many(few: Service) -> None:
-    """Waiting requests and event streams of an instance share a limit: 429 with Retry-After. Another has its own."""
+    """Waiting requests and event streams of an instance share a limit; beyond it they get 429 with Retry-After."""
     with few.container("c1") as one, few.container("c2") as two, talks(one, 4) as guests, talk(two) as neighbour:
         for guest in guests[:2]:
             guest.send(asking(key("x")))
@@ -132,20 +132,20 @@ def test_too_many(few: Service) -> None:
         assert refused.text == "too many waiting requests and event streams of this instance\n"
         events = guests[3].ask("/1.0/events")
         assert (events.status, events.text) == (429, "too many event streams of this instance\n")
-        # What need not wait takes no place.
+        # A request that need not wait is not counted.
         assert guests[3].ask(TREE).status == 200
         assert guests[3].ask(key("x", 1), method="HEAD").status == 429
         neighbour.send(asking(key("x")))
         neighbour.wait_read()
         few.configure("c2", user_x="1")
         assert neighbour.receive()[0].text == "1"
-        # A client that goes gives its place back.
+        # A client that disconnects frees its place.
         guests[0].socket.shutdown(socket.SHUT_RDWR)
         until(lambda: guests[3].ask(key("x", 1)).status == 404, "a place")
 
 
 def test_next_request_ends_the_wait(service: Service, c1: Container) -> None:
-    """A client that asks something else on the same connection is not kept waiting."""
+    """The next request on the same connection ends a wait."""
     with talk(c1) as guest:
         guest.send(asking(key("never")))
         guest.wait_read()
@@ -156,7 +156,7 @@ def test_next_request_ends_the_wait(service: Service, c1: Container) -> None:
 
 @pytest.mark.parametrize("how", ["switch", "stop", "remove"])
 def test_end_of_an_instance_ends_its_waits(service: Service, how: str) -> None:
-    """A wait ends at once with the answer of the gate when the instance is switched off, stops or is removed."""
+    """A wait ends with the gate's response at once when the instance is switched off, stops or is removed."""
     name = f"waits-{how}"
     with Container(service.binds, hostname=name) as container:
         service.add(name, container)
@@ -176,8 +176,8 @@ def test_end_of_an_instance_ends_its_waits(service: Service, how: str) -> None:
             service.remove(name)
 
 
-def test_reload_ends_waits_politely() -> None:
-    """A reload answers each wait as if its time were over, and closes; a client that asks again misses nothing."""
+def test_reload_answers_waits() -> None:
+    """A reload answers each wait as after its time, and closes; a client that repeats it gets every state."""
     with Service(gunicorn="graceful_timeout = 30\n", dialects=["incus"]) as own, own.container("c1") as container:
         own.configure("c1", user_n="0")
         with talks(container, 20) as guests:
@@ -217,7 +217,7 @@ def test_reload_ends_waits_politely() -> None:
 
 
 def test_killed_worker_loses_no_state(service: Service) -> None:
-    """A client whose worker is killed asks again with its ETag, and gets what it missed."""
+    """A client whose worker was killed repeats its request with the ETag, and gets the current content."""
     with Service(dialects=["incus"]) as own, own.container("c1") as container:
         own.configure("c1", user_n="0")
         with talk(container) as guest:
@@ -240,7 +240,7 @@ def _ask(container: Container, line: str) -> Response:
 
 
 def test_waiting_requests_are_small() -> None:
-    """Five hundred waiting requests cost a worker less than 16 kB each."""
+    """A waiting request takes less than 16 kB of a worker's memory, measured with 500 of them."""
     toml = "[limits]\nstreams_per_instance = 600\nconnections_per_instance = 600\n"
     with Service(workers=1, toml=toml, dialects=["incus"]) as own, own.container("c1") as container:
         (worker,) = own.workers
