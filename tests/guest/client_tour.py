@@ -29,7 +29,7 @@ def absent(call: Callable[[], object]) -> str:
     """Return the name of the error that a call raises."""
     try:
         call()
-    except (LookupError, OSError) as error:
+    except (LookupError, TimeoutError) as error:
         return type(error).__name__
     return ""
 
@@ -56,7 +56,7 @@ async def absent_there(call: Callable[[], Awaitable[object]]) -> str:
     """As `absent`."""
     try:
         await call()
-    except (LookupError, OSError) as error:
+    except (LookupError, TimeoutError) as error:
         return type(error).__name__
     return ""
 

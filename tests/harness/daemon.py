@@ -15,7 +15,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -198,6 +199,19 @@ class Daemon:
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    @contextmanager
+    def running_in(self, name: str, *argv: str) -> Iterator[Iterator[str]]:
+        """Run a program in an instance by an exec session for the length of a ``with`` block; yield its lines."""
+        command = [*self._enter, self._packages / self._client, "exec", name, "--", *argv]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                yield process.stdout
+            finally:
+                process.stdin.close()
+                process.kill()
 
     @property
     def _enter(self) -> Sequence[str | Path]:

@@ -7,10 +7,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from queue import Empty
 
@@ -19,6 +23,7 @@ import pytest
 from guestapi.dialects import DIALECTS
 from guestapi.store.lookup import list_images
 from guestapi.store.view import view
+from tests.harness.machine import CHECKOUT
 from tests.harness.mirroring import OURS, beside
 from tests.mirror.host import PATIENCE, Heard, Host, Inside
 
@@ -234,6 +239,56 @@ def test_nested_container_is_its_instance(host: Host, c1: str) -> None:
         check=False,
     )
     assert done.stdout == "bar", done
+
+
+@contextmanager
+def changing(host: Host, name: str) -> Iterator[None]:
+    """Change the key ``user.now`` all the time, for the length of a ``with`` block."""
+    ended = threading.Event()
+
+    def change() -> None:
+        for number in count():
+            if ended.is_set():
+                return
+            host.daemon.client("config", "set", name, f"user.now={number}")
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_guestctl_and_client(host: Host) -> None:
+    """`guestctl` and `guestapi.client` ask the daemon's own socket what it has: keys, devices, readiness, events."""
+    with host.launched("ctl", "-c", "user.key=bar"):
+        for path in ("/usr", *{str(Path(each).resolve()) for each in (sys.prefix, CHECKOUT)}):
+            name = path.strip("/").replace("/", "-")
+            host.daemon.client("config", "device", "add", "ctl", name, "disk", f"source={path}", f"path={path}")
+        guestctl = ["/usr/bin/python3", "-I", str(CHECKOUT / "guestapi/guest/guestctl.py"), "--socket", host.theirs]
+        assert host.daemon.run("ctl", *guestctl, "get", "user.key") == "bar"
+        assert host.daemon.run("ctl", *guestctl, "get", "user.key", "--wait", "9") == "bar"
+        assert host.daemon.run("ctl", *guestctl, "list") == "user.key\n"
+        assert json.loads(host.daemon.run("ctl", *guestctl, "devices")) == json.loads(
+            host.ask_daemon("ctl", "/1.0/devices").text
+        )
+        host.daemon.run("ctl", *guestctl, "ready")
+        tour = ["/usr/bin/env", f"PYTHONPATH={CHECKOUT}", sys.executable, "-m", "tests.guest.client_tour"]
+        for words in (
+            [*guestctl, "events"],
+            [*tour, "blocking", host.theirs],
+            [*tour, "asyncio", host.theirs],
+        ):
+            with host.daemon.running_in("ctl", *words) as lines:
+                if words[-1] != "events":
+                    told = json.loads(next(lines))
+                    assert told["config"]["user.key"] == "bar"
+                    assert told["absent"] == ["KeyError", "TimeoutError"]
+                with changing(host, "ctl"):
+                    event = json.loads(next(lines))
+                assert event["metadata"]["key"] == "user.now"
 
 
 def test_switch_of_the_daemon(host: Host) -> None:
