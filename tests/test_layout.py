@@ -21,6 +21,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         {
             *("errors", "model", "records", "encoding", "rate_limit", "journal", "dialects", "switches", "defaults"),
             "guest",
+            "client",
         }
     ),
     frozenset({"names", "settings", "known"}),

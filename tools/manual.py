@@ -35,7 +35,9 @@ GUIDE = (
     "oci.md",
     "nspawn.md",
     "incus.md",
+    "guests.md",
     "events.md",
+    "extensions.md",
     "images.md",
 )
 

@@ -6,6 +6,6 @@ imports nothing of the service.
 
 from guestapi.client.asynchronous import AsyncGuest
 from guestapi.client.blocking import Guest
-from guestapi.client.protocol import Event, GuestError, RefusedError, UnavailableError
+from guestapi.client.protocol import Event, GuestError, HostRefusedError, HostUnavailableError
 
-__all__ = ["AsyncGuest", "Event", "Guest", "GuestError", "RefusedError", "UnavailableError"]
+__all__ = ["AsyncGuest", "Event", "Guest", "GuestError", "HostRefusedError", "HostUnavailableError"]

@@ -12,7 +12,7 @@ import httpx
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
-from guestapi.client import protocol
+import guestapi.client.protocol as protocol
 from guestapi.client.protocol import Attempts, Event
 
 
@@ -57,8 +57,8 @@ class AsyncGuest:
             An answer with a status below 300, 304 or 404.
 
         Raises:
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         attempts = Attempts(self._timeout)
         while True:
@@ -80,8 +80,8 @@ class AsyncGuest:
 
         Raises:
             KeyError: it is not set.
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         response = await self.ask("GET", protocol.key_target(key))
         if response.status_code == 404:
@@ -120,12 +120,12 @@ class AsyncGuest:
         """Report whether the workload is ready.
 
         Raises:
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         response = await self.ask("PATCH", "/1.0", protocol.state_body(ready))
         if response.status_code == 404:
-            raise protocol.RefusedError(404, protocol.explain(404, response.content))
+            raise protocol.HostRefusedError(404, protocol.explain(404, response.content))
 
     async def features(self) -> list[str]:
         """Return what the host offers beyond the API of Incus and LXD."""
@@ -141,8 +141,8 @@ class AsyncGuest:
 
         Raises:
             TimeoutError: it is not set.
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         end = time.monotonic() + timeout
         can_wait = "tree" in await self.features()
@@ -169,8 +169,8 @@ class AsyncGuest:
             since: the id of the event after which to begin; None: begin now.
 
         Raises:
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         if since is None and "tree" in await self.features():
             since = int((await self.ask("GET", protocol.TREE)).headers["Guestapi-Event-Id"])

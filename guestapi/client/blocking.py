@@ -11,11 +11,11 @@ import httpx
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 from websockets.sync.client import unix_connect
 
-from guestapi.client import protocol
+import guestapi.client.protocol as protocol
 from guestapi.client.protocol import Attempts, Event
 
 
-class Config(Mapping[str, str]):
+class Configuration(Mapping[str, str]):
     """The configuration keys that the instance may read. Each access asks the host."""
 
     def __init__(self, guest: Guest) -> None:
@@ -56,7 +56,7 @@ class Guest:
         self._http = httpx.Client(
             transport=httpx.HTTPTransport(uds=self._socket), base_url="http://host", timeout=timeout
         )
-        self.config = Config(self)
+        self.config = Configuration(self)
 
     def __enter__(self) -> Guest:
         return self
@@ -83,8 +83,8 @@ class Guest:
             An answer with a status below 300, 304 or 404.
 
         Raises:
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         attempts = Attempts(self._timeout)
         while True:
@@ -119,12 +119,12 @@ class Guest:
         """Report whether the workload is ready.
 
         Raises:
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         response = self.ask("PATCH", "/1.0", protocol.state_body(ready))
         if response.status_code == 404:
-            raise protocol.RefusedError(404, protocol.explain(404, response.content))
+            raise protocol.HostRefusedError(404, protocol.explain(404, response.content))
 
     def features(self) -> list[str]:
         """Return what the host offers beyond the API of Incus and LXD."""
@@ -140,8 +140,8 @@ class Guest:
 
         Raises:
             TimeoutError: it is not set.
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         end = time.monotonic() + timeout
         can_wait = "tree" in self.features()
@@ -168,8 +168,8 @@ class Guest:
             since: the id of the event after which to begin; None: begin now.
 
         Raises:
-            UnavailableError: the host cannot be asked.
-            RefusedError: the host refuses.
+            HostUnavailableError: the host cannot be asked.
+            HostRefusedError: the host refuses.
         """
         if since is None and "tree" in self.features():
             since = int(self.ask("GET", protocol.TREE).headers["Guestapi-Event-Id"])

@@ -32,11 +32,11 @@ class GuestError(Exception):
     """The host did not do what it was asked for; the text says why."""
 
 
-class UnavailableError(GuestError):
+class HostUnavailableError(GuestError):
     """The host could not be asked until the timeout."""
 
 
-class RefusedError(GuestError):
+class HostRefusedError(GuestError):
     """The host refuses.
 
     Attributes:
@@ -85,11 +85,11 @@ class Attempts:
             least: the least seconds to wait.
 
         Raises:
-            UnavailableError: the time is over.
+            HostUnavailableError: the time is over.
         """
         left = self._end - time.monotonic()
         if left <= least:
-            raise UnavailableError(reason)
+            raise HostUnavailableError(reason)
         pause, self._next = min(max(self._next, least), left), min(2 * self._next, _LAST_PAUSE)
         return pause
 
@@ -124,14 +124,14 @@ def judge(status: int, retry_after: str, body: bytes) -> float:
         body: of the answer.
 
     Raises:
-        RefusedError: another attempt would fail, too.
+        HostRefusedError: another attempt would fail, too.
     """
     if status >= 500 and status != 507:
         # Also for an instance that is not registered yet.
         return 0.0
     if status == 429 and retry_after.isdigit() and int(retry_after) <= _LAST_PAUSE:
         return float(retry_after)
-    raise RefusedError(status, explain(status, body))
+    raise HostRefusedError(status, explain(status, body))
 
 
 def explain(status: int, body: bytes) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from guestapi.client import AsyncGuest, Guest, GuestError, RefusedError, UnavailableError
+from guestapi.client import AsyncGuest, Guest, GuestError, HostRefusedError, HostUnavailableError
 from tests.guest.test_guestctl import Stub, answer
 from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT
@@ -85,7 +85,7 @@ def test_tour(kind: str) -> None:
 def test_refusal(tmp_path: Path, status: str) -> None:
     """A refusal is an error with the host's sentence and the status, at once."""
     stub = Stub(tmp_path / "sock", *2 * [answer(status, "because\n", Retry_After="60")])
-    with Guest(stub.path) as guest, pytest.raises(RefusedError, match=r"^because$") as refused:
+    with Guest(stub.path) as guest, pytest.raises(HostRefusedError, match=r"^because$") as refused:
         len(guest.config)
     assert refused.value.status == int(status[:3])
     with pytest.raises(GuestError, match=r"^because$"):
@@ -98,9 +98,9 @@ def test_host_is_away(tmp_path: Path) -> None:
     path = str(tmp_path / "sock")
     with Guest(path, timeout=0.1) as guest:
         for call in (guest.state, guest.ready, lambda: guest.wait("user.key", 1), lambda: next(guest.watch())):
-            with pytest.raises(UnavailableError, match=path):
+            with pytest.raises(HostUnavailableError, match=path):
                 call()
-    with pytest.raises(UnavailableError, match=path):
+    with pytest.raises(HostUnavailableError, match=path):
         asyncio.run(AsyncGuest(path, timeout=0.1).state())
 
 
@@ -109,5 +109,5 @@ def test_temporary_failures(tmp_path: Path) -> None:
     good = answer("200 OK", '["/1.0/config/user.a"]')
     stub = Stub(tmp_path / "sock", answer("500 Internal Server Error", "later\n"), good[:-3], good)
     with Guest(stub.path) as guest:
-        assert list(guest.config) == ["user.a"]
+        assert next(iter(guest.config)) == "user.a"
     stub.close()

@@ -224,7 +224,7 @@ class Stub:
 def answer(status: str, body: str = "", **headers: str) -> bytes:
     """Return the bytes of a response."""
     fields = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{fields}\r\n{body}".encode()
+    return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{fields}\r\n{body}".encode()
 
 
 REFUSED = ["400 Bad Request", "401 Unauthorized", "403 Forbidden", "412 Precondition Failed"]
