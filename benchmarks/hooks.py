@@ -30,7 +30,7 @@ def measure() -> Iterator[Figure]:
             lxc.start("one")
             yield from _costs(service, lxc.environ("one"))
             yield from _crowd(service, lxc)
-            yield Figure("memory of the follower that nobody else has", resident_kb(follower.pid) / 1024, "MiB")
+            yield Figure("memory that only the follower uses", resident_kb(follower.pid) / 1024, "MiB")
 
 
 def _costs(service: Service, environ: Mapping[str, str]) -> Iterator[Figure]:

@@ -113,12 +113,12 @@ class MemoryStore:
         return self.instance(instance_id), self.event_id
 
     def read_value_at(self, instance: Instance, key: str, build: Callable[[str], T]) -> tuple[T | None, int]:
-        """As `read_value`, and what is made of it."""
+        """Return the result of `build` for the value, and the event id."""
         value = self.read_value(instance, key)
         return None if value is None else build(value), self.event_id
 
     def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
-        """What is made of the instance with its large values."""
+        """Return the instance with its large values, the event id, and the result of `build` for it."""
         if self.held is None:
             return None
         whole = replace(self.held, config={**self.held.config, **self.large_values}, large=frozenset())

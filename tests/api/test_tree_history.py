@@ -174,7 +174,7 @@ class History(RuleBasedStateMachine):
         for entry in found:
             metadata = json.loads(entry.metadata)
             if metadata["key"] == key:
-                assert metadata["old_value"] == value, "neither a gap nor something twice"
+                assert metadata["old_value"] == value, "a gap or a duplicate"
                 value = metadata["value"]
         assert value == "3"
 

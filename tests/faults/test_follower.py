@@ -155,7 +155,7 @@ def test_killed_anywhere(scenario: Scenario) -> None:
     before, number, ended = "", 1, False
     while not ended:
         scenario.follower.start()
-        until(scenario.is_current, f"all that was so before call {number}")
+        until(scenario.is_current, f"the state before call {number}")
         name = f"c{number}"
         scenario.lxc.start(name)
         with killed_before(scenario.follower.pid, number, CALLS):

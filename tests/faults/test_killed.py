@@ -54,7 +54,7 @@ def test_killed_operator_s_command(tmp_path: Path, beside_a_worker: bool) -> Non
         for number in count(1):
             ended = commands.run(number, number)
             before = config_of(settings)
-            assert before.get("user.a") == before.get("user.b"), "half a change"
+            assert before.get("user.a") == before.get("user.b"), "an incomplete change"
             whole += before.get("user.a") == str(number)
             # The two events of the first run, and two for each change.
             assert len(log_entries(settings)) == events + 2 + 2 * whole

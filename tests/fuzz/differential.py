@@ -65,12 +65,12 @@ def check_head(received: bytes) -> tuple[Head, h11.Connection] | None:
     try:
         connection, request = read_by_h11(received)
     except h11.RemoteProtocolError:
-        assert found is None, "taken, and h11 refuses it"
+        assert found is None, "accepted, but h11 refuses it"
         return None
     if found is None:
-        assert request is None, "waits for more, and h11 has all of it"
+        assert request is None, "incomplete, but complete for h11"
         return None
-    assert request is not None, "taken, and h11 waits for more"
+    assert request is not None, "accepted, but h11 waits for more"
     environ = found.environ
     assert environ["REQUEST_METHOD"].encode() == request.method
     assert re.sub(r"[\x80-\xff]", "~", environ["RAW_URI"]).encode() == request.target
@@ -111,7 +111,7 @@ def _check_refusal(refusal: ProtocolError, statuses: set[int]) -> None:
 def _body_by_h11(connection: h11.Connection) -> tuple[bytes, bytes]:
     content = b""
     while not isinstance(event := connection.next_event(), h11.EndOfMessage):
-        assert isinstance(event, h11.Data), "taken, and h11 waits for more"
+        assert isinstance(event, h11.Data), "accepted, but h11 waits for more"
         content += event.data
     return content, connection.trailing_data[0]
 

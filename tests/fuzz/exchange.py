@@ -182,7 +182,7 @@ def check_exchange(data: bytes) -> None:
     received = serving.answers(data[1:].split(PAUSE), dialect)
     for method, status in serving.said:
         received = _check_answer(received, method, status)
-    assert not received, f"answered and not meant to be: {received!r}"
+    assert not received, f"an unexpected response: {received!r}"
 
 
 def _number(raw: bytes) -> int:
@@ -207,7 +207,7 @@ def _check_answer(data: bytes, method: str | None, status: int) -> bytes:
         # A client that sends frames before the response gets no response.
         return b""
     head, end, rest = data.partition(b"\r\n\r\n")
-    assert end, f"no answer where there is one: {data!r}"
+    assert end, f"an incomplete head: {data!r}"
     line, *lines = head.split(b"\r\n")
     found = _STATUS.fullmatch(line)
     assert found, line

@@ -331,7 +331,7 @@ def test_end_of_a_head(end: bytes) -> None:
         assert ends_head(whole, seen)
     assert ends_head(whole + b"more", len(whole) - 1)
     assert not ends_head(whole + b"more of it", len(whole) + 3)
-    assert ends_head(end[1:] if end.startswith(b"\r") else end), "with nothing before it"
+    assert ends_head(end[1:] if end.startswith(b"\r") else end), "without a line before it"
     assert not ends_head(b"x\n\nmore", len(b"x\n\n") + 2)
 
 

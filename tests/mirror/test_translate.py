@@ -104,7 +104,7 @@ def test_instances_of_this_host() -> None:
     """Virtual machines and instances on other cluster members do not belong to this host."""
     assert is_here(instance(), ALONE)
     assert is_here(instance(location="n1"), CLUSTERED)
-    assert is_here(instance(location="n2"), ALONE), "not a cluster: it cannot be elsewhere"
+    assert is_here(instance(location="n2"), ALONE), "without a cluster every instance is on this host"
     assert is_here(instance(location="none"), CLUSTERED)
     assert not is_here(instance(location="n2"), CLUSTERED)
     assert not is_here(instance(type="virtual-machine"), ALONE)

@@ -169,7 +169,7 @@ class Queue(RuleBasedStateMachine):
     def each_event_once_in_order_or_a_gap(self) -> None:
         """Between its first and last id, a client has received each event of its instance once, or a gap."""
         for client in self.clients:
-            assert client.received == sorted(set(client.received)), "doubled, or out of order"
+            assert client.received == sorted(set(client.received)), "a duplicate, or out of order"
             own = [number for number, owner in self.truth.items() if owner == self.ids[0]]
             for number in own:
                 if client.first < number <= client.last and number not in client.received:

@@ -412,7 +412,7 @@ class World:
                 row.init = None
                 continue
             if refused and its_own:
-                assert now.init is None, "it is not as its source has it, and runs"
+                assert now.init is None, "an instance that its source does not confirm runs"
                 assert (now.config, now.devices, now.name) == (before.config, before.devices, before.name)
             owner = (now.source, now.key)
             assert owner == (before.source, before.key) or its_own or owner == (source, key)
@@ -629,7 +629,7 @@ class World:
         status = int(head.split(b" ")[1])
         said = 200 if status == 101 else status
         right = [one for one in held.outcomes if one.status == said and one.body in (None, body)]
-        assert right, f"answered {response!r}, and right would be one of {held.outcomes}"
+        assert right, f"got {response!r}, expected one of {held.outcomes}"
         held.identities = {one.identity for one in right}
         held.answered, held.asked = True, None
         self.happened[f"answered {status}"] += 1

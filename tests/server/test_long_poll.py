@@ -166,7 +166,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     with gevent.Timeout(10):
         while made.context.connections:
             gevent.sleep(0.001)
-    assert len(made.store.broker.waiting) == 0, "every wait gives its place back"
+    assert len(made.store.broker.waiting) == 0, "an ended wait is still counted"
 
 
 def test_change_wakes_only_its_requests(worker: Worker) -> None:

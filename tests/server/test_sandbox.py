@@ -72,7 +72,7 @@ def test_attempts_succeed_without_the_sandbox() -> None:
         probed = service.state / "probed"
         (service.root / "gunicorn.conf.py").write_text(configuration(pid, str(probed)))
         service.start()
-        until(probed.exists, "what was tried")
+        until(probed.exists, "the results of the attempts")
         outcomes = json.loads(probed.read_text())
     wanted = {"socket INET", "ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd", "write /dev/shm"}
     assert {name for name in wanted if outcomes[name] != "done"} == set()

@@ -100,7 +100,7 @@ def test_hardening(machine: Installed) -> None:
     assert "NoNewPrivs:\t1" in status
 
 
-def test_watchdog_bites_when_workers_hang(machine: Installed, container: Container) -> None:
+def test_watchdog_restarts_a_service_of_hanging_workers(machine: Installed, container: Container) -> None:
     """When only the workers hang, the watchdog restarts the service, although the arbiter runs."""
     with machine.drop_in("[Service]\nWatchdogSec=3\n"):
         machine.set_workers(1, "timeout = 300\n")
@@ -108,7 +108,7 @@ def test_watchdog_bites_when_workers_hang(machine: Installed, container: Contain
         machine.wait_for_workers(1)
         before = machine.property_of("MainPID")
         time.sleep(4)
-        assert machine.property_of("MainPID") == before, "bitten although the worker answers"
+        assert machine.property_of("MainPID") == before, "the watchdog ended a service that answers"
         machine.run("kill", "-STOP", *map(str, machine.workers()))
         until = time.monotonic() + 30
         while machine.property_of("MainPID") in (before, "0"):

@@ -248,7 +248,7 @@ def read_events(fake: FakeEngine, *parts: bytes) -> list[frozenset[str] | None]:
             go.release()
             seen: frozenset[str] | None = frozenset()
             while seen == frozenset():
-                assert select.select([events], [], [], 5)[0], f"nothing has come of {part[:40]!r}"
+                assert select.select([events], [], [], 5)[0], f"no event for {part[:40]!r}"
                 seen = events.read()
             found.append(seen)
     finally:

@@ -87,7 +87,7 @@ def clean(host: Host) -> Iterator[None]:
     """Remove all containers and instances after each test."""
     yield
     host.engine.remove_all()
-    until(lambda: all(one["status"] != "running" for one in host.service.listed()), "something runs")
+    until(lambda: all(one["status"] != "running" for one in host.service.listed()), "the end of all containers")
     for name in instances(host.service):
         host.service.command("instance", "remove", name, check=False)
 
@@ -169,7 +169,7 @@ def test_restart_and_rename(host: Host) -> None:
     host.service.command("config", "set", "web", "user.mine=kept")
     before = instances(host.service)["web"]
     host.engine("restart", "--time=0", "web")
-    until(lambda: host.is_running("web", besides=before["pid"]), "web anew")
+    until(lambda: host.is_running("web", besides=before["pid"]), "web with another init")
     host.engine("rename", "web", "shop")
     until(lambda: host.is_running("shop"), "shop")
     after = instances(host.service)["shop"]

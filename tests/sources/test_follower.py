@@ -127,7 +127,7 @@ def test_restart(tmp_path: Path, inits: Inits) -> None:
         inits.end(first)
         looks = source.looks
         source.announce("")
-        until(lambda: source.looks > looks, "a look")
+        until(lambda: source.looks > looks, "another observation")
         assert ledger.pid("web") == second
         source.there.clear()
         inits.end(second)
@@ -141,13 +141,13 @@ def test_changes_while_no_follower_runs(tmp_path: Path, inits: Inits) -> None:
     source.run("old", old)
     source.run("gone", None)
     with following(source, ledger, tmp_path):
-        until(lambda: ledger.pid("old") == old and "key of gone" in ledger.entries, "the first look")
+        until(lambda: ledger.pid("old") == old and "key of gone" in ledger.entries, "the first observation")
     inits.end(old)
     source.there.clear()
     source.run("old", None)
     source.run("new", new)
     with following(source, ledger, tmp_path):
-        until(lambda: ledger.pid("new") == new and "key of gone" not in ledger.entries, "the second look")
+        until(lambda: ledger.pid("new") == new and "key of gone" not in ledger.entries, "the second observation")
         assert ledger.pid("old") is None
         assert "key of old" in ledger.entries
 
@@ -157,7 +157,7 @@ def test_changes(tmp_path: Path, inits: Inits) -> None:
     ledger, source = MemoryLedger(), PlayedSource()
     (pid,) = inits.start()
     with following(source, ledger, tmp_path):
-        until(lambda: source.looks, "the first look")
+        until(lambda: source.looks, "the first observation")
         source.run("web", pid)
         source.announce("key of web")
         until(lambda: ledger.pid("web") == pid, "one change")
@@ -174,7 +174,7 @@ def test_ring_during_an_observation(tmp_path: Path, inits: Inits) -> None:
     ledger, source = MemoryLedger(), PlayedSource()
     (pid,) = inits.start()
     with following(source, ledger, tmp_path):
-        until(lambda: source.looks, "the first look")
+        until(lambda: source.looks, "the first observation")
         observe = source.observe
 
         def slowly(known: Mapping[str, Init | None]) -> object:
@@ -185,7 +185,7 @@ def test_ring_during_an_observation(tmp_path: Path, inits: Inits) -> None:
         source.observe = slowly  # type: ignore[method-assign, assignment]  # replaced for this test
         looks = source.looks
         source.announce("")
-        until(lambda: source.looks > looks, "a look")
+        until(lambda: source.looks > looks, "another observation")
         source.observe = observe  # type: ignore[method-assign]  # restored
         source.announce("key of another")
         until(lambda: ledger.pid("web") == pid, "the ring")
@@ -199,11 +199,11 @@ def test_unclear_container_keeps_its_entry(tmp_path: Path, inits: Inits) -> None
     (pid,) = inits.start()
     source.run("web", pid)
     with following(source, ledger, tmp_path):
-        until(lambda: ledger.pid("web") == pid, "the first look")
+        until(lambda: ledger.pid("web") == pid, "the first observation")
         source.there["key of web"] = Unclear("key of web", "its monitor is busy")
         source.run("db", None)
         source.announce("")
-        until(lambda: "key of db" in ledger.entries, "a look")
+        until(lambda: "key of db" in ledger.entries, "another observation")
         assert ledger.pid("web") == pid
         source.run("web", pid, mood="fine")
         until(lambda: ledger.entries["key of web"].config == {"mood": "fine"}, "another look")
@@ -252,7 +252,7 @@ def test_store_that_is_created_later(tmp_path: Path, inits: Inits) -> None:
         ledger.locked = False
         assert waiting.communicate()[1] == ""
         assert ledger.pid("one") == one
-        until(lambda: ledger.pid("other") == other, "the first look")
+        until(lambda: ledger.pid("other") == other, "the first observation")
 
 
 def test_messages_of_the_hook(tmp_path: Path, inits: Inits) -> None:
@@ -289,13 +289,13 @@ def test_restored_store(tmp_path: Path, inits: Inits) -> None:
     (pid,) = inits.start()
     source.run("web", pid)
     with following(source, ledger, tmp_path):
-        until(lambda: ledger.pid("web") == pid, "the first look")
+        until(lambda: ledger.pid("web") == pid, "the first observation")
         looks = source.looks
         old = source.observed("old", None)
         ledger.entries = {old.key: old}
         source.announce("")
-        until(lambda: ledger.pid("web") == pid, "what is there")
-        until(lambda: "key of old" not in ledger.entries, "what is not")
+        until(lambda: ledger.pid("web") == pid, "the running container")
+        until(lambda: "key of old" not in ledger.entries, "the removal of the other")
         # One look was requested, and one made the correction; there must be no more.
         time.sleep(1)
         assert source.looks <= looks + 2
@@ -330,7 +330,7 @@ def test_runtime_that_hangs(tmp_path: Path, inits: Inits, monkeypatch: pytest.Mo
     (pid,) = inits.start()
     answered = Event()
     with following(source, ledger, tmp_path) as notified:
-        until(lambda: source.looks, "the first look")
+        until(lambda: source.looks, "the first observation")
         source.observe = lambda known: (answered.wait(60), [])[1]  # type: ignore[method-assign]  # it hangs
         source.announce("")
         assert ring(tmp_path, "web", pid) == ""
@@ -341,9 +341,9 @@ def test_runtime_that_hangs(tmp_path: Path, inits: Inits, monkeypatch: pytest.Mo
             time.sleep(1.2)
             return notified.count("WATCHDOG=1") > fed
 
-        until(lambda: not is_fed(), "the watchdog's hunger")
+        until(lambda: not is_fed(), "missing watchdog messages")
         answered.set()
-        until(is_fed, "the next feeding")
+        until(is_fed, "the next watchdog message")
 
 
 def test_two_hundred_at_once(tmp_path: Path, inits: Inits) -> None:

@@ -280,7 +280,7 @@ def test_any_name(host: Host) -> None:
     assert "_" in name
     until(lambda: host.status(name) == "running", "the copy")
     subprocess.run(["lxc-stop", "-k", "-P", str(host.path), "-n", name], check=True)
-    until(lambda: host.status(name) is None, "its removal, since it is destroyed when it stops")
+    until(lambda: host.status(name) is None, "the removal of the ephemeral container")
 
 
 def test_changes_without_a_running_follower(host: Host) -> None:
@@ -375,7 +375,7 @@ def test_start_without_a_follower(policy: str) -> None:
         assert own.service.listed() == []
         if policy == "continue":
             own.follower.start()
-            until(lambda: own.status("alone") == "running", "the follower that comes later")
+            until(lambda: own.status("alone") == "running", "the follower that starts later")
 
 
 def test_name_in_two_lxcpaths() -> None:
@@ -401,7 +401,7 @@ def test_name_in_two_lxcpaths() -> None:
         first.command("lxc-destroy")
         second.stop()
         second.start()
-        until(lambda: own.status("same") == "running", "the second, now that the name is free")
+        until(lambda: own.status("same") == "running", "the second container, with the free name")
 
 
 def test_wrong_calls_of_the_hook(host: Host) -> None:

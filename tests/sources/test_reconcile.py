@@ -321,7 +321,7 @@ def test_container_of_an_earlier_version_is_adopted(host: Host) -> None:
     host.observe(seen("web", running, key="9f86d081884c7d659a", devices=None), source="podman")
     web = host.instances()["web"]
     assert (web.id, web.key, web.init, web.config) == (old.id, "9f86d081884c7d659a", running, {"user.a": "1"})
-    assert web.run == old.run, "the container runs on, so what was learned of it holds"
+    assert web.run == old.run, "the container still runs, so its run has not changed"
 
 
 def test_outdated_observation(host: Host) -> None:

@@ -61,7 +61,7 @@ def test_every_change_of_readiness_rings(writer: Writer, doorbell: Doorbell) -> 
     for ready in (True, False, True):
         assert writer.set_ready(one.id, one.run, ready)
         assert rings(doorbell)
-        assert writer.set_ready(one.id, one.run, ready), "said again"
+        assert writer.set_ready(one.id, one.run, ready), "a repeated state"
         assert not doorbell.wait(0.05)
     assert not writer.set_ready(one.id, one.run + 1, False), "of another run"
     assert not doorbell.wait(0.05)

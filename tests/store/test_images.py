@@ -320,7 +320,7 @@ def test_killed_imports(settings: Settings, writer: Writer, where: Path, tmp_pat
     whole = import_image(writer, where, sources)
     assert opened(where, whole) == b"".join(source.read_bytes() for source in sources)
     assert {path.name for path in where.iterdir()} == {whole.fingerprint, f"{whole.fingerprint}.rootfs"}
-    assert known_at_the_end, "not once was an import quick enough"
+    assert known_at_the_end, "no import was complete before it was killed"
 
 
 def test_simultaneous_imports(settings: Settings, writer: Writer, where: Path, source: Path) -> None:

@@ -84,13 +84,15 @@ _NO_SUCH_IMAGE = (
     '"error":"Image \\"%\\" not found","metadata":null}\n'
 )
 
-_OWN_WORDS = "Go's JSON and I/O error sentences: ours says what to send instead"
-_MALFORMED = "malformed HTTP: the same status and close; our body is a sentence, with nosniff as every other error has"
+_OWN_WORDS = "Go's text of JSON and I/O errors; guestapi's text states what to send instead"
+_MALFORMED = (
+    "malformed HTTP: the same status and close, but the body is a sentence, with nosniff as in every other error"
+)
 
 RULES = [
     Difference(
         "connect-root connect-config connect-image",
-        "405 for what is not offered, CONNECT too",
+        "405 for a method that is not offered, also CONNECT",
         405,
         "<method>",
         closed=True,
@@ -98,13 +100,18 @@ RULES = [
     Difference(_METHODS, "405 with Allow where Incus runs the read", 405, "<method>", applies=_read_by_another_method),
     Difference(
         "image-percent",
-        "a percent sign is no wildcard: the one 404 that says nothing of which images there are",
+        "a percent sign is no wildcard: the same 404 as for any other image that a guest may not export",
         404,
         _NO_SUCH_IMAGE,
         type="application/json",
     ),
     Difference("head-api", "HEAD is implied by GET", 200, "", type="application/json", nosniff=False),
-    Difference("get-*-gone", "no path of the host for a caller that has exited", 500, "pid not in container?\n"),
+    Difference(
+        "get-*-gone",
+        "the text for a caller that has exited contains no path of the host",
+        500,
+        "pid not in container?\n",
+    ),
     Difference("patch-array patch-number-state patch-array-state patch-big-number", _OWN_WORDS, 400, SENTENCE),
     Difference("patch-bad-json-* patch-empty-body patch-space-body patch-deep", _OWN_WORDS, 400, SENTENCE),
     # Python's JSON decoder stops at its own nesting depth, Go's at 10000.
@@ -115,20 +122,20 @@ RULES = [
     Difference("patch-short-body-3s", _OWN_WORDS, 400, SENTENCE),
     Difference(
         "patch-early-json-short-body",
-        "a body that was cut is refused whole: what it would have said is not known",
+        "an incomplete body is refused, even after complete JSON",
         400,
         SENTENCE,
         ready_after=False,
     ),
     Difference("cl-te", "Content-Length with Transfer-Encoding is refused (RFC 9112, 6.1)", 400, SENTENCE, closed=True),
-    Difference("two-cl-same", "two Content-Length are refused, equal or not", 400, SENTENCE, closed=True),
+    Difference("two-cl-same", "a second Content-Length is refused, also an equal one", 400, SENTENCE, closed=True),
     Difference("header-fold", "folded header lines are refused (RFC 9112, 5.2)", 400, SENTENCE, closed=True),
-    Difference("te-bad-chunk", "our own words", 400, SENTENCE, closed=True),
+    Difference("te-bad-chunk", "guestapi's own text", 400, SENTENCE, closed=True),
     Difference("second-request-partial", _MALFORMED, 400, SENTENCE, closed=True, after=1),
     Difference("te-gzip", _MALFORMED, 501, SENTENCE, closed=True),
     Difference("http20 http30", _MALFORMED, 505, SENTENCE, closed=True),
-    Difference("h2-preface", "as all malformed HTTP; Go says nothing in the body here", 400, SENTENCE, closed=True),
-    Difference("expect-bad", "as all malformed HTTP; Go says nothing in the body here", 417, SENTENCE, closed=True),
+    Difference("h2-preface", "as all malformed HTTP; Go sends an empty body here", 400, SENTENCE, closed=True),
+    Difference("expect-bad", "as all malformed HTTP; Go sends an empty body here", 417, SENTENCE, closed=True),
     Difference("url-64k url-1000k url-1100k", "the request line is limited to 16 KiB", 414, SENTENCE, closed=True),
     Difference("header-64k header-1000k header-1100k", "a field is limited to 16 KiB", 431, SENTENCE, closed=True),
     Difference("many-headers-[45]*", "a head is limited to 128 fields", 431, SENTENCE, closed=True),
@@ -160,18 +167,18 @@ def _tells_state(case: Case) -> bool:
 LXD_RULES = [
     Difference(
         "connect-root connect-api connect-config connect-key connect-devices connect-metadata connect-image",
-        "405 for what is not offered, CONNECT too",
+        "405 for a method that is not offered, also CONNECT",
         405,
         "<method>",
         closed=True,
     ),
-    Difference("connect-unknown", "nothing after CONNECT is a request (RFC 9110, 9.3.6)", closed=True),
+    Difference("connect-unknown", "data after CONNECT is not read as a request (RFC 9110, 9.3.6)", closed=True),
     Difference(
         _LXD_METHODS, "405 with Allow where LXD runs the read", 405, "<method>", applies=_read_by_another_method
     ),
     Difference(
         "get-*",
-        "no path of the host for a caller that has exited",
+        "the text for a caller that has exited contains no path of the host",
         500,
         "pid not in container?\n",
         applies=lambda case: case.sender == "gone",
@@ -196,37 +203,37 @@ LXD_RULES = [
     ),
     Difference(
         "image-percent",
-        "a percent sign is no wildcard: the one 404 that says nothing of which images there are",
+        "a percent sign is no wildcard: the same 404 as for any other image that a guest may not export",
         404,
         _NO_LXD_IMAGE,
         type="application/json",
     ),
     Difference(
         "image-true-public-1",
-        "the whole fingerprint is needed: an abbreviated one would tell which images there are",
+        "the whole fingerprint is needed, because abbreviated ones would reveal which images exist",
         404,
         _NO_LXD_IMAGE,
         type="application/json",
     ),
     Difference(
         "image-secret",
-        "the one 404: other words for a private image would tell that it is there",
+        "the same 404 as for a missing image, because another text would reveal that a private image exists",
         404,
         _NO_LXD_IMAGE,
         type="application/json",
     ),
     Difference(
         "image-project",
-        "a guest chooses no project: other parameters are ignored",
+        "a guest cannot choose a project; unknown parameters are ignored",
         200,
         recordings.public_image(recordings.load("lxd-5.0.2")).decode("latin-1"),
         type="application/octet-stream",
         nosniff=False,
     ),
-    Difference("image-range-bad", "a refusal has the length of its body, so it ends no connection", closed=False),
+    Difference("image-range-bad", "a refusal has a Content-Length, so the connection stays open", closed=False),
     Difference(
         "patch-expect-continue",
-        "the body is read, because its state is kept",
+        "the body is read, because its state is stored",
         replaces=[
             {"status": 100},
             {
@@ -240,19 +247,19 @@ LXD_RULES = [
     ),
     Difference(
         "patch-ready* patch-trailing patch-two-objects",
-        "the state is kept, which LXD 5.0 does not",
+        "the state is stored; LXD 5.0 has none",
         state="Ready",
         ready_after=True,
         applies=_tells_state,
     ),
     Difference(
-        "patch-*", "the state is kept, which LXD 5.0 does not", state="Started", ready_after=False, applies=_tells_state
+        "patch-*", "the state is stored; LXD 5.0 has none", state="Started", ready_after=False, applies=_tells_state
     ),
-    Difference("*", "the state is told, which LXD 5.0 does not know", state="Started", applies=_tells_state),
+    Difference("*", "the response has the state; LXD 5.0 has none", state="Started", applies=_tells_state),
     Difference("header-fold", "folded header lines are refused (RFC 9112, 5.2)", 400, SENTENCE, closed=True),
     Difference("http20 http30", _MALFORMED, 505, SENTENCE, closed=True),
     Difference("h2-preface", "as all malformed HTTP; LXD redirects it", 400, SENTENCE, closed=True),
-    Difference("expect-bad", "as all malformed HTTP; Go says nothing in the body here", 417, SENTENCE, closed=True),
+    Difference("expect-bad", "as all malformed HTTP; Go sends an empty body here", 417, SENTENCE, closed=True),
     Difference("url-1000k url-1052k", "the request line is limited to 16 KiB", 414, SENTENCE, closed=True),
     Difference("header-1052k header-1100k", "a field is limited to 16 KiB", 431, SENTENCE, closed=True),
     Difference("many-headers-*", "a head is limited to 128 fields", 431, SENTENCE, closed=True),
