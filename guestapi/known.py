@@ -127,13 +127,13 @@ def check_device(name: str, definition: Device, kind: str | None = None) -> list
     if not kind:
         return []
     if kind not in DEVICES:
-        near = _closest(kind, DEVICES)
+        near = _closest(kind, DEVICES, 0.6)
         meant = f"{near!r} is one" if near else f"there are {', '.join(DEVICES)}"
         return [f"device {name!r}: {kind!r} is no type of device that Incus knows; {meant}"]
     found = []
     for option in definition:
         if option not in DEVICES[kind] and option != "type" and not option.startswith("user.") and definition[option]:
-            near = _closest(option, DEVICES[kind])
+            near = _closest(option, DEVICES[kind], 0.6)
             meant = f"; {near!r} is one" if near else ""
             found.append(f"device {name!r}: {option!r} is no option of a {kind} that Incus knows{meant}")
     return found
@@ -148,10 +148,12 @@ def _near_key(key: str) -> str | None:
     return _closest(key, KEYS)
 
 
-def _closest(word: str, known: Iterable[str]) -> str | None:
+def _closest(word: str, known: Iterable[str], alike: float = 0.8) -> str | None:
     # PERF: loaded for what is not known alone.
     from difflib import get_close_matches
 
     names: Collection[str] = sorted(known)
-    found = get_close_matches(word.lower().replace("_", "-"), names, 1, 0.8) or get_close_matches(word, names, 1, 0.8)
+    found = get_close_matches(word.lower().replace("_", "-"), names, 1, alike) or get_close_matches(
+        word, names, 1, alike
+    )
     return found[0] if found and found[0] != word else None

@@ -17,6 +17,7 @@ from guestapi import gunicorn_conf
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
 from guestapi.cli.common import Operator, has_format, print_json
+from guestapi.cli.printing import mark
 from guestapi.cli.takeover import OURS
 from guestapi.cli.words import printable
 from guestapi.dialects import DIALECTS, Dialect
@@ -79,8 +80,7 @@ def check(ctx: click.Context, as_json: bool, settings_only: bool) -> None:
         print_json([{"check": one.check, "ok": one.ok, "text": one.text} for one in findings])
     else:
         for one in findings:
-            mark = click.style("ok  ", fg="green") if one.ok else click.style("FAIL", fg="red")
-            click.echo(f"{mark} {one.check}: {printable(one.text)}")
+            click.echo(f"{mark(one.ok)} {one.check}: {printable(one.text)}")
     if not all(one.ok for one in findings):
         ctx.exit(1)
 

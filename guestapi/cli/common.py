@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
 
 from guestapi import settings as settings_module
 from guestapi.callers.namespaces import is_alive
-from guestapi.cli.words import MisuseError, explain, printable
+from guestapi.cli.grouping import Noun, project_of, takes_project
+from guestapi.cli.printing import print_devices as print_devices
+from guestapi.cli.printing import print_json as print_json
+from guestapi.cli.printing import print_pairs as print_pairs
+from guestapi.cli.printing import print_table as print_table
+from guestapi.cli.printing import print_value as print_value
+from guestapi.cli.words import MisuseError, explain
 from guestapi.errors import GuestapiError
-from guestapi.model import Device, Instance
+from guestapi.model import Instance
 from guestapi.settings import Settings
 from guestapi.store.lookup import list_instances
 from guestapi.store.view import View, view
 from guestapi.store.writing import Writer
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-#: Control characters that JSON leaves as they are, and halves of surrogate pairs, which no terminal can be sent.
-_UNPRINTED = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
 
 class Operator:
@@ -51,7 +51,7 @@ class Operator:
         return view(self.settings.store.url)
 
 
-class OneSentence(click.Group):
+class OneSentence(Noun):
     """A command group in which what an operator may cause ends in one sentence, not in a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -75,25 +75,48 @@ def warn(sentences: Iterable[str]) -> None:
         click.echo(f"Warning: {explain(sentence)}", err=True)
 
 
-def _complete_instance(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_instance(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of instances that begin like that, for a shell."""
     try:
         operator = Operator(ctx.find_root().params.get("config"))
         with operator.view() as store:
-            known = list_instances(store, ctx.params.get("project"))
+            known = list_instances(store, given_project(ctx))
     except GuestapiError:
         return []
     return [CompletionItem(instance.name) for instance in known if instance.name.startswith(incomplete)]
 
 
 def takes_instance(command: F) -> F:
-    """Give a command NAME and --project."""
-    command = click.argument("name", shell_complete=_complete_instance)(command)
-    return click.option("--project", default="default", show_default=True, help="The instance's project.")(command)
+    """Give a command NAME and --project; it gets ``name`` and ``project``."""
+    return in_project(click.argument("name", shell_complete=complete_instance)(command))
+
+
+def in_project(command: F) -> F:
+    """Give a command --project; it gets ``project``, which is ``default`` if none was given."""
+
+    @wraps(command)
+    def with_project(*arguments: Any, **options: Any) -> Any:
+        return command(*arguments, project=given_project(click.get_current_context()), **options)
+
+    option = takes_project("The instance's project, be it before or behind the verb (default: `default`).")
+    return cast("F", option(with_project))
+
+
+def given_project(ctx: click.Context) -> str:
+    """The project that a command is about: ``default`` if none was given."""
+    found = project_of(ctx)
+    return "default" if found is None else found
+
+
+def has_truncate(command: F) -> F:
+    """Give a command --truncate."""
+    return click.option("--truncate", is_flag=True, help="Shorten long values, and those of several lines.")(command)
 
 
 def has_format(command: F) -> F:
     """Give a command --format; it gets ``as_json``."""
     option = click.option(
+        "-f",
         "--format",
         "as_json",
         type=click.Choice(["table", "json"]),
@@ -133,59 +156,9 @@ def described(instance: Instance) -> dict[str, Any]:
     }
 
 
-def print_value(value: str) -> None:
-    """Print a value as it is, whatever is in it, and a line break."""
-    # click.echo would take escape sequences away, and write in the encoding of the environment.
-    sys.stdout.buffer.write(value.encode() + b"\n")
-    sys.stdout.buffer.flush()
-
-
-def print_json(document: object) -> None:
-    """Print `document`, readable by humans too."""
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    click.echo(_UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
-
-
-def print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table; nothing in it is taken for markup, and control characters cannot reach the terminal."""
-    # Loaded for tables alone: hooks print none, and are in a hurry.
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        # A pipe has no width: do not fold what a script wants to read.
-        console = Console(width=10_000)
-        table.expand = False
-    console.print(table)
-
-
 def origin_name(instance: Instance, layer: str) -> str:
     """The name of a layer's owner: ``operator``, the name of the instance's source, or ``profile NAME``."""
     return layer if layer != "source" else instance.source or "hook"
-
-
-def print_pairs(config: Iterable[tuple[str, str]], origins: Mapping[str, str] | None = None) -> None:
-    """Print keys and values, and where they come from if `origins` says so."""
-    rows = ([key, _shorten(value)] for key, value in config)
-    _print_with_origins(["KEY", "VALUE"], rows, origins)
-
-
-def print_devices(devices: Iterable[tuple[str, Device]], origins: Mapping[str, str] | None = None) -> None:
-    """Print devices and their definitions, and where they come from if `origins` says so."""
-    rows = ([name, device["type"], _options(device)] for name, device in devices)
-    _print_with_origins(["DEVICE", "TYPE", "OPTIONS"], rows, origins)
-
-
-def _print_with_origins(columns: list[str], rows: Iterable[list[str]], origins: Mapping[str, str] | None) -> None:
-    if origins is None:
-        print_table(columns, rows)
-    else:
-        print_table([*columns, "ORIGIN"], ([*row, origins[row[0]]] for row in rows))
 
 
 def has_origin(command: F) -> F:
@@ -193,12 +166,3 @@ def has_origin(command: F) -> F:
     return click.option("--origin", is_flag=True, help="Show who set it: the operator, its source, or a profile.")(
         command
     )
-
-
-def _options(device: Device) -> str:
-    return " ".join(f"{key}={value}" for key, value in device.items() if key != "type")
-
-
-def _shorten(value: str) -> str:
-    lines = value.splitlines() or [""]
-    return lines[0][:120] + (f" … ({len(value.encode())} bytes)" if len(lines) > 1 or len(lines[0]) > 120 else "")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from guestapi.cli.common import (
     Operator,
+    fail,
     has_format,
     has_origin,
+    has_truncate,
     origin_name,
     print_json,
     print_pairs,
@@ -15,15 +19,17 @@ from guestapi.cli.common import (
     takes_instance,
     warn,
 )
+from guestapi.cli.grouping import Noun, takes_project
 from guestapi.cli.values import get_value, set_values
 from guestapi.cli.words import printable, settings
 from guestapi.store import steps
 from guestapi.store.lookup import get_instance, get_layers
 
 
-@click.group()
+@click.group(cls=Noun)
+@takes_project("The project of the instances.")
 def config() -> None:
-    """Set, unset and show an instance's configuration."""
+    """Set, unset, edit and show an instance's configuration."""
 
 
 @config.command(name="set")
@@ -45,14 +51,14 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
 def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> None:
     """Unset keys, all at once. Unsetting one that is not set changes nothing.
 
-    What the instance's source provides under the same key counts again.
+    What the instance's source provides under the same key counts again, else what its profiles do.
     """
     with operator.writer.change() as change:
         instance = steps.configure(change, steps.get_editable(change, project, name), dict.fromkeys(key, ""))
         layers = get_layers(change, instance)
-    for left in sorted(set(key) & instance.config.keys()):
-        owner = origin_name(instance, layers.origin(left))
-        click.echo(f"{name} still has {printable(left)} from {printable(owner)}", err=True)
+    if left := sorted(set(key) & instance.config.keys()):
+        named = ", ".join(f"{printable(one)} from {origin_name(instance, layers.origin(one))}" for one in left)
+        click.echo(f"{name} still has {named}", err=True)
 
 
 @config.command()
@@ -73,8 +79,9 @@ def get(operator: Operator, name: str, project: str, key: str, as_json: bool) ->
 @takes_instance
 @has_origin
 @has_format
+@has_truncate
 @click.pass_obj
-def show(operator: Operator, name: str, project: str, origin: bool, as_json: bool) -> None:
+def show(operator: Operator, name: str, project: str, origin: bool, as_json: bool, truncate: bool) -> None:
     """Print all keys and values."""
     with operator.view() as store:
         instance = get_instance(store, project, name)
@@ -84,4 +91,44 @@ def show(operator: Operator, name: str, project: str, origin: bool, as_json: boo
     if as_json:
         print_json({key: {"value": found[key], "origin": origins[key]} for key in found} if origin else found)
     else:
-        print_pairs(found.items(), origins if origin else None)
+        print_pairs(found.items(), origins if origin else None, truncate=truncate)
+
+
+@config.command()
+@takes_instance
+@click.pass_obj
+def edit(operator: Operator, name: str, project: str) -> None:
+    """Edit the definition of an instance in $EDITOR; or take it from standard input, if that is no terminal.
+
+    What differs is written in one transaction; nothing is, if the instance was changed meanwhile.
+    """
+    # YAML is loaded for this command alone.
+    from guestapi.cli.definitions import as_document, parse, to_yaml
+    from guestapi.cli.definitions import check as check_definition
+    from guestapi.store.definitions import define, read_definition
+
+    with operator.view() as store:
+        before = read_definition(store, get_instance(store, project, name))
+    by_hand = sys.stdin.isatty()
+    if by_hand:
+        edited = click.edit(to_yaml(as_document(before)), extension=".yaml")
+        if edited is None:
+            click.echo("nothing was changed", err=True)
+            return
+        text = edited.encode(errors="surrogateescape")
+    else:
+        text = sys.stdin.buffer.read()
+    found = parse(text, "the definition", name=name, project=project)
+    if len(found) != 1:
+        fail(f"the definition: there are {len(found)}, not one", "'guestapi apply -f FILE' takes several")
+    if (found[0].name, found[0].project) != (name, project):
+        fail(
+            f"the definition is one of {found[0].name} in project {found[0].project}",
+            "'guestapi instance rename' gives an instance another name",
+        )
+    warnings = check_definition(found[0])
+    with operator.writer.change() as change:
+        if by_hand and read_definition(change, get_instance(change, project, name)) != before:
+            fail(f"instance {name!r} was changed meanwhile", "edit it again")
+        define(change, found[0])
+    warn(warnings)

@@ -6,10 +6,11 @@ import os
 
 import click
 
+from guestapi.cli.grouping import Noun
 from guestapi.sources import hook as ringing
 
 
-@click.group()
+@click.group(cls=Noun)
 def hook() -> None:
     """For container runtimes: have a container that starts registered by its follower."""
 

@@ -13,6 +13,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from guestapi.cli.common import F, Operator, has_format, print_json, print_table
+from guestapi.cli.grouping import Noun
+from guestapi.cli.printing import mark
 from guestapi.cli.words import printable
 from guestapi.errors import GuestapiError
 from guestapi.model import Image
@@ -22,7 +24,7 @@ from guestapi.store.lookup import get_image, list_images
 from guestapi.store.writing import Writer
 
 
-@click.group()
+@click.group(cls=Noun)
 def image() -> None:
     """Import, change, check and remove images."""
 
@@ -171,9 +173,8 @@ def verify(ctx: click.Context, name: str | None, as_json: bool) -> None:
 
 
 def _print_verdict(verdict: images.Verdict) -> None:
-    mark = click.style("FAIL", fg="red") if verdict.fault else click.style("ok  ", fg="green")
     text = verdict.fault or ("right, though its files look different; noted" if verdict.renewed else "right")
-    click.echo(f"{mark} {verdict.image.fingerprint[:12]}: {printable(text)}")
+    click.echo(f"{mark(verdict.fault is None)} {verdict.image.fingerprint[:12]}: {printable(text)}")
 
 
 def _described(one: Image) -> dict[str, Any]:

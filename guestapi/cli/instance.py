@@ -2,57 +2,106 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from guestapi.callers.namespaces import examine, is_alive
 from guestapi.cli.common import (
     Operator,
+    complete_instance,
     described,
     fail,
-    has_format,
+    has_truncate,
+    in_project,
     print_devices,
     print_json,
     print_pairs,
     print_table,
-    status,
     takes_instance,
+    warn,
 )
-from guestapi.cli.words import pairs
+from guestapi.cli.definitions import as_document, check, parse, to_yaml
+from guestapi.cli.grouping import ALIASES, Noun, takes_project
+from guestapi.cli.instance_list import list_
+from guestapi.cli.instance_wait import wait
+from guestapi.cli.printing import print_yaml
+from guestapi.cli.standard_input import read_definition_text
+from guestapi.cli.words import MisuseError, pairs
+from guestapi.errors import OperatorError
 from guestapi.model import Device, InstanceType
 from guestapi.store import steps
-from guestapi.store.lookup import get_instance, list_instances
+from guestapi.store.definitions import Definition, define, read_definition
+from guestapi.store.errors import ConflictError
+from guestapi.store.lookup import find_instance, get_instance
 
 
-@click.group()
+class InstanceNoun(Noun):
+    """The verbs of instances; `start` and `stop` are what `register` and `unregister` were called before."""
+
+    aliases = {name: verb for name, verb in ALIASES.items() if name != "info"} | {
+        "start": "register",
+        "stop": "unregister",
+    }
+
+
+@click.group(cls=InstanceNoun)
+@takes_project("The project of the instances.")
 def instance() -> None:
-    """Register, list, show and remove instances."""
+    """Add, register, list, show, rename and remove instances."""
+
+
+instance.add_command(list_)
+instance.add_command(wait)
 
 
 @instance.command()
 @takes_instance
-@click.option("--type", "kind", type=click.Choice(["container", "virtual-machine"]), default="container")
+@click.option("--type", "kind", type=click.Choice(["container", "virtual-machine"]), help="Default: container.")
 @click.option("--uuid", metavar="U", help="Its UUID; default: a new one.")
 @click.option("--location", metavar="L", help="The cluster member's name; default: this host's.")
 @click.option("--config", "config", multiple=True, metavar="KEY=VALUE", help="Configuration; KEY=@FILE reads a file.")
 @click.option("--device", multiple=True, metavar="NAME,type=TYPE[,KEY=VALUE]...", help="A device.")
+@click.option("--file", metavar="FILE", help="Its definition, as 'show' prints it; '-' is standard input.")
 @click.pass_obj
 def add(
     operator: Operator,
     name: str,
     project: str,
-    kind: InstanceType,
+    kind: InstanceType | None,
     uuid: str | None,
     location: str | None,
     config: tuple[str, ...],
     device: tuple[str, ...],
+    file: str | None,
 ) -> None:
-    """Add an instance that does not run yet."""
+    """Add an instance that does not run yet, as options or a definition say; options win.
+
+    'guestapi instance add NAME <FILE' takes the definition from a file, too. One of another instance makes a copy, with
+    a UUID of its own.
+    """
     wanted = pairs(config, files=True)
     devices = _devices(device)
+    text = read_definition_text(file, asked="@-" not in {word.partition("=")[2] for word in config})
+    definition = Definition(name, project)
+    if text is not None:
+        definition = _defined(text, file, name, project)
+    definition = replace(
+        definition,
+        type=kind or definition.type,
+        uuid=definition.uuid if uuid is None else uuid,
+        location=definition.location if location is None else location,
+        config={**definition.config, **wanted},
+        devices={**definition.devices, **devices},
+    )
+    warnings = check(definition)
     with operator.writer.change() as change:
-        steps.add(
-            change, project, name, type=kind, instance_uuid=uuid, location=location, config=wanted, devices=devices
-        )
+        if find_instance(change, project, name) is not None:
+            raise ConflictError(
+                f"instance {name!r} exists already in project {project!r}", "'guestapi apply' changes one that exists"
+            )
+        define(change, definition)
+    warn(warnings)
 
 
 @instance.command()
@@ -60,7 +109,7 @@ def add(
 @click.option("--pid", type=click.IntRange(min=1), required=True, help="The container's init, as the host sees it.")
 @click.option("--replace", is_flag=True, help="Also if another process that is alive is registered as its init.")
 @click.pass_obj
-def start(operator: Operator, name: str, project: str, pid: int, replace: bool) -> None:
+def register(operator: Operator, name: str, project: str, pid: int, replace: bool) -> None:
     """Register a running container by the PID of its init. Starts nothing."""
     init = examine(pid)
     with operator.writer.change() as change:
@@ -76,65 +125,109 @@ def start(operator: Operator, name: str, project: str, pid: int, replace: bool) 
 @instance.command()
 @takes_instance
 @click.pass_obj
-def stop(operator: Operator, name: str, project: str) -> None:
+def unregister(operator: Operator, name: str, project: str) -> None:
     """Record that the instance does not run any more. Stops nothing."""
     with operator.writer.change() as change:
         steps.stop(change, get_instance(change, project, name))
 
 
 @instance.command()
-@takes_instance
+@in_project
+@click.argument("name", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_instance)
+@click.option("--force", is_flag=True, help="Also those that run.")
 @click.pass_obj
-def remove(operator: Operator, name: str, project: str) -> None:
-    """Remove an instance from guestapi, running or not. The container itself stays as it is."""
+def remove(operator: Operator, name: tuple[str, ...], project: str, force: bool) -> None:
+    """Remove instances from guestapi, all or none of them. The containers themselves stay as they are."""
     with operator.writer.change() as change:
-        steps.remove(change, get_instance(change, project, name))
-
-
-@instance.command(name="list")
-@click.option("--project", help="Of this project alone.")
-@has_format
-@click.pass_obj
-def list_(operator: Operator, project: str | None, as_json: bool) -> None:
-    """List instances, whether they run, and the source that each belongs to."""
-    with operator.view() as store:
-        found = list_instances(store, project)
-    if as_json:
-        print_json([described(one) for one in found])
-        return
-    columns = ["PROJECT", "NAME", "TYPE", "STATUS", "READY", "PID", "SOURCE"]
-    rows = [
-        [
-            one.project,
-            one.name,
-            one.type,
-            status(one),
-            "Ready" if one.ready else "",
-            str(one.init.pid) if one.init else "",
-            one.source or "",
-        ]
-        for one in found
-    ]
-    print_table(columns, rows)
+        for one in dict.fromkeys(name):
+            found = get_instance(change, project, one)
+            if found.init is not None and is_alive(found.init) and not force:
+                raise ConflictError(
+                    f"instance {one!r} runs: process {found.init.pid} is its init",
+                    "stop the container first; --force removes it all the same",
+                )
+            steps.remove(change, found)
 
 
 @instance.command()
 @takes_instance
-@has_format
+@click.argument("new", metavar="NEW-NAME")
 @click.pass_obj
-def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
-    """Show everything that is stored of an instance."""
+def rename(operator: Operator, name: str, project: str, new: str) -> None:
+    """Give an instance another name. Its guest goes on, and keeps its host name."""
+    with operator.writer.change() as change:
+        found = steps.get_editable(change, project, name)
+        if found.source is not None and found.key is not None:
+            raise ConflictError(f"instance {name!r} has its name from {found.source}", "rename the container there")
+        steps.rename(change, found, project, new)
+
+
+@instance.command()
+@takes_instance
+@has_truncate
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(["yaml", "table", "json"]),
+    default="yaml",
+    show_default=True,
+    help="How to print: the definition, or everything that is stored.",
+)
+@click.pass_obj
+def show(operator: Operator, name: str, project: str, form: str, truncate: bool) -> None:
+    """Print the definition of an instance, which add, apply and edit take back; or everything that is stored of it."""
+    if form != "yaml":
+        _print_all(operator, project, name, form, truncate)
+        return
+    with operator.view() as store:
+        found = get_instance(store, project, name)
+        definition = read_definition(store, found)
+    if found.source is not None:
+        key = to_yaml({"key": found.key or ""}).rstrip()
+        click.echo(f"# source: {found.source}, {key}\n# 'guestapi instance info {name}' shows what it provides, too.")
+    print_yaml(as_document(definition))
+
+
+@instance.command()
+@takes_instance
+@has_truncate
+@click.option("-f", "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.pass_obj
+def info(operator: Operator, name: str, project: str, form: str, truncate: bool) -> None:
+    """Show everything that is stored of an instance, as its guest sees it, and whether it runs."""
+    _print_all(operator, project, name, form, truncate)
+
+
+def _print_all(operator: Operator, project: str, name: str, form: str, truncate: bool) -> None:
     with operator.view() as store:
         found = get_instance(store, project, name)
     document = described(found)
-    if as_json:
+    if form == "json":
         print_json(document)
         return
     config, devices = document.pop("config"), document.pop("devices")
     document["profiles"] = ", ".join(document["profiles"])
-    print_table(["PROPERTY", "VALUE"], ((key, "" if value is None else str(value)) for key, value in document.items()))
-    print_pairs(config.items())
-    print_devices(devices.items())
+    rows = ((key, "" if value is None else str(value)) for key, value in document.items())
+    print_table(["PROPERTY", "VALUE"], rows)
+    if config:
+        click.echo()
+        print_pairs(config.items(), truncate=truncate)
+    if devices:
+        click.echo()
+        print_devices(devices.items(), truncate=truncate)
+
+
+def _defined(text: bytes, file: str | None, name: str, project: str) -> Definition:
+    """The definition that `add` was given, as one of the instance that is to be added."""
+    where = "standard input" if file in (None, "-") else str(file)
+    found = parse(text, where, name=name, project=project)
+    if len(found) != 1:
+        raise OperatorError(f"{where}: has {len(found)} definitions, not one", "'guestapi apply -f FILE' takes several")
+    definition = found[0]
+    if (definition.name, definition.project) != (name, project):
+        return replace(definition, name=name, project=project, uuid=None, cloud_init_id=None)
+    return definition
 
 
 def _devices(words: tuple[str, ...]) -> dict[str, Device]:
@@ -142,8 +235,8 @@ def _devices(words: tuple[str, ...]) -> dict[str, Device]:
     for word in words:
         name, _, options = word.partition(",")
         if name in devices:
-            raise click.UsageError(f"device {name!r} is given twice")
+            raise MisuseError(f"device {name!r} is given twice")
         devices[name] = pairs(options.split(",") if options else [])
         if "type" not in devices[name]:
-            raise click.UsageError(f"device {name!r} has no type; write {name},type=nic or another")
+            raise MisuseError(f"device {name!r} has no type; write {name},type=nic or another")
     return devices

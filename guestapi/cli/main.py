@@ -10,16 +10,19 @@ from click.shell_completion import get_completion_class
 
 import guestapi
 from guestapi.cli.common import OneSentence, Operator
+from guestapi.cli.grouping import takes_project
 from guestapi.dialects import DIALECTS
 from guestapi.settings import ListenSocket
 
 #: Each is in the module of its name. Loaded when it is called: a container waits for its hook, and for what that loads.
 _MODULES = frozenset(
     {
-        *("backup", "check", "config", "device", "events", "follow", "hook", "image", "instance", "mirror", "restore"),
-        *("profile", "takeover"),
+        *("apply", "backup", "check", "config", "device", "events", "export", "follow", "hook", "image", "instance"),
+        *("mirror", "profile", "project", "restore", "takeover"),
     }
 )
+#: Verbs of instances that can be typed without the noun, as with `incus`.
+_VERBS = frozenset({"list", "ls", "info", "rename", "rm", "delete"})
 
 
 class Commands(OneSentence):
@@ -31,6 +34,10 @@ class Commands(OneSentence):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """As click.Group."""
+        if cmd_name in _VERBS:
+            instances = self.get_command(ctx, "instance")
+            assert isinstance(instances, click.Group)
+            return instances.get_command(ctx, cmd_name)
         if cmd_name not in _MODULES:
             return super().get_command(ctx, cmd_name)
         command = getattr(import_module(f"guestapi.cli.{cmd_name}"), cmd_name)
@@ -40,6 +47,7 @@ class Commands(OneSentence):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", metavar="FILE", help="Default: $GUESTAPI_CONFIG, else /etc/guestapi/guestapi.toml.")
+@takes_project("The project of the instances; it can be given before or behind any verb about them.")
 @click.version_option(guestapi.__version__, prog_name="guestapi")
 @click.pass_context
 def main(ctx: click.Context, config: str | None) -> None:

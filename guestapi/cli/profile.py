@@ -19,6 +19,7 @@ from guestapi.cli.common import (
     print_table,
     takes_instance,
 )
+from guestapi.cli.grouping import Noun
 from guestapi.cli.profile_device import device
 from guestapi.cli.profile_name import in_project, takes_profile
 from guestapi.cli.words import pairs, printable
@@ -38,7 +39,13 @@ class ProfileDefinition(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     devices: dict[str, Device] = {}
 
 
-@click.group()
+class ProfileNoun(Noun):
+    """The verbs of profiles: to remove one from an instance is another thing than to delete it."""
+
+    aliases = {"ls": "list", "rm": "delete", "info": "show"}  # noqa: RUF012 - of the base
+
+
+@click.group(cls=ProfileNoun)
 def profile() -> None:
     """Share configuration and devices among instances.
 

@@ -8,13 +8,14 @@ from typing import NoReturn
 import click
 
 from guestapi.cli.common import Operator, fail, has_format, print_devices, print_json
+from guestapi.cli.grouping import Noun
 from guestapi.cli.profile_name import takes_profile
 from guestapi.cli.words import pairs
 from guestapi.model import Device, Profile
 from guestapi.store import profiles
 
 
-@click.group()
+@click.group(cls=Noun)
 def device() -> None:
     """Add, change and remove a profile's devices."""
 

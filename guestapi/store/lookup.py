@@ -66,6 +66,12 @@ def list_instances(store: Moment, project: str | None = None, *, source: str | N
     return load_all(store, f"SELECT id FROM instances WHERE {where} ORDER BY project, name", wanted)
 
 
+def list_projects(store: Moment) -> dict[str, int]:
+    """The projects, and how many instances each has; ``default`` is always there."""
+    query = "SELECT project, count(*) FROM instances GROUP BY project"
+    return dict(sorted({"default": 0, **dict(store.connection.execute(query))}.items()))
+
+
 def find_instance(store: Moment, project: str, name: str) -> Instance | None:
     """The instance of that name, or None."""
     if not (is_text(project) and is_text(name)):

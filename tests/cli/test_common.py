@@ -87,7 +87,7 @@ def test_errors_do_not_drive_the_terminal(c1: Guestapi, words: list[str]) -> Non
 def test_pipe_has_no_width(c1: Guestapi) -> None:
     """Output to a pipe is neither wrapped nor truncated."""
     value = "x" * 110
-    c1.good("device", "set", "c1", "eth0", *(f"option{number}={value}" for number in range(5)))
+    c1.good("device", "set", "c1", "eth0", *(f"user.option{number}={value}" for number in range(5)))
     (line,) = [line for line in c1.program("device", "list", "c1").out.splitlines() if "eth0" in line]
     assert line.count(value) == 5
 

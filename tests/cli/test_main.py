@@ -155,7 +155,9 @@ def test_completion_of_commands(guestapi: Guestapi) -> None:
     """Commands and options are completed, without a store."""
     asked = {"_GUESTAPI_COMPLETE": "bash_complete", "COMP_WORDS": "guestapi co", "COMP_CWORD": "1"}
     assert guestapi.program(environment=asked).out.split() == ["plain,completion", "plain,config"]
-    assert set(completed(guestapi, "guestapi instance ")) == {"add", "start", "stop", "remove", "list", "show"}
+    assert set(completed(guestapi, "guestapi instance ")) == {
+        *("add", "info", "list", "register", "remove", "rename", "show", "unregister", "wait")
+    }
     assert "--pid" in completed(guestapi, "guestapi instance start c1 --p")
 
 

@@ -38,9 +38,8 @@ VARYING = (
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
     (r'"location":"[^"]*"', '"location":"HOST"'),
     (r"--pid \d+", "--pid PID"),
-    (r"[━─]+", "━"),
-    (r"│ +\d+ +│", "│ PID │"),
-    (r" +┃", " ┃"),
+    (r"PID +SOURCE", "PID SOURCE"),
+    (r"Ready +\d+", "Ready PID"),
     (r"took [\d.]+ s", "took SECONDS s"),
 )
 

@@ -1,0 +1,37 @@
+"""``guestapi export``: definitions of instances, to be kept in files and applied again."""
+
+from __future__ import annotations
+
+import click
+
+from guestapi.cli.common import Operator, complete_instance, given_project
+from guestapi.cli.definitions import as_document
+from guestapi.cli.grouping import Verb, project_of, takes_project
+from guestapi.cli.printing import print_yaml
+from guestapi.cli.words import MisuseError
+from guestapi.store.definitions import read_definition
+from guestapi.store.lookup import get_instance, list_instances
+
+
+@click.command(cls=Verb)
+@takes_project("Of this project; with --all: of this project alone.")
+@click.argument("name", nargs=-1, metavar="[NAME]...", shell_complete=complete_instance)
+@click.option("--all", "everything", is_flag=True, help="All instances that belong to no source.")
+@click.option("--sources", is_flag=True, help="Those of sources, too: what is set of them by hand.")
+@click.pass_context
+def export(ctx: click.Context, name: tuple[str, ...], everything: bool, sources: bool) -> None:
+    """Print the definitions of instances as YAML documents, which 'guestapi apply' takes back."""
+    if bool(name) == everything:
+        raise MisuseError("either names of instances or --all is needed")
+    operator: Operator = ctx.obj
+    with operator.view() as store:
+        if everything:
+            known = list_instances(store, project_of(ctx))
+            found = [one for one in known if sources or one.source is None]
+        else:
+            found = [get_instance(store, given_project(ctx), one) for one in dict.fromkeys(name)]
+        documents = [as_document(read_definition(store, one)) for one in found]
+    if everything and (left := len(known) - len(found)):
+        click.echo(f"{left} instances of sources are left out; --sources has them, too", err=True)
+    if documents:
+        print_yaml(*documents)
