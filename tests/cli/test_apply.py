@@ -13,7 +13,7 @@ from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.cli.test_habits import on_terminal
 from tests.harness.containers import Container
-from tests.store.processes import told
+from tests.store.processes import log_entries
 
 TWO = """\
 name: web
@@ -43,9 +43,9 @@ def two(guestapi: Guestapi, tmp_path: Path) -> Path:
 
 def test_again(guestapi: Guestapi, two: Path) -> None:
     """What is so already is left alone; what differs is changed, and told as any other change."""
-    log = len(told(guestapi.settings))
+    log = len(log_entries(guestapi.settings))
     assert guestapi.good("apply", "-f", str(two)) == "0 added, 0 changed, 0 removed, 2 unchanged\n"
-    assert len(told(guestapi.settings)) == log
+    assert len(log_entries(guestapi.settings)) == log
     two.write_text(TWO.replace("front", "back"))
     assert guestapi.good("apply", "-f", str(two)).splitlines()[0] == "changed web"
     assert guestapi.shown("web")["config"] == {"user.role": "back"}
@@ -94,7 +94,7 @@ def test_dry_run(guestapi: Guestapi, two: Path) -> None:
     """A dry run shows the lines that differ, and changes nothing."""
     two.write_text("name: web\nconfig:\n  user.role: back\n---\nname: new\n")
     guestapi.good("instance", "add", "old")
-    before, log = guestapi.state(), told(guestapi.settings)
+    before, log = guestapi.state(), log_entries(guestapi.settings)
     lines = guestapi.good("apply", "-f", str(two), "--dry-run", "--prune").splitlines()
     assert lines[0] == "changed web"
     assert "  -  user.role: front" in lines
@@ -106,7 +106,7 @@ def test_dry_run(guestapi: Guestapi, two: Path) -> None:
         < lines.index("  -name: old")
     )
     assert lines[-1] == "would be 1 added, 1 changed, 1 removed, 0 unchanged"
-    assert (guestapi.state(), told(guestapi.settings)) == (before, log)
+    assert (guestapi.state(), log_entries(guestapi.settings)) == (before, log)
 
 
 def test_prune(guestapi: Guestapi, two: Path) -> None:

@@ -22,7 +22,7 @@ from guestapi.store.lookup import get_instance, get_layers
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND
-from tests.store.processes import told
+from tests.store.processes import log_entries
 
 #: Whatever a value can be: control characters, line ends of all kinds, what looks like YAML, and what is no character.
 TEXT = st.one_of(
@@ -168,12 +168,12 @@ def test_facts_are_no_definition(guestapi: Guestapi) -> None:
 def test_edit(awkward: Guestapi, tmp_path: Path) -> None:
     """edit takes a definition from standard input; what differs becomes one change, what is the same none."""
     before = awkward.good("instance", "show", "web")
-    log = len(told(awkward.settings))
+    log = len(log_entries(awkward.settings))
     awkward.good("config", "edit", "web", stdin=before)
-    assert len(told(awkward.settings)) == log
+    assert len(log_entries(awkward.settings)) == log
     awkward.good("config", "edit", "web", stdin=before.replace("user.yes: 'yes'", "user.yes: 'no'"))
     assert awkward.shown("web")["config"]["user.yes"] == "no"
-    assert len(told(awkward.settings)) == log + 1
+    assert len(log_entries(awkward.settings)) == log + 1
     assert "rename" in awkward.fails("config", "edit", "web", stdin=before.replace("name: web", "name: other"))
     assert "has UUID" in awkward.fails("config", "edit", "web", stdin="uuid: 6ba7b810-9dad-41d1-80b4-00c04fd430c8")
     assert "is a container" in awkward.fails("config", "edit", "web", stdin="type: virtual-machine")
@@ -194,9 +194,9 @@ def test_what_a_source_provides_is_not_defined(c1: Guestapi) -> None:
     before = c1.good("instance", "show", "web")
     assert before.startswith("# source: podman, key: id\n")
     assert yaml.safe_load(before)["config"] == {"user.b": "mine"}
-    log = len(told(c1.settings))
+    log = len(log_entries(c1.settings))
     c1.good("config", "edit", "web", stdin=before)
-    assert len(told(c1.settings)) == log
+    assert len(log_entries(c1.settings)) == log
     c1.good("config", "edit", "web", stdin="profiles: [default]\n")
     with Writer(c1.settings).change() as change:
         layers = get_layers(change, get_instance(change, "default", "web"))
