@@ -46,7 +46,7 @@ def test_table_agrees_with_the_protocol() -> None:
     ],
 )
 def test_paths_open_when_switched_off(name: str, still_open: set[tuple[str, str]]) -> None:
-    """lxd still lists its versions (recording 428); the others describe themselves too, and take no PATCH."""
+    """When switched off, lxd still answers `/`, and the other dialects also `GET /1.0`."""
     assert DIALECTS[name].open_when_off == still_open
 
 

@@ -109,7 +109,7 @@ class MemoryStore:
         return self.large_values.get(key) if instance is self.held else None
 
     def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:
-        """The instance, and the place in the log that it was given."""
+        """Return the instance and the event id."""
         return self.instance(instance_id), self.event_id
 
     def read_value_at(self, instance: Instance, key: str, build: Callable[[str], T]) -> tuple[T | None, int]:

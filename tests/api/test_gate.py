@@ -92,7 +92,7 @@ def test_order_of_refusals() -> None:
     ],
 )
 def test_open_when_off(dialect: str, still_open: set[str]) -> None:
-    """When switched off, `/` and `GET /1.0` are answered, in lxd only `/`; HEAD is as GET."""
+    """When switched off, `/` and `GET /1.0` are answered, in lxd only `/`; HEAD is answered like GET."""
     held = instance(OFF)
     answered = set()
     for template in (

@@ -117,7 +117,7 @@ def test_long_queries_and_fields_take_few_steps() -> None:
     assert all(steps(read(query)) <= most for query in LONG)
 
 
-def test_a_path_of_thousands_of_segments_takes_few_steps() -> None:
+def test_path_of_thousands_of_segments_takes_few_steps() -> None:
     """A path with more segments than any endpoint is refused without further steps."""
     guest = Client(MemoryStore(instance()))
     few = steps(lambda: guest.ask("/a/b/c/d/e/f"))

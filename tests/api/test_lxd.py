@@ -81,7 +81,7 @@ def test_any_key_is_accepted(key: str) -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"Sec-WebSocket-Key": ""}])
-def test_a_key_is_needed(fields: dict[str, str]) -> None:
+def test_key_is_needed(fields: dict[str, str]) -> None:
     """Without a key the upgrade is refused."""
     answer = client().ask("/1.0/events", fields={**UPGRADE, **fields})
     assert (answer.status, answer.headers["sec-websocket-version"]) == (400, "13")

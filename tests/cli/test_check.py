@@ -81,7 +81,7 @@ def test_service_that_runs(service: Service) -> None:
     }
 
 
-def test_settings_alone(guestapi: Guestapi) -> None:
+def test_check_of_the_settings_only(guestapi: Guestapi) -> None:
     """--settings reads the two files, and examines nothing that runs."""
     assert {name: one["ok"] for name, one in findings(guestapi, "--settings").items()} == {
         "configuration": True,

@@ -25,7 +25,7 @@ def test_set_get_unset(c1: Guestapi) -> None:
 
 
 @pytest.mark.parametrize("value", ["a=b", "=", " ", "é\U0001f600", "-x", "--project", "a@b", "1\n2", "%s", "[b]x[/b]"])
-def test_values_as_they_are(c1: Guestapi, value: str) -> None:
+def test_values_are_stored_unchanged(c1: Guestapi, value: str) -> None:
     """Everything after the first = is the value, unchanged."""
     c1.good("config", "set", "c1", f"user.x={value}")
     assert c1("config", "show", "c1", "--format", "json").json["user.x"] == value

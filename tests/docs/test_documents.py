@@ -52,7 +52,7 @@ def test_guestapi_commands_exist() -> None:
     assert [f"{found}: {fault}" for found, arguments in used if (fault := wrong_use(arguments))] == []
 
 
-def test_a_wrong_command_is_found() -> None:
+def test_wrong_commands_are_found() -> None:
     """The test above finds options, commands and arguments that do not exist."""
     assert wrong_use(["events", "--follow"])
     assert wrong_use(["instnace", "list"])

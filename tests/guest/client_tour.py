@@ -1,6 +1,6 @@
-"""What a program in an instance does with `guestapi.client`: ``python client_tour.py blocking|asyncio SOCKET``.
+"""A program that uses all of `guestapi.client`: ``python client_tour.py blocking|asyncio SOCKET``.
 
-It prints JSON: what it read, one line; then each event, a line each, until its standard input ends.
+It prints JSON: one line with all values that it has read, then one line for each event, until its standard input ends.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from collections.abc import Awaitable, Callable
 from guestapi.client import AsyncGuest, Event, Guest
 
 
-def say(document: object) -> None:
-    """Print a line."""
+def print_document(document: object) -> None:
+    """Print a JSON document in a line."""
     sys.stdout.write(json.dumps(document) + "\n")
     sys.stdout.flush()
 
 
-def say_event(event: Event) -> None:
+def print_event(event: Event) -> None:
     """Print an event."""
-    say({"type": event.type, "metadata": event.metadata, "has_id": event.id is not None})
+    print_document({"type": event.type, "metadata": event.metadata, "has_id": event.id is not None})
 
 
-def absent(call: Callable[[], object]) -> str:
-    """Return the name of the error that a call raises."""
+def error_of(call: Callable[[], object]) -> str:
+    """Return the name of the error that a call raises; empty: none."""
     try:
         call()
     except (LookupError, TimeoutError) as error:
@@ -35,13 +35,13 @@ def absent(call: Callable[[], object]) -> str:
 
 
 def blocking(path: str) -> None:
-    """Everything that `Guest` can do."""
+    """Call every method of `Guest`, and print the results."""
     with Guest(path) as guest:
         guest.ready()
-        say(
+        print_document(
             {
                 "config": dict(guest.config),
-                "absent": [absent(lambda: guest.config["user.no"]), absent(lambda: guest.wait("user.no", 0.1))],
+                "absent": [error_of(lambda: guest.config["user.no"]), error_of(lambda: guest.wait("user.no", 0.1))],
                 "devices": guest.devices(),
                 "metadata": guest.metadata(),
                 "state": guest.state()["state"],
@@ -49,11 +49,11 @@ def blocking(path: str) -> None:
             }
         )
         for event in guest.watch("config"):
-            say_event(event)
+            print_event(event)
 
 
-async def absent_there(call: Callable[[], Awaitable[object]]) -> str:
-    """As `absent`."""
+async def error_of_awaited(call: Callable[[], Awaitable[object]]) -> str:
+    """The same for an awaitable."""
     try:
         await call()
     except (LookupError, TimeoutError) as error:
@@ -62,12 +62,12 @@ async def absent_there(call: Callable[[], Awaitable[object]]) -> str:
 
 
 async def concurrently(path: str) -> None:
-    """Everything that `AsyncGuest` can do."""
+    """Call every method of `AsyncGuest`, and print the results."""
     async with AsyncGuest(path) as guest:
         await guest.ready()
-        missing = [await absent_there(lambda: guest.get("user.no"))]
-        missing.append(await absent_there(lambda: guest.wait("user.no", 0.1)))
-        say(
+        missing = [await error_of_awaited(lambda: guest.get("user.no"))]
+        missing.append(await error_of_awaited(lambda: guest.wait("user.no", 0.1)))
+        print_document(
             {
                 "config": await guest.config(),
                 "absent": missing,
@@ -78,11 +78,11 @@ async def concurrently(path: str) -> None:
             }
         )
         async for event in guest.watch("config"):
-            say_event(event)
+            print_event(event)
 
 
 def main() -> None:
-    """Run one of the two, until standard input ends."""
+    """Run one of the two until standard input ends."""
     kind, path = sys.argv[1:]
     task = (lambda: asyncio.run(concurrently(path))) if kind == "asyncio" else (lambda: blocking(path))
     threading.Thread(target=task, daemon=True).start()

@@ -1,4 +1,4 @@
-"""`guestapi.client` in a real container, blocking and with asyncio: what it reads, and events over a restart."""
+"""`guestapi.client` in a real container, blocking and with asyncio: values, and events during a restart."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.harness.service import Service
 
 @contextmanager
 def touring(container: Container, kind: str, path: str) -> Iterator[Iterator[dict[str, object]]]:
-    """Run client_tour.py inside, and read what it prints."""
+    """Run client_tour.py in the container; yield the documents that it prints."""
     enter = ["nsenter", "-t", str(container.pid), "-a", f"--wd={CHECKOUT}"]
     words = [sys.executable, "-m", "tests.guest.client_tour", kind, path]
     with subprocess.Popen([*enter, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -38,7 +38,7 @@ def touring(container: Container, kind: str, path: str) -> Iterator[Iterator[dic
 @pytest.mark.root
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
 def test_tour(kind: str) -> None:
-    """It reads what the host says, and its watch loses no change while the host restarts."""
+    """The values equal the API's, and the watch loses no change during a restart of the service."""
     devices = {"root": {"type": "disk", "path": "/"}}
     with (
         Service(workers=1) as service,
@@ -53,7 +53,7 @@ def test_tour(kind: str) -> None:
             "state": "Ready",
             "waited": "värde",
         }
-        # The watch begins a moment after the first line; then each change is one.
+        # The watch begins after the first line; from its first event on, the test makes the changes one by one.
         first = threading.Event()
 
         def change() -> None:
@@ -83,7 +83,7 @@ def test_tour(kind: str) -> None:
 
 @pytest.mark.parametrize("status", ["403 Forbidden", "429 Too Many Requests"])
 def test_refusal(tmp_path: Path, status: str) -> None:
-    """A refusal is an error with the host's sentence and the status, at once."""
+    """A refusal is raised at once, with the response's text and status."""
     stub = Stub(tmp_path / "sock", *2 * [answer(status, "because\n", Retry_After="60")])
     with Guest(stub.path) as guest, pytest.raises(HostRefusedError, match=r"^because$") as refused:
         len(guest.config)
@@ -93,8 +93,8 @@ def test_refusal(tmp_path: Path, status: str) -> None:
     stub.close()
 
 
-def test_host_is_away(tmp_path: Path) -> None:
-    """Without a host, each method fails when the timeout has passed, and names the socket."""
+def test_missing_socket(tmp_path: Path) -> None:
+    """If nothing listens at the socket, each method fails after the timeout with an error that names the socket."""
     path = str(tmp_path / "sock")
     with Guest(path, timeout=0.1) as guest:
         for call in (guest.state, guest.ready, lambda: guest.wait("user.key", 1), lambda: next(guest.watch())):
@@ -105,7 +105,7 @@ def test_host_is_away(tmp_path: Path) -> None:
 
 
 def test_temporary_failures(tmp_path: Path) -> None:
-    """A fault of the host and a cut answer are tried again."""
+    """After a server error or an incomplete response, the request is repeated."""
     good = answer("200 OK", '["/1.0/config/user.a"]')
     stub = Stub(tmp_path / "sock", answer("500 Internal Server Error", "later\n"), good[:-3], good)
     with Guest(stub.path) as guest:

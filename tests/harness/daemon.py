@@ -202,7 +202,7 @@ class Daemon:
 
     @contextmanager
     def running_in(self, name: str, *argv: str) -> Iterator[Iterator[str]]:
-        """Run a program in an instance by an exec session for the length of a ``with`` block; yield its lines."""
+        """Run a program in an instance, by an exec session, until the end of the block; yield its lines."""
         command = [*self._enter, self._packages / self._client, "exec", name, "--", *argv]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None

@@ -184,7 +184,7 @@ PARTS = [
 
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.sampled_from(SIZES + PARTS), max_size=12).map(b"".join) | st.binary(max_size=30))
-def test_taken_as_another_parser_takes_it(raw: bytes) -> None:
+def test_accepted_body_is_the_same_for_h11(raw: bytes) -> None:
     """An accepted chunked body has the same content and the same end for h11."""
     source = Pieces(raw)
     try:

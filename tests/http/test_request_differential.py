@@ -81,7 +81,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 @example(START + b"X_Y: 1\r\n Content-Length: 5\r\n\r\n")
 @example(START + b"Content_Length: 5\r\nContent-Length: 3\r\n\r\n")
 @example(START + b"X: a\x85b_: c\r\n\r\n")
-def test_taken_as_another_parser_takes_it(received: bytes) -> None:
+def test_accepted_body_is_the_same_for_h11(received: bytes) -> None:
     """h11 accepts every accepted head as the same request with the same body; others are refused or incomplete."""
     check_head(received)
 

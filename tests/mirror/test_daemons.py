@@ -204,7 +204,7 @@ def test_rename_and_delete_are_noticed(host: Host) -> None:
     host.wait(lambda: host.instance("new") is None)
 
 
-def test_instances_of_other_projects_are_their_own(host: Host, c1: str) -> None:
+def test_two_projects_with_one_name(host: Host, c1: str) -> None:
     """Two instances of one name in two projects each get their own configuration, with their project's profiles."""
     client, other = host.daemon.client, "other+1@x"
     client("project", "create", other, "-c", "features.images=false", "-c", "features.profiles=true")
@@ -243,7 +243,7 @@ def test_nested_container_is_its_instance(host: Host, c1: str) -> None:
 
 @contextmanager
 def changing(host: Host, name: str) -> Iterator[None]:
-    """Change the key ``user.now`` all the time, for the length of a ``with`` block."""
+    """Change the key ``user.now`` repeatedly until the end of the block."""
     ended = threading.Event()
 
     def change() -> None:
@@ -262,7 +262,7 @@ def changing(host: Host, name: str) -> Iterator[None]:
 
 
 def test_guestctl_and_client(host: Host) -> None:
-    """`guestctl` and `guestapi.client` ask the daemon's own socket what it has: keys, devices, readiness, events."""
+    """At the daemon's own socket, `guestctl` and `guestapi.client` get keys, devices and events, and set readiness."""
     with host.launched("ctl", "-c", "user.key=bar"):
         for path in ("/usr", *{str(Path(each).resolve()) for each in (sys.prefix, CHECKOUT)}):
             name = path.strip("/").replace("/", "-")
@@ -283,9 +283,9 @@ def test_guestctl_and_client(host: Host) -> None:
         ):
             with host.daemon.running_in("ctl", *words) as lines:
                 if words[-1] != "events":
-                    told = json.loads(next(lines))
-                    assert told["config"]["user.key"] == "bar"
-                    assert told["absent"] == ["KeyError", "TimeoutError"]
+                    results = json.loads(next(lines))
+                    assert results["config"]["user.key"] == "bar"
+                    assert results["absent"] == ["KeyError", "TimeoutError"]
                 with changing(host, "ctl"):
                     event = json.loads(next(lines))
                 assert event["metadata"]["key"] == "user.now"

@@ -187,7 +187,7 @@ with Stub(Path(sys.argv[1]), {}):
 
 
 def test_hanging_daemon_is_logged_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A daemon that is stopped while it is followed is lost, and no library logs a traceback about it."""
+    """A stopped daemon is an error of one sentence, and no library logs a traceback."""
     path = tmp_path / "daemon"
     command = [sys.executable, "-c", _SERVE, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CHECKOUT) as process:

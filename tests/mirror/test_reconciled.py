@@ -72,7 +72,7 @@ def unacknowledged(settings: Settings) -> list[tuple[str, bool]]:
         return [(one.name, one.ready) for one in list_unacknowledged(store, "incus")]
 
 
-def test_instance_is_as_the_daemon_has_it(settings: Settings, write: Write) -> None:
+def test_instance_equals_the_daemons(settings: Settings, write: Write) -> None:
     """The store has everything that was observed; the same observation again changes nothing, not even the revision."""
     instance = wanted(cloud_init_id=str(uuid.uuid4()), location="n1", init=init(100))
     first = write(instance)

@@ -69,7 +69,7 @@ def found(host: Host, who: Caller, raw: bytes = REQUEST, dialect: str = "incus")
     return None if cached is None else cached.to_bytes()
 
 
-def test_same_bytes_again(host: Host) -> None:
+def test_same_request_gets_the_same_response(host: Host) -> None:
     """The same request of the same caller gets the same bytes with a Date; a differing request misses the cache."""
     guest = caller()
     host.answer(guest)

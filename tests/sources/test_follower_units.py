@@ -162,7 +162,7 @@ def test_reboot_and_poweroff_from_inside(machine: Machine) -> None:
     wait_for(machine, WEB, "stopped")
 
 
-def test_two_at_once(machine: Machine) -> None:
+def test_two_containers_with_different_maps(machine: Machine) -> None:
     """Two containers with different ID maps read only their own values."""
     for name in (WEB, DB):
         start(machine, name)

@@ -123,7 +123,7 @@ def test_settings_of_the_operator(host: Host) -> None:
     assert known.ask("/1.0/config/user.foo") == "its own"
 
 
-def test_two_at_once(host: Host) -> None:
+def test_two_containers_with_different_maps(host: Host) -> None:
     """Two containers with different ID maps read only their own data."""
     one, two = host.made("one"), host.made("two", BASE + 65536)
     one.start()

@@ -91,7 +91,7 @@ def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
     assert Reader(settings.store.url).latest() == 2 + 20 + 8
 
 
-def test_no_guest_displaces_another_s_events(settings: Settings, writer: Writer) -> None:
+def test_events_of_others_stay_in_the_log(settings: Settings, writer: Writer) -> None:
     """However often instances report readiness, another one's events stay; of their own, the latest stay."""
     short = Writer(replace(settings, events=EventSettings(keep_entries=20)))
     quiet = start(short, add(short, "quiet"))
