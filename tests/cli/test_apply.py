@@ -1,4 +1,4 @@
-"""`guestapi apply` and `guestapi export`: many instances at once, all or nothing."""
+"""`guestapi apply` and `guestapi export`: several instances in one transaction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ devices:
 
 @pytest.fixture
 def two(guestapi: Guestapi, tmp_path: Path) -> Path:
-    """A file with two definitions, which are applied."""
+    """A file with two definitions that have been applied."""
     file = tmp_path / "two.yaml"
     file.write_text(TWO)
     assert guestapi.good("apply", "-f", str(file)).splitlines() == [
@@ -42,7 +42,7 @@ def two(guestapi: Guestapi, tmp_path: Path) -> Path:
 
 
 def test_again(guestapi: Guestapi, two: Path) -> None:
-    """What is so already is left alone; what differs is changed, and told as any other change."""
+    """Applying the same definition changes nothing; a difference is a change with its event."""
     log = len(log_entries(guestapi.settings))
     assert guestapi.good("apply", "-f", str(two)) == "0 added, 0 changed, 0 removed, 2 unchanged\n"
     assert len(log_entries(guestapi.settings)) == log
@@ -51,8 +51,8 @@ def test_again(guestapi: Guestapi, two: Path) -> None:
     assert guestapi.shown("web")["config"] == {"user.role": "back"}
 
 
-def test_export_is_taken_back(guestapi: Guestapi, two: Path) -> None:
-    """What is exported is applied to an empty store, and exported again: the same bytes."""
+def test_export_can_be_applied(guestapi: Guestapi, two: Path) -> None:
+    """An exported definition that is applied to an empty store is exported again with the same bytes."""
     before = guestapi.good("export", "--all")
     assert before == guestapi.good("export", "web").replace("name", "---\nname", 1) + "---\n" + guestapi.good(
         "export", "--project", "shop", "db"
@@ -65,7 +65,7 @@ def test_export_is_taken_back(guestapi: Guestapi, two: Path) -> None:
 
 
 def test_directory(guestapi: Guestapi, tmp_path: Path) -> None:
-    """Of a directory, the files that have definitions are read, in the order of their names."""
+    """In a directory, the files with a suffix of definitions are read, in the order of their names."""
     directory = tmp_path / "definitions"
     directory.mkdir()
     assert "has no definitions" in guestapi.fails("apply", "-f", str(directory))
@@ -79,7 +79,7 @@ def test_directory(guestapi: Guestapi, tmp_path: Path) -> None:
 
 
 def test_all_or_nothing(guestapi: Guestapi, two: Path) -> None:
-    """One definition that cannot be: nothing is changed, and the sentence names the instance."""
+    """If one definition is invalid, nothing is changed, and the error names the instance."""
     before = guestapi.state()
     for wrong in ("name: a/b", "name: x\nprofiles: [none]", "name: web\ntype: virtual-machine", "name: x\nuuid: 1"):
         two.write_text(f"name: new\n---\n{wrong}")
@@ -91,7 +91,7 @@ def test_all_or_nothing(guestapi: Guestapi, two: Path) -> None:
 
 
 def test_dry_run(guestapi: Guestapi, two: Path) -> None:
-    """A dry run shows the lines that differ, and changes nothing."""
+    """A dry run prints the lines that differ, and changes nothing."""
     two.write_text("name: web\nconfig:\n  user.role: back\n---\nname: new\n")
     guestapi.good("instance", "add", "old")
     before, log = guestapi.state(), log_entries(guestapi.settings)
@@ -110,7 +110,7 @@ def test_dry_run(guestapi: Guestapi, two: Path) -> None:
 
 
 def test_prune(guestapi: Guestapi, two: Path) -> None:
-    """Removed is what was added by hand in a project of which something is defined; a source's if it is named."""
+    """--prune removes undefined instances in the defined projects; a source's instances only with --prune-source."""
     with Writer(guestapi.settings).change() as change:
         assert reconcile(change, "lxc", [Observed("k", "default", "box")]) == []
     for name, project in (("old", "default"), ("old", "shop"), ("old", "elsewhere")):
@@ -129,8 +129,8 @@ def test_prune(guestapi: Guestapi, two: Path) -> None:
 
 
 @pytest.mark.root
-def test_prune_what_runs(guestapi: Guestapi, two: Path) -> None:
-    """An instance that runs is pruned with --force only."""
+def test_prune_running_instances(guestapi: Guestapi, two: Path) -> None:
+    """A running instance is pruned only with --force."""
     guestapi.good("instance", "add", "old")
     with Container() as container:
         guestapi.good("instance", "register", "old", "--pid", str(container.pid))
@@ -140,7 +140,7 @@ def test_prune_what_runs(guestapi: Guestapi, two: Path) -> None:
 
 
 def test_sources_are_exported_if_asked(guestapi: Guestapi, two: Path) -> None:
-    """Instances of sources come back by themselves, so they are left out, and that is said."""
+    """Instances of sources are exported only with --sources, because their source registers them."""
     with Writer(guestapi.settings).change() as change:
         assert reconcile(change, "lxc", [Observed("k", "default", "box", config={"user.a": "1"})]) == []
     done = guestapi("export", "--all")
@@ -154,7 +154,7 @@ def test_sources_are_exported_if_asked(guestapi: Guestapi, two: Path) -> None:
 
 
 def test_warnings(guestapi: Guestapi) -> None:
-    """What looks like a slip is applied, and warned of."""
+    """A definition with a probable typing error is applied with a warning."""
     done = guestapi("apply", "-f", "-", stdin="name: a\nconfig: {limits.memroy: 1}\ndevices: {e: {type: disc}}")
     assert done.code == 0
     assert "'limits.memory' is one" in done.err
@@ -162,5 +162,5 @@ def test_warnings(guestapi: Guestapi) -> None:
 
 
 def test_progress_on_a_terminal(guestapi: Guestapi, two: Path) -> None:
-    """On a terminal, a bar shows how far it has come."""
+    """On a terminal, a bar shows the progress."""
     assert "2/2" in on_terminal(guestapi, "apply", "-f", str(two))

@@ -113,7 +113,7 @@ def test_several_keys_are_one_change(c1: Guestapi) -> None:
 
 
 def test_show_as_a_table(c1: Guestapi) -> None:
-    """show prints a line for each key, and nothing of a value is left out, unless by --truncate."""
+    """show prints a line for each key; --truncate shortens long values."""
     c1.good("config", "set", "c1", "user.long=first\nsecond", "user.markup=[red]x[/red]")
     assert "user.long    first\\nsecond\n" in c1.good("config", "show", "c1")
     lines = c1.good("config", "show", "c1", "--truncate").splitlines()

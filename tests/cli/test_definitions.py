@@ -1,4 +1,4 @@
-"""Definitions: what `show` and `export` print, and `add`, `apply` and `edit` take back byte for byte."""
+"""Definitions: `add`, `apply` and `edit` accept the output of `show` and `export`, byte for byte."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND
 from tests.store.processes import log_entries
 
-#: Whatever a value can be: control characters, line ends of all kinds, what looks like YAML, and what is no character.
+#: Any text that a value can be: control characters, all kinds of line ends, YAML, and invalid characters.
 TEXT = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"])),
     st.text(st.sampled_from("\n\r\t \0\x1b\x7f\x85\xa0\u2028\ufeff\ufffe:#-'\"|>{}[]&*!%@`?,~0xé😀")),
@@ -43,26 +43,26 @@ AWKWARD = {
 
 
 @given(st.dictionaries(TEXT.filter(bool), TEXT, max_size=5))
-def test_texts_come_back(config: dict[str, str]) -> None:
-    """Whatever texts a definition has, exactly these are read from what is printed."""
+def test_texts_are_parsed_unchanged(config: dict[str, str]) -> None:
+    """A printed definition is parsed to the same texts."""
     definition = Definition("c1", config=config, devices={"d": {"type": "disk", **config}}, profiles=("default",))
     printed = to_yaml(as_document(definition))
     assert parse(printed.encode(), "x") == [definition]
-    # By any other program, too.
+    # Other YAML parsers read the same.
     assert yaml.safe_load(printed)["config"] == config
 
 
 @given(st.lists(st.dictionaries(st.just("user.a"), TEXT, max_size=1), min_size=2, max_size=4))
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_streams_come_back(configs: list[dict[str, str]]) -> None:
-    """Several definitions are documents of one stream."""
+def test_several_documents_in_a_stream(configs: list[dict[str, str]]) -> None:
+    """Several definitions are printed as the documents of one stream."""
     wanted = [Definition(f"c{number}", config=config) for number, config in enumerate(configs)]
     assert parse(to_yaml(*map(as_document, wanted)).encode(), "x") == wanted
 
 
 @pytest.fixture
 def awkward(guestapi: Guestapi) -> Guestapi:
-    """The command, where web has values of all kinds, devices, a location and a profile."""
+    """The command; the instance web has all kinds of values, devices, a location and a profile."""
     guestapi.good("profile", "create", "small", "limits.cpu=1")
     with Writer(guestapi.settings, create=True).change() as change:
         steps.add(
@@ -73,7 +73,7 @@ def awkward(guestapi: Guestapi) -> Guestapi:
 
 
 def test_show_and_add(awkward: Guestapi, tmp_path: Path) -> None:
-    """What show prints, add takes from a file, by --file and from a program; show prints the same bytes then."""
+    """add accepts the output of show from a file and from standard input; show then prints the same bytes."""
     before = awkward.good("instance", "show", "web")
     definition = tmp_path / "web.yaml"
     definition.write_bytes(before.encode())
@@ -94,14 +94,14 @@ def test_show_and_add(awkward: Guestapi, tmp_path: Path) -> None:
 
 
 def test_heredoc(guestapi: Guestapi) -> None:
-    """A definition that stands in a script."""
+    """A definition can be a here-document of a script."""
     script = f"{COMMAND} --config {guestapi.config} instance add web <<EOF\nconfig:\n  user.a: '1'\nEOF\n"
     subprocess.run(["sh", "-c", script], check=True)
     assert guestapi.shown("web")["config"] == {"user.a": "1"}
 
 
 def test_open_pipe(guestapi: Guestapi) -> None:
-    """A pipe to which nobody writes, as ssh and services have, is not waited for."""
+    """add does not wait for an open pipe without data, as ssh and services have on standard input."""
     ours, theirs = os.pipe()
     with os.fdopen(ours) as reading, os.fdopen(theirs, "w"):
         subprocess.run([COMMAND, "--config", guestapi.config, "instance", "add", "web"], stdin=reading, check=True)
@@ -109,7 +109,7 @@ def test_open_pipe(guestapi: Guestapi) -> None:
 
 
 def test_copy(awkward: Guestapi) -> None:
-    """The definition of one instance makes another; options win over it."""
+    """The definition of an instance can be used for another one; options take precedence over it."""
     definition = awkward.good("instance", "show", "web")
     awkward.good("instance", "add", "copy", "--config", "user.yes=no", "--location", "n2", stdin=definition)
     web, copy = awkward.shown("web"), awkward.shown("copy")
@@ -144,7 +144,7 @@ def test_copy(awkward: Guestapi) -> None:
     ],
 )
 def test_add_refuses_a_definition(guestapi: Guestapi, tmp_path: Path, text: str | bytes, named: str) -> None:
-    """A definition that cannot be used is refused in one sentence, and nothing is added."""
+    """An invalid definition is refused in one sentence, and nothing is added."""
     guestapi.good("instance", "add", "other")
     file = tmp_path / "definition"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -153,8 +153,8 @@ def test_add_refuses_a_definition(guestapi: Guestapi, tmp_path: Path, text: str 
     assert [one["name"] for one in guestapi.state()] == ["other"]
 
 
-def test_facts_are_no_definition(guestapi: Guestapi) -> None:
-    """What `show --format json` and Incus print beside a definition is taken, and says nothing."""
+def test_other_properties_are_ignored(guestapi: Guestapi) -> None:
+    """Properties that only `show --format json` or Incus print are accepted and ignored."""
     guestapi.good("instance", "add", "web", "--config", "user.a=1")
     shown = guestapi.good("instance", "show", "web", "-f", "json")
     guestapi.good("instance", "remove", "web")
@@ -166,7 +166,7 @@ def test_facts_are_no_definition(guestapi: Guestapi) -> None:
 
 
 def test_edit(awkward: Guestapi, tmp_path: Path) -> None:
-    """edit takes a definition from standard input; what differs becomes one change, what is the same none."""
+    """edit accepts a definition on standard input; a difference is one change, an equal definition none."""
     before = awkward.good("instance", "show", "web")
     log = len(log_entries(awkward.settings))
     awkward.good("config", "edit", "web", stdin=before)
@@ -181,8 +181,8 @@ def test_edit(awkward: Guestapi, tmp_path: Path) -> None:
     assert awkward.shown("web")["config"] == {}
 
 
-def test_what_a_source_provides_is_not_defined(c1: Guestapi) -> None:
-    """The definition of a source's instance has what is set by hand; taking it back changes nothing of the source's."""
+def test_definition_has_only_the_operators_values(c1: Guestapi) -> None:
+    """The definition of a source's instance has only the operator's values; edit does not change the source's."""
     nic = {"type": "nic", "name": "eth0"}
     observed = Observed(
         "id", "default", "web", config={"user.a": "source"}, devices={"eth0": nic}, init=Init(9, 9, "b", 9)
@@ -204,7 +204,7 @@ def test_what_a_source_provides_is_not_defined(c1: Guestapi) -> None:
     assert not layers.operator
 
 
-def test_parse_says_where() -> None:
+def test_parse_errors_name_the_place() -> None:
     """An error names the file, the instance and the line."""
     with pytest.raises(OperatorError, match=r"^dir/a\.yaml: web: config"):
         parse(b"name: web\nconfig: 1", "dir/a.yaml")

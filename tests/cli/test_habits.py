@@ -1,4 +1,4 @@
-"""What operators of Incus and of containers type, and what they get: names, columns, filters, plain output."""
+"""Commands as operators of Incus and of containers type them: aliases, columns, filters, plain output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.harness.service import COMMAND
 
 @pytest.fixture
 def fleet(guestapi: Guestapi) -> Guestapi:
-    """The command, where there are some instances, in two projects."""
+    """The command with some instances in two projects."""
     for name, role in (("web1", "web"), ("web2", "web"), ("db", "db")):
         guestapi.good("instance", "add", name, "--config", f"user.role={role}")
     guestapi.good("instance", "add", "web1", "--project", "shop", "--type", "virtual-machine")
@@ -34,7 +34,7 @@ def fleet(guestapi: Guestapi) -> Guestapi:
 
 
 def names(guestapi: Guestapi, *words: str) -> list[str]:
-    """The names that `list` prints."""
+    """Return the names that `list` prints."""
     return guestapi.good("list", "-c", "n", "-f", "csv", *words).splitlines()[1:]
 
 
@@ -60,14 +60,14 @@ def names(guestapi: Guestapi, *words: str) -> list[str]:
         ("-h", "--help"),
     ],
 )
-def test_other_names(fleet: Guestapi, short: str, long: str) -> None:
-    """A verb is called by its other names, and --project stands wherever it is typed; the last one counts."""
+def test_aliases(fleet: Guestapi, short: str, long: str) -> None:
+    """A command has aliases, and --project may stand anywhere; the last one counts."""
     assert fleet.good(*short.split()) == fleet.good(*long.split())
 
 
 @pytest.mark.parametrize("words", ["rm db web2", "delete db web2", "instance rm db web2", "instance delete db web2"])
 def test_remove_several(fleet: Guestapi, words: str) -> None:
-    """Several instances are removed at once; if one cannot be, none is."""
+    """Several instances are removed in one transaction; if one cannot be removed, none is."""
     assert "'none'" in fleet.fails(*words.split(), "none")
     assert names(fleet) == ["db", "web1", "web2", "web1"]
     assert fleet.good(*words.split(), "db") == ""
@@ -75,8 +75,8 @@ def test_remove_several(fleet: Guestapi, words: str) -> None:
 
 
 @pytest.mark.root
-def test_remove_what_runs(fleet: Guestapi) -> None:
-    """An instance that runs is removed with --force only; `start` and `stop` are other names of what registers it."""
+def test_remove_running_instances(fleet: Guestapi) -> None:
+    """A running instance is removed only with --force; `start` and `stop` are aliases of register and unregister."""
     with Container() as container:
         fleet.good("instance", "register", "db", "--pid", str(container.pid))
         sentence = fleet.fails("instance", "remove", "web1", "db")
@@ -90,7 +90,7 @@ def test_remove_what_runs(fleet: Guestapi) -> None:
 
 
 def test_rename(fleet: Guestapi) -> None:
-    """An instance keeps all but its name. One that has its name from a source is renamed there."""
+    """A rename changes only the name; a container of a source must be renamed at the source."""
     before = fleet.shown("db")
     fleet.good("instance", "rename", "db", "sql")
     assert fleet.shown("sql") == {**before, "name": "sql", "hostname": "sql"}
@@ -116,7 +116,7 @@ def test_rename(fleet: Guestapi) -> None:
     ],
 )
 def test_filters(fleet: Guestapi, filters: list[str], found: list[str]) -> None:
-    """All filters must be met: beginnings and patterns of names, properties, and keys of the configuration."""
+    """An instance must match all filters: prefixes and patterns of names, properties, and keys of the configuration."""
     assert names(fleet, *filters) == found
 
 
@@ -132,13 +132,13 @@ def test_filters(fleet: Guestapi, filters: list[str], found: list[str]) -> None:
         (["-f", "xml"], "yaml"),
     ],
 )
-def test_what_cannot_be_listed(fleet: Guestapi, words: list[str], named: str) -> None:
-    """A filter, a column or a format that does not exist is refused, and those that do are named."""
+def test_invalid_arguments_of_list(fleet: Guestapi, words: list[str], named: str) -> None:
+    """An unknown filter, column or format is refused, and the error names the valid ones."""
     assert named in fleet.misuse("list", *words)
 
 
 def test_formats(fleet: Guestapi) -> None:
-    """The same rows in each format, with the columns that were asked for."""
+    """Each format has the same rows, with the requested columns."""
     columns = "name,status,user.role"
     rows = [["db", "stopped", "db"], ["web1", "stopped", "web"], ["web2", "stopped", "web"]]
     printed = fleet.good("list", "--project", "default", "-c", columns, "-f", "csv")
@@ -154,7 +154,7 @@ def test_formats(fleet: Guestapi) -> None:
 
 
 def on_terminal(guestapi: Guestapi, *words: str, **environment: str) -> str:
-    """What the installed program writes to a terminal of 80 columns."""
+    """Return the output of the installed program on a terminal of 80 columns."""
     ours, theirs = pty.openpty()
     base = {"TERM": "xterm", "COLUMNS": "80", "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
     with subprocess.Popen(
@@ -189,12 +189,12 @@ LIST_IN_80_COLUMNS = """\
 
 
 def test_list_in_80_columns(fleet: Guestapi) -> None:
-    """On a terminal, a table has lines; with NO_COLOR, there is no escape sequence in it."""
+    """On a terminal, a table has lines; with NO_COLOR it has no escape sequence."""
     assert on_terminal(fleet, "list", NO_COLOR="1") == LIST_IN_80_COLUMNS
 
 
-def test_nothing_is_cut_on_a_terminal(fleet: Guestapi) -> None:
-    """A value that is wider than the terminal goes on in the next line; --truncate shortens it."""
+def test_long_values_are_wrapped_on_a_terminal(fleet: Guestapi) -> None:
+    """A value that is wider than the terminal is wrapped; --truncate shortens it."""
     value = "".join(chr(ord("a") + number % 26) for number in range(150))
     fleet.good("config", "set", "db", f"user.long={value}")
     written = on_terminal(fleet, "config", "show", "db", NO_COLOR="1")
@@ -207,7 +207,7 @@ def test_nothing_is_cut_on_a_terminal(fleet: Guestapi) -> None:
 
 
 def test_values_in_pipes(c1: Guestapi) -> None:
-    """`config get` writes the value as it is, escape sequences and all."""
+    """`config get` writes the value unchanged, including escape sequences."""
     value = "\x1b[31mred\x1b[0m\r\n\t\x7f\u0085 é\U0001f600 "
     with Writer(c1.settings).change() as change:
         steps.configure(change, get_instance(change, "default", "c1"), {"user.x": value})
@@ -229,7 +229,7 @@ def test_device_verbs(c1: Guestapi) -> None:
 
 
 def test_projects(fleet: Guestapi) -> None:
-    """Projects are listed with the number of their instances; `default` is always there."""
+    """Projects are listed with the number of their instances; `default` always exists."""
     assert fleet.good("project", "list").splitlines() == ["PROJECT  INSTANCES", "default  3", "shop     1"]
     assert fleet("project", "list", "-f", "json").json == [
         {"name": "default", "instances": 3},
@@ -239,7 +239,7 @@ def test_projects(fleet: Guestapi) -> None:
 
 @pytest.mark.root
 def test_wait(fleet: Guestapi) -> None:
-    """wait returns as soon as all are what was asked for, and gives up after the timeout."""
+    """wait returns when all instances have the requested state, and fails after the timeout."""
     assert fleet.fails("instance", "wait", "db", "web1", "--running", "--timeout", "0").startswith(
         "db, web1: not running"
     )
@@ -254,12 +254,12 @@ def test_wait(fleet: Guestapi) -> None:
             found = get_instance(change, "default", "db")
             assert steps.set_ready(change, found.id, found.run, True)
         fleet.good("instance", "wait", "db", "--ready")
-    # Its init has ended, and nobody said so.
+    # Its init has ended without notice.
     fleet.good("instance", "wait", "db", "--stopped")
 
 
 def test_loops_keep_their_input(fleet: Guestapi, tmp_path: Path) -> None:
-    """`while read` reads all of its lines, from a file or a pipe, whatever command is called in it."""
+    """No command in a `while read` loop consumes the loop's input, from a file or a pipe."""
     commands = {
         "config get": '{0} config get "$n" user.role',
         "config set": '{0} config set "$n" user.x 1',
