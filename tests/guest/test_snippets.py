@@ -1,4 +1,4 @@
-"""The programs in docs/guests.md do what the document says, in a real container and under a real systemd."""
+"""The programs and units of docs/guests.md, run in a real container and checked by a real systemd."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ SECTIONS = (CHECKOUT / "docs/guests.md").read_text().split("\n## ")
 
 
 def snippets(title: str) -> list[str]:
-    """The blocks of code in the section of this title."""
+    """Return the blocks of code in the section with this title."""
     (section,) = (text for text in SECTIONS if text.startswith(f"{title}\n"))
     return re.findall(r"^```\w+\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def guest(service: Service) -> Iterator[Container]:
-    """A privileged container: its root can enter the checkout."""
+    """A privileged container, whose root can enter the checkout."""
     with service.container("snippets", {"user.role": "frontend", "user.password": "x"}, base=None) as container:
         yield container
 
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory that the instance has too: it has a /dev and a /tmp of its own."""
+    """A directory that is visible in the instance, which has its own /dev and /tmp."""
     with tempfile.TemporaryDirectory(prefix="guestapi-", dir="/var/tmp") as path:
         yield Path(path)
 
 
 def descendants(pid: int) -> list[int]:
-    """The PIDs of a process's children, of theirs, and so on."""
+    """Return the PIDs of all descendants of a process."""
     try:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def descendants(pid: int) -> list[int]:
 
 @contextmanager
 def running(guest: Container, directory: Path, *words: str | Path) -> Iterator[Iterator[str]]:
-    """Run a program in the instance, with guestctl in its PATH, and read its lines."""
+    """Run a program in the instance, with guestctl in its PATH; yield its lines."""
     shutil.copy(CHECKOUT / "guestapi/guest/guestctl.py", directory / "guestctl")
     (directory / "guestctl").chmod(0o755)
     environment = {**os.environ, "PATH": f"{directory}:{os.environ['PATH']}", "PYTHONPATH": str(CHECKOUT)}
@@ -79,7 +79,7 @@ def running(guest: Container, directory: Path, *words: str | Path) -> Iterator[I
 
 @contextmanager
 def changing(service: Service) -> Iterator[None]:
-    """Change ``user.now`` all the time, for the length of a ``with`` block."""
+    """Change ``user.now`` repeatedly until the end of the block."""
     ended = threading.Event()
 
     def change() -> None:
@@ -98,7 +98,7 @@ def changing(service: Service) -> Iterator[None]:
 
 
 def test_python(service: Service, guest: Container, directory: Path) -> None:
-    """Both programs read what the host says, and print changes."""
+    """Both programs print the instance's values and changes."""
     blocking, concurrent = snippets("In Python")
     (directory / "blocking.py").write_text(blocking + "\n")
     (directory / "with_asyncio.py").write_text(concurrent)
@@ -111,7 +111,7 @@ def test_python(service: Service, guest: Container, directory: Path) -> None:
 
 
 def test_shell(service: Service, guest: Container, directory: Path) -> None:
-    """The script waits for the key, and reports that the workload is ready."""
+    """The script waits for the key, and reports readiness."""
     (script,) = snippets("In shell scripts")
     with running(guest, directory, "sh", "-ec", script) as lines:
         assert list(lines) == ["role: frontend\n"]
@@ -133,7 +133,7 @@ def test_other_languages(
 
 
 def test_units(service: Service, guest: Container, directory: Path) -> None:
-    """systemd finds no fault in the units, and their commands do what the units say."""
+    """The units pass systemd-analyze verify, and their commands succeed."""
     waits, reports = snippets("In systemd units")
     program = directory / "guestctl"
     for name, unit in {"guest-key@.service": waits, "guest-ready.service": reports}.items():
