@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from guestapi.records import Image as Image
@@ -58,6 +58,24 @@ class Init:
     user_namespace: int | None = field(default=None, compare=False)
 
 
+class KeyPolicy(NamedTuple):
+    """What the operator has decided about some configuration keys (`key_policy`).
+
+    Attributes:
+        pattern: which keys; each ``*`` stands for any characters.
+        hidden: no guest reads them.
+        secret: their values are in no event, no log and nothing that the operator is shown.
+        once: the first who asks gets the value, and nobody after that.
+        uids: the users inside an instance who may read them besides root.
+    """
+
+    pattern: str
+    hidden: bool = False
+    secret: bool = False
+    once: bool = False
+    uids: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Instance:
     """What the host says of one instance, at one moment.
@@ -80,6 +98,7 @@ class Instance:
         large: keys that are set and whose values are not in `config`, because a worker reads large values when it is
             asked for them (`store.reading`).
         profiles: names of its profiles, the weakest first.
+        policies: what the operator has decided about its keys and those of its project.
     """
 
     id: int
@@ -101,6 +120,7 @@ class Instance:
     kept: bool = False
     large: frozenset[str] = frozenset()
     profiles: tuple[str, ...] = ()
+    policies: tuple[KeyPolicy, ...] = ()
 
     @property
     def running(self) -> bool:

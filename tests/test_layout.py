@@ -20,8 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("errors", "model", "records", "encoding", "rate_limit", "journal", "dialects", "switches", "defaults"),
-            "guest",
-            "client",
+            *("guest", "client", "key_policy"),
         }
     ),
     frozenset({"names", "settings", "known"}),

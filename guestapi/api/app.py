@@ -64,6 +64,10 @@ class Store(Protocol):
         """As `store.reading.ValueReader.whole`, and what `build` makes of it. Other requests continue meanwhile."""
         ...
 
+    def spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
+        """As `store.policies.spend`, committed. Other requests continue meanwhile."""
+        ...
+
     def image(self, fingerprint: str) -> Image | None:
         """As `store.reading.Reader.image`."""
         ...

@@ -1,7 +1,8 @@
 """Who may have an answer at all, decided anew for every request.
 
 In this order: the caller is in a registered instance, in the run in which it was identified, and the instance's init is
-alive; the caller is root in the instance; the API is switched on for the instance, or the endpoint answers regardless.
+alive; the caller is root in the instance, or a policy names its user for the key that it asks for; the API is switched
+on for the instance, or the endpoint answers regardless.
 """
 
 from __future__ import annotations
@@ -14,12 +15,21 @@ import falcon
 from guestapi.api.errors import NotAuthorized, NotRoot, Refusal, UnknownCaller
 from guestapi.callers.identify import Caller
 from guestapi.dialects import Dialect
-from guestapi.model import Instance
+from guestapi.key_policy import rule_of, visible
+from guestapi.model import Instance, KeyPolicy
 from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, Environ
+
+#: The routes of single keys, the only ones that a policy can open for a user other than root.
+_KEY_ROUTES = frozenset({"/1.0/config/{key}", "/1.0/guestapi/tree/config/{key}"})
 
 
 def admit(
-    caller: Caller, get_instance: Callable[[int], Instance | None], dialect: Dialect, method: str, template: str
+    caller: Caller,
+    get_instance: Callable[[int], Instance | None],
+    dialect: Dialect,
+    method: str,
+    template: str,
+    key: str | None = None,
 ) -> Instance:
     """Decide whether a caller may have an answer.
 
@@ -29,13 +39,14 @@ def admit(
         dialect: of the socket.
         method: HTTP method of the request.
         template: route of the request, like ``/1.0/config/{key}``.
+        key: the configuration key that the request names; None if it names none.
 
     Returns:
         The caller's instance.
 
     Raises:
         UnknownCaller: it is in no registered instance, or not any more.
-        NotRoot: it is not root in its instance.
+        NotRoot: it is not root in its instance, and no policy lets it read the key.
         NotAuthorized: the API is switched off for the instance.
         StoreError: the store cannot be read now.
     """
@@ -47,13 +58,21 @@ def admit(
     if instance.init != caller.init.init:
         # The store was replaced, and the id belongs to another instance in it.
         raise UnknownCaller
-    if not caller.is_root:
+    if not caller.is_root and not _may_read(caller, instance, method, template, key):
         raise NotRoot
     if not dialect.switched_on(instance.config):
         endpoint = ("GET" if method == "HEAD" else method, template)
         if endpoint not in dialect.open_when_off:
             raise NotAuthorized
     return instance
+
+
+def _may_read(caller: Caller, instance: Instance, method: str, template: str, key: str | None) -> bool:
+    """Tell whether a policy names the caller's user for the key that it asks for."""
+    if not instance.policies or key is None or template not in _KEY_ROUTES or method not in ("GET", "HEAD"):
+        return False
+    uids = rule_of(instance.policies, key).uids
+    return bool(uids) and caller.uid_inside in uids
 
 
 class Gate:
@@ -64,7 +83,7 @@ class Gate:
         self._dialect = dialect
 
     def process_resource(
-        self, req: falcon.Request, _resp: falcon.Response, resource: object, _params: dict[str, str]
+        self, req: falcon.Request, _resp: falcon.Response, resource: object, params: dict[str, str]
     ) -> None:
         """Refuse the request, or note its instance and whether the server may cache the answer.
 
@@ -74,32 +93,41 @@ class Gate:
         caller = environ[CALLER]
         method = environ["REQUEST_METHOD"]
         try:
-            instance = self.admit(caller, method, str(req.uri_template))
+            instance = self.admit(caller, method, str(req.uri_template), params.get("key"))
         except Refusal:
             # The log names the instance.
             if caller.instance_id is not None:
                 environ[INSTANCE] = self._get_instance(caller.instance_id)
             raise
-        req.context.instance = environ[INSTANCE] = instance
+        environ[INSTANCE] = instance
+        req.context.instance = visible(instance)
         environ[CACHEABLE] = method in ("GET", "HEAD") and getattr(resource, "cacheable", False)
 
-    def admit(self, caller: Caller, method: str, template: str) -> Instance:
+    def admit(self, caller: Caller, method: str, template: str, key: str | None = None) -> Instance:
         """As the function `admit`, with this gate's store and dialect."""
-        return admit(caller, self._get_instance, self._dialect, method, template)
+        return admit(caller, self._get_instance, self._dialect, method, template, key)
 
-    def readmit(self, req: falcon.Request, instance: Instance | None) -> Instance:
+    def policies_of(self, instance_id: int) -> tuple[KeyPolicy, ...]:
+        """Return the policies that hold for an instance now; none if it is gone."""
+        instance = self._get_instance(instance_id)
+        return () if instance is None else instance.policies
+
+    def readmit(self, req: falcon.Request, instance: Instance | None, key: str | None = None) -> Instance:
         """As `admit`, for a request that was admitted already and whose instance was read once more.
 
         Args:
             req: the request.
             instance: what the store has under the instance's id now.
+            key: the configuration key that the request names; None if it names none.
 
         Returns:
-            The instance, noted in the request in the place of the earlier one.
+            The instance as its guest sees it, noted in the request in the place of the earlier one.
         """
-        if instance is None or instance is not req.context.instance:
-            environ = cast("Environ", req.env)
+        environ = cast("Environ", req.env)
+        if instance is None or instance is not environ[INSTANCE]:
             method, template = environ["REQUEST_METHOD"], str(req.uri_template)
-            instance = admit(environ[CALLER], lambda _id: instance, self._dialect, method, template)
-            req.context.instance = environ[INSTANCE] = instance
-        return instance
+            instance = admit(environ[CALLER], lambda _id: instance, self._dialect, method, template, key)
+            environ[INSTANCE] = instance
+            req.context.instance = visible(instance)
+        found: Instance = req.context.instance
+        return found

@@ -100,6 +100,7 @@ class LongPolls:
                 return False
             caller = environ[CALLER]
             assert caller.init is not None, "admitted by the gate"
+            asked = key
             if self._merges and key is not None and document_of(key) is not None:
                 # SSH keys and the other document decide about it, too.
                 key = None
@@ -107,7 +108,7 @@ class LongPolls:
                 waiter = self._broker.wait(
                     req.context.instance.id,
                     key,
-                    self._authorizer(caller, str(req.uri_template)),
+                    self._authorizer(caller, str(req.uri_template), asked),
                     caller.init.alive,
                     was_set=tag is not None,
                     seconds=condition.seconds,
@@ -118,13 +119,13 @@ class LongPolls:
         environ[WAIT] = waiter
         return True
 
-    def _authorizer(self, caller: Caller, template: str) -> Callable[[], int | None]:
+    def _authorizer(self, caller: Caller, template: str, key: str | None) -> Callable[[], int | None]:
         # It refers to what the gate needs, not to the request, which is freed while it waits.
         gate = self._gate
 
         def authorize() -> int | None:
             try:
-                gate.admit(caller, "GET", template)
+                gate.admit(caller, "GET", template, key)
             except Refusal:
                 return CloseCode.POLICY_VIOLATION
             return None

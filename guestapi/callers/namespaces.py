@@ -71,22 +71,34 @@ def start_time(pid: int) -> int:
     return int(fields[_START_TIME])
 
 
+#: Ranges of users: the first as the namespace numbers them, the first as we do, and how many.
+IdMap = tuple[tuple[int, int, int], ...]
+
+
 def root_uid(pid: int, user_namespace: int) -> int | None:
-    """Return the host user who is root in a user namespace (user_namespaces(7)), by the ID map of a process in it.
+    """Which user of ours is root in a user namespace; None if none is (yet). Arguments and errors as of `id_map`."""
+    for inside, outside, _count in id_map(pid, user_namespace) or ():
+        if inside == 0:
+            return outside
+    return None
+
+
+def id_map(pid: int, user_namespace: int) -> IdMap | None:
+    """Which users of ours there are in a user namespace (user_namespaces(7)), as a process that is in it shows.
 
     Args:
         pid: the process. Which one it is does not matter: the ID map belongs to the namespace.
         user_namespace: inode number of the user namespace, which the caller holds open.
 
     Returns:
-        The user; None if no user is root there (yet), or if the process is in another user namespace.
+        The map, empty if it is not written yet; None if the process is in another user namespace.
 
     Raises:
         ProcessLookupError: there is no such process.
         PermissionError: CAP_SYS_PTRACE is missing.
     """
     try:
-        # All files opened through this descriptor belong to one process, even if its PID is reused.
+        # What is opened through this descriptor is of one process, even if its PID is handed out again.
         process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
@@ -101,11 +113,11 @@ def root_uid(pid: int, user_namespace: int) -> int | None:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
     finally:
         os.close(process)
+    found = []
     for line in lines:
-        inside, outside, _count = map(int, line.split())
-        if inside == 0:
-            return outside
-    return None
+        inside, outside, count = map(int, line.split())
+        found.append((inside, outside, count))
+    return tuple(found)
 
 
 def is_gone(pidfd: int) -> bool:

@@ -21,6 +21,7 @@ from guestapi.cli.printing import print_table as print_table
 from guestapi.cli.printing import print_value as print_value
 from guestapi.cli.words import MisuseError, explain
 from guestapi.errors import GuestapiError
+from guestapi.key_policy import blanked
 from guestapi.model import Instance
 from guestapi.settings import Settings
 from guestapi.store.lookup import list_instances
@@ -113,6 +114,19 @@ def has_truncate(command: F) -> F:
     return click.option("--truncate", is_flag=True, help="Shorten long values, and those of several lines.")(command)
 
 
+def takes_instance_option(command: F) -> F:
+    """Give a command --project and --instance; it gets ``project`` and ``instance``."""
+    option = click.option(
+        "--instance", metavar="NAME", shell_complete=complete_instance, help="Of this instance alone; else of all."
+    )
+    return in_project(option(command))
+
+
+def has_reveal(command: F) -> F:
+    """Give a command --reveal."""
+    return click.option("--reveal", is_flag=True, help="Show values that a policy keeps secret.")(command)
+
+
 def has_format(command: F) -> F:
     """Give a command --format; it gets ``as_json``."""
     option = click.option(
@@ -135,8 +149,8 @@ def status(instance: Instance) -> str:
     return "running" if is_alive(instance.init) else "dead"
 
 
-def described(instance: Instance) -> dict[str, Any]:
-    """An instance as ``--format json`` shows it."""
+def described(instance: Instance, *, reveal: bool = False) -> dict[str, Any]:
+    """An instance as ``--format json`` shows it; with `reveal`, also values that policies keep secret."""
     return {
         "name": instance.name,
         "project": instance.project,
@@ -150,7 +164,7 @@ def described(instance: Instance) -> dict[str, Any]:
         "source": instance.source,
         "key": instance.key,
         "hostname": instance.host_name,
-        "config": dict(instance.config),
+        "config": dict(instance.config) if reveal else blanked(instance, instance.config),
         "devices": dict(instance.devices),
         "profiles": list(instance.profiles),
     }

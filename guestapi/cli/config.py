@@ -11,6 +11,7 @@ from guestapi.cli.common import (
     fail,
     has_format,
     has_origin,
+    has_reveal,
     has_truncate,
     origin_name,
     print_json,
@@ -22,6 +23,7 @@ from guestapi.cli.common import (
 from guestapi.cli.grouping import Noun, takes_project
 from guestapi.cli.values import get_value, set_values
 from guestapi.cli.words import printable, settings
+from guestapi.key_policy import blanked
 from guestapi.store import steps
 from guestapi.store.lookup import get_instance, get_layers
 
@@ -78,15 +80,18 @@ def get(operator: Operator, name: str, project: str, key: str, as_json: bool) ->
 @config.command()
 @takes_instance
 @has_origin
+@has_reveal
 @has_format
 @has_truncate
 @click.pass_obj
-def show(operator: Operator, name: str, project: str, origin: bool, as_json: bool, truncate: bool) -> None:
+def show(
+    operator: Operator, name: str, project: str, origin: bool, reveal: bool, as_json: bool, truncate: bool
+) -> None:
     """Print all keys and values."""
     with operator.view() as store:
         instance = get_instance(store, project, name)
         layers = get_layers(store, instance)
-    found = dict(instance.config)
+    found = dict(instance.config) if reveal else blanked(instance, instance.config)
     origins = {key: origin_name(instance, layers.origin(key)) for key in found}
     if as_json:
         print_json({key: {"value": found[key], "origin": origins[key]} for key in found} if origin else found)

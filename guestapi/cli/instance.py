@@ -12,6 +12,7 @@ from guestapi.cli.common import (
     complete_instance,
     described,
     fail,
+    has_reveal,
     has_truncate,
     in_project,
     print_devices,
@@ -191,18 +192,19 @@ def show(operator: Operator, name: str, project: str, form: str, truncate: bool)
 
 @instance.command()
 @takes_instance
+@has_reveal
 @has_truncate
 @click.option("-f", "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 @click.pass_obj
-def info(operator: Operator, name: str, project: str, form: str, truncate: bool) -> None:
-    """Show everything that is stored of an instance, as its guest sees it, and whether it runs."""
-    _print_all(operator, project, name, form, truncate)
+def info(operator: Operator, name: str, project: str, form: str, truncate: bool, reveal: bool) -> None:
+    """Show everything that is stored of an instance, and whether it runs."""
+    _print_all(operator, project, name, form, truncate, reveal=reveal)
 
 
-def _print_all(operator: Operator, project: str, name: str, form: str, truncate: bool) -> None:
+def _print_all(operator: Operator, project: str, name: str, form: str, truncate: bool, *, reveal: bool = False) -> None:
     with operator.view() as store:
         found = get_instance(store, project, name)
-    document = described(found)
+    document = described(found, reveal=reveal)
     if form == "json":
         print_json(document)
         return

@@ -12,6 +12,7 @@ from guestapi.cli.grouping import project_of, takes_project
 from guestapi.cli.printing import print_csv, print_yaml
 from guestapi.cli.words import MisuseError
 from guestapi.errors import OperatorError
+from guestapi.key_policy import blanked
 from guestapi.model import Instance
 from guestapi.store.lookup import list_instances, list_projects
 
@@ -123,4 +124,4 @@ def _condition(word: str) -> Callable[[Instance], bool]:
 def _value(one: Instance, word: str) -> str:
     if word in _PROPERTIES:
         return _PROPERTIES[word][1](one)
-    return one.config.get(word, "")
+    return blanked(one, {word: one.config.get(word, "")})[word]

@@ -8,7 +8,7 @@ read from the log up to that same id, so nothing is sent twice.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -67,6 +67,7 @@ class Subscription:
         "_since",
         "_types",
         "_unauthorized",
+        "_view",
         "closing",
         "instance_id",
         "overrun",
@@ -82,7 +83,9 @@ class Subscription:
         after: int,
         authorize: Callable[[], int | None],
         is_alive: Callable[[], bool],
+        view: Callable[[EncodedEvent], EncodedEvent | None],
     ) -> None:
+        self._view = view
         self._broker = broker
         self._log_number = broker.log.replaced
         self.instance_id = instance_id
@@ -133,14 +136,18 @@ class Subscription:
             # The ids of the log have no holes, so the entries in between existed and were trimmed.
             if entries.oldest > position + 1:
                 yield [gap_event(position, entries.oldest)]
-            yield [event for event in map(self._broker.encoded, entries.found) if self._wants(event)]
+            yield self._viewed(event for event in map(self._broker.encoded, entries.found) if self._wants(event))
             if not entries.more:
                 return
             position = entries.found[-1].id
 
     def pop(self) -> list[EncodedEvent]:
-        """Remove and return the events that came since the last call, in order."""
-        events = list(self._queue)
+        """Remove and return the events that came since the last call, in order, as the client may see them now.
+
+        Raises:
+            StoreError: what it may see cannot be read.
+        """
+        events = self._viewed(self._queue)
         self._queue.clear()
         self._queued_bytes = 0
         return events
@@ -190,6 +197,9 @@ class Subscription:
         if self._unauthorized or not self._is_alive():
             self.authorize()
 
+    def _viewed(self, events: Iterable[EncodedEvent]) -> list[EncodedEvent]:
+        return [seen for event in events if (seen := self._view(event)) is not None]
+
     def _is_other_log(self) -> bool:
         if self._broker.log.replaced == self._log_number:
             return False
@@ -235,6 +245,7 @@ class Broker:
         since: int | None,
         authorize: Callable[[], int | None],
         is_alive: Callable[[], bool] = lambda: True,
+        view: Callable[[EncodedEvent], EncodedEvent | None] = lambda event: event,
     ) -> Subscription:
         """Make a subscription. It receives every event from now on.
 
@@ -245,6 +256,8 @@ class Broker:
             authorize: called after each change that could end the subscription. It returns None, or the `CloseCode`
                 with which to end; it raises StoreError if the store cannot be read.
             is_alive: called each second: whether the instance's init still runs.
+            view: called for each event when it is about to be sent. It returns the event as the client may see it, or
+                None; it raises StoreError if the store cannot be read.
 
         Raises:
             TooManySubscriptionsError: the instance has as many as it may have.
@@ -254,7 +267,7 @@ class Broker:
         after = self.log.latest()
         self._begin(after)
         others = self._subscriptions.get(instance_id, set())
-        subscription = Subscription(self, instance_id, types, since, after, authorize, is_alive)
+        subscription = Subscription(self, instance_id, types, since, after, authorize, is_alive, view)
         self._subscriptions.setdefault(instance_id, others).add(subscription)
         return subscription
 

@@ -12,7 +12,8 @@ from functools import cached_property
 from guestapi.encoding import to_json
 from guestapi.http.websocket import Opcode, frame
 from guestapi.model import Notification
-from guestapi.store.changes import timestamp
+from guestapi.store.changes import key_of, timestamp
+from guestapi.store.transaction import blank_metadata
 
 
 class EventFormat(Enum):
@@ -31,6 +32,7 @@ class EncodedEvent:
         instance_id: of the instance that the entry is about.
         type: of the event, like ``config``.
         for_guest: whether the instance itself receives it.
+        key: the configuration key that it is about; None if it is about something else.
         size: about how many bytes it has.
     """
 
@@ -40,6 +42,8 @@ class EncodedEvent:
         self.type = notification.type
         self.for_guest = notification.for_guest
         self.size = len(notification.metadata)
+        self.key = key_of(notification.type, notification.metadata)
+        self._notification = (notification.timestamp, notification.for_guest)
         self._start = (
             f'{{"type":"{notification.type}","timestamp":"{notification.timestamp}","metadata":{notification.metadata}'
         )
@@ -51,6 +55,13 @@ class EncodedEvent:
         if event_format is EventFormat.LINES:
             return self._line_with_id if with_id else self._line
         return self._frame_with_id if with_id else self._frame
+
+    def blank(self) -> EncodedEvent:
+        """Return the same event without the values of its key."""
+        assert self.key is not None
+        timestamp, for_guest = self._notification
+        metadata = blank_metadata(self.key)
+        return EncodedEvent(Notification(self.id, self.instance_id, "", "", self.type, timestamp, metadata, for_guest))
 
     # An event may have many MiB, so what is made on the way to a format is not kept.
 

@@ -7,13 +7,14 @@ few at a time, and whoever else has something to ask is served in between.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Notification
+from guestapi.store.changes import key_of
+from guestapi.store.transaction import NO_INSTANCE
 
 #: How many waiters are woken at a time: their answers take about a millisecond together.
 WOKEN_AT_ONCE = 4
@@ -21,9 +22,6 @@ WOKEN_AT_ONCE = 4
 #: What the keys begin with that something in a tree is made of: those that a guest may read in some dialect, and those
 #: with the generated hardware addresses of NICs.
 _IN_TREE = ("volatile.", *sorted({prefix for dialect in DIALECTS.values() for prefix in dialect.readable}))
-#: How the metadata of an entry about a key begins (`store.changes`).
-_BEFORE_KEY = '{"key":'
-_DECODER = json.JSONDecoder()
 
 
 class Waiter:
@@ -132,10 +130,14 @@ class WaitingList:
 
     def deliver(self, entry: Notification) -> None:
         """Make those due whose answer an entry of the change log may have changed."""
+        if entry.instance_id == NO_INSTANCE:
+            # A policy of a project, of which any instance may be.
+            self.deliver_to_all()
+            return
         keys = self._by_instance.get(entry.instance_id)
         if keys is None:
             return
-        key = changed_key(entry)
+        key = key_of(entry.type, entry.metadata)
         for waiter in tuple(keys.get(None, ())):
             # A device, the state or the name is in the tree; most keys of other prefixes are not.
             if key is None or key.startswith(_IN_TREE):
@@ -190,15 +192,6 @@ class WaitingList:
     def _all(self) -> Iterator[Waiter]:
         for instance_id in tuple(self._by_instance):
             yield from self._of(instance_id)
-
-
-def changed_key(entry: Notification) -> str | None:
-    """Return the configuration key that an entry of the change log is about; None if it is about something else."""
-    if entry.type != "config" or not entry.metadata.startswith(_BEFORE_KEY):
-        return None
-    # The values may have megabytes, so they are not decoded.
-    key, _end = _DECODER.raw_decode(entry.metadata, len(_BEFORE_KEY))
-    return str(key)
 
 
 def _wake_nobody() -> None:

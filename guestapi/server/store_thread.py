@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from gevent.hub import get_hub
 
+from guestapi.encoding import printable
 from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.server.group_commit import GroupCommit
@@ -120,6 +121,20 @@ class OffloadedStore:
 
         with self._value_locks.hold(instance.id):
             return in_thread(read)
+
+    def spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
+        """As `Writer.spend`, in a thread as `read_value`. The journal says who got the value."""
+        with self._value_locks.hold(instance.id):
+            value = in_thread(self._spend, instance, key, pid, uid)
+        if value is not None:
+            who = f"{instance.project}/{instance.name}"
+            log.info("%s: the value of %s was given once, to pid %d of user %d", who, printable(key), pid, uid)
+        return value
+
+    def _spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
+        if self._writer is None:
+            self._writer = Writer(self._settings)
+        return self._writer.spend(instance, key, pid, uid)
 
     def _write_reports(self, reports: Sequence[ReadyReport]) -> list[bool]:
         return in_thread(self._set_all_ready, reports)

@@ -24,12 +24,13 @@ from guestapi.callers.namespaces import is_alive
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Image, Instance
 from guestapi.settings import Settings
-from guestapi.store import image_steps, images, profile_restore, steps
+from guestapi.store import image_steps, images, policies, profile_restore, steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.layers import Layers
 from guestapi.store.lookup import find_by_key, find_instance, list_images, list_instances
 from guestapi.store.migrations import PROFILES_SINCE, check_version
+from guestapi.store.policies import ScopedPolicy, Spend
 from guestapi.store.profile_restore import ProfileExchange, SavedProfiles
 from guestapi.store.profiles import ensure_default
 from guestapi.store.rows import load_layers
@@ -88,6 +89,8 @@ class _Content:
     images: list[Image]
     #: None: it was written by a version that had none.
     profiles: SavedProfiles | None
+    policies: list[ScopedPolicy]
+    spends: list[Spend]
 
 
 def back_up(url: str, target: Path, *, replace: bool = False) -> Saved:
@@ -133,6 +136,7 @@ def back_up(url: str, target: Path, *, replace: bool = False) -> Saved:
 def restore(settings: Settings, file: Path) -> Restored:
     """Make the store hold what a backup holds, but for what is a fact of now.
 
+    Policies of the backup are added to those that hold; none is taken away, so nothing becomes readable by them.
     Profiles become those of the backup; one that only instances have that are not in it stays.
     Instances are matched by UUID. Those of the backup get its name, its configuration and devices of the operator, its
     profiles, and its cloud-init id; missing ones are added. Instances that were added by hand and are not in the backup
@@ -159,6 +163,7 @@ def restore(settings: Settings, file: Path) -> Restored:
         _restore_instances(change, content.entries, restored, exchange)
         if exchange is not None:
             profile_restore.finish(change, exchange)
+        _restore_policies(change, content)
         _restore_images(change, content.images, images.directory(settings), restored)
     return restored
 
@@ -241,6 +246,19 @@ def _restore_instance(
         restored.changed.append(_label(instance))
 
 
+def _restore_policies(change: Change, content: _Content) -> None:
+    """Have the policies of a backup hold, besides those that hold; and what was given once, stay given."""
+    uuids = {one.instance.id: one.instance.uuid for one in content.entries}
+    for project, name, policy in content.policies:
+        instance = None if name is None else find_instance(change, project, name)
+        if name is None or instance is not None:
+            policies.put(change, project, instance, policy)
+    for one in content.spends:
+        number = steps.find_by_uuid(change, uuids[one.instance_id])
+        if number is not None and one.spent:
+            policies.mark_spent(change, number, one)
+
+
 def _restore_images(change: Change, wanted: list[Image], where: Path, restored: Restored) -> None:
     present = {one.fingerprint: one for one in list_images(change)}
     own = [one for one in wanted if one.source not in DAEMONS]
@@ -302,7 +320,8 @@ def _read(file: Path, live: Path) -> _Content:
         with view(f"sqlite:///{copy}") as store:
             entries = [_Entry(one, load_layers(store.connection, one.id)) for one in list_instances(store)]
             saved = None if version < PROFILES_SINCE else profile_restore.read_saved(store)
-            return _Content(entries, list_images(store), saved)
+            kept = policies.list_policies(store), policies.list_spends(store)
+            return _Content(entries, list_images(store), saved, *kept)
 
 
 def _put_damaged_aside(database: Path) -> Path | None:

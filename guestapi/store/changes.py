@@ -5,6 +5,7 @@ Order (docs/events.md): configuration first, then devices removed, updated, adde
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -26,6 +27,10 @@ LIVE_OPTIONS = {
     "disk": ("limits.", "size"),
     "nic": ("ipv4.address", "ipv4.routes", "ipv6.address", "ipv6.routes", "limits.", "security."),
 }
+
+#: What the metadata of entries about a key begin with, by their type.
+_BEFORE_KEY = {"config": ('{"key":',), "lifecycle": ('{"action":"key-spent","key":',)}
+_DECODER = json.JSONDecoder()
 
 
 class ChangeEvent(NamedTuple):
@@ -69,6 +74,21 @@ def find_differences(
         if after is not None:
             added.append(_device("added", name, after))
     yield from (*removed, *updated, *added)
+
+
+def key_of(kind: str, metadata: str) -> str | None:
+    """Return the configuration key that an entry of the change log is about; None if it is about something else.
+
+    Args:
+        kind: type of the entry.
+        metadata: of the entry, as JSON.
+    """
+    begin = next((one for one in _BEFORE_KEY.get(kind, ()) if metadata.startswith(one)), None)
+    if begin is None:
+        return None
+    # The values may have megabytes, so they are not decoded.
+    key, _end = _DECODER.raw_decode(metadata, len(begin))
+    return str(key)
 
 
 def lifecycle(action: str, project: str, name: str) -> ChangeEvent:

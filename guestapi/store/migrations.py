@@ -164,5 +164,18 @@ def _from_3_to_4(connection: sqlite3.Connection) -> None:
     )
 
 
+def _from_4_to_5(connection: sqlite3.Connection) -> None:
+    """Key policies, and to whom values were given that are given once."""
+    for table in ("policies", "spends"):
+        connection.execute(TABLES[table])
+    for index in ("policies_by_scope", "policies_by_instance"):
+        connection.execute(INDEXES[index])
+
+
 #: What makes a database of one version into one of the next.
-_UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1_to_2, 2: _from_2_to_3, 3: _from_3_to_4}
+_UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {
+    1: _from_1_to_2,
+    2: _from_2_to_3,
+    3: _from_3_to_4,
+    4: _from_4_to_5,
+}

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from guestapi.model import Device, Init, Instance
+from guestapi.model import Device, Init, Instance, KeyPolicy
 from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers, merge_devices
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ _PROFILE_CONFIG = "SELECT key, value FROM profile_config WHERE profile_id = ? OR
 _PROFILE_DEVICES = "SELECT name, definition FROM profile_devices WHERE profile_id = ? ORDER BY name"
 _CONFIG_LAYERS = "SELECT layer, key, value FROM config WHERE instance_id = ?"
 _DEVICE_LAYERS = "SELECT layer, name, definition FROM devices WHERE instance_id = ?"
+
+_POLICIES = (
+    "SELECT pattern, hidden, secret, once, uids FROM policies "
+    "WHERE project = ? OR instance_id = ? ORDER BY project IS NULL, pattern"
+)
+_SPENT = "SELECT key FROM spends WHERE instance_id = ? AND spent"
 
 #: Whether a device's definition has a type, so stands for itself.
 _HAS_TYPE = methodcaller("get", "type")
@@ -100,6 +106,11 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
             else:
                 settings[key] = value
         devices = _devices(connection, instance_id, _DEVICES_WITH_PROFILES if profiles else _DEVICES)
+        policies = load_policies(connection, row[3], instance_id)
+        for (key,) in connection.execute(_SPENT, (instance_id,)):
+            # It counts as unset, whatever the layers have, until it is set anew.
+            settings.pop(key, None)
+            large.discard(key)
     number, revision, run, project, name, kind, identity, cloud_init_id, location, ready, *owner = row[: INIT.start]
     source, key, hostname, kept = owner
     return Instance(
@@ -122,6 +133,15 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
         kept=bool(kept),
         large=frozenset(large),
         profiles=profiles,
+        policies=policies,
+    )
+
+
+def load_policies(connection: sqlite3.Connection, project: str, instance_id: int) -> tuple[KeyPolicy, ...]:
+    """Read the policies of a project, then those of an instance, each by pattern."""
+    return tuple(
+        KeyPolicy(pattern, bool(hidden), bool(secret), bool(once), frozenset(json.loads(uids)))
+        for pattern, hidden, secret, once, uids in connection.execute(_POLICIES, (project, instance_id))
     )
 
 

@@ -182,6 +182,12 @@ def configure(change: Change, instance: Instance, config: Mapping[str, str]) -> 
         # There is no source that would replace what a hook of an earlier version has left here.
         source = Layer({key: value for key, value in source.config.items() if key not in config}, source.devices)
     operator = Layer({key: value for key, value in wanted.items() if value}, layers.operator.devices)
+    # What is set to another value is set anew by that.
+    if again := [key for key, value in config.items() if value and layers.config.get(key) == value]:
+        # PERF: loaded for what hardly ever happens.
+        from guestapi.store.policies import renew
+
+        renew(change, instance, again)
     return _write_operator(change, instance, layers, replace(layers, source=source, operator=operator))
 
 
@@ -272,14 +278,10 @@ def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     """
     columns = dict(wanted.columns)
     project, name = str(columns.get("project", old.project)), str(columns.get("name", old.name))
-    differences = list(
-        changes.find_differences(
-            old.config, wanted.layers.config, old.devices, wanted.layers.devices, wanted.live_options
-        )
-    )
-    if "cloud_init_id" not in columns and changes.cloud_init_starts_over(
-        old.config, wanted.layers.config, old.devices, wanted.layers.devices
-    ):
+    # What the layers had, not what the instance had: a value that was given and counts as unset since is in them.
+    states = (wanted.before.config, wanted.layers.config, wanted.before.devices, wanted.layers.devices)
+    differences = list(changes.find_differences(*states, wanted.live_options))
+    if "cloud_init_id" not in columns and changes.cloud_init_starts_over(*states):
         columns["cloud_init_id"] = _new_uuid()
     happened: list[changes.ChangeEvent] = []
     if (project, name) != (old.project, old.name):
@@ -302,6 +304,10 @@ def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     _set(change, old, changed)
     new = reload(change, old.id)
     tell(change, new, happened, running=old.running and not restarted)
+    if new.policies and new.project != old.project:
+        from guestapi.store.policies import conceal
+
+        conceal(change, new.project, new)
     return new
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
-VERSION = 4
+VERSION = 5
 
 #: For each table, in an order in which they can be made: the statement that makes it.
 TABLES = {
@@ -160,6 +160,31 @@ TABLES = {
         PRIMARY KEY (fingerprint, number),
         FOREIGN KEY (fingerprint) REFERENCES images (fingerprint) ON DELETE CASCADE
     )""",
+    # What the operator has decided about keys (model.KeyPolicy), of a project or of one instance.
+    "policies": """CREATE TABLE policies (
+        id INTEGER NOT NULL PRIMARY KEY,
+        project TEXT,
+        instance_id INTEGER,
+        pattern TEXT NOT NULL,
+        hidden BOOLEAN NOT NULL,
+        secret BOOLEAN NOT NULL,
+        once BOOLEAN NOT NULL,
+        -- JSON: a sorted list.
+        uids TEXT NOT NULL,
+        CHECK ((project IS NULL) <> (instance_id IS NULL)),
+        FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
+    )""",
+    # To whom the value of a key was given that is given once, and whether it counts as unset since.
+    "spends": """CREATE TABLE spends (
+        instance_id INTEGER NOT NULL,
+        key TEXT NOT NULL,
+        spent BOOLEAN NOT NULL,
+        pid INTEGER NOT NULL,
+        uid INTEGER NOT NULL,
+        written FLOAT NOT NULL,
+        PRIMARY KEY (instance_id, key),
+        FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
+    )""",
 }
 
 #: For each index: the statement that makes it. The two on who caused an entry answer what trimming asks for without a
@@ -175,5 +200,9 @@ INDEXES = {
     "instance_profiles_by_profile": (
         "CREATE UNIQUE INDEX instance_profiles_by_profile ON instance_profiles (profile_id, instance_id)"
     ),
+    "policies_by_scope": (
+        "CREATE UNIQUE INDEX policies_by_scope ON policies (coalesce(project, ''), coalesce(instance_id, 0), pattern)"
+    ),
+    "policies_by_instance": "CREATE INDEX policies_by_instance ON policies (instance_id)",
     "image_aliases_by_image": "CREATE INDEX image_aliases_by_image ON image_aliases (fingerprint)",
 }

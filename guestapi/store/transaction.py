@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from guestapi.encoding import text_to_json
-from guestapi.model import Instance
+from guestapi.model import Instance, KeyPolicy
 from guestapi.store import changes
+from guestapi.store.rows import load_policies
 
 _TELL = (
     "INSERT INTO notifications "
@@ -35,6 +36,12 @@ _TRIM_OWN = (
     "ORDER BY id DESC LIMIT 1 OFFSET :keep)"
 )
 
+_CONCEALED = "SELECT EXISTS (SELECT 1 FROM policies), EXISTS (SELECT 1 FROM spends WHERE spent)"
+_SPENT = "SELECT key FROM spends WHERE instance_id = ? AND spent"
+_RENEW = "UPDATE spends SET spent = 0 WHERE instance_id = ? AND key = ?"
+
+#: The instance of an entry of the change log that is about a whole project. No instance has this id.
+NO_INSTANCE = 0
 #: How many entries that an instance itself caused are kept of it. What it was last is what matters of them.
 KEEP_OWN_ENTRIES = 16
 #: The log may have this part more entries than are kept, so that not each change has to count them.
@@ -119,6 +126,7 @@ def tell_all(change: Change, told: Iterable[tuple[Told, Sequence[WrittenEvent]]]
     """
     now = time.time_ns()
     moment = changes.timestamp(now)
+    conceal = _Concealment(change.connection)
     rows = [
         (
             one.instance_id,
@@ -132,10 +140,45 @@ def tell_all(change: Change, told: Iterable[tuple[Told, Sequence[WrittenEvent]]]
             by_guest,
         )
         for one, events in told
-        for event in events
+        for event in conceal.view(one, events)
     ]
     change.connection.executemany(_TELL, rows)
     change.told += len(rows)
+
+
+class _Concealment:
+    """What key policies leave out of the change log; and that a key that changes was set anew."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._needed = any(connection.execute(_CONCEALED).fetchone())
+
+    def view(self, one: Told, events: Sequence[WrittenEvent]) -> Sequence[WrittenEvent]:
+        """The events of an instance as they may stand in the change log."""
+        # PERF: hardly any host has policies.
+        if not self._needed:
+            return events
+        policies = load_policies(self._connection, one.project, one.instance_id)
+        spent = {key for (key,) in self._connection.execute(_SPENT, (one.instance_id,))}
+        return [self._view(one, event, policies, spent) for event in events]
+
+    def _view(self, one: Told, event: WrittenEvent, policies: Sequence[KeyPolicy], spent: set[str]) -> WrittenEvent:
+        key = changes.key_of(event.type, event.metadata) if event.type == "config" else None
+        if key is None:
+            return event
+        if key in spent:
+            self._connection.execute(_RENEW, (one.instance_id, key))
+        # PERF: loaded where there is a policy.
+        from guestapi.key_policy import rule_of
+
+        rule = rule_of(policies, key)
+        metadata = blank_metadata(key) if rule.blank or key in spent else event.metadata
+        return WrittenEvent(event.type, metadata, event.guest and not rule.hidden)
+
+
+def blank_metadata(key: str) -> str:
+    """The metadata of an entry about a key whose values are not told."""
+    return text_to_json({"key": key, "old_value": "", "value": ""}, html=True).decode()
 
 
 def trim(change: Change, keep_entries: int, keep_seconds: int) -> None:

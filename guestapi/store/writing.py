@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from guestapi.model import Init
+from guestapi.model import Init, Instance
 from guestapi.store import steps
 from guestapi.store.bell import ring
 from guestapi.store.engine import open_writer
@@ -76,6 +76,14 @@ class Writer:
             # Before the connection is closed: listeners wait for this.
             if change.told or change.rings:
                 ring(self._database.path)
+
+    def spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
+        """Give the value of a key that is given once, in a transaction of its own; see `policies.spend`."""
+        # PERF: loaded by workers alone.
+        from guestapi.store import policies
+
+        with self.change() as change:
+            return policies.spend(change, instance, key, pid, uid)
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Write what the workload says of itself, in a transaction of its own; see `steps.set_ready`."""

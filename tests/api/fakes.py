@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 from guestapi.api.app import GuestApplication, create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
+from guestapi.callers.namespaces import IdMap
 from guestapi.model import Device, Image, Init, Instance
 from guestapi.notifications.broker import Broker
 from guestapi.store.images import open_files
@@ -38,6 +39,10 @@ class StandIn(LiveInit):
 
     def __del__(self) -> None:
         """Close nothing."""
+
+    def users(self, caller: int) -> IdMap:
+        """Return nobody: it cannot be told."""
+        return ()
 
     def alive(self) -> bool:
         """Return what the test has set."""
@@ -116,6 +121,15 @@ class MemoryStore:
         """Return the result of `build` for the value, and the event id."""
         value = self.read_value(instance, key)
         return None if value is None else build(value), self.event_id
+
+    def spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
+        """Give the value, and have the instance without it from now on."""
+        if self.held is None:
+            return None
+        config = dict(self.held.config)
+        value = config.pop(key, None)
+        self.held = replace(self.held, config=config)
+        return value
 
     def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
         """Return the instance with its large values, the event id, and the result of `build` for it."""

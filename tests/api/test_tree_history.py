@@ -70,6 +70,8 @@ class History(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Remove the directory."""
+        for client in self.clients:
+            self.leave(client)
         self.directory.cleanup()
 
     @initialize()
@@ -123,7 +125,7 @@ class History(RuleBasedStateMachine):
         self.applications[number] = create(self.workers[number], self.workers[number].broker)
         for client in self.clients:
             if client.worker == number:
-                client.waiter = None
+                self.leave(client)
 
     @rule(path=st.sampled_from(PATHS), number=st.integers(0, WORKERS - 1))
     def add_client(self, path: str, number: int) -> None:
@@ -177,6 +179,12 @@ class History(RuleBasedStateMachine):
                 assert metadata["old_value"] == value, "a gap or a duplicate"
                 value = metadata["value"]
         assert value == "3"
+
+    def leave(self, client: Client) -> None:
+        """A client goes, and waits no more."""
+        if client.waiter is not None:
+            client.waiter.cancel()
+            client.waiter = None
 
     def truth(self, path: str) -> bytes | None:
         """Return the current content of a path; None: not set."""

@@ -77,6 +77,16 @@ class Talk:
             pass
         return data
 
+    def end_or_answer(self) -> bytes:
+        """Receive one response, or what there is of it until the server closes the connection."""
+        data, self._received = self._received, b""
+        try:
+            while not complete(data, 1, "GET") and (more := self.socket.recv(1 << 20)):
+                data += more
+        except ConnectionResetError:
+            pass
+        return data
+
     def last(self, method: str = "GET") -> Response:
         """Receive the one response that comes before the server closes."""
         (response,) = parse(self.end(), method)

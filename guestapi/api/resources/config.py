@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, cast
 
 import falcon
 
@@ -10,7 +10,9 @@ from guestapi.api.cloud_config import is_ssh_key, merge, synthesized
 from guestapi.api.errors import NotAuthorized, NotFound
 from guestapi.dialects import Dialect
 from guestapi.encoding import JSON, json_line
+from guestapi.key_policy import rule_of
 from guestapi.model import Instance
+from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, Environ
 
 
 class ValueStore(Protocol):
@@ -18,6 +20,10 @@ class ValueStore(Protocol):
 
     def read_value(self, instance: Instance, key: str) -> str | None:
         """As `store.reading.ValueReader.value`."""
+        ...
+
+    def spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
+        """As `store.policies.spend`, committed."""
         ...
 
 
@@ -52,6 +58,35 @@ def as_read(instance: Instance, dialect: Dialect, key: str, value: str | None) -
         The value; None if there is none.
     """
     return merge(instance.config, instance.large, key, value) if dialect.merges_ssh_keys else value
+
+
+def is_given_once(environ: Environ, key: str) -> bool:
+    """Tell whether a key of the request's instance is set and to be given once, and so is in no list."""
+    instance = environ[INSTANCE]
+    if instance is None or not instance.policies or not (key in instance.config or key in instance.large):
+        return False
+    rule = rule_of(instance.policies, key)
+    return rule.once and not rule.hidden
+
+
+def give_once(store: ValueStore, environ: Environ, resp: falcon.Response, key: str) -> None:
+    """Answer with the value of such a key, if nobody else was quicker. HEAD does not spend it.
+
+    Raises:
+        NotFound: somebody was quicker.
+        StoreError: it cannot be recorded that it was given, so it is not given.
+    """
+    instance, caller = environ[INSTANCE], environ[CALLER].credentials
+    assert instance is not None, "admitted by the gate"
+    environ[CACHEABLE] = False
+    if environ["REQUEST_METHOD"] == "HEAD":
+        value = get_value(store, instance, key)
+    else:
+        value = store.spend(instance, key, caller.pid, caller.uid)
+    if value is None:
+        raise NotFound
+    resp.set_header("Cache-Control", "no-store")
+    resp.data = value.encode()
 
 
 class ConfigKeys:
@@ -92,6 +127,10 @@ class ConfigKey:
         """
         if not self._dialect.is_readable(key):
             raise NotAuthorized
+        environ = cast("Environ", req.env)
+        if is_given_once(environ, key):
+            give_once(self._store, environ, resp, key)
+            return
         instance: Instance = req.context.instance
         value = as_read(instance, self._dialect, key, get_value(self._store, instance, key))
         if value is None:

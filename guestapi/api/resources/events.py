@@ -14,8 +14,9 @@ from guestapi.callers.identify import Caller
 from guestapi.dialects import Dialect
 from guestapi.encoding import JSON
 from guestapi.http.websocket import CloseCode
+from guestapi.key_policy import rule_of
 from guestapi.notifications.broker import Broker, TooManySubscriptionsError
-from guestapi.notifications.events import EventFormat
+from guestapi.notifications.events import EncodedEvent, EventFormat
 from guestapi.wsgi import CALLER, HANDOVER, QUERY, Environ, Handover
 
 #: Seconds after which a client with too many streams may try again. Streams last, so this is long.
@@ -72,10 +73,25 @@ class EventFeed:
                 since_of(req.env, query),
                 self._authorizer(caller),
                 caller.init.alive,
+                self._viewer(req.context.instance.id),
             )
         except TooManySubscriptionsError:
             raise TooManyStreams(_RETRY_SECONDS) from None
         environ[HANDOVER] = Handover(status, tuple(headers), event_format, subscription)
+
+    def _viewer(self, instance_id: int) -> Callable[[EncodedEvent], EncodedEvent | None]:
+        gate = self._gate
+
+        def view(event: EncodedEvent) -> EncodedEvent | None:
+            # Policies that hold when it is sent, not when it happened.
+            if event.key is None or not (policies := gate.policies_of(instance_id)):
+                return event
+            rule = rule_of(policies, event.key)
+            if rule.hidden:
+                return None
+            return event.blank() if rule.blank else event
+
+        return view
 
     def _authorizer(self, caller: Caller) -> Callable[[], int | None]:
         # It refers to what the gate needs, not to the request, which is freed after the handover.

@@ -6,6 +6,7 @@ misses nothing and hears nothing twice.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
 
@@ -14,12 +15,13 @@ import falcon
 from guestapi.api.conditional import etag
 from guestapi.api.errors import NotAuthorized, NotFound, UnknownCaller
 from guestapi.api.gate import Gate
-from guestapi.api.resources.config import as_read, readable_keys
+from guestapi.api.resources.config import ValueStore, as_read, give_once, is_given_once, readable_keys
 from guestapi.api.resources.devices import visible_devices
 from guestapi.api.resources.metadata import meta_data
 from guestapi.api.waiting import Condition, LongPolls, condition_of, is_known
 from guestapi.dialects import Dialect
 from guestapi.encoding import JSON, json_line, to_json
+from guestapi.key_policy import visible
 from guestapi.model import Instance
 from guestapi.wsgi import CALLER, Environ
 
@@ -29,7 +31,7 @@ FEATURES = ("tree",)
 T = TypeVar("T")
 
 
-class TreeStore(Protocol):
+class TreeStore(ValueStore, Protocol):
     """Where an instance is read together with its place in the change log. `api.app.Store` implements it."""
 
     def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:
@@ -85,7 +87,7 @@ class Tree:
         condition = condition_of(req.env)
         instance, event_id = _observe(self._store, self._gate, req)
         if any(map(self._dialect.is_readable, instance.large)):
-            whole = self._store.read_whole(instance, self._build)
+            whole = self._store.read_whole(instance, lambda found: self._build(visible(found)))
             if whole is None:
                 raise UnknownCaller
             self._gate.readmit(req, whole[0])
@@ -147,18 +149,34 @@ class TreeKey:
         condition = condition_of(req.env)
         if not self._dialect.is_readable(key):
             raise NotAuthorized
-        instance, event_id = _observe(self._store, self._gate, req)
+        instance, event_id = _observe(self._store, self._gate, req, key)
+        environ = cast("Environ", req.env)
+        if is_given_once(environ, key):
+            # No two of its ETags are the same, so none of them tells anything of the value.
+            tag = f'"{secrets.token_hex(16)}"'
+            if self._polls.must_wait(req, condition, key, tag, event_id):
+                return
+            resp.set_headers({"ETag": tag, "Guestapi-Event-Id": str(event_id)})
+            if is_known(req, condition, tag):
+                resp.status = falcon.HTTP_304
+                return
+            try:
+                give_once(self._store, environ, resp, key)
+            except NotFound:
+                # Somebody was quicker. Whoever waits, goes on waiting.
+                if not self._polls.must_wait(req, condition, key, None, event_id):
+                    raise
+            return
         found: tuple[bytes, str] | None = None
         if key in instance.large:
             found, event_id = self._store.read_value_at(instance, key, _tagged)
         elif (value := as_read(instance, self._dialect, key, instance.config.get(key))) is not None:
             found = _tagged(value)
-        content, tag = found or (b"", None)
-        if self._polls.must_wait(req, condition, key, tag, event_id):
+        if self._polls.must_wait(req, condition, key, found and found[1], event_id):
             return
-        if tag is None:
+        if found is None:
             raise NotFound
-        _answer(req, resp, condition, content, tag, event_id)
+        _answer(req, resp, condition, *found, event_id)
 
 
 def _tagged(value: str) -> tuple[bytes, str]:
@@ -166,12 +184,12 @@ def _tagged(value: str) -> tuple[bytes, str]:
     return content, etag(content)
 
 
-def _observe(store: TreeStore, gate: Gate, req: falcon.Request) -> tuple[Instance, int]:
+def _observe(store: TreeStore, gate: Gate, req: falcon.Request, key: str | None = None) -> tuple[Instance, int]:
     """Read the request's instance, and the id of the change log's last entry, at one moment."""
     instance_id = cast("Environ", req.env)[CALLER].instance_id
     assert instance_id is not None, "admitted by the gate"
     instance, event_id = store.snapshot_of(instance_id)
-    return gate.readmit(req, instance), event_id
+    return gate.readmit(req, instance, key), event_id
 
 
 def _answer(
