@@ -1,8 +1,4 @@
-"""Asking a running Incus or LXD through its REST API on a Unix socket. Only what a mirror needs of it.
-
-The fields are those of the API's documentation (linuxcontainers.org/incus/docs/main/rest-api-spec); both daemons share
-them. Others are ignored, so a newer daemon may have more.
-"""
+"""Asking a running Incus or LXD through its REST API on a Unix socket. Only what a mirror needs of it."""
 
 from __future__ import annotations
 
@@ -11,23 +7,39 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from typing import TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 import msgspec
-from msgspec import Struct, field
 from websockets.exceptions import ConnectionClosedError, WebSocketException
 from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, unix_connect
 
-from guestapi.errors import SourceError
+from guestapi.mirror.daemon_model import (
+    Answer,
+    AnswerTimeError,
+    ChangedError,
+    DaemonError,
+    DaemonEvent,
+    DaemonImage,
+    DaemonInstance,
+    GoneError,
+    InstanceState,
+    NamedInstance,
+    Operation,
+    RefusedError,
+    Server,
+    SlowError,
+    UnreadableError,
+    target_of,
+)
 
 #: Seconds that the daemon has for an answer: it looks at every instance for some of them.
 _ANSWER_SECONDS = 60.0
 #: Seconds that it has for what concerns one instance alone, which takes it milliseconds: it looks at the instance's
 #: storage too, which may hang while that of others does not.
-_ONE_SECONDS = 5.0
+ONE_SECONDS = 5.0
 #: Seconds that it has for taking a connection, and between a ping and its pong.
 _SIGN_OF_LIFE_SECONDS = 10.0
 #: Bytes of one answer: the configurations of 16 instances that have as much as they may, or of many thousand others.
@@ -39,132 +51,6 @@ _EVENT_BYTES = 1 << 20
 _SILENT = logging.Logger("guestapi.mirror.websocket", logging.CRITICAL + 1)
 
 T = TypeVar("T")
-
-
-class DaemonError(SourceError):
-    """The daemon cannot be asked; the text is one sentence for the operator."""
-
-
-class RefusedError(DaemonError):
-    """The daemon is there, but does not do this, or not now."""
-
-
-class GoneError(RefusedError):
-    """The daemon knows no such thing (any more)."""
-
-
-class SlowError(RefusedError):
-    """The daemon has not said in time how one instance is."""
-
-
-class _ChangedError(RefusedError):
-    """It is not any more as it was when it was looked at."""
-
-
-class _TimeError(DaemonError):
-    """An answer did not come in time."""
-
-
-class InstanceState(Struct):
-    """How an instance is now. ``pid``: of its init, as the daemon sees it; 0 or less: it has none."""
-
-    pid: int = 0
-
-
-class DaemonInstance(Struct):
-    """An instance, as ``GET /1.0/instances?recursion=1`` has it. What is empty may be null."""
-
-    name: str
-    type: str
-    status: str = ""
-    project: str = "default"
-    location: str = ""
-    created_at: str = ""
-    config: dict[str, str] | None = None
-    expanded_config: dict[str, str] | None = None
-    expanded_devices: dict[str, dict[str, str]] | None = None
-
-
-class Environment(Struct):
-    """What the daemon says of itself."""
-
-    server: str = ""
-    server_version: str = ""
-    server_name: str = ""
-    server_clustered: bool = False
-    server_pid: int = 0
-
-
-class Server(Struct):
-    """``GET /1.0``; ``auth``: whether it trusts us."""
-
-    environment: Environment = field(default_factory=Environment)
-    auth: str = ""
-    api_extensions: list[str] = []
-
-
-class DaemonImage(Struct):
-    """An image, as ``GET /1.0/images?recursion=1`` has it."""
-
-    fingerprint: str
-    type: str = "container"
-    public: bool = False
-    cached: bool = False
-    filename: str = ""
-    project: str = ""
-
-
-class _NamedInstance(Struct):
-    """As much of an instance as says which one it is."""
-
-    name: str
-    project: str = "default"
-
-
-class LifecycleEvent(Struct):
-    """A lifecycle event.
-
-    Attributes:
-        action: like ``instance-updated``.
-        source: URL of what it happened to.
-        project: of that.
-        context: more about it.
-    """
-
-    action: str
-    source: str
-    project: str = ""
-    context: dict[str, Any] | None = None
-
-    @property
-    def target(self) -> tuple[str, str, str]:
-        """What it happened to: kind like ``instances``, project, and name."""
-        return _target(self.source, self.project)
-
-
-class Operation(Struct):
-    """An operation that the daemon is working on.
-
-    Attributes:
-        class_: ``websocket`` for a client's session, ``task`` for the daemon's own work.
-        resources: URLs of what it is about, by kind; may be null.
-    """
-
-    class_: str = field(name="class")
-    resources: dict[str, list[str]] | None = None
-
-
-class DaemonEvent(Struct):
-    """One of the event stream; ``timestamp`` in RFC 3339."""
-
-    type: str
-    timestamp: str = ""
-    metadata: msgspec.Raw = msgspec.Raw(b"{}")
-
-
-class _Answer(Struct):
-    metadata: msgspec.Raw = msgspec.Raw(b"null")
-    error: str = ""
 
 
 class Daemon:
@@ -209,18 +95,28 @@ class Daemon:
                 found.append(self._decode(bytes(raw), DaemonInstance))
             except DaemonError as error:
                 # Its name is all that is needed to say so. Without one, the whole answer is of no use.
-                named = self._decode(bytes(raw), _NamedInstance)
+                named = self._decode(bytes(raw), NamedInstance)
                 unreadable[named.project, named.name] = str(error)
         return found, unreadable
+
+    def places(self) -> set[tuple[str, str]]:
+        """Project and name of all instances, of all members of a cluster: these the daemon knows by itself.
+
+        Raises:
+            DaemonError: it does not answer.
+        """
+        return {target_of(url)[1:] for url in self._get("/1.0/instances?all-projects=true", list[str])}
 
     def instance(self, project: str, name: str) -> DaemonInstance:
         """One instance, without its state.
 
         Raises:
             GoneError: there is none.
+            SlowError: it is not told in time: the member that has it hangs.
             DaemonError: it does not answer.
         """
-        return self._get(_url(project, name), DaemonInstance)
+        with _in_time():
+            return self._get(_url(project, name), DaemonInstance, ONE_SECONDS)
 
     def state(self, project: str, name: str) -> InstanceState:
         """The state of one instance, for which the daemon looks into it: 25 to 45 ms (also with ``recursion=2``).
@@ -231,25 +127,26 @@ class Daemon:
             RefusedError: it cannot be told now: it is about to start, or to end.
             DaemonError: it does not answer.
         """
-        try:
-            return self._get(_url(project, name, "/state"), InstanceState, _ONE_SECONDS)
-        except _TimeError as error:
-            raise SlowError(str(error)) from None
+        with _in_time():
+            return self._get(_url(project, name, "/state"), InstanceState, ONE_SECONDS)
 
     def tasks(self) -> set[tuple[str, str]]:
         """Project and name of the instances that the daemon is doing something with, like restarting them.
 
         Raises:
+            SlowError: it is not told in time: each member of a cluster is asked.
             DaemonError: it does not answer.
         """
-        found = self._get("/1.0/operations?recursion=1&all-projects=true", dict[str, list[Operation]])
+        path = "/1.0/operations?recursion=1&all-projects=true"
+        with _in_time():
+            found = self._get(path, dict[str, list[Operation]], ONE_SECONDS)
         urls = (
             url
             for operation in found.get("running", [])
             if operation.class_ == "task"
             for url in (operation.resources or {}).get("instances", [])
         )
-        return {_target(url)[1:] for url in urls}
+        return {target_of(url)[1:] for url in urls}
 
     def configure(self, project: str, name: str, config: Mapping[str, str], *, while_: Callable[[], bool]) -> bool:
         """Set keys of an instance, unless it has changed meanwhile.
@@ -266,20 +163,21 @@ class Daemon:
 
         Raises:
             GoneError: there is no such instance.
+            SlowError: the daemon does not answer in time.
             RefusedError: the daemon does not do it.
             DaemonError: it does not answer.
         """
         path = _url(project, name)
-        look = self._ask("GET", path)
+        with _in_time():
+            look = self._ask("GET", path, seconds=ONE_SECONDS)
         if not while_():
             return False
         headers = {"If-Match": look.headers.get("etag", "*")}
         try:
-            self._ask("PATCH", path, json.dumps({"config": dict(config)}), headers, _ONE_SECONDS)
-        except _ChangedError:
+            with _in_time():
+                self._ask("PATCH", path, json.dumps({"config": dict(config)}), headers, ONE_SECONDS)
+        except ChangedError:
             return False
-        except _TimeError as error:
-            raise SlowError(str(error)) from None
         return True
 
     def projects(self) -> list[str]:
@@ -360,7 +258,7 @@ class Daemon:
 
     def _get(self, path: str, kind: type[T], seconds: float = _ANSWER_SECONDS) -> T:
         answer = self._ask("GET", path, seconds=seconds)
-        return self._decode(bytes(self._decode(answer.content, _Answer).metadata), kind)
+        return self._decode(bytes(self._decode(answer.content, Answer).metadata), kind)
 
     def _ask(
         self,
@@ -382,9 +280,9 @@ class Daemon:
                             f"{self.socket}: {method} {path}: the answer is larger than {_ANSWER_BYTES >> 20} MiB"
                         )
                     if time.monotonic() > until:
-                        raise _TimeError(f"{self.socket}: {method} {path}: no whole answer in {seconds:g} s")
+                        raise AnswerTimeError(f"{self.socket}: {method} {path}: no whole answer in {seconds:g} s")
         except httpx.ReadTimeout:
-            raise _TimeError(f"{self.socket}: {method} {path}: no answer in {seconds:g} s") from None
+            raise AnswerTimeError(f"{self.socket}: {method} {path}: no answer in {seconds:g} s") from None
         except httpx.HTTPError as error:
             raise self._explain(error) from None
         response = httpx.Response(
@@ -396,12 +294,12 @@ class Daemon:
 
     def _refuse(self, method: str, path: str, response: httpx.Response) -> None:
         try:
-            said = msgspec.json.decode(response.content, type=_Answer).error
+            said = msgspec.json.decode(response.content, type=Answer).error
         except msgspec.DecodeError:
             said = ""
         kinds: dict[int, type[DaemonError]] = {
             httpx.codes.NOT_FOUND: GoneError,
-            httpx.codes.PRECONDITION_FAILED: _ChangedError,
+            httpx.codes.PRECONDITION_FAILED: ChangedError,
         }
         raise kinds.get(response.status_code, RefusedError)(
             f"{self.socket}: {method} {path}: {response.status_code} {said}".rstrip()
@@ -411,25 +309,19 @@ class Daemon:
         try:
             return msgspec.json.decode(content, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise DaemonError(f"{self.socket}: the daemon's answer cannot be read: {error}") from None
+            raise UnreadableError(f"{self.socket}: the daemon's answer cannot be read: {error}") from None
 
     def _explain(self, error: Exception) -> DaemonError:
         return DaemonError(f"{self.socket}: {error or type(error).__name__}")
 
 
-def happened(event: DaemonEvent) -> LifecycleEvent | None:
-    """What a lifecycle event tells; None if it is of another form."""
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """What takes too long concerns one instance, not the daemon as a whole."""
     try:
-        return msgspec.json.decode(event.metadata, type=LifecycleEvent)
-    except msgspec.DecodeError:
-        return None
-
-
-def _target(source: str, project: str = "") -> tuple[str, str, str]:
-    url = urlsplit(source)
-    parts = [unquote(part) for part in url.path.split("/") if part]
-    named = parse_qs(url.query).get("project", [project or "default"])[0]
-    return (parts[1] if len(parts) > 1 else ""), named, (parts[2] if len(parts) > 2 else "")
+        yield
+    except AnswerTimeError as error:
+        raise SlowError(str(error)) from None
 
 
 def _url(project: str, name: str, below: str = "") -> str:

@@ -21,7 +21,8 @@ from falcon.util.reader import BufferedReader
 
 from guestapi import model, names
 from guestapi.dialects import DIALECTS
-from guestapi.mirror.daemon import Daemon, DaemonError, DaemonImage, GoneError, RefusedError
+from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon_model import DaemonError, DaemonImage, GoneError, RefusedError
 from guestapi.settings import Settings
 from guestapi.store import images
 from guestapi.store.errors import ConflictError, StoreError

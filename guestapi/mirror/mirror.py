@@ -18,10 +18,13 @@ from guestapi import model
 from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
 from guestapi.journal import StateLog
 from guestapi.mirror import keys, translate
-from guestapi.mirror.daemon import Daemon, DaemonError, DaemonInstance, GoneError, RefusedError, Server, SlowError
+from guestapi.mirror.cluster import Members
+from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon_model import DaemonError, DaemonInstance, GoneError, RefusedError, Server, SlowError
 from guestapi.mirror.images import ImageMirror
 from guestapi.mirror.keys import Place
 from guestapi.mirror.readiness import Readiness
+from guestapi.mirror.report import CONTACT_SECONDS, Report
 from guestapi.mirror.sync_queue import SyncBatch, SyncQueue
 from guestapi.model import Init, Problem
 from guestapi.settings import Settings
@@ -37,8 +40,6 @@ from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks whether the daemon still answers; each is written down.
-CONTACT_SECONDS = 10.0
 #: Seconds after which everything is compared though no event has asked for it; and if something is not as it should be.
 _COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
 #: Seconds until the first new try after the daemon was lost, and at the most; they double in between.
@@ -82,20 +83,26 @@ class Mirror:
         #: Why an instance cannot be looked at, by project and name.
         self._faults: dict[Place, str] = {}
         self._log = StateLog(log, logging.ERROR)
+        self._members = Members(self._daemon)
+        #: Project and name of the instances that the store has. The thread that reads events looks at it.
+        self._known: frozenset[Place] = frozenset()
         self._again: dict[Place, int] = {}
         with self._store.view() as store:
             # What an earlier run has learned is as old as it is.
             known = [one for one in list_sources(store) if one.name == name]
             #: Keys of instances of which something could not be taken over.
             self._problems = statuses.list_problem_keys(store, name)
-        self._contact = known[0].contact if known else 0.0
-        self._lag = 0.0
-        self._noted: model.SourceStatus | None = None
+            self._known = frozenset(map(_place, list_instances(store, source=name)))
+        self._report = Report(
+            self._writer, self._store, name, socket, tell, lambda: [*self._faults.values(), *self._images.faults]
+        )
+        self._report.progress.contact = known[0].contact if known else 0.0
 
     def run(self) -> None:
         """Mirror until the process ends; a daemon that is not there is waited for."""
         _start(self._listen, Doorbell(database_file(self._url)))
         _start(self._images.run)
+        _start(self._report.watch)
         retry = _FIRST_RETRY
         while True:
             began = time.monotonic()
@@ -113,46 +120,57 @@ class Mirror:
         """Be connected: compare, then follow, until the daemon is lost."""
         with self._daemon.events() as events:
             # First listen, then look: what happens in between is looked at once more.
-            self._queue = queue = SyncQueue()
+            self._queue = queue = SyncQueue(lambda one: self._members.concerns(one, self._server, self._known))
             _start(queue.read, events)
             seconds = CONTACT_SECONDS
             while True:
                 batch = queue.take(_AGAIN_SECONDS if self._again else seconds)
                 batch.instances |= self._again.keys()
                 if batch.anything or time.monotonic() > self._asked + CONTACT_SECONDS / 2:
+                    self._report.progress.renew()
                     self._do(batch)
-                    self._asked, self._contact = time.monotonic(), time.time()
+                    self._asked, self._report.progress.contact = time.monotonic(), time.time()
                 seconds = min(self._readiness.pass_on(), CONTACT_SECONDS)
-                self._note("")
+                self._report.progress.waits = None
+                self._report.note()
 
     def _do(self, batch: SyncBatch) -> None:
         wrong = bool(self._faults or self._problems)
         late = time.monotonic() > self._compared + (_REPAIR_SECONDS if wrong else _COMPARE_SECONDS)
         if batch.everything or late or len(batch.instances) > _SINGLE_LOOKS:
-            self._server = self._daemon.server()
+            self._meet()
             self._compare()
             self._compared = time.monotonic()
         elif batch.instances:
             self._look(sorted(batch.instances))
         else:
             # Does it answer at all?
-            self._server = self._daemon.server()
+            self._meet()
         if batch.anything or late:
             # Images may have changed, or the instances that may export them.
             self._images.look()
         if batch.since:
-            self._lag = max(0.0, time.time() - batch.since)
+            self._report.progress.lag = max(0.0, time.time() - batch.since)
+
+    def _meet(self) -> None:
+        """Ask the daemon who it is, and so whether it answers at all."""
+        self._server = self._daemon.server()
+        host = self._server.environment
+        self._report.progress.version = f"{host.server} {host.server_version}".strip()
 
     def _compare(self) -> None:
         """Make everything in the store as the daemon has it."""
-        listed, unreadable = self._daemon.instances()
-        wanted = {_place(one): one for one in listed if translate.is_here(one, self._server)}
         with self._store.view() as store:
             known = list_instances(store, source=self._name)
         at = {_place(one): one for one in known}
+        self._known = frozenset(at)
+        found = self._members.find(self._server, at.keys(), self._report.progress.renew)
+        wanted, unreadable = {_place(one): one for one in found.instances}, found.unreadable
         self._faults.clear()
         self._readiness.refused.clear()
         again, self._again = self._again, {}
+        for place, untold in found.untold.items():
+            self._try_again(place, again.get(place, 0), untold)
         observations: dict[Place, Observed] = {}
         threads = ThreadPoolExecutor(_AT_ONCE)
         try:
@@ -162,6 +180,7 @@ class Mirror:
                     observations[place] = looks[number - 1].result()
                 except RefusedError as error:
                     self._try_again(place, again.get(place, 0), error)
+                self._report.progress.renew()
                 self._tell(f"compares everything: {number} of {len(wanted)} instances")
         finally:
             threads.shutdown(cancel_futures=True)
@@ -170,7 +189,8 @@ class Mirror:
         identities = {place: translate.identify(one) for place, one in wanted.items()}
         identities |= {place: observed.key for place, observed in observations.items()}
         chosen = keys.choose_keys(identities.items(), keys.by_key(known))
-        present = {*chosen.values(), *(one.key for place, one in at.items() if place in unreadable)}
+        stays = unreadable.keys() | found.untold.keys()
+        present = {*chosen.values(), *(one.key for place, one in at.items() if place in stays)}
         gone = {str(one.key): _place(one) for one in known if one.key is not None and one.key not in present}
         # What was never registered is not there any more either.
         gone |= dict.fromkeys(self._problems - present - gone.keys(), ("", ""))
@@ -187,20 +207,26 @@ class Mirror:
         at = {_place(one): one for one in found if one is not None and one.source == self._name}
         observations: list[Observed] = []
         missing: list[Place] = []
-        for place in places:
-            self._faults.pop(place, None)
-            self._readiness.refused.discard(place)
-            tries = self._again.pop(place, 0)
-            try:
-                instance = self._daemon.instance(*place)
-                if translate.is_here(instance, self._server):
-                    observations.append(self._see(instance, at.get(place)))
-                else:
+        threads = ThreadPoolExecutor(_AT_ONCE)
+        try:
+            looks = [(place, threads.submit(self._look_at, place, at.get(place))) for place in places]
+            for place, look in looks:
+                self._faults.pop(place, None)
+                self._readiness.refused.discard(place)
+                tries = self._again.pop(place, 0)
+                try:
+                    observed = look.result()
+                    observations += [] if observed is None else [observed]
+                    missing += [place] if observed is None else []
+                except GoneError:
                     missing.append(place)
-            except GoneError:
-                missing.append(place)
-            except RefusedError as error:
-                self._try_again(place, tries, error)
+                except RefusedError as error:
+                    # Of an instance that is not here, another member may not tell anything.
+                    if place in at or not isinstance(error, SlowError):
+                        self._try_again(place, tries, error)
+                self._report.progress.renew()
+        finally:
+            threads.shutdown(cancel_futures=True)
         candidates = {key for one in observations for key in (one.key, keys.own_key(_place(one), one.key))}
         with self._store.view() as store:
             held = [one for key in candidates if (one := find_by_key(store, self._name, key)) is not None]
@@ -212,6 +238,11 @@ class Mirror:
         # One that has another name by now is not gone.
         gone = {str(one.key): place for place in missing if (one := at.get(place)) is not None and one.key not in seen}
         self._write(observations, gone, {one.key: one for one in held if one.key is not None})
+
+    def _look_at(self, place: Place, known: model.Instance | None) -> Observed | None:
+        """As `_see`, of an instance that was only named; None if it is of another member."""
+        instance = self._daemon.instance(*place)
+        return self._see(instance, known) if translate.is_here(instance, self._server) else None
 
     def _has(self, place: Place, identity: str) -> bool:
         """Whether the daemon has an instance of that project, name and UUID."""
@@ -294,6 +325,7 @@ class Mirror:
                 self._readiness.forget(place)
             self._problems -= gone.keys() | {observed.key for observed in batch}
             self._remember(problems)
+            self._known = (self._known | {_place(one) for one in batch}) - set(gone.values())
             gone = {}
 
     def _remember(self, problems: list[Problem]) -> None:
@@ -309,35 +341,13 @@ class Mirror:
                 self._queue.ring()
 
     def _lost(self, why: str) -> None:
-        if self._noted is None or self._noted.connected:
+        self._report.progress.waits = None
+        if self._report.connected:
             log.warning("%s; instances get the last known answers until it is back", why)
         try:
-            self._note(why)
+            self._report.note(lost=why)
         except StoreError as error:
             log.error("%s", error)
-
-    def _note(self, lost: str) -> None:
-        """Tell how things are, and write it down if it has changed or was long ago; `lost`: why the daemon is away."""
-        faults = [lost] if lost else [*self._faults.values(), *self._images.faults]
-        fault = faults[0] if faults else ""
-        if len(faults) > 1:
-            fault += f" (and {len(faults) - 1} more, see the journal)"
-        now = model.SourceStatus(self._name, self._daemon.socket, not lost, self._contact, self._lag, fault)
-        last = self._noted
-        same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)
-        # As far from now as that in either direction: the clock may have been set.
-        if last is None or not same or abs(now.contact - last.contact) > CONTACT_SECONDS / 2:
-            with self._writer.change() as change:
-                statuses.record_status(change, now)
-            self._noted = now
-        with self._store.view() as store:
-            total, running = statuses.count_instances(store, self._name)
-        counts = f"{total} instances, {running} running"
-        if lost:
-            self._tell(f"{self._name} is lost, {counts} as last known: {lost}")
-        else:
-            version = f"{self._server.environment.server} {self._server.environment.server_version}".strip()
-            self._tell(f"follows {version}: {counts}, lag {self._lag:.3f} s{'; ' if fault else ''}{fault}")
 
 
 def _start(task: Callable[..., None], *arguments: object) -> None:

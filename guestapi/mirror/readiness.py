@@ -10,7 +10,8 @@ from functools import partial
 from guestapi.callers.namespaces import is_alive
 from guestapi.journal import StateLog
 from guestapi.mirror import translate
-from guestapi.mirror.daemon import Daemon, GoneError, RefusedError
+from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon_model import GoneError, RefusedError, SlowError
 from guestapi.mirror.keys import Place
 from guestapi.model import Instance
 from guestapi.store import statuses
@@ -25,6 +26,8 @@ _PACE_SECONDS = 1.0
 #: Seconds for telling before the mirror looks again what has happened; the daemon needs 50 ms for each instance, and a
 #: container that starts meanwhile has two seconds (`settings.CallerSettings.wait_seconds`).
 _AT_ONCE_SECONDS = 0.5
+#: Seconds until the daemon is asked again what it is doing if it has not said.
+_UNTOLD_SECONDS = 60.0
 
 
 class Readiness:
@@ -48,6 +51,8 @@ class Readiness:
         self._log = StateLog(log)
         #: When the daemon was told of an instance, for a while.
         self._told: dict[Place, float] = {}
+        #: Until when the daemon is not asked what it is doing, because it did not say.
+        self._untold_until = 0.0
 
     def pass_on(self) -> float:
         """Tell the daemon what there is to tell.
@@ -69,7 +74,7 @@ class Readiness:
         # reports while it shuts down is obsolete afterwards.
         began = time.monotonic()
         self._told = {key: at for key, at in self._told.items() if at > began - _PACE_SECONDS}
-        later = self._told.keys() | self._daemon.tasks()
+        later = self._told.keys() | self._tasks(began)
         for instance in unacknowledged:
             if _place(instance) not in later:
                 self._tell(instance)
@@ -77,6 +82,16 @@ class Readiness:
                 if time.monotonic() > began + _AT_ONCE_SECONDS:
                     return 0.0
         return _PACE_SECONDS if any(_place(instance) in later for instance in unacknowledged) else math.inf
+
+    def _tasks(self, now: float) -> set[Place]:
+        """What the daemon is doing something with; nothing, if another member of its cluster keeps it from telling."""
+        if now < self._untold_until:
+            return set()
+        try:
+            return self._daemon.tasks()
+        except SlowError:
+            self._untold_until = now + _UNTOLD_SECONDS
+            return set()
 
     def forget(self, place: Place) -> None:
         """There is no such instance any more."""

@@ -6,12 +6,12 @@ the number of instances, not of events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from threading import Condition
 
-from guestapi.mirror.daemon import DaemonError, DaemonEvent, happened
+from guestapi.mirror.daemon_model import DaemonError, DaemonEvent, happened
 
 #: What happens to an instance and changes nothing that a guest could ask for: the action's second word.
 _IRRELEVANT = frozenset({"backup", "console", "exec", "file", "log", "metadata", "snapshot"})
@@ -65,7 +65,13 @@ class SyncBatch:
 class SyncQueue:
     """SyncBatch that collects until it is taken. One thread takes, others bring."""
 
-    def __init__(self) -> None:
+    def __init__(self, concerns: Callable[[DaemonEvent], bool] = lambda _event: True) -> None:
+        """Begin with a look at everything.
+
+        Args:
+            concerns: whether an event is about what is looked at.
+        """
+        self._concerns = concerns
         self._condition = Condition()
         self._work = SyncBatch(everything=True, images=True)
         self._lost: DaemonError | None = None
@@ -75,6 +81,8 @@ class SyncQueue:
         """Collect events until the daemon is lost; `take` raises then."""
         try:
             for event in events:
+                if not self._concerns(event):
+                    continue
                 with self._condition:
                     if self._work.add(event):
                         self._notify()

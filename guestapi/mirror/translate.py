@@ -14,13 +14,13 @@ from msgspec import Struct, field
 
 from guestapi import names
 from guestapi.dialects import DIALECTS
-from guestapi.mirror.daemon import DaemonInstance, Environment, Server
+from guestapi.mirror.daemon_model import DaemonInstance, Environment, Server
 from guestapi.model import Init
 from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import SWITCHES
 
 #: What the daemons write for an instance that is on no cluster member.
-_NOWHERE = ("", "none")
+NOWHERE = ("", "none")
 #: What they call an instance that has no init.
 STOPPED = frozenset({"Error", "Stopped"})
 #: The extension of the API that gives an instance's readiness a place (LXD 5.0 has none).
@@ -52,7 +52,7 @@ def has_ready(server: Server) -> bool:
 def is_here(instance: DaemonInstance, server: Server) -> bool:
     """Whether an instance is one that calls through a socket of this host: a container, not of another member."""
     host = server.environment
-    here = not host.server_clustered or instance.location in (*_NOWHERE, host.server_name)
+    here = not host.server_clustered or instance.location in (*NOWHERE, host.server_name)
     return here and instance.type == "container"
 
 
@@ -82,7 +82,7 @@ def observe(instance: DaemonInstance, server: Server, init: Init | None) -> Obse
         },
         uuid=identity,
         cloud_init_id=config.get(_CLOUD_INIT_ID) or identity,
-        location=location if location not in _NOWHERE else _lone_location(host),
+        location=location if location not in NOWHERE else _lone_location(host),
         ready=config.get(READY) == "true" if has_ready(server) else None,
     )
 

@@ -20,8 +20,9 @@ class Stub:
     """Answers GET requests on a Unix socket.
 
     Attributes:
-        answers: the answer for each path: metadata, a file's text, or an exception for a refusal. A function is called
-            at each request.
+        answers: the answer for each path, with its query or for all queries: metadata, a file's text, or an exception
+            for a refusal. A function is called at each request.
+        asked: the paths of all requests, with their queries.
         over: an event that is set at the end, for answers that hang until then.
     """
 
@@ -33,6 +34,7 @@ class Stub:
             answers: answers in addition to those of every daemon.
         """
         self.answers = {"/1.0": TRUSTED, "/1.0/projects": ["/1.0/projects/default"], "/1.0/images": [], **answers}
+        self.asked: list[str] = []
         self.over = threading.Event()
         self._streams: list[ServerConnection] = []
         self._server = unix_serve(self._follow, str(path), process_request=self._answer, compression=None)
@@ -47,9 +49,9 @@ class Stub:
         self.over.set()
         self._server.shutdown()
 
-    def announce(self, action: str, source: str) -> None:
-        """Send a lifecycle event."""
-        event = {"type": "lifecycle", "metadata": {"action": action, "source": source}}
+    def announce(self, action: str, source: str, location: str = "none") -> None:
+        """Send a lifecycle event, of this cluster member."""
+        event = {"type": "lifecycle", "location": location, "metadata": {"action": action, "source": source}}
         for stream in self._streams:
             stream.send(json.dumps(event))
 
@@ -61,7 +63,8 @@ class Stub:
         path = urlsplit(request.path).path
         if path == "/1.0/events":
             return None
-        answer: Any = self.answers.get(path)
+        self.asked.append(request.path)
+        answer: Any = self.answers.get(request.path, self.answers.get(path))
         if callable(answer):
             answer = answer()
         if answer is None:

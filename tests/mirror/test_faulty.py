@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 
 from guestapi.mirror import daemon
+from guestapi.mirror.daemon_model import DaemonError
 from guestapi.model import Instance
 from guestapi.store.images import directory
 from guestapi.store.lookup import list_images, list_instances
@@ -146,7 +147,7 @@ def test_endless_answer(guestapi: Guestapi) -> None:
     with patch.object(daemon, "_ANSWER_BYTES", 1 << 16), Stub(guestapi.directory / "daemon", {}) as stub:
         stub.answers["/1.0/instances"] = [instance("a", user_data="x" * (1 << 17))]
         client = daemon.Daemon(str(guestapi.directory / "daemon"))
-        with pytest.raises(daemon.DaemonError, match="the answer is larger than"):
+        with pytest.raises(DaemonError, match="the answer is larger than"):
             client.instances()
         stub.answers["/1.0/instances"] = []
         assert client.instances() == ([], {})
@@ -196,7 +197,7 @@ def test_hanging_daemon_is_logged_in_one_sentence(tmp_path: Path, caplog: pytest
         try:
             with patch.object(daemon, "_SIGN_OF_LIFE_SECONDS", 0.2), daemon.Daemon(str(path)).events() as events:
                 process.send_signal(signal.SIGSTOP)
-                with pytest.raises(daemon.DaemonError, match=r"^\S+: the daemon gives no sign of life in 0\.2 s$"):
+                with pytest.raises(DaemonError, match=r"^\S+: the daemon gives no sign of life in 0\.2 s$"):
                     next(events)
         finally:
             process.kill()

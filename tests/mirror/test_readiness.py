@@ -10,7 +10,8 @@ from unittest.mock import patch
 import pytest
 
 from guestapi.callers.namespaces import boot_id, start_time
-from guestapi.mirror.daemon import Daemon, RefusedError
+from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon_model import RefusedError, SlowError
 from guestapi.mirror.readiness import Readiness
 from guestapi.model import Init
 from guestapi.settings import Settings, StoreSettings
@@ -32,9 +33,14 @@ class Listening(Daemon):
         self.written: list[str] = []
         self.busy: set[tuple[str, str]] = set()
         self.refuses = False
+        self.hangs = False
+        self.asked = 0
 
     def tasks(self) -> set[tuple[str, str]]:
-        """Return the instances with running operations."""
+        """Return the instances with running operations, or nothing in time."""
+        self.asked += 1
+        if self.hangs:
+            raise SlowError("no answer")
         return self.busy
 
     def configure(self, project: str, name: str, config: Mapping[str, str], *, while_: Callable[[], bool]) -> bool:
@@ -118,3 +124,18 @@ def test_daemon_that_refuses(guest: Guest) -> None:
     guest.readiness.refused.discard(KEY)
     assert guest.readiness.pass_on() == float("inf")
     assert guest.daemon.written == ["true", "true"]
+
+
+def test_another_member_hangs(guest: Guest) -> None:
+    """Where the daemon cannot tell what it is doing, it gets readiness all the same, and is not asked all the time."""
+    guest.daemon.hangs = True
+    for number in range(5):
+        guest.report(number % 2 == 0)
+        guest.readiness.pass_on()
+        guest.now += 2
+    assert guest.daemon.written == ["true", "false", "true", "false", "true"]
+    assert guest.daemon.asked == 1
+    guest.now += 60
+    guest.report(False)
+    guest.readiness.pass_on()
+    assert guest.daemon.asked == 2

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import pytest
 
-from guestapi.mirror.daemon import DaemonError, DaemonEvent
+from guestapi.mirror.daemon_model import DaemonError, DaemonEvent
 from guestapi.mirror.sync_queue import SyncBatch, SyncQueue
 
 

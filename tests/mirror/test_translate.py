@@ -7,7 +7,7 @@ import uuid
 import msgspec
 import pytest
 
-from guestapi.mirror.daemon import DaemonInstance, Environment, Server
+from guestapi.mirror.daemon_model import DaemonInstance, Environment, Server
 from guestapi.mirror.translate import STOPPED, is_here, observe, root_uid
 
 ALONE = Server(environment=Environment(server="incus", server_name="n1"), api_extensions=["instance_ready_state"])

@@ -1,0 +1,137 @@
+"""Finds the instances of this member of a cluster, without waiting for the other members.
+
+The daemon has the names of all instances in its database, and tells them at once. All else of an instance is told by
+the member that has it, which may hang. So of a cluster the names are asked for, and then each instance that is or may
+be of this member, with a limit of time. What is of another member is not asked for again for a while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from guestapi.mirror import translate
+from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon_model import (
+    DaemonEvent,
+    DaemonInstance,
+    GoneError,
+    RefusedError,
+    Server,
+    UnreadableError,
+    happened,
+)
+from guestapi.mirror.keys import Place
+
+#: Seconds for which an instance is taken to be of another member; and one of which nobody tells anything.
+_KEEP_SECONDS, _RETRY_SECONDS = 3600.0, 60.0
+#: How many instances are asked for at a time. A member that hangs keeps each question for `daemon.ONE_SECONDS`.
+_AT_ONCE = 16
+
+
+@dataclass(slots=True)
+class Found:
+    """The instances of this member.
+
+    Attributes:
+        instances: as the daemon describes them.
+        unreadable: what is wrong with the descriptions that cannot be read, by project and name.
+        untold: why known instances were not described, by project and name.
+    """
+
+    instances: list[DaemonInstance] = field(default_factory=list)
+    unreadable: dict[Place, str] = field(default_factory=dict)
+    untold: dict[Place, RefusedError] = field(default_factory=dict)
+
+
+class Members:
+    """Which instances are of this member."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        """Ask nothing yet.
+
+        Args:
+            daemon: of this member.
+        """
+        self._daemon = daemon
+        #: Until when an instance is taken to be of another member (time.monotonic()).
+        self._elsewhere: dict[Place, float] = {}
+
+    def find(self, server: Server, known: Collection[Place], progress: Callable[[], None]) -> Found:
+        """Find the instances of this member, or all of a daemon that is in no cluster.
+
+        Args:
+            server: the daemon.
+            known: project and name of the instances that the store has.
+            progress: called when something was told.
+
+        Raises:
+            DaemonError: the daemon does not answer.
+        """
+        if not server.environment.server_clustered:
+            listed, unreadable = self._daemon.instances()
+            return Found([one for one in listed if translate.is_here(one, server)], unreadable)
+        places, now = self._daemon.places(), time.monotonic()
+        progress()
+        self._elsewhere = {place: until for place, until in self._elsewhere.items() if place in places and until > now}
+        found = Found()
+        threads = ThreadPoolExecutor(_AT_ONCE)
+        try:
+            # What is known comes first: it is here, or was.
+            wanted = sorted(places - self._elsewhere.keys(), key=lambda place: (place not in known, place))
+            asked = [(place, threads.submit(self._daemon.instance, *place)) for place in wanted]
+            for place, answer in asked:
+                self._sort(found, place, answer, server, place in known)
+                progress()
+        finally:
+            threads.shutdown(cancel_futures=True)
+        return found
+
+    def concerns(self, event: DaemonEvent, server: Server, known: Collection[Place]) -> bool:
+        """Tell whether an event may be about this member.
+
+        Args:
+            event: of any member.
+            server: the daemon.
+            known: project and name of the instances that the store has.
+        """
+        host = server.environment
+        if not host.server_clustered or event.location in (*translate.NOWHERE, host.server_name):
+            what = happened(event)
+            if what is not None and what.target[0] == "instances":
+                # It may have come from another member.
+                self._elsewhere.pop(what.target[1:], None)
+            return True
+        what = happened(event)
+        if what is None or what.target[0] != "instances":
+            return True
+        # One that was here may be there now.
+        _kind, project, name = what.target
+        old = (what.context or {}).get("old_name")
+        return (project, name) in known or (project, old) in known
+
+    def _sort(self, found: Found, place: Place, answer: Future[DaemonInstance], server: Server, is_known: bool) -> None:
+        seconds = _KEEP_SECONDS
+        try:
+            instance = answer.result()
+        except GoneError:
+            return
+        except UnreadableError as error:
+            if is_known:
+                found.unreadable[place] = str(error)
+                return
+        except RefusedError as error:
+            if is_known:
+                found.untold[place] = error
+                return
+            seconds = _RETRY_SECONDS
+        else:
+            if translate.is_here(instance, server):
+                found.instances.append(instance)
+                return
+            if instance.location in (*translate.NOWHERE, server.environment.server_name):
+                # A virtual machine of this member.
+                return
+        self._elsewhere[place] = time.monotonic() + seconds
