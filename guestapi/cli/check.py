@@ -18,6 +18,7 @@ from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
 from guestapi.cli.common import Operator, has_format, print_json
 from guestapi.cli.printing import mark
+from guestapi.cli.mirror import SNAP_SOCKET
 from guestapi.cli.takeover import OURS
 from guestapi.cli.words import printable
 from guestapi.dialects import DIALECTS, Dialect
@@ -39,6 +40,8 @@ _ROOM = 16 << 20
 _PATIENCE = 5.0
 #: Seconds after which a mirror or follower that has said nothing says nothing any more; it should every ten.
 _STALE_SECONDS = 30.0
+#: The unit that mirrors the LXD of the snap.
+_SNAP_UNIT = "guestapi-mirror-lxd-snap"
 #: The programs by which a runtime is known to be installed.
 _RUNTIMES = {
     "docker": ("dockerd",),
@@ -115,6 +118,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
             with operator.view() as view:
                 known = {status.name for status in list_sources(view)}
             yield from _followers_off(known)
+            yield from _snap_off(known)
     yield from (one.finding for one in sockets)
 
 
@@ -224,6 +228,13 @@ def _followers_off(known: Collection[str]) -> Iterator[Finding]:
             yield Finding(f"follower {source}", True, f"{text}; 'systemctl enable --now {unit}' registers them")
 
 
+def _snap_off(known: Collection[str]) -> Iterator[Finding]:
+    """The LXD of the snap, if nothing mirrors it; `known`: sources that have a mirror or a follower."""
+    if "lxd" not in known and Path(SNAP_SOCKET).exists():
+        text = f"{SNAP_SOCKET} is there, but {_SNAP_UNIT} does not run, so its instances are not known"
+        yield Finding("mirror lxd", True, f"{text}; docs/incus.md says how to set it up")
+
+
 def _is_missing(operator: Operator) -> bool:
     """Whether there is no database file. One that cannot be looked at is another matter."""
     try:
@@ -249,15 +260,16 @@ def _source(status: SourceStatus, owned: int, running: int) -> Finding:
             stale += "; containers that start meanwhile are not registered"
             if is_off(f"guestapi-{status.name}.service"):
                 stale += f"; 'guestapi follow {status.name} --forget' if that is not wanted any more"
-        return Finding(
-            f"{what} {status.name}", False, f"{stale}; 'systemctl status {_units(status.name)}' may say more"
-        )
+        return Finding(f"{what} {status.name}", False, f"{stale}; 'systemctl status {_units(status)}' may say more")
     text = f"follows {status.socket or status.name}, {counts}; last contact {age:.0f} s ago, lag {status.lag:.3f} s"
     return Finding(f"{what} {status.name}", not status.fault, f"{text}; {status.fault}" if status.fault else text)
 
 
-def _units(source: str) -> str:
+def _units(status: SourceStatus) -> str:
     """The units of a source, and of what it follows."""
+    source = status.name
+    if status.socket == SNAP_SOCKET:
+        return f"snap.lxd.daemon {_SNAP_UNIT}"
     if source in DAEMONS:
         return f"{source} guestapi-mirror" if source == "incus" else f"{source} guestapi-mirror-{source}"
     return f"guestapi-{source}"

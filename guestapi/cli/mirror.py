@@ -12,18 +12,23 @@ from guestapi.systemd import notify
 
 #: Where the REST API of each daemon listens.
 SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.socket"}
+#: Where that of the snap of LXD listens, which has a mount namespace of its own: the host sees this directory too.
+SNAP_SOCKET = "/var/snap/lxd/common/lxd/unix.socket"
 
 
 @click.command()
 @click.argument("daemon", type=click.Choice(sorted(SOCKETS)))
 @click.option("--socket", metavar="PATH", help="Where the daemon listens, if not at its usual place.")
+@click.option("--snap", is_flag=True, help="The LXD of the snap, below /var/snap/lxd.")
 @click.option("--forget", is_flag=True, help="Remove everything that was mirrored, and exit.")
 @click.pass_obj
-def mirror(operator: Operator, daemon: str, socket: str | None, forget: bool) -> None:
+def mirror(operator: Operator, daemon: str, socket: str | None, snap: bool, forget: bool) -> None:
     """Copy instances and images of a running Incus or LXD to the store. Stays in the foreground.
 
     While the daemon is away, the command waits for it.
     """
+    if snap and (daemon != "lxd" or socket is not None):
+        raise click.UsageError("--snap is for lxd, and takes the place of --socket")
     if forget:
         with operator.writer.change() as change:
             count = statuses.forget_source(change, daemon)
@@ -36,7 +41,7 @@ def mirror(operator: Operator, daemon: str, socket: str | None, forget: bool) ->
     from guestapi.mirror.mirror import Mirror
 
     journal.set_up(operator.settings.log.level)
-    Mirror(operator.settings, daemon, socket or SOCKETS[daemon], _say).run()
+    Mirror(operator.settings, daemon, socket or (SNAP_SOCKET if snap else SOCKETS[daemon]), _say).run()
 
 
 def _say(status: str) -> None:

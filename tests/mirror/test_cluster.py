@@ -207,16 +207,16 @@ def test_a_mirror_beside_members_that_hang(tmp_path: Path) -> None:
     with mirrored(guestapi, answers) as stub:
         wait(lambda: names(guestapi) == {"own": {"user.a": "1"}})
         asked = of(stub, "far")
-        stub.tell("instance-updated", "/1.0/instances/far", "n3")
+        stub.announce("instance-updated", "/1.0/instances/far", "n3")
         stub.answers["/1.0/instances/own"] = instance("own", "n1", user_a="2")
-        stub.tell("instance-updated", "/1.0/instances/own", "n1")
+        stub.announce("instance-updated", "/1.0/instances/own", "n1")
         wait(lambda: names(guestapi) == {"own": {"user.a": "2"}})
         stub.answers["/1.0/instances/new"] = instance("new", "n1")
-        stub.tell("instance-created", "/1.0/instances/new", "n1")
+        stub.announce("instance-created", "/1.0/instances/new", "n1")
         wait(lambda: names(guestapi).keys() == {"own", "new"})
         # One moves away, as its new member tells.
         stub.answers["/1.0/instances/own"] = instance("own", "n2")
-        stub.tell("instance-started", "/1.0/instances/own", "n2")
+        stub.announce("instance-started", "/1.0/instances/own", "n2")
         wait(lambda: names(guestapi).keys() == {"new"})
         assert of(stub, "far") == asked
         (found,) = (
