@@ -17,8 +17,8 @@ from guestapi import gunicorn_conf
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
 from guestapi.cli.common import Operator, has_format, print_json
-from guestapi.cli.printing import mark
 from guestapi.cli.mirror import SNAP_SOCKET
+from guestapi.cli.printing import mark
 from guestapi.cli.takeover import OURS
 from guestapi.cli.words import printable
 from guestapi.dialects import DIALECTS, Dialect
