@@ -309,7 +309,9 @@ def write_control(stage: Path, scratch: Path, full: str, version: str, architect
         if path.is_dir():
             path.chmod(0o755)
         elif not path.is_symlink() and control not in path.parents:
-            path.chmod(0o755 if path.parent == stage / PREFIX / "bin" else 0o644)
+            # Installers of Python packages make files executable that nobody runs; tools/installation.py does not.
+            ours = not path.is_relative_to(stage / PREFIX) or path.parent == stage / PREFIX / "bin"
+            path.chmod(0o755 if ours and path.stat().st_mode & 0o100 else 0o644)
 
 
 def find_libraries(stage: Path, scratch: Path) -> str:

@@ -146,8 +146,17 @@ def test_content(packages: Packages) -> None:
         "usr/share/zsh/vendor-completions/_guestapi",
         "usr/share/fish/vendor_completions.d/guestapi.fish",
         "usr/share/doc/guestapi/copyright",
+        "usr/share/guestapi/guestctl",
+        "usr/share/man/man1/guestctl.1.gz",
+        "usr/share/bash-completion/completions/guestctl",
     ):
         assert wanted in names, wanted
+    programs = re.findall(r"^-rwxr-xr-x .* \./(\S*)", listed, re.MULTILINE)
+    assert programs == [
+        "usr/lib/guestapi/bin/guestapi",
+        "usr/lib/guestapi/bin/guestapi-hook",
+        "usr/share/guestapi/guestctl",
+    ]
     unwanted = [name for name in names if re.search(r"/(pip|tests|__pycache__)/|\.(c|h|pyx|pyc)$", name)]
     assert unwanted == []
     said = subprocess.run(
