@@ -1,7 +1,8 @@
 """`python -m benchmarks [PART]...`: measures, prints tables in Markdown, and writes all figures as JSON.
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), fairness, hooks (of container
-runtimes), commands (of the operator), and beside (a real Incus and a real LXD); by default all.
+runtimes), commands (of the operator), counting (what metrics cost), and beside (a real Incus and a real LXD); by
+default all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import beside, commands, contenders, fairness, hooks, processes, report, requests, scale
+from benchmarks import beside, commands, contenders, counting, fairness, hooks, processes, report, requests, scale
 from benchmarks.figures import Figure
 
 
@@ -39,8 +40,10 @@ def main() -> int:
         "fairness": lambda: fairness.measure(options.rounds, options.seconds),
         "hooks": hooks.measure,
         "commands": commands.measure,
+        "counting": lambda: counting.measure(options.rounds, options.seconds),
     }
-    groups = {"scale": [name for name in figures if name not in ("fairness", "hooks", "commands")]}
+    apart = ("fairness", "hooks", "commands", "counting")
+    groups = {"scale": [name for name in figures if name not in apart]}
     parts = options.parts or ["requests", *figures, "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]
     if unknown := set(parts) - {"requests", *figures, "beside"}:

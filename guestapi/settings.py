@@ -197,6 +197,16 @@ class SourcesSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     oci: OciSettings = OciSettings()
 
 
+class MetricsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How what is counted comes from the workers to ``guestapi metrics`` and ``guestapi top``.
+
+    Attributes:
+        directory: an absolute path, where the service can write. If it is not there, nothing is handed over.
+    """
+
+    directory: str = "/run/guestapi/metrics"
+
+
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The web server.
 
@@ -227,6 +237,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hooks: HookSettings = HookSettings()
     images: ImageSettings = ImageSettings()
     log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
     server: ServerSettings = ServerSettings()
     sources: SourcesSettings = SourcesSettings()
     file: Path | None = None
@@ -293,6 +304,8 @@ def load(file: Path | None) -> Settings:
         raise SettingsError(f"{file}: images.directory: {settings.images.directory!r} is not an absolute path")
     sources = settings.sources
     places = [("podman.socket", sources.podman.socket), ("docker.socket", sources.docker.socket)]
+    if not settings.metrics.directory.startswith("/"):
+        raise SettingsError(f"{file}: metrics.directory: {settings.metrics.directory!r} is not an absolute path")
     places += [("doorbells", sources.doorbells), *(("lxc.paths", path) for path in sources.lxc.paths)]
     for key, place in (*places, *(("oci.roots", root) for root in sources.oci.roots)):
         if not place.startswith("/"):

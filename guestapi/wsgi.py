@@ -44,6 +44,9 @@ DIALECT: Final = "guestapi.dialect"
 INSTANCE: Final = "guestapi.instance"
 #: True if the response depends on nothing but the request and `INSTANCE`. Set by the application.
 CACHEABLE: Final = "guestapi.cacheable"
+#: Template of the route that answers the request, like ``/1.0/config/{key}``; not set if there is none. Set by the
+#: application, and counted.
+ROUTE: Final = "guestapi.route"
 #: Name of the setting in ``[limits]`` that the request exceeded. Set by the application.
 EXCEEDED_LIMIT: Final = "guestapi.exceeded_limit"
 #: The `Handover` that takes the place of a response. Set by the application.
@@ -79,6 +82,7 @@ Environ = TypedDict(
         "guestapi.dialect": str,
         "guestapi.instance": Instance | None,
         "guestapi.cacheable": bool,
+        "guestapi.route": str,
         "guestapi.exceeded_limit": str,
         "guestapi.handover": "Handover",
         "guestapi.wait": Waiter,

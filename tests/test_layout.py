@@ -26,6 +26,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"names", "settings", "known"}),
     frozenset({"systemd", "gunicorn_conf", "http"}),
     frozenset({"callers", "store"}),
+    frozenset({"metrics"}),
     frozenset({"notifications"}),
     frozenset({"wsgi", "sources", "mirror"}),
     frozenset({"api"}),

@@ -17,7 +17,7 @@ from guestapi.callers.identify import Caller
 from guestapi.dialects import Dialect
 from guestapi.key_policy import rule_of, visible
 from guestapi.model import Instance, KeyPolicy
-from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, Environ
+from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, ROUTE, Environ
 
 #: The routes of single keys, the only ones that a policy can open for a user other than root.
 _KEY_ROUTES = frozenset({"/1.0/config/{key}", "/1.0/guestapi/tree/config/{key}"})
@@ -92,8 +92,9 @@ class Gate:
         environ = cast("Environ", req.env)
         caller = environ[CALLER]
         method = environ["REQUEST_METHOD"]
+        environ[ROUTE] = route = str(req.uri_template)
         try:
-            instance = self.admit(caller, method, str(req.uri_template), params.get("key"))
+            instance = self.admit(caller, method, route, params.get("key"))
         except Refusal:
             # The log names the instance.
             if caller.instance_id is not None:

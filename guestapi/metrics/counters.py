@@ -1,6 +1,7 @@
 """What a worker counts. No I/O.
 
-Rules: counting a request takes a tenth of a microsecond or two, so everything is a plain number in a list. Nothing is
+Rules: counting a request that is answered again takes less than a hundredth of what the answer takes, so everything is
+a plain number, and what can be summed up later is. Nothing is
 counted under a name that a guest can choose: routes are templates, limits are settings, and what no route answers is
 counted under one name.
 """
@@ -16,8 +17,11 @@ from guestapi.metrics.report import CountedRequests, Counts, InstanceActivity
 #: The upper bounds of the durations of requests, and of the ages of events when they are delivered, in seconds.
 REQUEST_BOUNDS = (0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 EVENT_BOUNDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0)
-#: The route of what no route answers, and of what the server refuses before it looks for one.
-OTHER = "other"
+#: The route of what no route answers; and of what the server refuses before there is one, or a duration.
+OTHER, REFUSED = "other", "refused"
+#: Of responses that are sent again, one in so many is measured and stands for the others: reading the clock twice takes
+#: as long as all else that counts them. A power of two.
+MEASURED = 16
 #: So many instances, the busiest of a second, are handed over.
 _MOST_INSTANCES = 100
 
@@ -26,21 +30,28 @@ class Durations:
     """How many durations were how long.
 
     Attributes:
+        count: how many there were, also of those that were not measured.
         buckets: numbers of durations up to each bound, and of longer ones.
         seconds: their sum.
     """
 
-    __slots__ = ("_bounds", "buckets", "seconds")
+    __slots__ = ("_bounds", "buckets", "count", "seconds")
 
     def __init__(self, bounds: tuple[float, ...] = REQUEST_BOUNDS) -> None:
         self._bounds = bounds
         self.buckets = [0] * (len(bounds) + 1)
         self.seconds = 0.0
+        self.count = 0
 
     def add(self, seconds: float) -> None:
         """Count one."""
-        self.buckets[bisect_left(self._bounds, seconds)] += 1
-        self.seconds += seconds
+        self.count += 1
+        self.measure(seconds, 1)
+
+    def measure(self, seconds: float, times: int) -> None:
+        """Note a duration that stands for as many."""
+        self.buckets[bisect_left(self._bounds, seconds)] += times
+        self.seconds += times * seconds
 
 
 class WorkerCounters:
@@ -79,9 +90,10 @@ class WorkerCounters:
             activity[0] += requests
             activity[1] += refusals
 
-    def count_cached(self, instance_id: int, hits: int) -> None:
-        """Count responses that were sent again."""
+    def count_cached(self, instance_id: int, durations: Durations, hits: int) -> None:
+        """Count responses that were sent again; one in `MEASURED` of them was measured already."""
         self._cached += hits
+        durations.count += hits
         self.count_instance(instance_id, requests=hits)
 
     def count_limit(self, instance_id: int | None, limit: str) -> None:
@@ -92,7 +104,7 @@ class WorkerCounters:
     def counts(self) -> Counts:
         """Everything that was counted since the worker started."""
         requests = [
-            CountedRequests(dialect, route, code, list(found.buckets), found.seconds)
+            CountedRequests(dialect, route, code, found.count, list(found.buckets), found.seconds)
             for (dialect, route, code), found in self._requests.items()
         ]
         return Counts(
@@ -115,9 +127,9 @@ class WorkerCounters:
         """
         activity, self._activity = self._activity, {}
         known: Iterable[int] = activity.keys() | connections.keys()
-        found = [
-            InstanceActivity(one, *activity.get(one, (0, 0)), connections.get(one, 0), streams.get(one, 0))
-            for one in known
-        ]
+        found = []
+        for one in known:
+            requests, refusals = activity.get(one, (0, 0))
+            found.append(InstanceActivity(one, requests, refusals, connections.get(one, 0), streams.get(one, 0)))
         found.sort(key=lambda one: (one.requests + one.refusals, one.connections), reverse=True)
         return found[:_MOST_INSTANCES]

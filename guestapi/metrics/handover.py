@@ -98,7 +98,9 @@ class ReportDirectory:
         service = self._read(_SERVICE, ServiceReport)
         folded = service.folded if service else []
         alive = tuple(one for number, one in workers.items() if one is not None and number not in folded)
-        return Reports(service, alive, add_counts([*([service.ended] if service else []), *(one.counts for one in alive)]))
+        return Reports(
+            service, alive, add_counts([*([service.ended] if service else []), *(one.counts for one in alive)])
+        )
 
     def _numbers(self) -> list[int]:
         names = (name.removeprefix(_WORKER) for name in self._names() if name.startswith(_WORKER))

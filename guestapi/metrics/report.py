@@ -14,13 +14,13 @@ class CountedRequests(msgspec.Struct, frozen=True, array_like=True):
         dialect: name of the socket's dialect.
         route: template of the path, or `counters.OTHER`.
         code: status of the responses.
-        buckets: numbers of durations, as of `counters.Durations`.
-        seconds: the sum of the durations.
+        count, buckets, seconds: as of `counters.Durations`.
     """
 
     dialect: str
     route: str
     code: int
+    count: int
     buckets: list[int]
     seconds: float
 
@@ -126,8 +126,8 @@ def add_counts(all_counts: Iterable[Counts]) -> Counts:
 
 
 def _add_requests(old: CountedRequests, new: CountedRequests) -> CountedRequests:
-    buckets = _add_lists(old.buckets, new.buckets)
-    return CountedRequests(old.dialect, old.route, old.code, buckets, old.seconds + new.seconds)
+    count, buckets = old.count + new.count, _add_lists(old.buckets, new.buckets)
+    return CountedRequests(old.dialect, old.route, old.code, count, buckets, old.seconds + new.seconds)
 
 
 def _add_lists(old: list[int], new: list[int]) -> list[int]:

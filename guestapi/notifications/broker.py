@@ -234,6 +234,9 @@ class Broker:
         self._subscriptions: dict[int, set[Subscription]] = {}
         self._position = 0
         self._log_number = 0
+        #: How many events were given to subscriptions, and when the oldest entry was written that `poll` read last.
+        self.delivered = 0
+        self.oldest_read: str | None = None
         #: Events that some subscription still has to send, so that each is encoded once for all of them. The key is the
         #: number of the log and the id of the entry.
         self._events: WeakValueDictionary[tuple[int, int], EncodedEvent] = WeakValueDictionary()
@@ -347,12 +350,14 @@ class Broker:
             # The log was trimmed faster than this worker read it, so every client may have missed something.
             self.close_all(CloseCode.TRY_AGAIN_LATER)
             self.waiting.deliver_to_all()
+        self.oldest_read = entries.found[0].timestamp if entries.found else None
         for entry in entries.found:
             subscriptions = self._subscriptions.get(entry.instance_id)
             if subscriptions:
                 event = self.encoded(entry)
                 for subscription in tuple(subscriptions):
                     subscription.deliver(event)
+                self.delivered += len(subscriptions)
             self.waiting.deliver(entry)
             self._position = entry.id
         return entries.more
@@ -375,6 +380,10 @@ class Broker:
         """Close all streams with this `CloseCode`."""
         for subscription in self._all():
             subscription.close(code)
+
+    def sizes(self) -> dict[int, int]:
+        """The number of subscriptions of each instance that has one."""
+        return {one: len(subscriptions) for one, subscriptions in self._subscriptions.items()}
 
     def __len__(self) -> int:
         """The number of subscriptions."""

@@ -13,6 +13,7 @@ from guestapi import journal
 from guestapi.callers.identify import Caller
 from guestapi.encoding import printable
 from guestapi.journal import LogThrottle
+from guestapi.metrics.counters import WorkerCounters
 from guestapi.model import Instance
 from guestapi.server.exchange import Exchange
 from guestapi.server.log_budget import LogBudget
@@ -51,22 +52,28 @@ class ExcessLog:
     """Counts how often limits are exceeded, and logs it from time to time, for each instance and limit."""
 
     def __init__(
-        self, get_instance: Callable[[int], Instance | None], clock: Callable[[], float] = time.monotonic
+        self,
+        get_instance: Callable[[int], Instance | None],
+        clock: Callable[[], float] = time.monotonic,
+        counters: WorkerCounters | None = None,
     ) -> None:
         """Count from zero.
 
         Args:
             get_instance: returns what the store has under an instance's id.
             clock: returns seconds.
+            counters: the worker's.
         """
         self._get_instance = get_instance
         self._throttle = LogThrottle(keys=_REMEMBERED, clock=clock)
         self._counts: dict[tuple[int | None, str], int] = {}
+        self._counters = counters or WorkerCounters()
 
     def count(self, instance_id: int | None, limit: str) -> None:
         """Count that an instance, or None for unknown callers, exceeded the limit of this name."""
         key = instance_id, limit
         self._counts[key] = self._counts.get(key, 0) + 1
+        self._counters.count_limit(instance_id, limit)
 
     def flush(self) -> int:
         """Log what was counted, except for what was logged a short time ago.
@@ -101,6 +108,7 @@ class RequestLog:
         settings: LogSettings,
         get_instance: Callable[[int], Instance | None],
         clock: Callable[[], float] = time.monotonic,
+        counters: WorkerCounters | None = None,
     ) -> None:
         """Log nothing yet.
 
@@ -108,9 +116,11 @@ class RequestLog:
             settings: what is logged.
             get_instance: returns what the store has under an instance's id.
             clock: returns seconds.
+            counters: the worker's.
         """
         self._get_instance = get_instance
-        self.excesses = ExcessLog(get_instance, clock)
+        self._counters = counters or WorkerCounters()
+        self.excesses = ExcessLog(get_instance, clock, self._counters)
         self.logged_from = _LOGGED_FROM[settings.requests]
         self._budget = LogBudget(settings.requests_per_second, settings.instance_bytes_per_second, clock)
         self._left_out: dict[int, int] = {}
@@ -153,6 +163,7 @@ class RequestLog:
         """
         for key, count in self._budget.take_left_out().items():
             self._left_out[key] = self._left_out.get(key, 0) + count
+            self._counters.lines_left_out += count
         for key in list(self._left_out):
             if self._throttle.admit(key) is not None:
                 count = self._left_out.pop(key)
@@ -170,6 +181,7 @@ class RequestLog:
         line = f"{_who(caller, instance)}: {text}"
         size = len(line) + sum(len(name) + len(value) + 2 for name, value in fields.items())
         self._budget.charge(_budget_key(caller), size)
+        self._counters.lines += 1
         requests.info("%s", line, extra={"fields": fields})
 
 

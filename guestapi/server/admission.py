@@ -213,6 +213,10 @@ class ConnectionQuota:
                 if not others:
                     del self._others[instance_id]
 
+    def sizes(self) -> dict[int, int]:
+        """How many connections each instance has."""
+        return {one: len(held) for one, held in self._held.items() if one is not None}
+
     def rejection(self, instance_id: int | None, *, root: bool = True) -> Rejection | None:
         """Tell why an instance, or its users other than root, may have no more connections; None if they may."""
         if len(self._held.get(instance_id, ())) < self._per_instance and (

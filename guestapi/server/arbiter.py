@@ -15,6 +15,7 @@ import gunicorn.arbiter
 from guestapi import gunicorn_conf, systemd
 from guestapi import settings as settings_module
 from guestapi.api import app
+from guestapi.metrics.handover import ReportDirectory
 from guestapi.server.access_log import GunicornLogger
 from guestapi.server.store_thread import OffloadedStore
 from guestapi.server.token_provider import load_tokens
@@ -164,6 +165,19 @@ class Arbiter(gunicorn.arbiter.Arbiter):
     """gunicorn's arbiter, which also reports to systemd."""
 
     _status = ""
+    _reports: ReportDirectory | None = None
+
+    def start(self) -> None:
+        """Start as gunicorn's arbiter."""
+        super().start()
+        self._reports = ReportDirectory(Path(self.app.settings.metrics.directory))
+        # Numbers of workers begin anew.
+        self._reports.clear()
+
+    def _hand_over(self) -> None:
+        if self._reports is not None:
+            alive = {worker.age for worker in self.WORKERS.values()}
+            self._reports.write_service(workers=self.num_workers, started=self.worker_age, alive=alive)
 
     def reload(self) -> None:
         """Use new settings and start new workers (SIGHUP). Settings that cannot be used change nothing."""
@@ -192,6 +206,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
     def murder_workers(self) -> None:
         """Kill workers that hang, and report to systemd. gunicorn calls this every second."""
         super().murder_workers()
+        self._hand_over()
         now = time.monotonic()
         # Before its first heartbeat a worker's file has the time of day, which is far ahead of this clock.
         ages = [age for worker in self.WORKERS.values() if (age := now - worker.tmp.last_update()) >= 0]

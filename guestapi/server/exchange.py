@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from guestapi.callers.identify import Caller
+from guestapi.metrics.counters import Durations
 from guestapi.model import Instance
 from guestapi.wsgi import CALLER, INSTANCE, Environ, Headers
 
@@ -20,9 +21,21 @@ class Exchange:
         sent: bytes of the response's body.
         seconds: from the end of the request's head to the end of the response.
         instance: the admitted instance; None if none was admitted, or while the exchange is cached.
+        durations: where it was counted; None: not yet.
     """
 
-    __slots__ = ("caller", "code", "dialect", "environ", "headers", "instance", "seconds", "sent", "status")
+    __slots__ = (
+        "caller",
+        "code",
+        "dialect",
+        "durations",
+        "environ",
+        "headers",
+        "instance",
+        "seconds",
+        "sent",
+        "status",
+    )
 
     def __init__(
         self,
@@ -43,6 +56,7 @@ class Exchange:
         self.sent = sent
         self.seconds = seconds
         self.instance: Instance | None = environ.pop(INSTANCE, None)
+        self.durations: Durations | None = None
 
     def detach(self) -> None:
         """Drop caller and instance, so that a cached exchange keeps neither of them in memory."""

@@ -19,6 +19,7 @@ from weakref import ref
 
 from guestapi.callers.identify import Caller, LiveInit
 from guestapi.http.response import date_line
+from guestapi.metrics.counters import Durations
 from guestapi.model import Instance
 from guestapi.server.exchange import Exchange
 from guestapi.store.errors import StoreError
@@ -35,6 +36,8 @@ _EXCHANGE_OVERHEAD = 2560
 
 #: Instance, user, dialect.
 CallerKey = tuple[int, int, str]
+#: An instance, where its responses are counted, and how many of them were sent again.
+Hits = tuple[int, Durations, int]
 
 
 class CachedResponse:
@@ -42,12 +45,16 @@ class CachedResponse:
 
     Attributes:
         exchange: what is logged when it is sent again; None if nothing is.
+        durations: where it is counted when it is sent again.
+        hits: how often it was sent again since `ResponseCache.take_hits`.
         size: about how many bytes of memory it takes.
     """
 
-    __slots__ = ("_after", "_before", "_bytes", "_date", "exchange", "size")
+    __slots__ = ("_after", "_before", "_bytes", "_date", "durations", "exchange", "hits", "size")
 
-    def __init__(self, exchange: Exchange | None, before: bytes, after: bytes, request: bytes) -> None:
+    def __init__(
+        self, exchange: Exchange | None, before: bytes, after: bytes, request: bytes, durations: Durations
+    ) -> None:
         """Keep a response.
 
         Args:
@@ -55,8 +62,11 @@ class CachedResponse:
             before: its bytes before the Date field.
             after: its bytes after the Date field.
             request: the request that it answers.
+            durations: where it is counted when it is sent again.
         """
         self.exchange = exchange
+        self.durations = durations
+        self.hits = 0
         self._before = before
         self._after = after
         self._date = self._bytes = b""
@@ -81,12 +91,16 @@ class CallerCache:
         size: about how many bytes of memory it takes.
     """
 
-    __slots__ = ("_get_instance", "_init", "_instance", "_responses", "_run", "key", "size")
+    __slots__ = ("_get_instance", "_hits", "_init", "_instance", "_responses", "_run", "key", "size")
 
-    def __init__(self, key: CallerKey, caller: Caller, get_instance: Callable[[int], Instance | None]) -> None:
+    def __init__(
+        self, key: CallerKey, caller: Caller, get_instance: Callable[[int], Instance | None], hits: list[Hits]
+    ) -> None:
         assert caller.init is not None
         self.key = key
         self.size = 0
+        #: Of the responses that were removed, for `ResponseCache.take_hits`.
+        self._hits = hits
         self._run = caller.run
         self._get_instance = get_instance
         self._responses: dict[bytes, CachedResponse] = {}
@@ -133,8 +147,18 @@ class CallerCache:
             self._responses[request] = response
             self.size += response.size
 
+    def take_hits(self) -> list[Hits]:
+        """What was sent again since the last call."""
+        found = []
+        for response in self._responses.values():
+            if response.hits:
+                found.append((self.key[0], response.durations, response.hits))
+                response.hits = 0
+        return found
+
     def clear(self) -> None:
         """Remove all responses."""
+        self._hits += self.take_hits()
         self._responses.clear()
         self.size = 0
 
@@ -155,6 +179,7 @@ class ResponseCache:
         """
         self._get_instance = get_instance
         self._logged_from = logged_from
+        self._hits: list[Hits] = []
         self._caches: OrderedDict[CallerKey, CallerCache] = OrderedDict()
         self.size = 0
 
@@ -164,7 +189,10 @@ class ResponseCache:
             return None
         key = (caller.instance_id, caller.credentials.uid, dialect)
         cache = self._caches.get(key)
-        return cache if cache is not None and cache.serves(caller) else CallerCache(key, caller, self._get_instance)
+        return cache if cache is not None and cache.serves(caller) else self._new(key, caller)
+
+    def _new(self, key: CallerKey, caller: Caller) -> CallerCache:
+        return CallerCache(key, caller, self._get_instance, self._hits)
 
     def put(self, cache: CallerCache, request: bytes, exchange: Exchange, before: bytes, after: bytes) -> None:
         """Cache a response that was just sent, if the application allows it.
@@ -185,7 +213,8 @@ class ResponseCache:
                 other.clear()
         # PERF: logging takes a tenth of the time that it takes to send a cached response.
         logged = exchange if exchange.code >= self._logged_from else None
-        cache.put(request, exchange.instance, CachedResponse(logged, before, after, request))
+        durations = exchange.durations or Durations()
+        cache.put(request, exchange.instance, CachedResponse(logged, before, after, request, durations))
         exchange.detach()
         self._caches[cache.key] = cache
         self.size += cache.size
@@ -193,6 +222,14 @@ class ResponseCache:
             _key, oldest = self._caches.popitem(last=False)
             self.size -= oldest.size
             oldest.clear()
+
+    def take_hits(self) -> list[Hits]:
+        """What was sent again since the last call."""
+        found = list(self._hits)
+        self._hits.clear()
+        for cache in self._caches.values():
+            found += cache.take_hits()
+        return found
 
 
 def _no_instance() -> None:

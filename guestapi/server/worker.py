@@ -18,6 +18,7 @@ import resource
 import signal
 import socket
 import time
+from datetime import datetime
 
 import gevent
 import gevent.socket
@@ -26,7 +27,8 @@ from gevent.hub import get_hub
 from gunicorn.workers.ggevent import GeventWorker
 
 from guestapi.callers.credentials import refuse_descriptors
-from guestapi.callers.identify import Identifier
+from guestapi.callers.identify import Caller, Identifier
+from guestapi.metrics.counters import OTHER, REFUSED, WorkerCounters
 from guestapi.notifications.broker import Broker
 from guestapi.server.acceptor import Acceptor
 from guestapi.server.access_log import RequestLog
@@ -38,8 +40,9 @@ from guestapi.server.exchange import Exchange
 from guestapi.server.gunicorn_hooks import GunicornHooks
 from guestapi.server.identification_retry import IdentificationRetry
 from guestapi.server.store_thread import OffloadedStore
+from guestapi.server.worker_reports import WorkerReports
 from guestapi.store.errors import StoreError
-from guestapi.wsgi import RAW_PATH
+from guestapi.wsgi import RAW_PATH, ROUTE
 
 log = logging.getLogger(__name__)
 
@@ -91,24 +94,29 @@ class GuestWorker(GeventWorker):
         """Serve until `alive` is False, then let requests that are being answered finish."""
         application = self.app
         store = application.open_store()
-        self._requests = requests = RequestLog(application.settings.log, store.instance)
+        self._counters = WorkerCounters()
+        self._reports = WorkerReports(application.settings.metrics, self.age, self._counters)
+        self._requests = requests = RequestLog(application.settings.log, store.instance, counters=self._counters)
         self._hooks = GunicornHooks(self.cfg, self.log, self)
         self._context = self._make_context(store)
         acceptors = [
             Acceptor(listener.sock, dialect, self._context, alone=self.cfg.workers == 1)
             for listener, dialect in zip(self.sockets, application.dialects, strict=True)
         ]
-        gevent.spawn(_follow_log, store)
+        gevent.spawn(_follow_log, store, self._counters)
         gevent.spawn(_send_pings, self._context.pings)
         while self.alive:
-            if self._answers():
+            answers = self._answers()
+            if answers:
                 self.notify()
             self._wake.wait(_HEARTBEAT_SECONDS)
             self._wake.clear()
             application.excesses.add(requests.flush())
+            self._reports.write(self._context, store.broker, answers=answers)
         for acceptor in acceptors:
             acceptor.close()
         self._finish()
+        self._reports.write(self._context, store.broker, answers=False)
 
     def _make_context(self, store: OffloadedStore) -> WorkerContext:
         settings, requests = self.app.settings, self._requests
@@ -121,7 +129,7 @@ class GuestWorker(GeventWorker):
             limits,
             store.instance,
             self._on_exchange,
-            requests.log_refusal,
+            self._on_refusal,
             Admission(limits, quota, descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
             multiprocess=self.cfg.workers > 1,
             retry=IdentificationRetry(identifier, store.has_sources, store.version, settings.callers),
@@ -179,6 +187,11 @@ class GuestWorker(GeventWorker):
     def _on_eviction(self, instance_id: int | None) -> None:
         self._requests.excesses.count(instance_id, "worker_connections")
 
+    def _on_refusal(self, caller: Caller | None, dialect: str, status: int, text: str, limit: str | None) -> None:
+        self._counters.requests(dialect, REFUSED, status).add(0.0)
+        self._counters.count_instance(caller and caller.instance_id, requests=1)
+        self._requests.log_refusal(caller, dialect, status, text, limit)
+
     def _on_exchange(self, exchange: Exchange) -> None:
         if exchange.environ[RAW_PATH] == "*":
             return
@@ -187,12 +200,19 @@ class GuestWorker(GeventWorker):
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
             self._wake.set()
+        if exchange.durations is None:
+            # A response that is sent again is counted where it is.
+            exchange.durations = self._counters.requests(
+                exchange.dialect, exchange.environ.get(ROUTE, OTHER), exchange.code
+            )
+            exchange.durations.add(exchange.seconds)
+            self._counters.count_instance(exchange.caller and exchange.caller.instance_id, requests=1)
         self._requests.log_exchange(exchange)
         if self._hooks.wanted:
             self._hooks.call(exchange)
 
 
-def _follow_log(store: OffloadedStore) -> None:
+def _follow_log(store: OffloadedStore, counters: WorkerCounters) -> None:
     """Deliver events as soon as the doorbell rings, and once a second in case a ring was missed."""
     rung = Event()
     watcher = get_hub().loop.io(store.doorbell.fileno(), 1)
@@ -211,7 +231,7 @@ def _follow_log(store: OffloadedStore) -> None:
             if time.monotonic() >= check_at:
                 check_at = time.monotonic() + _POLL_SECONDS
                 store.broker.check_all()
-            while _deliver(store.broker):
+            while _deliver(store.broker, counters):
                 # Streams take what they have, so that no client is behind for what it could not take yet.
                 gevent.sleep(_BETWEEN_BATCHES)
         except StoreError as error:
@@ -223,9 +243,14 @@ def _follow_log(store: OffloadedStore) -> None:
             gevent.sleep(_POLL_SECONDS)
 
 
-def _deliver(broker: Broker) -> bool:
+def _deliver(broker: Broker, counters: WorkerCounters) -> bool:
     """Deliver a batch of entries, and wake some of the requests that wait; return whether there is more to do."""
     more = broker.poll()
+    if broker.oldest_read is not None:
+        written = datetime.fromisoformat(broker.oldest_read).timestamp()
+        counters.event_ages.add(max(0.0, time.time() - written))
+        broker.oldest_read = None
+    counters.events = broker.delivered
     return broker.waiting.wake_some() or more
 
 

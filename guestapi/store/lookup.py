@@ -136,6 +136,17 @@ def problem_of(row: tuple[Any, ...]) -> Problem:
     return Problem(source, key, project, name, reason, hint, bool(refused))
 
 
+def count_instances(store: Moment) -> tuple[int, int]:
+    """How many instances there are, and how many of them run."""
+    row = store.connection.execute("SELECT count(*), count(init_pid) FROM instances").fetchone()
+    return row[0], row[1]
+
+
+def count_entries(store: Moment) -> int:
+    """How many entries the change log holds."""
+    return int(store.connection.execute("SELECT count(*) FROM notifications").fetchone()[0])
+
+
 def list_images(store: Moment) -> list[Image]:
     """All images, by fingerprint."""
     known = store.connection.execute("SELECT fingerprint FROM images ORDER BY fingerprint").fetchall()
