@@ -48,7 +48,14 @@ def test_shipped_file_has_every_key() -> None:
     default = Settings()
     tables = (
         *(default.store, default.limits, default.events, default.callers, default.hooks, default.log, default.server),
-        *(default.sources, default.sources.lxc, default.sources.podman, default.sources.docker, default.sources.oci),
+        *(
+            default.metrics,
+            default.sources,
+            default.sources.lxc,
+            default.sources.podman,
+            default.sources.docker,
+            default.sources.oci,
+        ),
     )
     fields = {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
     # The template is an empty table of its own.

@@ -231,7 +231,7 @@ def _follow_log(store: OffloadedStore, counters: WorkerCounters) -> None:
             if time.monotonic() >= check_at:
                 check_at = time.monotonic() + _POLL_SECONDS
                 store.broker.check_all()
-            while _deliver(store.broker, counters):
+            while _deliver_counted(store.broker, counters):
                 # Streams take what they have, so that no client is behind for what it could not take yet.
                 gevent.sleep(_BETWEEN_BATCHES)
         except StoreError as error:
@@ -243,15 +243,21 @@ def _follow_log(store: OffloadedStore, counters: WorkerCounters) -> None:
             gevent.sleep(_POLL_SECONDS)
 
 
-def _deliver(broker: Broker, counters: WorkerCounters) -> bool:
+def _deliver(broker: Broker) -> bool:
     """Deliver a batch of entries, and wake some of the requests that wait; return whether there is more to do."""
     more = broker.poll()
+    return broker.waiting.wake_some() or more
+
+
+def _deliver_counted(broker: Broker, counters: WorkerCounters) -> bool:
+    """As `_deliver`, and count what was delivered."""
+    more = _deliver(broker)
     if broker.oldest_read is not None:
         written = datetime.fromisoformat(broker.oldest_read).timestamp()
         counters.event_ages.add(max(0.0, time.time() - written))
         broker.oldest_read = None
     counters.events = broker.delivered
-    return broker.waiting.wake_some() or more
+    return more
 
 
 def _send_pings(pings: PingTimer) -> None:
