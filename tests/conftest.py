@@ -7,6 +7,8 @@ module, so names on the host need to be unique only in a module. Modules that sh
 from __future__ import annotations
 
 import os
+import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,22 +24,49 @@ from tests.hostile.table import pytest_terminal_summary as pytest_terminal_summa
 
 CI = os.environ.get("CI") == "true"
 
-#: Modules that share the one `machine`; together they take longest, so they begin first.
-_MACHINES = (
-    *("test_systemd.py", "test_restart.py", "test_sandbox.py", "test_unit.py", "test_units.py"),
-    *("test_follower_units.py", "test_lxc_unit.py", "test_guides.py", "test_deb.py", "test_uninstall.py"),
+#: Modules that share the one `machine`, in the order in which they use it: the last one uninstalls guestapi.
+_MACHINE = (
+    *("faults/test_unit.py", "mirror/test_units.py", "server/test_restart.py", "server/test_sandbox.py"),
+    *("sources/test_lxc_unit.py", "server/test_systemd.py"),
 )
-#: Modules that take a minute each, which begin next.
-_LONG = ("test_daemons.py", "test_replay.py", "test_replay_lxd.py")
+#: Parameters for each of which a module starts a daemon or an engine of its own.
+_KINDS = re.compile("incus|lxd|Podman|Docker")
+#: The modules that do.
+_EACH = ("test_daemons.py", "test_oddities.py", "test_engine_followers.py", "test_engines.py")
+#: What takes longest begins first, so that no process has it left when the others have ended.
+_LONG = (
+    *("test_deb.py", "test_follower_units.py", "test_isolation.py", "test_guides.py", "test_daemons.py"),
+    *(
+        "test_engine_followers.py",
+        "test_faulty.py",
+        "test_replay.py",
+        "test_replay_lxd.py",
+        "faults/test_follower.py",
+        "test_demo.py",
+    ),
+    *("test_engines.py", "test_oddities.py", "test_events.py", "test_worker.py", "test_attacks.py", "test_images.py"),
+)
 
 
 def _group(nodeid: str) -> str:
-    """Return the group of a test; tests of one group run one after another, in one process."""
+    """Return what a test is in: tests of one group run one after another, in one process."""
+    file, _, name = nodeid.partition("::")
+    if file.endswith(_MACHINE):
+        return "machine"
+    if file.endswith("test_isolation.py"):
+        # Each walk has a service and a PID namespace of its own.
+        return nodeid
+    kind = _KINDS.search(name.partition("[")[2]) if file.endswith(_EACH) else None
+    return f"{file} {kind[0]}" if kind else file
+
+
+def _order(nodeid: str) -> tuple[int, int]:
+    """Return the key to sort tests by: of two modules, the longer one first."""
     file = nodeid.partition("::")[0]
-    if file.endswith(_MACHINES):
-        return "machines"
-    # Each daemon is started once.
-    return f"{file} lxd" if file.endswith("test_daemons.py") and "[lxd" in nodeid else file
+    for step, name in enumerate(_MACHINE):
+        if file.endswith(name):
+            return 0, step
+    return next((number for number, name in enumerate(_LONG, 1) if file.endswith(name)), len(_LONG) + 1), 0
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -63,6 +92,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare `--fast`; otherwise make the tests run where the service's user can enter the checkout."""
     scratch.use()
+    # A shell starts what is to run in the background with SIGINT ignored, which all children would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--fast"):
         fast.enable()
     elif os.geteuid() == 0 and closed_directories():
@@ -78,7 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
         return
-    items.sort(key=lambda item: (not item.path.name.endswith(_MACHINES), not item.path.name.endswith(_LONG)))
+    items.sort(key=lambda item: _order(item.nodeid))
     if os.geteuid() == 0 or CI:
         return
     for item in items:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,13 @@ import pytest
 from tests.docs.documents import CHECKOUT
 from tests.harness.containers import Container
 from tests.harness.daemon_units import CLIENTS, install_daemon
-from tests.harness.machine import Machine
+from tests.harness.machine import Machine, building
+from tests.harness.waiting import PATIENCE, until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 #: The beginning of a finding about a runtime whose follower is switched off.
 FOLLOWER = "ok   follower "
-
-#: Seconds to wait for the shown output.
-PATIENCE = 30.0
 
 #: Patterns that vary from machine to machine, and their replacements.
 VARYING = (
@@ -83,16 +82,17 @@ def play(machine: Machine, document: str, beginning: str, instead: Mapping[str, 
     for command, shown in block(document, beginning):
         for old, new in (instead or {}).items():
             command = command.replace(old, new)
-        until = time.monotonic() + PATIENCE
+        end = time.monotonic() + PATIENCE
         while True:
-            done = machine.run("sh", "-c", f"cd {CHECKOUT} && {command}", check=False, timeout=300)
+            with building() if "make " in command else nullcontext():
+                done = machine.run("sh", "-c", f"cd {CHECKOUT} && {command}", check=False)
             # The installed runtimes differ between hosts.
             lines = [line for line in done.stdout.splitlines() if not line.startswith(FOLLOWER) or line in shown]
             good = done.returncode == 0 and matches(lines, shown)
             # A query may need some time to show the expected output; a change is made only once.
-            if good or time.monotonic() > until or not shown:
+            if good or time.monotonic() > end or not shown:
                 break
-            time.sleep(0.5)
+            time.sleep(0.1)
         assert done.returncode == 0, f"{document}: {command}: {done.stdout}{done.stderr}"
         assert good, f"{document}: {command} prints:\n{done.stdout}\nand not:\n" + "\n".join(shown)
 
@@ -159,10 +159,10 @@ def test_beside_a_daemon(machine: Machine, kind: str) -> None:
     play(machine, "docs/incus.md", "install -D -m 0644 /etc/guestapi/incus-takeover.conf")
     play(machine, "docs/incus.md", "systemctl disable --now guestapi-takeover@incus.service\n")
     play(machine, "docs/incus.md", "install -D -m 0644 /etc/guestapi/incus-device.conf")
-    until = time.monotonic() + PATIENCE
-    while "device: 1 of 1 running instances" not in machine.run("guestapi", "check", check=False).stdout:
-        assert time.monotonic() < until, machine.run("guestapi", "check", check=False).stdout
-        time.sleep(0.5)
+    until(
+        lambda: "device: 1 of 1 running instances" in machine.run("guestapi", "check", check=False).stdout,
+        "the container has the device",
+    )
     play(machine, "docs/incus.md", "incus profile device remove default guestapi")
     play(machine, "docs/incus.md", "systemctl disable --now guestapi-takeover@incus.service guestapi-mirror.service")
     machine.run(CLIENTS[kind], "delete", "--force", "web")

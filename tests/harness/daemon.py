@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +24,10 @@ import httpx
 import pytest
 
 from tests.harness import rootfs
+from tests.harness.cgroups import remove_cgroup
 from tests.harness.containers import Response, parse
 from tests.harness.fast import forbid
+from tests.harness.waiting import PATIENCE, until
 
 #: The directory into which tools/unpack-daemon unpacks the packages.
 PACKAGES = Path(sys.executable).parent.parent
@@ -107,18 +108,9 @@ class Daemon:
         # The cgroup has the daemon's processes and containers, and no others (cgroups(7)).
         cgroup = self.root / str(self._directory)[1:] / "cgroup" / self._cgroup
         (cgroup / "cgroup.kill").write_text("1")
-        self._holder.wait(20)
-        self._remove_cgroup()
+        self._holder.wait()
+        remove_cgroup(self._cgroup)
         shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _remove_cgroup(self) -> None:
-        with tempfile.TemporaryDirectory() as place:
-            clean = f"mount -t cgroup2 cgroup2 {place}; find {place}/{self._cgroup} -depth -type d -exec rmdir {{}} +"
-            until = time.monotonic() + 10
-            clean_up = ["unshare", "--mount", "/bin/sh", "-c", clean]
-            while subprocess.run(clean_up, check=False, capture_output=True).returncode:
-                assert time.monotonic() < until, "something of the daemon still runs"
-                time.sleep(0.1)
 
     def start(self) -> None:
         """Start the daemon, and wait until its API responds."""
@@ -131,11 +123,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
             )
-        until = time.monotonic() + 60
-        while not self._answers():
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < until, self._log.read_text()
-            time.sleep(0.05)
+        until(self._answers, "an answer of the daemon")
 
     @property
     def pid(self) -> int:
@@ -150,21 +138,21 @@ class Daemon:
     def kill(self, signal: int) -> None:
         """End the daemon with this signal; its containers stay."""
         self._process.send_signal(signal)
-        self._process.wait(30)
+        self._process.wait()
 
     def client(self, *words: str, check: bool = True, stdin: str = "") -> str:
         """Run the daemon's client; return its output."""
         command = [*self._enter, self._packages / self._client, "--quiet", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, input=stdin)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, input=stdin)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def query(self, path: str, method: str = "GET", document: object = None) -> Any:
         """Send a request to the daemon's API, and wait for the end of its operation."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://daemon") as client:
-            answer = client.request(method, path, json=document, timeout=60).json()
+            answer = client.request(method, path, json=document, timeout=PATIENCE).json()
             if answer["type"] == "async":
-                answer = client.get(f"{answer['operation']}/wait", timeout=60).json()
+                answer = client.get(f"{answer['operation']}/wait", timeout=PATIENCE).json()
         assert answer["type"] == "sync", answer
         return answer["metadata"]
 
@@ -182,10 +170,21 @@ class Daemon:
         self, name: str, path: str, socket: str, *, method: str = "GET", body: str = "", project: str = "default"
     ) -> Response:
         """Send one request with curl from inside an instance; return its response."""
-        words = ["curl", "-s", "-i", "--max-time", "20", "-X", method, "--unix-socket", socket, f"http://x{path}"]
+        words = [
+            "curl",
+            "-s",
+            "-i",
+            "--max-time",
+            str(PATIENCE),
+            "-X",
+            method,
+            "--unix-socket",
+            socket,
+            f"http://x{path}",
+        ]
         words += ["-d", body] if body else []
         command = [*self._enter, self._packages / self._client, "--project", project, "exec", name, "--", *words]
-        done = subprocess.run(command, capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done
         (response,) = parse(done.stdout)
         return response
@@ -224,6 +223,7 @@ class Daemon:
         ]
 
     def _answers(self) -> bool:
+        assert self._process.poll() is None, self._log.read_text()
         try:
             self.query("/1.0")
         except (httpx.HTTPError, ValueError):

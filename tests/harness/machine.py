@@ -9,27 +9,38 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from tests.harness.cgroups import remove_cgroup
 from tests.harness.fast import forbid
+from tests.harness.waiting import PATIENCE, until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-#: Run by /bin/sh as PID 1 of new mount, PID, UTS, IPC and cgroup namespaces; becomes systemd.
+#: Run by /bin/sh as PID 1 of new mount, PID, UTS and IPC namespaces, with a directory, the checkout, the name of a
+#: cgroup and _BECOME_SYSTEMD.
 _BOOT = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$1"
-mkdir "$1/upper" "$1/work" "$1/root"
+mkdir "$1/upper" "$1/work" "$1/root" "$1/cgroup"
+# The root of its cgroup namespace is a cgroup of its own.
+mount -t cgroup2 cgroup2 "$1/cgroup"
+mkdir "$1/cgroup/$3"
+echo 0 >"$1/cgroup/$3/cgroup.procs"
+exec unshare --cgroup /bin/sh -c "$4" boot "$1" "$2"
+"""
+_BECOME_SYSTEMD = """
+set -e
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
 cd "$1/root"
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
+mkdir sys/fs/cgroup/entered
 mount --rbind /dev dev
 mount -t tmpfs -o mode=0755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
@@ -55,52 +66,51 @@ exec env -i container=guestapi-test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/syst
 """
 
 
-class Machine:
-    """A booted systemd, with an overlay that is removed at the end.
+#: Whatever is run on the machine from outside is in a cgroup of the machine too.
+_JOIN = 'echo 0 >/sys/fs/cgroup/entered/cgroup.procs && exec "$@"'
 
-    Only one exists at a time, and another process waits: `make install` builds in the checkout, and two would share a
-    cgroup.
-    """
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Let nobody else build in the checkout meanwhile, which ``make install`` and ``tools/build_deb.py`` do."""
+    with (CHECKOUT / "Makefile").open("r+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+class Machine:
+    """A booted systemd, with an overlay that is removed at the end. It shares the network with its host."""
 
     def __enter__(self) -> Machine:
         forbid()
-        self._alone = (CHECKOUT / "Makefile").open("r+")
-        fcntl.lockf(self._alone, fcntl.LOCK_EX)
-        try:
-            return self._boot()
-        except BaseException:
-            self._alone.close()
-            raise
-
-    def _boot(self) -> Machine:
         self._directory = tempfile.mkdtemp(prefix="guestapi-machine-", dir="/var/tmp")
-        unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
+        self._cgroup = Path(self._directory).name
+        unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
         self._process = subprocess.Popen(
-            [*unshare, "/bin/sh", "-c", _BOOT, "boot", self._directory, str(CHECKOUT)],
+            [*unshare, "/bin/sh", "-c", _BOOT, "boot", self._directory, CHECKOUT, self._cgroup, _BECOME_SYSTEMD],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        until = time.monotonic() + 30
-        while not (children := Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()):
-            assert time.monotonic() < until, "no PID 1"
-            time.sleep(0.02)
-        self.pid = int(children.split()[0])
-        while self.run("systemctl", "is-active", "--quiet", "basic.target", check=False).returncode != 0:
-            assert self._process.poll() is None, "systemd did not start"
-            assert time.monotonic() < until, self.run("systemctl", "list-jobs", check=False).stdout
-            time.sleep(0.1)
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        until(children.read_text, "PID 1")
+        self.pid = int(children.read_text().split()[0])
+        until(self._is_up, "systemd")
         return self
+
+    def _is_up(self) -> bool:
+        assert self._process.poll() is None, "systemd did not start"
+        return self.run("systemctl", "is-active", "--quiet", "basic.target", check=False).returncode == 0
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         # The end of PID 1 ends all processes of its namespace.
         os.kill(self.pid, signal.SIGKILL)
-        self._process.wait(20)
+        self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._alone.close()
+        remove_cgroup(self._cgroup)
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Run a program on the machine."""
         done = subprocess.run(
             [*self.enter, *argv], capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL
@@ -111,7 +121,7 @@ class Machine:
     @property
     def enter(self) -> list[str]:
         """A prefix that runs a command on the machine."""
-        return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-C"]
+        return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-C", "/bin/sh", "-c", _JOIN, "enter"]
 
 
 class Installed(Machine):
@@ -120,7 +130,8 @@ class Installed(Machine):
     def __enter__(self) -> Installed:
         super().__enter__()
         try:
-            self.run("make", "-C", str(CHECKOUT), "install", timeout=300)
+            with building():
+                self.run("make", "-C", str(CHECKOUT), "install", timeout=PATIENCE)
             self.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
         except BaseException:
             self.__exit__(None, None, None)
@@ -131,12 +142,9 @@ class Installed(Machine):
         """Return a property of the service's unit."""
         return self.run("systemctl", "show", "--value", "-p", name, "guestapi.service").stdout.strip()
 
-    def wait_for(self, name: str, value: str, seconds: float = 20) -> None:
+    def wait_for(self, name: str, value: str) -> None:
         """Wait until a property has a value."""
-        until = time.monotonic() + seconds
-        while (now := self.property_of(name)) != value:
-            assert time.monotonic() < until, f"{name} is {now}, not {value}"
-            time.sleep(0.1)
+        until(lambda: self.property_of(name) == value, f"{name} is {value}")
 
     def wait_for_workers(self, count: int) -> None:
         """Wait until this many workers answer."""
@@ -145,7 +153,7 @@ class Installed(Machine):
     def ask(self) -> None:
         """Send a request, which waits behind earlier connections in the socket's queue, and wait for its response."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(20)
+            connection.settimeout(PATIENCE)
             connection.connect(f"/proc/{self.pid}/root/var/lib/incus/guestapi/sock")
             connection.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.0 200")

@@ -14,7 +14,7 @@ import pytest
 import guestapi
 from guestapi.cli.main import main
 from tests.harness.containers import Container
-from tests.harness.machine import CHECKOUT, Machine
+from tests.harness.machine import CHECKOUT, Machine, building
 from tests.package.test_manual import commands
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
@@ -54,7 +54,8 @@ class Packages:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        subprocess.run([CHECKOUT / "tools/build_deb.py", directory], check=True, stdout=subprocess.DEVNULL)
+        with building():
+            subprocess.run([CHECKOUT / "tools/build_deb.py", directory], check=True, stdout=subprocess.DEVNULL)
         (self.this,) = directory.glob("*.deb")
         self.later = directory / "later.deb"
         unpacked = directory / "later"

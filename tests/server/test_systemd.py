@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.containers import Container
-from tests.harness.machine import CHECKOUT, Installed
+from tests.harness.machine import CHECKOUT, Installed, building
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
@@ -130,7 +130,8 @@ def test_destdir_is_respected(tmp_path: Path) -> None:
     """With DESTDIR, nothing outside of it changes, and the installed files refer to their final paths."""
     import subprocess
 
-    subprocess.run(["make", "-C", CHECKOUT, "install", f"DESTDIR={tmp_path}"], check=True, capture_output=True)
+    with building():
+        subprocess.run(["make", "-C", CHECKOUT, "install", f"DESTDIR={tmp_path}"], check=True, capture_output=True)
     command = tmp_path / "opt/guestapi/bin/guestapi"
     assert command.read_text().startswith("#!/opt/guestapi/bin/python")
     assert (

@@ -1,0 +1,26 @@
+"""Waiting for a state that no event announces.
+
+Runs on the system's Python alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+#: Seconds after which a test gives up. They end a test that hangs; no result depends on them, however busy the host is.
+PATIENCE = 300.0
+
+
+def until(true: Callable[[], object], what: str, *, pause: float = 0.01) -> None:
+    """Wait until a condition is true.
+
+    Args:
+        true: the condition; it is asked again and again.
+        what: the message if it does not become true within `PATIENCE` seconds.
+        pause: seconds between two questions.
+    """
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, f"{what}: not within {PATIENCE} s"
+        time.sleep(pause)
