@@ -191,6 +191,8 @@ def test_trimmed_environment_is_complete(machine: Machine, container: Container)
 
 def test_upgrade_loses_no_request(machine: Machine, container: Container, packages: Packages) -> None:
     """While clients send requests, a later version is installed and started; every request is answered."""
+    # test_edited_configuration looks for it.
+    machine.run("sh", "-c", "echo '# mine' >>/etc/guestapi/guestapi.toml")
     before = machine.run("systemctl", "show", "--value", "-p", "MainPID", "guestapi.service").stdout
     clients = ask(machine, container, 60)
     with ThreadPoolExecutor() as pool:
@@ -206,6 +208,12 @@ def test_upgrade_loses_no_request(machine: Machine, container: Container, packag
     assert machine.run("systemctl", "show", "--value", "-p", "MainPID", "guestapi.service").stdout != before
 
 
+def test_edited_configuration(machine: Machine) -> None:
+    """The upgrade kept a configuration file that was edited, without a question."""
+    assert machine.run("tail", "-n", "1", "/etc/guestapi/guestapi.toml").stdout == "# mine\n"
+    assert machine.run("sh", "-c", "ls /etc/guestapi/*.dpkg-*", check=False).stdout == ""
+
+
 def test_downgrade_is_refused(machine: Machine, container: Container, packages: Packages) -> None:
     """An earlier version is refused with a reason and a hint; the later one goes on."""
     refused = machine.run("dpkg", "-i", f"/root/{packages.this.name}", check=False)
@@ -213,14 +221,6 @@ def test_downgrade_is_refused(machine: Machine, container: Container, packages: 
     assert f"guestapi {guestapi.__version__} cannot replace the later version {LATER}" in refused.stderr
     assert state(machine).startswith(f"ii {LATER}+deb")
     assert container.ask("/1.0/config/user.foo").text == "bar"
-
-
-def test_edited_configuration(machine: Machine, packages: Packages) -> None:
-    """dpkg keeps an edited configuration file, without a question as long as the package's own has not changed."""
-    machine.run("sh", "-c", "echo '# mine' >>/etc/guestapi/guestapi.toml")
-    machine.run("dpkg", "-i", f"/root/{packages.later.name}")
-    assert machine.run("tail", "-n", "1", "/etc/guestapi/guestapi.toml").stdout == "# mine\n"
-    assert machine.run("sh", "-c", "ls /etc/guestapi/*.dpkg-*", check=False).stdout == ""
 
 
 def test_remove_and_reinstall(machine: Machine, container: Container, packages: Packages) -> None:
@@ -238,21 +238,6 @@ def test_remove_and_reinstall(machine: Machine, container: Container, packages: 
     assert container.ask("/1.0/config/user.foo").text == "bar"
 
 
-def test_beside_make_install(machine: Machine, packages: Packages) -> None:
-    """After `make install` the package is refused, because its units would be hidden."""
-    machine.run("dpkg", "-r", "guestapi")
-    machine.run(
-        "sh",
-        "-c",
-        "mkdir -p /opt/guestapi/bin && touch /opt/guestapi/bin/guestapi /etc/systemd/system/guestapi.service",
-    )
-    refused = machine.run("dpkg", "-i", f"/root/{packages.later.name}", check=False)
-    assert refused.returncode != 0
-    assert "run 'make uninstall' first" in refused.stderr
-    machine.run("rm", "-r", "/opt/guestapi", "/etc/systemd/system/guestapi.service")
-    machine.run("dpkg", "-i", f"/root/{packages.later.name}")
-
-
 def test_purge(machine: Machine) -> None:
     """After a purge only a file without settings is left, which containers include."""
     machine.run(
@@ -268,3 +253,16 @@ def test_purge(machine: Machine) -> None:
         machine.run("systemctl", "list-unit-files", "guestapi*", check=False).stdout.splitlines()[-1]
         == "0 unit files listed."
     )
+
+
+def test_beside_make_install(machine: Machine, packages: Packages) -> None:
+    """After `make install` the package is refused, because its units would be hidden."""
+    machine.run(
+        "sh",
+        "-c",
+        "mkdir -p /opt/guestapi/bin && touch /opt/guestapi/bin/guestapi /etc/systemd/system/guestapi.service",
+    )
+    refused = machine.run("dpkg", "-i", f"/root/{packages.later.name}", check=False)
+    assert refused.returncode != 0
+    assert "run 'make uninstall' first" in refused.stderr
+    assert not state(machine).startswith("ii ")
