@@ -94,6 +94,8 @@ def _as_text(entry: Notification) -> str:
         what = f"{metadata['key']}: {metadata['old_value']!r:.60} -> {metadata['value']!r:.60}"
     elif entry.type == "device":
         what = f"{metadata['name']} {metadata['action']}"
+    elif metadata["action"] == "key-spent":
+        what = f"key-spent {metadata['key']}, pid {metadata['pid']} of user {metadata['uid']}"
     else:
         what = metadata["action"]
     return printable(f"{entry.timestamp} {entry.id} {entry.project}/{entry.instance} {entry.type} {what}")

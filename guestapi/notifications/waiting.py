@@ -22,6 +22,8 @@ WOKEN_AT_ONCE = 4
 #: What the keys begin with that something in a tree is made of: those that a guest may read in some dialect, and those
 #: with the generated hardware addresses of NICs.
 _IN_TREE = ("volatile.", *sorted({prefix for dialect in DIALECTS.values() for prefix in dialect.readable}))
+#: How the metadata of an entry about a policy begins (`store.policies`).
+_POLICY_CHANGED = '{"action":"policy-changed"'
 
 
 class Waiter:
@@ -136,6 +138,10 @@ class WaitingList:
             return
         keys = self._by_instance.get(entry.instance_id)
         if keys is None:
+            return
+        if entry.type == "lifecycle" and entry.metadata.startswith(_POLICY_CHANGED):
+            for waiter in self._of(entry.instance_id):
+                self._make_due(waiter, entry.id)
             return
         key = key_of(entry.type, entry.metadata)
         for waiter in tuple(keys.get(None, ())):

@@ -16,6 +16,7 @@ import pytest
 from guestapi.api.app import create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
+from guestapi.model import KeyPolicy
 from guestapi.notifications.waiting import WOKEN_AT_ONCE
 from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
@@ -23,7 +24,7 @@ from guestapi.server.context import WorkerContext
 from guestapi.server.store_thread import OffloadedStore
 from guestapi.server.worker import _deliver
 from guestapi.settings import LimitSettings, Settings, StoreSettings
-from guestapi.store import steps
+from guestapi.store import policies, steps
 from guestapi.store.lookup import get_instance
 from guestapi.store.writing import Writer
 from guestapi.wsgi import CALLER, Environ, StartResponse
@@ -312,3 +313,58 @@ def test_waits_with_a_replaced_store(worker: Worker, tmp_path: Path) -> None:
             file.rename(tmp_path / f"store.db{suffix}")
     worker.deliver_all()
     assert guest.receive().text == "from the other"
+
+
+def put(worker: Worker, policy: KeyPolicy, name: str | None = "c1") -> None:
+    """Add a policy for an instance, or for the project."""
+    with worker.writer.change() as change:
+        found = None if name is None else get_instance(change, "default", name)
+        policies.put(change, "default", found, policy)
+
+
+@pytest.mark.parametrize("name", ["c1", None])
+def test_policy_that_comes(worker: Worker, name: str | None) -> None:
+    """A new policy of an instance or its project applies to a cached response and to a waiting request."""
+    caller = worker.add("c1")
+    worker.configure("c1", a="hush")
+    reader, waiting = worker.connect(caller), worker.connect(caller)
+    tag = waiting.ask(KEY).headers["etag"]
+    waiting.send(KEY, f"If-None-Match: {tag}")
+    for _time in range(3):
+        assert reader.ask("/1.0/config/user.a").text == "hush"
+    put(worker, KeyPolicy("user.a", hidden=True), name)
+    assert reader.ask("/1.0/config/user.a").status == 404
+    worker.deliver_all()
+    assert waiting.receive().status == 404
+
+
+def test_one_waiting_request_gets_the_value(worker: Worker) -> None:
+    """Of three requests that wait for a key that is given once, one gets each value; the others continue to wait."""
+    caller = worker.add("c1")
+    put(worker, KeyPolicy("user.a", once=True))
+    guests = [worker.connect(caller) for _number in range(3)]
+    for guest in guests:
+        guest.send(KEY)
+    for value in ("hush", "again"):
+        worker.configure("c1", a=value)
+        with gevent.Timeout(10):
+            while not (answered := [guest for guest in guests if guest.has_answer()]):
+                worker.deliver_all()
+        worker.deliver_all()
+        assert [guest.receive().text for guest in answered] == [value]
+        guests = [guest for guest in guests if guest not in answered]
+        assert len(worker.store.broker.waiting) == len(guests)
+    assert len(guests) == 1
+
+
+def test_closed_connection_spends_nothing(worker: Worker) -> None:
+    """A client that closed its connection while it waited does not get the value of a key that is given once."""
+    caller = worker.add("c1")
+    put(worker, KeyPolicy("user.a", once=True))
+    gone, other = worker.connect(caller), worker.connect(caller)
+    gone.send(KEY)
+    # Both happen before the worker looks.
+    gone.socket.shutdown(socket.SHUT_RDWR)
+    worker.configure("c1", a="hush")
+    worker.deliver_all()
+    assert other.ask("/1.0/config/user.a").text == "hush"
