@@ -31,7 +31,8 @@ def check_instance(name: str) -> str:
     size = len(name.encode(errors="surrogatepass"))
     if not 1 <= size <= NAME_BYTES or not name.isprintable() or "/" in name or name in (".", ".."):
         raise InvalidNameError(
-            f"instance name {name[:80]!r}: 1 to {NAME_BYTES} bytes of printable characters without '/' are needed"
+            f"instance name {name[:80]!r} cannot be one",
+            f"1 to {NAME_BYTES} bytes of printable characters without '/' are needed",
         )
     return name
 
@@ -41,8 +42,9 @@ def check_profile(name: str) -> str:
     size = len(name.encode(errors="surrogatepass"))
     if not 1 <= size <= NAME_BYTES or not name.isprintable() or set(name) & set("/, ") or name[0] in "-.":
         raise InvalidNameError(
-            f"profile name {name[:80]!r}: 1 to {NAME_BYTES} bytes of printable characters are needed, "
-            "no blank, ',' or '/', and neither '-' nor '.' first"
+            f"profile name {name[:80]!r} cannot be one",
+            f"1 to {NAME_BYTES} bytes of printable characters are needed, no blank, ',' or '/', and neither '-' nor "
+            "'.' first",
         )
     return name
 
@@ -50,14 +52,18 @@ def check_profile(name: str) -> str:
 def check_hostname(name: str) -> str:
     """Return `name` if it can be a host name inside."""
     if not _HOST_NAME.fullmatch(name):
-        raise InvalidNameError(f"host name {name[:80]!r}: 1 to 64 letters, digits, '.', '-' or '_' are needed")
+        raise InvalidNameError(
+            f"host name {name[:80]!r} cannot be one", "1 to 64 letters, digits, '.', '-' or '_' are needed"
+        )
     return name
 
 
 def check_project(name: str) -> str:
     """Return `name` if it can name a project."""
     if not (_PROJECT.fullmatch(name) and is_text(name)):
-        raise InvalidNameError(f"project {name!r}: 1 to 255 characters are needed, no blanks, quotes, '/' or '*'")
+        raise InvalidNameError(
+            f"project {name[:80]!r} cannot be one", "1 to 255 characters are needed, no blanks, quotes, '/' or '*'"
+        )
     return name
 
 
@@ -70,9 +76,9 @@ def check_key(key: str, what: str = "configuration key", *, control: bool = Fals
         control: control characters may stand in it, as daemons allow; a command line does not.
     """
     if not key:
-        raise InvalidNameError(f"{what}: must not be empty")
+        raise InvalidNameError(f"{what}: must not be empty", "give it a name")
     if not control and _CONTROL.search(key):
-        raise InvalidNameError(f"{what} {key[:40]!r}: must not have control characters")
+        raise InvalidNameError(f"{what} {key[:40]!r}: must not have control characters", "printable ones are needed")
     _check_bytes(key, KEY_BYTES, f"{what} {key[:40]!r}")
     return key
 
@@ -101,7 +107,7 @@ def check_devices(wanted: Mapping[str, Device], *, amending: Container[str] = ()
         check_key(name, "device name")
         amends = "type" not in definition and name in amending
         if not definition.get("type") and not amends:
-            raise InvalidNameError(f"device {name[:40]!r}: a type is needed, like nic or disk")
+            raise InvalidNameError(f"device {name[:40]!r}: a type is needed", "one like nic or disk")
         checked[name] = check_options(name, definition, keep_empty=amends)
     return checked
 
@@ -133,7 +139,9 @@ def check_alias(alias: str) -> str:
     """Return `alias` if it can be another name of an image: not one that would pass for a fingerprint or an option."""
     check_key(alias, "alias")
     if alias.startswith("-") or _FINGERPRINT.fullmatch(alias):
-        raise InvalidNameError(f"alias {alias!r}: must not begin with '-' or be 64 hexadecimal digits")
+        raise InvalidNameError(
+            f"alias {alias[:80]!r} cannot be one", "it must not begin with '-' or be 64 hexadecimal digits"
+        )
     return alias
 
 
@@ -164,7 +172,7 @@ def check_uuid(text: str) -> str:
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise InvalidNameError(f"uuid {text!r}: a UUID like {uuid.UUID(int=0)} is needed") from None
+        raise InvalidNameError(f"uuid {text[:80]!r} is none", f"a UUID like {uuid.UUID(int=0)} is needed") from None
 
 
 def _check_bytes(text: str, limit: int | None, what: str) -> None:
@@ -174,4 +182,4 @@ def _check_bytes(text: str, limit: int | None, what: str) -> None:
         # What the shell passed was no UTF-8: Python smuggles such bytes as lone surrogates (PEP 383).
         raise InvalidNameError(f"{what}: must be valid UTF-8") from None
     if limit is not None and size > limit:
-        raise InvalidNameError(f"{what}: {size} bytes are too long, at most {limit} are possible")
+        raise InvalidNameError(f"{what}: {size} bytes are too long", f"at most {limit} are possible")

@@ -277,7 +277,8 @@ def load(file: Path | None) -> Settings:
     try:
         document = tomllib.loads(file.read_bytes().decode())
     except OSError as error:
-        raise SettingsError(f"{file}: {error.strerror}; give a readable file with --config") from None
+        hint = "run this as root" if isinstance(error, PermissionError) else "give a readable file with --config"
+        raise SettingsError(f"{file}: {error.strerror}; {hint}") from None
     except ValueError as error:
         # tomllib's own errors, bytes that are not UTF-8, and numbers with more digits than Python accepts.
         raise SettingsError(f"{file}: not TOML: {error}") from None

@@ -246,7 +246,7 @@ def examine(pid: int, *, stated_root_uid: int | None = None) -> Init:
     try:
         pidfd = os.pidfd_open(pid)
     except (OSError, OverflowError):
-        raise NotAnInitError(f"no process {pid}; give the PID of the container's init, as the host sees it") from None
+        raise NotAnInitError(f"no process {pid}", "give the PID of the container's init, as the host sees it") from None
     try:
         started = start_time(pid)
         namespace = open_namespace(pid, pidfd)
@@ -260,16 +260,16 @@ def examine(pid: int, *, stated_root_uid: int | None = None) -> Init:
         if is_gone(pidfd):
             raise ProcessLookupError
     except ProcessLookupError:
-        raise NotAnInitError(f"process {pid} has just ended; give the PID of a running container's init") from None
+        raise NotAnInitError(f"process {pid} has just ended", "give the PID of a running container's init") from None
     except PermissionError:
-        raise NotAnInitError(f"process {pid} may not be looked at; run this as root") from None
+        raise NotAnInitError(f"process {pid} may not be looked at", "run this as root") from None
     finally:
         os.close(pidfd)
     if number == own_namespace():
-        raise NotAnInitError(f"process {pid} is in the host's PID namespace; give the PID of a container's init")
+        raise NotAnInitError(f"process {pid} is in the host's PID namespace", "give the PID of a container's init")
     if inside != b"1":
         reason = f"process {pid} is number {inside.decode()} in its PID namespace"
-        raise NotAnInitError(f"{reason}; give the container's init, which is number 1 there")
+        raise NotAnInitError(f"{reason}", "give the container's init, which is number 1 there")
     return Init(pid, started, boot_id(), number, stated_root_uid if root is None else root, owner)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from guestapi.cli.common import Operator
+from guestapi.cli.grouping import Verb
 from guestapi.cli.words import printable
 from guestapi.store.backup import back_up
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @click.pass_obj

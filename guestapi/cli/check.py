@@ -17,6 +17,7 @@ from guestapi import gunicorn_conf
 from guestapi.callers.credentials import peer_pidfd
 from guestapi.callers.namespaces import is_alive, open_namespace
 from guestapi.cli.common import Operator, has_format, print_json
+from guestapi.cli.grouping import Verb
 from guestapi.cli.mirror import SNAP_SOCKET
 from guestapi.cli.printing import mark
 from guestapi.cli.takeover import OURS
@@ -71,7 +72,7 @@ class SocketFinding:
     answers: bool
 
 
-@click.command()
+@click.command(cls=Verb)
 @has_format
 @click.option("--settings", "settings_only", is_flag=True, help="Check the configuration files only.")
 @click.pass_context

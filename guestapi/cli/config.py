@@ -124,7 +124,9 @@ def edit(operator: Operator, name: str, project: str) -> None:
     else:
         text = sys.stdin.buffer.read()
     found = parse(text, "the definition", name=name, project=project)
-    if len(found) != 1:
+    if not found:
+        fail("the definition is empty", "'guestapi instance show' prints one")
+    if len(found) > 1:
         fail(f"the definition: there are {len(found)}, not one", "'guestapi apply -f FILE' takes several")
     if (found[0].name, found[0].project) != (name, project):
         fail(

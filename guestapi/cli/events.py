@@ -7,13 +7,15 @@ from collections.abc import Iterator
 
 import click
 
-from guestapi.cli.common import Operator
-from guestapi.cli.words import printable
+from guestapi.cli.common import Operator, complete_instance, given_project
+from guestapi.cli.grouping import Verb, project_of, takes_project
+from guestapi.cli.words import MisuseError, printable
+from guestapi.errors import OperatorError
 from guestapi.model import Notification
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
-from guestapi.store.lookup import get_latest_entry, read_entries
+from guestapi.store.lookup import get_instance, get_latest_entry, has_entries, list_projects, read_entries
 
 _TYPES = frozenset({"config", "device", "lifecycle"})
 
@@ -21,22 +23,22 @@ _TYPES = frozenset({"config", "device", "lifecycle"})
 _BATCH, _LOOK_SECONDS = 256, 1.0
 
 
-@click.command()
-@click.argument("name", required=False)
-@click.option("--project", help="Of this project alone; with NAME: default.")
+@click.command(cls=Verb)
+@takes_project("Of this project alone; with NAME: default.")
+@click.argument("name", required=False, shell_complete=complete_instance)
 @click.option("--type", "types", metavar="TYPE[,TYPE]...", help="Of these alone: config, device, lifecycle.")
 @click.option("--since", type=click.IntRange(min=0), metavar="ID", help="Begin after this entry; 0: with the oldest.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.pass_obj
-def events(
-    operator: Operator, name: str | None, project: str | None, types: str | None, since: int | None, form: str
-) -> None:
+@click.option("-f", "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_context
+def events(ctx: click.Context, name: str | None, types: str | None, since: int | None, form: str) -> None:
     """Follow what happens to instances, of NAME or of all, until interrupted."""
     wanted = frozenset(types.split(",")) if types else None
     if unknown := (wanted or frozenset()) - _TYPES:
-        raise click.UsageError(f"--type {min(unknown)!r} is none of {', '.join(sorted(_TYPES))}")
-    if name is not None and project is None:
-        project = "default"
+        raise MisuseError(f"--type {min(unknown)!r} is none of {', '.join(sorted(_TYPES))}")
+    operator: Operator = ctx.obj
+    project = project_of(ctx) if name is None else given_project(ctx)
+    if project is not None:
+        _refuse_unknown(operator, project, name)
     try:
         for entry in _follow(operator, since):
             if isinstance(entry, str):
@@ -49,6 +51,17 @@ def events(
                 click.echo(_as_json(entry) if form == "json" else _as_text(entry))
     except KeyboardInterrupt:
         pass  # This is how one ends it.
+
+
+def _refuse_unknown(operator: Operator, project: str, name: str | None) -> None:
+    """Refuse a project or an instance that is neither there nor in the log: nothing would ever be printed."""
+    with operator.view() as store:
+        if has_entries(store, project, name):
+            return
+        if name is not None:
+            get_instance(store, project, name)
+        elif project not in list_projects(store):
+            raise OperatorError(f"no project {project!r}", "'guestapi project list' shows all")
 
 
 def _follow(operator: Operator, since: int | None) -> Iterator[Notification | str]:

@@ -10,6 +10,7 @@ import click
 
 from guestapi import journal
 from guestapi.cli.common import Operator
+from guestapi.cli.grouping import Verb
 from guestapi.settings import Settings
 from guestapi.sources.source import Source
 from guestapi.store import statuses
@@ -55,7 +56,7 @@ SOURCES: dict[str, Callable[[Settings], Source]] = {
 }
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("source", type=click.Choice(sorted(SOURCES)))
 @click.option("--forget", is_flag=True, help="Remove all instances of SOURCE, and exit.")
 @click.pass_obj

@@ -18,8 +18,24 @@ ALIASES = {"ls": "list", "rm": "remove", "delete": "remove", "info": "show"}
 _PROJECT = "guestapi.project"
 
 
-class Verb(click.Command):
-    """A command that says how it is called when it was called wrongly."""
+class _Explained(click.Command):
+    """A command that says how it is called whatever is wrong with the call."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click.Command."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            if error.ctx is None:
+                # An option without its value: click does not say whose it is.
+                error.ctx = click.Context(self, info_name=info_name, parent=parent, **self.context_settings)
+            raise
+
+
+class Verb(_Explained):
+    """A command that takes mistakes in its words for a wrong call, too."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """As click.Command."""
@@ -29,7 +45,7 @@ class Verb(click.Command):
             raise click.UsageError(explain(error.message, error.hint), ctx) from None
 
 
-class Noun(click.Group):
+class Noun(_Explained, click.Group):
     """A group of verbs.
 
     Attributes:
@@ -38,6 +54,14 @@ class Noun(click.Group):
 
     command_class = Verb
     aliases: Mapping[str, str] = ALIASES
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click.Group; a noun without a verb is a mistake, but for the program itself."""
+        if not args and ctx.parent is not None and not ctx.resilient_parsing:
+            raise click.UsageError(
+                explain("A command is missing.", f"there are {', '.join(self.list_commands(ctx))}"), ctx
+            )
+        return super().parse_args(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """As click.Group; an alias is the verb that it stands for."""

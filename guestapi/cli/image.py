@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from guestapi.cli.common import F, Operator, has_format, print_json, print_table
 from guestapi.cli.grouping import Noun
 from guestapi.cli.printing import mark
-from guestapi.cli.words import printable
+from guestapi.cli.words import MisuseError, printable
 from guestapi.errors import GuestapiError
 from guestapi.model import Image
 from guestapi.store import images
@@ -52,7 +52,9 @@ def takes_image(command: F) -> F:
 def import_(operator: Operator, file: tuple[Path, ...], public: bool, alias: tuple[str, ...]) -> None:
     """Take an image in, and print its fingerprint. A split image is two files."""
     if len(file) > 2:
-        raise click.UsageError("an image is one file, or two: metadata and root file system")
+        raise MisuseError("an image is one file, or two: metadata and root file system")
+    for one in file:
+        images.refuse_other(one)
     where = images.directory(operator.settings)
     with _progress("importing", sum(map(_size, file))) as progress:
         added = images.import_image(operator.writer, where, file, public=public, aliases=alias, progress=progress)
@@ -124,7 +126,9 @@ def set_(
 ) -> None:
     """Change which instances may download an image, and its aliases, all at once."""
     if public is None and cached is None and not alias and not no_alias:
-        raise click.UsageError("nothing to set; see --help")
+        raise MisuseError(
+            "nothing to set", "--public, --private, --cached, --no-cached, --alias and --no-alias set something"
+        )
     with operator.writer.change() as change:
         found = get_image(change, name)
         set_image(change, found, public=public, cached=cached, add_aliases=alias, remove_aliases=no_alias)

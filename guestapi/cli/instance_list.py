@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 import click
 
 from guestapi.cli.common import Operator, described, has_truncate, print_json, print_table, status
-from guestapi.cli.grouping import project_of, takes_project
+from guestapi.cli.grouping import Verb, project_of, takes_project
 from guestapi.cli.printing import print_csv, print_yaml
 from guestapi.cli.words import MisuseError
 from guestapi.errors import OperatorError
@@ -37,7 +37,7 @@ _DEFAULT = "entsrpo"
 _VALUES = {"status": ("running", "stopped", "dead"), "type": ("container", "virtual-machine"), "ready": ("Ready", "")}
 
 
-@click.command(name="list")
+@click.command(name="list", cls=Verb)
 @takes_project("Of this project alone.")
 @click.argument("filter_", metavar="[FILTER]...", nargs=-1)
 @click.option(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import click
 
 from guestapi.cli.common import Operator, complete_instance, in_project, status
+from guestapi.cli.grouping import Verb
 from guestapi.cli.words import MisuseError
 from guestapi.errors import OperatorError
 from guestapi.model import Instance
@@ -26,7 +27,7 @@ _STATES: dict[str, Callable[[Instance], bool]] = {
 }
 
 
-@click.command()
+@click.command(cls=Verb)
 @in_project
 @click.argument("name", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_instance)
 @click.option(

@@ -6,6 +6,7 @@ import click
 
 from guestapi import journal
 from guestapi.cli.common import Operator
+from guestapi.cli.grouping import Verb
 from guestapi.store import images, statuses
 from guestapi.store.lookup import list_images
 from guestapi.systemd import notify
@@ -16,7 +17,7 @@ SOCKETS = {"incus": "/var/lib/incus/unix.socket", "lxd": "/var/lib/lxd/unix.sock
 SNAP_SOCKET = "/var/snap/lxd/common/lxd/unix.socket"
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("daemon", type=click.Choice(sorted(SOCKETS)))
 @click.option("--socket", metavar="PATH", help="Where the daemon listens, if not at its usual place.")
 @click.option("--snap", is_flag=True, help="The LXD of the snap, below /var/snap/lxd.")

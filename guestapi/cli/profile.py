@@ -18,11 +18,13 @@ from guestapi.cli.common import (
     print_pairs,
     print_table,
     takes_instance,
+    warn,
 )
 from guestapi.cli.grouping import Noun
 from guestapi.cli.profile_device import device
 from guestapi.cli.profile_name import in_project, takes_profile
 from guestapi.cli.words import pairs, printable
+from guestapi.known import check_device, check_settings
 from guestapi.model import Device, Profile
 from guestapi.store import profiles, steps
 from guestapi.store.lookup import get_instance
@@ -65,8 +67,10 @@ profile.add_command(device)
 def create(operator: Operator, name: str, project: str, description: str, setting: tuple[str, ...]) -> None:
     """Make a profile. KEY=@FILE takes the value from a file, KEY=@- from standard input."""
     wanted = pairs(setting, files=True)
+    warnings = check_settings(wanted)
     with operator.writer.change() as change:
         profiles.create(change, project, name, description=description, config=wanted)
+    warn(warnings)
 
 
 @profile.command(name="set")
@@ -76,9 +80,11 @@ def create(operator: Operator, name: str, project: str, description: str, settin
 def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) -> None:
     """Set keys, all at once; KEY= unsets one. All instances that have the profile get them in the same transaction."""
     wanted = pairs(setting, files=True)
+    warnings = check_settings(wanted)
     with operator.writer.change() as change:
         found = profiles.get_profile(change, project, name)
         profiles.edit(change, found, config={**found.config, **wanted})
+    warn(warnings)
 
 
 @profile.command()
@@ -102,7 +108,7 @@ def get(operator: Operator, name: str, project: str, key: str, as_json: bool) ->
     with operator.view() as store:
         value = profiles.get_profile(store, project, name).config.get(key)
     if value is None:
-        fail(f"{key} is not set")
+        fail(f"{key} is not set", f"'guestapi profile show {name}' shows what is")
     if as_json:
         print_json(value)
     else:
@@ -165,11 +171,16 @@ def edit(operator: Operator, name: str, project: str) -> None:
     else:
         text = sys.stdin.read()
     wanted = _parsed(text)
+    warnings = [
+        *check_settings(wanted.config),
+        *(one for key, it in wanted.devices.items() for one in check_device(key, it)),
+    ]
     with operator.writer.change() as change:
         current = profiles.get_profile(change, project, name)
         if sys.stdin.isatty() and current != found:
             fail(f"profile {name} was changed meanwhile", "edit it again")
         profiles.edit(change, current, description=wanted.description, config=wanted.config, devices=wanted.devices)
+    warn(warnings)
 
 
 @profile.command()

@@ -7,10 +7,11 @@ from typing import NoReturn
 
 import click
 
-from guestapi.cli.common import Operator, fail, has_format, print_devices, print_json
+from guestapi.cli.common import Operator, fail, has_format, print_devices, print_json, warn
 from guestapi.cli.grouping import Noun
 from guestapi.cli.profile_name import takes_profile
-from guestapi.cli.words import pairs
+from guestapi.cli.words import MisuseError, pairs
+from guestapi.known import check_device
 from guestapi.model import Device, Profile
 from guestapi.store import profiles
 
@@ -30,12 +31,17 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
     """Add a device of a TYPE like nic or disk."""
     definition = pairs(option)
     if "type" in definition:
-        raise click.UsageError("the type is given by itself, before the options")
+        raise MisuseError("the type is given by itself, before the options")
+    if "=" in kind:
+        raise MisuseError(
+            f"{kind!r} is no type", f"the type is given by itself: {device_name} {kind.partition('=')[2]}"
+        )
     with operator.writer.change() as change:
         found = profiles.get_profile(change, project, name)
         if device_name in found.devices:
             fail(f"profile {name} has a device {device_name!r} already", "'guestapi profile device set' changes it")
         profiles.edit(change, found, devices={**found.devices, device_name: {"type": kind, **definition}})
+    warn(check_device(device_name, {"type": kind, **definition}))
 
 
 @device.command(name="set")
@@ -69,7 +75,7 @@ def get(operator: Operator, name: str, project: str, device_name: str, option: s
     with operator.view() as store:
         value = _get_device(profiles.get_profile(store, project, name), device_name).get(option)
     if value is None:
-        fail(f"{option} is not set")
+        fail(f"{option} is not set", f"'guestapi profile show {name}' shows what is")
     if as_json:
         print_json(value)
     else:
@@ -108,6 +114,7 @@ def _change(operator: Operator, project: str, name: str, device_name: str, optio
         found = profiles.get_profile(change, project, name)
         definition = {**_get_device(found, device_name), **options}
         profiles.edit(change, found, devices={**found.devices, device_name: definition})
+    warn(check_device(device_name, dict(options), definition.get("type")))
 
 
 def _get_device(found: Profile, device_name: str) -> Device:

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from guestapi.cli.common import Operator
+from guestapi.cli.grouping import Verb
 from guestapi.cli.words import printable
 from guestapi.store import backup
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.pass_obj
 def restore(operator: Operator, file: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from guestapi import journal
 from guestapi.cli.common import Operator
+from guestapi.cli.grouping import Verb
 from guestapi.dialects import DIALECTS
 from guestapi.systemd import notify, reopen
 
@@ -16,7 +17,7 @@ from guestapi.systemd import notify, reopen
 OURS = "guestapi.sock"
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("daemon", type=click.Choice(["incus", "lxd"]))
 @click.pass_obj
 def takeover(operator: Operator, daemon: str) -> None:

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from guestapi.errors import OperatorError
 
+#: What a value that begins with @ stands for.
+_FILES = "a value @FILE is read from FILE, and @- from standard input"
+
 
 class MisuseError(OperatorError):
     """The command was called wrongly; it exits with 2, and says how it is called."""
@@ -63,8 +66,8 @@ def _read(name: str) -> str:
         with open(name, "rb") as file:
             return file.read().decode()
     except OSError as error:
-        raise OperatorError(f"{name}: {os.strerror(error.errno or 0)}") from None
+        raise OperatorError(f"{name}: {os.strerror(error.errno or 0)}", _FILES) from None
     except UnicodeDecodeError:
-        raise OperatorError(f"{name}: is not valid UTF-8 text") from None
+        raise OperatorError(f"{name}: is not valid UTF-8 text", "a value is text") from None
     except ValueError:
-        raise OperatorError(f"{name!r}: no file can be called so") from None
+        raise OperatorError(f"{name!r}: no file can be called so", _FILES) from None

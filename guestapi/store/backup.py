@@ -129,7 +129,9 @@ def back_up(url: str, target: Path, *, replace: bool = False) -> Saved:
         except FileExistsError:
             raise _exists(target) from None
         except OSError as error:
-            raise OperatorError(f"{target}: cannot be written: {error.strerror}") from None
+            raise OperatorError(
+                f"{target}: cannot be written: {error.strerror}", "give a file in a directory that exists"
+            ) from None
     return saved
 
 
@@ -306,7 +308,9 @@ def _read(file: Path, live: Path) -> _Content:
             with suppress(FileNotFoundError):
                 shutil.copyfile(f"{file}-wal", f"{copy}-wal")
         except OSError as error:
-            raise OperatorError(f"{file}: cannot be read: {error.strerror}") from None
+            raise OperatorError(
+                f"{file}: cannot be read: {error.strerror}", "give a file of 'guestapi backup'"
+            ) from None
         try:
             with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
                 fault = _find_fault(connection)
@@ -316,7 +320,10 @@ def _read(file: Path, live: Path) -> _Content:
         except sqlite3.Error as error:
             fault = str(error)
         if fault is not None:
-            raise OperatorError(f"{file}: is no backup of guestapi, or is damaged: {fault}")
+            raise OperatorError(
+                f"{file}: is no backup of guestapi, or is damaged: {fault}",
+                "nothing was changed; give the file of a backup",
+            )
         with view(f"sqlite:///{copy}") as store:
             entries = [_Entry(one, load_layers(store.connection, one.id)) for one in list_instances(store)]
             saved = None if version < PROFILES_SINCE else profile_restore.read_saved(store)
@@ -384,7 +391,9 @@ def _draft(target: Path) -> Iterator[Path]:
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise OperatorError(f"{target}: cannot be written: {error.strerror}") from None
+        raise OperatorError(
+            f"{target}: cannot be written: {error.strerror}", "give a file in a directory that exists"
+        ) from None
     os.close(descriptor)
     draft = Path(name)
     try:

@@ -14,7 +14,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from guestapi.store.errors import StoreBusyError, StoreError, explain
+from guestapi.store.errors import AS_ROOT, StoreBusyError, StoreError, explain
 from guestapi.store.files import create as create_file
 from guestapi.store.tables import VERSION
 
@@ -124,7 +124,8 @@ def _create_file(path: str) -> None:
     except FileExistsError:
         return
     except OSError as error:
-        raise StoreError(f"{path}: cannot be created: {error.strerror}") from None
+        denied = isinstance(error, PermissionError) and os.geteuid() != 0
+        raise StoreError(f"{path}: cannot be created: {error.strerror}", AS_ROOT if denied else None) from None
 
 
 def _check_tables(path: str, *, lock_seconds: float, create: bool) -> None:

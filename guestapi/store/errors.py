@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from guestapi.errors import GuestapiError, OperatorError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+#: What to do where a user may not do what root may.
+AS_ROOT = "run this as root"
 
 
 class StoreError(GuestapiError):
@@ -63,9 +68,18 @@ def explain(error: sqlite3.Error, file: Path | str) -> StoreError:
         return StoreBusyError(f"{file}: another writer holds the store", "try again")
     if code == sqlite3.SQLITE_CANTOPEN:
         return missing(file)
-    return StoreError(f"{file}: {error}")
+    return StoreError(f"{file}: {error}", AS_ROOT if code == sqlite3.SQLITE_READONLY and os.geteuid() else None)
 
 
 def missing(file: Path | str) -> StoreError:
-    """What to say of a database that is not there."""
+    """What to say of a database that is not there, or not to be seen by this user."""
+    try:
+        os.stat(file)
+        seen = os.access(file, os.R_OK)
+    except PermissionError:
+        seen = False
+    except OSError:
+        seen = True
+    if not seen:
+        return StoreError(f"{file}: permission denied", AS_ROOT)
     return StoreError(f"{file}: missing or not readable", "'guestapi instance add' as root makes it")

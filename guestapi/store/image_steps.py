@@ -50,7 +50,9 @@ def set_image(
     change.connection.execute(statement, (public, cached, image.fingerprint))
     for alias in dict.fromkeys(remove_aliases):
         if alias not in image.aliases:
-            raise ConflictError(f"image {image.fingerprint[:12]} has no alias {alias!r}")
+            raise ConflictError(
+                f"image {image.fingerprint[:12]} has no alias {alias!r}", "'guestapi image list' shows all"
+            )
         change.connection.execute("DELETE FROM image_aliases WHERE alias = ?", (alias,))
     for alias in dict.fromkeys(add_aliases):
         if alias not in image.aliases:
@@ -82,5 +84,5 @@ def _add_alias(change: Change, fingerprint: str, alias: str) -> None:
     names.check_alias(alias)
     query = "SELECT fingerprint FROM image_aliases WHERE alias = ?"
     if (other := change.connection.execute(query, (alias,)).fetchone()) is not None:
-        raise ConflictError(f"alias {alias!r} is one of image {other[0][:12]} already")
+        raise ConflictError(f"alias {alias!r} is one of image {other[0][:12]} already", "take it from there first")
     change.connection.execute("INSERT INTO image_aliases (alias, fingerprint) VALUES (?, ?)", (alias, fingerprint))

@@ -37,6 +37,14 @@ _TEMPORARY = ".import-"
 #: What files of images are called (linuxcontainers.org/incus/docs/main/reference/image_format/), and nothing else: it
 #: ends up in a header field.
 _EXTENSION = re.compile(r"(?:(?:\.tar)?\.(?:gz|xz|bz2|zst|lzma|lz4)|\.(?:tar|tgz|txz|squashfs|qcow2|img|iso|raw))\Z")
+#: What files of images begin with, and where (magic(5)): gzip, xz, bzip2, zstd, lz4, lzma, tar, squashfs, qcow2, and
+#: the partition tables of disks.
+_MAGIC = (
+    *((0, magic) for magic in (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"]\0\0")),
+    *((0, magic) for magic in (b"hsqs", b"QFI\xfb")),
+    *((257, b"ustar"), (510, b"\x55\xaa"), (512, b"EFI PART")),
+)
+_GIVE = "give the files of an image"
 #: Root file systems of virtual machines.
 _DISKS = frozenset({".qcow2", ".img", ".raw"})
 
@@ -110,6 +118,25 @@ def import_image(
     with ExitStack() as stack:
         parts = [(source.name, _blocks(stack.enter_context(_reading(source)), source)) for source in sources]
         return receive_image(writer, where, draft, parts, progress=progress)
+
+
+def refuse_other(source: Path) -> None:
+    """Refuse a file that is no image's: neither its name nor its beginning is of one.
+
+    Raises:
+        ImageFileError: it is none, or cannot be read.
+    """
+    if source.exists() and not source.is_file():
+        # A pipe cannot be read twice; what else it is, the import will say.
+        return
+    with _reading(source) as descriptor:
+        beginning = os.read(descriptor, 1024)
+    known = any(beginning[place : place + len(magic)] == magic for place, magic in _MAGIC)
+    if beginning and not known and not _extension(source.name):
+        raise ImageFileError(
+            f"{source}: is no image, by its name and its beginning",
+            "images are tar archives, squashfs, qcow2, ISO 9660 and raw disks, compressed or not",
+        )
 
 
 def receive_image(
@@ -304,7 +331,7 @@ def _reading(source: Path) -> Iterator[int]:
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise ImageFileError(f"{source}: {error.strerror}") from None
+        raise ImageFileError(f"{source}: {error.strerror}", _GIVE) from None
     try:
         yield descriptor
     finally:
@@ -320,7 +347,7 @@ def _copy(
             _write(draft.descriptor, block)
             progress(len(block))
         if not os.fstat(draft.descriptor).st_size:
-            raise ImageFileError(f"{name}: is empty")
+            raise ImageFileError(f"{name}: is empty", _GIVE)
         os.fsync(draft.descriptor)
     except OSError as error:
         raise ImageFileError(f"{draft.path.parent}: cannot be written: {error.strerror}") from None
@@ -331,7 +358,7 @@ def _blocks(descriptor: int, path: Path) -> Iterator[bytes]:
         try:
             block = os.read(descriptor, _BLOCK)
         except OSError as error:
-            raise ImageFileError(f"{path}: {error.strerror}") from None
+            raise ImageFileError(f"{path}: {error.strerror}", _GIVE) from None
         if not block:
             return
         yield block

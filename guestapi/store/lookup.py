@@ -46,6 +46,14 @@ def get_latest_entry(store: Moment) -> int:
     return rows.latest(store.connection)
 
 
+def has_entries(store: Moment, project: str, name: str | None = None) -> bool:
+    """Whether the change log tells of a project, or of an instance of that name in it, which may be gone."""
+    if not all(text is None or is_text(text) for text in (project, name)):
+        return False
+    query = "SELECT 1 FROM notifications WHERE project = ? AND (? IS NULL OR instance = ?) LIMIT 1"
+    return store.connection.execute(query, (project, name, name)).fetchone() is not None
+
+
 def read_entries(store: Moment, after: int, limit: int) -> rows.Entries:
     """Entries of the change log, of all instances; see `rows.entries`."""
     return rows.entries(store.connection, after, limit)

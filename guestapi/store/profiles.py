@@ -118,7 +118,9 @@ def create(
     names.check_profile(name)
     found = find_profile(change, project, name)
     if found is not None and found.id:
-        raise ConflictError(f"profile {name!r} exists already in project {project!r}")
+        raise ConflictError(
+            f"profile {name!r} exists already in project {project!r}", "'guestapi profile set' changes it"
+        )
     made = _insert(change, project, name)
     return edit(change, made, description=description, config=config or {}, devices=devices or {})
 
@@ -184,7 +186,7 @@ def rename(change: Change, profile: Profile, name: str) -> None:
     _refuse_default(profile, "renamed")
     found = find_profile(change, profile.project, name)
     if found is not None:
-        raise ConflictError(f"profile {name!r} exists already in project {profile.project!r}")
+        raise ConflictError(f"profile {name!r} exists already in project {profile.project!r}", "choose another name")
     park(change, profile, name)
 
 

@@ -95,7 +95,7 @@ def add(
     check_free(change, project, name)
     identity = names.check_uuid(instance_uuid) if instance_uuid is not None else _new_uuid()
     if find_by_uuid(change, identity) is not None:
-        raise ConflictError(f"uuid {identity} belongs to another instance already")
+        raise ConflictError(f"uuid {identity} belongs to another instance already", "leave it out for a new one")
     values: dict[str, object] = {
         "revision": 1,
         "run": 0,
@@ -214,7 +214,9 @@ def assign(change: Change, instance: Instance, profiles: tuple[Profile, ...]) ->
     ids = [profile.id for profile in profiles]
     for profile in profiles:
         if ids.count(profile.id) > 1:
-            raise ConflictError(f"instance {instance.name!r} cannot have profile {profile.name!r} twice")
+            raise ConflictError(
+                f"instance {instance.name!r} cannot have profile {profile.name!r} twice", "name it once"
+            )
     layers = load_layers(change.connection, instance.id)
     return _write_operator(change, instance, layers, replace(layers, profiles=profiles))
 
@@ -320,7 +322,7 @@ def check_free(change: Change, project: str, name: str) -> None:
     """
     check_name(project, name)
     if find_owner(change, project, name) is not None:
-        raise ConflictError(f"instance {name!r} exists already in project {project!r}")
+        raise ConflictError(f"instance {name!r} exists already in project {project!r}", "choose another name")
 
 
 def check_name(project: str, name: str) -> str:
@@ -367,7 +369,9 @@ def _new_uuid() -> str:
 def _check_init_is_free(change: Change, instance: Instance | None, init: Init) -> None:
     other = find_by_init(change, init)
     if other is not None and (instance is None or other[0] != instance.id):
-        raise ConflictError(f"process {init.pid} is the init of instance {other[1]!r} already")
+        raise ConflictError(
+            f"process {init.pid} is the init of instance {other[1]!r} already", "give the PID of this one's init"
+        )
 
 
 def _write_operator(change: Change, instance: Instance, before: Layers, after: Layers) -> Instance:

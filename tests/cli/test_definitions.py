@@ -43,6 +43,7 @@ AWKWARD = {
 
 
 @given(st.dictionaries(TEXT.filter(bool), TEXT, max_size=5))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_texts_are_parsed_unchanged(config: dict[str, str]) -> None:
     """A printed definition is parsed to the same texts."""
     definition = Definition("c1", config=config, devices={"d": {"type": "disk", **config}}, profiles=("default",))
@@ -53,7 +54,7 @@ def test_texts_are_parsed_unchanged(config: dict[str, str]) -> None:
 
 
 @given(st.lists(st.dictionaries(st.just("user.a"), TEXT, max_size=1), min_size=2, max_size=4))
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_several_documents_in_a_stream(configs: list[dict[str, str]]) -> None:
     """Several definitions are printed as the documents of one stream."""
     wanted = [Definition(f"c{number}", config=config) for number, config in enumerate(configs)]

@@ -215,6 +215,6 @@ def test_interrupted_import(guestapi: Guestapi, tmp_path: Path) -> None:
         assert listed(guestapi) == []
         if number == signal.SIGINT:
             assert list((guestapi.directory / "images").iterdir()) == []
-    (tmp_path / "f").write_bytes(b"f")
-    guestapi.good("image", "import", str(tmp_path / "f"))
+    (tmp_path / "f.tar").write_bytes(b"f")
+    guestapi.good("image", "import", str(tmp_path / "f.tar"))
     assert len(list((guestapi.directory / "images").iterdir())) == 1
