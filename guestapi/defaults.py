@@ -10,7 +10,9 @@ FILE = "/etc/guestapi/guestapi.toml"
 FILE_VARIABLE = "GUESTAPI_CONFIG"
 
 #: The tables of guestapi.toml.
-TABLES = frozenset({"callers", "events", "hooks", "images", "limits", "listener", "log", "server", "sources", "store"})
+TABLES = frozenset(
+    {"callers", "events", "hooks", "images", "limits", "listener", "log", "metrics", "server", "sources", "store"}
+)
 
 STORE_URL = "sqlite:////var/lib/guestapi/store.db"
 LOCK_SECONDS = 5.0
