@@ -71,7 +71,10 @@ mutate: $(VENV)/ready ## which faults in the core no test notices, of a sample (
 
 bench: $(VENV)/ready daemons ## measure it beside what it can be compared with (as root, nine minutes)
 	@tools/packages install bench
-	@$(VENV)/bin/python -m benchmarks
+	@$(VENV)/bin/python -m benchmarks $(filter hostile,$(MAKECMDGOALS))
+
+# 'make bench hostile': the attacks alone.
+hostile: bench
 
 lint: $(VENV)/ready ## ruff and mypy --strict
 	$(VENV)/bin/ruff format --check .

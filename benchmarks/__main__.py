@@ -1,8 +1,8 @@
 """`python -m benchmarks [PART]...`: measures, prints tables in Markdown, and writes all figures as JSON.
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), fairness, hooks (of container
-runtimes), commands (of the operator), counting (what metrics cost), and beside (a real Incus and a real LXD); by
-default all.
+runtimes), commands (of the operator), counting (what metrics cost), hostile (attacks), and beside (a real Incus and a
+real LXD); by default all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import beside, commands, contenders, counting, fairness, hooks, processes, report, requests, scale
+from benchmarks import (
+    beside,
+    commands,
+    contenders,
+    counting,
+    fairness,
+    hooks,
+    hostile,
+    processes,
+    report,
+    requests,
+    scale,
+)
 from benchmarks.figures import Figure
 
 
@@ -41,8 +53,9 @@ def main() -> int:
         "hooks": hooks.measure,
         "commands": commands.measure,
         "counting": lambda: counting.measure(options.rounds, options.seconds),
+        "hostile": lambda: hostile.measure(options.rounds, options.seconds),
     }
-    apart = ("fairness", "hooks", "commands", "counting")
+    apart = ("fairness", "hooks", "commands", "counting", "hostile")
     groups = {"scale": [name for name in figures if name not in apart]}
     parts = options.parts or ["requests", *figures, "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]

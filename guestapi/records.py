@@ -133,8 +133,9 @@ class Notification:
         instance_id, project, instance: the instance that it is about.
         type: ``config``, ``device`` or ``lifecycle``.
         timestamp: RFC 3339 with the host's zone offset.
-        metadata: compact JSON.
+        metadata: compact JSON; only its beginning, with the key, if it is large and was not read.
         for_guest: the guest API delivers it to the instance; otherwise it is for the host's operator alone.
+        left_out: bytes of the whole metadata, if it was not read; otherwise 0.
     """
 
     id: int
@@ -145,3 +146,4 @@ class Notification:
     timestamp: str
     metadata: str
     for_guest: bool
+    left_out: int = 0

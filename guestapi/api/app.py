@@ -24,6 +24,7 @@ from guestapi.api.resources.state import StateResource, Version
 from guestapi.api.resources.tree import Features, Tree, TreeKey
 from guestapi.api.resources.ubuntu_pro import GuestTokens, NoTokens, UbuntuPro, UbuntuProToken
 from guestapi.api.routing import Router
+from guestapi.api.short_path import ShortPath
 from guestapi.api.waiting import LongPolls
 from guestapi.dialects import DIALECTS, Dialect, Redirect
 from guestapi.http import target
@@ -35,6 +36,10 @@ from guestapi.store.errors import StoreError
 from guestapi.wsgi import DIALECT, QUERY, RAW_PATH, RAW_URI, Environ, StartResponse
 
 T = TypeVar("T")
+
+
+#: Of a response whose resource says nothing else.
+_CONTENT_TYPE = "application/octet-stream"
 
 
 class Store(Protocol):
@@ -83,9 +88,11 @@ class GuestApplication:
 
     Attributes:
         apps: the Falcon app of each dialect, by the dialect's name.
+        short_paths: what is tried before it, for GET.
     """
 
     apps: dict[str, falcon.App[Any, Any]]
+    short_paths: dict[str, ShortPath]
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request, as `guestapi.wsgi` describes."""
@@ -94,6 +101,11 @@ class GuestApplication:
             redirect = DIALECTS[environ[DIALECT]].redirect
             if redirect.covers_all or environ["REQUEST_METHOD"] != "CONNECT":
                 return _redirect(environ, start_response, redirect, target.clean(path))
+        if environ["REQUEST_METHOD"] == "GET":
+            # PERF: Falcon takes half of the time that such a request takes.
+            answer = self.short_paths[environ[DIALECT]].answer(environ, start_response)
+            if answer is not None:
+                return answer
         app, query = self.apps[environ[DIALECT]], environ["QUERY_STRING"]
         if query:
             environ[QUERY], environ["QUERY_STRING"] = query, ""
@@ -118,22 +130,23 @@ def create(
     """
     limits = limits or LimitSettings()
     state_changes = RateLimit(limits.writes_per_second, limits.writes_burst)
+    made = {
+        name: _create(store, broker, state_changes, dialect, tokens or NoTokens()) for name, dialect in DIALECTS.items()
+    }
     return GuestApplication(
-        {
-            name: _create(store, broker, state_changes, dialect, tokens or NoTokens())
-            for name, dialect in DIALECTS.items()
-        }
+        {name: app for name, (app, _short_path) in made.items()},
+        {name: short_path for name, (_app, short_path) in made.items()},
     )
 
 
 def _create(
     store: Store, broker: Broker, state_changes: RateLimit, dialect: Dialect, tokens: GuestTokens
-) -> falcon.App[Any, Any]:
+) -> tuple[falcon.App[Any, Any], ShortPath]:
     gate = Gate(store.instance, dialect)
+    router = Router(dialect)
     # Falcon documents custom routers, but its annotations know only its own.
-    router = cast("CompiledRouter", Router(dialect))
-    app: falcon.App[Any, Any] = falcon.App(router=router, middleware=[gate])
-    app.resp_options.default_media_type = "application/octet-stream"
+    app: falcon.App[Any, Any] = falcon.App(router=cast("CompiledRouter", router), middleware=[gate])
+    app.resp_options.default_media_type = _CONTENT_TYPE
     app.set_error_serializer(errors.render)
     app.add_error_handler(Exception, errors.handle_unexpected)
     app.add_error_handler(falcon.HTTPRouteNotFound, _handle_unknown_path)
@@ -159,7 +172,7 @@ def _create(
     else:
         app.add_route("/1.0/devices", DeviceUrls(dialect.listed_nic_types))
         app.add_route("/1.0/device/{name}", DeviceDefinition(dialect.listed_nic_types))
-    return app
+    return app, ShortPath(router, gate, _CONTENT_TYPE)
 
 
 def _state(store: Store, state_changes: RateLimit, dialect: Dialect) -> StateResource | Version:

@@ -77,7 +77,7 @@ class Router:
         if path.count("/") > self._most_slashes:
             return None
         sent = path.split("/")
-        segments = [decode_segment(segment) for segment in sent]
+        segments = sent if "%" not in path and path.isascii() else [decode_segment(segment) for segment in sent]
         # An encoded slash is not a separator, so decoded segments are joined for comparison only if they have none.
         if self._decodes and "%" in path and not any("/" in segment for segment in segments):
             found = self._fixed.get("/".join(segments))

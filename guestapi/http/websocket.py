@@ -122,7 +122,17 @@ def frame(opcode: int, payload: bytes) -> bytes:
         opcode: an `Opcode`.
         payload: of any length.
     """
-    return bytes(Header.encode_header(True, int(opcode), b"", len(payload), 0)) + payload
+    return frame_head(opcode, len(payload)) + payload
+
+
+def frame_head(opcode: int, size: int) -> bytes:
+    """Write what stands before the payload of a server's frame.
+
+    Args:
+        opcode: an `Opcode`.
+        size: bytes of the payload.
+    """
+    return bytes(Header.encode_header(True, int(opcode), b"", size, 0))
 
 
 def close_frame(code: int, reason: str | None = None) -> bytes:

@@ -17,10 +17,13 @@ from guestapi.model import Notification
 from guestapi.notifications.events import EncodedEvent, gap_event
 from guestapi.notifications.waiting import Waiter, WaitingList
 from guestapi.store.errors import StoreError
-from guestapi.store.rows import LAST_ID, Entries
+from guestapi.store.rows import ENTRIES_BYTES, LAST_ID, Entries
 
-#: How many entries are read at a time.
-BATCH = 256
+#: How many entries are read at a time. Reading and encoding them takes less than 1 ms.
+BATCH = 64
+#: After how many bytes of entries it is enough for a client that resumes: what its stream holds is its own, so there
+#: may be as much of it as there are streams.
+MISSED_BYTES = 32 * 1024
 #: The most bytes of events that may wait for one client, unless it is a single event.
 QUEUE_BYTES = 16 * 1024 * 1024
 
@@ -37,8 +40,20 @@ class ChangeLog(Protocol):
         """As `Reader.latest`."""
         ...
 
-    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int = LAST_ID) -> Entries:
+    def entries(
+        self,
+        after: int,
+        limit: int,
+        *,
+        instance_id: int | None = None,
+        until: int = LAST_ID,
+        most_bytes: int = ENTRIES_BYTES,
+    ) -> Entries:
         """As `Reader.entries`."""
+        ...
+
+    def entry_part(self, entry: Notification, start: int) -> bytes | None:
+        """As `Reader.entry_part`."""
         ...
 
 
@@ -130,27 +145,60 @@ class Subscription:
             yield [gap_event(position, oldest)]
             position = max(oldest - 1, 0)
         while position < self._after:
-            entries = log.entries(position, BATCH, instance_id=self.instance_id, until=self._after)
+            entries = log.entries(
+                position, BATCH, instance_id=self.instance_id, until=self._after, most_bytes=MISSED_BYTES
+            )
             if self._is_other_log():
                 return
             # The ids of the log have no holes, so the entries in between existed and were trimmed.
             if entries.oldest > position + 1:
                 yield [gap_event(position, entries.oldest)]
-            yield self._viewed(event for event in map(self._broker.encoded, entries.found) if self._wants(event))
-            if not entries.more:
+            events = self._viewed(event for event in map(self._broker.encoded, entries.found) if self._wants(event))
+            more = entries.more
+            if more:
+                position = entries.found[-1].id
+            # Who takes the events frees them one by one.
+            del entries
+            yield events
+            if not more:
                 return
-            position = entries.found[-1].id
 
-    def pop(self) -> list[EncodedEvent]:
-        """Remove and return the events that came since the last call, in order, as the client may see them now.
+    def read_part(self, event: EncodedEvent, start: int) -> bytes | None:
+        """Read a part of the metadata that was left out of an event.
+
+        Args:
+            event: the event.
+            start: place of the part's first byte: 0, or where the part before ended.
+
+        Returns:
+            Bytes; None if the log does not have them any more.
+
+        Raises:
+            StoreError: the log cannot be read.
+        """
+        return None if event.entry is None else self._broker.log.entry_part(event.entry, start)
+
+    def pop(self, most_bytes: int = QUEUE_BYTES) -> list[EncodedEvent]:
+        """Remove and return events that came since the last call, in order, as the client may see them now.
+
+        All others go on waiting. None is returned only if none waits.
+
+        Args:
+            most_bytes: after how many bytes it is enough.
 
         Raises:
             StoreError: what it may see cannot be read.
         """
-        events = self._viewed(self._queue)
-        self._queue.clear()
-        self._queued_bytes = 0
-        return events
+        seen: list[EncodedEvent] = []
+        size = 0
+        while self._queue and size <= most_bytes:
+            event = self._queue[0]
+            seen += self._viewed((event,))
+            self._queue.popleft()
+            if seen:
+                size += event.size
+            self._queued_bytes -= event.size
+        return seen
 
     def close(self, code: int) -> None:
         """Ask for the stream to end with this `CloseCode`. The first code counts."""

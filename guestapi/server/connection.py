@@ -6,58 +6,33 @@ already. So no connection is served twice while others wait. Bounded: every wait
 
 from __future__ import annotations
 
-import io
 import logging
 import socket
 import time
 from enum import Enum
 from functools import partial
-from typing import Any, cast
 
 from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller
 from guestapi.dialects import DIALECTS
-from guestapi.http.body import Body
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Head, ends_head, is_too_large, parse_head, refuse_cut_line
-from guestapi.http.response import date_line, error_response, response_end, response_fields
+from guestapi.http.request import Head, KnownFields, ends_head, is_too_large, parse_head, refuse_cut_line
 from guestapi.http.websocket import CloseCode
 from guestapi.metrics.counters import MEASURED
 from guestapi.notifications.events import EventFormat
 from guestapi.notifications.waiting import Waiter
+from guestapi.server.answer import answer
 from guestapi.server.context import WorkerContext
 from guestapi.server.event_stream import EventStream
-from guestapi.server.exchange import Exchange
 from guestapi.server.long_poll import wait_for_change
+from guestapi.server.refusal import refuse, refuse_uncounted
 from guestapi.server.response_cache import CallerCache
-from guestapi.server.sendfile import send_content
 from guestapi.server.transport import DeadlineError, Transport
 from guestapi.store.errors import StoreError
-from guestapi.wsgi import (
-    CALLER,
-    DIALECT,
-    HANDOVER,
-    RAW_PATH,
-    WAIT,
-    WAITED,
-    ChangedFileError,
-    Content,
-    Environ,
-    Handover,
-    Headers,
-)
+from guestapi.wsgi import WAITED, Handover
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a refused client's input is read on, as with Go's net/http.
-_LINGER_SECONDS = 0.5
-#: How many times it is read at most.
-_LINGER_READS = 32
-
-#: From this size on, in bytes, a response is refused to an instance that leaves too much unread.
-_LARGE_CONTENT = 65536
-
-_NO_BODY = io.BytesIO()
 #: The scheduler's id for the worker's own probes. No instance has it.
 _PROBE_ID = 0
 
@@ -94,6 +69,7 @@ class Connection:
         "_context",
         "_credentials",
         "_dialect",
+        "_known",
         "_scheduled",
         "_state",
         "_stream",
@@ -120,6 +96,8 @@ class Connection:
         self._cache: CallerCache | None = None
         self._stream: EventStream | None = None
         self._waiter: Waiter | None = None
+        #: The fields of its last request; None before the second one.
+        self._known: KnownFields | None = None
         #: The id under which it has entered the scheduler.
         self._scheduled: int | None = None
 
@@ -166,7 +144,9 @@ class Connection:
             root = caller.is_root or caller.instance_id is None
             rejection = context.admission.add(caller.instance_id, self, transport.fileno(), root=root)
             if rejection is not None:
-                self._refuse_uncounted(rejection.status, rejection.text, rejection.limit)
+                refuse_uncounted(
+                    context, transport, caller, self._dialect, rejection.status, rejection.text, rejection.limit
+                )
                 return
             try:
                 self._serve(caller)
@@ -180,7 +160,7 @@ class Connection:
             log.error("%s", error)
             if not transport.attached:
                 self._enter_scheduler(None)
-            self._refuse_uncounted(500, "temporarily unavailable, try again")
+            refuse_uncounted(context, transport, self._caller, self._dialect, 500, "temporarily unavailable, try again")
         except Exception:
             log.exception("unexpected error on a connection")
         finally:
@@ -242,7 +222,7 @@ class Connection:
                     self._caller = caller = context.identifier.confirm(transport.sock, caller)
                     if caller.instance_id is None:
                         self._cache = None
-                outcome = self._respond(head, caller)
+                outcome = self._answer(head, caller)
                 if isinstance(outcome, Waiter):
                     raw = head.raw
                     # Free what else belongs to the request: it may wait for a minute.
@@ -252,7 +232,7 @@ class Connection:
                 # Its traceback refers to the frames below, and so to a large response that is not sent after all. The
                 # refused client may stay for a while.
                 error.__traceback__ = None
-                self._refuse(error.status, str(error), error.limit)
+                refuse(context, transport, self._caller, self._dialect, error.status, str(error), error.limit)
                 return
             if isinstance(outcome, Handover):
                 # Free what belongs to the request: the stream may last for days.
@@ -261,6 +241,8 @@ class Connection:
                 return
             if not outcome:
                 return
+            if self._known is None:
+                self._known = KnownFields()
             transport.set_deadline(idle_seconds)
             self._wait_for_request()
 
@@ -318,7 +300,7 @@ class Connection:
         """
         limits, transport = self._context.limits_of[self._dialect], self._transport
         asterisk = DIALECTS[self._dialect].redirect.covers_all
-        head = parse_head(transport.received, limits, asterisk=asterisk)
+        head = parse_head(transport.received, limits, asterisk=asterisk, known=self._known)
         if head is None:
             # From the first bytes on, the client has a limited time for the rest.
             transport.set_deadline(limits.head_seconds)
@@ -335,7 +317,7 @@ class Connection:
                 received = transport.received
                 # Parse again only when the head may be complete. Otherwise it would be parsed once for each byte.
                 if ends_head(received, seen) or is_too_large(received, limits):
-                    head = parse_head(received, limits, asterisk=asterisk)
+                    head = parse_head(received, limits, asterisk=asterisk, known=self._known)
         # Only a request that was received alone can be compared with what is received later.
         head.alone = transport.received if len(transport.received) == head.size and head.length == 0 else None
         transport.consume(head.size)
@@ -347,12 +329,20 @@ class Connection:
         early = transport.discard()
         self._stream = EventStream(transport, handover, self._context.pings, self._context.limits.stream_send_seconds)
         self._state = _STREAMING
+        self._known = None
         try:
             # RFC 6455, section 4.1: a client sends no frame before it has the response. As Incus, end without a word.
             if not (early and handover.event_format is EventFormat.WEBSOCKET):
                 self._stream.run()
         finally:
             handover.subscription.cancel()
+
+    def _answer(self, head: Head, caller: Caller, began: float | None = None) -> bool | Handover | Waiter:
+        """As `answer.answer`."""
+        limited = self._credentials is not None
+        return answer(
+            self._context, self._transport, head, caller, self._dialect, self._cache, limited=limited, began=began
+        )
 
     def _wait(self, waiter: Waiter, raw: bytes, caller: Caller) -> bool:
         """Answer a request when there is something to answer; return whether another one may follow."""
@@ -367,164 +357,10 @@ class Connection:
                 head = parse_head(raw, self._context.limits)
                 assert head is not None, "parsed before"
                 head.environ[WAITED] = waiter
-                outcome = self._respond(head, caller, began)
+                outcome = self._answer(head, caller, began)
                 del head
                 if not isinstance(outcome, Waiter):
                     return outcome is True
         finally:
             self._waiter = None
             waiter.cancel()
-
-    def _respond(self, head: Head, caller: Caller, began: float | None = None) -> bool | Handover | Waiter:
-        """Answer one request.
-
-        Args:
-            head: of the request.
-            caller: who asks.
-            began: when the request came, in seconds of the monotonic clock; None: now.
-
-        Returns:
-            Whether another request may follow; the stream that the connection becomes; or for what the request waits.
-        """
-        context = self._context
-        began = began or time.monotonic()
-        environ = cast("Environ", head.environ)
-        environ.update(context.environ)
-        environ[CALLER] = caller
-        environ[DIALECT] = self._dialect
-        body: Body | None = None
-        if head.length == 0:
-            environ["wsgi.input"] = _NO_BODY
-        else:
-            most = context.limits.body
-            if head.length is not None and head.length > most:
-                raise ProtocolError(413, f"the body is larger than {most} bytes")
-            self._transport.set_deadline(context.limits.body_seconds)
-            environ["wsgi.input"] = body = Body(self._transport, head.length, most, head.expects)
-        status: str
-        headers: Headers
-        content: bytes | Content
-        status, headers, content = "200 OK", [("Content-Length", "0")], b""
-        if environ[RAW_PATH] != "*" or environ["REQUEST_METHOD"] != "OPTIONS":
-            status, headers, content = self._call_application(environ)
-        try:
-            return self._send_response(head, caller, body, status, headers, content, began)
-        finally:
-            if isinstance(content, Content):
-                content.close()
-
-    def _call_application(self, environ: Environ) -> tuple[str, Headers, bytes | Content]:
-        """Get the whole response, or its length: nothing is sent before the response is known to be complete."""
-        started: list[Any] = []
-
-        def start_response(status: str, headers: Headers, _exc_info: object = None) -> None:
-            started[:] = status, headers
-
-        chunks = self._context.application(environ, start_response)
-        if isinstance(chunks, Content):
-            return started[0], started[1], chunks
-        content = chunks[0] if isinstance(chunks, list) and len(chunks) == 1 else b"".join(chunks)
-        return started[0], started[1], content
-
-    def _send_response(
-        self,
-        head: Head,
-        caller: Caller,
-        body: Body | None,
-        status: str,
-        headers: Headers,
-        content: bytes | Content,
-        began: float,
-    ) -> bool | Handover | Waiter:
-        """Finish the request's body, then send the application's response. Returns as `_respond`."""
-        context, environ = self._context, cast("Environ", head.environ)
-        handover = environ.pop(HANDOVER, None)
-        if handover is not None:
-            seconds = time.monotonic() - began
-            context.on_exchange(Exchange(environ, caller, self._dialect, handover.status, [], 0, seconds))
-            return handover
-        waiter = environ.pop(WAIT, None)
-        if waiter is not None:
-            return waiter
-        # CONNECT would make a tunnel of the connection (RFC 9110, section 9.3.6), so nothing after it is a request.
-        close = not head.keep_alive or context.stopping or environ["REQUEST_METHOD"] == "CONNECT"
-        if body is not None:
-            if body.failure is not None:
-                # The application has read only a part of the body, so its response does not count.
-                raise body.failure
-            close = close or not _skip_rest(body)
-        protocol = environ["SERVER_PROTOCOL"]
-        fields = response_fields(status, headers, protocol)
-        end = response_end(protocol, close=close)
-        prefix = b"".join((fields, date_line(), end))
-        if isinstance(content, Content):
-            self._send_content(prefix, content)
-            sent = content.length
-        else:
-            if len(content) > _LARGE_CONTENT and self._credentials is not None:
-                # Many requests may have passed the check before any of them had its large value.
-                context.admission.check_unsent(caller.instance_id)
-            self._transport.send(prefix, content)
-            sent = len(content)
-        exchange = Exchange(environ, caller, self._dialect, status, headers, sent, time.monotonic() - began)
-        context.on_exchange(exchange)
-        if head.alone is not None and self._cache is not None and isinstance(content, bytes) and not close:
-            context.cache.put(self._cache, head.alone, exchange, fields, end + content)
-        return not close
-
-    def _send_content(self, prefix: bytes, content: Content) -> None:
-        """Send a response with files. Each time the client accepts some of it, it has ``send_seconds`` again."""
-        self._transport.send(prefix)
-        try:
-            send_content(self._transport, content, self._context.limits.send_seconds, self._context.disk.apply)
-        except ChangedFileError as error:
-            # The head was sent. The missing end tells the client that the file is useless.
-            log.error("%s", error)
-            raise
-
-    def _refuse_uncounted(self, status: int, text: str, limit: str | None = None) -> None:
-        """As `_refuse`, for a connection that does not count for its instance: only some of those may linger."""
-        instance_id = self._caller.instance_id if self._caller else None
-        quota = self._context.admission.quota
-        lingers = quota.begin_linger(instance_id)
-        try:
-            self._refuse(status, text, limit, linger=lingers)
-        finally:
-            if lingers:
-                quota.end_linger(instance_id)
-
-    def _refuse(self, status: int, text: str, limit: str | None = None, *, linger: bool = True) -> None:
-        """Answer what cannot be served, and end the connection.
-
-        Args:
-            status: of the response.
-            text: one line for the client.
-            limit: name of the exceeded limit; None if there is none.
-            linger: whether to read on, so that a client that still sends can read the response first.
-        """
-        text = DIALECTS[self._dialect].words.get(text, text)
-        self._context.on_refusal(self._caller, self._dialect, status, text, limit)
-        transport = self._transport
-        try:
-            transport.send(error_response(status, text, retry_after=status == 429))
-            # If the socket were closed with unread input in it, the client's end of it would be reset at once.
-            transport.shut_down(socket.SHUT_WR)
-            transport.set_deadline(_LINGER_SECONDS)
-            for _read in range(_LINGER_READS if linger else 0):
-                transport.discard()
-                if not transport.receive():
-                    break
-        except (OSError, DeadlineError):
-            pass  # The client does not wait for the response.
-
-
-def _skip_rest(body: Body) -> bool:
-    """Read what the application left of a body; return whether another request may follow it."""
-    if body.untouched:
-        return False
-    try:
-        body.drain()
-    except ProtocolError:
-        # The response did not depend on it.
-        return False
-    return True

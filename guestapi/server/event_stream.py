@@ -26,6 +26,12 @@ _COMMENT = b":\n\n"
 
 #: About how many bytes of events are sent at a time.
 _BATCH_BYTES = 65536
+
+
+class _LostEntryError(Exception):
+    """The log does not have the rest of an event any more."""
+
+
 #: Seconds that a client has to accept the last events when its stream is closed.
 _LAST_SECONDS = 0.08
 #: Seconds that the server waits for the client's close frame.
@@ -35,8 +41,8 @@ _CLOSE_SECONDS = 0.5
 class StreamPeer(Protocol):
     """What a stream needs of its connection. `transport.Transport` implements it."""
 
-    def send_within(self, seconds: float, data: bytes) -> None:
-        """Send all of `data`; raises DeadlineError or OSError."""
+    def send(self, head: bytes, content: bytes = b"", seconds: float | None = None) -> None:
+        """Send all of both within so many seconds; raises DeadlineError or OSError."""
         ...
 
     def wait_readable(self) -> None:
@@ -90,6 +96,10 @@ class EventStream:
         self._unanswered = 0
         self._ping_due = False
         self._sending = False
+        #: Until when the parts of large events must be sent, because the stream ends.
+        self._until: float | None = None
+        #: A part of an event was sent, but not the end of it. Nothing else can be sent then.
+        self._is_cut = False
 
     def run(self) -> None:
         """Send events until the stream ends."""
@@ -107,13 +117,14 @@ class EventStream:
                     return
                 if self._subscription.overrun or self._subscription.closing is not None:
                     break
-                # Reading a batch takes milliseconds, so others proceed in between.
+                # Reading a batch takes time, so others proceed in between.
                 self._peer.give_way()
             self._follow()
         except StoreError as error:
             log.error("an event stream ends: %s", error)
-            if self._frames is not None:
-                self._send(close_frame(CloseCode.INTERNAL_ERROR))
+            self._send_close(CloseCode.INTERNAL_ERROR)
+        except _LostEntryError:
+            self._send_close(CloseCode.TRY_AGAIN_LATER)
         except DeadlineError:
             pass  # The client does not accept the events that it asked for.
         finally:
@@ -137,7 +148,7 @@ class EventStream:
                 return
             if self._ping_due and not self._send_ping():
                 return
-            events = self._subscription.pop()
+            events = self._subscription.pop(_BATCH_BYTES)
             if events:
                 self._send_events(events)
             elif self._subscription.closing is None:
@@ -149,21 +160,63 @@ class EventStream:
         with_id = self._subscription.with_id
         batch: list[bytes] = []
         size = 0
-        for event in events:
-            batch.append(event.encode(self._format, with_id=with_id))
-            size += len(batch[-1])
-            if size > _BATCH_BYTES:
-                self._send(b"".join(batch))
-                batch, size = [], 0
-        if batch:
-            self._send(b"".join(batch))
+        # What is sent is freed: the client may take its time for the rest.
+        events.reverse()
+        while events:
+            event = events.pop()
+            if not event.left_out:
+                batch.append(event.encode(self._format, with_id=with_id))
+                size += len(batch[-1])
+            if batch and (event.left_out or size > _BATCH_BYTES or not events):
+                data, batch, size = b"".join(batch), [], 0
+                self._send(b"", data)
+                del data
+            if event.left_out:
+                self._send_large(event, with_id=with_id)
 
-    def _send(self, data: bytes) -> None:
+    def _send_large(self, event: EncodedEvent, *, with_id: bool) -> None:
+        """Send an event part by part. Each part is read when the client has taken the one before, in a turn of its own.
+
+        Raises:
+            _LostEntryError: the log does not have all of it any more.
+        """
+        before, after = event.around(self._format, with_id=with_id)
+        sent = 0
+        while sent < event.left_out:
+            self._peer.give_way()
+            if self._subscription.overrun or not self._has_time():
+                raise DeadlineError
+            part = self._subscription.read_part(event, sent)
+            if not part:
+                raise _LostEntryError
+            self._is_cut = True
+            self._send(before, part)
+            sent += len(part)
+            before = b""
+        self._send(after)
+        self._is_cut = False
+
+    def _has_time(self) -> bool:
+        """Whether there is time for another part of a large event: always, unless the stream must end."""
+        if self._subscription.closing is None:
+            return True
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + _LAST_SECONDS
+        return now < self._until
+
+    def _send(self, head: bytes, content: bytes = b"") -> None:
         self._sending = True
+        # A client gets the events that came before the end of its stream, if it accepts them at once.
+        seconds = self._send_seconds if self._subscription.closing is None else _LAST_SECONDS
         try:
-            self._peer.send_within(self._send_seconds, data)
+            self._peer.send(head, content, seconds)
         finally:
             self._sending = False
+
+    def _send_close(self, code: int) -> None:
+        if self._frames is not None and not self._is_cut:
+            self._send(close_frame(code))
 
     def _send_ping(self) -> bool:
         """Send a ping; return False if the client left too many unanswered."""
@@ -189,9 +242,8 @@ class EventStream:
         return not reaction.ended
 
     def _finish(self, code: int) -> None:
-        # The client gets the events that came before the end, if it accepts them at once.
-        self._send_seconds = _LAST_SECONDS
-        self._send_events(self._subscription.pop())
+        while events := self._subscription.pop(_BATCH_BYTES):
+            self._send_events(events)
         if self._frames is None:
             return
         self._send(close_frame(code))

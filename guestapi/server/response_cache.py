@@ -34,6 +34,12 @@ _OVERHEAD = 512
 #: About how many bytes more it takes if its exchange is kept for the log, with its environ.
 _EXCHANGE_OVERHEAD = 2560
 
+#: How many bits remember which requests a caller has made, and after how many requests all are forgotten.
+_SEEN_BITS = 1024
+_MOST_SEEN = 128
+#: Of how many callers requests are remembered.
+_SEEN_CALLERS = 4096
+
 #: Instance, user, dialect.
 CallerKey = tuple[int, int, str]
 #: An instance, where its responses are counted, and how many of them were sent again.
@@ -83,21 +89,55 @@ class CachedResponse:
         return self._bytes
 
 
+class SeenRequests:
+    """Which requests a caller has made lately, about.
+
+    A response is cached when its request comes a second time: keeping one that is not sent again takes a tenth of the
+    time of the whole request, and drives out others.
+    """
+
+    __slots__ = ("_bits", "_count")
+
+    def __init__(self) -> None:
+        self._bits = bytearray(_SEEN_BITS // 8)
+        self._count = 0
+
+    def add(self, request: bytes) -> bool:
+        """Note a request; tell whether it was noted before. Rarely, that is taken for true of one that was not."""
+        number = hash(request) % _SEEN_BITS
+        place, bit = number >> 3, 1 << (number & 7)
+        if self._bits[place] & bit:
+            return True
+        self._count += 1
+        if self._count > _MOST_SEEN:
+            self._bits = bytearray(_SEEN_BITS // 8)
+            self._count = 1
+        self._bits[place] |= bit
+        return False
+
+
 class CallerCache:
     """The responses for callers with the same instance, user and dialect, identified by the same init in one run.
 
     Attributes:
         key: instance, user and dialect.
+        seen: requests of these callers.
         size: about how many bytes of memory it takes.
     """
 
-    __slots__ = ("_get_instance", "_hits", "_init", "_instance", "_responses", "_run", "key", "size")
+    __slots__ = ("_get_instance", "_hits", "_init", "_instance", "_responses", "_run", "key", "seen", "size")
 
     def __init__(
-        self, key: CallerKey, caller: Caller, get_instance: Callable[[int], Instance | None], hits: list[Hits]
+        self,
+        key: CallerKey,
+        caller: Caller,
+        get_instance: Callable[[int], Instance | None],
+        hits: list[Hits],
+        seen: SeenRequests,
     ) -> None:
         assert caller.init is not None
         self.key = key
+        self.seen = seen
         self.size = 0
         #: Of the responses that were removed, for `ResponseCache.take_hits`.
         self._hits = hits
@@ -181,6 +221,7 @@ class ResponseCache:
         self._logged_from = logged_from
         self._hits: list[Hits] = []
         self._caches: OrderedDict[CallerKey, CallerCache] = OrderedDict()
+        self._seen: OrderedDict[CallerKey, SeenRequests] = OrderedDict()
         self.size = 0
 
     def of(self, caller: Caller, dialect: str) -> CallerCache | None:
@@ -192,7 +233,12 @@ class ResponseCache:
         return cache if cache is not None and cache.serves(caller) else self._new(key, caller)
 
     def _new(self, key: CallerKey, caller: Caller) -> CallerCache:
-        return CallerCache(key, caller, self._get_instance, self._hits)
+        seen = self._seen.get(key)
+        if seen is None:
+            seen = self._seen[key] = SeenRequests()
+            if len(self._seen) > _SEEN_CALLERS:
+                self._seen.popitem(last=False)
+        return CallerCache(key, caller, self._get_instance, self._hits, seen)
 
     def put(self, cache: CallerCache, request: bytes, exchange: Exchange, before: bytes, after: bytes) -> None:
         """Cache a response that was just sent, if the application allows it.

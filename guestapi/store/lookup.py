@@ -16,7 +16,7 @@ from guestapi.store.errors import UnknownImageError, UnknownInstanceError
 from guestapi.store.layers import Layers
 
 if TYPE_CHECKING:
-    from guestapi.records import Image, Problem, SourceStatus
+    from guestapi.records import Image, Notification, Problem, SourceStatus
 
 _OWNER = "SELECT source, source_key FROM instances WHERE project = ? AND name = ?"
 _STATUSES = "SELECT name, socket, connected, contact, lag, fault FROM sources ORDER BY name"
@@ -55,8 +55,16 @@ def has_entries(store: Moment, project: str, name: str | None = None) -> bool:
 
 
 def read_entries(store: Moment, after: int, limit: int) -> rows.Entries:
-    """Entries of the change log, of all instances; see `rows.entries`."""
-    return rows.entries(store.connection, after, limit)
+    """Entries of the change log, of all instances, with all their metadata; see `rows.entries`."""
+    read = rows.entries(store.connection, after, limit)
+    found: list[Notification] = []
+    size = 0
+    for entry in read.found:
+        if size > rows.ENTRIES_BYTES:
+            break
+        found.append(rows.complete(store.connection, entry))
+        size += entry.left_out
+    return rows.Entries(found, read.more or len(found) < len(read.found), read.oldest)
 
 
 def list_instances(store: Moment, project: str | None = None, *, source: str | None = None) -> list[Instance]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from guestapi.model import DAEMONS, Device
 from guestapi.store.errors import StoreError
 from guestapi.store.layers import OPERATOR, SOURCE
-from guestapi.store.tables import INDEXES, TABLES, VERSION
+from guestapi.store.tables import BEGINNING_BYTES, INDEXES, PART_BYTES, TABLES, VERSION
 
 #: The first version of the tables with profiles.
 PROFILES_SINCE = 4
@@ -165,11 +165,29 @@ def _from_3_to_4(connection: sqlite3.Connection) -> None:
 
 
 def _from_4_to_5(connection: sqlite3.Connection) -> None:
-    """Key policies, and to whom values were given that are given once."""
+    """Key policies, to whom values were given that are given once, and large entries of the change log in parts."""
     for table in ("policies", "spends"):
         connection.execute(TABLES[table])
     for index in ("policies_by_scope", "policies_by_instance"):
         connection.execute(INDEXES[index])
+    connection.execute("ALTER TABLE notifications ADD COLUMN parts_size INTEGER DEFAULT 0 NOT NULL")
+    connection.execute(TABLES["notification_parts"])
+    _divide_large_entries(connection)
+
+
+def _divide_large_entries(connection: sqlite3.Connection) -> None:
+    rows = connection.execute("SELECT id FROM notifications WHERE length(CAST(metadata AS BLOB)) > ?", (PART_BYTES,))
+    for (number,) in rows.fetchall():
+        (text,) = connection.execute("SELECT metadata FROM notifications WHERE id = ?", (number,)).fetchone()
+        content = text.encode()
+        beginning = content[:BEGINNING_BYTES].decode(errors="ignore")
+        connection.execute(
+            "UPDATE notifications SET metadata = ?, parts_size = ? WHERE id = ?", (beginning, len(content), number)
+        )
+        connection.executemany(
+            "INSERT INTO notification_parts (notification_id, start, part) VALUES (?, ?, ?)",
+            [(number, start, content[start : start + PART_BYTES]) for start in range(0, len(content), PART_BYTES)],
+        )
 
 
 #: What makes a database of one version into one of the next.

@@ -38,6 +38,8 @@ _KEYS_TOLD = (
     "WHERE type = 'config' AND instance_id IN (SELECT id FROM instances WHERE id = ? OR project = ?)"
 )
 _REWRITE = "UPDATE notifications SET metadata = ?, for_guest = ? WHERE id = ?"
+_BLANK = "UPDATE notifications SET parts_size = 0 WHERE id = ?"
+_BLANK_PARTS = "DELETE FROM notification_parts WHERE notification_id = ?"
 _SPEND = "INSERT OR REPLACE INTO spends (instance_id, key, spent, pid, uid, written) VALUES (?, ?, ?, ?, ?, ?)"
 _SPENDS = (
     "SELECT instance_id, project, name, key, spent, pid, uid, written FROM spends "
@@ -147,6 +149,9 @@ def conceal(change: Change, project: str, instance: Instance | None) -> None:
         key = changes.key_of("config", metadata)
         rule = rule_of(known[instance_id], key or "")
         if key is not None and (rule.blank or rule.hidden):
+            if rule.blank:
+                change.connection.execute(_BLANK, (number,))
+                change.connection.execute(_BLANK_PARTS, (number,))
             told = blank_metadata(key) if rule.blank else metadata
             rewritten.append((told, for_guest and not rule.hidden, number))
     change.connection.executemany(_REWRITE, rewritten)

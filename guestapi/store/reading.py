@@ -20,11 +20,24 @@ from mmap import mmap
 from typing import TypeVar, TypeVarTuple
 
 from guestapi.dialects import DIALECTS
-from guestapi.model import Image, Init, Instance
+from guestapi.model import Image, Init, Instance, Notification
 from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.files import Held, Identity, identity
-from guestapi.store.rows import COLUMNS, INIT, LAST_ID, Entries, entries, init_of, latest, load, load_image, snapshot
+from guestapi.store.rows import (
+    COLUMNS,
+    ENTRIES_BYTES,
+    INIT,
+    LAST_ID,
+    Entries,
+    entries,
+    entry_part,
+    init_of,
+    latest,
+    load,
+    load_image,
+    snapshot,
+)
 from guestapi.store.walindex import header, map_index
 
 #: How much a worker keeps: instances, and bytes of their configuration and devices, whichever comes first.
@@ -261,13 +274,33 @@ class Reader:
         """
         return self._read(latest)
 
-    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int = LAST_ID) -> Entries:
+    def entries(
+        self,
+        after: int,
+        limit: int,
+        *,
+        instance_id: int | None = None,
+        until: int = LAST_ID,
+        most_bytes: int = ENTRIES_BYTES,
+    ) -> Entries:
         """Entries of the change log in order. As the function `entries`.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._read(lambda connection: entries(connection, after, limit, instance_id=instance_id, until=until))
+        return self._read(
+            lambda connection: entries(
+                connection, after, limit, instance_id=instance_id, until=until, most_bytes=most_bytes
+            )
+        )
+
+    def entry_part(self, entry: Notification, start: int) -> bytes | None:
+        """A part of an entry's metadata. As the function `entry_part`.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return self._read(lambda connection: entry_part(connection, entry, start))
 
     @_explained
     def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:

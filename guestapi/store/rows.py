@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 LARGEST = (1 << 63) - 1
 #: An id that no entry of the change log has yet.
 LAST_ID = LARGEST
-#: Bytes of the change log's entries after which no more are read at a time: one may have 4 MiB.
+#: Bytes of the change log's entries after which no more are read at a time. One may have `tables.PART_BYTES`.
 ENTRIES_BYTES = 256 * 1024
 
 #: The columns of an instance, in the order in which they are read.
@@ -70,8 +71,13 @@ _ALIASES = "SELECT alias FROM image_aliases WHERE fingerprint = ? ORDER BY alias
 
 _LATEST = "SELECT max(id) FROM notifications"
 _OLDEST = "SELECT min(id) FROM notifications"
+# In a store that was put in the place of the one that was read, the id means another entry.
+_PART = (
+    "SELECT part FROM notification_parts JOIN notifications ON id = notification_id "
+    "WHERE notification_id = ? AND start = ? AND instance_id = ? AND timestamp = ? AND for_guest = ?"
+)
 _ENTRIES, _OWN_ENTRIES = (
-    "SELECT id, instance_id, project, instance, type, timestamp, metadata, for_guest FROM notifications "
+    "SELECT id, instance_id, project, instance, type, timestamp, metadata, for_guest, parts_size FROM notifications "
     f"WHERE id > :after AND id <= :until{own} ORDER BY id"
     for own in ("", " AND instance_id = :instance_id AND for_guest")
 )
@@ -243,9 +249,15 @@ def latest(connection: sqlite3.Connection) -> int:
 
 
 def entries(
-    connection: sqlite3.Connection, after: int, limit: int, *, instance_id: int | None = None, until: int = LAST_ID
+    connection: sqlite3.Connection,
+    after: int,
+    limit: int,
+    *,
+    instance_id: int | None = None,
+    until: int = LAST_ID,
+    most_bytes: int = ENTRIES_BYTES,
 ) -> Entries:
-    """Entries of the change log, and where the log begins, as they were at one moment.
+    """Entries of the change log, and where the log begins, as they were at one moment. Large metadata is not read.
 
     Args:
         connection: to the store.
@@ -253,6 +265,7 @@ def entries(
         limit: how many at the most; fewer if they are large, but one at least.
         instance_id: those that this instance may hear of; None: all of all instances.
         until: the last id.
+        most_bytes: after how many bytes of metadata no more entries are read.
 
     Raises:
         sqlite3.Error: they cannot be read.
@@ -266,7 +279,7 @@ def entries(
         # Closed: rows that are not fetched would keep the snapshot open.
         with closing(connection.execute(_ENTRIES if instance_id is None else _OWN_ENTRIES, parameters)) as rows:
             for row in rows:
-                if len(found) == limit or size > ENTRIES_BYTES:
+                if len(found) == limit or size > most_bytes:
                     break
                 found.append(_entry(*row))
                 size += len(found[-1].metadata)
@@ -276,10 +289,39 @@ def entries(
         return Entries(found, row is not None, oldest or 0)
 
 
+def entry_part(connection: sqlite3.Connection, entry: Notification, start: int) -> bytes | None:
+    """A part of the metadata that `entries` has left out.
+
+    Args:
+        connection: to the store.
+        entry: the entry.
+        start: place of its first byte: 0, or where the part before ended.
+
+    Returns:
+        Bytes, `tables.PART_BYTES` at the most; None if the log does not have the entry any more, or not as it was.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    parameters = (entry.id, start, entry.instance_id, entry.timestamp, entry.for_guest)
+    found: tuple[bytes] | None = connection.execute(_PART, parameters).fetchone()
+    return None if found is None else found[0]
+
+
+def complete(connection: sqlite3.Connection, entry: Notification) -> Notification:
+    """The entry with all its metadata, at the moment at which it was read."""
+    if not entry.left_out:
+        return entry
+    content = b""
+    while len(content) < entry.left_out and (part := entry_part(connection, entry, len(content))):
+        content += part
+    return replace(entry, metadata=content.decode(), left_out=0)
+
+
 def _entry(
-    number: int, instance_id: int, project: str, name: str, kind: str, at: str, told: str, for_guest: int
+    number: int, instance_id: int, project: str, name: str, kind: str, at: str, told: str, for_guest: int, left: int
 ) -> Notification:
     # PERF: loaded where there is an entry.
     from guestapi.records import Notification
 
-    return Notification(number, instance_id, project, name, kind, at, told, bool(for_guest))
+    return Notification(number, instance_id, project, name, kind, at, told, bool(for_guest), left)

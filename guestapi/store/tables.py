@@ -4,6 +4,10 @@ from __future__ import annotations
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
 VERSION = 5
+#: Bytes of a part of an entry's metadata, and of the largest metadata that is not divided.
+PART_BYTES = 64 * 1024
+#: How much of large metadata stands in the entry itself: it names the key, which has 1,024 bytes, six for each in JSON.
+BEGINNING_BYTES = 8 * 1024
 
 #: For each table, in an order in which they can be made: the statement that makes it.
 TABLES = {
@@ -64,7 +68,18 @@ TABLES = {
         metadata TEXT NOT NULL,
         for_guest BOOLEAN NOT NULL,
         -- The instance itself caused it. Such entries are limited for each instance, so that none drives out another's.
-        by_guest BOOLEAN DEFAULT 0 NOT NULL
+        by_guest BOOLEAN DEFAULT 0 NOT NULL,
+        -- Bytes of the metadata in notification_parts, of which only the beginning stands here; 0: all is here.
+        parts_size INTEGER DEFAULT 0 NOT NULL
+    )""",
+    # Large metadata in pieces, so that a worker reads as much of it at a time as it can send.
+    "notification_parts": """CREATE TABLE notification_parts (
+        notification_id INTEGER NOT NULL,
+        -- Its first byte's place in the metadata.
+        start INTEGER NOT NULL,
+        part BLOB NOT NULL,
+        PRIMARY KEY (notification_id, start),
+        FOREIGN KEY (notification_id) REFERENCES notifications (id) ON DELETE CASCADE
     )""",
     # What could not be taken over from a source: model.Problem. Replaced whole for each key.
     "source_problems": """CREATE TABLE source_problems (

@@ -12,12 +12,14 @@ from guestapi.encoding import text_to_json
 from guestapi.model import Instance, KeyPolicy
 from guestapi.store import changes
 from guestapi.store.rows import load_policies
+from guestapi.store.tables import BEGINNING_BYTES, PART_BYTES
 
 _TELL = (
     "INSERT INTO notifications "
-    "(instance_id, project, instance, type, timestamp, written, metadata, for_guest, by_guest) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "(instance_id, project, instance, type, timestamp, written, metadata, for_guest, by_guest, parts_size) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_PART = "INSERT INTO notification_parts (notification_id, start, part) VALUES (?, ?, ?)"
 _LATEST = "SELECT id FROM notifications ORDER BY id DESC LIMIT 1"
 _BEFORE = "SELECT written FROM notifications ORDER BY id DESC LIMIT 1 OFFSET :told"
 _NOT_LATER = "UPDATE notifications SET written = :now WHERE written > :now"
@@ -79,11 +81,21 @@ class Told(NamedTuple):
 
 
 class WrittenEvent(NamedTuple):
-    """A `changes.ChangeEvent` with its metadata as JSON, made once for all instances that it is told of."""
+    """A `changes.ChangeEvent` with its metadata as JSON, made once for all instances that it is told of.
+
+    Attributes:
+        type: of the event.
+        metadata: JSON; only the beginning of it if it is in parts.
+        guest: whether the instance itself may hear of it.
+        parts: of metadata that is large, `tables.PART_BYTES` each but for the last.
+        parts_size: bytes of all parts.
+    """
 
     type: str
     metadata: str
     guest: bool
+    parts: tuple[bytes, ...] = ()
+    parts_size: int = 0
 
 
 def tell(
@@ -113,7 +125,12 @@ def tell(
 
 def write_event(event: changes.ChangeEvent) -> WrittenEvent:
     """An event as it stands in the change log."""
-    return WrittenEvent(event.type, text_to_json(event.metadata, html=True).decode(), event.guest)
+    content = text_to_json(event.metadata, html=True)
+    size = len(content)
+    if size <= PART_BYTES:
+        return WrittenEvent(event.type, content.decode(), event.guest)
+    parts = tuple(content[start : start + PART_BYTES] for start in range(0, size, PART_BYTES))
+    return WrittenEvent(event.type, content[:BEGINNING_BYTES].decode(errors="ignore"), event.guest, parts, size)
 
 
 def tell_all(change: Change, told: Iterable[tuple[Told, Sequence[WrittenEvent]]], *, by_guest: bool = False) -> None:
@@ -138,11 +155,20 @@ def tell_all(change: Change, told: Iterable[tuple[Told, Sequence[WrittenEvent]]]
             event.metadata,
             event.guest and one.running,
             by_guest,
+            event.parts_size,
+            event.parts,
         )
         for one, events in told
         for event in conceal.view(one, events)
     ]
-    change.connection.executemany(_TELL, rows)
+    if not any(parts for *_row, parts in rows):
+        change.connection.executemany(_TELL, [row[:-1] for row in rows])
+    else:
+        # One by one, because the ids are needed.
+        for *row, parts in rows:
+            number = change.connection.execute(_TELL, row).lastrowid
+            starts = range(0, PART_BYTES * len(parts), PART_BYTES)
+            change.connection.executemany(_PART, [(number, *pair) for pair in zip(starts, parts, strict=True)])
     change.told += len(rows)
 
 
@@ -172,8 +198,9 @@ class _Concealment:
         from guestapi.key_policy import rule_of
 
         rule = rule_of(policies, key)
-        metadata = blank_metadata(key) if rule.blank or key in spent else event.metadata
-        return WrittenEvent(event.type, metadata, event.guest and not rule.hidden)
+        if rule.blank or key in spent:
+            event = WrittenEvent(event.type, blank_metadata(key), event.guest)
+        return event._replace(guest=event.guest and not rule.hidden)
 
 
 def blank_metadata(key: str) -> str:

@@ -12,7 +12,7 @@ from guestapi.api.app import GuestApplication, create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
 from guestapi.callers.namespaces import IdMap
-from guestapi.model import Device, Image, Init, Instance
+from guestapi.model import Device, Image, Init, Instance, Notification
 from guestapi.notifications.broker import Broker
 from guestapi.store.images import open_files
 from guestapi.store.rows import Entries
@@ -156,9 +156,21 @@ class EmptyLog:
         """Return the id 0."""
         return 0
 
-    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int | None = None) -> Entries:
+    def entries(
+        self,
+        after: int,
+        limit: int,
+        *,
+        instance_id: int | None = None,
+        until: int | None = None,
+        most_bytes: int | None = None,
+    ) -> Entries:
         """Return no entries."""
         return Entries(found=[], more=False, oldest=0)
+
+    def entry_part(self, entry: Notification, start: int) -> bytes | None:
+        """Return nothing."""
+        return None
 
 
 @dataclass

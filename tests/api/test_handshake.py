@@ -120,6 +120,8 @@ def test_long_queries_and_fields_take_few_steps() -> None:
 def test_path_of_thousands_of_segments_takes_few_steps() -> None:
     """A path with more segments than any endpoint is refused without further steps."""
     guest = Client(MemoryStore(instance()))
+    # The first one loads what all need.
+    guest.ask("/a/b/c/d/e/f")
     few = steps(lambda: guest.ask("/a/b/c/d/e/f"))
     assert guest.ask("/a" * 8000).status == 404
     assert steps(lambda: guest.ask("/a" * 8000)) == few

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from guestapi.notifications.broker import QUEUE_BYTES
+from guestapi.notifications.broker import MISSED_BYTES, QUEUE_BYTES
 from guestapi.settings import LimitSettings
+from guestapi.store.tables import PART_BYTES
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -31,7 +32,20 @@ def test_memory_of_one_instance() -> None:
         unread,
         held // MIB,
     ]
-    assert f"events wait: {QUEUE_BYTES // MIB} MiB or one event" in text
+    assert f"smaller events wait: {QUEUE_BYTES // MIB} MiB, kept" in text
+
+
+def test_memory_of_a_stream() -> None:
+    """A stream holds what the document says, which is no more than what any other connection may hold."""
+    limits = LimitSettings()
+    text = " ".join((ROOT / "docs/security.md").read_text().split())
+    found = re.search(
+        r"about (\d+) KiB of entries at a time, and of an event of more than (\d+) KiB .* a part of (\d+) KiB", text
+    )
+    assert found is not None
+    assert [int(number) * 1024 for number in found.groups()] == [MISSED_BYTES, PART_BYTES, PART_BYTES]
+    # Entries as they were read, and as they are sent. The last of them may be as large as a part.
+    assert limits.head + 2 * limits.body >= 2 * (MISSED_BYTES + PART_BYTES)
 
 
 def test_unit_has_room_for_hostile_instances() -> None:

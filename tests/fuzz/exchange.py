@@ -60,15 +60,32 @@ class ShortLog:
         """Return the last id."""
         return 3
 
-    def entries(self, after: int, limit: int, *, instance_id: int | None = None, until: int = 3) -> Entries:
-        """Return the entries: two for the guest, one for the operator."""
-        metadata = '{"key":"user.foo","old_value":"","value":"<bar>"}'
+    _METADATA = '{"key":"user.foo","old_value":"","value":"<bar>"}'
+
+    def entries(
+        self, after: int, limit: int, *, instance_id: int | None = None, until: int = 3, most_bytes: int = 0
+    ) -> Entries:
+        """Return the entries: two for the guest, of which one is large, and one for the operator."""
         entries = [
-            Notification(number, 7, "default", "c1", "config", "2026-01-02T03:04:05Z", metadata, number != 2)
+            Notification(
+                number,
+                7,
+                "default",
+                "c1",
+                "config",
+                "2026-01-02T03:04:05Z",
+                self._METADATA if number != 3 else "",
+                number != 2,
+                len(self._METADATA) if number == 3 else 0,
+            )
             for number in (1, 2, 3)
         ]
         found = [one for one in entries if one.id > after and one.id <= until and (one.for_guest or not instance_id)]
         return Entries(found[:limit], len(found) > limit, 1)
+
+    def entry_part(self, entry: Notification, start: int) -> bytes | None:
+        """Return ten bytes at a time."""
+        return self._METADATA[start : start + 10].encode()
 
 
 class Known:

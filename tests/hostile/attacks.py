@@ -193,6 +193,18 @@ def streams(until: float) -> Seen:
     return seen
 
 
+def resuming(until: float) -> Seen:
+    """Streams that begin with all that the log still has, as many as there may be, and nobody takes it."""
+    seen: Seen = {}
+    for held in crowd(128, until, EVENTS + b"Last-Event-ID: 0\r\n\r\n"):
+        time.sleep(0.1)
+        for connection in held:
+            with contextlib.suppress(OSError):
+                if not connection.recv(12, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    connection.close()
+    return seen
+
+
 def frame(first: int, payload: bytes = b"", *, length: int | None = None, mask: bool = True) -> bytes:
     """Return a WebSocket frame, whose length field may be wrong."""
     size = len(payload) if length is None else length
@@ -481,6 +493,7 @@ ATTACKS: dict[str, Callable[[float], Seen]] = {
         slow_readers,
         bodies,
         streams,
+        resuming,
         frames,
         pings,
         changes,

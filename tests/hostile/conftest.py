@@ -28,6 +28,9 @@ def mallory(arena: Arena) -> Iterator[Container]:
         # Makes the workers open what they open only once, such as the store in each of their threads.
         with inside(container, "attacks.py", "changes", "0.5") as changes:
             changes.ended()
+        # The change log has entries of 4 MiB for who resumes.
+        for number in range(4):
+            arena.service.configure("mallory", user_large=str(number) * (1 << 21))
         yield container
 
 

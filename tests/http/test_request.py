@@ -8,7 +8,7 @@ import h11
 import pytest
 
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Head, _body_length, ends_head, is_too_large, parse_head, refuse_cut_line
+from guestapi.http.request import Head, KnownFields, _body_length, ends_head, is_too_large, parse_head, refuse_cut_line
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.settings import LimitSettings
 from tests.harness.containers import parse
@@ -380,3 +380,31 @@ def test_error_response(status: int) -> None:
     client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     client.receive_data(raw)
     assert isinstance(client.next_event(), h11.Response)
+
+
+def test_fields_that_are_known() -> None:
+    """A head is parsed alike whether or not the fields of the request before are known, and none changes another's."""
+    same = [b"Host: x", b"User-Agent: a"]
+    requests = [
+        [b"GET /a HTTP/1.1", *same],
+        [b"GET /b?c HTTP/1.1", *same],
+        [b"GET /b HTTP/1.0", *same],
+        [b"PATCH /b HTTP/1.1", *same, b"Content-Length: 3"],
+        [b"GET /a HTTP/1.1", *same],
+        [b"GET /a HTTP/1.1", *same, b"X-Large: " + b"y" * 1000],
+        [b"GET /a HTTP/1.1", *same, b"X-Large: " + b"y" * 1000],
+        [b"GET /a HTTP/1.1", *same, b"Connection: close"],
+    ]
+    known = KnownFields()
+    for lines in requests:
+        received = b"\r\n".join([*lines, b"", b""])
+        for _time in range(2):
+            expected, found = parse_head(received, LIMITS), parse_head(received, LIMITS, known=known)
+            assert expected is not None
+            assert found is not None
+            assert found.environ == expected.environ
+            assert (found.length, found.keep_alive, found.size) == (expected.length, expected.keep_alive, expected.size)
+            found.environ["HTTP_X"] = "changed"
+    for refused in ([b"GET /a HTTP/1.1", *same, b"Host: y"], [b"GET /a HTTP/1.1", b"User-Agent: a"]):
+        with pytest.raises(ProtocolError):
+            parse_head(b"\r\n".join([*refused, b"", b""]), LIMITS, known=known)

@@ -18,7 +18,14 @@ from guestapi import settings
 from guestapi.callers.namespaces import boot_id
 from guestapi.model import Init
 from guestapi.notifications import broker as broker_module
-from guestapi.notifications.broker import BATCH, Broker, Subscription, TooManySubscriptionsError
+from guestapi.notifications.broker import (
+    BATCH,
+    MISSED_BYTES,
+    QUEUE_BYTES,
+    Broker,
+    Subscription,
+    TooManySubscriptionsError,
+)
 from guestapi.notifications.events import EventFormat
 from guestapi.settings import Settings
 from guestapi.store import steps
@@ -26,6 +33,7 @@ from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
+from guestapi.store.tables import BEGINNING_BYTES, PART_BYTES
 from guestapi.store.writing import Writer
 
 
@@ -347,6 +355,60 @@ def test_event_larger_than_a_queue(store: Settings, monkeypatch: pytest.MonkeyPa
         assert event.size > 2000
         assert not quick.overrun
         assert slow.overrun == (number > 0)
+
+
+def test_large_events_wait_in_the_log(store: Settings) -> None:
+    """What waits for a client of events that are larger than its queue may be is small: they stay in the log."""
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
+    slow = broker.subscribe(1, None, 0, lambda: None)
+    largest = ["\x01" * (1 << 21), "\x02" * (1 << 21)]
+    for number in range(3):
+        set_key(store, largest[number % 2])
+        broker.poll()
+    assert not slow.overrun
+    events = slow.pop()
+    assert sum(event.left_out for event in events) > QUEUE_BYTES
+    assert sum(event.size for event in events) < 3 * (BEGINNING_BYTES + 1000)
+    for event_format in EventFormat:
+        before, after = events[2].around(event_format, with_id=True)
+        content = b""
+        while part := slow.read_part(events[2], len(content)):
+            content += part
+        text = before + content + after
+        document = json.loads(text[text.index(b"{") :])
+        assert document["metadata"] == {"key": "user.k", "old_value": largest[1], "value": largest[0]}
+        assert document["id"] == events[2].id
+        if event_format is EventFormat.WEBSOCKET:
+            # RFC 6455, section 5.2: a length of 64 bits.
+            assert text[:2] == b"\x81\x7f"
+            assert int.from_bytes(text[2:10]) == len(text) - 10
+
+
+def test_events_are_taken_as_they_can_be_sent(store: Settings) -> None:
+    """Who takes a part of the events leaves the others waiting, where they count."""
+    broker = Broker(Reader(store.store.url), queue_limit=5, subscriptions_per_instance=1)
+    listener = broker.subscribe(1, None, None, lambda: None)
+    for number in range(5):
+        set_key(store, str(number))
+    broker.poll()
+    first = listener.pop(1)
+    assert [json.loads(event.encode(EventFormat.LINES, with_id=False))["metadata"]["value"] for event in first] == ["0"]
+    for number in range(5, 7):
+        set_key(store, str(number))
+    broker.poll()
+    assert listener.overrun
+    assert values(listener) == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_what_a_resuming_client_missed_comes_in_small_batches(store: Settings) -> None:
+    """A client that resumes over many entries of some size gets them as it takes them, not all at once."""
+    for number in range(6):
+        set_key(store, str(number) * 20_000)
+    broker = Broker(Reader(store.store.url), queue_limit=5, subscriptions_per_instance=1)
+    resumed = broker.subscribe(1, None, 0, lambda: None)
+    sizes = [sum(event.size for event in batch) for batch in resumed.missed()]
+    assert len(sizes) >= 3
+    assert max(sizes) < MISSED_BYTES + PART_BYTES + 1000
 
 
 def test_stream_is_woken(store: Settings) -> None:

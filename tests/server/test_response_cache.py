@@ -16,7 +16,7 @@ from guestapi.http import response
 from guestapi.model import Instance
 from guestapi.server import response_cache
 from guestapi.server.exchange import Exchange
-from guestapi.server.response_cache import CallerCache, ResponseCache
+from guestapi.server.response_cache import CallerCache, ResponseCache, SeenRequests
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, Environ
 from tests.api.fakes import StandIn, caller, instance
@@ -302,3 +302,30 @@ def test_cached_response_is_the_same(c1: Container, path: str, line: str, method
                 (answer,) = guest.receive(1, method)
                 answers.append((answer.status, {**answer.headers, "date": ""}, answer.body))
     assert answers == answers[:1] * len(answers)
+
+
+def test_requests_are_kept_from_the_second_on() -> None:
+    """A request counts as seen once it came before; so many others make room for new ones."""
+    seen = SeenRequests()
+    assert [seen.add(REQUEST) for _time in range(3)] == [False, True, True]
+    new = sum(not seen.add(b"GET /%d" % number) for number in range(10_000))
+    # By chance, some share a bit with another.
+    assert new > 9000
+
+
+def test_seen_requests_outlive_a_connection(host: Host) -> None:
+    """A caller whose requests were never cached has seen them all the same when it connects again."""
+    assert not host.cache_of(caller()).seen.add(REQUEST)
+    assert host.cache_of(caller()).seen.add(REQUEST)
+    assert not host.cache_of(caller()._replace(credentials=caller().credentials._replace(uid=1))).seen.add(REQUEST)
+
+
+def test_callers_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more callers than are remembered, those that came first are forgotten."""
+    monkeypatch.setattr(response_cache, "_SEEN_CALLERS", 3)
+    host = Host()
+    callers = [caller()._replace(credentials=caller().credentials._replace(uid=uid)) for uid in range(4)]
+    for who in callers:
+        host.cache_of(who).seen.add(REQUEST)
+    assert host.cache_of(callers[-1]).seen.add(REQUEST)
+    assert not host.cache_of(callers[0]).seen.add(REQUEST)

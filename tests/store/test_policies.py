@@ -249,3 +249,24 @@ def test_value_too_large_to_be_kept(settings: Settings) -> None:
     found = reader.instance(found.id)
     assert found is not None
     assert "user.token" not in found.large
+
+
+@pytest.mark.parametrize("what", ["secret", "once", "hidden"])
+def test_large_values_in_the_change_log(settings: Settings, what: str) -> None:
+    """Policies hold for entries whose metadata is in parts, for those that were written before and after."""
+    large = HUSH * 8_000
+    configure(settings, token=large, plain="plain" * 14_000)
+    reader = Reader(settings.store.url)
+    (entry,) = (one for one in reader.entries(0, 100).found if one.left_out and HUSH in one.metadata)
+    assert reader.entry_part(entry, 0) is not None
+    put(settings, "user.token", **{what: True})
+    # Who has begun to send it to the guest gets no more of it.
+    assert reader.entry_part(entry, 0) is None
+    configure(settings, token=f"{large}-2", plain="")
+    values = [(metadata["value"], for_guest) for metadata, for_guest in told(settings) if "token" in metadata["key"]]
+    assert values == ([(large, False), (f"{large}-2", False)] if what == "hidden" else [("", True), ("", True)])
+    with closing(sqlite3.connect(database_file(settings.store.url))) as connection:
+        parts = connection.execute("SELECT part FROM notification_parts").fetchall()
+    assert parts
+    assert any(HUSH.encode() in part for (part,) in parts) is (what == "hidden")
+    assert in_files(settings, HUSH) is (what == "hidden")

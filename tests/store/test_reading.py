@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -15,13 +16,14 @@ import pytest
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Device
-from guestapi.settings import Settings
+from guestapi.settings import EventSettings, Settings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store import engine, reading, steps
 from guestapi.store.errors import StoreError, UnknownInstanceError
-from guestapi.store.lookup import find_instance, get_instance, list_instances
+from guestapi.store.lookup import find_instance, get_instance, list_instances, read_entries
 from guestapi.store.reading import INSTANCE_BYTES, Reader, ValueReader
+from guestapi.store.tables import BEGINNING_BYTES, PART_BYTES
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.store.processes import add, database, init, known, other_process, start
@@ -483,7 +485,7 @@ def test_entries_are_read_in_small_portions(writer: Writer, reader: Reader) -> N
     """Fewer large entries are read at a time, and all in the end."""
     one = add(writer, "one")
     with writer.change() as change:
-        steps.configure(change, one, {f"user.{number}": "x" * 100_000 for number in range(7)})
+        steps.configure(change, one, {f"user.{number}": "x" * 60_000 for number in range(12)})
     portions, after = [], 1
     while True:
         read = reader.entries(after, 1000)
@@ -491,5 +493,55 @@ def test_entries_are_read_in_small_portions(writer: Writer, reader: Reader) -> N
         after = read.found[-1].id
         if not read.more:
             break
-    assert portions == [3, 3, 1]
+    assert portions == [5, 5, 2]
     assert len(reader.entries(1, 2).found) == 2
+    assert len(reader.entries(1, 1000, most_bytes=100_000).found) == 2
+
+
+#: JSON writes a control character as six bytes, so that one event has 24 MiB.
+_CONTROLS = ["\x01" * (1 << 21), "\x02" * (1 << 21)]
+
+
+def test_large_entries_are_read_part_by_part(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """The largest event that there can be is read in parts of 64 KiB; one of 64 KiB still is read at once."""
+    one = add(writer, "one", **{"user.a": _CONTROLS[0]})
+    overhead = len(json.dumps({"key": "user.b", "old_value": "", "value": ""}, separators=(",", ":")))
+    with writer.change() as change:
+        fits, exceeds = ("x" * (PART_BYTES - overhead + more) for more in (0, 1))
+        steps.configure(change, one, {"user.a": _CONTROLS[1], "user.b": fits, "user.c": exceeds})
+    largest, small, large = reader.entries(1, 1000).found
+    assert (small.left_out, len(small.metadata)) == (0, PART_BYTES)
+    assert large.left_out == PART_BYTES + 1
+    assert len(large.metadata) == BEGINNING_BYTES
+    assert largest.left_out > 24 * (1 << 20)
+    for entry in (largest, large):
+        parts: list[bytes] = []
+        while part := reader.entry_part(entry, sum(map(len, parts))):
+            parts.append(part)
+        assert max(map(len, parts)) == PART_BYTES
+        assert sum(map(len, parts)) == entry.left_out
+        metadata = json.loads(b"".join(parts))
+        assert metadata["value"] in (_CONTROLS[1], exceeds)
+    with view(settings.store.url) as store:
+        assert json.loads(read_entries(store, largest.id - 1, 1).found[0].metadata)["old_value"] == _CONTROLS[0]
+        # Of large ones as many at a time as one can have in memory.
+        read = read_entries(store, largest.id - 1, 3)
+        assert (len(read.found), read.more) == (1, True)
+
+
+def test_parts_of_an_entry_that_is_gone(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """Parts go with their entry, and are none of another entry that has its id in another store."""
+    one = add(writer, "one")
+    with writer.change() as change:
+        steps.configure(change, one, {"user.a": "x" * 100_000})
+    entry = reader.entries(1, 1).found[0]
+    assert reader.entry_part(entry, 0) is not None
+    assert reader.entry_part(replace_instance(entry, timestamp="2026-01-01T00:00:00Z"), 0) is None
+    assert reader.entry_part(replace_instance(entry, instance_id=one.id + 1), 0) is None
+    short = Settings(store=settings.store, events=EventSettings(keep_entries=1))
+    for number in range(3):
+        with Writer(short).change() as change:
+            steps.configure(change, get_instance(change, "default", "one"), {"user.b": str(number)})
+    assert reader.entry_part(entry, 0) is None
+    with closing(sqlite3.connect(database(settings))) as connection:
+        assert connection.execute("SELECT count(*) FROM notification_parts").fetchone() == (0,)

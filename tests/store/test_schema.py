@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -15,11 +16,12 @@ from guestapi.settings import Settings, StoreSettings
 from guestapi.store import steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
-from guestapi.store.lookup import get_instance, get_layers, list_images, list_instances, list_sources
+from guestapi.store.lookup import get_instance, get_layers, list_images, list_instances, list_sources, read_entries
 from guestapi.store.migrations import was_written_by_hook
 from guestapi.store.profiles import list_profiles
 from guestapi.store.reading import Reader
 from guestapi.store.statuses import list_unacknowledged
+from guestapi.store.tables import BEGINNING_BYTES
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
@@ -226,6 +228,22 @@ def test_upgraded_store_equals_a_new_one(settings: Settings, tmp_path: Path, ver
     Writer(settings)
     Writer(new, create=True)
     assert columns(database(settings)) == columns(database(new))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_upgraded_large_entry(settings: Settings, version: int) -> None:
+    """A large entry of an older store is read in parts after the upgrade, and has lost nothing."""
+    restore(settings, version)
+    metadata = json.dumps({"key": "user.a", "old_value": "", "value": "é" * 100_000}, ensure_ascii=False)
+    with closing(sqlite3.connect(database(settings))) as connection, connection:
+        connection.execute("UPDATE notifications SET metadata = ? WHERE id = 2", (metadata,))
+    Writer(settings)
+    entry = Reader(settings.store.url).entries(1, 1).found[0]
+    assert entry.left_out == len(metadata.encode())
+    assert metadata.startswith(entry.metadata)
+    assert len(entry.metadata.encode()) <= BEGINNING_BYTES
+    with view(settings.store.url) as store:
+        assert read_entries(store, 1, 1).found[0].metadata == metadata
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
