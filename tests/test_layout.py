@@ -20,7 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             *("errors", "model", "records", "encoding", "rate_limit", "journal", "dialects", "switches", "defaults"),
-            *("guest", "client", "key_policy"),
+            *("guest", "client", "key_policy", "audit", "audit_log"),
         }
     ),
     frozenset({"names", "settings", "known"}),

@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from guestapi import settings as settings_module
+from guestapi.audit_log import AuditSink, by_operator
 from guestapi.callers.namespaces import is_alive
 from guestapi.cli.grouping import Noun, project_of, takes_project
 from guestapi.cli.printing import print_devices as print_devices
@@ -45,7 +46,12 @@ class Operator:
     @cached_property
     def writer(self) -> Writer:
         """The store, to change it, made if it is missing; raises StoreError."""
-        return Writer(self.settings, create=True)
+        return Writer(self.settings, create=True, audit=self.audit)
+
+    @property
+    def audit(self) -> AuditSink:
+        """What records changes of the command that is called."""
+        return by_operator(click.get_current_context().command_path)
 
     def view(self) -> AbstractContextManager[View]:
         """The store, to look at it; raises StoreError."""

@@ -153,7 +153,7 @@ def verify(ctx: click.Context, name: str | None, as_json: bool) -> None:
     with operator.view() as store:
         known = list_images(store)
         wanted = known if name is None else [get_image(store, name)]
-    writer = Writer(operator.settings)
+    writer = Writer(operator.settings, audit=operator.audit)
     with _progress("reading", sum(one.size for one in wanted)) as progress:
         verdicts = [images.verify_image(writer, where, one, progress) for one in wanted]
     strays = images.stray_files(where, known) if name is None else []

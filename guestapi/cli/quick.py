@@ -107,7 +107,10 @@ def run(words: Sequence[str]) -> int | None:
             sys.stdout.buffer.flush()
             return 0
         wanted = settings(arguments)
-        for warning in set_values(Writer(options, create=True), call.project, name, wanted):
+        from guestapi.audit_log import by_operator
+
+        writer = Writer(options, create=True, audit=by_operator("guestapi config set"))
+        for warning in set_values(writer, call.project, name, wanted):
             sys.stderr.write(f"Warning: {explain(warning)}\n")
         return 0
     except MisuseError:

@@ -17,7 +17,7 @@ from guestapi.store import backup
 @click.pass_obj
 def restore(operator: Operator, file: Path) -> None:
     """Make the store hold what the backup FILE holds. Running instances go on, and hear of what changes."""
-    done = backup.restore(operator.settings, file)
+    done = backup.restore(operator.settings, file, audit=operator.audit)
     if done.damaged is not None:
         click.echo(printable(f"the damaged store is kept as {done.damaged}"), err=True)
     counts = f"{len(done.added)} added, {len(done.changed)} changed, {len(done.removed)} removed"

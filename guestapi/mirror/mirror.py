@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
 from guestapi import model
+from guestapi.audit_log import by_source
 from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
 from guestapi.journal import StateLog
 from guestapi.mirror import keys, translate
@@ -70,7 +71,7 @@ class Mirror:
             StoreError: the store cannot be used.
         """
         self._url = settings.store.url
-        self._writer = Writer(settings, create=True)
+        self._writer = Writer(settings, create=True, audit=by_source(name))
         self._store = Views(self._url)
         self._name = name
         self._daemon = Daemon(socket)

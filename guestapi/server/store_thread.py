@@ -8,6 +8,7 @@ from typing import ParamSpec, TypeVar
 
 from gevent.hub import get_hub
 
+from guestapi.audit_log import by_guest
 from guestapi.encoding import printable
 from guestapi.model import Image, Init, Instance
 from guestapi.notifications.broker import Broker
@@ -59,6 +60,7 @@ class OffloadedStore:
         )
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer: Writer | None = None
+        self._audit = by_guest()
         self._reports = GroupCommit(self._write_reports)
         self._values = ValueReader(settings.store.url)
         self._value_locks = InstanceLocks()
@@ -133,7 +135,7 @@ class OffloadedStore:
 
     def _spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
         if self._writer is None:
-            self._writer = Writer(self._settings)
+            self._writer = Writer(self._settings, audit=self._audit)
         return self._writer.spend(instance, key, pid, uid)
 
     def _write_reports(self, reports: Sequence[ReadyReport]) -> list[bool]:
@@ -141,7 +143,7 @@ class OffloadedStore:
 
     def _set_all_ready(self, reports: Sequence[ReadyReport]) -> list[bool]:
         if self._writer is None:
-            self._writer = Writer(self._settings)
+            self._writer = Writer(self._settings, audit=self._audit)
         return self._writer.set_all_ready(reports)
 
     def image(self, fingerprint: str) -> Image | None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from guestapi.audit_log import by_source
 from guestapi.model import Init, Problem, SourceStatus
 from guestapi.settings import HookSettings, Settings
 from guestapi.sources.observed import Observed
@@ -38,7 +39,7 @@ class StoreLedger:
     @property
     def _writer(self) -> Writer:
         if self._opened is None:
-            opened = Writer(self._settings, create=True)
+            opened = Writer(self._settings, create=True, audit=by_source(self._source))
             _take_template(opened, self._settings.hooks)
             self._opened = opened
         return self._opened

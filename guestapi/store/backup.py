@@ -15,11 +15,12 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from guestapi.audit import AuditRecord
 from guestapi.callers.namespaces import is_alive
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Image, Instance
@@ -135,7 +136,9 @@ def back_up(url: str, target: Path, *, replace: bool = False) -> Saved:
     return saved
 
 
-def restore(settings: Settings, file: Path) -> Restored:
+def restore(
+    settings: Settings, file: Path, *, audit: Callable[[Sequence[AuditRecord]], None] | None = None
+) -> Restored:
     """Make the store hold what a backup holds, but for what is a fact of now.
 
     Policies of the backup are added to those that hold; none is taken away, so nothing becomes readable by them.
@@ -148,6 +151,7 @@ def restore(settings: Settings, file: Path) -> Restored:
     Args:
         settings: the configuration; the store is made if it is missing, and replaced if it is damaged.
         file: the backup.
+        audit: as of `Writer`.
 
     Returns:
         What was changed.
@@ -158,7 +162,7 @@ def restore(settings: Settings, file: Path) -> Restored:
     """
     content = _read(file, database_file(settings.store.url))
     damaged = _put_damaged_aside(database_file(settings.store.url))
-    writer = Writer(settings, create=True)
+    writer = Writer(settings, create=True, audit=audit)
     restored = Restored(damaged=damaged)
     with writer.change() as change:
         exchange = None if content.profiles is None else profile_restore.begin(change, content.profiles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from guestapi import names
+from guestapi.audit import AuditRecord
 from guestapi.model import Image
 from guestapi.store.errors import ConflictError
 from guestapi.store.rows import load_image
@@ -27,6 +28,7 @@ def add_image(change: Change, image: Image) -> None:
     _write_files(change, image)
     for alias in dict.fromkeys(image.aliases):
         _add_alias(change, image.fingerprint, alias)
+    change.record(AuditRecord("image.add", image=image.fingerprint))
 
 
 def set_image(
@@ -57,6 +59,7 @@ def set_image(
     for alias in dict.fromkeys(add_aliases):
         if alias not in image.aliases:
             _add_alias(change, image.fingerprint, alias)
+    change.record(AuditRecord("image.set", image=image.fingerprint))
 
 
 def record_files(change: Change, image: Image) -> None:
@@ -68,6 +71,7 @@ def record_files(change: Change, image: Image) -> None:
 def remove_image(change: Change, image: Image) -> None:
     """Forget an image; its files are left."""
     change.connection.execute("DELETE FROM images WHERE fingerprint = ?", (image.fingerprint,))
+    change.record(AuditRecord("image.remove", image=image.fingerprint))
 
 
 def _write_files(change: Change, image: Image) -> None:

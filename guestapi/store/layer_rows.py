@@ -44,6 +44,16 @@ def check_size(change: Change, project: str, name: str, layers: Layers, before: 
         )
 
 
+def find_names(before: Layers, after: Layers) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The keys and devices of an instance's own layers that differ, and the profiles that it got or lost."""
+    pairs = ((before.source, after.source), (before.operator, after.operator))
+    keys = {key for old, new in pairs for key in _changed(old.config, new.config)}
+    devices = {name for old, new in pairs for name in _changed(old.devices, new.devices)}
+    old_profiles, new_profiles = ([one.name for one in layers.profiles] for layers in (before, after))
+    profiles = {*old_profiles, *new_profiles} if old_profiles != new_profiles else set()
+    return tuple(sorted(keys)), tuple(sorted(devices)), tuple(sorted(profiles))
+
+
 def write_layers(change: Change, number: int, before: Layers, after: Layers) -> None:
     """Write the layers of an instance, and which profiles it has.
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from guestapi import names
+from guestapi.audit import AuditRecord
 from guestapi.key_policy import rule_of
 from guestapi.model import Instance, KeyPolicy
 from guestapi.store import changes
@@ -118,6 +119,7 @@ def put(change: Change, project: str, instance: Instance | None, policy: KeyPoli
     change.connection.execute(_PUT, (*scope, policy.pattern, *flags, json.dumps(sorted(policy.uids))))
     conceal(change, project, instance)
     _tell(change, project, instance)
+    _record(change, "policy.put", project, instance, policy.pattern)
 
 
 def remove(change: Change, project: str, instance: Instance | None, pattern: str) -> None:
@@ -130,6 +132,12 @@ def remove(change: Change, project: str, instance: Instance | None, pattern: str
     if not removed:
         raise ConflictError(f"no policy has the pattern {pattern!r} there", "'guestapi policy list' shows all")
     _tell(change, project, instance)
+    _record(change, "policy.remove", project, instance, pattern)
+
+
+def _record(change: Change, action: str, project: str, instance: Instance | None, pattern: str) -> None:
+    name, number = ("", 0) if instance is None else (instance.name, instance.id)
+    change.record(AuditRecord(action, project, name, pattern=pattern, instance_id=number))
 
 
 def conceal(change: Change, project: str, instance: Instance | None) -> None:
@@ -182,6 +190,7 @@ def spend(change: Change, instance: Instance, key: str, pid: int, uid: int) -> s
     event = changes.lifecycle("key-spent", now.project, now.name)
     metadata = {"action": "key-spent", "key": key, **event.metadata, "pid": str(pid), "uid": str(uid)}
     tell(change, now, [event._replace(metadata=metadata)], running=True)
+    change.record(AuditRecord("key.spend", now.project, now.name, keys=(key,), instance_id=now.id))
     return value
 
 

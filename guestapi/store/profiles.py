@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from guestapi import names
+from guestapi.audit import AuditRecord
 from guestapi.model import Device, Instance, Profile
 from guestapi.store.errors import ConflictError, UnknownProfileError
 from guestapi.store.lookup import Moment
@@ -122,7 +123,10 @@ def create(
             f"profile {name!r} exists already in project {project!r}", "'guestapi profile set' changes it"
         )
     made = _insert(change, project, name)
-    return edit(change, made, description=description, config=config or {}, devices=devices or {})
+    wanted = _with_content(change, made, description, config or {}, devices or {})
+    _write(change, made, wanted)
+    _record(change, "profile.create", wanted, tuple(wanted.config), tuple(wanted.devices))
+    return wanted
 
 
 def ensure_default(change: Change, project: str) -> Profile:
@@ -157,6 +161,23 @@ def edit(
     """
     if not profile.id:
         profile = ensure_default(change, profile.project)
+    wanted = _with_content(change, profile, description, config, devices)
+    if wanted != profile:
+        noticed = spread(change, profile, wanted)
+        _write(change, profile, wanted)
+        touched = (_different(profile.config, wanted.config), _different(profile.devices, wanted.devices))
+        _record(change, "profile.edit", wanted, *touched, noticed=noticed)
+    return wanted
+
+
+def _with_content(
+    change: Change,
+    profile: Profile,
+    description: str | None,
+    config: Mapping[str, str] | None,
+    devices: Mapping[str, Device] | None,
+) -> Profile:
+    """A profile with other content, checked; None: as it is."""
     wanted = profile
     if description is not None:
         wanted = replace(wanted, description=names.check_value(description, "the description"))
@@ -170,9 +191,23 @@ def edit(
             f"a profile may have {change.configuration_bytes} bytes, not {size} as {profile.name!r} would have",
             "store.configuration_bytes in guestapi.toml is that bound",
         )
-    spread(change, profile, wanted)
-    _write(change, profile, wanted)
     return wanted
+
+
+def _different(before: Mapping[str, object], after: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name)))
+
+
+def _record(
+    change: Change,
+    action: str,
+    profile: Profile,
+    keys: tuple[str, ...] = (),
+    devices: tuple[str, ...] = (),
+    noticed: int = 0,
+) -> None:
+    record = AuditRecord(action, profile.project, "", keys, devices, (profile.name,), noticed=noticed)
+    change.record(record)
 
 
 def rename(change: Change, profile: Profile, name: str) -> None:
@@ -188,6 +223,7 @@ def rename(change: Change, profile: Profile, name: str) -> None:
     if found is not None:
         raise ConflictError(f"profile {name!r} exists already in project {profile.project!r}", "choose another name")
     park(change, profile, name)
+    change.record(AuditRecord("profile.rename", profile.project, profiles=(profile.name, name)))
 
 
 def remove(change: Change, profile: Profile) -> None:
@@ -214,6 +250,7 @@ def park(change: Change, profile: Profile, name: str) -> None:
 def discard(change: Change, profile: Profile) -> None:
     """Remove a profile of which it is known that no instance has it."""
     change.connection.execute("DELETE FROM profiles WHERE id = ?", (profile.id,))
+    _record(change, "profile.remove", profile)
 
 
 def has_template(store: Moment, profile: Profile) -> bool:

@@ -13,12 +13,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from guestapi import names
+from guestapi.audit import AuditRecord
 from guestapi.model import DAEMONS, Device, Init, Instance, InstanceType
 from guestapi.store import changes
 from guestapi.store.errors import ConflictError
 from guestapi.store.layer_rows import check_size, write_layers
 from guestapi.store.layers import Layer, Layers
 from guestapi.store.lookup import find_owner, get_instance
+from guestapi.store.recorded import record_add, record_write
 from guestapi.store.rows import load, load_layers
 from guestapi.store.transaction import Change, tell
 
@@ -128,6 +130,7 @@ def add(
     write_layers(change, number, Layers(), layers)
     created = reload(change, number)
     tell(change, created, happened, running=False)
+    record_add(change, created, layers)
     return created
 
 
@@ -148,6 +151,7 @@ def remove(change: Change, instance: Instance) -> None:
     """Take an instance away, running or not, and all that is known of it."""
     change.connection.execute("DELETE FROM instances WHERE id = ?", (instance.id,))
     tell(change, instance, [changes.lifecycle("instance-removed", instance.project, instance.name)], running=False)
+    change.record(AuditRecord("instance.remove", instance.project, instance.name, instance_id=instance.id))
 
 
 def start(change: Change, instance: Instance, init: Init) -> Instance:
@@ -258,6 +262,7 @@ def set_ready(change: Change, instance_id: int, run: int, ready: bool, init: Ini
     action = "instance-ready" if ready else "instance-updated"
     event = changes.lifecycle(action, instance.project, instance.name)
     tell(change, instance, [event], running=True, by_guest=True)
+    change.record(AuditRecord("instance.ready", instance.project, instance.name, instance_id=instance.id))
     return True
 
 
@@ -306,6 +311,7 @@ def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     _set(change, old, changed)
     new = reload(change, old.id)
     tell(change, new, happened, running=old.running and not restarted)
+    record_write(change, old, new, (wanted.before, wanted.layers), changed.keys())
     if new.policies and new.project != old.project:
         from guestapi.store.policies import conceal
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from guestapi.audit import MOST_RECORDS, AuditRecord
 from guestapi.encoding import text_to_json
 from guestapi.model import Instance, KeyPolicy
 from guestapi.store import changes
@@ -59,9 +60,10 @@ class Change:
         spread: how many of these told many instances of the same change.
         rings: a mirror may be waiting for this change, although it makes no entry of the change log.
         configuration_bytes: how much the configuration and devices of an instance may have in all.
+        records: what is recorded of it for the operator.
     """
 
-    __slots__ = ("configuration_bytes", "connection", "rings", "spread", "told")
+    __slots__ = ("configuration_bytes", "connection", "records", "rings", "spread", "told", "unrecorded")
 
     def __init__(self, connection: sqlite3.Connection, configuration_bytes: int) -> None:
         self.connection = connection
@@ -69,6 +71,20 @@ class Change:
         self.told = 0
         self.spread = 0
         self.rings = False
+        self.records: list[AuditRecord] = []
+        self.unrecorded = 0
+
+    def record(self, record: AuditRecord) -> None:
+        """Record a change of something."""
+        if len(self.records) < MOST_RECORDS:
+            self.records.append(record)
+        else:
+            self.unrecorded += 1
+
+    def take_records(self) -> list[AuditRecord]:
+        """What was recorded, with the number of what was not."""
+        more = [AuditRecord("more", noticed=self.unrecorded)] if self.unrecorded else []
+        return [*self.records, *more]
 
 
 class Told(NamedTuple):
@@ -234,7 +250,7 @@ def savepoint(change: Change) -> Iterator[None]:
     Raises:
         sqlite3.Error: the store cannot be written.
     """
-    told = change.told
+    told, records, unrecorded = change.told, len(change.records), change.unrecorded
     change.connection.execute("SAVEPOINT part")
     try:
         yield
@@ -243,6 +259,7 @@ def savepoint(change: Change) -> Iterator[None]:
         if change.connection.in_transaction:
             change.connection.execute("ROLLBACK TO part")
             change.connection.execute("RELEASE part")
-        change.told = told
+        change.told, change.unrecorded = told, unrecorded
+        del change.records[records:]
         raise
     change.connection.execute("RELEASE part")

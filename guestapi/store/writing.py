@@ -6,7 +6,7 @@ it. Commands, mirrors and followers all use them, so names are checked there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +20,7 @@ from guestapi.store.transaction import Change, trim
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from guestapi.audit import AuditRecord
     from guestapi.store.options import Options
 
 
@@ -35,8 +36,19 @@ class ReadyReport(NamedTuple):
 class Writer:
     """Changes the store. May be used by several threads: every transaction has a connection of its own."""
 
-    def __init__(self, settings: Options, *, create: bool = False) -> None:
-        """Open the store; with `create`, make it if it is missing.
+    def __init__(
+        self,
+        settings: Options,
+        *,
+        create: bool = False,
+        audit: Callable[[Sequence[AuditRecord]], None] | None = None,
+    ) -> None:
+        """Open the store.
+
+        Args:
+            settings: where it is, and its bounds.
+            create: make it if it is missing.
+            audit: called after each commit with what is recorded of the change; None: nothing is.
 
         Raises:
             StoreError: it is missing or cannot be used.
@@ -44,6 +56,7 @@ class Writer:
         self._database = open_writer(settings.store.url, lock_seconds=settings.store.lock_seconds, create=create)
         self._configuration_bytes = settings.store.configuration_bytes
         self._keep = settings.events
+        self._audit = audit
 
     @property
     def state_directory(self) -> Path:
@@ -76,6 +89,8 @@ class Writer:
             # Before the connection is closed: listeners wait for this.
             if change.told or change.rings:
                 ring(self._database.path)
+        if self._audit is not None and (records := change.take_records()):
+            self._audit(records)
 
     def spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
         """Give the value of a key that is given once, in a transaction of its own; see `policies.spend`."""
