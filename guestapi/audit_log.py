@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from guestapi.audit import MOST_NAMES, AuditRecord
 from guestapi.encoding import printable
-from guestapi.rate_limit import RateLimit
 
 #: Where the journal takes entries (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 JOURNAL = "/run/systemd/journal/socket"
@@ -66,6 +65,9 @@ class _Bounded:
     def __init__(self, who: Fields, name: str) -> None:
         self._who = who
         self._name = name
+        # PERF: no command needs it.
+        from guestapi.rate_limit import RateLimit
+
         self._limit = RateLimit(_PER_SECOND, _BURST)
         self._left_out: dict[int, int] = {}
 

@@ -10,6 +10,8 @@ from guestapi.store.errors import StoreError
 from guestapi.store.lookup import get_latest_entry
 from guestapi.store.view import view
 
+_SILENT = "the service does not run, or hands no reports over"
+
 
 def answering(reports: Reports, now: float | None = None) -> list[WorkerReport]:
     """The workers that have answered their own request a short time ago.
@@ -27,7 +29,7 @@ def find_failure(reports: Reports) -> str | None:
     """Why guests get no answers, in one sentence; None if a worker answers."""
     if answering(reports):
         return None
-    return "no worker answers" if reports.service else "the service does not run, or hands no reports over"
+    return "no worker answers" if reports.service else _SILENT
 
 
 def find_fault(reports: Reports, url: str) -> str | None:
@@ -43,7 +45,9 @@ def find_fault(reports: Reports, url: str) -> str | None:
     except StoreError:
         # The sentence may name a path; the journal and 'guestapi check' have it.
         return "the store cannot be read"
-    wanted = reports.service.workers if reports.service else 0
+    if reports.service is None:
+        return _SILENT
+    wanted = reports.service.workers
     if (count := len(answering(reports))) < wanted and count:
         return f"{count} of {wanted} workers answer"
     return find_failure(reports)
