@@ -102,7 +102,7 @@ def sustained(rate: int = 1000, seconds: int = 10, each: int = 10) -> Iterator[F
         start = time.monotonic()
         while number < rate * seconds:
             changed = {f"user.number{one}": str(number + one + 1) for one in range(each)}
-            with _committed() as at, running.writer.change() as change:
+            with committed() as at, running.writer.change() as change:
                 steps.configure(change, get_instance(change, "default", INSTANCE), changed)
             number += each
             commits[number] = at[0]
@@ -154,7 +154,7 @@ def listening(inside: Inside, number: int, socket: str = SOCKET) -> Iterator[Lis
 
 
 @contextmanager
-def _committed() -> Iterator[list[float]]:
+def committed() -> Iterator[list[float]]:
     """Yield the time of the transaction's commit, just before its doorbell rings."""
     at: list[float] = []
 
@@ -168,7 +168,7 @@ def _committed() -> Iterator[list[float]]:
 
 def _change(running: Service, number: int) -> float:
     """Make a change with an event for listeners; return the time of its commit."""
-    with _committed() as at:
+    with committed() as at:
         running.configure(INSTANCE, user_number=str(number))
     return at[0]
 

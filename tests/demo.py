@@ -129,6 +129,31 @@ class Demo:
         if expect not in line:
             raise DemoError(f"{command}: {expect!r} was expected, {line!r} came")
 
+    def wait(self, container: Container | Lxc, command: str, change: str, *, expect: str) -> None:
+        """Type a command in the container that waits for a change, make the change, and show the answer.
+
+        Raises:
+            DemoError: the answer is not `expect`, or does not come.
+        """
+        print(f"{DIM}  c1#{PLAIN} {BOLD}{command}{PLAIN}")
+        enter = ["nsenter", "-t", str(container.pid), "-a", "--setuid", "0", "--setgid", "0"]
+        shell = ["/usr/bin/sh", "-c", command.replace("curl ", f"{_CURL}-v ")]
+        with subprocess.Popen(
+            [*enter, *shell], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as curl:
+            assert curl.stdout is not None
+            assert curl.stderr is not None
+            try:
+                # The request has been sent.
+                _read(curl.stderr.fileno(), b"> GET ")
+                self.on_host(change)
+                answer = _read(curl.stdout.fileno(), b"\n")
+            finally:
+                curl.terminate()
+        self._show(answer)
+        if expect not in answer:
+            raise DemoError(f"{command}: {expect!r} was expected, {answer!r} came")
+
     def follow_lxc(self, lxcpath: Path) -> subprocess.Popen[bytes]:
         """Start the follower as guestapi-lxc.service does.
 
@@ -256,6 +281,17 @@ def show(demo: Demo, c1: Container | Lxc) -> None:
 
     explain("A client that follows the events is told of a change at once.")
     demo.follow(c1, "curl -N http://x/1.0/events", "config set c1 user.mood=fine", expect="user.mood")
+
+    explain("A client can wait until a key is set: the request is answered when it is.")
+    path = "http://x/1.0/guestapi/tree/config/user.go?wait=60"
+    demo.wait(c1, f"curl '{path}'; echo", "config set c1 user.go=now", expect="now")
+
+    explain("A secret can be given once. The first who asks gets it, and the operator sees who that was.")
+    demo.on_host("policy add 'user.password*' --instance c1 --once")
+    demo.on_host("config set c1 user.password=correct-horse")
+    demo.inside(c1, "curl http://x/1.0/config/user.password; echo", expect="correct-horse")
+    demo.inside(c1, "curl -w '%{http_code}\\n' http://x/1.0/config/user.password", expect="404")
+    demo.on_host("policy spent")
 
     explain("A guest reads user.* and cloud-init.* only, and only its root user does.")
     demo.on_host("config set c1 limits.memory=1GiB")

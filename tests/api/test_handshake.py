@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -80,11 +81,15 @@ def steps(run: Callable[[], object]) -> int:
         nonlocal count
         count += event in ("call", "c_call")
 
+    # Objects of earlier tests that are freed meanwhile would be counted.
+    gc.collect()
+    gc.disable()
     sys.setprofile(note)
     try:
         run()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 

@@ -83,6 +83,24 @@ def test_uids_open_two_paths() -> None:
     assert Client(store).ask(KEYS[0]).body == b"hush"
 
 
+class Irregular(StandIn):
+    """An init whose container has user 1000 of the host as its own user 1000."""
+
+    __slots__ = ()
+
+    def users(self, caller: int) -> IdMap:
+        """Return its map."""
+        return ((0, ROOT, 1000), (1000, 1000, 1), (1001, ROOT + 1001, 64535))
+
+
+def test_uids_go_by_the_map() -> None:
+    """The user inside is found by the ID map, however irregular it is."""
+    store = MemoryStore(having(KeyPolicy("user.token", uids=frozenset({1000}))))
+    for uid, status in ((1000, 200), (ROOT + 1000, 401), (ROOT + 999, 401), (ROOT + 1001, 401), (0, 401)):
+        who = caller(uid=uid)._replace(init=Irregular())
+        assert Client(store, who=who).ask(KEYS[0]).status == status, uid
+
+
 def test_uid_that_cannot_be_told() -> None:
     """A user of whom it is not known who is that inside gets 401, whatever a policy says."""
     store = MemoryStore(having(KeyPolicy("*", uids=frozenset(range(2000)))))

@@ -40,6 +40,8 @@ VARYING = (
     (r"--pid \d+", "--pid PID"),
     (r"PID +SOURCE", "PID SOURCE"),
     (r"Ready +\d+", "Ready PID"),
+    (r"PID +UID", "PID UID"),
+    (r"user\.password +\d+", "user.password PID"),
     (r"took [\d.]+ s", "took SECONDS s"),
 )
 

@@ -45,6 +45,14 @@ HAPPENED = [
     "renamed by a source",
     "removed by a source",
     "bytes of events",
+    "policies hidden",
+    "policies secret",
+    "policies once",
+    "policies uids",
+    "given once",
+    "asked as a reader",
+    "resumed",
+    "answered 404",
 ]
 
 
@@ -92,6 +100,17 @@ GUARDS = {
         "guestapi/callers/identify.py",
         "        return Caller(caller.credentials)\n",
         "        return caller\n",
+    ),
+    "a value that was given": (
+        "guestapi/store/rows.py",
+        "            settings.pop(key, None)\n            large.discard(key)\n        devices",
+        "            pass\n        devices",
+    ),
+    "a policy that hides": ("guestapi/key_policy.py", "    return rule.hidden or rule.once\n", "    return False\n"),
+    "a user that a policy names": (
+        "guestapi/api/gate.py",
+        "return bool(uids) and caller.uid_inside in uids",
+        "return bool(uids)",
     ),
     "an instance that has changed": (
         "guestapi/server/response_cache.py",

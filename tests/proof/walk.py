@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from tests.proof.world import PATHS, Held, Node, World
+from tests.proof.policies import KINDS, PATTERNS, READER
+from tests.proof.world import PATHS, TOKEN, TREE_TOKEN, Held, Node, World
 
 #: The highest numbers of processes, held connections and streams at a time.
 NODES, HELD, STREAMS = 16, 40, 12
@@ -37,6 +38,7 @@ T = TypeVar("T")
 ANY = st.integers(0, 720719)
 NAME = st.none() | ANY
 ASKED = st.sampled_from(PATHS)
+TOKENS = st.sampled_from([TOKEN, TREE_TOKEN])
 DIALECT = st.sampled_from(["incus", "incus", "lxd", "lxd-legacy"])
 
 
@@ -233,6 +235,41 @@ class Walk(RuleBasedStateMachine):
             self.step("switch")
             self.world.switch(pick(list(self.world.rows), name), key)
 
+    @rule(name=NAME, pattern=st.sampled_from(PATTERNS), kind=st.sampled_from([*KINDS, "uids"]))
+    def put_policy(self, name: int | None, pattern: str, kind: str) -> None:
+        """Have a policy hold for an instance or for all, in the place of an earlier one."""
+        if self.world.rows:
+            self.step("put a policy")
+            self.world.put_policy(self.some_row(name), pattern, kind)
+
+    @rule(name=NAME, which=ANY)
+    def remove_policy(self, name: int | None, which: int) -> None:
+        """Have a policy hold no more."""
+        if self.world.rows:
+            chosen = self.some_row(name)
+            held = self.world.policies if chosen is None else self.world.rows[chosen].policies
+            if held:
+                self.step("remove a policy")
+                self.world.remove_policy(chosen, pick(list(held), which))
+
+    @rule(name=ANY, kind=st.sampled_from(list(KINDS)), uid=st.sampled_from([0, READER, READER + 1]), path=TOKENS)
+    def ask_for_token(self, name: int, kind: str, uid: int, path: str) -> None:
+        """Ask for the token of an instance twice, as root or another user, while a policy holds for it."""
+        running = self.running()
+        if running and len(self.world.nodes) < NODES and len(self.world.held) < HELD:
+            self.step("ask for a token")
+            chosen = pick(running, name)
+            init = self.world.rows[chosen].init
+            assert init is not None
+            self.world.put_policy(chosen, "user.token", kind)
+            held = self.world.connect(self.world.make(init, container=False, uid=uid), "incus")
+            for _time in range(2):
+                self.world.ask(held, path)
+
+    def some_row(self, name: int | None) -> str | None:
+        """Return the name of an instance; None for all."""
+        return None if name is None else pick(list(self.world.rows), name)
+
     @rule(node=ANY, dialect=DIALECT, path=st.none() | ASKED)
     def connect(self, node: int, dialect: str, path: str | None) -> None:
         """Connect, and send a request at once or later."""
@@ -363,12 +400,12 @@ class Walk(RuleBasedStateMachine):
             self.step("say ready")
             self.world.say_ready(pick(certain, held))
 
-    @rule(held=ANY, websocket=st.booleans())
-    def stream(self, held: int, websocket: bool) -> None:
+    @rule(held=ANY, websocket=st.booleans(), resumes=st.booleans())
+    def stream(self, held: int, websocket: bool, resumes: bool) -> None:
         """Turn a connection into an event stream."""
         if self.idle() and len(self.world.streams) < STREAMS:
             self.step("stream")
-            self.world.listen_on(pick(self.idle(), held), websocket)
+            self.world.listen_on(pick(self.idle(), held), websocket, resumes=resumes)
 
     @rule(node=ANY, dialect=DIALECT, websocket=st.booleans())
     def connect_stream(self, node: int, dialect: str, websocket: bool) -> None:

@@ -15,20 +15,22 @@ import socket
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from guestapi.callers.namespaces import examine, start_time
 from guestapi.dialects import DIALECTS, Dialect
-from guestapi.model import Init, Instance
+from guestapi.model import Init, Instance, KeyPolicy
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
-from guestapi.store import steps
+from guestapi.store import policies, steps
 from guestapi.store.lookup import list_instances
 from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
+from tests.proof.policies import KINDS, TOKEN_KEY, Rule, Token, rule_for
 
 #: No connection may reach a limit or a deadline.
 LIMITS = """[limits]
@@ -50,8 +52,10 @@ PATIENCE = 20
 IDS = 65536
 
 EVENTS = "/1.0/events"
+RESUMED = "/1.0/events?since=0"
 TOKEN = "/1.0/config/user.token"
-PATHS = ["/", "/1.0", "/1.0/config", TOKEN, "/1.0/devices", "/1.0/meta-data"]
+TREE, TREE_TOKEN = "/1.0/guestapi/tree", "/1.0/guestapi/tree/config/user.token"
+PATHS = ["/", "/1.0", "/1.0/config", TOKEN, "/1.0/devices", "/1.0/meta-data", "/1.0/guestapi", TREE, TREE_TOKEN]
 
 
 def secret() -> str:
@@ -117,6 +121,8 @@ class Row:
     init: Node | None = None
     ready: bool = False
     secrets: set[bytes] = field(default_factory=set)
+    token: Token = field(default_factory=Token)
+    policies: dict[str, KeyPolicy] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class Held:
         answered: it has had a response, so it was identified.
         asked: the path of the last request, while its response is pending.
         outcomes: the possible responses to that request.
+        forbidden: values that it may not have, since it was resumed when policies kept them from its instance.
         may_end: it is a stream that the service may have ended, for example because its instance was switched off.
     """
 
@@ -158,6 +165,7 @@ class Held:
     asked: str | None = None
     outcomes: set[Outcome] = field(default_factory=set)
     may_end: bool = False
+    forbidden: set[bytes] = field(default_factory=set)
 
 
 class World:
@@ -177,6 +185,8 @@ class World:
         self.names = [secret() for _name in range(5)]
         self.nodes: list[Node] = []
         self.rows: dict[str, Row] = {}
+        #: Policies of the project, by pattern.
+        self.policies: dict[str, KeyPolicy] = {}
         self.held: list[Held] = []
         self.streams: list[Held] = []
         #: PIDs that have been in use.
@@ -206,6 +216,8 @@ class World:
             self.end(node)
         for name in list(self.rows):
             self.remove(name)
+        for pattern in list(self.policies):
+            self.remove_policy(None, pattern)
         self._seen.clear()
         self._inits.clear()
         for stream in self.streams:
@@ -319,11 +331,12 @@ class World:
         self._changed()
 
     def _renew(self, change: Any, row: Row) -> Instance:
-        value, key, device = secret(), secret(), secret()
-        row.secrets |= {text.encode() for text in (value, key, device)}
+        value, key, device, option = secret(), secret(), secret(), secret()
+        row.secrets |= {text.encode() for text in (value, key, device, option)}
         old = {key: "" for key in row.stored.config if key.startswith("user.")}
         stored = steps.configure(change, row.stored, {**old, "user.token": value, f"user.{key}": "x"})
-        nic = {"type": "nic", "nictype": "ipvlan", "token": value}
+        row.token.set(value, self.rule(row))
+        nic = {"type": "nic", "nictype": "ipvlan", "token": option}
         renewed: Instance = steps.replace_devices(change, stored, {device: nic})
         return renewed
 
@@ -334,6 +347,44 @@ class World:
         with self.service.writer.change() as change:
             row.stored = steps.configure(change, row.stored, {key: value})
         self._changed()
+
+    # Policies.
+
+    def rule(self, row: Row) -> Rule:
+        """Return what holds for the token of an instance."""
+        return rule_for(TOKEN_KEY, self.policies, row.policies)
+
+    def put_policy(self, name: str | None, pattern: str, kind: str) -> None:
+        """Have a policy hold, for an instance or for all; a value that is to be given once is a new one."""
+        policy = KINDS[kind]._replace(pattern=pattern)
+        row = None if name is None else self.rows[name]
+        with self.service.writer.change() as change:
+            policies.put(change, "default", None if row is None else row.stored, policy)
+        (self.policies if row is None else row.policies)[pattern] = policy
+        self.happened[f"policies {kind}"] += 1
+        self._policy_changed(row)
+        if policy.once:
+            for one in [row] if row is not None else list(self.rows.values()):
+                self.configure(one.stored.name)
+
+    def remove_policy(self, name: str | None, pattern: str) -> None:
+        """Have a policy hold no more."""
+        row = None if name is None else self.rows[name]
+        with self.service.writer.change() as change:
+            policies.remove(change, "default", None if row is None else row.stored, pattern)
+        del (self.policies if row is None else row.policies)[pattern]
+        self._policy_changed(row)
+
+    def _policy_changed(self, row: Row | None) -> None:
+        for one in [row] if row is not None else self.rows.values():
+            one.token.conceal(self.rule(one))
+            one.token.reveal(self.rule(one))
+        for stream in self.streams:
+            rows = [identity.row for identity in stream.identities if identity is not None]
+            stream.forbidden &= set().union(*(one.token.forbidden(self.rule(one)) for one in rows))
+        self._changed()
+
+    # Runs.
 
     def start(self, name: str, init: Node) -> None:
         """Record a start of an instance with this init, and give it new secrets."""
@@ -365,14 +416,14 @@ class World:
         """
         seen = self._seen.get((source, key)) if late else None
         if seen is None:
-            value, other, device = secret(), secret(), secret()
+            value, other, device, option = secret(), secret(), secret(), secret()
             seen = Observed(
                 key,
                 "default",
                 name,
                 init=None if init is None else examine(init.pid),
                 config={"user.token": value, f"user.{other}": "x"},
-                devices={device: {"type": "nic", "nictype": "ipvlan", "token": value}},
+                devices={device: {"type": "nic", "nictype": "ipvlan", "token": option}},
             )
             if seen.init is not None and init is not None:
                 self._inits[seen.init] = init
@@ -405,7 +456,9 @@ class World:
             its_own = (before.source, before.key) == (source, key)
             waits = before.key is None and (before.source in (None, source))
             # Its workload may have reported Ready since.
-            if now is None or now != replace(before, ready=now.ready, revision=now.revision):
+            if now is None or now != replace(
+                before, ready=now.ready, revision=now.revision, policies=now.policies, config=_config(before, now, row)
+            ):
                 assert its_own or (waits and not refused), f"{before} was changed by {source} {key}"
             if now is None:
                 self.happened["removed by a source"] += 1
@@ -413,7 +466,11 @@ class World:
                 continue
             if refused and its_own:
                 assert now.init is None, "an instance that its source does not confirm runs"
-                assert (now.config, now.devices, now.name) == (before.config, before.devices, before.name)
+                assert (now.config, now.devices, now.name) == (
+                    _config(before, now, row),
+                    before.devices,
+                    before.name,
+                )
             owner = (now.source, now.key)
             assert owner == (before.source, before.key) or its_own or owner == (source, key)
             self.happened["released"] += its_own and now.key is None
@@ -443,6 +500,8 @@ class World:
             row.init, row.ready = (None if now.init is None else self._inits[now.init]), False
         row.stored = now
         row.secrets = allowed
+        if (value := now.config.get(TOKEN_KEY)) is not None:
+            row.token.set(value, self.rule(row))
 
     def remove(self, name: str) -> None:
         """Remove an instance."""
@@ -496,13 +555,18 @@ class World:
             assert identity is not None
             identity.row.ready = True
 
-    def listen_on(self, held: Held, websocket: bool) -> None:
-        """Turn a connection into an event stream."""
-        self._ask(held, EVENTS)
+    def listen_on(self, held: Held, websocket: bool, *, resumes: bool = False) -> None:
+        """Turn a connection into an event stream, perhaps one that begins with all that the change log has."""
+        path = RESUMED if resumes else EVENTS
+        self._ask(held, path)
         upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         key = f"Sec-WebSocket-Key: {'A' * 22}==\r\n"
         fields = upgrade + key if websocket else ""
-        held.socket.sendall(f"GET {EVENTS} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode())
+        rows = [identity.row for identity in held.identities if identity is not None]
+        if resumes:
+            held.forbidden = set().union(*(row.token.forbidden(self.rule(row)) for row in rows))
+            self.happened["resumed"] += 1
+        held.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n".encode())
         if self._judge(held, self._response(held)) in (101, 200):
             self.held.remove(held)
             self.streams.append(held)
@@ -580,7 +644,9 @@ class World:
             if held.asked is not None:
                 self._expect(held, held.asked)
         for stream in self.streams:
-            statuses = {self._outcome(stream, identity, EVENTS).status for identity in stream.identities}
+            statuses = {
+                one.status for identity in stream.identities for one in self._outcomes(stream, identity, EVENTS)
+            }
             stream.may_end = stream.may_end or statuses != {200}
 
     def _ask(self, held: Held, path: str) -> None:
@@ -600,7 +666,7 @@ class World:
         self.happened["asked after the pid was used again"] += bool(old & others)
 
     def _expect(self, held: Held, path: str) -> None:
-        held.outcomes |= {self._outcome(held, identity, path) for identity in held.identities}
+        held.outcomes |= {outcome for identity in held.identities for outcome in self._outcomes(held, identity, path)}
 
     def lasts(self, identity: Identity | None) -> bool:
         """Whether an identification is still valid."""
@@ -610,16 +676,36 @@ class World:
         known = self.rows.get(row.stored.name) is row
         return known and row.stored.run == identity.run and row.init is identity.init and identity.init.alive
 
-    def _outcome(self, held: Held, identity: Identity | None, path: str) -> Outcome:
+    def _outcomes(self, held: Held, identity: Identity | None, path: str) -> Iterator[Outcome]:
         if identity is None or not self.lasts(identity):
-            return Outcome(identity, 500, b"pid not in container?\n")
-        if held.node.uid != identity.init.root:
-            return Outcome(identity, 401, b"Access denied for non-root user\n")
+            yield Outcome(identity, 500, b"pid not in container?\n")
+            return
         row, dialect = identity.row, held.dialect
+        rule = self.rule(row)
+        init = identity.init
+        if held.node.uid != init.root:
+            inside = held.node.uid - init.root
+            known = init.privileged or 0 <= inside < init.count
+            if path not in (TOKEN, TREE_TOKEN) or not known or inside not in rule.readers:
+                yield Outcome(identity, 401, b"Access denied for non-root user\n")
+                return
+            self.happened["asked as a reader"] += 1
         method = "PATCH" if path == "PATCH" else "GET"
         if row.stored.config.get(dialect.switch) and (method, path) not in dialect.open_when_off:
-            return Outcome(identity, 403, b"not authorized\n")
-        return Outcome(identity, 200, None if path == EVENTS else _body(row, dialect, path))
+            yield Outcome(identity, 403, b"not authorized\n")
+        elif path in (TOKEN, TREE_TOKEN):
+            token = row.token
+            token.perhaps_spent = token.perhaps_spent or rule.once
+            if rule.hidden or token.perhaps_spent:
+                yield Outcome(identity, 404, b"not found\n")
+            if not rule.hidden:
+                yield Outcome(identity, 200, token.value)
+        elif path in (EVENTS, RESUMED):
+            yield Outcome(identity, 200, None)
+        else:
+            yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=True))
+            if row.token.perhaps_spent:
+                yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=False))
 
     def _judge(self, held: Held, response: bytes) -> int:
         """Check a response, and keep only the identities that explain it."""
@@ -630,6 +716,12 @@ class World:
         said = 200 if status == 101 else status
         right = [one for one in held.outcomes if one.status == said and one.body in (None, body)]
         assert right, f"got {response!r}, expected one of {held.outcomes}"
+        if status == 200 and held.asked in (TOKEN, TREE_TOKEN):
+            given = [one.identity.row for one in right if one.identity is not None]
+            for row in given:
+                if row.token.value == body and self.rule(row).once:
+                    row.token.give()
+                    self.happened["given once"] += 1
         held.identities = {one.identity for one in right}
         held.answered, held.asked = True, None
         self.happened[f"answered {status}"] += 1
@@ -640,11 +732,32 @@ class World:
         for found in SECRET.findall(data):
             self.happened["secrets"] += 1
             assert found in known, f"another instance's secret in {data!r}"
+        if held in self.streams:
+            rows = [identity.row for identity in held.identities if identity is not None]
+            untold = held.forbidden.union(*(row.token.untold for row in rows))
+            assert not untold.intersection(SECRET.findall(data)), f"a value that no event may have in {data!r}"
 
 
-def _body(row: Row, dialect: Dialect, path: str) -> bytes:
-    """Return the expected body for an instance."""
+def _config(before: Instance, now: Instance, row: Row) -> Mapping[str, str]:
+    """Return what an instance had as configuration, but for a token that somebody may have got since."""
+    if not row.token.perhaps_spent or TOKEN_KEY in now.config:
+        return before.config
+    return {key: value for key, value in before.config.items() if key != TOKEN_KEY}
+
+
+def _body(world: World, row: Row, dialect: Dialect, path: str, *, with_token: bool) -> bytes:
+    """Return the expected body for an instance, of which the token may be spent."""
     instance = row.stored
+    values = {**instance.config, TOKEN_KEY: row.token.value.decode()}
+    config = {}
+    for key in sorted(values):
+        rule = rule_for(key, world.policies, row.policies)
+        if dialect.is_readable(key) and not (rule.hidden or rule.once) and (with_token or key != TOKEN_KEY):
+            config[key] = values[key]
+    devices = {name: dict(sorted(device.items())) for name, device in sorted(instance.devices.items())}
+    identity = instance.name if dialect.name_is_instance_id else instance.cloud_init_id
+    meta_data = f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.name}\n"
+    state = "Ready" if row.ready else "Started"
     match path:
         case "PATCH":
             return b""
@@ -653,17 +766,29 @@ def _body(row: Row, dialect: Dialect, path: str) -> bytes:
         case "/1.0" if not dialect.describes_instance:
             found = {"api_version": "1.0"}
         case "/1.0":
-            state = "Ready" if row.ready else "Started"
             found = {"state": state, "api_version": "1.0", "instance_type": "container", "location": platform.node()}
         case "/1.0/config":
-            found = [f"/1.0/config/{key}" for key in sorted(instance.config) if dialect.is_readable(key)]
+            found = [f"/1.0/config/{key}" for key in config]
         case "/1.0/devices" if dialect.listed_nic_types is not None:
             found = [f"/1.0/device/{name}" for name in instance.devices]
         case "/1.0/devices":
-            found = {name: dict(sorted(device.items())) for name, device in instance.devices.items()}
+            found = devices
         case "/1.0/meta-data":
-            identity = instance.name if dialect.name_is_instance_id else instance.cloud_init_id
-            return f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.name}\n".encode()
+            return meta_data.encode()
+        case "/1.0/guestapi":
+            found = {"features": ["tree"]}
         case _:
-            return instance.config["user.token"].encode()
+            assert path == TREE
+            found = {
+                "api_version": "1.0",
+                "config": config,
+                "devices": devices,
+                "instance_type": "container",
+                "location": platform.node(),
+                "meta_data": meta_data,
+                "name": instance.name,
+                "project": "default",
+                "state": state,
+                "uuid": instance.uuid,
+            }
     return json.dumps(found, separators=(",", ":")).encode() + b"\n"
