@@ -18,7 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from guestapi.api.app import create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller
+from guestapi.notifications.broker import ChangeLog
 from guestapi.notifications.waiting import Waiter
+from guestapi.records import Notification
 from guestapi.server.store_thread import OffloadedStore
 from guestapi.settings import Settings, StoreSettings
 from guestapi.store import steps
@@ -174,7 +176,7 @@ class History(RuleBasedStateMachine):
         log = self.workers[client.worker].broker.log
         found = log.entries(client.at, 100, instance_id=self.caller.instance_id).found
         for entry in found:
-            metadata = json.loads(entry.metadata)
+            metadata = json.loads(_metadata(log, entry))
             if metadata["key"] == key:
                 assert metadata["old_value"] == value, "a gap or a duplicate"
                 value = metadata["value"]
@@ -269,3 +271,13 @@ class History(RuleBasedStateMachine):
 
 TestHistory = History.TestCase
 TestHistory.settings = hypothesis_settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def _metadata(log: ChangeLog, entry: Notification) -> bytes:
+    """The metadata of an entry of the change log, read part by part if it is large."""
+    content = b"" if entry.left_out else entry.metadata.encode()
+    while len(content) < entry.left_out:
+        part = log.entry_part(entry, len(content))
+        assert part is not None
+        content += part
+    return content
