@@ -10,8 +10,9 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Thread
 
 from guestapi import model
@@ -208,26 +209,21 @@ class Mirror:
         at = {_place(one): one for one in found if one is not None and one.source == self._name}
         observations: list[Observed] = []
         missing: list[Place] = []
-        threads = ThreadPoolExecutor(_AT_ONCE)
-        try:
-            looks = [(place, threads.submit(self._look_at, place, at.get(place))) for place in places]
-            for place, look in looks:
-                self._faults.pop(place, None)
-                self._readiness.refused.discard(place)
-                tries = self._again.pop(place, 0)
-                try:
-                    observed = look.result()
-                    observations += [] if observed is None else [observed]
-                    missing += [place] if observed is None else []
-                except GoneError:
-                    missing.append(place)
-                except RefusedError as error:
-                    # Of an instance that is not here, another member may not tell anything.
-                    if place in at or not isinstance(error, SlowError):
-                        self._try_again(place, tries, error)
-                self._report.progress.renew()
-        finally:
-            threads.shutdown(cancel_futures=True)
+        for place, look in self._looks(places, at):
+            self._faults.pop(place, None)
+            self._readiness.refused.discard(place)
+            tries = self._again.pop(place, 0)
+            try:
+                observed = look()
+                observations += [] if observed is None else [observed]
+                missing += [place] if observed is None else []
+            except GoneError:
+                missing.append(place)
+            except RefusedError as error:
+                # Of an instance that is not here, another member may not tell anything.
+                if place in at or not isinstance(error, SlowError):
+                    self._try_again(place, tries, error)
+            self._report.progress.renew()
         candidates = {key for one in observations for key in (one.key, keys.own_key(_place(one), one.key))}
         with self._store.view() as store:
             held = [one for key in candidates if (one := find_by_key(store, self._name, key)) is not None]
@@ -239,6 +235,22 @@ class Mirror:
         # One that has another name by now is not gone.
         gone = {str(one.key): place for place in missing if (one := at.get(place)) is not None and one.key not in seen}
         self._write(observations, gone, {one.key: one for one in held if one.key is not None})
+
+    def _looks(
+        self, places: list[Place], at: Mapping[Place, model.Instance]
+    ) -> Iterator[tuple[Place, Callable[[], Observed | None]]]:
+        """What returns the look at each place, or raises its error; several looks are taken at a time."""
+        if len(places) == 1:
+            # PERF: most often it is one, for whose event a guest waits.
+            yield places[0], partial(self._look_at, places[0], at.get(places[0]))
+            return
+        threads = ThreadPoolExecutor(_AT_ONCE)
+        try:
+            looks = [(place, threads.submit(self._look_at, place, at.get(place))) for place in places]
+            for place, look in looks:
+                yield place, look.result
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     def _look_at(self, place: Place, known: model.Instance | None) -> Observed | None:
         """As `_see`, of an instance that was only named; None if it is of another member."""
