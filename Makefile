@@ -62,6 +62,10 @@ test-machine: $(VENV)/ready ## boot a virtual machine of SUITE (trixie, bookworm
 	@tools/packages install machine
 	GUESTAPI_MACHINE=$(SUITE) $(VENV)/bin/pytest tests/machine
 
+test-cluster: $(VENV)/ready daemons ## three Incus daemons in a cluster, with a guestapi beside each (as root, four minutes)
+	@tools/packages install test
+	GUESTAPI_CLUSTER=1 $(VENV)/bin/pytest tests/cluster
+
 fuzz: $(VENV)/ready ## coverage-guided fuzzing for SECONDS (600) in all
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	$(VENV)/bin/python -m tests.fuzz $(SECONDS)

@@ -135,6 +135,10 @@ class Daemon:
         """Whether the daemon runs."""
         return self._process.poll() is None
 
+    def send(self, signal: int) -> None:
+        """Send the daemon a signal."""
+        self._process.send_signal(signal)
+
     def kill(self, signal: int) -> None:
         """End the daemon with this signal; its containers stay."""
         self._process.send_signal(signal)

@@ -1,0 +1,58 @@
+"""One member of the cluster with its guestapi, as the tests of this directory use it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.harness.cluster import Member
+from tests.harness.mirroring import MirrorProcess
+from tests.harness.service import Service
+
+#: Seconds to wait for an expected state.
+PATIENCE = 60.0
+
+
+@dataclass
+class Side:
+    """A member, its service and its mirror."""
+
+    member: Member
+    service: Service
+    mirror: MirrorProcess
+
+    def known(self, project: str = "default") -> dict[str, dict[str, Any]]:
+        """Return the instances of a project that this guestapi answers, by name."""
+        return {one["name"]: one for one in self.service.listed() if one["project"] == project}
+
+    def value(self, name: str, key: str, project: str = "default") -> str | None:
+        """Return a key of an instance as this guestapi has it; None if it has no such instance or key."""
+        if name not in self.known(project):
+            return None
+        return self.service.instance(name, project).config.get(key)
+
+    def fault(self) -> str:
+        """Return what `guestapi check` finds wrong with the mirror."""
+        findings = json.loads(self.service.command("check", "--format", "json", check=False).stdout)
+        return "; ".join(str(one["text"]) for one in findings if one["check"] == "mirror incus" and not one["ok"])
+
+    @contextmanager
+    def launched(self, name: str, *words: str) -> Iterator[None]:
+        """Run a container on this member for the length of the block, asked for at this member."""
+        self.member.client("launch", "busybox", name, "--target", self.member.name, *words)
+        try:
+            yield
+        finally:
+            self.member.client("delete", "--force", name, check=False)
+
+
+def wait(what: Callable[[], object]) -> None:
+    """Poll until a condition holds."""
+    until = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.1)
