@@ -103,8 +103,8 @@ GUARDS = {
     ),
     "a value that was given": (
         "guestapi/store/rows.py",
-        "            settings.pop(key, None)\n            large.discard(key)\n        devices",
-        "            pass\n        devices",
+        "SELECT key FROM spends WHERE instance_id = ? AND spent",
+        "SELECT key FROM spends WHERE instance_id = ? AND 0",
     ),
     "a policy that hides": ("guestapi/key_policy.py", "    return rule.hidden or rule.once\n", "    return False\n"),
     "a user that a policy names": (
