@@ -35,7 +35,7 @@ exec sleep infinity
 """
 
 #: Options without which podman needs cgroup controllers and limits that a development machine may lack.
-MODEST = ("--pids-limit=-1", "--ulimit=nofile=1024:4096", "--ulimit=nproc=1000:1000", "--network=none")
+MODEST = ("--pids-limit=0", "--ulimit=nofile=1024:4096", "--ulimit=nproc=1000:1000", "--network=none")
 UNPRIVILEGED = (f"--uidmap=0:{BASE}:65536", f"--gidmap=0:{BASE}:65536")
 CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
 
