@@ -18,7 +18,7 @@ from guestapi.settings import ListenSocket
 _MODULES = frozenset(
     {
         *("apply", "backup", "check", "config", "device", "events", "export", "follow", "hook", "image", "instance"),
-        *("metrics", "mirror", "policy", "profile", "project", "restore", "takeover"),
+        *("metrics", "mirror", "policy", "profile", "project", "restore", "takeover", "top"),
     }
 )
 #: Verbs of instances that can be typed without the noun, as with `incus`.

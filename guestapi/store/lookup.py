@@ -6,7 +6,7 @@ Every function takes an object with a connection: a `view.View`, or a `transacti
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from guestapi.model import Instance
@@ -156,6 +156,13 @@ def count_instances(store: Moment) -> tuple[int, int]:
     """How many instances there are, and how many of them run."""
     row = store.connection.execute("SELECT count(*), count(init_pid) FROM instances").fetchone()
     return row[0], row[1]
+
+
+def name_instances(store: Moment, numbers: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """Project and name of instances, by their ids; those that are gone are not among them."""
+    query = "SELECT id, project, name FROM instances WHERE id IN (SELECT value FROM json_each(?))"
+    rows = store.connection.execute(query, (f"[{','.join(map(str, numbers))}]",))
+    return {number: (project, name) for number, project, name in rows}
 
 
 def count_entries(store: Moment) -> int:
