@@ -6,8 +6,11 @@ import json
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guestapi.api.app import create
+from guestapi.api.cloud_config import merge
 from guestapi.api.resources.ubuntu_pro import GuestAttach, GuestToken
 from guestapi.model import Instance
 from guestapi.notifications.broker import Broker
@@ -176,7 +179,9 @@ def test_vendor_users_stay() -> None:
         "#cloud-config\na: &a {b: 1}\nc: {<<: *a}\n",
         "H4sIAAAAAAAAA",
         "\x1f\u008b\b",
-        "#cloud-config\n" + "a" * 70000,
+        "#cloud-config\n" + "a: b\n" * 4000,
+        "#cloud-config\na: " + "[" * 500 + "]" * 500 + "\n",
+        "#cloud-config\na: " + "[" * 8000 + "]" * 8000 + "\n",
     ],
 )
 def test_other_documents_are_unchanged(text: str) -> None:
@@ -205,6 +210,24 @@ def test_forms_of_users(given: str, expected: list[object]) -> None:
     """Every form of users that cloud-init accepts gets the key, once."""
     config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "cloud-init.user-data": f"#cloud-config\n{given}\n"}
     assert users(document("cloud-init.user-data", config)) == expected
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)
+)
+
+
+@given(parsed=st.dictionaries(st.text() | st.just("users"), JSON), rest=st.text())
+def test_any_document(parsed: dict[str, object], rest: str) -> None:
+    """Of any document, all but the users stays as cloud-init reads it; whatever is set is answered."""
+    written = "#cloud-config\n" + yaml.safe_dump(parsed)
+    for text in (written, "#cloud-config\n" + rest):
+        config = {"cloud-init.ssh-keys.a": f"bob:{KEY}", "cloud-init.user-data": text}
+        found = merge(config, frozenset(), "cloud-init.user-data", text)
+        assert found is not None
+        if text == written:
+            before, after = yaml.safe_load(text), yaml.safe_load(found)
+            assert {**before, "users": None} == {**after, "users": None} if "users" in after else before == after
 
 
 def test_many_keys() -> None:
