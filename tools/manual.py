@@ -35,6 +35,7 @@ GUIDE = (
     "oci.md",
     "nspawn.md",
     "incus.md",
+    "from-incus.md",
     "guests.md",
     "events.md",
     "extensions.md",
