@@ -1,9 +1,11 @@
-"""`config get` and `config set`, which scripts call in loops: processor time in multiples of loading sqlite3."""
+"""`config get` and `config set`, which scripts call in loops, in multiples of loading sqlite3; and commands in bulk."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -15,6 +17,8 @@ from guestapi.store import steps
 from guestapi.store.writing import Writer
 from tests.harness.following import processor_milliseconds
 
+#: Instances that are applied at once, and seconds that it may take.
+MANY, MOST_SECONDS = 10_000, 5.0
 #: The number of measurements of each call, and the limit of the ratio to Python that loads sqlite3 alone.
 ROUNDS, MOST = 40, 3.5
 
@@ -33,6 +37,7 @@ def measure() -> Iterator[Figure]:
             ("as installed", install(directory)),
         ):
             yield from _costs(where, command, config)
+        yield from _bulk(directory, Path(sys.prefix, "bin/guestapi"), config)
 
 
 def _costs(where: str, command: Path, config: Path) -> Iterator[Figure]:
@@ -48,3 +53,22 @@ def _costs(where: str, command: Path, config: Path) -> Iterator[Figure]:
     for name, value in zip(list(calls)[1:], found, strict=True):
         yield Figure(f"{where}: processor time of guestapi {name}", value, "ms")
         yield Figure(f"{where}: guestapi {name}, in times of that", value / base, "", MOST)
+
+
+def _bulk(directory: Path, command: Path, config: Path) -> Iterator[Figure]:
+    """Measure commands about many instances: added, unchanged, exported and listed."""
+    definitions = directory / "many.yaml"
+    with definitions.open("w") as file:
+        for number in range(MANY):
+            file.write(f"---\nname: b{number}\nconfig:\n  user.role: web\n  user.number: '{number}'\n")
+            file.write("devices:\n  eth0:\n    type: nic\n    name: eth0\n")
+    calls: list[tuple[str, list[str | Path], float | None]] = [
+        (f"apply of {MANY:,} instances, all new", ["apply", "-f", definitions], MOST_SECONDS),
+        (f"apply of {MANY:,} instances, none changed", ["apply", "-f", definitions], MOST_SECONDS),
+        (f"export of {MANY:,} instances", ["export", "--all"], None),
+        (f"list of {MANY:,} instances", ["list"], None),
+    ]
+    for what, words, most in calls:
+        began = time.monotonic()
+        subprocess.run([command, "--config", config, *words], check=True, stdout=subprocess.DEVNULL)
+        yield Figure(f"guestapi {what}", time.monotonic() - began, "s", most)
