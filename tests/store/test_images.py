@@ -286,11 +286,14 @@ IMPORTING = """
 from pathlib import Path
 from guestapi.store.images import directory, import_image, remove_image
 writer = Writer(settings)
-sources = [Path(name) for name in receive().split()]
+pace, *names = receive().split()
+sources = [Path(name) for name in names]
 while True:
     send("go")
     image = import_image(writer, directory(settings), sources)
     send("done")
+    if pace == "hold":
+        receive()
     remove_image(writer, directory(settings), image.fingerprint)
 """
 
@@ -302,14 +305,15 @@ def test_killed_imports(settings: Settings, writer: Writer, where: Path, tmp_pat
         source.write_bytes(os.urandom(3 << 20))
     known_at_the_end = 0
 
-    def import_again(other: Other, words: int) -> None:
-        other.write_line(" ".join(map(str, sources)))
+    def import_again(other: Other, words: int, pace: str) -> None:
+        other.write_line(" ".join([pace, *map(str, sources)]))
         for _word in range(words):
             other.read_line()
 
     for attempt in range(24):
         with other_process(settings, IMPORTING) as other:
-            import_again(other, 1 + attempt % 2)
+            # Some are killed between import and removal, whatever the load is.
+            import_again(other, 1 + attempt % 2, "hold" if attempt % 8 == 7 else "go")
             # No event to wait for: the kill may come at any moment.
             time.sleep(attempt * 0.0015)
             other.kill()
