@@ -19,7 +19,8 @@ RULES = MONITORING / "guestapi.rules.yml"
 
 def promtool(*words: str | Path) -> None:
     """Run promtool, which must be content."""
-    assert shutil.which("promtool"), "tools/packages install test"
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool of Debian's package prometheus: tools/packages install test")
     done = subprocess.run(["promtool", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -106,8 +106,8 @@ def test_everything_is_counted_once(service: Service) -> None:
         wait(lambda: counted(dialect="incus", route="other", code="404") == 1)
         wait(lambda: counted() == 13)
         after = scrape(path)
-        # Each worker has asked the application once.
-        assert 8 <= summed(after, "guestapi_cached_responses_total") <= 9
+        # A worker keeps what it is asked for again, so it has asked the application twice at the most.
+        assert 6 <= summed(after, "guestapi_cached_responses_total") <= 8
         assert summed(after, "guestapi_limit_excesses_total", limit="streams_per_instance") == 1
         assert summed(after, "guestapi_instances", state="running") == 1
         assert summed(after, "guestapi_workers") == summed(after, "guestapi_workers_wanted") == 2
