@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +41,7 @@ UNPRIVILEGED = (f"--uidmap=0:{BASE}:65536", f"--gidmap=0:{BASE}:65536")
 CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
 
 
-class Engine:
+class Engine(ABC):
     """The common parts of podman and Docker. `path` is the engine's own directory, `socket` its API socket."""
 
     #: Options of ``run`` that are needed on this machine.
@@ -87,21 +88,21 @@ class Engine:
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
+    @abstractmethod
     def plain(self) -> Sequence[str]:
         """The arguments of ``run`` for a container without special properties."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, image: Image, tag: str) -> Sequence[str]:
         """Load an image; return the arguments of ``run`` for a container of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def serve(self) -> list[str]:
         """Return the command that serves the API."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self, *words: str) -> list[str]:
         """Return a command of the engine's client."""
-        raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the server and the client."""
