@@ -40,6 +40,8 @@ GUIDE = (
     "events.md",
     "extensions.md",
     "images.md",
+    "monitoring.md",
+    "audit.md",
 )
 
 #: The title of each page.
