@@ -12,9 +12,10 @@ from statistics import median
 import guestapi
 from benchmarks.figures import Figure
 from benchmarks.processes import resident_kb
-from tests.harness.following import RunningFollower, install_hook, processor_milliseconds, until
+from tests.harness.following import RunningFollower, install_hook, processor_milliseconds
 from tests.harness.lxc_monitors import PlayedLxc
 from tests.harness.service import Service
+from tests.harness.waiting import until
 
 #: The number of measurements of each command, and of containers that start at once.
 ROUNDS, AT_ONCE = 25, 200

@@ -17,6 +17,7 @@ import pytest
 
 from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND
+from tests.harness.waiting import PATIENCE
 
 CONTENT = b"image" * 1000
 FP = hashlib.sha256(CONTENT).hexdigest()
@@ -206,12 +207,12 @@ def test_interrupted_import(guestapi: Guestapi, tmp_path: Path) -> None:
             (tmp_path / "endless.tar").open("wb", buffering=0) as pipe,
         ):
             pipe.write(CONTENT)
-            until = time.monotonic() + 10
+            until = time.monotonic() + PATIENCE
             while not begins():
                 assert time.monotonic() < until
                 time.sleep(0.01)
             run.send_signal(number)
-            assert run.wait(10) != 0
+            assert run.wait(PATIENCE) != 0
         assert listed(guestapi) == []
         if number == signal.SIGINT:
             assert list((guestapi.directory / "images").iterdir()) == []

@@ -16,7 +16,7 @@ import pytest
 from tests.harness.enterable import CHECKOUT
 from tests.harness.scratch import SCRATCH
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.root
 
 #: Run by /bin/sh in a mount namespace: puts the checkout ($1) below a directory with mode 0700 ($2), then runs the
 #: rest.
@@ -49,7 +49,7 @@ VARYING = (
 def demo(*words: str, before: list[str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the demo as `make demo` does."""
     command = [*(before or []), sys.executable, "-m", "tests.demo", *words]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
 
 
 def normalised(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from tests.harness.daemon_units import CLIENTS, install_daemon
 from tests.harness.machine import Machine, building
 from tests.harness.waiting import PATIENCE, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.root
 
 #: The beginning of a finding about a runtime whose follower is switched off.
 FOLLOWER = "ok   follower "

@@ -15,11 +15,12 @@ from guestapi.sources.lxc.monitor import address
 from guestapi.store.lookup import list_problems, list_sources
 from guestapi.store.view import view
 from tests.faults.killing import killed_before
-from tests.harness.following import RunningFollower, until
+from tests.harness.following import RunningFollower
 from tests.harness.lxc_monitors import PlayedLxc
 from tests.harness.service import Service
+from tests.harness.waiting import PATIENCE, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.root
 
 #: The calls of a follower that have effects outside of it: on files, sockets and processes.
 CALLS = (
@@ -159,7 +160,7 @@ def test_killed_anywhere(scenario: Scenario) -> None:
         name = f"c{number}"
         scenario.lxc.start(name)
         with killed_before(scenario.follower.pid, number, CALLS):
-            assert scenario.lxc.hook(name).wait(30) == 0
+            assert scenario.lxc.hook(name).wait(PATIENCE) == 0
             # Give it time for its periodic work; the ring is done by now.
             time.sleep(0.1)
             ended = scenario.follower.is_alive()
@@ -212,6 +213,6 @@ def test_monitor_that_hangs(scenario: Scenario) -> None:
             with view(scenario.service.settings.store.url) as store:
                 return any("did not answer within 1.0 s" in one.reason for one in list_problems(store))
 
-        until(is_reported, "the problem in the store", 40)
+        until(is_reported, "the problem in the store")
         assert scenario.lxc.hook("one").communicate()[1] == ""
-    until(lambda: not is_reported(), "its end", 90)
+    until(lambda: not is_reported(), "its end")

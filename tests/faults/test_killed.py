@@ -19,8 +19,8 @@ from guestapi.store.reading import Reader
 from guestapi.store.writing import Writer
 from tests.faults.killing import Commands, killed_before
 from tests.harness.service import Service
+from tests.harness.waiting import until
 from tests.server.inside import talk
-from tests.server.test_worker import until
 from tests.store.processes import config_of, init, log_entries
 
 pytestmark = pytest.mark.root

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.harness.service import USER, Service
+from tests.harness.waiting import until
 from tests.server.inside import talk, talks
-from tests.server.test_worker import until
 
 pytestmark = pytest.mark.root
 
@@ -35,7 +35,8 @@ def test_no_descriptor_left() -> None:
         before = service.workers
         directory = Path(f"/proc/{before[0]}/fd")
         limit_descriptors(before[0], max(int(path.name) for path in directory.iterdir()) + 4)
-        with talks(c1, 12):
+        # More than what has been closed since.
+        with talks(c1, 40):
             until(lambda: "cannot accept" in service.log.read_text(), "a word to the operator")
             # Time for the worker's periodic check, which comes each second.
             time.sleep(1.5)

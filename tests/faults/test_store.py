@@ -21,9 +21,9 @@ from guestapi.cli.main import main
 from guestapi.store.writing import Writer
 from tests.harness.containers import Container, Response
 from tests.harness.service import USER, Service
+from tests.harness.waiting import until
 from tests.server.inside import talk
 from tests.server.test_events import websocket
-from tests.server.test_worker import until
 
 pytestmark = pytest.mark.root
 

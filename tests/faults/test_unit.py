@@ -16,9 +16,9 @@ import pytest
 
 from tests.harness.containers import Container
 from tests.harness.machine import Installed
-from tests.server.test_worker import until
+from tests.harness.waiting import PATIENCE, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.root
 
 #: A hook with which a worker allocates more memory than permitted, after a certain request.
 GREEDY = """
@@ -99,7 +99,7 @@ def test_worker_out_of_memory(machine: Installed, container: Container) -> None:
     assert machine.property_of("OOMPolicy") == "continue"
     with limited(machine, 200 << 20, before):
         assert container.ask("/1.0/config/user.greedy").text == "yes"
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE
         while len(after := machine.workers()) != 2 or after == before:
             assert time.monotonic() < end, "no worker was killed, or none replaced"
         assert len(set(before) & set(after)) == 1
@@ -118,7 +118,7 @@ counts = collections.Counter()
 while True:
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(30)
+            connection.settimeout(300)
             connection.connect(sys.argv[1])
             connection.sendall(b"OPTIONS * HTTP/1.0\\r\\n\\r\\n")
             counts["good" if connection.recv(100).startswith(b"HTTP/1.0 200") else "cut"] += 1
@@ -150,7 +150,7 @@ def load(machine: Installed, path: str) -> Iterator[Load]:
         assert process.stdout.readline() == "answered\n"
         running = Load({})
         yield running
-        out, _none = process.communicate(timeout=60)
+        out, _none = process.communicate(timeout=PATIENCE)
         running.counts = json.loads(out.splitlines()[-1])
 
 
@@ -158,7 +158,7 @@ def ask(machine: Installed, path: str) -> bool:
     """Return whether the service answers at that socket."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(30)
+            connection.settimeout(PATIENCE)
             connection.connect(f"/proc/{machine.pid}/root{path}")
             connection.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
             return connection.recv(100).startswith(b"HTTP/1.0 200")

@@ -66,7 +66,7 @@ def connect(path: str, how: str = "self") -> socket.socket:
             connects, and its child, which inherits the socket, continues.
     """
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(10)
+    connection.settimeout(300)
     if how in ("exited", "leaving"):
         child = os.fork()
         if child == 0:
@@ -108,7 +108,7 @@ def exchange(connection: socket.socket, steps: list[list[Any]]) -> dict[str, Any
         elif step[0] == "shutdown":
             connection.shutdown(socket.SHUT_WR)
         else:
-            data, closed = receive(connection, step[1], step[2], step[3] if len(step) > 3 else 10)
+            data, closed = receive(connection, step[1], step[2], step[3] if len(step) > 3 else 300)
             received.append(base64.b64encode(data).decode())
     if not closed:
         connection.settimeout(LOOK)
@@ -166,7 +166,7 @@ def perform(command: dict[str, Any]) -> dict[str, Any]:
             command["argv"],
             input=base64.b64decode(command.get("input", "")),
             capture_output=True,
-            timeout=command.get("timeout", 60),
+            timeout=command.get("timeout", 300),
             check=False,
         )
         out, err = base64.b64encode(done.stdout).decode(), base64.b64encode(done.stderr).decode()

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.harness.following import until
 from tests.harness.service import COMMAND, USER, Service
+from tests.harness.waiting import until
 
 #: As in the units: root in the store's group, with one capability of root's.
 _CONFINED = (

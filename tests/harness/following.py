@@ -6,8 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -23,17 +22,10 @@ from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.recorder import Ledger
 from guestapi.sources.source import Changes, Found
 from tests.harness.service import COMMAND, USER, Service
+from tests.harness.waiting import PATIENCE, until
 
 #: The command of the hook as it is installed: without the package, with built-in modules only.
 HOOK = ["/usr/bin/python3", "-I", "-S", hook.__file__]
-
-
-def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Poll until a condition holds."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.005)
 
 
 def processor_milliseconds(command: Sequence[str | Path], environ: Mapping[str, str]) -> float:
@@ -130,7 +122,7 @@ class RunningFollower:
         """Stop the follower as systemctl stop does; return its exit status."""
         assert self._process is not None
         self._process.terminate()
-        status = self._process.wait(20)
+        status = self._process.wait(PATIENCE)
         self._process = None
         return status
 
@@ -286,5 +278,5 @@ def following(source: PlayedSource, ledger: Ledger, doorbells: Path) -> Iterator
         yield notified
     finally:
         follower.stop()
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive()

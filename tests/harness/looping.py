@@ -20,7 +20,7 @@ class Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect, as http.client.HTTPConnection."""
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        self.sock.settimeout(300)
         self.sock.connect("/dev/incus/sock")
 
 

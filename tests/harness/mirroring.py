@@ -14,6 +14,7 @@ from types import TracebackType
 
 from tests.harness.daemon import Daemon
 from tests.harness.service import COMMAND, USER, Service
+from tests.harness.waiting import PATIENCE
 
 #: The directory of guestapi's socket in each container, from a device of the default profile. The daemon's own socket
 #: is in its usual place.
@@ -74,9 +75,9 @@ class MirrorProcess:
     def kill(self) -> None:
         """Kill the mirror with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(PATIENCE)
 
-    def status(self, wanted: str = "", patience: float = 30) -> str:
+    def status(self, wanted: str = "", patience: float = PATIENCE) -> str:
         """Return the next status text sent to systemd that contains `wanted`."""
         until = time.monotonic() + patience
         self._notified.settimeout(patience)

@@ -28,6 +28,7 @@ from guestapi.store.writing import Writer
 from tests.harness.containers import BASE, Container
 from tests.harness.fast import forbid
 from tests.harness.scratch import SCRATCH
+from tests.harness.waiting import PATIENCE
 
 #: An unused user ID. The service needs no entry in /etc/passwd.
 USER = 64_042
@@ -57,6 +58,7 @@ class Service:
         gunicorn: str = "",
         dialects: Sequence[str] = tuple(DIALECTS),
         environment: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
     ) -> None:
         """Prepare a service, without starting it.
 
@@ -66,6 +68,7 @@ class Service:
             gunicorn: the contents of gunicorn.conf.py.
             dialects: the dialects to listen for.
             environment: environment variables of the service in addition.
+            before: words before its command.
         """
         forbid()
         # Not below pytest's own directory, which only root can enter.
@@ -87,6 +90,7 @@ class Service:
         self._workers = workers
         # Set after the change of user: a library that is loaded before it might make files that belong to root.
         self._environment = ["env", *(f"{name}={value}" for name, value in (environment or {}).items())]
+        self._before = list(before)
         self._process: subprocess.Popen[bytes] | None = None
 
     def write_config(self, toml: str) -> None:
@@ -99,7 +103,7 @@ class Service:
     def start(self) -> Service:
         """Start the service, and wait until it answers and all its workers run."""
         self._process = self.launch("--workers", str(self._workers))
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE
         for path in self.sockets.values():
             while not _answers(path) or len(self.workers) < self._workers:
                 assert self._process.poll() is None, self.log.read_text()
@@ -111,7 +115,7 @@ class Service:
         """Run `guestapi serve` with these arguments, in a session of its own, which the test's signals do not reach."""
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [*UNPRIVILEGED, *self._environment, COMMAND, "--config", self.config, "serve", *words],
+                [*self._before, *UNPRIVILEGED, *self._environment, COMMAND, "--config", self.config, "serve", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -134,7 +138,7 @@ class Service:
         assert self._process is not None
         began = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(30) == 0, self.log.read_text()
+        assert self._process.wait(PATIENCE) == 0, self.log.read_text()
         return time.monotonic() - began
 
     def __enter__(self) -> Service:

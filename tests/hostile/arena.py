@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from tests.harness.containers import Container
 from tests.harness.service import Service
+from tests.harness.waiting import until
 
 HERE = Path(__file__).parent
 
@@ -74,14 +74,6 @@ class Report:
     grown: int = 0
     left: int = 0
     log: str = ""
-
-
-def until(true: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Poll for a condition of another process's memory or descriptors, for which there is no event."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
 
 
 def memory(pid: int, name: str = "VmRSS") -> int:

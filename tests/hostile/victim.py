@@ -23,7 +23,7 @@ class Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect as http.client does, and retry on EAGAIN, which a full queue gives a socket with a timeout."""
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        self.sock.settimeout(300)
         while True:
             try:
                 return self.sock.connect("/dev/incus/sock")

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from guestapi.metrics.exposition import METRICS
 from tests.harness.containers import receive, request, send
 from tests.harness.service import COMMAND, USER, Service
+from tests.harness.waiting import until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -36,10 +36,7 @@ def endpoint(service: Service) -> Iterator[Path]:
 
 def wait(condition: Callable[[], object]) -> None:
     """Wait until something is so."""
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    until(condition, "the expected state")
 
 
 def ask(path: Path, target: str, method: str = "GET") -> tuple[int, str]:

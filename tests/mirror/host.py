@@ -20,9 +20,7 @@ from tests.harness.containers import Response
 from tests.harness.daemon import Daemon
 from tests.harness.mirroring import OURS, MirrorProcess
 from tests.harness.service import Service
-
-#: Seconds to wait for an expected state.
-PATIENCE = 20.0
+from tests.harness.waiting import PATIENCE
 
 
 class Host:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +22,9 @@ from guestapi.store.lookup import list_instances, list_sources
 from guestapi.store.view import Views, view
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
+from tests.harness.waiting import until
 from tests.mirror.stub import TRUSTED, Stub
 
-#: Seconds to wait for an expected state.
-PATIENCE = 30.0
 CLUSTER = Server(environment=Environment(server_name="n1", server_clustered=True))
 #: The command, with less time for questions about one instance.
 HASTY = """
@@ -190,10 +188,7 @@ def names(guestapi: Guestapi) -> dict[str, dict[str, str]]:
 
 def wait(what: Callable[[], object]) -> None:
     """Poll until a condition holds."""
-    end = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(what, "the expected state")
 
 
 def test_a_mirror_beside_members_that_hang(tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from guestapi.store.lookup import list_images
 from guestapi.store.view import view
 from tests.harness.machine import CHECKOUT
 from tests.harness.mirroring import OURS, beside
-from tests.mirror.host import PATIENCE, Heard, Host, Inside
+from tests.harness.waiting import PATIENCE
+from tests.mirror.host import Heard, Host, Inside
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module", params=["incus", "lxd"])

@@ -27,11 +27,10 @@ from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND
+from tests.harness.waiting import PATIENCE
 from tests.mirror.stub import Stub
 
 CHECKOUT = Path(__file__).parents[2]
-#: Seconds to wait for an expected state.
-PATIENCE = 30.0
 FIRST, SECOND = "11111111-2222-3333-4444-555555555555", "66666666-2222-3333-4444-555555555555"
 
 
@@ -181,6 +180,7 @@ _SERVE = """
 import sys, time
 from pathlib import Path
 from tests.mirror.stub import Stub
+from tests.harness.waiting import PATIENCE
 with Stub(Path(sys.argv[1]), {}):
     print("ready", flush=True)
     sys.stdin.read()

@@ -14,7 +14,7 @@ from guestapi.dialects import DIALECTS
 from tests.harness.mirroring import beside
 from tests.mirror.host import Host
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.root
 
 #: A key that is longer than the store accepts, and keys that an earlier version refused.
 TOO_LONG = "user." + "x" * 2000

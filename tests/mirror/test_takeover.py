@@ -14,9 +14,7 @@ import pytest
 
 from guestapi.mirror.takeover import Takeover
 from tests.harness.scratch import SCRATCH
-
-#: Seconds to wait for an expected state.
-PATIENCE = 10.0
+from tests.harness.waiting import PATIENCE
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ import pytest
 from guestapi.dialects import DIALECTS
 from tests.harness.daemon_units import CLIENTS, install_daemon
 from tests.harness.machine import Installed
+from tests.harness.waiting import PATIENCE, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.root
 
-#: Seconds to wait for an expected state.
-PATIENCE = 30.0
 #: For each daemon: the unit of guestapi's socket, and the unit of the mirror.
 UNITS = {
     "incus": ("guestapi.socket", "guestapi-mirror.service"),
@@ -104,10 +103,7 @@ class Beside:
 
 def wait(what: Callable[[], object]) -> None:
     """Poll until a condition holds."""
-    end = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(what, "the expected state")
 
 
 def wait_until_none(what: Callable[[], list[object]]) -> None:

@@ -17,7 +17,7 @@ from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT, Machine, building
 from tests.package.test_manual import commands
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(500)]
+pytestmark = pytest.mark.root
 
 LOOPING = (CHECKOUT / "tests/harness/looping.py").read_text()
 #: Limits of the package's size on a disk in KiB: unpacked, and with the bytecode that its installation compiles.

@@ -13,7 +13,7 @@ from tests.harness.lxc import Lxc
 from tests.harness.machine import CHECKOUT, Machine
 from tests.harness.scratch import SCRATCH
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.root
 
 DROP_IN = "/etc/systemd/system/systemd-nspawn@.service.d/guestapi.conf"
 UNIT = "systemd-nspawn@web.service"

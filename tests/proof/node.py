@@ -22,7 +22,7 @@ CLONE_NEWPID = 0x20000000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}[platform.machine()]
 PR_SET_DUMPABLE = 4
 #: Seconds to wait for a response.
-PATIENCE = 20
+PATIENCE = 300
 
 libc = ctypes.CDLL(None, use_errno=True)
 

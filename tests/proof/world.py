@@ -31,6 +31,7 @@ from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
 from tests.proof.policies import KINDS, TOKEN_KEY, Rule, Token, rule_for
+from tests.harness.waiting import PATIENCE
 
 #: No connection may reach a limit or a deadline.
 LIMITS = """[limits]
@@ -46,8 +47,6 @@ SECRET = re.compile(rb"tok[0-9a-f]{32}")
 WRITTEN_SECRET = re.compile(SECRET.pattern.decode())
 #: Ticks in a second, the unit of a process's start time (proc_pid_stat(5)).
 TICKS = os.sysconf("SC_CLK_TCK")
-#: Seconds to wait for an expected response.
-PATIENCE = 20
 #: The number of IDs of a container, as usual in /etc/subuid.
 IDS = 65536
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from tests.harness.agent import complete
 from tests.harness.containers import Container, Response, parse
+from tests.harness.waiting import PATIENCE
 
 _CONNECT = """
 import socket, sys
@@ -36,7 +37,7 @@ class Talk:
     """A connection, with methods to send requests and receive responses."""
 
     def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE)
         self.socket = connection
         self._received = b""
 
@@ -46,7 +47,7 @@ class Talk:
 
     def wait_read(self) -> None:
         """Wait until the server has read all sent bytes (unix(7), SIOCOUTQ)."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         while fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)) != bytes(4):
             assert time.monotonic() < until, "the server reads nothing"
             time.sleep(0.001)
@@ -122,7 +123,7 @@ def talks(container: Container, count: int, paths: Sequence[str] = ()) -> Iterat
         theirs.close()
         made: list[Talk] = []
         try:
-            ours.settimeout(20)
+            ours.settimeout(PATIENCE)
             while len(made) < count:
                 data, descriptors, _flags, _address = socket.recv_fds(ours, 1, 1)
                 assert data, "the process inside could not connect"

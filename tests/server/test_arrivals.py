@@ -7,6 +7,7 @@ import pytest
 from gevent.hub import get_hub
 
 from guestapi.server.arrivals import ALONE_FACTOR, FREE_STARTS, STARTS, TURN_SECONDS, ArrivalQueue
+from tests.harness.waiting import PATIENCE
 
 
 class Clock:
@@ -37,7 +38,7 @@ class Arrivals:
 
     def wait(self) -> None:
         """Wait until all connections are identified."""
-        with gevent.Timeout(10):
+        with gevent.Timeout(PATIENCE):
             gevent.joinall(self._greenlets, raise_error=True)
 
     def _take(self, container: int, uid: int, seconds: float) -> None:
@@ -103,7 +104,7 @@ def test_first_come_first_served(arrivals: Arrivals) -> None:
         arrivals.queue.acquire(0, lambda: 1)
         numbers.append(number)
 
-    with gevent.Timeout(10):
+    with gevent.Timeout(PATIENCE):
         gevent.joinall([gevent.spawn(take, number) for number in range(100)])
     assert numbers == list(range(100))
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import select
 import socket
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from guestapi.settings import CallerSettings, LimitSettings
 from guestapi.store.statuses import forget_source, record_status
 from tests.harness.containers import Container, from_host, receive, request, send
 from tests.harness.service import Service
+from tests.harness.waiting import until
 from tests.server.inside import Talk, asking, talk, talks
 
 #: The longest wait in seconds. LONG tells an immediate refusal from one after the wait on any machine.
@@ -89,7 +89,7 @@ def test_waiting_is_bounded(patient: Service) -> None:
     ):
         for guest in guests:
             guest.send(asking("/1.0"))
-        wait_until(lambda: count_answered(guests) == 3, "three are refused at once")
+        until(lambda: count_answered(guests) == 3, "three are refused at once")
         assert known.ask("/1.0/config/user.foo").text == "bar"
         assert count_answered(guests) == 3
         patient.add("known in the end", container)
@@ -201,25 +201,17 @@ def test_one_container_cannot_take_all_places() -> None:
         filling = stack.enter_context(talks(greedy, 40))
         for guest in filling:
             guest.send(asking("/1.0"))
-        wait_until(lambda: count_answered(filling) == 32, "eight wait, and the others are refused at once")
+        until(lambda: count_answered(filling) == 32, "eight wait, and the others are refused at once")
         steps = [send(request("/1.0/config/user.foo")), receive()]
         with ThreadPoolExecutor(6) as pool:
             exchanges = [pool.submit(container.exchange, *steps) for container in fresh]
-            wait_until(lambda: count_answered(filling) == 38, "each fresh container has taken one of the places")
+            until(lambda: count_answered(filling) == 38, "each fresh container has taken one of the places")
             for number, container in enumerate(fresh):
                 own.add(f"fresh{number}", container, {"user.foo": str(number)})
             answers = [exchange.result().responses[0] for exchange in exchanges]
         assert [(one.status, one.text) for one in answers] == [(200, str(number)) for number in range(6)]
         answered = [guest for guest in filling if count_answered([guest])]
         assert {guest.receive()[0].status for guest in answered} == {500}
-
-
-def wait_until(true: Callable[[], object], what: str) -> None:
-    """Poll for a condition for which there is no event."""
-    until = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < until, f"{what}: not within 30 s"
-        time.sleep(0.01)
 
 
 class EmptyStore:

@@ -17,6 +17,7 @@ from guestapi.store.image_steps import add_image
 from guestapi.store.images import directory, import_image, paths, remove_image
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND, Service
+from tests.harness.waiting import until
 from tests.server.inside import Talk, asking, talk, talks
 
 MIB = 1 << 20
@@ -210,9 +211,9 @@ def test_slow_clients_cost_nothing(alone: Service, guest: Container, take_in: Ca
     with talks(guest, 2) as (slow, stuck):
         stuck.send(asking(url(image)))
         slow.send(asking(url(image)))
-        until = time.monotonic() + SEND_SECONDS * 2.5
+        end = time.monotonic() + SEND_SECONDS * 2.5
         taken = 0
-        while time.monotonic() < until:
+        while time.monotonic() < end:
             taken += len(slow.socket.recv(65536))
             # This client reads slowly on purpose.
             time.sleep(SEND_SECONDS / 10)
@@ -222,7 +223,7 @@ def test_slow_clients_cost_nothing(alone: Service, guest: Container, take_in: Ca
             if taken > 64 * MIB:
                 break
         assert taken > 64 * MIB
-    wait_until(lambda: descriptors(worker) == set())
+    until(lambda: descriptors(worker) == set(), "the expected state")
 
 
 def test_disconnect_closes_the_file(alone: Service, guest: Container, take_in: Callable[..., Image]) -> None:
@@ -232,15 +233,7 @@ def test_disconnect_closes_the_file(alone: Service, guest: Container, take_in: C
         client.send(asking(url(image)))
         client.socket.recv(1000)
         assert descriptors(alone.workers[0])
-    wait_until(lambda: descriptors(alone.workers[0]) == set())
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    """Poll for a condition of another process's descriptors, for which there is no event."""
-    until = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    until(lambda: descriptors(alone.workers[0]) == set(), "the expected state")
 
 
 @pytest.mark.parametrize("how", ["cut", "changed"])
@@ -260,7 +253,7 @@ def test_file_changed_during_a_download(
                 file.write(b"other")
         received += len(client.end())
     assert received < 32 * MIB
-    wait_until(lambda: f"{path}: was c" in alone.log.read_text())
+    until(lambda: f"{path}: was c" in alone.log.read_text(), "the expected state")
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "changed"])
@@ -288,7 +281,7 @@ def test_image_removed_during_a_download(alone: Service, guest: Container, take_
     image = take_in(16 * MIB)
     with talk(guest) as client:
         client.send(asking(url(image)))
-        wait_until(lambda: bool(descriptors(alone.workers[0])))
+        until(lambda: bool(descriptors(alone.workers[0])), "the expected state")
         # Not with the operator's command: it would take as long to start as the service waits for this client.
         remove_image(alone.writer, directory(alone.settings), image.fingerprint)
         assert guest.ask(url(image)).status == 404
@@ -325,7 +318,7 @@ def test_killed_import(alone: Service, guest: Container, tmp_path: Path) -> None
         command = [str(COMMAND), "--config", str(alone.config), "image", "import", f"{tmp_path}/big.tar.gz", "--public"]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as run:
             # Bound by defaults because of the loop; mypy cannot infer the type of such a lambda.
-            wait_until(lambda half=half, run=run: run.poll() is not None or draft_size(where) >= half)  # type: ignore[misc]
+            until(lambda half=half, run=run: run.poll() is not None or draft_size(where) >= half, "the expected state")  # type: ignore[misc]
             run.kill()
         answer = guest.run(
             "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code} %{size_download}", *SOCKET, full(fingerprint)

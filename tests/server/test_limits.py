@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import resource
 import select
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from tests.harness.containers import Container
 from tests.harness.service import Service
+from tests.harness.waiting import until
 from tests.server.inside import Talk, asking, talk, talks
 
 LARGE = 1 << 21
@@ -33,14 +32,6 @@ def full() -> Iterator[Service]:
     toml = "[limits]\nconnections_per_instance = 8\n"
     with Service(workers=1, toml=toml, gunicorn="worker_connections = 12\n", dialects=["incus"]) as running:
         yield running
-
-
-def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
-    """Poll for a condition of another process, for which there is no event."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
 
 
 def is_open(guest: Talk) -> bool:
@@ -115,15 +106,9 @@ def test_full_worker_admits_another_instance(full: Service) -> None:
 @pytest.fixture
 def short() -> Iterator[Service]:
     """A service of one worker with 150 descriptors."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    running = Service(workers=1, dialects=["incus"])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
-    try:
-        with running:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            yield running
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    running = Service(workers=1, dialects=["incus"], before=["prlimit", "--nofile=150:"])
+    with running:
+        yield running
 
 
 def test_no_descriptors_left(short: Service) -> None:

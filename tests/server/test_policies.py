@@ -13,8 +13,8 @@ import pytest
 
 from tests.harness.containers import Container, receive, send
 from tests.harness.service import Service
+from tests.harness.waiting import until
 from tests.server.inside import asking, talk, talks
-from tests.server.test_limits import until
 
 pytestmark = pytest.mark.root
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.harness.containers import Container
 from tests.harness.machine import Installed
+from tests.harness.waiting import PATIENCE
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.root
 
 #: The number of containers, and of clients and listeners in each.
 CONTAINERS, CLIENTS = 4, 4
@@ -90,7 +91,7 @@ def operating(machine: Installed, containers: dict[str, Container]) -> Iterator[
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Operator(process)
-            process.communicate(timeout=30)
+            process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
 

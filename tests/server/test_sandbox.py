@@ -13,9 +13,9 @@ import pytest
 from tests.harness import probing
 from tests.harness.machine import Installed
 from tests.harness.service import Service
-from tests.server.test_worker import until
+from tests.harness.waiting import until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.root
 
 #: What a worker needs, and so may do. The namespace needs CAP_SYS_PTRACE.
 DONE = {"socket UNIX", "write /var/lib/guestapi", "write /tmp", "namespace"}

@@ -11,6 +11,7 @@ import pytest
 from gevent.hub import get_hub
 
 from guestapi.server.scheduler import ALONE_FACTOR, MOST_DEBT, QUANTUM, TURN_SECONDS, FairScheduler, InstanceQueue
+from tests.harness.waiting import PATIENCE
 
 
 class Connections:
@@ -41,7 +42,7 @@ class Connections:
 
     def until(self, enough: Callable[[], bool]) -> None:
         """Run the event loop until `enough`."""
-        with gevent.Timeout(10):
+        with gevent.Timeout(PATIENCE):
             while not enough():
                 gevent.sleep(0.0001)
 

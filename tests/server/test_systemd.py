@@ -12,8 +12,9 @@ import pytest
 
 from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT, Installed, building
+from tests.harness.waiting import PATIENCE
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.root
 
 INCUS, LXD = "/var/lib/incus/guestapi", "/var/lib/lxd/devlxd"
 
@@ -110,7 +111,7 @@ def test_watchdog_restarts_a_service_of_hanging_workers(machine: Installed, cont
         time.sleep(4)
         assert machine.property_of("MainPID") == before, "the watchdog ended a service that answers"
         machine.run("kill", "-STOP", *map(str, machine.workers()))
-        until = time.monotonic() + 30
+        until = time.monotonic() + PATIENCE
         while machine.property_of("MainPID") in (before, "0"):
             assert time.monotonic() < until, "not restarted"
             time.sleep(0.2)

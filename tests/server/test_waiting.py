@@ -16,9 +16,9 @@ from guestapi.store import steps
 from guestapi.store.lookup import get_instance
 from tests.harness.containers import Container, Response
 from tests.harness.service import Service
+from tests.harness.waiting import until
 from tests.server.inside import asking, talk, talks
 from tests.server.test_events import resident
-from tests.server.test_limits import until
 
 pytestmark = pytest.mark.root
 

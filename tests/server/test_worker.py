@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +19,7 @@ import pytest
 from guestapi.settings import load
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND, UNPRIVILEGED, USER, Service
+from tests.harness.waiting import until
 from tests.server.inside import asking, talk, talks
 
 pytestmark = pytest.mark.root
@@ -50,14 +51,6 @@ class Configured(Service):
     def configure_gunicorn(self, content: str) -> None:
         """Write gunicorn.conf.py."""
         (self.root / "gunicorn.conf.py").write_text(content)
-
-
-def until(true: Callable[[], object], what: str, seconds: float = 15) -> None:
-    """Poll for a condition of another process's children and files, for which there is no event."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.02)
 
 
 def has_workers(service: Service, count: int) -> bool:
@@ -353,7 +346,7 @@ def test_second_service_does_not_take_the_socket() -> None:
     with Service(dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
         inode = service.socket.stat().st_ino
         command = [*UNPRIVILEGED, str(COMMAND), "--config", str(service.config), "serve"]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert str(service.socket) in second.stderr
         assert "another server answers there" in second.stderr

@@ -18,11 +18,11 @@ from tests.docs.test_guides import block
 from tests.harness.containers import Container
 from tests.harness.engines import CURL, Docker, Engine, Podman
 from tests.harness.followers import RealFollower, hook_program, instances, status
-from tests.harness.following import until
 from tests.harness.images import Image
 from tests.harness.service import COMMAND, Service
+from tests.harness.waiting import PATIENCE, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.root
 
 SHIPPED = Path(__file__).parents[2] / "conf/oci-guestapi.json"
 UNKNOWN = "pid not in container?"
@@ -97,7 +97,7 @@ def kill(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGKILL)
-        assert select.select([pidfd], [], [], 10)[0]
+        assert select.select([pidfd], [], [], PATIENCE)[0]
     finally:
         os.close(pidfd)
 
@@ -157,7 +157,7 @@ def test_name_of_another_owner(host: Host) -> None:
         assert instances(host.service)["web"] == before
         # With a free name, it is registered at once, or at the next look.
         host.engine("rename", "web", "shop")
-        until(lambda: host.is_running("shop"), "shop", 80)
+        until(lambda: host.is_running("shop"), "shop")
         assert host.engine.ask("shop", "/1.0/config/user.template") == "yes"
     host.service.command("instance", "stop", "web", check=False)
 
@@ -202,8 +202,8 @@ def test_twelve_at_once(host: Host) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
-    until(lambda: all(status(host.service, name) == "running" for name in names), "all of them", 60)
+        thread.join(PATIENCE)
+    until(lambda: all(status(host.service, name) == "running" for name in names), "all of them")
     found = instances(host.service)
     assert {name: found[name]["pid"] for name in names} == {name: host.engine.pid(name) for name in names}
 
@@ -231,7 +231,7 @@ def test_init_is_killed(host: Host) -> None:
         kill(int(host.engine.inspect("web")["State"]["ConmonPid"]))
         assert host.engine.ask("web", "/1.0/config/user.template") == "yes"
     kill(host.engine.pid("web"))
-    until(lambda: status(host.service, "web") != "running", "its end", 5)
+    until(lambda: status(host.service, "web") != "running", "its end")
     host.run("other")
     until(lambda: host.is_running("other"), "other")
 

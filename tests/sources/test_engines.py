@@ -20,11 +20,11 @@ from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.podman import DOCKER, PODMAN, EngineChanges, EngineSource
 from tests.harness.containers import BASE
 from tests.harness.engines import Docker, Engine, Podman
-from tests.harness.following import until
 from tests.harness.holding import HoldingHook
 from tests.harness.images import Image
+from tests.harness.waiting import PATIENCE, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.root
 
 
 class Seen:
@@ -265,7 +265,7 @@ def read_all(events: EngineChanges) -> None:
 def wait(events: EngineChanges) -> frozenset[str]:
     """Return the next ids from the stream."""
     while True:
-        assert select.select([events], [], [], 20)[0]
+        assert select.select([events], [], [], PATIENCE)[0]
         found = events.read()
         assert found is not None
         if found:
@@ -360,7 +360,7 @@ def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
             found = source.at_doorbell(Ring("podman", state=state))
             # The container is observed again when the API answers.
             assert wait(changes) == {json.loads(state)["id"]}
-        starting.join(30)
+        starting.join(PATIENCE)
     finally:
         changes.close()
         file.unlink()

@@ -18,7 +18,8 @@ from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.recorder import Status
 from guestapi.sources.source import Unclear
 from guestapi.store.errors import StoreBusyError
-from tests.harness.following import HOOK, Inits, PlayedSource, following, until
+from tests.harness.following import HOOK, Inits, PlayedSource, following
+from tests.harness.waiting import until
 
 pytestmark = pytest.mark.root
 

@@ -18,8 +18,9 @@ from tests.harness.containers import BASE
 from tests.harness.engines import CURL
 from tests.harness.machine import CHECKOUT, Machine
 from tests.harness.oci import write_bundle
+from tests.harness.waiting import PATIENCE
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.root
 
 #: The names are also names of network interfaces, and the machine shares this one's network namespace.
 WEB, DB = f"web-{os.getpid()}", f"db-{os.getpid()}"
@@ -97,7 +98,7 @@ def listed(machine: Machine) -> dict[str, dict[str, Any]]:
 
 def wait_for(machine: Machine, name: str, status: str, besides: int = 0) -> dict[str, Any]:
     """Wait until an instance has a status, and a PID other than `besides`."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE
     while (one := listed(machine)[name])["status"] != status or one["pid"] == besides:
         unit = f"systemd-nspawn@{name}.service"
         assert time.monotonic() < until, [one, machine.run("systemctl", "status", "-l", unit, check=False).stdout]
@@ -256,7 +257,7 @@ def test_podman(machine: Machine) -> None:
     write(machine, "/etc/containers/storage.conf", STORAGE)
     write(machine, "/etc/containers/containers.conf", CONTAINERS)
     machine.run("/usr/bin/python3", "-I", ROOTFS, "/srv/web")
-    machine.run("sh", "-c", "tar -C /srv/web -c . | podman import - docker.io/library/debian:latest", timeout=200)
+    machine.run("sh", "-c", "tar -C /srv/web -c . | podman import - docker.io/library/debian:latest")
     play(machine, "docs/podman.md", "make install", INSTALLED)
     play(machine, "docs/podman.md", "podman run -d --name web --volume")
     assert listed(machine)["web"]["status"] == "running"

@@ -18,11 +18,12 @@ from guestapi.store import steps
 from guestapi.store.lookup import get_instance, list_problems
 from guestapi.store.view import view
 from tests.harness.containers import BASE
-from tests.harness.following import HOOK, RunningFollower, install_hook, until
+from tests.harness.following import HOOK, RunningFollower, install_hook
 from tests.harness.lxc import Lxc
 from tests.harness.service import COMMAND, Service
+from tests.harness.waiting import PATIENCE, until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.root
 
 #: The file /etc/guestapi/lxc-guestapi.conf of guestapi 0.1.
 OLD_SNIPPET = """
@@ -337,7 +338,7 @@ def test_twelve_at_once(host: Host) -> None:
         subprocess.Popen([*one.enter, "lxc-start", "-P", str(one.path), "-n", one.name], stdin=subprocess.DEVNULL)
         for one in some
     ]
-    assert [one.wait(60) for one in started] == [0] * 12
+    assert [one.wait(PATIENCE) for one in started] == [0] * 12
     for one in some:
         wait = "until [ -e /tmp/answer ]; do sleep 0.02; done; cat /tmp/answer"
         assert one.run("sh", "-c", wait).out == "from the template 0\n"

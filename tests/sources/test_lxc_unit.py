@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.harness.machine import CHECKOUT, Installed
+from tests.harness.waiting import PATIENCE
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.root
 
 UNIT = "guestapi-lxc.service"
 #: The machine shares this one's network namespace, which has the monitors' sockets.
@@ -47,7 +48,7 @@ class Followed:
 
     def until(self, true: Callable[[], object]) -> None:
         """Poll until a condition holds."""
-        end = time.monotonic() + 40
+        end = time.monotonic() + PATIENCE
         while not true():
             assert time.monotonic() < end, self.machine.run("systemctl", "status", UNIT, check=False).stdout
             time.sleep(0.2)

@@ -22,8 +22,9 @@ from guestapi.sources.source import Unclear
 from tests.harness.containers import BASE
 from tests.harness.holding import HoldingHook
 from tests.harness.oci import OciRuntime
+from tests.harness.waiting import PATIENCE
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.root
 
 
 class Seen:
@@ -62,7 +63,7 @@ def kill(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGKILL)
-        assert select.select([pidfd], [], [], 10)[0]
+        assert select.select([pidfd], [], [], PATIENCE)[0]
     finally:
         os.close(pidfd)
 
@@ -181,7 +182,7 @@ def test_doorbell_of_another_state_directory(seen: Seen) -> None:
 def wait(changes: Directories) -> frozenset[str] | None:
     """Return the next reported changes."""
     while True:
-        assert select.select([changes], [], [], 10)[0]
+        assert select.select([changes], [], [], PATIENCE)[0]
         found = changes.read()
         if found is None or found:
             return found

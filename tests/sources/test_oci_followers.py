@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness.followers import RealFollower, hook_program, instances, status
-from tests.harness.following import until
 from tests.harness.oci import OciRuntime
 from tests.harness.service import COMMAND, Service
+from tests.harness.waiting import until
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.root
 
 UNKNOWN = "pid not in container?"
 CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
@@ -90,7 +90,7 @@ def test_one_id_of_two_runtimes(host: Host) -> None:
     # When the first container is deleted, the other one gets the name.
     host.service.command("config", "unset", "web", "user.secret")
     host.crun("delete", "--force", "web")
-    until(lambda: host.is_running("web", host.runc), "the other", 90)
+    until(lambda: host.is_running("web", host.runc), "the other")
     assert host.runc.execute("web", *CURL, "http://x/1.0/config/user.template") == "yes"
 
 

@@ -15,6 +15,7 @@ from guestapi.store.bell import bell
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
+from tests.harness.waiting import PATIENCE
 from tests.store.processes import add, config_of, database, init, other_process
 
 
@@ -50,7 +51,7 @@ def test_other_files_do_not_ring(settings: Settings, writer: Writer, doorbell: D
     database(settings).with_name("store.db-other").touch()
     assert not doorbell.wait(0.05)
     add(writer)
-    assert doorbell.wait(10)
+    assert doorbell.wait(PATIENCE)
 
 
 def test_every_change_of_readiness_rings(writer: Writer, doorbell: Doorbell) -> None:
