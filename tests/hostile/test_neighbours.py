@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
 _ASK = """
 import socket, sys
 with socket.socket(fileno=int(sys.argv[1])) as connection:
-    connection.settimeout(PATIENCE)
+    connection.settimeout(300)
     connection.sendall(sys.stdin.buffer.read())
     sys.stdout.buffer.write(connection.recv(65536))
 """
