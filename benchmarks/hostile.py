@@ -23,7 +23,8 @@ from benchmarks.scale import SOCKET
 from guestapi.settings import LimitSettings
 from tests.harness.containers import Container
 from tests.harness.service import Service
-from tests.hostile.arena import KEPT, descriptors, forget_peak, memory, until
+from tests.harness.waiting import until
+from tests.hostile.arena import KEPT, descriptors, forget_peak, memory
 
 MIB = 1 << 20
 #: How much slower the victim may be beside an attack than beside as many usual connections: p99 of p99.

@@ -30,8 +30,8 @@ from guestapi.store.lookup import list_instances
 from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
-from tests.proof.policies import KINDS, TOKEN_KEY, Rule, Token, rule_for
 from tests.harness.waiting import PATIENCE
+from tests.proof.policies import KINDS, TOKEN_KEY, Rule, Token, rule_for
 
 #: No connection may reach a limit or a deadline.
 LIMITS = """[limits]
