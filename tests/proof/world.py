@@ -757,15 +757,22 @@ def _body(world: World, row: Row, dialect: Dialect, path: str, *, with_token: bo
     identity = instance.name if dialect.name_is_instance_id else instance.cloud_init_id
     meta_data = f"#cloud-config\ninstance-id: {identity}\nlocal-hostname: {instance.name}\n"
     state = "Ready" if row.ready else "Started"
+    location = dialect.lone_location or platform.node()
     match path:
-        case "PATCH":
+        case "PATCH" if not dialect.patch_reads:
             return b""
         case "/":
             found: object = ["/1.0"]
         case "/1.0" if not dialect.describes_instance:
             found = {"api_version": "1.0"}
-        case "/1.0":
-            found = {"state": state, "api_version": "1.0", "instance_type": "container", "location": platform.node()}
+        case "/1.0" | "PATCH":
+            found = {
+                "state": "Ready" if path == "PATCH" else state,
+                "api_version": "1.0",
+                "instance_type": "container",
+                "location": location,
+                **dict(dialect.description),
+            }
         case "/1.0/config":
             found = [f"/1.0/config/{key}" for key in config]
         case "/1.0/devices" if dialect.listed_nic_types is not None:
@@ -783,7 +790,7 @@ def _body(world: World, row: Row, dialect: Dialect, path: str, *, with_token: bo
                 "config": config,
                 "devices": devices,
                 "instance_type": "container",
-                "location": platform.node(),
+                "location": location,
                 "meta_data": meta_data,
                 "name": instance.name,
                 "project": "default",
