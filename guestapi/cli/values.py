@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from guestapi.errors import OperatorError
-from guestapi.known import check_settings
-from guestapi.store import steps
 from guestapi.store.lookup import get_instance
 from guestapi.store.view import view
-from guestapi.store.writing import Writer
+
+if TYPE_CHECKING:
+    from guestapi.store.writing import Writer
 
 
 def get_value(url: str, project: str, name: str, key: str) -> str:
@@ -48,6 +49,10 @@ def set_values(writer: Writer, project: str, name: str, wanted: Mapping[str, str
         OperatorError: there is no such instance, or a key or value cannot be.
         StoreError: the store cannot be written.
     """
+    # PERF: to look at a value takes none of these.
+    from guestapi.known import check_settings
+    from guestapi.store import steps
+
     warnings = check_settings(wanted)
     with writer.change() as change:
         steps.configure(change, steps.get_editable(change, project, name), wanted)
