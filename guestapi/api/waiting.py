@@ -113,6 +113,7 @@ class LongPolls:
                     was_set=tag is not None,
                     seconds=condition.seconds,
                     after=event_id,
+                    root=caller.is_root,
                 )
             except TooManySubscriptionsError:
                 raise TooManyWaits(_RETRY_SECONDS) from None

@@ -24,6 +24,8 @@ BATCH = 64
 #: After how many bytes of entries it is enough for a client that resumes: what its stream holds is its own, so there
 #: may be as much of it as there are streams.
 MISSED_BYTES = 32 * 1024
+#: The part of an instance's places that only its root may have: one in so many.
+ROOT_PART = 8
 #: The most bytes of events that may wait for one client, unless it is a single event.
 QUEUE_BYTES = 16 * 1024 * 1024
 
@@ -332,6 +334,7 @@ class Broker:
         was_set: bool,
         seconds: float,
         after: int,
+        root: bool = True,
     ) -> Waiter:
         """Make a waiter.
 
@@ -343,11 +346,12 @@ class Broker:
             was_set: as `Waiter.was_set`.
             seconds: how long it waits.
             after: the id of the log's last entry at the moment at which there was nothing to answer.
+            root: whether the instance's root waits. Other users leave root a part.
 
         Raises:
             TooManySubscriptionsError: the instance has as many as it may have.
         """
-        self._check_limit(instance_id)
+        self._check_limit(instance_id, 0 if root else max(1, self._limit // ROOT_PART))
         self._begin(after)
         waiter = Waiter(
             self.waiting, instance_id, key, authorize, is_alive, was_set=was_set, seconds=seconds, after=after
@@ -357,8 +361,9 @@ class Broker:
         self.waiting.add(waiter)
         return waiter
 
-    def _check_limit(self, instance_id: int) -> None:
-        if len(self._subscriptions.get(instance_id, ())) + self.waiting.count(instance_id) >= self._limit:
+    def _check_limit(self, instance_id: int, left: int = 0) -> None:
+        """Refuse one more if the instance has all that it may have but `left`."""
+        if len(self._subscriptions.get(instance_id, ())) + self.waiting.count(instance_id) >= self._limit - left:
             raise TooManySubscriptionsError
 
     def _begin(self, after: int) -> None:

@@ -29,6 +29,7 @@ from guestapi.store.lookup import get_instance
 from guestapi.store.writing import Writer
 from guestapi.wsgi import CALLER, Environ, StartResponse
 from tests.api.fakes import INIT, ROOT, StandIn
+from tests.api.test_policies import Mapped
 from tests.harness.agent import complete
 from tests.harness.containers import Response, parse
 
@@ -368,3 +369,21 @@ def test_closed_connection_spends_nothing(worker: Worker) -> None:
     worker.configure("c1", a="hush")
     worker.deliver_all()
     assert other.ask("/1.0/config/user.a").text == "hush"
+
+
+def test_other_users_leave_root_a_place(worker: Worker) -> None:
+    """A user that a policy names cannot take all places of an instance's waiting requests; root gets the last one."""
+    root = worker.add("c1")
+    put(worker, KeyPolicy("user.a", uids=frozenset({1000})))
+    assert isinstance(root.init, StandIn)
+    init = Mapped()
+    init.init = root.init.init
+    other = root._replace(credentials=Credentials(2, ROOT + 1000, ROOT + 1000), init=init)
+    guests = [worker.connect(other) for _number in range(3)]
+    for guest in guests[:2]:
+        guest.send(KEY)
+        assert not guest.has_answer()
+    assert guests[2].ask(KEY).status == 429
+    last = worker.connect(root)
+    last.send(KEY)
+    assert not last.has_answer()
