@@ -123,3 +123,8 @@ def test_images_are_not_allowed_by_default(dialect: Dialect, value: str) -> None
     assert not dialect.images_allowed({})
     assert not dialect.images_allowed({dialect.images_switch: value})
     assert not dialect.images_allowed({dialect.switch: "true"})
+
+
+def test_origin_is_checked_for_incus() -> None:
+    """The dialect of Incus refuses a WebSocket whose Origin is not the Host."""
+    assert {name: dialect.checks_origin for name, dialect in DIALECTS.items() if "lxd" not in name} == {"incus": True}

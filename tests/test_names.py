@@ -195,3 +195,16 @@ def test_devices_have_a_type() -> None:
     assert names.check_devices({"eth0": nic}, amending={"eth0"}) == {"eth0": {"type": "nic"}}
     with pytest.raises(InvalidNameError):
         names.check_devices({"": {"type": "nic"}})
+
+
+@pytest.mark.parametrize("name", ["a", "x" * names.NAME_BYTES, "é" * (names.NAME_BYTES // 2), "a-b.c_d"])
+def test_profile_names(name: str) -> None:
+    """A profile may have a name of one byte, of exactly as many as are allowed, and of other letters."""
+    assert names.check_profile(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "x" * (names.NAME_BYTES + 1), "a b", "a,b", "a/b", "-a", ".a", "a\n"])
+def test_names_that_no_profile_has(name: str) -> None:
+    """A name that is too long, or that a list of names would be cut at, is refused."""
+    with pytest.raises(InvalidNameError):
+        names.check_profile(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 
-#: Bytes that must be free in /dev/shm. A whole run uses less than half of them.
+#: Bytes that must be free in /dev/shm: several times what the largest tests write, which are those of images.
 _ENOUGH = 3 << 30
 
 

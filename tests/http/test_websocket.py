@@ -19,6 +19,13 @@ def client(opcode: int, payload: bytes = b"", *, first: int = 0x80) -> bytes:
     return bytes([first | opcode, 0x80 | len(payload)]) + MASK + masked
 
 
+def test_bytes_of_frames() -> None:
+    """Opcodes and the length of the longest frame are those of RFC 6455, whatever their names stand for here."""
+    assert ClientFrames().feed(client(0x9, b"abc")).reply == b"\x8a\x03abc"
+    assert ClientFrames().feed(client(0xA, b"abc")).pong
+    assert len(client(0x9, b"x" * 125)) == LONGEST_FRAME
+
+
 def test_ping_is_answered() -> None:
     """A ping is answered by a pong with the same payload, and the connection stays open."""
     result = ClientFrames().feed(client(Opcode.PING, b"abc"))
