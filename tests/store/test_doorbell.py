@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def test_each_commit_rings(settings: Settings, writer: Writer, doorbell: Doorbel
     ) as other:
         other.done()
     assert rings(doorbell)
+
+
+def test_wait_lasts(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
+    """A wait without a ring lasts as long as was asked for, also if other files change meanwhile."""
+    database(settings).with_name("store.db-other").touch()
+    began = time.monotonic()
+    assert not doorbell.wait(0.05)
+    assert time.monotonic() - began >= 0.05
 
 
 def test_other_files_do_not_ring(settings: Settings, writer: Writer, doorbell: Doorbell) -> None:
