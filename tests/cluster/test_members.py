@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tests.cluster.side import Side, wait
+from tests.harness.mirroring import OURS
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -93,3 +94,55 @@ def test_a_cable_that_is_pulled(sides: list[Side]) -> None:
         finally:
             third.member.plug(connected=True)
         wait(lambda: not third.fault())
+
+
+def test_readiness_on_each(sides: list[Side]) -> None:
+    """What an instance reports to the guestapi of its member is written to the daemon, on each member."""
+    for side in sides:
+        name = f"ready-{side.member.name}"
+        with side.launched(name):
+            device = [f"source={side.service.sockets['incus'].parent}", "path=/dev/guestapi"]
+            side.member.client("config", "device", "add", name, "guestapi", "disk", *device)
+            wait(lambda side=side, name=name: side.known().get(name, {}).get("pid"))  # type: ignore[misc]  # bound at once
+            answer = side.member.ask(name, "/1.0", OURS, method="PATCH", body='{"state":"Ready"}')
+            assert answer.status == 200, answer
+            path = f"/1.0/instances/{name}"
+            wait(
+                lambda side=side, path=path: (  # type: ignore[misc]  # bound at once
+                    side.member.query(path)["config"].get("volatile.last_state.ready") == "true"
+                )
+            )
+
+
+def test_evacuation(sides: list[Side]) -> None:
+    """Instances of a member that is evacuated are answered elsewhere, and by the member again when it is restored."""
+    first, _second, third = sides
+    with third.launched("guest", "-c", "user.foo=bar"):
+        wait(lambda: owners(sides, "guest") == ["n3"])
+        first.member.client("cluster", "evacuate", "n3", "--force", "--action", "migrate")
+        try:
+            wait(lambda: len(found := owners(sides, "guest")) == 1 and found != ["n3"])
+        finally:
+            first.member.client("cluster", "restore", "n3", "--force")
+        wait(lambda: owners(sides, "guest") == ["n3"])
+
+
+@pytest.mark.parametrize("number", [2, 0], ids=["member", "leader"])
+def test_a_member_that_is_killed(sides: list[Side], number: int) -> None:
+    """The others go on without a member, be it the database's leader; when it is back, it has what it has."""
+    lost, other = sides[number], sides[1]
+    with lost.launched("there", "-c", "user.foo=1"), other.launched("here", "-c", "user.foo=1"):
+        wait(lambda: owners(sides, "here") == ["n2"] and owners(sides, "there") == [lost.member.name])
+        lost.member.kill(signal.SIGKILL)
+        try:
+            wait(lost.fault)
+            other.member.client("config", "set", "here", "user.foo=2")
+            wait(lambda: other.value("here", "user.foo") == "2")
+            assert other.fault() == ""
+            # What it knew last stays answered.
+            assert lost.value("there", "user.foo") == "1"
+        finally:
+            lost.member.start()
+        wait(lambda: not lost.fault())
+        lost.member.client("config", "set", "there", "user.foo=3")
+        wait(lambda: lost.value("there", "user.foo") == "3")
