@@ -29,6 +29,7 @@ ELSEWHERE = (
     ("guestapi check", "test_operations"),
     ("apt-get install", "test_deb"),
     ("systemctl edit guestapi", "not typed: it opens an editor"),
+    ("guestapi top", "test_top"),
     ("systemctl status guestapi", "not typed: the output is of systemd"),
     ("journalctl -u guestapi", "not typed: the output is of systemd"),
 )
