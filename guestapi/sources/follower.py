@@ -55,7 +55,8 @@ _TOLD_AFTER = 4
 _TICK = 1.0
 #: Seconds without progress after which a thread counts as hung. A look is bounded by its source.
 _HUNG = 150.0
-#: The status until the runtime has answered for the first time.
+#: Seconds for the first look at all containers, after which its absence is a fault: a monitor may hang for a while.
+_FIRST_LOOK = 20.0
 _NOT_YET = "it has not yet looked at all containers since its start"
 #: Seconds for writing the last observations when the follower stops.
 _STOP_SECONDS = 1.5
@@ -125,7 +126,9 @@ class Follower:
         #: Whether this look also writes unchanged instances; and when the next such look is due.
         self._thorough, self._thorough_at = False, 0.0
         self._looked_since = time.monotonic()
-        self._contact, self._fault = 0.0, _NOT_YET
+        # Until the first look has ended, the start stands for it: a follower that has just started is no fault.
+        self._contact, self._fault = time.time(), ""
+        self._has_looked = False
         self._reported = -_TICK
         self._stopping = False
 
@@ -380,7 +383,7 @@ class Follower:
         self._look_retry = _FIRST_RETRY
         if self._changes is not None:
             self._fault = ""
-        self._contact = time.time()
+        self._contact, self._has_looked = time.time(), True
         wanted = dict(look.found)
         self._thorough = look.keys is None and now >= self._thorough_at
         if self._thorough:
@@ -431,8 +434,10 @@ class Follower:
         if now < self._reported + _TICK / 2:
             return
         self._reported = now
-        if not self._fault and self._contact:
+        if not self._fault and self._has_looked:
             self._contact = time.time()
+        elif not self._fault and time.time() - self._contact > _FIRST_LOOK:
+            self._blame(_NOT_YET)
         self._recorder.tell(Status(self._contact, self._fault))
         running = len(self._watched)
         status = f"STATUS=follows {self._source.name}: {len(self._known)} containers known, {running} running"

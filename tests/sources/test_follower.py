@@ -194,6 +194,26 @@ def test_ring_during_an_observation(tmp_path: Path, inits: Inits) -> None:
         assert ledger.pid("web") == pid
 
 
+def test_first_look_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower that has just started has no fault; one whose first look does not end has one, until it ends."""
+    ledger, source, ends = MemoryLedger(), PlayedSource(), Event()
+    observe = source.observe
+
+    def slowly(known: Mapping[str, Init | None]) -> object:
+        ends.wait()
+        return observe(known)
+
+    source.observe = slowly  # type: ignore[method-assign, assignment]  # replaced for this test
+    with following(source, ledger, tmp_path):
+        until(lambda: ledger.statuses, "the first status")
+        assert ledger.statuses[-1].contact > 0
+        assert ledger.statuses[-1].fault == ""
+        monkeypatch.setattr(follower, "_FIRST_LOOK", 0.0)
+        until(lambda: ledger.statuses[-1].fault.startswith("it has not yet looked"), "the fault")
+        ends.set()
+        until(lambda: ledger.statuses[-1].fault == "", "the end of the fault")
+
+
 def test_unclear_container_keeps_its_entry(tmp_path: Path, inits: Inits) -> None:
     """A container that cannot be examined keeps its entry, and is examined again soon."""
     ledger, source = MemoryLedger(), PlayedSource()
