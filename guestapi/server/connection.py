@@ -176,7 +176,7 @@ class Connection:
             return context.identifier.identify(sock, credentials(sock))
         caller: Caller | None = None
         try:
-            context.arrivals.acquire(peer.uid, partial(context.identifier.find_container, sock, peer))
+            context.arrivals.acquire(peer.pid, peer.uid, partial(context.identifier.find_container, sock, peer))
             # A request that is here already is answered in this very turn.
             if self._transport.receive_now() == 0:
                 return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import gevent
 import pytest
 from gevent.hub import get_hub
@@ -30,23 +32,29 @@ class Arrivals:
         self.order: list[tuple[int, int]] = []
         self.iterations: list[int] = []
         self.looks = 0
+        self._pids = itertools.count(1)
         self._greenlets: list[gevent.Greenlet[..., None]] = []
 
-    def come(self, container: int, uid: int = 0, count: int = 1, seconds: float = 0.0) -> None:
-        """Let `count` connections of a user of a container arrive; each takes `seconds` to identify."""
-        self._greenlets += [gevent.spawn(self._take, container, uid, seconds) for _number in range(count)]
+    def come(self, container: int, uid: int = 0, count: int = 1, seconds: float = 0.0, pid: int | None = None) -> None:
+        """Let `count` connections of a user of a container arrive; each takes `seconds` to identify.
+
+        They are of the process `pid`, or each is of another one.
+        """
+        for _number in range(count):
+            process = next(self._pids) if pid is None else pid
+            self._greenlets.append(gevent.spawn(self._take, container, process, uid, seconds))
 
     def wait(self) -> None:
         """Wait until all connections are identified."""
         with gevent.Timeout(PATIENCE):
             gevent.joinall(self._greenlets, raise_error=True)
 
-    def _take(self, container: int, uid: int, seconds: float) -> None:
+    def _take(self, container: int, pid: int, uid: int, seconds: float) -> None:
         def look() -> int:
             self.looks += 1
             return container
 
-        self.queue.acquire(uid, look)
+        self.queue.acquire(pid, uid, look)
         self.clock.now += seconds
         self.order.append((container, uid))
         self.iterations.append(get_hub().loop.iteration)
@@ -64,6 +72,27 @@ def test_few_arrivals_are_identified_at_once(arrivals: Arrivals) -> None:
     arrivals.wait()
     assert arrivals.looks == 0
     assert len(set(arrivals.iterations)) == 1
+
+
+def test_connections_of_a_process_cost_one_look(arrivals: Arrivals) -> None:
+    """The container of a process is found once in an iteration, however many connections it makes."""
+    arrivals.come(1, count=FREE_STARTS)
+    arrivals.come(1, count=50, pid=4711)
+    arrivals.come(2, count=50, pid=4712)
+    arrivals.wait()
+    assert arrivals.looks == 2
+    # A PID may belong to another container in a later iteration.
+    arrivals.come(3, count=FREE_STARTS + 10, pid=4711)
+    arrivals.wait()
+    assert arrivals.looks == 3
+
+
+def test_invisible_processes_are_looked_at_singly(arrivals: Arrivals) -> None:
+    """Processes that the service does not see all have the PID 0, and may be in different containers."""
+    arrivals.come(1, count=FREE_STARTS)
+    arrivals.come(2, count=3, pid=0)
+    arrivals.wait()
+    assert arrivals.looks == 3
 
 
 def test_thousands_of_one_container_do_not_delay_another(arrivals: Arrivals) -> None:
@@ -101,7 +130,7 @@ def test_first_come_first_served(arrivals: Arrivals) -> None:
     numbers: list[int] = []
 
     def take(number: int) -> None:
-        arrivals.queue.acquire(0, lambda: 1)
+        arrivals.queue.acquire(1, 0, lambda: 1)
         numbers.append(number)
 
     with gevent.Timeout(PATIENCE):
