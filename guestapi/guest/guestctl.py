@@ -498,8 +498,6 @@ def main(words: Optional[List[str]] = None) -> int:
     Returns:
         The exit status.
     """
-    # A pipe that is closed ends the command as it ends cat.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     top = parser()
     options = top.parse_args(words)
     if options.verb is None:
@@ -515,4 +513,6 @@ def main(words: Optional[List[str]] = None) -> int:
 
 
 if __name__ == "__main__":
+    # A pipe that is closed ends the command as it ends cat.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())
