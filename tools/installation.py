@@ -228,6 +228,13 @@ def uninstall(layout: Layout) -> None:
     if directory.is_dir() and not any(directory.iterdir()):
         directory.rmdir()
     if layout.destdir == Path("/"):
+        # What the units have made. Directories that profiles of Incus or LXD mount stay.
+        run = Path("/run/guestapi")
+        for name in ("metrics", "sources"):
+            shutil.rmtree(run / name, ignore_errors=True)
+        (run / "metrics.sock").unlink(missing_ok=True)
+        if run.is_dir() and not any(run.iterdir()):
+            run.rmdir()
         systemctl("daemon-reload")
     print("these stay:", *stays, sep="\n  ")
 
