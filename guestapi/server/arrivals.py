@@ -18,7 +18,7 @@ from gevent.hub import get_hub
 from greenlet import getcurrent, greenlet
 
 #: How many connections are identified in an iteration without a look at where they are from, and for how many seconds.
-FREE_STARTS = 8
+FREE_STARTS = 16
 _FREE_SECONDS = 0.002
 #: How many are identified in a turn of a container.
 STARTS = 2

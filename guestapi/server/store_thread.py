@@ -64,15 +64,12 @@ class OffloadedStore:
         self._reports = GroupCommit(self._write_reports)
         self._values = ValueReader(settings.store.url)
         self._value_locks = InstanceLocks()
-        #: As `Reader.instance`. PERF: a request calls it several times.
+        #: As `Reader.instance` and `Reader.running_in`. PERF: a request calls them several times.
         self.instance = self._reader.instance
+        self.running_in = self._reader.running_in
         #: As `Reader.snapshot_of`.
         self.snapshot_of = self._reader.snapshot_of
         self._images = images.directory(settings)
-
-    def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
-        """As `Reader.running_in`."""
-        return self._reader.running_in(namespace)
 
     def version(self) -> Version:
         """As `Reader.version`."""

@@ -180,12 +180,13 @@ def test_trimmed_environment_is_complete(machine: Machine, container: Container)
     said = machine.run("/usr/lib/guestapi/bin/python", "-c", EVERYTHING, *names).stdout
     for name in names:
         assert f"Usage: {name} " in said, name
-    on_terminal = machine.run("script", "--quiet", "--command", "guestapi instance list", "/dev/null").stdout
-    assert "│ c1 " in on_terminal
-    machine.run(
-        "sh", "-c", "cd /root && echo a >metadata.yaml && tar -cf image.tar metadata.yaml && truncate -s 1M disk"
-    )
     terminal = ["script", "--quiet", "--return", "--command"]
+    assert "│ c1 " in machine.run(*terminal, "guestapi instance list", "/dev/null").stdout
+    machine.run(
+        "sh",
+        "-c",
+        "cd /root && echo a >metadata.yaml && tar -cf image.tar metadata.yaml; printf hsqs >disk; truncate -s 1M disk",
+    )
     shown = machine.run(*terminal, "guestapi image import /root/image.tar /root/disk", "/dev/null").stdout
     assert "\x1b[" in shown, shown
 
