@@ -1,8 +1,8 @@
 """Finds the instances of this member of a cluster, without waiting for the other members.
 
-The daemon has the names of all instances in its database, and tells them at once. All else of an instance is told by
-the member that has it, which may hang. So of a cluster the names are asked for, and then each instance that is or may
-be of this member, with a limit of time. What is of another member is not asked for again for a while.
+The daemon has the names of all instances in its database, and returns them at once. Everything else about an instance
+comes from its member, which may hang. So the mirror requests the names, and then each instance that is or may be of
+this member, with a deadline. An instance of another member is not requested again for a while.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from guestapi.mirror.daemon_model import (
 )
 from guestapi.mirror.keys import Place
 
-#: Seconds for which an instance is taken to be of another member; and one of which nobody tells anything.
+#: Seconds for which an instance counts as another member's: if its description says so, and if there was no answer.
 _KEEP_SECONDS, _RETRY_SECONDS = 3600.0, 60.0
-#: How many instances are asked for at a time. A member that hangs keeps each question for `daemon.ONE_SECONDS`.
+#: Most requests for instances at a time. A member that hangs delays each one by `daemon.ONE_SECONDS`.
 _AT_ONCE = 16
 
 
@@ -37,8 +37,8 @@ class Found:
 
     Attributes:
         instances: as the daemon describes them.
-        unreadable: what is wrong with the descriptions that cannot be read, by project and name.
-        untold: why known instances were not described, by project and name.
+        unreadable: the errors of malformed descriptions, by project and name.
+        untold: why there is no description of known instances, by project and name.
     """
 
     instances: list[DaemonInstance] = field(default_factory=list)
@@ -47,13 +47,13 @@ class Found:
 
 
 class Members:
-    """Which instances are of this member."""
+    """Finds out which instances are of this member."""
 
     def __init__(self, daemon: Daemon) -> None:
-        """Ask nothing yet.
+        """Send no request yet.
 
         Args:
-            daemon: of this member.
+            daemon: this member's daemon.
         """
         self._daemon = daemon
         #: Until when an instance is taken to be of another member (time.monotonic()).
@@ -65,7 +65,7 @@ class Members:
         Args:
             server: the daemon.
             known: project and name of the instances that the store has.
-            progress: called when something was told.
+            progress: called after each answer.
 
         Raises:
             DaemonError: the daemon does not answer.
@@ -79,7 +79,7 @@ class Members:
         found = Found()
         threads = ThreadPoolExecutor(_AT_ONCE)
         try:
-            # What is known comes first: it is here, or was.
+            # Known instances first: they are here, or were.
             wanted = sorted(places - self._elsewhere.keys(), key=lambda place: (place not in known, place))
             asked = [(place, threads.submit(self._daemon.instance, *place)) for place in wanted]
             for place, answer in asked:
@@ -101,13 +101,13 @@ class Members:
         if not host.server_clustered or event.location in (*translate.NOWHERE, host.server_name):
             what = happened(event)
             if what is not None and what.target[0] == "instances":
-                # It may have come from another member.
+                # It may have been moved from another member.
                 self._elsewhere.pop(what.target[1:], None)
             return True
         what = happened(event)
         if what is None or what.target[0] != "instances":
             return True
-        # One that was here may be there now.
+        # An instance that was here may be there now.
         _kind, project, name = what.target
         old = (what.context or {}).get("old_name")
         return (project, name) in known or (project, old) in known

@@ -1,4 +1,4 @@
-"""Asking a running Incus or LXD through its REST API on a Unix socket. Only what a mirror needs of it."""
+"""A client of the REST API of a running Incus or LXD on its Unix socket: the requests that a mirror needs."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from guestapi.mirror.daemon_model import (
     target_of,
 )
 
-#: Seconds that the daemon has for an answer: it looks at every instance for some of them.
+#: Seconds for an answer. For some, the daemon examines every instance.
 _ANSWER_SECONDS = 60.0
-#: Seconds that it has for what concerns one instance alone, which takes it milliseconds: it looks at the instance's
-#: storage too, which may hang while that of others does not.
+#: Seconds for an answer about one instance, which takes milliseconds. The daemon also examines the instance's storage,
+#: which may hang while that of others does not.
 ONE_SECONDS = 5.0
-#: Seconds that it has for taking a connection, and between a ping and its pong.
+#: Seconds for accepting a connection, and from a ping to its pong.
 _SIGN_OF_LIFE_SECONDS = 10.0
-#: Bytes of one answer: the configurations of 16 instances that have as much as they may, or of many thousand others.
+#: Most bytes of an answer: the configurations of 16 instances of the largest size, or of many thousand others.
 _ANSWER_BYTES = 256 << 20
-#: Bytes of one event; a lifecycle event has some hundred.
+#: Most bytes of an event; a lifecycle event has some hundred.
 _EVENT_BYTES = 1 << 20
 
-#: Not the library's own, to which it writes tracebacks: what goes wrong is raised as one sentence.
+#: Not the library's own logger, which would write tracebacks. Errors are raised with one sentence.
 _SILENT = logging.Logger("guestapi.mirror.websocket", logging.CRITICAL + 1)
 
 T = TypeVar("T")
 
 
 class Daemon:
-    """A client of one daemon. `events` may be used by another thread than the rest."""
+    """A client of one daemon. `events` may be used by another thread than the other methods."""
 
     def __init__(self, socket: str) -> None:
         """Connect to nothing yet.
@@ -70,7 +70,7 @@ class Daemon:
         )
 
     def server(self) -> Server:
-        """The daemon itself.
+        """Return the daemon's own description.
 
         Raises:
             DaemonError: it does not answer, or does not trust us.
@@ -81,10 +81,10 @@ class Daemon:
         return server
 
     def instances(self) -> tuple[list[DaemonInstance], dict[tuple[str, str], str]]:
-        """All instances of all projects, without their state: half a millisecond for each.
+        """Return all instances of all projects, without their state: half a millisecond for each.
 
         Returns:
-            The instances; and of those whose description cannot be read, by project and name, what is wrong with it.
+            The instances; and the errors of malformed descriptions, by project and name.
 
         Raises:
             DaemonError: it does not answer.
@@ -94,13 +94,13 @@ class Daemon:
             try:
                 found.append(self._decode(bytes(raw), DaemonInstance))
             except DaemonError as error:
-                # Its name is all that is needed to say so. Without one, the whole answer is of no use.
+                # A name is enough to report the error. Without a name, the whole answer is malformed.
                 named = self._decode(bytes(raw), NamedInstance)
                 unreadable[named.project, named.name] = str(error)
         return found, unreadable
 
     def places(self) -> set[tuple[str, str]]:
-        """Project and name of all instances, of all members of a cluster: these the daemon knows by itself.
+        """Return project and name of all instances of a cluster. The daemon asks no other member for that.
 
         Raises:
             DaemonError: it does not answer.
@@ -112,29 +112,29 @@ class Daemon:
 
         Raises:
             GoneError: there is none.
-            SlowError: it is not told in time: the member that has it hangs.
+            SlowError: there is no answer in time, because the member that has it hangs.
             DaemonError: it does not answer.
         """
         with _in_time():
             return self._get(_url(project, name), DaemonInstance, ONE_SECONDS)
 
     def state(self, project: str, name: str) -> InstanceState:
-        """The state of one instance, for which the daemon looks into it: 25 to 45 ms (also with ``recursion=2``).
+        """Return the state of one instance, for which the daemon examines it: 25 to 45 ms (also with ``recursion=2``).
 
         Raises:
             GoneError: there is none.
-            SlowError: it is not told in time: something of the instance hangs.
-            RefusedError: it cannot be told now: it is about to start, or to end.
+            SlowError: there is no answer in time, because something of the instance hangs.
+            RefusedError: there is no state now, because the instance is about to start or to end.
             DaemonError: it does not answer.
         """
         with _in_time():
             return self._get(_url(project, name, "/state"), InstanceState, ONE_SECONDS)
 
     def tasks(self) -> set[tuple[str, str]]:
-        """Project and name of the instances that the daemon is doing something with, like restarting them.
+        """Return project and name of the instances with a running operation, like a restart.
 
         Raises:
-            SlowError: it is not told in time: each member of a cluster is asked.
+            SlowError: there is no answer in time: the daemon asks each member of its cluster.
             DaemonError: it does not answer.
         """
         path = "/1.0/operations?recursion=1&all-projects=true"
@@ -155,16 +155,16 @@ class Daemon:
             project: of the instance.
             name: of the instance.
             config: the keys.
-            while_: asked between a look at the instance and the change; the change is made only if it says so, and the
-                instance is still as it was at the look (RFC 9110, section 13.1.1).
+            while_: called between the look at the instance and the change, which is made only if it returns True and
+                the instance is still as it was at the look (RFC 9110, section 13.1.1).
 
         Returns:
-            Whether it was done; the daemon may have news of why not.
+            Whether the change was made. If not, an event may say why.
 
         Raises:
             GoneError: there is no such instance.
             SlowError: the daemon does not answer in time.
-            RefusedError: the daemon does not do it.
+            RefusedError: the daemon refuses.
             DaemonError: it does not answer.
         """
         path = _url(project, name)
@@ -181,7 +181,7 @@ class Daemon:
         return True
 
     def projects(self) -> list[str]:
-        """The names of all projects.
+        """Return the names of all projects.
 
         Raises:
             DaemonError: it does not answer.
@@ -189,7 +189,7 @@ class Daemon:
         return [unquote(urlsplit(url).path.rpartition("/")[2]) for url in self._get("/1.0/projects", list[str])]
 
     def images(self, project: str) -> list[DaemonImage]:
-        """The images of a project.
+        """Return the images of a project.
 
         Raises:
             DaemonError: it does not answer.
@@ -198,7 +198,7 @@ class Daemon:
 
     @contextmanager
     def export(self, project: str, fingerprint: str) -> Iterator[httpx.Response]:
-        """Download an image; its bytes are to be read within the block.
+        """Download an image. Its bytes must be read within the block.
 
         Raises:
             GoneError: there is none.
@@ -216,10 +216,10 @@ class Daemon:
 
     @contextmanager
     def events(self) -> Iterator[Iterator[DaemonEvent]]:
-        """Follow what happens, from now on until the end of the block, or until the daemon ends it.
+        """Subscribe to events until the end of the block, or until the daemon ends the stream.
 
         Raises:
-            DaemonError: the daemon is not there. The events raise it when the daemon ends, or gives no sign of life.
+            DaemonError: the daemon does not run. The iterator raises it if the daemon ends or answers no ping.
         """
         try:
             stream = unix_connect(
@@ -244,7 +244,7 @@ class Daemon:
                 yield self._decode(message, DaemonEvent)
         except ConnectionClosedError as error:
             if error.sent is not None and error.sent.code == CloseCode.INTERNAL_ERROR:
-                # What the library sends when a ping was not answered.
+                # The library sends this code when a ping was not answered.
                 text = f"{self.socket}: the daemon gives no sign of life in {_SIGN_OF_LIFE_SECONDS:g} s"
                 raise DaemonError(text) from None
             raise self._explain(error) from None
@@ -253,7 +253,7 @@ class Daemon:
         raise DaemonError(f"{self.socket}: the daemon has ended its event stream")
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._http.close()
 
     def _get(self, path: str, kind: type[T], seconds: float = _ANSWER_SECONDS) -> T:
@@ -317,7 +317,7 @@ class Daemon:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """What takes too long concerns one instance, not the daemon as a whole."""
+    """Convert a timeout into an error about one instance, not about the daemon."""
     try:
         yield
     except AnswerTimeError as error:

@@ -1,7 +1,7 @@
-"""What Incus and LXD say through their REST API, as far as a mirror needs it, and how asking them may fail.
+"""The answers of the REST API of Incus and LXD that a mirror uses, and the errors of requests.
 
-The fields are those of the API's documentation (linuxcontainers.org/incus/docs/main/rest-api-spec); both daemons share
-them. Others are ignored, so a newer daemon may have more.
+The fields are those of the API's documentation (linuxcontainers.org/incus/docs/main/rest-api-spec); both daemons have
+them. Other fields are ignored, so a newer daemon may have more.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ class DaemonError(SourceError):
 
 
 class RefusedError(DaemonError):
-    """The daemon is there, but does not do this, or not now."""
+    """The daemon refuses the request, perhaps only now."""
 
 
 class GoneError(RefusedError):
-    """The daemon knows no such thing (any more)."""
+    """The daemon has no such object."""
 
 
 class SlowError(RefusedError):
-    """The daemon has not said in time what it was asked of one instance, or of what it is doing."""
+    """The daemon did not answer in time for one instance, or for its operations."""
 
 
 class UnreadableError(DaemonError):
-    """What the daemon says cannot be read."""
+    """The daemon's answer is malformed."""
 
 
 class ChangedError(RefusedError):
-    """It is not any more as it was when it was looked at."""
+    """The object has changed since it was read."""
 
 
 class AnswerTimeError(DaemonError):
@@ -44,13 +44,13 @@ class AnswerTimeError(DaemonError):
 
 
 class InstanceState(Struct):
-    """How an instance is now. ``pid``: of its init, as the daemon sees it; 0 or less: it has none."""
+    """The state of an instance. ``pid``: of its init, in the daemon's PID namespace; 0 or less: none."""
 
     pid: int = 0
 
 
 class DaemonInstance(Struct):
-    """An instance, as ``GET /1.0/instances?recursion=1`` has it. What is empty may be null."""
+    """An instance in ``GET /1.0/instances?recursion=1``. Empty values may be null."""
 
     name: str
     type: str
@@ -64,7 +64,7 @@ class DaemonInstance(Struct):
 
 
 class Environment(Struct):
-    """What the daemon says of itself."""
+    """The daemon's environment."""
 
     server: str = ""
     server_version: str = ""
@@ -74,7 +74,7 @@ class Environment(Struct):
 
 
 class Server(Struct):
-    """``GET /1.0``; ``auth``: whether it trusts us."""
+    """``GET /1.0``. ``auth``: whether the daemon trusts this client."""
 
     environment: Environment = field(default_factory=Environment)
     auth: str = ""
@@ -82,7 +82,7 @@ class Server(Struct):
 
 
 class DaemonImage(Struct):
-    """An image, as ``GET /1.0/images?recursion=1`` has it."""
+    """An image in ``GET /1.0/images?recursion=1``."""
 
     fingerprint: str
     type: str = "container"
@@ -93,7 +93,7 @@ class DaemonImage(Struct):
 
 
 class NamedInstance(Struct):
-    """As much of an instance as says which one it is."""
+    """The fields that identify an instance."""
 
     name: str
     project: str = "default"
@@ -104,9 +104,9 @@ class LifecycleEvent(Struct):
 
     Attributes:
         action: like ``instance-updated``.
-        source: URL of what it happened to.
-        project: of that.
-        context: more about it.
+        source: URL of the object that it is about.
+        project: of that object.
+        context: further fields.
     """
 
     action: str
@@ -116,7 +116,7 @@ class LifecycleEvent(Struct):
 
     @property
     def target(self) -> tuple[str, str, str]:
-        """What it happened to: kind like ``instances``, project, and name."""
+        """The object that it is about: kind like ``instances``, project, and name."""
         return target_of(self.source, self.project)
 
 
@@ -125,7 +125,7 @@ class Operation(Struct):
 
     Attributes:
         class_: ``websocket`` for a client's session, ``task`` for the daemon's own work.
-        resources: URLs of what it is about, by kind; may be null.
+        resources: URLs of the objects that it is about, by kind; may be null.
     """
 
     class_: str = field(name="class")
@@ -133,7 +133,7 @@ class Operation(Struct):
 
 
 class DaemonEvent(Struct):
-    """One of the event stream; ``timestamp`` in RFC 3339; ``location``: the cluster member on which it happened."""
+    """An event of the stream. ``timestamp``: in RFC 3339; ``location``: the cluster member on which it happened."""
 
     type: str
     timestamp: str = ""
@@ -142,14 +142,14 @@ class DaemonEvent(Struct):
 
 
 class Answer(Struct):
-    """What every answer has."""
+    """The fields of every answer."""
 
     metadata: msgspec.Raw = msgspec.Raw(b"null")
     error: str = ""
 
 
 def happened(event: DaemonEvent) -> LifecycleEvent | None:
-    """What a lifecycle event tells; None if it is of another form."""
+    """Parse a lifecycle event; None if it has another form."""
     try:
         return msgspec.json.decode(event.metadata, type=LifecycleEvent)
     except msgspec.DecodeError:
@@ -157,7 +157,7 @@ def happened(event: DaemonEvent) -> LifecycleEvent | None:
 
 
 def target_of(source: str, project: str = "") -> tuple[str, str, str]:
-    """Return what a URL of the API is about: kind like ``instances``, project, and name."""
+    """Parse a URL of the API: kind like ``instances``, project, and name."""
     url = urlsplit(source)
     parts = [unquote(part) for part in url.path.split("/") if part]
     named = parse_qs(url.query).get("project", [project or "default"])[0]

@@ -1,7 +1,7 @@
-"""Copies of the images that a running Incus or LXD lets its instances export.
+"""Copies the images that a running Incus or LXD lets its instances export.
 
-The daemon's own image files are root's alone, so they are fetched through its API, once each, and served from the copy.
-They are fetched only while some instance may export images at all, which is off by default.
+Only root may read the daemon's image files, so each image is downloaded once through the API and served from the copy.
+Images are downloaded only while an instance may export images, which is off by default.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
 
-#: Bytes that are read at a time.
+#: Bytes that one read returns.
 _BLOCK = 1 << 20
-#: More than any image has: a multipart body whose length the daemon does not say ends with its last boundary.
+#: More bytes than any image has: a multipart body without a length ends at its last boundary.
 _ENDLESS = 1 << 62
 
 
@@ -47,11 +47,11 @@ class ImageMirror:
         """Copy nothing yet.
 
         Args:
-            settings: where the images are.
-            writer: of the store.
-            store: where to look at it.
-            name: of the mirror.
-            daemon: whose images.
+            settings: the directory of the images.
+            writer: for changes of the store.
+            store: for reading the store.
+            name: the mirror's name.
+            daemon: the daemon with the images.
         """
         self._where = images.directory(settings)
         self._writer = writer
@@ -63,11 +63,11 @@ class ImageMirror:
         self.faults: list[str] = []
 
     def look(self) -> None:
-        """Something may have changed; does not wait."""
+        """Request a comparison soon, without waiting for it."""
         self._news.set()
 
     def run(self) -> None:
-        """Copy until the process ends; a large image takes its time, so this has a thread of its own."""
+        """Copy until the process ends. This runs in its own thread, because a large image takes long."""
         while True:
             self._news.wait()
             self._news.clear()
@@ -81,7 +81,7 @@ class ImageMirror:
                 self.faults = [str(error)]
 
     def compare(self) -> list[str]:
-        """Copy the images that the daemon has, remove copies of others; one sentence for each that cannot be copied.
+        """Copy new images, remove copies of deleted ones; return a sentence for each that cannot be copied.
 
         Raises:
             DaemonError: the daemon is lost.
@@ -103,8 +103,8 @@ class ImageMirror:
                     with self._writer.change() as change:
                         set_image(change, there, public=image.public, cached=image.cached)
             except GoneError:
-                continue  # Deleted meanwhile; there is news of it.
-            # One that cannot be copied does not concern the others.
+                continue  # Deleted meanwhile; an event follows.
+            # An image that cannot be copied does not affect the others.
             except RefusedError as error:
                 faults.append(f"image {fingerprint[:12]}: {error}")
             except (ImageFileError, ConflictError) as error:
@@ -112,7 +112,7 @@ class ImageMirror:
         return faults
 
     def _exported(self) -> dict[str, tuple[str, DaemonImage]]:
-        """What the daemon lets its instances export: by fingerprint, the project that has it, and the image."""
+        """Return the images that instances may export: by fingerprint, a project that has it, and the image."""
         return {
             image.fingerprint: (project, image)
             for project in self._daemon.projects()
@@ -135,10 +135,10 @@ def _may_export(instances: Iterable[model.Instance], source: str) -> bool:
 
 
 def _parts(response: httpx.Response, image: DaemonImage) -> Iterator[Part]:
-    """The files in a response: one as it is, or metadata and root file system in a form.
+    """Yield the files in a response: a single one, or metadata and root file system in a form.
 
     Raises:
-        DaemonError: it is neither.
+        DaemonError: the response is neither.
     """
     kind = Message()
     kind["content-type"] = response.headers.get("content-type", "")
@@ -157,14 +157,14 @@ def _parts(response: httpx.Response, image: DaemonImage) -> Iterator[Part]:
 
 
 class _Reader:
-    """Blocks of any size as a file that is read."""
+    """A readable file made of blocks of any size."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
         self._left = b""
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end."""
+        """Return at most `size` bytes; none at the end."""
         if not self._left:
             self._left = next(self._blocks, b"")
         block, self._left = self._left[:size], self._left[size:]

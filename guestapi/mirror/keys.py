@@ -1,8 +1,8 @@
-"""Which key an instance of a daemon has when another one has the same UUID. Pure.
+"""Keys of a daemon's instances, unique even if two instances have the same UUID. Pure.
 
-Two instances of a daemon may have one UUID: a backup that is imported beside its original keeps it. Each instance is
-known by a key of its own for as long as it is there, so the second one's is made of the UUID and its name; once it has
-that key, it keeps it, even if the other instance is gone.
+Two instances of a daemon may have one UUID: a backup that is imported beside its original keeps it. An instance keeps
+its key for as long as it exists. The key of the second instance is made of the UUID and its name, and stays even if the
+other instance is gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Place = tuple[str, str]
 
 
 def choose_keys(wanted: Iterable[tuple[Place, str]], known: Mapping[str, Place]) -> dict[Place, str]:
-    """The key of each of a daemon's instances.
+    """Return the key of each instance of a daemon.
 
     Args:
         wanted: project and name of every instance, and its UUID.
@@ -33,7 +33,7 @@ def choose_keys(wanted: Iterable[tuple[Place, str]], known: Mapping[str, Place])
         else:
             sharing.setdefault(identity, []).append(place)
     for identity, places in sharing.items():
-        # The one that has it keeps it.
+        # The instance that has the key keeps it.
         first = known[identity] if known.get(identity) in places else min(places)
         for place in places:
             chosen[place] = identity if place == first else own_key(place, identity)
@@ -41,7 +41,7 @@ def choose_keys(wanted: Iterable[tuple[Place, str]], known: Mapping[str, Place])
 
 
 def choose_key(place: Place, identity: str, known: Mapping[str, Place], has: Callable[[Place, str], bool]) -> str:
-    """The key of one instance.
+    """Return the key of one instance.
 
     Args:
         place: its project and name.
@@ -56,17 +56,17 @@ def choose_key(place: Place, identity: str, known: Mapping[str, Place], has: Cal
 
 
 def own_key(place: Place, identity: str) -> str:
-    """The key of the second instance with a UUID."""
+    """Return the key of the second instance with a UUID."""
     return str(uuid5(UUID(identity), "/".join(place)))
 
 
 def with_key(observed: Observed, key: str) -> Observed:
-    """The observation of an instance that has this key, which is its UUID too."""
+    """Return the observation with this key, which is also its UUID."""
     if key == observed.key:
         return observed
     return replace(observed, key=key, uuid=key)
 
 
 def by_key(instances: Collection[Instance]) -> dict[str, Place]:
-    """Project and name of instances by key."""
+    """Return project and name of instances by key."""
     return {one.key: (one.project, one.name) for one in instances if one.key is not None}

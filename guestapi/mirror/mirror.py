@@ -1,7 +1,7 @@
-"""Keeps the store as a running Incus or LXD is: compares everything once, then follows what happens.
+"""Makes the store equal to a running Incus or LXD: compares all instances once, then follows the daemon's events.
 
-What is written is always what the daemon has at the time of the look, never what an event says. So events may come
-late, twice or in any order, and two changes that follow each other quickly may become one.
+The store gets what the daemon has at the time of the look, never the content of an event. So events may come late,
+twice or in any order, and two quick changes may become one.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
 
-#: Seconds after which everything is compared though no event has asked for it; and if something is not as it should be.
+#: Seconds between two comparisons of all instances without an event; and while an instance has a problem.
 _COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
-#: Seconds until the first new try after the daemon was lost, and at the most; they double in between.
+#: Seconds until the next try after the daemon was lost: first, and longest; they double between.
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
-#: Seconds until an instance is looked at again of which the daemon could not tell how it is, and how often.
+#: Seconds until the next look at an instance whose state the daemon could not return, and how often.
 _AGAIN_SECONDS, _AGAIN_TIMES = 0.1, 50
-#: How many instances are written in one transaction, which takes about a tenth of a second.
+#: Most instances in a transaction, which takes about a tenth of a second.
 _BATCH = 50
-#: Above so many instances to look at, one question for all is less work for the daemon than one for each.
+#: For more instances than this, one request for all is less work for the daemon than one for each.
 _SINGLE_LOOKS = 16
-#: How many instances' states the daemon is asked for at a time; it needs 25 to 45 ms for one.
+#: Most requests for states at a time; one takes the daemon 25 to 45 ms.
 _AT_ONCE = 8
 
 
 class Mirror:
-    """Mirrors one daemon into the store. One thread does it all; others wait for news, and copy images."""
+    """Mirrors one daemon into the store, in one thread. Other threads wait for events, and copy images."""
 
     def __init__(self, settings: Settings, name: str, socket: str, tell: Callable[[str], None]) -> None:
         """Open the store.
@@ -66,7 +66,7 @@ class Mirror:
             settings: the store's.
             name: of the mirror, ``incus`` or ``lxd``.
             socket: the daemon's.
-            tell: called with one sentence about how things are, again and again, for as long as the mirror works.
+            tell: called with one sentence about the mirror's status, again and again while the mirror works.
 
         Raises:
             StoreError: the store cannot be used.
@@ -82,17 +82,17 @@ class Mirror:
         self._queue = SyncQueue()
         self._server = Server()
         self._compared = self._asked = -_COMPARE_SECONDS
-        #: Why an instance cannot be looked at, by project and name.
+        #: Why an instance cannot be observed, by project and name.
         self._faults: dict[Place, str] = {}
         self._log = StateLog(log, logging.ERROR)
         self._members = Members(self._daemon)
-        #: Project and name of the instances that the store has. The thread that reads events looks at it.
+        #: Project and name of the instances in the store. The thread that reads events uses it.
         self._known: frozenset[Place] = frozenset()
         self._again: dict[Place, int] = {}
         with self._store.view() as store:
-            # What an earlier run has learned is as old as it is.
+            # The time of contact of an earlier run still holds.
             known = [one for one in list_sources(store) if one.name == name]
-            #: Keys of instances of which something could not be taken over.
+            #: Keys of instances with problems.
             self._problems = statuses.list_problem_keys(store, name)
             self._known = frozenset(map(_place, list_instances(store, source=name)))
         self._report = Report(
@@ -101,7 +101,7 @@ class Mirror:
         self._report.progress.contact = known[0].contact if known else 0.0
 
     def run(self) -> None:
-        """Mirror until the process ends; a daemon that is not there is waited for."""
+        """Mirror until the process ends. If the daemon does not run, wait for it."""
         _start(self._listen, Doorbell(database_file(self._url)))
         _start(self._images.run)
         _start(self._report.watch)
@@ -114,14 +114,14 @@ class Mirror:
                 self._lost(str(error))
             if time.monotonic() - began > _LAST_RETRY:
                 retry = _FIRST_RETRY
-            # Not all mirrors of a rack at the same moment.
+            # A random part, so that not all mirrors of a rack connect at the same moment.
             time.sleep(retry * random.uniform(0.5, 1))
             retry = min(2 * retry, _LAST_RETRY)
 
     def _follow(self) -> None:
-        """Be connected: compare, then follow, until the daemon is lost."""
+        """Connect, compare, then follow until the daemon is lost."""
         with self._daemon.events() as events:
-            # First listen, then look: what happens in between is looked at once more.
+            # Subscribe first, then compare: changes in between cause one more look.
             self._queue = queue = SyncQueue(lambda one: self._members.concerns(one, self._server, self._known))
             _start(queue.read, events)
             seconds = CONTACT_SECONDS
@@ -146,7 +146,7 @@ class Mirror:
         elif batch.instances:
             self._look(sorted(batch.instances))
         else:
-            # Does it answer at all?
+            # Check that the daemon answers.
             self._meet()
         if batch.anything or late:
             # Images may have changed, or the instances that may export them.
@@ -155,13 +155,13 @@ class Mirror:
             self._report.progress.lag = max(0.0, time.time() - batch.since)
 
     def _meet(self) -> None:
-        """Ask the daemon who it is, and so whether it answers at all."""
+        """Request the daemon's description, which shows that it answers."""
         self._server = self._daemon.server()
         host = self._server.environment
         self._report.progress.version = f"{host.server} {host.server_version}".strip()
 
     def _compare(self) -> None:
-        """Make everything in the store as the daemon has it."""
+        """Make all instances in the store equal to the daemon's."""
         with self._store.view() as store:
             known = list_instances(store, source=self._name)
         at = {_place(one): one for one in known}
@@ -194,7 +194,7 @@ class Mirror:
         stays = unreadable.keys() | found.untold.keys()
         present = {*chosen.values(), *(one.key for place, one in at.items() if place in stays)}
         gone = {str(one.key): _place(one) for one in known if one.key is not None and one.key not in present}
-        # What was never registered is not there any more either.
+        # Instances that were never registered are gone, too.
         gone |= dict.fromkeys(self._problems - present - gone.keys(), ("", ""))
         self._write(
             [keys.with_key(observed, chosen[place]) for place, observed in observations.items()],
@@ -203,7 +203,7 @@ class Mirror:
         )
 
     def _look(self, places: list[Place]) -> None:
-        """Make single instances in the store as the daemon has them."""
+        """Make single instances in the store equal to the daemon's."""
         with self._store.view() as store:
             found = [find_instance(store, *place) for place in places]
         at = {_place(one): one for one in found if one is not None and one.source == self._name}
@@ -220,7 +220,7 @@ class Mirror:
             except GoneError:
                 missing.append(place)
             except RefusedError as error:
-                # Of an instance that is not here, another member may not tell anything.
+                # Another member may not answer for an instance that is not here.
                 if place in at or not isinstance(error, SlowError):
                     self._try_again(place, tries, error)
             self._report.progress.renew()
@@ -232,16 +232,16 @@ class Mirror:
             keys.with_key(one, keys.choose_key(_place(one), one.key, by_key, self._has)) for one in observations
         ]
         seen = {observed.key for observed in observations}
-        # One that has another name by now is not gone.
+        # An instance that has a new name is not gone.
         gone = {str(one.key): place for place in missing if (one := at.get(place)) is not None and one.key not in seen}
         self._write(observations, gone, {one.key: one for one in held if one.key is not None})
 
     def _looks(
         self, places: list[Place], at: Mapping[Place, model.Instance]
     ) -> Iterator[tuple[Place, Callable[[], Observed | None]]]:
-        """What returns the look at each place, or raises its error; several looks are taken at a time."""
+        """Look at several instances at a time; yield for each a function that returns its result or raises."""
         if len(places) == 1:
-            # PERF: most often it is one, for whose event a guest waits.
+            # PERF: usually it is one instance, for whose event a guest waits.
             yield places[0], partial(self._look_at, places[0], at.get(places[0]))
             return
         threads = ThreadPoolExecutor(_AT_ONCE)
@@ -253,7 +253,7 @@ class Mirror:
             threads.shutdown(cancel_futures=True)
 
     def _look_at(self, place: Place, known: model.Instance | None) -> Observed | None:
-        """As `_see`, of an instance that was only named; None if it is of another member."""
+        """As `_see`, for an instance of which only the name is known; None if it is another member's."""
         instance = self._daemon.instance(*place)
         return self._see(instance, known) if translate.is_here(instance, self._server) else None
 
@@ -265,7 +265,7 @@ class Mirror:
             return False
 
     def _try_again(self, place: Place, tries: int, error: RefusedError) -> None:
-        """Look again in a moment; an instance that is about to start or to end has no state at times."""
+        """Look again soon: an instance that is about to start or to end may have no state."""
         if tries < _AGAIN_TIMES and not isinstance(error, SlowError):
             self._again[place] = tries + 1
         else:
@@ -276,7 +276,7 @@ class Mirror:
         self._log.log(place, self._faults[place])
 
     def _suspend(self, place: Place, why: str) -> None:
-        """Serve nothing of an instance of which the daemon does not tell anything that can be read."""
+        """Stop serving an instance whose description is malformed."""
         self._fail(place, why)
         with self._writer.change() as change:
             instance = find_instance(change, *place)
@@ -284,25 +284,25 @@ class Mirror:
                 steps.stop(change, instance)
 
     def _see(self, instance: DaemonInstance, known: model.Instance | None) -> Observed:
-        """An instance as it is now.
+        """Observe an instance.
 
         Args:
-            instance: as it was a moment ago.
-            known: as the store has it.
+            instance: its description.
+            known: the instance in the store.
 
         Raises:
             GoneError: it was deleted meanwhile.
-            RefusedError: the daemon cannot tell now.
+            RefusedError: the daemon cannot return the state now.
         """
         if known is not None and known.init is not None and is_alive(known.init):
-            # One that is alive is the one that it has, whatever the daemon is about to do with it.
+            # A live init is still the instance's, even if the daemon is about to restart it.
             init: Init | None = known.init
             if known.init.root_uid is None and (again := _examine(instance, known.init.pid)) == known.init:
                 init = again
         elif instance.status in translate.STOPPED:
             init = None
         elif (init := self._init_of(instance)) is not None:
-            # What was seen before may be of an earlier run, or of another instance of that name.
+            # The earlier look may be of an earlier run, or of another instance with that name.
             instance = self._daemon.instance(*_place(instance))
         return translate.observe(instance, self._server, init)
 
@@ -311,12 +311,12 @@ class Mirror:
         return _examine(instance, state.pid) if state.pid > 0 else None
 
     def _write(self, observations: list[Observed], gone: dict[str, Place], known: dict[str, model.Instance]) -> None:
-        """Make instances in the store so, unless they are.
+        """Write instances that differ from the store.
 
         Args:
-            observations: what there is now.
-            gone: project and name of what the daemon has no more, by key.
-            known: what the store has, by key.
+            observations: the daemon's instances.
+            gone: project and name of instances that the daemon no longer has, by key.
+            known: the instances in the store, by key.
         """
         changed = [
             observed
@@ -325,7 +325,7 @@ class Mirror:
             or (one := known.get(observed.key)) is None
             or not is_current(one, self._name, observed)
         ]
-        # Instances that get another name come first, so that their old names are free in later transactions.
+        # Renamed instances come first, so that their old names are free in later transactions.
         changed.sort(key=lambda one: one.key not in known or _place(known[one.key]) == _place(one))
         moved = sum(one.key in known and _place(known[one.key]) != _place(one) for one in changed)
         while changed or gone:
@@ -344,7 +344,7 @@ class Mirror:
     def _remember(self, problems: list[Problem]) -> None:
         self._problems |= {problem.key for problem in problems}
         if any(problem.holder is not None for problem in problems):
-            # Something has happened to the other one that has the name: a look at everything tells what.
+            # The other instance with that name has changed, too: compare all instances.
             self._compared = -_COMPARE_SECONDS
 
     def _listen(self, doorbell: Doorbell) -> None:
@@ -364,14 +364,14 @@ class Mirror:
 
 
 def _start(task: Callable[..., None], *arguments: object) -> None:
-    """Run something in a thread, without which the process is of no use: if it fails, the process ends."""
+    """Run a thread without which the process is of no use: if it fails, the process ends."""
 
     def run() -> None:
         try:
             task(*arguments)
         except BaseException:
             log.critical("cannot go on", exc_info=True)
-            # systemd starts it again, and then everything is compared.
+            # systemd starts the mirror again, which then compares all instances.
             os._exit(1)
 
     Thread(target=run, daemon=True).start()
@@ -382,10 +382,10 @@ def _place(instance: DaemonInstance | model.Instance | Observed) -> Place:
 
 
 def _examine(instance: DaemonInstance, pid: int) -> Init | None:
-    """The init of an instance, if that process is one."""
+    """Return the init of an instance, if that process can be one."""
     try:
         return examine(pid, stated_root_uid=translate.root_uid(instance))
     except NotAnInitError as error:
-        # It has just ended, and the daemon will say so; or else the mirror is not where the daemon is.
+        # It has just ended, and an event follows; or the mirror is in another PID namespace than the daemon.
         log.warning("%s in project %s: %s", instance.name, instance.project, error)
         return None

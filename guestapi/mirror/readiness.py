@@ -1,4 +1,4 @@
-"""Tells the daemon what instances have said of their readiness."""
+"""Forwards the readiness that instances report to the daemon."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
 
-#: Seconds until the daemon is asked again whether it is done with an instance that has said something, and between two
-#: times that it is told of one: an instance that changes its state all the time must not keep the daemon busy.
+#: Seconds until the next look whether the daemon's operation with an instance has ended, and between two reports of one
+#: instance: an instance that changes its state all the time must not keep the daemon busy.
 _PACE_SECONDS = 1.0
-#: Seconds for telling before the mirror looks again what has happened; the daemon needs 50 ms for each instance, and a
+#: Seconds for reports before the mirror looks at events again. The daemon needs 50 ms for each instance, and a
 #: container that starts meanwhile has two seconds (`settings.CallerSettings.wait_seconds`).
 _AT_ONCE_SECONDS = 0.5
-#: Seconds until the daemon is asked again what it is doing if it has not said.
+#: Seconds until the daemon is asked again for its operations after it did not answer.
 _UNTOLD_SECONDS = 60.0
 
 
 class Readiness:
-    """What one daemon's instances have said, until the daemon knows it."""
+    """The readiness that one daemon's instances have reported, until the daemon has it."""
 
     def __init__(self, writer: Writer, store: Views, name: str, daemon: Daemon) -> None:
-        """Tell the daemon nothing yet.
+        """Forward nothing yet.
 
         Args:
-            writer: of the store.
-            store: where to look at it.
-            name: of the mirror.
-            daemon: whose instances.
+            writer: for changes of the store.
+            store: for reading the store.
+            name: the mirror's name.
+            daemon: the daemon with the instances.
         """
         self._writer = writer
         self._store = store
         self._name = name
         self._daemon = daemon
-        #: Project and name of instances of which the daemon did not take it; they are left alone while they are here.
+        #: Project and name of instances for which the daemon refused. They are left out while they are in this set.
         self.refused: set[Place] = set()
         self._log = StateLog(log)
-        #: When the daemon was told of an instance, for a while.
+        #: When an instance was last reported to the daemon; old entries are removed.
         self._told: dict[Place, float] = {}
-        #: Until when the daemon is not asked what it is doing, because it did not say.
+        #: Until when the daemon is not asked for its operations, because it did not answer.
         self._untold_until = 0.0
 
     def pass_on(self) -> float:
-        """Tell the daemon what there is to tell.
+        """Forward what was reported.
 
         Returns:
-            Seconds after which there is more to tell; infinite if all was told.
+            Seconds until the next report is due; infinite if everything was forwarded.
 
         Raises:
             DaemonError: it does not answer.
@@ -84,7 +84,7 @@ class Readiness:
         return _PACE_SECONDS if any(_place(instance) in later for instance in unacknowledged) else math.inf
 
     def _tasks(self, now: float) -> set[Place]:
-        """What the daemon is doing something with; nothing, if another member of its cluster keeps it from telling."""
+        """Return the instances with a running operation; none if another cluster member delays the daemon's answer."""
         if now < self._untold_until:
             return set()
         try:
@@ -94,7 +94,7 @@ class Readiness:
             return set()
 
     def forget(self, place: Place) -> None:
-        """There is no such instance any more."""
+        """Forget an instance that is gone."""
         self.refused.discard(place)
         self._log.forget(place)
 
@@ -104,13 +104,13 @@ class Readiness:
                 instance.project,
                 instance.name,
                 {translate.READY: "true" if instance.ready else "false"},
-                # The daemon would take it for a stopped instance too, and keep it for the next run.
+                # The daemon would accept it for a stopped instance, too, and keep it for the next run.
                 while_=partial(_is_alive, instance),
             )
         except GoneError:
-            return  # There is news of it.
+            return  # An event follows.
         except RefusedError as error:
-            # It may be forbidden for good: by a restricted project, for one.
+            # It may be forbidden for ever, for example in a restricted project.
             self.refused.add(_place(instance))
             name = f"{instance.name} in project {instance.project}"
             self._log.log(_place(instance), f"{name}: its readiness is not taken: {error}")

@@ -1,4 +1,4 @@
-"""Says how a mirror does: to systemd, and in the store, where ``guestapi check`` looks."""
+"""Reports the status of a mirror to systemd, and in the store for ``guestapi check``."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from guestapi.store.writing import Writer
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks whether the daemon still answers; each is written down.
+#: Seconds between two checks whether the daemon still answers; each one is recorded.
 CONTACT_SECONDS = 10.0
-#: Seconds without an answer after which that is written down, and between two looks whether that is so.
+#: Seconds without an answer after which that is recorded, and between two checks of it.
 _STALLED_SECONDS, _WATCH_SECONDS = 7.0, 1.0
 
 
 @dataclass(slots=True)
 class Progress:
-    """What is known of the daemon.
+    """The daemon as it was last seen.
 
     Attributes:
         contact: when it last answered, in seconds of Unix time; 0.0: never.
         lag: seconds from its latest change to its commit here.
         version: its name and version.
-        waits: since when nothing was told of what was asked for (time.monotonic()); None: nothing is asked for.
+        waits: since when a request has had no answer (time.monotonic()); None: there is no request.
     """
 
     contact: float = 0.0
@@ -39,12 +39,12 @@ class Progress:
     waits: float | None = None
 
     def renew(self) -> None:
-        """Note that something is asked for, or was told."""
+        """Note the begin of a request, or an answer."""
         self.waits = time.monotonic()
 
 
 class Report:
-    """Writes down how a mirror does, whenever that changes, and every few seconds."""
+    """Records the status of a mirror when it changes, and every few seconds."""
 
     def __init__(
         self,
@@ -55,15 +55,15 @@ class Report:
         tell: Callable[[str], None],
         faults: Callable[[], Iterable[str]],
     ) -> None:
-        """Write nothing yet.
+        """Record nothing yet.
 
         Args:
-            writer: of the store.
-            store: where to look at it.
-            name: of the mirror.
-            socket: the daemon's.
-            tell: called with one sentence about how things are.
-            faults: returns what is wrong with single instances and images.
+            writer: for changes of the store.
+            store: for reading the store.
+            name: the mirror's name.
+            socket: the daemon's socket.
+            tell: called with one sentence about the status.
+            faults: returns the problems of single instances and images.
         """
         self._writer = writer
         self._store = store
@@ -77,24 +77,24 @@ class Report:
 
     @property
     def connected(self) -> bool:
-        """Whether the daemon is there, or nothing was said of it yet."""
+        """Whether the daemon answers, or no status was recorded yet."""
         return self._noted is None or self._noted.connected
 
     def note(self, lost: str = "", stalled: str = "") -> None:
-        """Tell how things are, and write it down if it has changed or was long ago.
+        """Report the status, and record it if it has changed or the last record is old.
 
         Args:
-            lost: why the daemon is away.
-            stalled: why nothing is known of what has changed.
+            lost: why the daemon does not answer.
+            stalled: why changes are not known.
 
         Raises:
-            StoreError: it cannot be written down.
+            StoreError: the status cannot be recorded.
         """
         with self._alone:
             self._note(lost, stalled)
 
     def watch(self) -> None:
-        """Write it down when the daemon does not tell what it was asked for: the thread that has asked only waits."""
+        """Record that a request has no answer, while the thread that sent it waits."""
         while True:
             time.sleep(_WATCH_SECONDS)
             since = self.progress.waits
@@ -112,7 +112,7 @@ class Report:
         now = SourceStatus(self._name, self._socket, not lost, self.progress.contact, self.progress.lag, fault)
         last = self._noted
         same = last is not None and (last.connected, last.fault) == (now.connected, now.fault)
-        # As far from now as that in either direction: the clock may have been set.
+        # In either direction, because the clock may have been set.
         if last is None or not same or abs(now.contact - last.contact) > CONTACT_SECONDS / 2:
             with self._writer.change() as change:
                 statuses.record_status(change, now)

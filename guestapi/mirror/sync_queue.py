@@ -1,7 +1,7 @@
-"""From the event stream of a daemon to what a mirror has to look at. Knows neither store nor daemon.
+"""Collects from a daemon's events where a mirror has to look. Uses neither the store nor the daemon.
 
-An event says only where to look, so many events of one instance are one look, and what is collected here grows with
-the number of instances, not of events.
+An event only says where to look. So many events of one instance cause one look, and the queue grows with the number of
+instances, not of events.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from threading import Condition
 
 from guestapi.mirror.daemon_model import DaemonError, DaemonEvent, happened
 
-#: What happens to an instance and changes nothing that a guest could ask for: the action's second word.
+#: Events that change nothing that a guest can read, by the second word of the action.
 _IRRELEVANT = frozenset({"backup", "console", "exec", "file", "log", "metadata", "snapshot"})
-#: Changes of these may change any instance.
+#: Kinds of objects whose changes may change any instance.
 _FAR_REACHING = frozenset({"cluster", "profiles", "projects"})
 
 
 @dataclass(slots=True)
 class SyncBatch:
-    """What to look at.
+    """A batch of places to look at.
 
     Attributes:
         everything: all instances.
         instances: project and name of single ones.
-        images: which images there are.
-        since: when the first of it happened, in seconds of Unix time; 0.0: nothing did.
+        images: the list of images.
+        since: when the first event happened, in seconds of Unix time; 0.0: there is none.
     """
 
     everything: bool = False
@@ -37,11 +37,11 @@ class SyncBatch:
 
     @property
     def anything(self) -> bool:
-        """Whether there is something to look at."""
+        """Whether the batch contains anything."""
         return self.everything or self.images or bool(self.instances)
 
     def add(self, event: DaemonEvent) -> bool:
-        """Take in one event; whether there is something to look at."""
+        """Add an event; return whether it causes a look."""
         what = happened(event)
         if what is None:
             return False
@@ -63,13 +63,13 @@ class SyncBatch:
 
 
 class SyncQueue:
-    """SyncBatch that collects until it is taken. One thread takes, others bring."""
+    """A `SyncBatch` that collects until it is taken. One thread takes it, others add events."""
 
     def __init__(self, concerns: Callable[[DaemonEvent], bool] = lambda _event: True) -> None:
-        """Begin with a look at everything.
+        """Begin with a look at all instances.
 
         Args:
-            concerns: whether an event is about what is looked at.
+            concerns: returns whether an event is about this member.
         """
         self._concerns = concerns
         self._condition = Condition()
@@ -97,7 +97,7 @@ class SyncQueue:
             self._notify()
 
     def take(self, seconds: float) -> SyncBatch:
-        """What has collected; waits for something to come, at most so long.
+        """Wait for events, at most so many seconds, and return the batch.
 
         Raises:
             DaemonError: the daemon is lost.

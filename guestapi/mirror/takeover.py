@@ -1,12 +1,12 @@
-"""Puts our socket in the place of the daemon's own guest socket, and puts it back whenever the daemon has made its own.
+"""Puts our socket in the place of the daemon's guest socket, and again whenever the daemon has made its own.
 
-The daemon unlinks whatever is at the path and binds anew when it starts, and unlinks it when it stops (Incus 6.0, LXD
-5.0); instances have the directory mounted, so they see whatever lies there. A hard link to a listening socket is that
-socket (unix(7) finds it by its inode), and rename(2) replaces without a gap. So our listening socket, in the same
-directory under another name, stays open whatever the daemon does.
+The daemon unlinks the path and binds again when it starts, and unlinks it when it stops (Incus 6.0, LXD 5.0). Instances
+have the directory mounted, so they use the socket that is there. A hard link to a listening socket is the same socket
+(unix(7) finds it by its inode), and rename(2) replaces it without a gap. So our listening socket, in the same directory
+under another name, stays open whatever the daemon does.
 
-But for one case: a daemon that stops while none of its instances runs takes its directory's file system away, and makes
-an empty one when it starts. Then our socket has no name any more, and has to be opened anew.
+There is one exception: a daemon that stops while none of its instances runs unmounts its directory, and mounts an empty
+one when it starts. Then our socket has no name, and must be opened again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from guestapi.journal import StateLog
 
 log = logging.getLogger(__name__)
 
-#: Seconds without a socket after which the daemon is down, not just about to bind what it has just unlinked (it does
-#: one right after the other): a socket that comes in between would be in its way.
+#: Seconds without a socket after which the daemon counts as stopped. A starting daemon binds right after it has
+#: unlinked the path, and a socket that was put there between would make that fail.
 _PATIENCE_SECONDS = 0.5
-#: Seconds after which the path is looked at though nothing was heard: its directory may be a new one.
+#: Seconds between two looks at the path without an event: its directory may be a new one.
 _LOOK_SECONDS = 5.0
-#: Seconds between two times that our socket is opened anew: if once has not helped, doing it all the time will not.
+#: Seconds between two attempts to open our socket again: more attempts would not help more.
 _REOPEN_SECONDS = 60.0
 
 
@@ -41,7 +41,7 @@ class Takeover:
         Args:
             ours: our listening socket, in the directory of `path`.
             path: the daemon's guest socket.
-            reopen: has systemd open our socket anew at its path; whether that was tried.
+            reopen: has systemd open our socket again at its path; returns whether that was tried.
         """
         self._ours = ours
         self._path = path
@@ -64,7 +64,7 @@ class Takeover:
             time.sleep(_PATIENCE_SECONDS)
 
     def put(self) -> bool:
-        """Put our socket in its place unless it is there; False if that has to be tried again in a moment.
+        """Put our socket in its place unless it is there; return False if that must be tried again soon.
 
         Raises:
             OSError: it cannot be done.
@@ -73,7 +73,7 @@ class Takeover:
             ours = self._ours.stat()
         except FileNotFoundError:
             self._log.log(self._path, f"{self._ours} is not there: is its socket unit started?")
-            # Not before the daemon has its own socket: its directory may be about to be covered by another.
+            # Not before the daemon has its own socket: another directory may be about to be mounted over this one.
             if self._path.exists() and time.monotonic() > self._reopen_after:
                 tried = self._reopen()
                 self._reopen_after = time.monotonic() + (_REOPEN_SECONDS if tried else _LOOK_SECONDS)
@@ -89,7 +89,7 @@ class Takeover:
                 return True
         self._replace()
         self._log.log(self._path, f"{self._path} is guestapi's socket now")
-        # Whatever comes next is news.
+        # The next failure is logged again.
         self._log.forget(self._path)
         return True
 

@@ -1,7 +1,7 @@
-"""Turns an instance as Incus or LXD describes it into an observation. Pure: asks neither daemon nor kernel.
+"""Converts the description of an instance by Incus or LXD to an observation. Pure: uses neither daemon nor kernel.
 
-Workers hold only what they need for their answers, so only that part of the configuration is copied. A guest cannot
-tell keys that it may not read from keys that are not set: the answer is 403 either way.
+Workers store only the configuration that their answers need, so only that part is copied. A guest cannot distinguish a
+key that it may not read from one that is not set: both are answered 403.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from guestapi.model import Init
 from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import SWITCHES
 
-#: What the daemons write for an instance that is on no cluster member.
+#: The daemons' location of an instance that is on no cluster member.
 NOWHERE = ("", "none")
-#: What they call an instance that has no init.
+#: The daemons' status of an instance that has no init.
 STOPPED = frozenset({"Error", "Stopped"})
-#: The extension of the API that gives an instance's readiness a place (LXD 5.0 has none).
+#: The API extension for an instance's readiness (LXD 5.0 has none).
 _HAS_READY = "instance_ready_state"
-#: Where they keep what the guest said of itself, the meta-data's instance-id, the UUID, and the maps of user IDs: of
-#: the run that is, and of the last one.
+#: The keys of the reported readiness, the meta-data's instance-id, the UUID, and the ID maps of the present and the
+#: last run.
 READY = "volatile.last_state.ready"
 _CLOUD_INIT_ID = "volatile.cloud-init.instance-id"
 _UUID = "volatile.uuid"
@@ -36,7 +36,7 @@ _READABLE = tuple({prefix for dialect in DIALECTS.values() for prefix in dialect
 
 
 class _Mapping(Struct):
-    """One entry of an instance's ID map: so many IDs from `inside` on are those from `outside` on."""
+    """An entry of an ID map: a range of IDs that begins at `inside` in the instance and at `outside` on the host."""
 
     users: bool = field(name="Isuid", default=False)
     outside: int = field(name="Hostid", default=0)
@@ -45,12 +45,12 @@ class _Mapping(Struct):
 
 
 def has_ready(server: Server) -> bool:
-    """Whether the daemon holds an instance's readiness."""
+    """Whether the daemon stores the readiness of instances."""
     return _HAS_READY in server.api_extensions
 
 
 def is_here(instance: DaemonInstance, server: Server) -> bool:
-    """Whether an instance is one that calls through a socket of this host: a container, not of another member."""
+    """Whether an instance uses a socket of this host: it is a container, and not another member's."""
     host = server.environment
     here = not host.server_clustered or instance.location in (*NOWHERE, host.server_name)
     return here and instance.type == "container"
@@ -60,9 +60,9 @@ def observe(instance: DaemonInstance, server: Server, init: Init | None) -> Obse
     """Describe an instance for the reconciler.
 
     Args:
-        instance: as the daemon has it.
-        server: the daemon itself.
-        init: of the instance, if it runs.
+        instance: the daemon's description.
+        server: the daemon's own description.
+        init: the instance's init, if it runs.
     """
     host = server.environment
     config = instance.expanded_config or {}
@@ -74,7 +74,7 @@ def observe(instance: DaemonInstance, server: Server, init: Init | None) -> Obse
         name=instance.name,
         hostname=instance.name,
         init=init,
-        # An empty value is none.
+        # An empty value means that the key is not set.
         config={key: value for key, value in config.items() if value and _is_needed(key)},
         devices={
             device: {option: value for option, value in options.items() if value}
@@ -88,12 +88,12 @@ def observe(instance: DaemonInstance, server: Server, init: Init | None) -> Obse
 
 
 def _lone_location(host: Environment) -> str | None:
-    """The location of an instance that is on no cluster member: LXD tells its guests none."""
+    """Return the location of an instance that is on no cluster member: LXD has none for its guests."""
     return None if host.server == "lxd" else host.server_name or None
 
 
 def identify(instance: DaemonInstance) -> str:
-    """The UUID by which an instance is known: the daemon's, else one that stays while it is the same instance."""
+    """Return the UUID of an instance: the daemon's, else one that stays for as long as the instance exists."""
     config: Mapping[str, str] = instance.expanded_config or {}
     try:
         return names.check_uuid(config.get(_UUID, ""))
@@ -103,7 +103,7 @@ def identify(instance: DaemonInstance) -> str:
 
 
 def root_uid(instance: DaemonInstance) -> int | None:
-    """Which user of the host is root in a running instance, as the daemon says; None if it does not."""
+    """Return the host user who is root in a running instance, by the daemon's ID map; None if it has none."""
     config = instance.expanded_config or {}
     text = next((config[key] for key in _ID_MAPS if config.get(key)), "")
     try:
