@@ -188,23 +188,27 @@ class Reader:
         """
         return self._look()[1]
 
-    @_explained
     def instance(self, instance_id: int) -> Instance | None:
         """What the host says now of the instance with this id, or None if it was removed.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        connection, version = self._look()
-        kept = self._kept.get(instance_id)
-        if kept is not None:
-            if kept[0] == version:
-                return kept[1]
-            if connection.execute(_REVISION, (instance_id,)).fetchone() == (kept[1].revision,):
-                self._kept[instance_id] = (version, kept[1], kept[2])
-                self._kept.move_to_end(instance_id)
-                return kept[1]
-        return self._load(connection, instance_id, version)
+        # PERF: without the decorator, which costs each request another call.
+        try:
+            connection, version = self._look()
+            kept = self._kept.get(instance_id)
+            if kept is not None:
+                if kept[0] == version:
+                    return kept[1]
+                if connection.execute(_REVISION, (instance_id,)).fetchone() == (kept[1].revision,):
+                    self._kept[instance_id] = (version, kept[1], kept[2])
+                    self._kept.move_to_end(instance_id)
+                    return kept[1]
+            return self._load(connection, instance_id, version)
+        except sqlite3.Error as error:
+            self.close()
+            raise explain(error, self.file) from None
 
     @_explained
     def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:

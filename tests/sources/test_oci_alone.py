@@ -107,10 +107,15 @@ def test_reused_pid(seen: Seen) -> None:
     """A recorded PID with another start time than the recorded one is not accepted as the init."""
     key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
     file = Path(key) / ("status" if seen.runtime.kind == "crun" else "state.json")
-    document = json.loads(file.read_text())
+    text = file.read_text()
+    document = json.loads(text)
     started = "process-start-time" if seen.runtime.kind == "crun" else "init_process_start"
     file.write_text(json.dumps({**document, started: document[started] - 1}))
-    assert seen.all()["web"].init is None
+    try:
+        assert seen.all()["web"].init is None
+    finally:
+        # So that the runtime ends the container.
+        file.write_text(text)
 
 
 def test_bundles_of_podman_are_ignored(seen: Seen) -> None:
