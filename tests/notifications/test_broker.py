@@ -375,7 +375,7 @@ def test_large_events_wait_in_the_log(store: Settings) -> None:
         while part := slow.read_part(events[2], len(content)):
             content += part
         text = before + content + after
-        document = json.loads(text[text.index(b"{") :])
+        document = json.loads(text[text.index(b'{"type"') :])
         assert document["metadata"] == {"key": "user.k", "old_value": largest[1], "value": largest[0]}
         assert document["id"] == events[2].id
         if event_format is EventFormat.WEBSOCKET:
