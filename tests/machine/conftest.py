@@ -53,6 +53,8 @@ def vm(product: Product) -> Iterator[VirtualMachine]:
     """The machine, set up as in the README; the containers web1, web2 and shop start with it."""
     assert SUITE is not None
     with VirtualMachine(build_image(SUITE)) as machine:
+        # Otherwise lxc.service, a part of this boot, may start the containers that are made below.
+        machine.run("systemctl", "is-system-running", "--wait", check=False)
         product.install(machine)
         machine.script(PATIENT)
         machine.run("systemctl", "enable", "--now", *ENABLED)

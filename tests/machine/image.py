@@ -42,6 +42,8 @@ echo '/dev/vda / ext4 errors=remount-ro 0 1' >/etc/fstab
 printf '[Match]\nName=en*\n[Network]\nDHCP=yes\n' >/etc/systemd/network/20-vm.network
 systemd-machine-id-setup >&2
 systemctl enable --quiet systemd-networkd ssh
+# lxc.service waits half a minute for the bridge of lxc-net.service, which is masked below.
+echo 'USE_LXC_BRIDGE="false"' >/etc/default/lxc-net
 # They would take part of a boot's time, or of the two processors at any time.
 systemctl mask --quiet systemd-networkd-wait-online.service lxc-net.service apt-daily.timer apt-daily-upgrade.timer \
     dpkg-db-backup.timer e2scrub_all.timer fstrim.timer man-db.timer
