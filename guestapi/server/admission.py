@@ -274,6 +274,8 @@ class Admission:
     Attributes:
         pending: connections whose instance is not known yet.
         quota: connections by instance.
+        counts_requests: whether an instance may make so many requests in a second.
+        unsent: bytes of responses that clients of an instance have not accepted yet, for those instances that have any.
     """
 
     def __init__(self, limits: LimitSettings, quota: ConnectionQuota, *, descriptors: int) -> None:
@@ -291,10 +293,10 @@ class Admission:
         self._requests = (
             RateLimit(limits.requests_per_second, limits.requests_burst) if limits.requests_per_second else None
         )
+        self.counts_requests = self._requests is not None
         self._root_burst = limits.requests_burst // ROOT_PART
         self._most_unsent = limits.unsent_per_instance
-        #: Bytes of responses that clients of an instance have not accepted yet, for those instances that have any.
-        self._unsent: dict[int | None, int] = {}
+        self.unsent: dict[int | None, int] = {}
 
     def add(
         self, instance_id: int | None, connection: EvictableConnection, descriptor: int, *, root: bool = True
@@ -338,14 +340,13 @@ class Admission:
         Raises:
             ProtocolError: it leaves too much of earlier responses unread.
         """
-        # PERF: mostly nobody leaves anything unread.
-        if self._unsent and self._unsent.get(instance_id, 0) >= self._most_unsent:
+        if self.unsent.get(instance_id, 0) >= self._most_unsent:
             raise ProtocolError(429, "this instance leaves too many answers unread", "unsent_per_instance")
 
     def add_unsent(self, instance_id: int | None, size: int) -> None:
         """Count bytes that begin to wait for a client of the instance, or with a negative size no longer wait."""
-        left = self._unsent.get(instance_id, 0) + size
+        left = self.unsent.get(instance_id, 0) + size
         if left:
-            self._unsent[instance_id] = left
+            self.unsent[instance_id] = left
         else:
-            self._unsent.pop(instance_id, None)
+            self.unsent.pop(instance_id, None)

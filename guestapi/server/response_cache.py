@@ -165,16 +165,16 @@ class CallerCache:
             init: of a caller that this cache `serves`.
         """
         response = self._responses.get(request)
-        return response if response is not None and self._holds(init) else None
-
-    def _holds(self, init: LiveInit) -> bool:
-        """Tell whether the responses describe the instance as it is now."""
+        if response is None:
+            return None
+        # Does it describe the instance as it is now?
         instance = self._instance()
         try:
-            return instance is not None and self._get_instance(self.key[0]) is instance and init.alive()
+            holds = instance is not None and self._get_instance(self.key[0]) is instance and init.alive()
         except StoreError:
             # The application will report it.
-            return False
+            return None
+        return response if holds else None
 
     def put(self, request: bytes, instance: Instance, response: CachedResponse) -> None:
         """Cache a response that describes `instance`."""

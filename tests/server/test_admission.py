@@ -214,7 +214,7 @@ def test_unread_bytes_are_counted_by_instance() -> None:
     admission.add_unsent(1, -1)
     assert refusal(admission, 1) is None
     admission.add_unsent(1, 1 - most)
-    assert vars(admission)["_unsent"] == {}
+    assert admission.unsent == {}
 
 
 def test_lingering_is_bounded() -> None:
