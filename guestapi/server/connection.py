@@ -176,7 +176,7 @@ class Connection:
             return context.identifier.identify(sock, credentials(sock))
         caller: Caller | None = None
         try:
-            context.arrivals.acquire(peer.pid, peer.uid, partial(context.identifier.find_container, sock, peer))
+            context.arrivals.acquire(peer.pid, peer.uid, self._find_container)
             # A request that is here already is answered in this very turn.
             if self._transport.receive_now() == 0:
                 return None
@@ -185,6 +185,11 @@ class Connection:
             context.admission.pending.remove(peer.pid, caller)
         # A caller that waits to be registered is not pending any more, so it keeps no other connection out.
         return context.retry.wait(sock, caller) if context.retry else caller
+
+    def _find_container(self) -> int:
+        """As `Identifier.find_container`, of this connection."""
+        assert self._credentials is not None
+        return self._context.identifier.find_container(self._transport.sock, self._credentials)
 
     def _enter_scheduler(self, instance_id: int | None) -> None:
         self._transport.attach(self._context.scheduler.enter(instance_id))
@@ -212,7 +217,7 @@ class Connection:
                 # PERF: mostly there is nothing to check.
                 if admission is not None and (admission.counts_requests or admission.unsent):
                     admission.check_request(caller.instance_id, root=root)
-                if self._send_cached(caller, confirmed or just_identified):
+                if self._send_cached(caller, confirmed, just_identified=just_identified and not confirmed):
                     confirmed = True
                     transport.set_deadline(idle_seconds)
                     self._wait_for_request()
@@ -259,21 +264,22 @@ class Connection:
         transport.receive()
         self._state = _READING
 
-    def _send_cached(self, caller: Caller, confirmed: bool) -> bool:
+    def _send_cached(self, caller: Caller, confirmed: bool, *, just_identified: bool) -> bool:
         """Answer the request in `received` from the cache; return False if that is not possible.
 
         Args:
             caller: who asks.
             confirmed: whether the process that connected was there when the request came. If not, it is confirmed now.
+            just_identified: whether it was identified after the request had come, in this very turn.
         """
         cache = self._cache
         if cache is None or caller.init is None:
             return False
         context, transport = self._context, self._transport
-        cached = cache.get(transport.received, caller.init)
+        cached = cache.get(transport.received, caller.init, just_identified=just_identified)
         if cached is None or context.stopping:
             return False
-        if not confirmed and context.identifier.confirm(transport.sock, caller) is not caller:
+        if not (confirmed or just_identified) and context.identifier.confirm(transport.sock, caller) is not caller:
             return False
         transport.discard()
         self._state = _RESPONDING

@@ -72,6 +72,7 @@ class WorkerContext:
         admission: Admission,
         *,
         multiprocess: bool,
+        get_seen: Callable[[int], Instance | None] | None = None,
         retry: IdentificationRetry | None = None,
         logged_from: int = 0,
     ) -> None:
@@ -86,6 +87,7 @@ class WorkerContext:
             on_refusal: as the attribute.
             admission: as the attribute.
             multiprocess: whether there are other workers (``wsgi.multiprocess``).
+            get_seen: as `get_instance`, as of the last identification; None if nothing knows that.
             retry: as the attribute.
             logged_from: `on_exchange` is not called for a cached response with a smaller status.
         """
@@ -101,7 +103,7 @@ class WorkerContext:
         self.scheduler = FairScheduler()
         self.arrivals = ArrivalQueue()
         self.greenlets = GreenletPool()
-        self.cache = ResponseCache(get_instance, logged_from)
+        self.cache = ResponseCache(get_instance, logged_from, get_seen)
         self.pings = PingTimer()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False

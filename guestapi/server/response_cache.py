@@ -8,6 +8,7 @@ the bytes are kept. A cached response is never stale, because:
 - The request is compared as it was received, byte by byte.
 - What the gate decides is decided again or cannot have changed. The store must return the very same instance object, so
   its revision and run are the same (`store.reading` proves at each call that it is current). The init must be alive.
+  For the first request of a connection the look that has identified its caller an instant ago stands for both.
   Init, run, user and dialect are those of the callers that a cache serves.
 """
 
@@ -125,13 +126,25 @@ class CallerCache:
         size: about how many bytes of memory it takes.
     """
 
-    __slots__ = ("_get_instance", "_hits", "_init", "_instance", "_responses", "_run", "key", "seen", "size")
+    __slots__ = (
+        "_get_instance",
+        "_get_seen",
+        "_hits",
+        "_init",
+        "_instance",
+        "_responses",
+        "_run",
+        "key",
+        "seen",
+        "size",
+    )
 
     def __init__(
         self,
         key: CallerKey,
         caller: Caller,
         get_instance: Callable[[int], Instance | None],
+        get_seen: Callable[[int], Instance | None],
         hits: list[Hits],
         seen: SeenRequests,
     ) -> None:
@@ -143,6 +156,7 @@ class CallerCache:
         self._hits = hits
         self._run = caller.run
         self._get_instance = get_instance
+        self._get_seen = get_seen
         self._responses: dict[bytes, CachedResponse] = {}
         # Weak references: an unused cache must keep neither the init, which has a descriptor, nor a large instance.
         self._init = ref(caller.init)
@@ -157,18 +171,22 @@ class CallerCache:
         """Tell whether the gate treats this caller as those whose responses are cached here."""
         return self._init() is caller.init and self._run == caller.run
 
-    def get(self, request: bytes, init: LiveInit) -> CachedResponse | None:
+    def get(self, request: bytes, init: LiveInit, *, just_identified: bool = False) -> CachedResponse | None:
         """Return the response to a request, if there is one that holds now.
 
         Args:
             request: all bytes of the request.
             init: of a caller that this cache `serves`.
+            just_identified: whether the caller was identified after the request had come, and nothing has happened in
+                this process since then.
         """
         response = self._responses.get(request)
         if response is None:
             return None
         # Does it describe the instance as it is now?
         instance = self._instance()
+        if just_identified and instance is not None and self._get_seen(self.key[0]) is instance:
+            return response
         try:
             holds = instance is not None and self._get_instance(self.key[0]) is instance and init.alive()
         except StoreError:
@@ -210,14 +228,21 @@ class ResponseCache:
         size: about how many bytes of memory they take.
     """
 
-    def __init__(self, get_instance: Callable[[int], Instance | None], logged_from: int) -> None:
+    def __init__(
+        self,
+        get_instance: Callable[[int], Instance | None],
+        logged_from: int,
+        get_seen: Callable[[int], Instance | None] | None = None,
+    ) -> None:
         """Begin empty.
 
         Args:
             get_instance: returns what the store has under an instance's id now: the same object while nothing changes.
             logged_from: the smallest status of a response that is logged when it is sent again.
+            get_seen: as `get_instance`, as of the last identification of a caller; None if nothing knows that.
         """
         self._get_instance = get_instance
+        self._get_seen = get_seen or get_instance
         self._logged_from = logged_from
         self._hits: list[Hits] = []
         self._caches: OrderedDict[CallerKey, CallerCache] = OrderedDict()
@@ -238,7 +263,7 @@ class ResponseCache:
             seen = self._seen[key] = SeenRequests()
             if len(self._seen) > _SEEN_CALLERS:
                 self._seen.popitem(last=False)
-        return CallerCache(key, caller, self._get_instance, self._hits, seen)
+        return CallerCache(key, caller, self._get_instance, self._get_seen, self._hits, seen)
 
     def put(self, cache: CallerCache, request: bytes, exchange: Exchange, before: bytes, after: bytes) -> None:
         """Cache a response that was just sent, if the application allows it.

@@ -66,6 +66,8 @@ class OffloadedStore:
         self._value_locks = InstanceLocks()
         #: As `Reader.instance` and `Reader.running_in`. PERF: a request calls them several times.
         self.instance = self._reader.instance
+        #: As `Reader.seen`.
+        self.seen = self._reader.seen
         self.running_in = self._reader.running_in
         #: As `Reader.snapshot_of`.
         self.snapshot_of = self._reader.snapshot_of

@@ -132,6 +132,7 @@ class GuestWorker(GeventWorker):
             self._on_refusal,
             Admission(limits, quota, descriptors=resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
             multiprocess=self.cfg.workers > 1,
+            get_seen=store.seen,
             retry=IdentificationRetry(identifier, store.has_sources, store.version, settings.callers),
             logged_from=0 if self._hooks.wanted or self.cfg.max_requests else requests.logged_from,
         )

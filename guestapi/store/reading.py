@@ -210,6 +210,15 @@ class Reader:
             self.close()
             raise explain(error, self.file) from None
 
+    def seen(self, instance_id: int) -> Instance | None:
+        """As `instance`, but as of the last `running_in`. Does not look, so it costs next to nothing.
+
+        Returns:
+            The instance; None if it is not in memory as it was then. `instance` may find it.
+        """
+        kept = self._kept.get(instance_id)
+        return kept[1] if kept is not None and kept[0] == self._namespaces_version else None
+
     @_explained
     def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:
         """As `instance`, with the id of the change log's last entry at the same moment.

@@ -329,3 +329,27 @@ def test_callers_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch
         host.cache_of(who).seen.add(REQUEST)
     assert host.cache_of(callers[-1]).seen.add(REQUEST)
     assert not host.cache_of(callers[0]).seen.add(REQUEST)
+
+
+def test_just_identified_caller_needs_no_second_look() -> None:
+    """Where the look that identified the caller saw the same instance, the store is not asked again; else it is."""
+    host = Host()
+    seen: list[Instance | None] = []
+    host.cache = ResponseCache(host.look, 0, lambda _number: seen.pop())
+    guest = caller()
+    assert guest.init is not None
+    host.answer(guest)
+    cache = host.cache_of(guest)
+    seen.append(host.stored)
+    host.fault = StoreError("the store was asked")
+    assert cache.get(REQUEST, guest.init, just_identified=True) is not None
+    assert cache.get(REQUEST, guest.init) is None, "without that look the store is asked"
+    host.fault = None
+    for other in (None, instance({"user.foo": "bar"})):
+        seen.append(other)
+        assert cache.get(REQUEST, guest.init, just_identified=True) is not None, "the store has it unchanged"
+        host.stored, before = instance({"user.foo": "new"}), host.stored
+        seen.append(other)
+        assert cache.get(REQUEST, guest.init, just_identified=True) is None
+        host.stored = before
+    assert seen == []

@@ -545,3 +545,24 @@ def test_parts_of_an_entry_that_is_gone(settings: Settings, writer: Writer, read
     assert reader.entry_part(entry, 0) is None
     with closing(sqlite3.connect(database(settings))) as connection:
         assert connection.execute("SELECT count(*) FROM notification_parts").fetchone() == (0,)
+
+
+def test_instance_as_of_the_last_identification(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """`seen` gives the object that `instance` gives, if nothing was committed between; it never looks by itself."""
+    one, other = add(writer), add(writer, "c2")
+    assert reader.seen(one.id) is None, "nobody has looked yet"
+    reader.running_in(1)
+    assert reader.seen(one.id) is None, "it was not read yet"
+    found = reader.instance(one.id)
+    assert reader.seen(one.id) is found
+    with writer.change() as change:
+        steps.configure(change, other, {"user.a": "1"})
+    assert reader.seen(one.id) is found, "as of the look before"
+    reader.running_in(1)
+    assert reader.seen(one.id) is None, "something was committed before the last look"
+    assert reader.instance(one.id) is found
+    assert reader.seen(one.id) is found
+    take_away(settings)
+    with pytest.raises(StoreError):
+        reader.running_in(1)
+    assert reader.seen(one.id) is None
