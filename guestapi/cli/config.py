@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from guestapi.cli.common import (
@@ -108,21 +106,16 @@ def edit(operator: Operator, name: str, project: str) -> None:
     What differs is written in one transaction; nothing is, if the instance was changed meanwhile.
     """
     # YAML is loaded for this command alone.
-    from guestapi.cli.definitions import as_document, parse, to_yaml
+    from guestapi.cli.definitions import as_document, parse
     from guestapi.cli.definitions import check as check_definition
+    from guestapi.cli.editing import edit_document, is_by_hand
     from guestapi.store.definitions import define, read_definition
 
     with operator.view() as store:
         before = read_definition(store, get_instance(store, project, name))
-    by_hand = sys.stdin.isatty()
-    if by_hand:
-        edited = click.edit(to_yaml(as_document(before)), extension=".yaml")
-        if edited is None:
-            click.echo("nothing was changed", err=True)
-            return
-        text = edited.encode(errors="surrogateescape")
-    else:
-        text = sys.stdin.buffer.read()
+    text = edit_document(as_document(before))
+    if text is None:
+        return
     found = parse(text, "the definition", name=name, project=project)
     if not found:
         fail("the definition is empty", "'guestapi instance show' prints one")
@@ -135,7 +128,7 @@ def edit(operator: Operator, name: str, project: str) -> None:
         )
     warnings = check_definition(found[0])
     with operator.writer.change() as change:
-        if by_hand and read_definition(change, get_instance(change, project, name)) != before:
+        if is_by_hand() and read_definition(change, get_instance(change, project, name)) != before:
             fail(f"instance {name!r} was changed meanwhile", "edit it again")
         define(change, found[0])
     warn(warnings)

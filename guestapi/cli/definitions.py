@@ -80,6 +80,22 @@ def _as_read(document: object) -> object:
     return document if isinstance(document, str) else json.dumps(document)
 
 
+def _load_json(text: str) -> object:
+    """What a JSON text has, with text for every scalar, as `_Loader` reads it; None if it is no JSON."""
+    try:
+        return _as_read(json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=_unique))
+    except ValueError:
+        return None
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        # YAML's loader says where.
+        raise ValueError("a key stands there twice")
+    return found
+
+
 def as_document(definition: Definition) -> dict[str, Any]:
     """A definition as it stands in a document; what says nothing is left out."""
     document: dict[str, Any] = {"name": definition.name, "project": definition.project, "type": definition.type}
@@ -104,18 +120,34 @@ def parse(text: bytes, where: str, *, name: str | None = None, project: str | No
     Raises:
         OperatorError: it is no YAML, or something else than definitions.
     """
+    return [_definition(one, where, name, project) for one in _flat(load_documents(text, where, _HINT))]
+
+
+def load_documents(text: bytes, where: str, hint: str) -> list[object]:
+    """The documents of a YAML stream, or the one of a JSON text: texts, lists and mappings.
+
+    Args:
+        text: the stream.
+        where: what it is called in an error.
+        hint: what would be right.
+
+    Raises:
+        OperatorError: it is no YAML.
+    """
     try:
-        documents = list(yaml.load_all(text.decode(), Loader=_Loader))
+        # YAML takes most of JSON, but reads some characters otherwise: a line separator is folded there.
+        if text.lstrip()[:1] in (b"{", b"[") and (found := _load_json(text.decode())) is not None:
+            return [found]
+        return list(yaml.load_all(text.decode(), Loader=_Loader))
     except UnicodeDecodeError:
         raise OperatorError(f"{where}: is not valid UTF-8 text", "a definition is YAML") from None
     except RecursionError:
-        raise OperatorError(f"{where}: is nested too deeply", _HINT) from None
+        raise OperatorError(f"{where}: is nested too deeply", hint) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}: line {mark.line + 1}" if mark is not None else where
         problem = printable(str(getattr(error, "problem", None) or getattr(error, "reason", None) or error))
         raise OperatorError(f"{place}: {problem}".replace("\n", " "), "a definition is YAML") from None
-    return [_definition(one, where, name, project) for one in _flat(documents)]
 
 
 def check(definition: Definition) -> list[str]:
@@ -140,7 +172,7 @@ def _flat(documents: list[object]) -> Iterator[object]:
 
 def _definition(document: object, where: str, name: str | None, project: str | None) -> Definition:
     if not isinstance(document, dict):
-        raise OperatorError(f"{where}: is no definition of an instance, but {_kind(document)}", _HINT)
+        raise OperatorError(f"{where}: is no definition of an instance, but {kind_of(document)}", _HINT)
     found = {key: value for key, value in document.items() if key not in _FACTS}
     # Loaded where there is one: what is wrong is said of the instance.
     called = str(found.get("name", name or ""))
@@ -151,7 +183,7 @@ def _definition(document: object, where: str, name: str | None, project: str | N
         raise OperatorError(f"{where}: {unknown[0][:40]!r} is nothing that can be defined", _HINT)
     for key in ("name", "project", "type", "uuid", "cloud_init_id", "location"):
         if not isinstance(found.get(key, ""), str):
-            raise OperatorError(f"{where}: {key} is text, not {_kind(found[key])}", _HINT)
+            raise OperatorError(f"{where}: {key} is text, not {kind_of(found[key])}", _HINT)
     kinds = get_args(InstanceType)
     kind = found.get("type") or "container"
     if kind not in kinds:
@@ -164,8 +196,8 @@ def _definition(document: object, where: str, name: str | None, project: str | N
         _text_or_none(found.get("cloud_init_id")),
         _text_or_none(found.get("location")),
         _profiles(found.get("profiles") or [], where),
-        _texts(found.get("config") or {}, f"{where}: config"),
-        _devices(found.get("devices") or {}, where),
+        as_texts(found.get("config") or {}, f"{where}: config"),
+        as_devices(found.get("devices") or {}, where),
     )
 
 
@@ -176,24 +208,37 @@ def _text_or_none(value: Any) -> str | None:
 
 def _profiles(found: object, where: str) -> tuple[str, ...]:
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise OperatorError(f"{where}: profiles is a list of names, not {_kind(found)}", "write 'profiles: [NAME]'")
+        raise OperatorError(f"{where}: profiles is a list of names, not {kind_of(found)}", "write 'profiles: [NAME]'")
     return tuple(found)
 
 
-def _devices(found: object, where: str) -> Mapping[str, Device]:
+def as_devices(found: object, where: str) -> Mapping[str, Device]:
+    """The devices that a part of a document has.
+
+    Raises:
+        OperatorError: it is something else.
+    """
     if not isinstance(found, dict):
-        raise OperatorError(f"{where}: devices is a mapping, not {_kind(found)}", "write 'NAME: {type: nic}' below it")
-    return {str(name): _texts(one, f"{where}: device {str(name)[:40]}") for name, one in found.items()}
+        raise OperatorError(
+            f"{where}: devices is a mapping, not {kind_of(found)}", "write 'NAME: {type: nic}' below it"
+        )
+    return {str(name): as_texts(one, f"{where}: device {str(name)[:40]}") for name, one in found.items()}
 
 
-def _texts(found: object, where: str) -> dict[str, str]:
+def as_texts(found: object, where: str) -> dict[str, str]:
+    """The keys and values that a part of a document has.
+
+    Raises:
+        OperatorError: it is something else.
+    """
     if not isinstance(found, dict):
-        raise OperatorError(f"{where} is a mapping, not {_kind(found)}", "write 'KEY: VALUE' below it")
+        raise OperatorError(f"{where} is a mapping, not {kind_of(found)}", "write 'KEY: VALUE' below it")
     for key, value in found.items():
         if not isinstance(value, str) or not isinstance(key, str):
-            raise OperatorError(f"{where}: {str(key)[:40]!r} is text, not {_kind(value)}", "write 'KEY: VALUE'")
+            raise OperatorError(f"{where}: {str(key)[:40]!r} is text, not {kind_of(value)}", "write 'KEY: VALUE'")
     return found
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a part of a document is, for an error."""
     return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "text"

@@ -63,6 +63,7 @@ instance.add_command(wait)
 @click.option("--location", metavar="L", help="The cluster member's name; default: this host's.")
 @click.option("--config", "config", multiple=True, metavar="KEY=VALUE", help="Configuration; KEY=@FILE reads a file.")
 @click.option("--device", multiple=True, metavar="NAME,type=TYPE[,KEY=VALUE]...", help="A device.")
+@click.option("-p", "--profile", multiple=True, metavar="PROFILE", help="A profile; of several, the last one wins.")
 @click.option("--file", metavar="FILE", help="Its definition, as 'show' prints it; '-' is standard input.")
 @click.pass_obj
 def add(
@@ -74,6 +75,7 @@ def add(
     location: str | None,
     config: tuple[str, ...],
     device: tuple[str, ...],
+    profile: tuple[str, ...],
     file: str | None,
 ) -> None:
     """Add an instance that does not run yet, as options or a definition say; options win.
@@ -92,6 +94,7 @@ def add(
         type=kind or definition.type,
         uuid=definition.uuid if uuid is None else uuid,
         location=definition.location if location is None else location,
+        profiles=profile or definition.profiles,
         config={**definition.config, **wanted},
         devices={**definition.devices, **devices},
     )

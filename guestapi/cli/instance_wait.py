@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -27,6 +29,17 @@ _STATES: dict[str, Callable[[Instance], bool]] = {
 }
 
 
+class _Seconds(click.FloatRange):
+    """A number of seconds; click itself takes "nan" and "inf", too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As click.ParamType."""
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
+
+
 @click.command(cls=Verb)
 @in_project
 @click.argument("name", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_instance)
@@ -35,7 +48,7 @@ _STATES: dict[str, Callable[[Instance], bool]] = {
 )
 @click.option("--running", "states", flag_value="running", multiple=True, help="Until they run.")
 @click.option("--stopped", "states", flag_value="stopped", multiple=True, help="Until they do not run any more.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Give up then, with exit 1.")
+@click.option("--timeout", type=_Seconds(min=0), metavar="SECONDS", help="Give up then, with exit 1.")
 @click.pass_obj
 def wait(
     operator: Operator, name: tuple[str, ...], project: str, states: tuple[str, ...], timeout: float | None

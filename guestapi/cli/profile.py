@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from typing import Any
-
 import click
-import msgspec
 
 from guestapi.cli.common import (
     Operator,
@@ -20,25 +15,19 @@ from guestapi.cli.common import (
     takes_instance,
     warn,
 )
+from guestapi.cli.editing import edit_document, is_by_hand
 from guestapi.cli.grouping import Noun
+from guestapi.cli.printing import print_yaml
+from guestapi.cli.profile_definition import as_document, parse
 from guestapi.cli.profile_device import device
 from guestapi.cli.profile_name import in_project, takes_profile
-from guestapi.cli.words import pairs, printable
-from guestapi.known import check_device, check_settings
-from guestapi.model import Device, Profile
+from guestapi.cli.words import pairs
+from guestapi.known import check_settings
 from guestapi.store import profiles, steps
-from guestapi.store.lookup import get_instance
+from guestapi.store.lookup import get_instance, list_projects
 
 #: So many instances that have a profile are named.
 _MOST_USERS = 1000
-
-
-class ProfileDefinition(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A profile as `show` prints it and `edit` takes it, but for what is not edited."""
-
-    description: str = ""
-    config: dict[str, str] = {}
-    devices: dict[str, Device] = {}
 
 
 class ProfileNoun(Noun):
@@ -117,16 +106,24 @@ def get(operator: Operator, name: str, project: str, key: str, as_json: bool) ->
 
 @profile.command()
 @takes_profile
-@has_format
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(["yaml", "table", "json"]),
+    default="yaml",
+    show_default=True,
+    help="How to print: the definition, a table, or the definition as JSON.",
+)
 @click.pass_obj
-def show(operator: Operator, name: str, project: str, as_json: bool) -> None:
-    """Print what a profile has, and which instances have it."""
+def show(operator: Operator, name: str, project: str, form: str) -> None:
+    """Print the definition of a profile, which edit takes back, and which instances have the profile."""
     with operator.view() as store:
         found = profiles.get_profile(store, project, name)
         users = profiles.list_users(store, found, _MOST_USERS)
-    document = _described(found)
-    if as_json:
-        print_json({**document, "used_by": [{"project": one, "name": instance} for one, instance in users]})
+    if form != "table":
+        used_by = [{"project": one, "name": instance} for one, instance in users]
+        (print_json if form == "json" else print_yaml)({**as_document(found), "used_by": used_by})
         return
     names = ", ".join(instance for _project, instance in users[:20])
     more = f" and {len(users) - 20}{' or' if len(users) == _MOST_USERS else ''} more" if len(users) > 20 else ""
@@ -144,8 +141,10 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
     """List profiles, and how many instances have each."""
     with operator.view() as store:
         found = profiles.list_profiles(store, project)
+        if project not in (None, "default") and not found and project not in list_projects(store):
+            fail(f"no project {project!r}", "'guestapi project list' shows all")
     if as_json:
-        print_json([{**_described(one), "users": users} for one, users in found])
+        print_json([{**as_document(one), "users": users} for one, users in found])
     else:
         columns = ["PROJECT", "NAME", "USED BY", "DESCRIPTION"]
         print_table(columns, ([one.project, one.name, str(users), one.description] for one, users in found))
@@ -155,30 +154,22 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
 @takes_profile
 @click.pass_obj
 def edit(operator: Operator, name: str, project: str) -> None:
-    """Edit a profile as JSON, in $EDITOR; or take it from standard input, if that is no terminal.
+    """Edit the definition of a profile in $EDITOR; or take it from standard input, if that is no terminal.
 
-    All instances that have the profile get the differences in one transaction.
+    All instances that have the profile get the differences in one transaction; nothing is written if the profile was
+    changed meanwhile.
     """
     with operator.view() as store:
-        found = profiles.get_profile(store, project, name)
-    before = {key: value for key, value in _described(found).items() if key not in ("name", "project")}
-    text: str | None
-    if sys.stdin.isatty():
-        text = click.edit(json.dumps(before, indent=2, ensure_ascii=False) + "\n", extension=".json")
-        if text is None:
-            click.echo("nothing was changed", err=True)
-            return
-    else:
-        text = sys.stdin.read()
-    wanted = _parsed(text)
-    warnings = [
-        *check_settings(wanted.config),
-        *(one for key, it in wanted.devices.items() for one in check_device(key, it)),
-    ]
+        before = profiles.get_profile(store, project, name)
+    text = edit_document(as_document(before))
+    if text is None:
+        return
+    wanted = parse(text)
+    warnings = wanted.check()
     with operator.writer.change() as change:
         current = profiles.get_profile(change, project, name)
-        if sys.stdin.isatty() and current != found:
-            fail(f"profile {name} was changed meanwhile", "edit it again")
+        if is_by_hand() and current != before:
+            fail(f"profile {name!r} was changed meanwhile", "edit it again")
         profiles.edit(change, current, description=wanted.description, config=wanted.config, devices=wanted.devices)
     warn(warnings)
 
@@ -240,29 +231,3 @@ def remove(operator: Operator, name: str, project: str, profile_: str) -> None:
             named = ", ".join(one.name for one in having)
             fail(f"{name} does not have profile {profile_}", f"it has: {named or 'none'}")
         steps.assign(change, instance, left)
-
-
-def _described(found: Profile) -> dict[str, Any]:
-    return {
-        "name": found.name,
-        "project": found.project,
-        "description": found.description,
-        "config": dict(found.config),
-        "devices": dict(found.devices),
-    }
-
-
-def _parsed(text: str) -> ProfileDefinition:
-    """The definition that was typed; what `show` prints beside it is taken, too."""
-    try:
-        document = json.loads(text)
-        if isinstance(document, dict):
-            document = {key: one for key, one in document.items() if key not in ("name", "project", "used_by")}
-        return msgspec.convert(document, ProfileDefinition)
-    except RecursionError:
-        fail("this is no definition of a profile: nested too deeply")
-    except (ValueError, msgspec.ValidationError) as error:
-        fail(
-            f"this is no definition of a profile: {printable(str(error))}",
-            'write {"description": "...", "config": {"KEY": "VALUE"}, "devices": {"NAME": {"type": "nic"}}}',
-        )

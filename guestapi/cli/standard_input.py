@@ -1,7 +1,10 @@
 """Whether standard input was meant for a command that can do without.
 
 A command in a loop (``while read name; do guestapi instance add "$name"; done <names``) has the loop's input as its
-own, and one that is called by ssh or a service has a pipe to which nobody ever writes. Neither may be read.
+own, and one that is called by a service may have a pipe to which nobody ever writes. Neither may be read.
+
+A pipe that a process above this one has open for reading, too, is taken for a loop's. Any other was made for this
+command, as by ``generate | guestapi instance add web``, and its writer gets some time to begin.
 """
 
 from __future__ import annotations
@@ -12,9 +15,14 @@ import re
 import select
 import stat
 import sys
+from collections.abc import Iterator
+
+import click
 
 from guestapi.errors import OperatorError
 
+#: Seconds that the writer of a pipe has to begin.
+_BEGIN_SECONDS = 2.0
 #: Bytes that are looked at, and SPLICE_F_NONBLOCK of splice(2).
 _LOOK, _NONBLOCK = 4096, 2
 #: Lines of names, paths, numbers and options: what loops read. A definition has a colon behind each key.
@@ -30,7 +38,7 @@ def read_definition_text(file: str | None, *, asked: bool = True) -> bytes | Non
 
     Returns:
         Its text; None: none was given. Without ``--file``, that is standard input if it is a file that is read from its
-        beginning, or a pipe that holds more than words by then.
+        beginning, a pipe for this command alone whose writer begins in time, or another one that holds more than words.
 
     Raises:
         OperatorError: the file cannot be read.
@@ -57,9 +65,49 @@ def _is_meant() -> bool:
         return sys.stdin is not None and not sys.stdin.closed
     if stat.S_ISREG(kind):
         return os.lseek(descriptor, 0, os.SEEK_CUR) == 0
-    if not stat.S_ISFIFO(kind) or not select.select([descriptor], [], [], 0)[0]:
+    if not stat.S_ISFIFO(kind):
         return False
-    return _WORDS.match(_peek(descriptor)) is None
+    if _is_shared(descriptor):
+        return bool(select.select([descriptor], [], [], 0)[0]) and _WORDS.match(_peek(descriptor)) is None
+    if select.select([descriptor], [], [], _BEGIN_SECONDS)[0]:
+        return True
+    click.echo(
+        f"nothing came from standard input within {_BEGIN_SECONDS:g} s, so it was not read; '--file -' waits for it",
+        err=True,
+    )
+    return False
+
+
+def _is_shared(descriptor: int) -> bool:
+    """Whether a process above this one may read from the same pipe."""
+    pipe = os.readlink(f"/proc/self/fd/{descriptor}")
+    try:
+        return any(_reads(pid, pipe) for pid in _ancestors())
+    except OSError:
+        # One that cannot be looked at, for example of another user.
+        return True
+
+
+def _ancestors() -> Iterator[int]:
+    pid = os.getppid()
+    while pid > 1:
+        yield pid
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            pid = int(file.read().rpartition(b")")[2].split()[1])
+
+
+def _reads(pid: int, pipe: str) -> bool:
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            if os.readlink(f"/proc/{pid}/fd/{number}") != pipe:
+                continue
+            with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+                flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
+        except FileNotFoundError:
+            continue
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            return True
+    return False
 
 
 def _peek(descriptor: int) -> bytes:

@@ -84,6 +84,7 @@ def define(change: Change, definition: Definition) -> Outcome:
     """
     found = find_instance(change, definition.project, definition.name)
     applied = tuple(_profile(change, definition.project, name) for name in definition.profiles)
+    steps.refuse_twice(definition.name, applied)
     if found is None:
         steps.add(
             change,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from secrets import token_hex
 
 from guestapi.model import Image, ImageFile, InstanceType
 from guestapi.settings import Settings
-from guestapi.store import image_steps
+from guestapi.store import image_formats, image_steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.files import give
@@ -34,19 +33,7 @@ _BLOCK = 1 << 20
 #: Of files that are being imported. None of these is a fingerprint.
 _TEMPORARY = ".import-"
 
-#: What files of images are called (linuxcontainers.org/incus/docs/main/reference/image_format/), and nothing else: it
-#: ends up in a header field.
-_EXTENSION = re.compile(r"(?:(?:\.tar)?\.(?:gz|xz|bz2|zst|lzma|lz4)|\.(?:tar|tgz|txz|squashfs|qcow2|img|iso|raw))\Z")
-#: What files of images begin with, and where (magic(5)): gzip, xz, bzip2, zstd, lz4, lzma, tar, squashfs, qcow2, and
-#: the partition tables of disks.
-_MAGIC = (
-    *((0, magic) for magic in (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"]\0\0")),
-    *((0, magic) for magic in (b"hsqs", b"QFI\xfb")),
-    *((257, b"ustar"), (510, b"\x55\xaa"), (512, b"EFI PART")),
-)
 _GIVE = "give the files of an image"
-#: Root file systems of virtual machines.
-_DISKS = frozenset({".qcow2", ".img", ".raw"})
 
 #: A file of an image on its way in: its name, and its bytes in blocks.
 Part = tuple[str, Iterable[bytes]]
@@ -113,7 +100,9 @@ def import_image(
         ConflictError: the image is there already, or another has the alias.
         InvalidNameError: an alias cannot be taken.
     """
-    kind: InstanceType = "virtual-machine" if _extension(sources[-1].name) in _DISKS else "container"
+    kind: InstanceType = (
+        "virtual-machine" if image_formats.extension(sources[-1].name) in image_formats.DISKS else "container"
+    )
     draft = Image("", kind, public, False, time.time(), (), tuple(sorted(set(aliases))))
     with ExitStack() as stack:
         parts = [(source.name, _blocks(stack.enter_context(_reading(source)), source)) for source in sources]
@@ -121,7 +110,7 @@ def import_image(
 
 
 def refuse_other(source: Path) -> None:
-    """Refuse a file that is no image's: neither its name nor its beginning is of one.
+    """Refuse a file that is no image's, or that is cut short, as far as its first and last bytes tell.
 
     Raises:
         ImageFileError: it is none, or cannot be read.
@@ -130,13 +119,9 @@ def refuse_other(source: Path) -> None:
         # A pipe cannot be read twice; what else it is, the import will say.
         return
     with _reading(source) as descriptor:
-        beginning = os.read(descriptor, 1024)
-    known = any(beginning[place : place + len(magic)] == magic for place, magic in _MAGIC)
-    if beginning and not known and not _extension(source.name):
-        raise ImageFileError(
-            f"{source}: is no image, by its name and its beginning",
-            "images are tar archives, squashfs, qcow2, ISO 9660 and raw disks, compressed or not",
-        )
+        fault = image_formats.fault(source.name, descriptor)
+    if fault is not None:
+        raise ImageFileError(f"{source}: {fault}", image_formats.WHAT_IS_TAKEN)
 
 
 def receive_image(
@@ -171,7 +156,7 @@ def receive_image(
             _copy(name, blocks, file, digest.update, progress)
             drafts.append(file)
             status = os.fstat(file.descriptor)
-            files.append(ImageFile(_extension(name), status.st_size, status.st_mtime_ns))
+            files.append(ImageFile(image_formats.extension(name), status.st_size, status.st_mtime_ns))
         if not 1 <= len(files) <= len(_names("", 2)):
             raise ImageFileError(f"image {draft.fingerprint[:12]}: has {len(files)} files; one or two are an image")
         fingerprint = digest.hexdigest()
@@ -288,11 +273,6 @@ def stray_files(where: Path, known: Sequence[Image]) -> list[str]:
 
 def _names(fingerprint: str, count: int) -> list[str]:
     return [fingerprint, f"{fingerprint}.rootfs"][:count]
-
-
-def _extension(name: str) -> str:
-    found = _EXTENSION.search(name.lower())
-    return found[0] if found else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,14 +215,17 @@ def assign(change: Change, instance: Instance, profiles: tuple[Profile, ...]) ->
     Raises:
         ConflictError: the instance would have too much configuration, or one of them twice.
     """
+    refuse_twice(instance.name, profiles)
+    layers = load_layers(change.connection, instance.id)
+    return _write_operator(change, instance, layers, replace(layers, profiles=profiles))
+
+
+def refuse_twice(name: str, profiles: tuple[Profile, ...]) -> None:
+    """Raise ConflictError if the instance of that name would have one of these profiles twice."""
     ids = [profile.id for profile in profiles]
     for profile in profiles:
         if ids.count(profile.id) > 1:
-            raise ConflictError(
-                f"instance {instance.name!r} cannot have profile {profile.name!r} twice", "name it once"
-            )
-    layers = load_layers(change.connection, instance.id)
-    return _write_operator(change, instance, layers, replace(layers, profiles=profiles))
+            raise ConflictError(f"instance {name!r} cannot have profile {profile.name!r} twice", "name it once")
 
 
 def rename(change: Change, instance: Instance, project: str, name: str) -> Instance:

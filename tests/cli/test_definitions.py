@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from guestapi.store.lookup import get_instance, get_layers
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND
+from tests.harness.waiting import PATIENCE
 from tests.store.processes import log_entries
 
 #: Any text that a value can be: control characters, all kinds of line ends, YAML, and invalid characters.
@@ -101,8 +103,43 @@ def test_heredoc(guestapi: Guestapi) -> None:
     assert guestapi.shown("web")["config"] == {"user.a": "1"}
 
 
+@pytest.mark.parametrize(
+    "pieces", [("config:\n", "  user.a: '1'\n"), ("config", ": {user.a: '1'}"), ("con", "fig:\n  user.a: 1")]
+)
+def test_slow_pipe(guestapi: Guestapi, pieces: tuple[str, str]) -> None:
+    """A definition may come in pieces, and begin late, through a pipe that is this command's alone."""
+    with subprocess.Popen(
+        [COMMAND, "--config", guestapi.config, "instance", "add", "web"], stdin=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdin is not None
+        for piece in pieces:
+            # Longer than the command takes to begin, as a rule; what it shows does not depend on it.
+            time.sleep(0.3)
+            run.stdin.write(piece)
+            run.stdin.flush()
+        run.stdin.close()
+        assert run.wait(PATIENCE) == 0
+    assert guestapi.shown("web")["config"] == {"user.a": "1"}
+
+
+def test_pipe_without_a_writer_that_begins(guestapi: Guestapi) -> None:
+    """After two seconds without data, add goes on without a definition, and says so."""
+    with subprocess.Popen(
+        [COMMAND, "--config", guestapi.config, "instance", "add", "web"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stderr is not None
+        assert run.stderr.read() == (
+            "nothing came from standard input within 2 s, so it was not read; '--file -' waits for it\n"
+        )
+        assert run.wait(PATIENCE) == 0
+    assert guestapi.shown("web")["config"] == {}
+
+
 def test_open_pipe(guestapi: Guestapi) -> None:
-    """add does not wait for an open pipe without data, as ssh and services have on standard input."""
+    """add does not wait for a pipe without data that another process reads, too, as a loop does."""
     ours, theirs = os.pipe()
     with os.fdopen(ours) as reading, os.fdopen(theirs, "w"):
         subprocess.run([COMMAND, "--config", guestapi.config, "instance", "add", "web"], stdin=reading, check=True)

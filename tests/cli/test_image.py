@@ -19,7 +19,8 @@ from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND
 from tests.harness.waiting import PATIENCE
 
-CONTENT = b"image" * 1000
+#: Begins and ends as a file of xz does.
+CONTENT = b"\xfd7zXZ\0" + b"image" * 998 + b"\0\0YZ"
 FP = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -68,8 +69,9 @@ def test_import_and_show(imported: Guestapi, file: Path) -> None:
 
 def test_import_of_two_files(guestapi: Guestapi, file: Path, tmp_path: Path) -> None:
     """Metadata and root file system make one image; the first file is the metadata."""
-    (tmp_path / "root.squashfs").write_bytes(b"root")
-    fingerprint = hashlib.sha256(CONTENT + b"root").hexdigest()
+    root = b"hsqs" + bytes(92)
+    (tmp_path / "root.squashfs").write_bytes(root)
+    fingerprint = hashlib.sha256(CONTENT + root).hexdigest()
     assert guestapi.good("image", "import", str(file), str(tmp_path / "root.squashfs")) == f"{fingerprint}\n"
     (one,) = listed(guestapi)
     assert [part["extension"] for part in one["files"]] == [".tar.xz", ".squashfs"]
@@ -91,6 +93,43 @@ def test_errors_are_one_sentence(imported: Guestapi, file: Path, tmp_path: Path)
     ]:
         assert named in imported.fails("image", *words)
     assert listed(imported) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("x.tar.xz", bytes(5000), "x.tar.xz: is no image, whatever its name says"),
+        ("x.tar.gz", b"<html>404</html>" * 100, "x.tar.gz: is no image, whatever its name says"),
+        ("x.squashfs", bytes(5000), "x.squashfs: is no image, whatever its name says"),
+        ("x.qcow2", b"QFI\xfb" + bytes(8), "x.qcow2: is qcow2, but cut short"),
+        ("x.iso", bytes(40000), "x.iso: is no image, whatever its name says"),
+        ("x.img", bytes(100_000), "x.img: is no image, whatever its name says"),
+        ("x.tar.xz", CONTENT[:-4], "x.tar.xz: is xz, but cut short"),
+        ("x.tar.xz", CONTENT[:-1], "x.tar.xz: is xz, but cut short"),
+        ("x.tar.gz", b"\x1f\x8b\x08", "x.tar.gz: is gzip, but cut short"),
+        ("x.squashfs", b"hsqs" + bytes(36) + b"\0\x10" + bytes(100), "x.squashfs: is squashfs, but cut short"),
+        ("x.squashfs", b"hsqs", "x.squashfs: is squashfs, but cut short"),
+        ("x.tar", bytes(257) + b"ustar" + bytes(1000), "x.tar: is tar, but cut short"),
+        ("x.tar", bytes(257) + b"ustar" + bytes(250) + b"x" * 512, "x.tar: is tar, but cut short"),
+        ("notes", b"a text", "notes: is no image, by its name and its beginning"),
+    ],
+)
+def test_file_that_is_no_image(guestapi: Guestapi, tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+    """A file that is no image by its content, or was cut short, is refused with a sentence, whatever its name says."""
+    (tmp_path / name).write_bytes(content)
+    assert sentence in guestapi.fails("image", "import", str(tmp_path / name))
+    assert not (guestapi.directory / "images").exists()
+
+
+def test_real_files_are_images(guestapi: Guestapi, tmp_path: Path) -> None:
+    """What tar and its compressors write is taken, under any name; so is a disk without a partition table."""
+    (tmp_path / "metadata.yaml").write_text("architecture: x86_64\n")
+    for name, option in (("a.tar", "-c"), ("b.tar.gz", "-cz"), ("c.tar.xz", "-cJ"), ("d", "-cj")):
+        subprocess.run(["tar", option, "-f", tmp_path / name, "-C", tmp_path, "metadata.yaml"], check=True)
+    (tmp_path / "e.img").write_bytes(bytes(1080) + b"\x53\xef" + bytes(1000))
+    for name in ("a.tar", "b.tar.gz", "c.tar.xz", "d", "e.img"):
+        guestapi.good("image", "import", str(tmp_path / name))
+    assert len(listed(guestapi)) == 5
 
 
 @pytest.mark.parametrize(
@@ -216,6 +255,6 @@ def test_interrupted_import(guestapi: Guestapi, tmp_path: Path) -> None:
         assert listed(guestapi) == []
         if number == signal.SIGINT:
             assert list((guestapi.directory / "images").iterdir()) == []
-    (tmp_path / "f.tar").write_bytes(b"f")
-    guestapi.good("image", "import", str(tmp_path / "f.tar"))
+    (tmp_path / "f.tar.bz2").write_bytes(b"BZh9")
+    guestapi.good("image", "import", str(tmp_path / "f.tar.bz2"))
     assert len(list((guestapi.directory / "images").iterdir())) == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store.writing import Writer
@@ -85,25 +87,81 @@ def test_default_profile_always_exists(c1: Guestapi) -> None:
     assert "no profile 'x' in project 'shop'" in c1.fails("profile", "show", "x", "--project", "shop")
 
 
-def test_edit_accepts_the_output_of_show(c1: Guestapi) -> None:
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_edit_accepts_the_output_of_show(c1: Guestapi, form: str) -> None:
     """edit accepts the output of show unchanged; a changed definition is one change with its events."""
-    c1.good("profile", "create", "p", "user.a=1", "user.text=first\nsecond", "--description", "What é is")
+    c1.good(
+        "profile",
+        "create",
+        "p",
+        "user.a=1",
+        "user.text=first\nsecond",
+        "user.odd=\x00\x1b\u2028 ",
+        "--description",
+        "What é is",
+    )
     c1.good("profile", "assign", "c1", "p")
-    shown = c1.good("profile", "show", "p", "--format", "json")
+    shown = c1.good("profile", "show", "p", "--format", form)
     before = len(log_entries(c1.settings))
     c1.good("profile", "edit", "p", stdin=shown)
     assert len(log_entries(c1.settings)) == before
-    document = json.loads(shown)
+    assert c1.good("profile", "show", "p", "--format", form) == shown
+    document = c1("profile", "show", "p", "--format", "json").json
     document["config"] = {"user.new": "1"}
     document["devices"] = {"gpu": {"type": "gpu"}}
     c1.good("profile", "edit", "p", stdin=json.dumps(document))
     kinds = [kind for kind, _metadata, _guest in log_entries(c1.settings)[before:]]
     # user.a stays, as the instance's own key.
-    assert kinds == ["config", "config", "device"]
-    for bad in ("", "[", "[]", '{"config": {"a": 1}}', '{"unknown": {}}', "[" * 100_000):
-        assert "no definition of a profile" in c1.fails("profile", "edit", "p", stdin=bad)
-    assert "a type is needed" in c1.fails("profile", "edit", "p", stdin='{"devices": {"d": {"path": "/"}}}')
+    assert kinds == ["config", "config", "config", "device"]
     assert c1("profile", "show", "p", "--format", "json").json["config"] == {"user.new": "1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "it is empty"),
+        ("[", "did not find expected"),
+        ("[]", "a list"),
+        ("word", "text"),
+        ("config: {}\n---\nconfig: {}\n", "there are 2, not one"),
+        ("unknown: {}", "'unknown' is nothing that a profile has"),
+        ("config: [a]", "config is a mapping, not a list"),
+        ("config: {a: {}}", "'a' is text, not a mapping"),
+        ("devices: {d: a}", "device d is a mapping, not text"),
+        ("description: {}", "description is text, not a mapping"),
+        ("devices: {d: {path: /}}", "a type is needed"),
+        ("config: {a: 1, a: 2}", "twice"),
+        ("[" * 100_000, "deep"),
+        ('{"config": {"a": "1", "a": "2"}}', "twice"),
+        ('{"config": {"a": {}}}', "'a' is text, not a mapping"),
+    ],
+)
+def test_edit_refuses_what_it_cannot_use(c1: Guestapi, text: str, sentence: str) -> None:
+    """What is no definition of a profile is refused with a sentence, and changes nothing."""
+    c1.good("profile", "create", "p", "user.a=1")
+    assert sentence in c1.fails("profile", "edit", "p", stdin=text)
+    assert c1("profile", "show", "p", "--format", "json").json["config"] == {"user.a": "1"}
+
+
+def test_add_with_profiles(c1: Guestapi) -> None:
+    """add gives a new instance profiles, the last one the strongest; they replace those of a definition."""
+    for name in ("p", "q"):
+        c1.good("profile", "create", name, f"user.by={name}")
+    c1.good("instance", "add", "both", "-p", "p", "--profile", "q")
+    assert c1.shown("both")["profiles"] == ["p", "q"]
+    assert c1.shown("both")["config"] == {"user.by": "q"}
+    c1.good("instance", "add", "other", "--profile", "p", stdin=c1.good("instance", "show", "both"))
+    assert c1.shown("other")["profiles"] == ["p"]
+    c1.good("instance", "add", "copy", stdin=c1.good("instance", "show", "both"))
+    assert c1.shown("copy")["profiles"] == ["p", "q"]
+    assert "twice" in c1.fails("instance", "add", "no", "-p", "p", "-p", "p")
+
+
+def test_list_of_an_unknown_project(c1: Guestapi) -> None:
+    """A project without instances and profiles is unknown; one with a profile alone is not."""
+    assert "no project 'shop'" in c1.fails("profile", "list", "--project", "shop")
+    c1.good("profile", "create", "p", "--project", "shop")
+    assert "shop" in c1.good("profile", "list", "--project", "shop")
 
 
 def test_origin_names_the_profile(c1: Guestapi) -> None:

@@ -126,6 +126,80 @@ def test_operations(machine: Machine) -> None:
     machine.run("systemctl", "disable", "guestapi.service")
 
 
+def test_operations_look_after(machine: Machine) -> None:
+    """The lines of operations.md that look after the service show its workers, refusals, users and exceeded limits."""
+    machine.run("systemctl", "start", "guestapi.socket", "guestapi.service")
+    with Container([(Path("/var/lib/incus/guestapi"), "/dev/incus")], enter=machine.enter) as web:
+        machine.run("guestapi", "instance", "add", "web")
+        try:
+            machine.run("guestapi", "instance", "register", "web", "--pid", str(web.pid))
+            assert web.ask("/1.0", become=["uid:1000"]).status == 401
+            commands = dict.fromkeys(command for command, _shown in block("docs/operations.md", "systemctl status"))
+            status, *journal = commands
+            until(lambda: "2 of 2 workers answer" in machine.run("sh", "-c", status).stdout, "the workers' status")
+            printed = [machine.run("sh", "-c", command, check=False) for command in journal]
+            assert [done.stderr for done in printed] == [""] * 3
+            assert "default/web: GET /1.0 -> 401" in printed[0].stdout
+            assert printed[1].stdout == f'"{100000 + 1000}"\n'
+            assert "No entries" in printed[2].stdout
+        finally:
+            machine.run("guestapi", "instance", "remove", "web", "--force")
+
+
+def test_operations_edit_of_the_unit(machine: Machine) -> None:
+    """`systemctl edit` changes what the document says of the service's resources, and the service starts with it."""
+    ((command, _shown),) = block("docs/operations.md", "systemctl edit guestapi")
+    editor = "#!/bin/sh\nprintf '[Service]\\nCPUWeight=500\\nMemoryHigh=2G\\n' >\"$1\"\n"
+    machine.run("sh", "-c", 'printf %s "$1" >/tmp/editor; chmod +x /tmp/editor', "write", editor)
+    # An editor needs a terminal.
+    machine.run("env", "SYSTEMD_EDITOR=/tmp/editor", "script", "-qec", command, "/dev/null")
+    try:
+        machine.run("systemctl", "restart", "guestapi.service")
+        shown = machine.run("systemctl", "show", "-p", "CPUWeight", "-p", "MemoryHigh", "-p", "ActiveState", "guestapi")
+        assert set(shown.stdout.split()) == {"CPUWeight=500", f"MemoryHigh={2 << 30}", "ActiveState=active"}
+    finally:
+        machine.run("systemctl", "revert", "guestapi.service")
+    machine.run("systemctl", "restart", "guestapi.service")
+    assert "CPUWeight=1000" in machine.run("systemctl", "show", "-p", "CPUWeight", "guestapi").stdout
+
+
+def test_monitoring(machine: Machine) -> None:
+    """The units of the metrics start and answer: on the host's socket to root, and on the loopback port to anybody."""
+    machine.run("systemctl", "start", "guestapi.socket", "guestapi.service")
+    try:
+        play(machine, "docs/monitoring.md", "systemctl enable --now guestapi-metrics.socket")
+        text = machine.run("curl", "-sS", "--unix-socket", "/run/guestapi/metrics.sock", "http://x/metrics").stdout
+        assert "guestapi_workers 2.0\n" in text
+        refused = machine.run(
+            *(
+                "setpriv",
+                "--reuid=65534",
+                "--clear-groups",
+                "curl",
+                "-sS",
+                "--unix-socket",
+                "/run/guestapi/metrics.sock",
+            ),
+            "http://x/metrics",
+            check=False,
+        )
+        assert refused.returncode == 7, "another user is refused"
+        play(machine, "docs/monitoring.md", "systemctl enable --now guestapi-metrics-port.socket")
+        asked = machine.run(
+            "setpriv", "--reuid=65534", "--clear-groups", "curl", "-sS", "http://127.0.0.1:9469/metrics"
+        )
+        assert "guestapi_workers 2.0\n" in asked.stdout
+        # Both go on while the service restarts, and after its end say so.
+        machine.run("systemctl", "stop", "guestapi.socket", "guestapi.service")
+        healthy = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:9469/healthz")
+        until(lambda: machine.run(*healthy).stdout == "503", "the service is found to be down")
+        machine.run("systemctl", "start", "guestapi.socket", "guestapi.service")
+        until(lambda: machine.run(*healthy).stdout == "200", "the service is found to be up")
+    finally:
+        machine.run("systemctl", "disable", "--now", "guestapi-metrics.socket", "guestapi-metrics-port.socket")
+        machine.run("systemctl", "stop", "guestapi-metrics.service", "guestapi-metrics-port.service")
+
+
 #: A container whose root file system has curl; like Debian's template, but without a network.
 LXC = """
 lxc.uts.name = web

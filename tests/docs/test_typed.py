@@ -20,18 +20,17 @@ from tests.harness.waiting import until
 
 pytestmark = pytest.mark.root
 
-#: Lines that need a machine with systemd, and the test of tests/docs/test_guides.py or tests/package that types them;
-#: one opens an editor.
+#: Lines that need a machine with systemd, and the test of tests/docs/test_guides.py or tests/package that types them.
 ELSEWHERE = (
     ("make install", "test_operations"),
     ("systemctl enable --now guestapi.socket", "test_operations"),
     ("systemctl enable --now guestapi-lxd.socket", "test_operations"),
     ("guestapi check", "test_operations"),
     ("apt-get install", "test_deb"),
-    ("systemctl edit guestapi", "not typed: it opens an editor"),
+    ("systemctl edit guestapi", "test_operations_edit_of_the_unit"),
     ("guestapi top", "test_top"),
-    ("systemctl status guestapi", "not typed: the output is of systemd"),
-    ("journalctl -u guestapi", "not typed: the output is of systemd"),
+    ("systemctl status guestapi", "test_operations_look_after"),
+    ("journalctl -u guestapi", "test_operations_look_after"),
 )
 
 

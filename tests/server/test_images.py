@@ -21,6 +21,8 @@ from tests.harness.waiting import until
 from tests.server.inside import Talk, asking, talk, talks
 
 MIB = 1 << 20
+#: The first bytes of a file of gzip, and enough of them (RFC 1952).
+GZIP = b"\x1f\x8b" + bytes(20)
 #: Seconds after which the service of these tests disconnects a client that reads nothing.
 SEND_SECONDS = 1.0
 #: curl's option for the socket.
@@ -294,7 +296,7 @@ def test_image_removed_during_a_download(alone: Service, guest: Container, take_
 
 def test_operators_command(alone: Service, guest: Container, tmp_path: Path) -> None:
     """An image that the command imports, opens to guests or removes is served, or not, from the next request on."""
-    (tmp_path / "a.tar.gz").write_bytes(b"content")
+    (tmp_path / "a.tar.gz").write_bytes(GZIP + b"content")
     fingerprint = alone.command("image", "import", str(tmp_path / "a.tar.gz"), "--alias", "a").stdout.strip()
     path = f"/1.0/images/{fingerprint}/export"
     assert guest.ask(path).status == 404
@@ -302,7 +304,7 @@ def test_operators_command(alone: Service, guest: Container, tmp_path: Path) -> 
         alone.command("image", *words)
         assert guest.ask(path).status == status
     alone.command("image", "set", "a", "--public")
-    assert guest.ask(path).body == b"content"
+    assert guest.ask(path).body == GZIP + b"content"
     assert guest.ask("/1.0/images/a/export").status == 404
     alone.command("image", "remove", "a")
     assert guest.ask(path).status == 404
@@ -310,7 +312,7 @@ def test_operators_command(alone: Service, guest: Container, tmp_path: Path) -> 
 
 def test_killed_import(alone: Service, guest: Container, tmp_path: Path) -> None:
     """A guest gets the complete image or 404, whenever the importing command is killed."""
-    content = os.urandom(24 * MIB)
+    content = GZIP + os.urandom(24 * MIB)
     (tmp_path / "big.tar.gz").write_bytes(content)
     fingerprint = hashlib.sha256(content).hexdigest()
     where = directory(alone.settings)
