@@ -30,7 +30,7 @@ def test_hook(tmp_path: Path, source: str) -> None:
     for words in (["--config", str(config)], [f"--config={config}"]):
         done = run(*words, "hook", source)
         assert done.returncode == 0
-        assert f"nobody listens at {tmp_path}/{source}.sock" in done.stderr
+        assert f"no service listens at {tmp_path}/{source}.sock" in done.stderr
         assert {"click", "msgspec", "sqlite3", "json", "socket"} & set(done.stderr.split()) == set()
 
 

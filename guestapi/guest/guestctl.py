@@ -94,7 +94,7 @@ def connected(path: str, seconds: float) -> socket.socket:
     """Return a socket that is connected to `path`; `seconds` limits each operation on it.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: no process listens there.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -284,10 +284,10 @@ def disk_devices(disks: Iterable[Device]) -> tuple[dict[str, Device], tuple[str,
         name = disk["path"].strip("/").replace("/", "-")
         if name in found:
             problems.append(
-                f"the mount at {disk['path'][:80]!r} is not told: {found[name]['path'][:80]!r} has its name"
+                f"guests do not see the mount at {disk['path'][:80]!r}: {found[name]['path'][:80]!r} has that name"
             )
         elif not name or len(name.encode(errors="replace")) > KEY_BYTES:
-            problems.append(f"the mount at {disk['path'][:80]!r} is not told: no device can have its name")
+            problems.append(f"guests do not see the mount at {disk['path'][:80]!r}: no device can have that name")
         else:
             found[name] = disk
     return found, tuple(problems)

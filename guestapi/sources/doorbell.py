@@ -151,7 +151,7 @@ class DoorbellServer:
             self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             # Kept until the process ends, however it ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # By rename, so that a hook finds either the old socket, on which nobody listens, or this one.
+            # By rename, so that a hook finds either the old socket, on which no process listens, or this one.
             new = path.with_suffix(".new")
             new.unlink(missing_ok=True)
             self._socket.bind(str(new))
@@ -227,7 +227,7 @@ class DoorbellServer:
         if not part and not caller.data:
             # A connection to test whether a follower listens, or a hook that was killed.
             self._forget(caller)
-            caller.answer("nothing was said")
+            caller.answer("the message is empty")
             self._spoilt()
             return
         try:

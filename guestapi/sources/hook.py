@@ -10,7 +10,7 @@ letter says the kind (``a`` an argument, ``e`` a variable of the environment, ``
 input), and an empty field at the end, without which it is not whole. The answer is one line: ``ok``, or ``no`` and a
 sentence.
 
-There is one deadline for everything. When it has passed, or when nobody listens, the container starts without being
+There is one deadline for everything. When it has passed, or when no process listens, the container starts without being
 registered; or it does not start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
 """
 
@@ -109,11 +109,11 @@ def _ring(source: bytes, words: list[bytes], environ: dict[bytes, bytes], file: 
             f"{directory.decode(errors='replace')}/{one.decode(errors='replace')}.sock" for one in followers
         )
         unit = f"guestapi-{followers[0].decode(errors='replace')}.service"
-        raise HookError(f"nobody listens at {place}; 'systemctl start {unit}' registers the container")
+        raise HookError(f"no service listens at {place}; 'systemctl start {unit}' registers the container")
 
 
 def _ring_one(directory: bytes, follower: bytes, fields: list[bytes]) -> bool:
-    """Ring one doorbell; False if nobody listens there."""
+    """Ring one doorbell; False if no process listens there."""
     path = b"%s/%s.sock" % (directory, follower)
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     answer = b""

@@ -42,7 +42,7 @@ _KEPT = ("/var/lib/machines/{}", "/var/lib/machines/{}.raw", "/etc/systemd/nspaw
 _USUAL = re.compile(r"/run/(host|systemd)(/.*)?|/etc/(resolv\.conf|localtime)")
 #: Most seconds since an init's start for which its mounts count as those that nspawn made.
 _FRESH_SECONDS = 2.0
-_LATE = "its devices are not told, since guestapi-nspawn.service did not run when it started"
+_LATE = "guests do not see its devices, since guestapi-nspawn.service did not run when it started"
 #: hostname(7), and machined's own rule for a machine's name: listed names become arguments of commands.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
 #: At the doorbell: most processes below nspawn that are examined, and seconds until the init must be among them.
@@ -176,7 +176,7 @@ class NspawnSource:
             devices, problems = disk_devices(disks)
             return {**devices, **netlink.nics(init.pid), "root": {"type": "disk", "path": "/"}}, problems
         except SourceError as error:
-            return {}, (f"its devices are not told: {error}",)
+            return {}, (f"guests do not see its devices: {error}",)
 
 
 class Machines:

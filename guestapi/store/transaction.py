@@ -220,7 +220,7 @@ class _Concealment:
 
 
 def blank_metadata(key: str) -> str:
-    """The metadata of an entry about a key whose values are not told."""
+    """The metadata of an entry about a key whose values guests do not see."""
     return text_to_json({"key": key, "old_value": "", "value": ""}, html=True).decode()
 
 

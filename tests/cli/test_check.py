@@ -304,19 +304,21 @@ def test_containers_that_are_not_registered(guestapi: Guestapi) -> None:
         for source in ("lxc", "podman"):
             record_status(change, SourceStatus(source, "", True, time.time(), 0.01, ""))
         reconcile(
-            change, "lxc", [Observed("/var/lib/lxc web", "default", "web", problems=("its NIC \x1b is not told",))]
+            change,
+            "lxc",
+            [Observed("/var/lib/lxc web", "default", "web", problems=("guests do not see its NIC \x1b",))],
         )
         reconcile(change, "podman", [Observed("f" * 64, "default", "web"), Observed("e" * 64, "default", "db")])
     found = json.loads(guestapi("check", "--format", "json").out)
     texts = {one["check"]: (one["ok"], one["text"]) for one in found if one["check"].startswith("source ")}
     assert texts.keys() == {"source lxc", "source podman"}
-    assert texts["source lxc"] == (True, "web in project default: its NIC \x1b is not told")
+    assert texts["source lxc"] == (True, "web in project default: guests do not see its NIC \x1b")
     ok, text = texts["source podman"]
     assert not ok
     assert "web in project default: it is not registered: the name belongs to instance 'web'" in text
     assert "guestapi instance remove web" in text
     out = guestapi("check").out
-    assert "its NIC \\x1b is not told" in out
+    assert "guests do not see its NIC \\x1b" in out
 
 
 def test_many_problems_are_counted(guestapi: Guestapi) -> None:

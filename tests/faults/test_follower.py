@@ -89,7 +89,7 @@ def test_hook_without_a_follower(scenario: Scenario) -> None:
     """Without a follower a hook costs no time; the next follower registers the container."""
     scenario.lxc.start("web")
     began = time.monotonic()
-    assert "nobody listens at" in scenario.lxc.hook("web").communicate()[1]
+    assert "no service listens at" in scenario.lxc.hook("web").communicate()[1]
     assert time.monotonic() - began < 2
     scenario.follower.start()
     until(scenario.is_current, "the follower")

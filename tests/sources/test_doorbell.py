@@ -118,7 +118,7 @@ def test_garbage(running: RunningServer, said: bytes, sentence: str, caplog: pyt
 @pytest.mark.root
 def test_probe(running: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     """A connection that only tests whether the follower listens is not logged."""
-    assert running.send() == b"no nothing was said\n"
+    assert running.send() == b"no the message is empty\n"
     assert caplog.text == ""
 
 

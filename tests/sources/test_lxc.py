@@ -258,7 +258,7 @@ def test_devices_that_are_problems(host: Host) -> None:
     assert [one["path"] for one in host.devices("folding").values()] == ["/a/b"]
     problems = host.problems()
     assert "folding" in problems
-    assert "/a-b is not told" in problems
+    assert "guests do not see the mount at /a-b" in problems
     assert "xxx" in problems
 
 

@@ -401,7 +401,9 @@ def test_invalid_container_among_others(host: Host, bad: dict[str, Any]) -> None
 def test_invalid_parts_are_left_out(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     """A part that cannot be written is left out, recorded, logged once, and forgotten when it is corrected."""
     running = host.start_process()
-    observed = seen("web", running, config={"user.a": "1", "k" * 2000: "1"}, problems=("its mount /x is not told",))
+    observed = seen(
+        "web", running, config={"user.a": "1", "k" * 2000: "1"}, problems=("guests do not see its mount /x",)
+    )
     with caplog.at_level(logging.WARNING):
         for _time in range(3):
             problems = host.observe(observed)

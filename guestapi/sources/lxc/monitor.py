@@ -83,7 +83,7 @@ class Monitor:
         """Check whether a monitor listens there. It sends no request, so the monitor may be running a hook.
 
         Raises:
-            NoMonitorError: nobody listens there.
+            NoMonitorError: no process listens there.
             MonitorError: a process listens that is not root's.
         """
         self._connect().close()

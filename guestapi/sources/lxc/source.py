@@ -101,19 +101,19 @@ class LxcSource:
         try:
             devices |= netlink.nics(pid)
         except SourceError as error:
-            problems.append(f"its network interfaces are not told: {error}")
+            problems.append(f"guests do not see its network interfaces: {error}")
         try:
             outside = mountinfo.read(_parent(pid), mountinfo.HOST_BYTES)
             own = {mountinfo.place_of(os.path.realpath(directory), outside) for directory in self._directories}
             disks = mountinfo.disks(mountinfo.read(pid), outside, {place for place in own if place is not None})
         except SourceError as error:
-            problems.append(f"its mounts are not told: {error}")
+            problems.append(f"guests do not see its mounts: {error}")
             disks = {"/": {"type": "disk", "path": "/"}}
         for path, disk in disks.items():
             name = path.strip("/").replace("/", "-") or "root"
             if name in devices:
                 other = devices[name].get("path", f"the network interface {name}")
-                problems.append(f"the mount at {path} is not told: the name {name!r} stands for {other} already")
+                problems.append(f"guests do not see the mount at {path}: its device name {name!r} is that of {other}")
             else:
                 devices[name] = disk
         return devices, problems
@@ -326,7 +326,7 @@ def _devices_by(asked: Monitor) -> tuple[dict[str, Device], list[str]]:
         if name is None:
             continue
         if name in devices:
-            problems.append(f"the network interface {name} is not told: its name stands for another device already")
+            problems.append(f"guests do not see the network interface {name}: another device has its name")
             continue
         link = asked.config_item(f"{begin}.link")
         device = {"type": "nic", "name": name, "nictype": _NIC_TYPES[kind]}
