@@ -69,7 +69,7 @@ def test_nothing_acknowledged_is_lost(vm: VirtualMachine) -> None:
     for writer in writers.values():
         writer.close()
     vm.start()
-    assert vm.run("sqlite3", STORE, "pragma integrity_check").stdout == "ok\n"
+    assert vm.run("sqlite3", "-cmd", ".timeout 60000", STORE, "pragma integrity_check").stdout == "ok\n"
     listed = json.loads(vm.run("guestapi", "instance", "list", "--format", "json").stdout)
     (config,) = (one["config"] for one in listed if one["name"] == "web1")
     there = {key: int(config[key]) for key in writers}
