@@ -408,3 +408,25 @@ def test_fields_that_are_known() -> None:
     for refused in ([b"GET /a HTTP/1.1", *same, b"Host: y"], [b"GET /a HTTP/1.1", b"User-Agent: a"]):
         with pytest.raises(ProtocolError):
             parse_head(b"\r\n".join([*refused, b"", b""]), LIMITS, known=known)
+
+
+def test_longest_request_line() -> None:
+    """A request line may have exactly as many bytes as the limit says, with either line break, complete or not."""
+    line = b"GET /" + b"x" * (SMALL.request_line - len(b"GET / HTTP/1.1")) + b" HTTP/1.1"
+    assert len(line) == SMALL.request_line
+    rest = b"Host: x\r\n\r\n"
+    for end in (b"\r\n", b"\n"):
+        taken(line + end + rest, SMALL)
+        assert refused(b"GET /x" + line[5:] + end + rest, SMALL) == 414
+    assert parse_head(line, SMALL) is None
+    assert is_too_large(b"GET /x" + line[5:], SMALL)
+
+
+def test_date_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Date field is the same object within a second, so a cached response is not put together anew."""
+    monkeypatch.setattr("guestapi.http.response.time.time", lambda: 1_000_000_000.2)
+    first = date_line()
+    assert first == b"Date: Sun, 09 Sep 2001 01:46:40 GMT\r\n"
+    assert date_line() is first
+    monkeypatch.setattr("guestapi.http.response.time.time", lambda: 1_000_000_001.0)
+    assert date_line() == b"Date: Sun, 09 Sep 2001 01:46:41 GMT\r\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 
 import pytest
+from geventwebsocket.exceptions import WebSocketError
+from geventwebsocket.websocket import Header
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -150,3 +152,14 @@ def test_close_codes() -> None:
         "INTERNAL_ERROR": 1011,
         "TRY_AGAIN_LATER": 1013,
     }
+
+
+def test_frame_that_the_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that our own look accepts and gevent-websocket does not is a protocol error."""
+
+    def refuse(_stream: object) -> None:
+        raise WebSocketError
+
+    monkeypatch.setattr(Header, "decode_header", refuse)
+    result = ClientFrames().feed(client(Opcode.PING, b"abc"))
+    assert (result.reply, result.pong, result.ended) == (close_frame(1002, "bad header"), False, True)

@@ -353,3 +353,20 @@ def test_just_identified_caller_needs_no_second_look() -> None:
         assert cache.get(REQUEST, guest.init, just_identified=True) is None
         host.stored = before
     assert seen == []
+
+
+def test_hits_of_removed_responses_are_counted(host: Host) -> None:
+    """How often a response was sent again is taken once, also of one that was removed before."""
+    guest = caller()
+    host.answer(guest)
+    assert guest.init is not None
+    cache = host.cache_of(guest)
+    cached = cache.get(REQUEST, guest.init)
+    assert cached is not None
+    cached.hits = 3
+    assert host.cache.take_hits() == [(7, cached.durations, 3)]
+    assert host.cache.take_hits() == []
+    cached.hits = 2
+    cache.clear()
+    assert host.cache.take_hits() == [(7, cached.durations, 2)]
+    assert host.cache.take_hits() == []

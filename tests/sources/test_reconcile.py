@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from guestapi.model import Device, Init, Instance, Problem
 from guestapi.settings import Settings, StoreSettings
 from guestapi.sources.observed import Observed
-from guestapi.sources.reconcile import reconcile
+from guestapi.sources.reconcile import is_current, reconcile
 from guestapi.store import profiles, steps
 from guestapi.store.layers import Layers
 from guestapi.store.lookup import find_instance, get_layers, list_instances, list_problems
@@ -522,3 +522,24 @@ def test_batch_is_one_commit(host: Host) -> None:
     assert len(host.instances()) == 100
     assert sum("instance-started" in metadata for _type, metadata, _guest in log_entries(host.settings)) == 100
     reader.close()
+
+
+def test_current_without_an_id_for_cloud_init(host: Host) -> None:
+    """What a daemon reports is current, whatever cloud-init's id is, if the daemon says nothing of it."""
+    running = host.start_process()
+    observed = seen("web", running, key="1", location="n1", devices={})
+    host.observe(observed, source="incus")
+    web = host.instances()["web"]
+    assert is_current(web, "incus", observed)
+    assert is_current(web, "incus", replace(observed, cloud_init_id=web.cloud_init_id))
+    assert not is_current(web, "incus", replace(observed, cloud_init_id="another"))
+    assert not is_current(web, "incus", replace(observed, location="n2"))
+    assert not is_current(web, "lxd", observed)
+
+
+def test_location_follows_the_daemon(host: Host) -> None:
+    """An instance of a cluster that has moved has its new location; one of a follower has none."""
+    host.observe(seen("web", key="1", location="n1"), source="incus")
+    assert host.instances()["web"].location == "n1"
+    host.observe(seen("web", key="1", location="n2"), source="incus")
+    assert host.instances()["web"].location == "n2"

@@ -145,3 +145,18 @@ def test_root_follows_no_symbolic_link(users_directory: Path, tmp_path: Path) ->
     assert not missing.exists()
     assert existing.stat().st_uid == 0
     assert existing.stat().st_mtime == 1
+
+
+def test_wait_sleeps_until_the_kernel_reports(doorbell: Doorbell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait asks the kernel once, for as long as it lasts, in milliseconds."""
+    asked: list[int] = []
+
+    def read(timeout: int) -> list[object]:
+        asked.append(timeout)
+        time.sleep(timeout / 1000)
+        return []
+
+    monkeypatch.setattr(vars(doorbell)["_inotify"], "read", read)
+    assert not doorbell.wait(0.2)
+    assert asked[0] in range(100, 201)
+    assert all(timeout < asked[0] for timeout in asked[1:])
