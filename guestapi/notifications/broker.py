@@ -24,6 +24,8 @@ BATCH = 64
 #: After how many bytes of entries it is enough for a client that resumes: what its stream holds is its own, so there
 #: may be as much of it as there are streams.
 MISSED_BYTES = 32 * 1024
+#: How many streams and waiting requests are checked at a time: about half a millisecond.
+CHECKED_AT_ONCE = 512
 #: The part of an instance's places that only its root may have: one in so many.
 ROOT_PART = 8
 #: The most bytes of events that may wait for one client, unless it is a single event.
@@ -423,11 +425,23 @@ class Broker:
             self._events[key] = event = EncodedEvent(entry)
         return event
 
-    def check_all(self) -> None:
-        """Close the streams of clients that may no longer receive events, though the log has no entry about it."""
-        for subscription in self._all():
-            subscription.check()
-        self.waiting.check_all()
+    def check_all(self) -> Iterator[None]:
+        """Close the streams of clients that may no longer receive events, though the log has no entry about it.
+
+        The same for requests that wait. There may be tens of thousands, so others have to be served in between.
+
+        Yields:
+            None, each time after about `CHECKED_AT_ONCE`.
+        """
+        checked = 0
+        for instance_id in tuple(self._subscriptions.keys() | self.waiting.instances()):
+            for subscription in tuple(self._subscriptions.get(instance_id, ())):
+                subscription.check()
+                checked += 1
+            checked += self.waiting.check(instance_id)
+            if checked >= CHECKED_AT_ONCE:
+                checked = 0
+                yield
 
     def close_all(self, code: int) -> None:
         """Close all streams with this `CloseCode`."""

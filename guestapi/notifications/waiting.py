@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Notification
@@ -162,11 +162,21 @@ class WaitingList:
         for waiter in self._all():
             self._make_due(waiter, None)
 
-    def check_all(self) -> None:
-        """Make those due whose init has ended. The log has no entry about that."""
-        for waiter in self._all():
+    def instances(self) -> Set[int]:
+        """The ids of instances that have waiting requests."""
+        return self._by_instance.keys()
+
+    def check(self, instance_id: int) -> int:
+        """Make those of an instance due whose init has ended. The log has no entry about that.
+
+        Returns:
+            How many were looked at.
+        """
+        waiters = self._of(instance_id)
+        for waiter in waiters:
             if not waiter.is_alive():
                 self._make_due(waiter, None)
+        return len(waiters)
 
     def wake_some(self) -> bool:
         """Wake a few of those that are due.

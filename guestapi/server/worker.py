@@ -231,7 +231,8 @@ def _follow_log(store: OffloadedStore, counters: WorkerCounters) -> None:
         try:
             if time.monotonic() >= check_at:
                 check_at = time.monotonic() + _POLL_SECONDS
-                store.broker.check_all()
+                for _slice in store.broker.check_all():
+                    gevent.sleep(_BETWEEN_BATCHES)
             while _deliver_counted(store.broker, counters):
                 # Streams take what they have, so that no client is behind for what it could not take yet.
                 gevent.sleep(_BETWEEN_BATCHES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
+from collections import Counter
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from guestapi.model import Init
 from guestapi.notifications import broker as broker_module
 from guestapi.notifications.broker import (
     BATCH,
+    CHECKED_AT_ONCE,
     MISSED_BYTES,
     QUEUE_BYTES,
     Broker,
@@ -582,19 +584,51 @@ def test_authorization_is_repeated_without_an_entry(store: Settings) -> None:
 
     broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
     one, two = (broker.subscribe(1, None, None, partial(may, name), partial(living.__getitem__, name)) for name in "ab")
-    broker.check_all()
+    assert list(broker.check_all()) == []
     assert asked == []
     living["a"] = False
-    broker.check_all()
+    assert list(broker.check_all()) == []
     assert (asked, one.closing, two.closing) == (["a"], 1001, None)
     one.cancel()
     faulty[0] = True
     two.authorize()
-    broker.check_all()
+    assert list(broker.check_all()) == []
     faulty[0] = False
-    broker.check_all()
-    broker.check_all()
+    assert list(broker.check_all()) == []
+    assert list(broker.check_all()) == []
     assert asked == ["a", "b", "b", "b"]
+
+
+def test_regular_check_is_cut_into_slices(store: Settings) -> None:
+    """The check of many streams and waiting requests pauses between instances, and leaves none out."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=CHECKED_AT_ONCE)
+    asked: list[int] = []
+
+    def is_alive(instance_id: int) -> bool:
+        asked.append(instance_id)
+        return True
+
+    def hold(instance_id: int, count: int) -> None:
+        for _one in range(count):
+            broker.subscribe(instance_id, None, None, lambda: None, partial(is_alive, instance_id))
+
+    for instance_id in range(1, 7):
+        hold(instance_id, CHECKED_AT_ONCE // 2)
+    for _slice in broker.check_all():
+        assert len(asked) % CHECKED_AT_ONCE == 0, "instances are checked as a whole"
+    assert Counter(asked) == dict.fromkeys(range(1, 7), CHECKED_AT_ONCE // 2)
+    asked.clear()
+    checking = broker.check_all()
+    next(checking)
+    assert len(asked) == CHECKED_AT_ONCE
+    # What is added or cancelled meanwhile disturbs nothing.
+    hold(7, 1)
+    for subscription in list(vars(broker)["_subscriptions"][6]):
+        subscription.cancel()
+    for _slice in checking:
+        pass
+    assert set(asked) <= set(range(1, 7))
+    assert {1, 2, 3, 4, 5} <= set(asked)
 
 
 # At the end, because it takes longest.

@@ -276,7 +276,8 @@ def test_dead_init(worker: Worker) -> None:
     guest.send(KEY)
     assert isinstance(caller.init, StandIn)
     caller.init.living = False
-    worker.store.broker.check_all()
+    for _slice in worker.store.broker.check_all():
+        pass
     worker.deliver_all()
     assert guest.receive().status == 500
 
