@@ -40,6 +40,7 @@ class Dialect:
         unit: systemd unit of its socket.
         socket: path of the socket on the host, unless configured otherwise.
         directory: directory in an instance where the socket is ``sock``.
+        vsock_port: port of vsock(7) at which virtual machines ask; None for none.
         switch: configuration key that switches the API off for an instance (default: on).
         images_switch: configuration key that allows an instance to export images (default: off).
         image_header: name and value of the header field that every exported image has; None for none.
@@ -95,6 +96,7 @@ class Dialect:
     ubuntu_pro: bool = False
     patience: float = 1.0
     open_when_off: frozenset[tuple[str, str]] = frozenset({("GET", "/"), ("GET", "/1.0")})
+    vsock_port: int | None = None
 
     def is_readable(self, key: str) -> bool:
         """Tell whether a guest may read the configuration key `key`, be it set or not."""
@@ -114,6 +116,12 @@ _LXD_REDIRECT = Redirect(
     status="301 Moved Permanently", page=False, literal="/%$&+,;=:@-._~", keeps_authority=True, covers_all=True
 )
 
+#: In the place of a dialect: the socket at which the relay hands over connections of virtual machines.
+HANDOVER = "handover"
+#: Path of that socket, unless configured otherwise, and systemd's unit of it.
+HANDOVER_SOCKET = "/run/guestapi/handover.sock"
+HANDOVER_UNIT = "guestapi-handover.socket"
+
 DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
@@ -125,6 +133,7 @@ DIALECTS: dict[str, Dialect] = {
             switch=INCUS,
             images_switch=INCUS_IMAGES,
             image_header=("X-Incus-Type", "incus"),
+            vsock_port=8444,
         ),
         Dialect(
             name="lxd",
@@ -133,6 +142,7 @@ DIALECTS: dict[str, Dialect] = {
             directory="/dev/lxd",
             switch=LXD,
             images_switch=LXD_IMAGES,
+            vsock_port=8445,
             redirect=_LXD_REDIRECT,
             decodes_routes=False,
             checks_origin=False,

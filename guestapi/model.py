@@ -24,6 +24,9 @@ InstanceType = Literal["container", "virtual-machine"]
 #: What a host name cannot have (RFC 1123, section 2.1), and how long it may be (RFC 1035, section 2.3.4).
 _NO_HOST_NAME, _HOST_NAME_LENGTH = re.compile("[^A-Za-z0-9-]+"), 63
 
+#: Inode numbers of PID namespaces have 32 bits (include/linux/ns_common.h). Numbers above are CIDs of virtual machines.
+_FIRST_VSOCK_PLACE = 1 << 32
+
 #: Sources that configure their instances themselves: nothing is set on these by hand.
 DAEMONS = frozenset({"incus", "lxd"})
 
@@ -36,7 +39,7 @@ Device = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """The identity of a running instance: the one process that is PID 1 inside.
+    """The identity of a running instance: the one process that is PID 1 inside, or a virtual machine's VMM.
 
     A PID is handed out again, and so is the inode number of a PID namespace, as soon as its owner is gone. The first
     four fields together name one process of one boot for ever; two of these are equal if those are.
@@ -45,9 +48,10 @@ class Init:
         pid: as seen in the PID namespace of the service.
         start_time: clock ticks since boot (proc_pid_stat(5), field 22).
         boot_id: /proc/sys/kernel/random/boot_id when it was registered.
-        namespace: inode number of its PID namespace (namespaces(7)).
+        namespace: inode number of its PID namespace (namespaces(7)); of a virtual machine: `vsock_place` of its CID.
         root_uid: which of our users was root inside when it was registered; None: not recorded.
-        user_namespace: inode number of the user namespace that owns the PID namespace; None: not recorded.
+        user_namespace: inode number of the user namespace that owns the PID namespace; of a virtual machine: which of
+            the VMM's open files is its vsock device (`callers.machines.find_vsock`); None: not recorded.
     """
 
     pid: int
@@ -56,6 +60,21 @@ class Init:
     namespace: int
     root_uid: int | None = field(default=None, compare=False)
     user_namespace: int | None = field(default=None, compare=False)
+
+    @property
+    def cid(self) -> int | None:
+        """The context ID of a virtual machine (vsock(7)); None of a container."""
+        return cid_at(self.namespace)
+
+
+def vsock_place(cid: int) -> int:
+    """Return what stands for a virtual machine where the number of a PID namespace stands for a container."""
+    return _FIRST_VSOCK_PLACE + cid
+
+
+def cid_at(place: int) -> int | None:
+    """Return the CID for which a number stands; None if it is that of a PID namespace."""
+    return place - _FIRST_VSOCK_PLACE if place >= _FIRST_VSOCK_PLACE else None
 
 
 class KeyPolicy(NamedTuple):

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guestapi import defaults
-from guestapi.dialects import DIALECTS
+from guestapi.dialects import DIALECTS, HANDOVER, HANDOVER_SOCKET
 from guestapi.errors import OperatorError
 
 DEFAULT_FILE = Path(defaults.FILE)
@@ -48,7 +48,7 @@ class ListenSocket(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     Attributes:
         path: of the socket.
-        dialect: name of its dialect.
+        dialect: name of its dialect, or `HANDOVER`.
     """
 
     path: str
@@ -243,6 +243,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     file: Path | None = None
 
     @property
+    def guest_listeners(self) -> tuple[ListenSocket, ...]:
+        """The sockets that guests connect to."""
+        return tuple(one for one in self.listener if one.dialect != HANDOVER)
+
+    @property
+    def handover(self) -> str:
+        """Path of the socket at which connections of virtual machines are handed over."""
+        return next((one.path for one in self.listener if one.dialect == HANDOVER), HANDOVER_SOCKET)
+
+    @property
     def gunicorn_file(self) -> Path:
         """Path of gunicorn's configuration file, which need not exist."""
         return (self.file or DEFAULT_FILE).parent / self.server.gunicorn
@@ -297,8 +307,9 @@ def load(file: Path | None) -> Settings:
         if paths.count(path) > 1:
             raise SettingsError(f"{file}: listener.path: {path!r} is there twice")
     for listener in settings.listener:
-        if listener.dialect not in DIALECTS:
-            raise SettingsError(f"{file}: listener.dialect: {listener.dialect!r} is none of {', '.join(DIALECTS)}")
+        if listener.dialect not in DIALECTS and listener.dialect != HANDOVER:
+            known = ", ".join((*DIALECTS, HANDOVER))
+            raise SettingsError(f"{file}: listener.dialect: {listener.dialect!r} is none of {known}")
         if not listener.path.startswith("/"):
             raise SettingsError(f"{file}: listener.path: {listener.path!r} is not an absolute path")
     if settings.images.directory is not None and not settings.images.directory.startswith("/"):

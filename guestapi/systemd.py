@@ -9,7 +9,7 @@ from pathlib import Path
 
 import systemd.daemon
 
-from guestapi.dialects import DIALECTS
+from guestapi.dialects import DIALECTS, HANDOVER
 from guestapi.settings import ListenSocket, SettingsError
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ def dialects_of(count: int, paths: list[str], listeners: tuple[ListenSocket, ...
         listeners: sockets of the configuration.
 
     Returns:
-        Names of dialects in the order of descriptors: ``FileDescriptorName=`` if that is a dialect, otherwise that of
-        the configured socket with the same path.
+        Names of dialects in the order of descriptors: ``FileDescriptorName=`` if that is a dialect or `HANDOVER`,
+        otherwise that of the configured socket with the same path.
 
     Raises:
         SettingsError: neither names the dialect of a socket.
@@ -47,7 +47,7 @@ def dialects_of(count: int, paths: list[str], listeners: tuple[ListenSocket, ...
     found = []
     for index in range(count):
         name = names[index] if index < len(names) else ""
-        dialect = name if name in DIALECTS else by_path.get(paths[index])
+        dialect = name if name in DIALECTS or name == HANDOVER else by_path.get(paths[index])
         if dialect is None:
             known = ", ".join(DIALECTS)
             raise SettingsError(f"{paths[index]}: FileDescriptorName={name or 'unknown'} is none of {known}")

@@ -24,7 +24,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"names", "settings", "known"}),
-    frozenset({"systemd", "gunicorn_conf", "http"}),
+    frozenset({"systemd", "gunicorn_conf", "http", "relay"}),
     frozenset({"callers", "store"}),
     frozenset({"metrics"}),
     frozenset({"notifications"}),

@@ -115,6 +115,9 @@ def find_files(layout: Layout) -> Iterator[File]:
     yield File(CHECKOUT / "guestapi/sources/hook.py", f"{layout.prefix}/bin/guestapi-hook", mode=0o755)
     # For operators to copy into instances.
     yield File(CHECKOUT / "guestapi/guest/guestctl.py", f"{layout.share}/guestapi/guestctl", mode=0o755)
+    yield File(CHECKOUT / "guestapi/guest/agent.py", f"{layout.share}/guestapi/guestapi-agent", mode=0o755)
+    for unit in sorted((systemd / "agent").iterdir()):
+        yield File(unit, f"{layout.share}/guestapi/{unit.name}")
     yield File(systemd / "guestapi.sysusers", "/usr/lib/sysusers.d/guestapi.conf")
     yield File(systemd / "guestapi.tmpfiles", "/usr/lib/tmpfiles.d/guestapi.conf")
     for edited in ("guestapi.toml", "gunicorn.conf.py"):

@@ -34,6 +34,7 @@ GUIDE = (
     "docker.md",
     "oci.md",
     "nspawn.md",
+    "virtual-machines.md",
     "incus.md",
     "from-incus.md",
     "guests.md",

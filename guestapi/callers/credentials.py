@@ -1,4 +1,4 @@
-"""What the kernel keeps with a connected Unix socket about the process that called connect(2)."""
+"""What the kernel keeps with a connected socket about who called connect(2): a process, or a virtual machine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,25 @@ _UCRED = struct.Struct("iII")
 
 
 class Credentials(NamedTuple):
-    """The process that connected, as seen in the namespaces of the service. ``pid`` is 0 if it is not visible there."""
+    """The process that connected, as seen in the namespaces of the service. ``pid`` is 0 if it is not visible there.
+
+    Of a virtual machine whose VMM is not known, ``pid`` is its CID with a minus sign. Its users are its own: whoever
+    connects from it speaks for its root.
+    """
 
     pid: int
     uid: int
     gid: int
+
+    @property
+    def cid(self) -> int | None:
+        """The context ID of a virtual machine whose VMM is not known; None of any other."""
+        return -self.pid if self.pid < 0 else None
+
+
+def machine_credentials(cid: int) -> Credentials:
+    """Return what stands for a virtual machine that connected, by its CID."""
+    return Credentials(-cid, 0, 0)
 
 
 def credentials(connection: socket.SocketType) -> Credentials:

@@ -6,6 +6,9 @@ caller or in one around it. The namespace is held open meanwhile, so that its nu
 
 Root inside is the user that was recorded when the init was registered, with the user namespace that owns the init's PID
 namespace. The init's own ID map proves nothing: a hostile init can enter another user namespace, which has another map.
+
+A virtual machine is recognised by its CID, which the kernel names, while the VMM that was registered with that CID is
+alive and has its vsock device open (`callers.machines`).
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ import select
 import socket
 from typing import NamedTuple, Protocol
 
-from guestapi.callers import namespaces
+from guestapi.callers import machines, namespaces
 from guestapi.callers.credentials import Credentials, peer_pidfd
-from guestapi.model import Init
+from guestapi.model import Init, vsock_place
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +80,34 @@ class LiveInit:
         return not self._poll.poll(0)
 
 
+class LiveMachine(LiveInit):
+    """The VMM of a virtual machine. It is alive as long as it holds a CID: see `callers.machines`."""
+
+    __slots__ = ("_open_file",)
+
+    def __init__(self, init: Init, pidfd: int, open_file: int) -> None:
+        super().__init__(init, pidfd, 0)
+        self._open_file = open_file
+
+    def users(self, caller: int) -> namespaces.IdMap:
+        """As `LiveInit.users`. Nobody but its root is known of a virtual machine."""
+        return ((0, 0, 1),)
+
+    def alive(self) -> bool:
+        """Whether it still runs and holds a CID."""
+        # In this order: what was seen is of this very process if it is still alive afterwards.
+        return machines.holds_vsock(self.init.pid, self._open_file) and super().alive()
+
+    def check(self) -> None:
+        """Make sure that what is sent to its CID reaches this virtual machine.
+
+        Raises:
+            ConnectionResetError: another one may have the CID.
+        """
+        if not self.alive():
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+
 class Caller(NamedTuple):
     """The process at the other end of a connection, for as long as the connection lasts.
 
@@ -86,7 +117,8 @@ class Caller(NamedTuple):
         init: the init that proves it; None if there is no instance.
         started: the calling process's start time, on kernels where only /proc shows that a PID was reused.
         container: inode number of the outermost PID namespace around it that is not the service's own. It stands for
-            the container, registered or not. None: a process of the host, or a process that cannot be examined.
+            the container, registered or not; `model.vsock_place` of its CID stands for a virtual machine. None: a
+            process of the host, or a process that cannot be examined.
     """
 
     credentials: Credentials
@@ -138,6 +170,8 @@ class Identifier:
             StoreError: the instances cannot be looked up now.
         """
         try:
+            if who.cid is not None:
+                return self._recognise_machine(who, who.cid)
             pidfd = peer_pidfd(connection) if self._pidfd else None
             try:
                 return self._recognise(who, pidfd)
@@ -161,6 +195,8 @@ class Identifier:
             The inode number, as in `Caller.container`; 0 for a process of the host, and for a process that has ended or
             cannot be examined.
         """
+        if who.cid is not None:
+            return vsock_place(who.cid)
         try:
             pidfd = peer_pidfd(connection) if self._pidfd else None
             try:
@@ -192,6 +228,8 @@ class Identifier:
         """
         if caller.instance_id is None:
             return caller
+        if isinstance(caller.init, LiveMachine):
+            return caller if caller.init.alive() else Caller(caller.credentials)
         try:
             if caller.started is not None:
                 if namespaces.start_time(caller.credentials.pid) == caller.started:
@@ -227,6 +265,33 @@ class Identifier:
         finally:
             os.close(namespace)
         return Caller(who, container=container)
+
+    def _recognise_machine(self, who: Credentials, cid: int) -> Caller:
+        """Recognise the virtual machine that holds a CID now."""
+        if not machines.LEAST_CID <= cid <= machines.MOST_CID:
+            return Caller(who)
+        place = vsock_place(cid)
+        for instance_id, run, init in self._registrations.running_in(place):
+            live = self._inits.get(init) or self._look_at_machine(init)
+            if live is not None:
+                self._inits.add(live)
+                return Caller(Credentials(init.pid, 0, 0), instance_id, run, live, None, place)
+        return Caller(who, container=place)
+
+    def _look_at_machine(self, init: Init) -> LiveMachine | None:
+        """Return the VMM that is registered with a CID, if it is alive and holds one."""
+        if init.boot_id != namespaces.boot_id() or init.user_namespace is None:
+            return None
+        try:
+            pidfd = os.pidfd_open(init.pid)
+        except OSError:
+            return None
+        live = LiveMachine(init, pidfd, init.user_namespace)
+        try:
+            same = namespaces.start_time(init.pid) == init.start_time
+        except ProcessLookupError:
+            return None
+        return live if same and live.alive() else None
 
     def _live(self, init: Init, namespace: int, caller: int) -> LiveInit | None:
         """Return the init that is registered with an open PID namespace, if alive there. `caller` is in it or below."""

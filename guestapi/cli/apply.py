@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from guestapi.callers.namespaces import is_alive
+from guestapi.callers.machines import is_alive
 from guestapi.cli.common import Operator, warn
 from guestapi.cli.definitions import as_document, check, parse, to_yaml
 from guestapi.cli.grouping import Verb, project_of, takes_project

@@ -15,7 +15,8 @@ import click
 
 from guestapi import gunicorn_conf
 from guestapi.callers.credentials import peer_pidfd
-from guestapi.callers.namespaces import is_alive, open_namespace
+from guestapi.callers.machines import is_alive
+from guestapi.callers.namespaces import open_namespace
 from guestapi.cli.common import Operator, has_format, print_json
 from guestapi.cli.grouping import Verb
 from guestapi.cli.mirror import SNAP_SOCKET
@@ -106,7 +107,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
         return
     yield _kernel()
     # First of all that follows: a connection starts the service, which makes the store if there is none.
-    sockets = list(_sockets(operator.settings.listener))
+    sockets = list(_sockets(operator.settings.guest_listeners))
     if _is_missing(operator) and not any(one.answers for one in sockets):
         yield Finding("store", True, f"{_place(operator)[1]}: not there yet, the service makes it when it starts")
     else:
@@ -215,7 +216,7 @@ def _sources(operator: Operator) -> Iterator[Finding]:
         yield _source(status, len(owned), len(running))
         yield from _problems([problem for problem in problems if problem.source == status.name])
         if status.name in DAEMONS:
-            yield _guest_socket(DIALECTS[status.name], running, operator.settings.listener)
+            yield _guest_socket(DIALECTS[status.name], running, operator.settings.guest_listeners)
 
 
 def _followers_off(known: Collection[str]) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 
 from guestapi import settings as settings_module
 from guestapi.audit_log import AuditSink, by_operator
-from guestapi.callers.namespaces import is_alive
+from guestapi.callers.machines import is_alive
 from guestapi.cli.grouping import Noun, project_of, takes_project
 from guestapi.cli.printing import print_devices as print_devices
 from guestapi.cli.printing import print_json as print_json
@@ -164,6 +164,7 @@ def described(instance: Instance, *, reveal: bool = False) -> dict[str, Any]:
         "status": status(instance),
         "state": "Ready" if instance.ready else "Started",
         "pid": instance.init.pid if instance.init else None,
+        **({"cid": instance.init.cid} if instance.init and instance.init.cid is not None else {}),
         "uuid": instance.uuid,
         "cloud_init_id": instance.cloud_init_id,
         "location": instance.location,

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import click
 
-from guestapi.callers.namespaces import examine, is_alive
+from guestapi.callers.machines import MOST_CID, examine_machine, is_alive
+from guestapi.callers.namespaces import examine
 from guestapi.cli.common import (
     Operator,
     complete_instance,
@@ -30,11 +31,11 @@ from guestapi.cli.printing import print_yaml
 from guestapi.cli.standard_input import read_definition_text
 from guestapi.cli.words import MisuseError, pairs
 from guestapi.errors import OperatorError
-from guestapi.model import Device, InstanceType
+from guestapi.model import Device, Instance, InstanceType
 from guestapi.store import steps
 from guestapi.store.definitions import Definition, define, read_definition
 from guestapi.store.errors import ConflictError
-from guestapi.store.lookup import find_instance, get_instance
+from guestapi.store.lookup import find_by_place, find_instance, get_instance
 
 
 class InstanceNoun(Noun):
@@ -110,14 +111,22 @@ def add(
 
 @instance.command()
 @takes_instance
-@click.option("--pid", type=click.IntRange(min=1), required=True, help="The container's init, as the host sees it.")
+@click.option("--pid", type=click.IntRange(min=1), required=True, help="Its init or VMM, as the host sees it.")
+@click.option("--cid", type=click.IntRange(0, MOST_CID), help="The context ID (vsock) of a virtual machine.")
 @click.option("--replace", is_flag=True, help="Also if another process that is alive is registered as its init.")
 @click.pass_obj
-def register(operator: Operator, name: str, project: str, pid: int, replace: bool) -> None:
-    """Register a running container by the PID of its init. Starts nothing."""
-    init = examine(pid)
+def register(operator: Operator, name: str, project: str, pid: int, cid: int | None, replace: bool) -> None:
+    """Register a running container by the PID of its init, or a virtual machine by its VMM and CID. Starts nothing."""
+    init = examine(pid) if cid is None else examine_machine(pid, cid)
     with operator.writer.change() as change:
         instance = steps.get_editable(change, project, name)
+        _check_type(instance, cid)
+        for other in find_by_place(change, init.namespace) if cid is not None else ():
+            if other.id != instance.id and other.init not in (None, init) and is_alive(other.init):
+                raise ConflictError(
+                    f"CID {cid} is that of instance {other.name!r} in project {other.project!r}",
+                    "a virtual machine whose CID was changed is registered again",
+                )
         if not replace and instance.init not in (None, init) and is_alive(instance.init):
             fail(
                 f"{name} runs already: process {instance.init.pid} is its init",
@@ -202,6 +211,16 @@ def show(operator: Operator, name: str, project: str, form: str, truncate: bool)
 def info(operator: Operator, name: str, project: str, form: str, truncate: bool, reveal: bool) -> None:
     """Show everything that is stored of an instance, and whether it runs."""
     _print_all(operator, project, name, form, truncate, reveal=reveal)
+
+
+def _check_type(instance: Instance, cid: int | None) -> None:
+    """Make sure that a container is registered as one, and a virtual machine as one."""
+    if cid is None and instance.type == "virtual-machine":
+        raise OperatorError(f"{instance.name} is a virtual machine", "register it with --cid, and the PID of its VMM")
+    if cid is not None and instance.type != "virtual-machine":
+        raise OperatorError(
+            f"{instance.name} is a container", "leave --cid out, or add an instance with --type virtual-machine"
+        )
 
 
 def _print_all(operator: Operator, project: str, name: str, form: str, truncate: bool, *, reveal: bool = False) -> None:

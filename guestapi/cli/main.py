@@ -11,14 +11,14 @@ from click.shell_completion import get_completion_class
 import guestapi
 from guestapi.cli.common import OneSentence, Operator
 from guestapi.cli.grouping import takes_project
-from guestapi.dialects import DIALECTS
+from guestapi.dialects import DIALECTS, HANDOVER
 from guestapi.settings import ListenSocket
 
 #: Each is in the module of its name. Loaded when it is called: a container waits for its hook, and for what that loads.
 _MODULES = frozenset(
     {
         *("apply", "backup", "check", "config", "device", "events", "export", "follow", "hook", "image", "instance"),
-        *("metrics", "mirror", "policy", "profile", "project", "restore", "takeover", "top"),
+        *("metrics", "mirror", "policy", "profile", "project", "relay", "restore", "takeover", "top"),
     }
 )
 #: Verbs of instances that can be typed without the noun, as with `incus`.
@@ -80,6 +80,6 @@ def _listener(word: str) -> ListenSocket:
     dialect, equals, path = word.partition("=")
     if not equals or "/" in dialect:
         dialect, path = "incus", word
-    if dialect not in DIALECTS:
-        raise click.UsageError(f"--socket {word}: {dialect!r} is none of {', '.join(DIALECTS)}")
+    if dialect not in (*DIALECTS, HANDOVER):
+        raise click.UsageError(f"--socket {word}: {dialect!r} is none of {', '.join((*DIALECTS, HANDOVER))}")
     return ListenSocket(path=str(Path(path).absolute()), dialect=dialect)

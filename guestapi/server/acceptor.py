@@ -77,14 +77,27 @@ class Acceptor:
                     log.error("cannot accept: %s; raise LimitNOFILE= of the unit", error.strerror)
                 self._pause()
                 return
-            # PERF: the base class of socket.socket, which takes 0.6 µs more to make and to close.
-            accepted = socket.SocketType(_UNIX, _STREAM, 0, descriptor)
-            peer = admit(accepted, self._dialect, self._context, flood=flood)
-            if peer is not None:
-                Connection(self._context, accepted, self._dialect, peer).start()
-                if self._context.admission.must_pause(descriptor):
-                    self._pause()
-                    return
+            if self.serve(descriptor, flood=flood) and self._context.admission.must_pause(descriptor):
+                self._pause()
+                return
+
+    def serve(self, descriptor: int, *, flood: bool) -> bool:
+        """Serve a connection, or turn it away.
+
+        Args:
+            descriptor: as accepted.
+            flood: whether connections of clients that have gone are dropped.
+
+        Returns:
+            Whether it is served.
+        """
+        # PERF: the base class of socket.socket, which takes 0.6 µs more to make and to close.
+        accepted = socket.SocketType(_UNIX, _STREAM, 0, descriptor)
+        peer = admit(accepted, self._dialect, self._context, flood=flood)
+        if peer is None:
+            return False
+        Connection(self._context, accepted, self._dialect, peer).start()
+        return True
 
     def _is_flood(self) -> bool:
         """Tell whether there was a connection to accept in every iteration for a while."""
@@ -117,9 +130,14 @@ def admit(accepted: socket.SocketType, dialect: str, context: WorkerContext, *, 
         accepted.close()
         return None
     peer = credentials(accepted)
+    return peer if admit_peer(accepted, peer, dialect, context) else None
+
+
+def admit_peer(accepted: socket.SocketType, peer: Credentials, dialect: str, context: WorkerContext) -> bool:
+    """As `admit`, of a connection of which it is known who connected; return False if it was closed."""
     pending = context.admission.pending
     if pending.add(peer.pid, partial(context.identifier.find_container, accepted, peer)):
-        return peer
+        return True
     instance_id, rejection = pending.rejection(peer.pid)
     caller = Caller(peer, instance_id)
     context.on_refusal(caller, dialect, rejection.status, rejection.text, rejection.limit)
@@ -130,4 +148,4 @@ def admit(accepted: socket.SocketType, dialect: str, context: WorkerContext, *, 
         pass  # The client does not wait for the response.
     finally:
         accepted.close()
-    return None
+    return False

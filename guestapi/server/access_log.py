@@ -204,7 +204,10 @@ def _find(get_instance: Callable[[int], Instance | None], instance_id: int | Non
 def _who(caller: Caller | None, instance: Instance | None) -> str:
     if instance is not None:
         return f"{instance.project}/{instance.name}"
-    return f"pid {caller.credentials.pid}" if caller else "unknown caller"
+    if caller is None:
+        return "unknown caller"
+    cid = caller.credentials.cid
+    return f"pid {caller.credentials.pid}" if cid is None else f"CID {cid}"
 
 
 def _instance_fields(instance: Instance | None) -> dict[str, str]:
@@ -213,6 +216,8 @@ def _instance_fields(instance: Instance | None) -> dict[str, str]:
 
 def _fields(caller: Caller | None, dialect: str, status: int, instance: Instance | None) -> dict[str, str]:
     fields = {"DIALECT": dialect, "STATUS": str(status), **_instance_fields(instance)}
-    if caller is not None:
+    if caller is not None and caller.credentials.cid is not None:
+        fields |= {"CALLER_CID": str(caller.credentials.cid)}
+    elif caller is not None:
         fields |= {"CALLER_PID": str(caller.credentials.pid), "CALLER_UID": str(caller.credentials.uid)}
     return fields

@@ -13,7 +13,7 @@ from enum import Enum
 from functools import partial
 
 from guestapi.callers.credentials import Credentials, credentials
-from guestapi.callers.identify import Caller
+from guestapi.callers.identify import Caller, LiveMachine
 from guestapi.dialects import DIALECTS
 from guestapi.http.errors import ProtocolError
 from guestapi.http.request import Head, KnownFields, ends_head, is_too_large, parse_head, refuse_cut_line
@@ -135,6 +135,8 @@ class Connection:
             self._caller = caller = self._identify()
             if caller is None:
                 return
+            if isinstance(caller.init, LiveMachine):
+                transport.guard = caller.init.check
             transport.on_backlog = partial(context.admission.add_unsent, caller.instance_id)
             if self._credentials is None:
                 self._enter_scheduler(_PROBE_ID)

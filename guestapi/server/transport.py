@@ -56,6 +56,8 @@ class Transport:
         received: bytes that were received and not consumed yet. Only methods of this class change it.
         on_backlog: called with the number of bytes that begin to wait for the client, and with the negative number
             when they no longer wait; None if nobody counts them.
+        guard: called before anything is sent. It raises ConnectionResetError if it might reach somebody else. None: it
+            cannot, as with every Unix socket.
     """
 
     __slots__ = (
@@ -69,6 +71,7 @@ class Transport:
         "_timer",
         "_wait",
         "_writable",
+        "guard",
         "on_backlog",
         "received",
     )
@@ -93,6 +96,7 @@ class Transport:
         self._wait: _Wait = _NOTHING
         self.received = b""
         self.on_backlog: Callable[[int], None] | None = None
+        self.guard: Callable[[], None] | None = None
 
     @property
     def attached(self) -> bool:
@@ -274,6 +278,8 @@ class Transport:
             DeadlineError: the client did not accept them in time.
             OSError: the connection is lost.
         """
+        if self.guard is not None:
+            self.guard()
         if len(content) < _COPY_BELOW:
             head += content
             content = b""
@@ -294,6 +300,7 @@ class Transport:
 
         Raises:
             DeadlineError: the deadline passes first.
+            OSError: the connection is lost.
         """
         if self._writable is None:
             self._writable = self._hub.loop.io(self._socket.fileno(), _WRITABLE)
@@ -304,6 +311,8 @@ class Transport:
         finally:
             self._writable.stop()
             self._wait = _NOTHING
+        if self.guard is not None:
+            self.guard()
 
     def _send_rest(self, head: bytes, content: memoryview, seconds: float) -> None:
         size, on_backlog = len(head) + len(content), self.on_backlog

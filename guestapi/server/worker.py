@@ -28,6 +28,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from guestapi.callers.credentials import refuse_descriptors
 from guestapi.callers.identify import Caller, Identifier
+from guestapi.dialects import HANDOVER
 from guestapi.metrics.counters import OTHER, REFUSED, WorkerCounters
 from guestapi.notifications.broker import Broker
 from guestapi.server.acceptor import Acceptor
@@ -38,6 +39,7 @@ from guestapi.server.context import WorkerContext
 from guestapi.server.event_stream import PingTimer
 from guestapi.server.exchange import Exchange
 from guestapi.server.gunicorn_hooks import GunicornHooks
+from guestapi.server.handover import HandoverAcceptor
 from guestapi.server.identification_retry import IdentificationRetry
 from guestapi.server.store_thread import OffloadedStore
 from guestapi.server.worker_reports import WorkerReports
@@ -73,9 +75,10 @@ class GuestWorker(GeventWorker):
 
     def patch(self) -> None:
         """Make the listening sockets non-blocking. Unlike gunicorn's class, this monkey-patches nothing."""
-        for listener in self.sockets:
+        for listener, dialect in zip(self.sockets, self.app.dialects, strict=True):
             listener.sock.setblocking(False)
-            refuse_descriptors(listener.sock)
+            if dialect != HANDOVER:
+                refuse_descriptors(listener.sock)
 
     def init_process(self) -> None:
         """Set up, then run until told to stop, as gunicorn's class."""
@@ -100,7 +103,9 @@ class GuestWorker(GeventWorker):
         self._hooks = GunicornHooks(self.cfg, self.log, self)
         self._context = self._make_context(store)
         acceptors = [
-            Acceptor(listener.sock, dialect, self._context, alone=self.cfg.workers == 1)
+            HandoverAcceptor(listener.sock, self._context, alone=self.cfg.workers == 1)
+            if dialect == HANDOVER
+            else Acceptor(listener.sock, dialect, self._context, alone=self.cfg.workers == 1)
             for listener, dialect in zip(self.sockets, application.dialects, strict=True)
         ]
         gevent.spawn(_follow_log, store, self._counters)

@@ -71,7 +71,7 @@ class NspawnSource:
             settings: the paths of the guest API's sockets.
         """
         self._project = settings.hooks.project
-        self._places = Places.of(settings.listener)
+        self._places = Places.of(settings.guest_listeners)
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
         """Observe all running containers with our mount, and the known ones that do not run.

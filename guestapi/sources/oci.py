@@ -89,7 +89,7 @@ class OciSource:
         self._roots = settings.sources.oci.roots
         self._annotations = settings.sources.oci.annotations
         self._project = settings.hooks.project
-        self._places = Places.of(settings.listener)
+        self._places = Places.of(settings.guest_listeners)
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
         """All containers with our mount, running or dead but not deleted.

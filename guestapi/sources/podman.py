@@ -158,7 +158,7 @@ class EngineSource:
         self._annotations = chosen.annotations
         self._engine = Engine(chosen.socket)
         self._project = settings.hooks.project
-        self._places = Places.of(settings.listener)
+        self._places = Places.of(settings.guest_listeners)
         self._rung = Keys()
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:

@@ -110,6 +110,11 @@ def find_by_key(store: Moment, source: str, key: str) -> Instance | None:
     return next(iter(found), None)
 
 
+def find_by_place(store: Moment, place: int) -> list[Instance]:
+    """The instances that are registered with a PID namespace or a CID (`Init.namespace`)."""
+    return load_all(store, "SELECT id FROM instances WHERE init_namespace = ?", (place,))
+
+
 def get_instance(store: Moment, project: str, name: str) -> Instance:
     """The instance of that name.
 

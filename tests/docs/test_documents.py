@@ -63,7 +63,7 @@ def test_wrong_commands_are_found() -> None:
 
 def units() -> set[str]:
     """Return the names of guestapi's units; a template's without its instance."""
-    return {path.name for path in (CHECKOUT / "systemd").iterdir() if path.suffix in (".service", ".socket")}
+    return {path.name for path in (CHECKOUT / "systemd").rglob("*") if path.suffix in (".service", ".socket")}
 
 
 def test_units_exist() -> None:

@@ -121,6 +121,29 @@ def test_watchdog_restarts_a_service_of_hanging_workers(machine: Installed, cont
         assert container.ask("/1.0/config/user.foo").text == "bar"
 
 
+def test_the_relay_of_virtual_machines(machine: Installed, container: Container) -> None:
+    """Its socket opens the handover socket, for root alone, while the service runs; the relay has no capabilities."""
+    assert container.ask("/").status == 200
+    machine.run("systemctl", "enable", "--now", "guestapi-vsock.socket")
+    try:
+        machine.wait_for("StatusText", "2 of 2 workers answer on 3 sockets")
+        assert machine.run("stat", "-c", "%a %U", "/run/guestapi/handover.sock").stdout == "600 root\n"
+        machine.run("systemctl", "start", "guestapi-vsock.service")
+        shown = machine.run(
+            "systemctl", "show", "-p", "ActiveState,StatusText,MainPID", "guestapi-vsock.service"
+        ).stdout
+        assert "ActiveState=active" in shown
+        assert "StatusText=relays vsock ports 8444 (incus), 8445 (lxd)" in shown
+        pid = re.findall(r"MainPID=(\d+)", shown)[0]
+        status = machine.run("cat", f"/proc/{pid}/status").stdout
+        assert re.search(r"CapEff:\t0+\n", status)
+        assert container.ask("/1.0/config/user.foo").text == "bar"
+    finally:
+        machine.run("systemctl", "disable", "--now", "guestapi-vsock.socket", "guestapi-handover.socket")
+        machine.run("systemctl", "stop", "guestapi-vsock.service")
+    assert container.ask("/1.0/config/user.foo").text == "bar"
+
+
 def test_uninstall_leaves_the_state(machine: Installed, container: Container) -> None:
     """`make uninstall` leaves only the store and the file that LXC configurations include."""
     machine.run("make", "-C", str(CHECKOUT), "uninstall")

@@ -57,7 +57,7 @@ class LxcSource:
         self._project = settings.hooks.project
         # Normalised as LXC does.
         self._paths = tuple(path.rstrip("/") or "/" for path in settings.sources.lxc.paths)
-        self._directories = sorted({os.path.dirname(listener.path) for listener in settings.listener})
+        self._directories = sorted({os.path.dirname(listener.path) for listener in settings.guest_listeners})
 
     # At the doorbell.
 

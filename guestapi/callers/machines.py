@@ -1,0 +1,149 @@
+"""Virtual machines: which process holds a context ID of vsock(7).
+
+The kernel gives a CID to one open file of /dev/vhost-vsock at a time, and takes it back when that file is closed. So a
+virtual machine has its CID for as long as its VMM (QEMU, for example) has that file open. When a VMM ends, the kernel
+closes the file first, and another VMM may have the CID before the old one has ended: memory of many gigabytes is freed
+in between. So the process alone proves nothing; the open file does.
+
+Nothing here can be chosen by a guest. The VMM itself belongs to the host.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+
+from guestapi.callers import namespaces
+from guestapi.callers.namespaces import boot_id, is_gone, start_time
+from guestapi.errors import OperatorError
+from guestapi.model import Init, vsock_place
+
+#: /dev/vhost-vsock: include/linux/miscdevice.h, VHOST_VSOCK_MINOR; Documentation/admin-guide/devices.txt, major 10.
+DEVICE = os.makedev(10, 241)
+#: 0 is the hypervisor, 1 the loopback, 2 the host (vsock(7)): they belong to no instance.
+LEAST_CID = 3
+#: The greatest CID; the next number is VMADDR_CID_ANY.
+MOST_CID = (1 << 32) - 2
+#: Inode numbers of a file system of devices are below this.
+_INODES = 1 << 32
+#: Bytes of proc_pid_fdinfo(5) that are read.
+_FDINFO = 4096
+#: How many open files of a VMM are looked at. QEMU has some hundred.
+_MOST_FILES = 65536
+#: How QEMU's option -device names the CID, in both of its notations.
+_QEMU_CID = re.compile(rb'guest-cid(?:"\s*:\s*|=)(\d+)')
+#: Bytes of a command line that are read.
+_COMMAND_LINE = 1 << 20
+
+
+class NotAMachineError(OperatorError):
+    """A process cannot be the VMM of an instance. The message says which one would be right."""
+
+
+def holds_vsock(pid: int, open_file: int) -> bool:
+    """Whether a process still has its vsock device open.
+
+    What is open can be listed by the process's user and by root alone. But whoever may look at the process
+    (CAP_SYS_PTRACE) reads from proc_pid_fdinfo(5) which inode one of its descriptors is of.
+
+    Args:
+        pid: the process.
+        open_file: as of `find_vsock`.
+
+    Raises:
+        PermissionError: CAP_SYS_PTRACE is missing.
+    """
+    descriptor, number = divmod(open_file, _INODES)
+    try:
+        with open(f"/proc/{pid}/fdinfo/{descriptor}", "rb", buffering=0) as file:
+            return b"\nino:\t%d\n" % number in file.read(_FDINFO)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def find_vsock(pid: int) -> int | None:
+    """Find the open vsock device of a process. For root.
+
+    Returns:
+        The number of its descriptor and the inode of its device node, as one number for `holds_vsock`; None if it has
+        none.
+
+    Raises:
+        PermissionError: this process may not list the files of that one.
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    for name in names[:_MOST_FILES]:
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            continue  # Closed meanwhile.
+        if status.st_rdev == DEVICE and stat.S_ISCHR(status.st_mode) and status.st_ino < _INODES:
+            return int(name) * _INODES + status.st_ino
+    return None
+
+
+def examine_machine(pid: int, cid: int) -> Init:
+    """Examine the process `pid` as the VMM that holds a CID.
+
+    Args:
+        pid: the process.
+        cid: the context ID of its virtual machine.
+
+    Raises:
+        NotAMachineError: there is no such process, or it does not hold that CID.
+    """
+    if not LEAST_CID <= cid <= MOST_CID:
+        raise NotAMachineError(f"CID {cid} belongs to no virtual machine", f"give one from {LEAST_CID} on")
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (OSError, OverflowError):
+        raise NotAMachineError(f"no process {pid}", "give the PID of the virtual machine's VMM, such as QEMU") from None
+    try:
+        started = start_time(pid)
+        held = find_vsock(pid)
+        named = command_line_cid(pid)
+        if is_gone(pidfd):
+            raise ProcessLookupError
+    except ProcessLookupError:
+        raise NotAMachineError(f"process {pid} has just ended", "give the PID of a running VMM") from None
+    except PermissionError:
+        raise NotAMachineError(f"process {pid} may not be looked at", "run this as root") from None
+    finally:
+        os.close(pidfd)
+    if held is None:
+        reason = f"process {pid} has no vsock device"
+        raise NotAMachineError(reason, "give the PID of a VMM with one: qemu -device vhost-vsock-pci,guest-cid=N")
+    if named is not None and named != cid:
+        raise NotAMachineError(f"process {pid} has CID {named}, not {cid}", f"give --cid {named}")
+    return Init(pid, started, boot_id(), vsock_place(cid), root_uid=0, user_namespace=held)
+
+
+def command_line_cid(pid: int) -> int | None:
+    """Return the CID that a command line of QEMU names; None if it names none.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            found = _QEMU_CID.search(file.read(_COMMAND_LINE))
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    return int(found[1]) if found else None
+
+
+def is_alive(init: Init) -> bool:
+    """Whether this very process still runs and, if it is a VMM, holds a CID."""
+    if init.cid is not None and init.boot_id == boot_id():
+        try:
+            if init.user_namespace is None or not holds_vsock(init.pid, init.user_namespace):
+                return False
+        except PermissionError:
+            pass  # Not root. As for containers, the process has to do.
+    return namespaces.is_alive(init)

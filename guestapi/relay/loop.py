@@ -1,0 +1,268 @@
+"""The relay: accepts connections of virtual machines, and hands them over to the workers of the service.
+
+Virtual machines take turns, by their CID. A machine that connects faster than workers take its connections has some of
+them wait here, and more of them are closed. When very many wait, the machine with most of them loses its newest.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from guestapi.journal import LogThrottle
+from guestapi.relay import handover
+
+log = logging.getLogger(__name__)
+
+#: The most connections that wait for a worker: of a virtual machine, and of all.
+MOST_OF_ONE = 256
+MOST = 4096
+#: The most connections that are being handed over at a time: of a virtual machine, and of all.
+HANDED_OF_ONE = 8
+HANDED = 64
+#: Seconds that a connection may wait for a worker, before it is closed.
+WAIT_SECONDS = 10.0
+#: How often a connection is handed over to another worker when one has ended before it took it.
+_ATTEMPTS = 5
+#: How many connections are accepted before others are handed over.
+_ACCEPTED = 64
+#: Seconds until the handover socket, or the accepting, is tried again.
+_PAUSE_SECONDS = 0.05
+
+
+class Listener(Protocol):
+    """A listening socket of AF_VSOCK."""
+
+    def accept(self) -> tuple[socket.socket, tuple[int, int]]:
+        """Return a connection, and the CID and the port that it is from."""
+        ...
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class _Arrival:
+    connection: socket.socket
+    cid: int
+    dialect: str
+    until: float
+    attempts: int = 0
+
+
+class Relay:
+    """Brings connections from listening sockets to the handover socket."""
+
+    def __init__(
+        self, listeners: Sequence[tuple[Listener, str]], path: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Accept nothing yet.
+
+        Args:
+            listeners: listening sockets that do not block, each with the name of its dialect.
+            path: of the handover socket.
+            clock: returns seconds.
+        """
+        self._listeners = {listener.fileno(): (listener, dialect) for listener, dialect in listeners}
+        self._path = path
+        self._clock = clock
+        #: By CID, in the order of their turns; of each the oldest first.
+        self._waiting: dict[int, deque[_Arrival]] = {}
+        self._count = 0
+        #: What was sent to a worker and is not taken yet, by the descriptor of the connection to the worker.
+        self._handed: dict[int, tuple[socket.socket, _Arrival]] = {}
+        self._handed_of: dict[int, int] = {}
+        self._poll = select.epoll()
+        self._accepting = False
+        self._accept_again = 0.0
+        self._hand_again = 0.0
+        self._throttle = LogThrottle()
+        self._resume()
+
+    def close(self) -> None:
+        """Close everything but the listening sockets."""
+        for worker, arrival in self._handed.values():
+            worker.close()
+            arrival.connection.close()
+        for waiting in self._waiting.values():
+            for arrival in waiting:
+                arrival.connection.close()
+        self._handed.clear()
+        self._waiting.clear()
+        self._poll.close()
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Relay until `stopped`, which is asked after each wait of at most a second."""
+        while not stopped():
+            self.step(1.0)
+
+    def step(self, seconds: float) -> None:
+        """Wait at most `seconds` for something to do, and do it."""
+        now = self._clock()
+        if not self._accepting:
+            seconds = min(seconds, max(0.0, self._accept_again - now))
+        if self._waiting and self._hand_again > now:
+            seconds = min(seconds, self._hand_again - now)
+        for descriptor, _events in self._poll.poll(seconds):
+            if descriptor in self._listeners:
+                self._accept(*self._listeners[descriptor])
+            elif descriptor in self._handed:
+                self._finish(descriptor)
+        if not self._accepting and self._clock() >= self._accept_again:
+            self._resume()
+        self._expire()
+        if self._clock() >= self._hand_again:
+            self._hand_over()
+
+    def __len__(self) -> int:
+        """How many connections wait."""
+        return self._count
+
+    # Accepting.
+
+    def _resume(self) -> None:
+        for descriptor in self._listeners:
+            self._poll.register(descriptor, select.EPOLLIN)
+        self._accepting = True
+
+    def _pause(self) -> None:
+        if self._accepting:
+            for descriptor in self._listeners:
+                self._poll.unregister(descriptor)
+            self._accepting = False
+            self._accept_again = self._clock() + _PAUSE_SECONDS
+
+    def _accept(self, listener: Listener, dialect: str) -> None:
+        for _connection in range(_ACCEPTED):
+            try:
+                connection, (cid, _port) = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                self._report(None, f"cannot accept: {error.strerror}; raise LimitNOFILE= of the unit")
+                self._evict()
+                self._pause()
+                return
+            waiting = self._waiting.get(cid)
+            if waiting is not None and len(waiting) >= MOST_OF_ONE:
+                connection.close()
+                self._report(cid, f"CID {cid} has {MOST_OF_ONE} connections that wait; more of them are closed")
+                continue
+            if self._count >= MOST:
+                self._evict()
+            self._add(_Arrival(connection, cid, dialect, self._clock() + WAIT_SECONDS))
+
+    def _add(self, arrival: _Arrival, *, first: bool = False) -> None:
+        waiting = self._waiting.setdefault(arrival.cid, deque())
+        if first:
+            waiting.appendleft(arrival)
+        else:
+            waiting.append(arrival)
+        self._count += 1
+
+    def _take(self, cid: int, *, newest: bool = False) -> _Arrival:
+        waiting = self._waiting[cid]
+        arrival = waiting.pop() if newest else waiting.popleft()
+        if not waiting:
+            del self._waiting[cid]
+        self._count -= 1
+        return arrival
+
+    def _evict(self) -> None:
+        """Close the newest connection of the virtual machine that has most."""
+        greediest = max(self._waiting, key=lambda cid: len(self._waiting[cid]), default=None)
+        if greediest is not None:
+            self._take(greediest, newest=True).connection.close()
+            self._report(greediest, f"too many connections wait; those of CID {greediest} are closed first")
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for cid, waiting in list(self._waiting.items()):
+            while waiting and waiting[0].until <= now:
+                self._take(cid).connection.close()
+                self._report("late", "no worker takes connections; 'systemctl status guestapi' may say why")
+        for descriptor, (_worker, arrival) in list(self._handed.items()):
+            if arrival.until <= now:
+                self._release(descriptor).connection.close()
+                self._report("late", "no worker takes connections; 'systemctl status guestapi' may say why")
+
+    def _report(self, key: object, sentence: str) -> None:
+        if (left_out := self._throttle.admit(str(key))) is not None:
+            log.warning("%s%s", sentence, f" ({left_out} more times before)" if left_out else "")
+
+    # Handing over.
+
+    def _hand_over(self) -> None:
+        """Let virtual machines take turns, each with one connection, until nothing more can be handed over."""
+        handed = True
+        while handed and len(self._handed) < HANDED:
+            handed = False
+            for cid in list(self._waiting):
+                if len(self._handed) >= HANDED:
+                    break
+                if self._handed_of.get(cid, 0) >= HANDED_OF_ONE:
+                    continue
+                arrival = self._take(cid)
+                if not self._send(arrival):
+                    self._add(arrival, first=True)
+                    self._hand_again = self._clock() + _PAUSE_SECONDS
+                    return
+                handed = True
+                # The next turn of this one comes after all others.
+                if (waiting := self._waiting.pop(cid, None)) is not None:
+                    self._waiting[cid] = waiting
+
+    def _send(self, arrival: _Arrival) -> bool:
+        """Send a connection to whichever worker accepts it; return False if none can be reached now."""
+        try:
+            worker = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._report(None, f"cannot hand over: {error.strerror}")
+            return False
+        try:
+            worker.connect(self._path)
+            handover.send(worker, arrival.connection, arrival.cid, arrival.dialect)
+        except OSError as error:
+            worker.close()
+            if not isinstance(error, BlockingIOError):
+                self._report("unreachable", f"{self._path}: {error.strerror}; is guestapi-handover.socket active?")
+            return False
+        self._handed[worker.fileno()] = (worker, arrival)
+        self._handed_of[arrival.cid] = self._handed_of.get(arrival.cid, 0) + 1
+        self._poll.register(worker.fileno(), select.EPOLLIN)
+        return True
+
+    def _finish(self, descriptor: int) -> None:
+        worker, _arrival = self._handed[descriptor]
+        try:
+            answer = worker.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            answer = b""
+        arrival = self._release(descriptor)
+        arrival.attempts += 1
+        if answer == handover.TAKEN or arrival.attempts >= _ATTEMPTS:
+            arrival.connection.close()
+        else:
+            # That worker has ended; it has read nothing from the connection.
+            self._add(arrival, first=True)
+
+    def _release(self, descriptor: int) -> _Arrival:
+        worker, arrival = self._handed.pop(descriptor)
+        self._poll.unregister(descriptor)
+        worker.close()
+        self._handed_of[arrival.cid] -= 1
+        if not self._handed_of[arrival.cid]:
+            del self._handed_of[arrival.cid]
+        return arrival

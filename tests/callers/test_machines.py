@@ -1,0 +1,121 @@
+"""Virtual machines: which process holds a CID, and when it does not any more."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from guestapi.callers import machines
+from guestapi.callers.credentials import machine_credentials
+from guestapi.callers.identify import Identifier
+from guestapi.callers.machines import NotAMachineError, examine_machine
+from guestapi.model import Init, cid_at, vsock_place
+from tests.harness.vmm import Vmm
+
+pytestmark = pytest.mark.root
+
+
+class Registered:
+    """A stand-in for the store: the running instances, with ids from 1."""
+
+    def __init__(self, *inits: Init) -> None:
+        self.inits = list(inits)
+
+    def running_in(self, namespace: int) -> list[tuple[int, int, Init]]:
+        """As `Reader.running_in`."""
+        return [(number, 7, init) for number, init in enumerate(self.inits, 1) if init.namespace == namespace]
+
+
+@pytest.fixture
+def vmm() -> Iterator[Vmm]:
+    """A VMM that holds a CID."""
+    with Vmm() as running:
+        yield running
+
+
+@pytest.fixture
+def connection() -> Iterator[socket.socket]:
+    """A connected socket; whose it is does not matter."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours
+
+
+def test_a_machine_is_recognised_by_its_cid(vmm: Vmm, connection: socket.socket) -> None:
+    """The instance is the one that is registered with the CID; another CID is nobody's."""
+    identifier = Identifier(Registered(examine_machine(vmm.pid, 42)))
+    caller = identifier.identify(connection, machine_credentials(42))
+    assert (caller.instance_id, caller.run, caller.credentials.pid) == (1, 7, vmm.pid)
+    assert caller.is_root
+    assert caller.uid_inside == 0
+    assert identifier.confirm(connection, caller) is caller
+    other = identifier.identify(connection, machine_credentials(43))
+    assert other.instance_id is None
+    assert other.container == vsock_place(43)
+    assert identifier.find_container(connection, machine_credentials(43)) == vsock_place(43)
+
+
+def test_a_closed_device_ends_the_identity(vmm: Vmm, connection: socket.socket) -> None:
+    """As soon as the device is closed, the CID may be another's: the process that goes on proves nothing."""
+    identifier = Identifier(Registered(examine_machine(vmm.pid, 42)))
+    caller = identifier.identify(connection, machine_credentials(42))
+    vmm.close_device()
+    assert caller.init is not None
+    assert not caller.init.alive()
+    assert identifier.confirm(connection, caller).instance_id is None
+    assert identifier.identify(connection, machine_credentials(42)).instance_id is None
+
+
+def test_a_cid_that_is_given_to_another(vmm: Vmm, connection: socket.socket) -> None:
+    """A CID that another VMM has now is the other's, although the one before is still registered, or still ends."""
+    with Vmm() as other:
+        identifier = Identifier(Registered(examine_machine(vmm.pid, 42), examine_machine(other.pid, 42)))
+        vmm.close_device()
+        assert identifier.identify(connection, machine_credentials(42)).instance_id == 2
+        other.kill()
+        assert identifier.identify(connection, machine_credentials(42)).instance_id is None
+
+
+def test_another_process_of_the_same_pid(vmm: Vmm, connection: socket.socket) -> None:
+    """A VMM is this very process of this boot."""
+    init = examine_machine(vmm.pid, 42)
+    for wrong in (replace(init, start_time=init.start_time - 1), replace(init, boot_id="another")):
+        assert not machines.is_alive(wrong)
+        assert Identifier(Registered(wrong)).identify(connection, machine_credentials(42)).instance_id is None
+    assert machines.is_alive(init)
+    vmm.close_device()
+    assert not machines.is_alive(init)
+
+
+@pytest.mark.parametrize("cid", [0, 1, 2])
+def test_cids_of_the_host_belong_to_nobody(vmm: Vmm, connection: socket.socket, cid: int) -> None:
+    """The hypervisor, the loopback and the host are no instances, even if the store says so."""
+    with pytest.raises(NotAMachineError, match="belongs to no virtual machine"):
+        examine_machine(vmm.pid, cid)
+    registered = Registered(replace(examine_machine(vmm.pid, 42), namespace=vsock_place(cid)))
+    caller = Identifier(registered).identify(connection, machine_credentials(cid))
+    assert caller.instance_id is None
+
+
+def test_processes_that_are_no_vmm() -> None:
+    """A process without the device, or with another CID on its command line, is refused with a sentence."""
+    with Vmm(held=False) as plain, pytest.raises(NotAMachineError, match="has no vsock device"):
+        examine_machine(plain.pid, 42)
+    for words in (("-device", "vhost-vsock-pci,guest-cid=43"), ("-device", '{"driver":"x","guest-cid":43,"id":"v"}')):
+        with Vmm(*words) as qemu:
+            with pytest.raises(NotAMachineError, match="has CID 43, not 42"):
+                examine_machine(qemu.pid, 42)
+            assert examine_machine(qemu.pid, 43).cid == 43
+    with pytest.raises(NotAMachineError, match="no process"):
+        examine_machine(2**22 + 1, 42)
+
+
+def test_places_are_no_namespaces() -> None:
+    """What stands for a CID is the number of no PID namespace."""
+    assert cid_at(os.stat("/proc/self/ns/pid").st_ino) is None
+    assert cid_at((1 << 32) - 1) is None
+    assert cid_at(vsock_place(3)) == 3
