@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -115,8 +115,14 @@ class Machine:
         done = subprocess.run(
             [*self.enter, *argv], capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL
         )
-        assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+        assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}{self._journal(argv)}"
         return done
+
+    def _journal(self, argv: Sequence[str]) -> str:
+        """What the journal says of a job of systemd that has failed."""
+        if argv[0] != "systemctl":
+            return ""
+        return self.run("journalctl", "--no-pager", "--lines", "60", check=False).stdout
 
     @property
     def enter(self) -> list[str]:
