@@ -279,12 +279,21 @@ class Walk(RuleBasedStateMachine):
             if path is not None:
                 self.world.ask(held, path)
 
-    @rule(node=ANY, path=ASKED, before=st.booleans(), shifted=st.booleans())
-    def take_over(self, node: int, path: str, before: bool, shifted: bool) -> None:
-        """Connect, end the process, give its PID to another container, and only then send a request."""
-        if self.world.nodes and len(self.world.held) < HELD:
+    @rule(node=ANY, path=ASKED, before=st.booleans(), shifted=st.booleans(), fresh=st.booleans())
+    def take_over(self, node: int, path: str, before: bool, shifted: bool, fresh: bool) -> None:
+        """Connect, end the process, give its PID to another container, and only then send a request.
+
+        The process is any, or a new one of a running instance, which goes on without it.
+        """
+        if self.world.nodes and len(self.world.nodes) < NODES and len(self.world.held) < HELD:
             self.step("take over")
-            victim = pick(self.world.nodes, node)
+            running = self.running()
+            if fresh and running:
+                init = self.world.rows[pick(running, node)].init
+                assert init is not None
+                victim = self.world.make(init, container=False)
+            else:
+                victim = pick(self.world.nodes, node)
             held = self.world.connect(victim, "incus")
             if before:
                 self.world.ask(held, path)
