@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -11,11 +13,14 @@ from hypothesis import strategies as st
 
 from guestapi.api.conditional import etag, matches, tags_of, wait_of
 from guestapi.api.errors import BadRequest
+from guestapi.model import Instance
 from tests.api.fakes import CLOUD_INIT_ID, INIT, ROOT, Client, MemoryStore, caller, instance
 from tests.api.test_app import ALL, CONFIG, DEVICES, assert_error
 
 TREE = "/1.0/guestapi/tree"
 FOO = f"{TREE}/config/user.foo"
+
+T = TypeVar("T")
 
 
 def store_of_all() -> MemoryStore:
@@ -66,6 +71,58 @@ def test_large_values_are_in_the_tree() -> None:
     assert json.loads(answer.body)["config"] == {"user.a": "1", "user.big": "b" * 100_000}
     assert answer.headers["guestapi-event-id"] == "3"
     assert Client(store).ask(f"{TREE}/config/user.big").body == b"b" * 100_000
+
+
+def test_large_values_are_read_once_for_each_state() -> None:
+    """A client that knows the tree is told so without its large values, until the instance changes."""
+
+    class Counting(MemoryStore):
+        reads = 0
+
+        def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
+            Counting.reads += 1
+            return super().read_whole(instance, build)
+
+    store = Counting(replace(instance({"user.foo": "x"}), large=frozenset({"user.large"})))
+    store.large_values["user.large"] = "y" * 100_000
+    client = Client(store)
+    first = client.ask(TREE)
+    tag = first.headers["etag"]
+    for _time in range(3):
+        again = client.ask(TREE, fields={"If-None-Match": tag})
+        assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
+    assert Counting.reads == 1
+    assert client.ask(TREE).body == first.body
+    assert client.ask(TREE, fields={"If-None-Match": '"other"'}).body == first.body
+    assert Counting.reads == 3
+    assert store.held is not None
+    # Another object: the store has read it anew, so anything may have changed.
+    store.held = replace(store.held)
+    store.large_values["user.large"] = "z"
+    changed = client.ask(TREE, fields={"If-None-Match": tag})
+    assert (changed.status, Counting.reads) == (200, 4)
+    assert changed.headers["etag"] != tag
+
+
+def test_tag_of_a_newer_state_is_not_remembered() -> None:
+    """If the instance changes between two looks, the ETag of the later state does not count for the earlier one."""
+
+    class Changing(MemoryStore):
+        is_changing = True
+
+        def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
+            if not self.is_changing:
+                return super().read_whole(instance, build)
+            assert self.held is not None
+            newer = replace(self.held, config={"user.foo": "new"}, revision=self.held.revision + 1)
+            return newer, self.event_id, build(newer)
+
+    store = Changing(replace(instance({"user.foo": "x"}), large=frozenset({"user.large"})))
+    client = Client(store)
+    tag = client.ask(TREE).headers["etag"]
+    store.is_changing = False
+    store.large_values["user.large"] = "y"
+    assert client.ask(TREE, fields={"If-None-Match": tag}).status == 200
 
 
 def test_keys_of_the_tree_equal_those_below_config() -> None:

@@ -7,8 +7,10 @@ misses nothing and hears nothing twice.
 from __future__ import annotations
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol, TypeVar, cast
+from weakref import ref
 
 import falcon
 
@@ -23,10 +25,12 @@ from guestapi.dialects import Dialect
 from guestapi.encoding import JSON, json_line, to_json
 from guestapi.key_policy import visible
 from guestapi.model import Instance
-from guestapi.wsgi import CALLER, Environ
+from guestapi.wsgi import CALLER, INSTANCE, Environ
 
 #: What ``GET /1.0/guestapi`` lists.
 FEATURES = ("tree",)
+#: Of how many instances with large values the ETag of the tree is remembered.
+KNOWN_TAGS = 1024
 
 T = TypeVar("T")
 
@@ -45,6 +49,29 @@ class TreeStore(ValueStore, Protocol):
     def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
         """As `store.reading.ValueReader.whole`, and what `build` makes of it."""
         ...
+
+
+class KnownTags:
+    """The ETags of trees with large values, as long as the instances are in memory unchanged."""
+
+    def __init__(self) -> None:
+        self._tags: OrderedDict[int, tuple[ref[Instance], str]] = OrderedDict()
+
+    def get(self, instance: Instance) -> str | None:
+        """The ETag of an instance's tree; None if it is not known.
+
+        Args:
+            instance: the very object for which it was put.
+        """
+        found = self._tags.get(instance.id)
+        return found[1] if found is not None and found[0]() is instance else None
+
+    def put(self, instance: Instance, tag: str) -> None:
+        """Note the ETag of an instance's tree."""
+        self._tags.pop(instance.id, None)
+        self._tags[instance.id] = (ref(instance), tag)
+        if len(self._tags) > KNOWN_TAGS:
+            self._tags.popitem(last=False)
 
 
 class Features:
@@ -76,6 +103,7 @@ class Tree:
         self._polls = polls
         self._dialect = dialect
         self._host = host
+        self._tags = KnownTags()
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with a JSON object, its keys sorted.
@@ -87,11 +115,23 @@ class Tree:
         condition = condition_of(req.env)
         instance, event_id = _observe(self._store, self._gate, req)
         if any(map(self._dialect.is_readable, instance.large)):
+            stored = cast("Environ", req.env)[INSTANCE]
+            assert stored is not None, "admitted by the gate"
+            tag = self._tags.get(stored)
+            if tag is not None:
+                # That nothing has changed is told without the large values.
+                if self._polls.must_wait(req, condition, None, tag, event_id):
+                    return
+                if is_known(req, condition, tag):
+                    _answer(req, resp, condition, b"", tag, event_id)
+                    return
             whole = self._store.read_whole(instance, lambda found: self._build(visible(found)))
             if whole is None:
                 raise UnknownCaller
             self._gate.readmit(req, whole[0])
-            _instance, event_id, (content, tag) = whole
+            found, event_id, (content, tag) = whole
+            if found.revision == stored.revision:
+                self._tags.put(stored, tag)
         else:
             content, tag = self._build(instance)
         if not self._polls.must_wait(req, condition, None, tag, event_id):
