@@ -28,7 +28,7 @@ from guestapi.api.short_path import ShortPath
 from guestapi.api.waiting import LongPolls
 from guestapi.dialects import DIALECTS, Dialect, Redirect
 from guestapi.http import target
-from guestapi.model import Image, Init, Instance
+from guestapi.model import Image, Init, Instance, KeyPolicy
 from guestapi.notifications.broker import Broker
 from guestapi.rate_limit import RateLimit
 from guestapi.settings import LimitSettings
@@ -47,6 +47,10 @@ class Store(Protocol):
 
     def instance(self, instance_id: int) -> Instance | None:
         """As `store.reading.Reader.instance`."""
+        ...
+
+    def policies_of(self, instance_id: int) -> tuple[KeyPolicy, ...]:
+        """As `store.reading.Reader.policies_of`."""
         ...
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
@@ -156,7 +160,7 @@ def _create(
     app.add_route("/1.0", _state(store, state_changes, dialect))
     app.add_route("/1.0/config", ConfigKeys(dialect))
     app.add_route("/1.0/config/{key}", ConfigKey(dialect, store))
-    app.add_route("/1.0/events", EventFeed(broker, gate, dialect))
+    app.add_route("/1.0/events", EventFeed(broker, gate, store.policies_of, dialect))
     app.add_route("/1.0/images/{fingerprint}/export", ImageExport(store, dialect))
     app.add_route("/1.0/meta-data", MetaData(dialect, store))
     if dialect.ubuntu_pro:

@@ -16,7 +16,7 @@ from guestapi.api.errors import NotAuthorized, NotRoot, Refusal, UnknownCaller
 from guestapi.callers.identify import Caller
 from guestapi.dialects import Dialect
 from guestapi.key_policy import rule_of, visible
-from guestapi.model import Instance, KeyPolicy
+from guestapi.model import Instance
 from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, ROUTE, Environ
 
 #: The routes of single keys, the only ones that a policy can open for a user other than root.
@@ -107,11 +107,6 @@ class Gate:
     def admit(self, caller: Caller, method: str, template: str, key: str | None = None) -> Instance:
         """As the function `admit`, with this gate's store and dialect."""
         return admit(caller, self._get_instance, self._dialect, method, template, key)
-
-    def policies_of(self, instance_id: int) -> tuple[KeyPolicy, ...]:
-        """Return the policies that hold for an instance now; none if it is gone."""
-        instance = self._get_instance(instance_id)
-        return () if instance is None else instance.policies
 
     def readmit(self, req: falcon.Request, instance: Instance | None, key: str | None = None) -> Instance:
         """As `admit`, for a request that was admitted already and whose instance was read once more.

@@ -158,6 +158,10 @@ class EventStream:
 
     def _send_events(self, events: list[EncodedEvent]) -> None:
         with_id = self._subscription.with_id
+        if len(events) == 1 and not events[0].left_out:
+            # PERF: as a rule.
+            self._send(b"", events.pop().encode(self._format, with_id=with_id))
+            return
         batch: list[bytes] = []
         size = 0
         # What is sent is freed: the client may take its time for the rest.

@@ -25,6 +25,9 @@ from gevent.hub import get_hub
 QUANTUM = 4
 #: How many times more are served in a turn while no other instance has connections.
 ALONE_FACTOR = 4
+#: How many times more connections than that go on that need not wait for their clients: an event for many streams. A
+#: turn less is an iteration of the event loop less, and a client that finds the next event before it sleeps costs less.
+REQUEUED_FACTOR = 4
 #: Seconds of a turn: enough for the requests of a turn, even on a slow machine, unless they are costly ones.
 TURN_SECONDS = 0.001
 #: The most seconds that an instance can owe. The process may have been kept from running meanwhile.
@@ -124,12 +127,16 @@ class InstanceQueue:
     def _run_requeued(self) -> None:
         if not (self._debt and self._pays()):
             most, seconds = self._turn()
-            until = self._clock() + seconds
-            for _one in range(min(most, len(self._requeued))):
-                self._requeued.popleft()()
-                over = self._clock() - until
-                if over > 0:
-                    self._debt = min(over, MOST_DEBT)
+            # PERF: local names, as above.
+            clock, requeued = self._clock, self._requeued
+            until = clock() + seconds
+            if most > QUANTUM:
+                most *= REQUEUED_FACTOR
+            for _one in range(min(most, len(requeued))):
+                requeued.popleft()()
+                now = clock()
+                if now > until:
+                    self._debt = min(now - until, MOST_DEBT)
                     break
         self._next.stop()
         if self._requeued:

@@ -66,6 +66,8 @@ class OffloadedStore:
         self._value_locks = InstanceLocks()
         #: As `Reader.instance` and `Reader.running_in`. PERF: a request calls them several times.
         self.instance = self._reader.instance
+        #: As `Reader.policies_of`.
+        self.policies_of = self._reader.policies_of
         #: As `Reader.seen`.
         self.seen = self._reader.seen
         self.running_in = self._reader.running_in

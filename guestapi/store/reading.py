@@ -20,7 +20,7 @@ from mmap import mmap
 from typing import TypeVar, TypeVarTuple
 
 from guestapi.dialects import DIALECTS
-from guestapi.model import Image, Init, Instance, Notification
+from guestapi.model import Image, Init, Instance, KeyPolicy, Notification
 from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.files import Held, Identity, identity
@@ -36,6 +36,7 @@ from guestapi.store.rows import (
     latest,
     load,
     load_image,
+    load_policies,
     snapshot,
 )
 from guestapi.store.walindex import header, map_index
@@ -51,6 +52,8 @@ INSTANCE_BYTES = 1024 * 1024
 #: For how many PID namespaces the registered instances are kept. Most have none: a guest can make any number of them.
 KEPT_NAMESPACES = 4096
 
+_HAS_POLICIES = "SELECT EXISTS (SELECT 1 FROM policies)"
+_PROJECT = "SELECT project FROM instances WHERE id = ?"
 _REVISION = "SELECT revision FROM instances WHERE id = ?"
 _IN_NAMESPACE = f"SELECT {COLUMNS} FROM instances WHERE init_namespace = ?"
 _VALUE = (
@@ -178,6 +181,9 @@ class Reader:
         self._kept_bytes = 0
         self._namespaces: dict[int, list[tuple[int, int, Init]]] = {}
         self._namespaces_version: Version = -1
+        #: By instance, of those that were asked for; None if there are none in the whole store, as a rule.
+        self._policies: dict[int, tuple[KeyPolicy, ...]] | None = None
+        self._policies_version: Version = -1
 
     @_explained
     def version(self) -> Version:
@@ -209,6 +215,35 @@ class Reader:
         except sqlite3.Error as error:
             self.close()
             raise explain(error, self.file) from None
+
+    def policies_of(self, instance_id: int) -> tuple[KeyPolicy, ...]:
+        """The key policies that hold for an instance now; none if it was removed.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        # PERF: asked for each event of each stream. The index tells of every commit to the database that is open. That
+        # another one was put in its place is noticed at the next look, which ends the streams.
+        if self._index is None or header(self._index) != self._policies_version:
+            self._begin_policies()
+        if self._policies is None:
+            return ()
+        found = self._policies.get(instance_id)
+        return self._load_policies(instance_id) if found is None else found
+
+    @_explained
+    def _begin_policies(self) -> None:
+        connection, self._policies_version = self._look()
+        self._policies = {} if connection.execute(_HAS_POLICIES).fetchone()[0] else None
+
+    @_explained
+    def _load_policies(self, instance_id: int) -> tuple[KeyPolicy, ...]:
+        connection, _version = self._look()
+        row = connection.execute(_PROJECT, (instance_id,)).fetchone()
+        found = () if row is None else load_policies(connection, row[0], instance_id)
+        if self._policies is not None:
+            self._policies[instance_id] = found
+        return found
 
     def seen(self, instance_id: int) -> Instance | None:
         """As `instance`, but as of the last `running_in`. Does not look, so it costs next to nothing.
@@ -328,7 +363,7 @@ class Reader:
         self._log_inode = None
         self._kept.clear()
         self._kept_bytes = 0
-        self._namespaces_version = -1
+        self._namespaces_version = self._policies_version = -1
 
     def _look(self) -> tuple[sqlite3.Connection, Version]:
         """The connection, and a value that differs after every commit of another connection."""

@@ -12,7 +12,7 @@ from guestapi.api.app import GuestApplication, create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, LiveInit
 from guestapi.callers.namespaces import IdMap
-from guestapi.model import Device, Image, Init, Instance, Notification
+from guestapi.model import Device, Image, Init, Instance, KeyPolicy, Notification
 from guestapi.notifications.broker import Broker
 from guestapi.store.images import open_files
 from guestapi.store.rows import Entries
@@ -112,6 +112,11 @@ class MemoryStore:
         """Return one of the large values, if this is the instance in the store."""
         self.read.append(key)
         return self.large_values.get(key) if instance is self.held else None
+
+    def policies_of(self, instance_id: int) -> tuple[KeyPolicy, ...]:
+        """Return the policies of the instance."""
+        found = self.instance(instance_id)
+        return () if found is None else found.policies
 
     def snapshot_of(self, instance_id: int) -> tuple[Instance | None, int]:
         """Return the instance and the event id."""

@@ -11,7 +11,15 @@ import gevent
 import pytest
 from gevent.hub import get_hub
 
-from guestapi.server.scheduler import ALONE_FACTOR, MOST_DEBT, QUANTUM, TURN_SECONDS, FairScheduler, InstanceQueue
+from guestapi.server.scheduler import (
+    ALONE_FACTOR,
+    MOST_DEBT,
+    QUANTUM,
+    REQUEUED_FACTOR,
+    TURN_SECONDS,
+    FairScheduler,
+    InstanceQueue,
+)
 from tests.harness.waiting import PATIENCE
 
 
@@ -93,6 +101,31 @@ def test_quantum_of_the_only_instance(connections: Connections, monkeypatch: pyt
         connections.until(lambda: order.count("|") > 20)
         found.append({len(gap) for gap in "".join(order).split("|")[1:-1]})
     assert found == [{QUANTUM * ALONE_FACTOR}, {QUANTUM}, {QUANTUM * ALONE_FACTOR}]
+    each_round.close()
+    queue.close()
+    ours.close()
+    theirs.close()
+
+
+def test_quantum_of_what_need_not_wait(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What need not wait for its client has a larger quantum while only one instance has connections, and no other."""
+    monkeypatch.setattr("guestapi.server.scheduler.InstanceQueue", partial(InstanceQueue, clock=lambda: 0.0))
+    scheduler, order = FairScheduler(), connections.order
+    queue = scheduler.enter(1)
+    ours, theirs = socket.socketpair()
+    theirs.send(b"x")
+    each_round = get_hub().loop.io(ours.fileno(), 1)
+    each_round.start(order.append, "|")
+    found = []
+    for change in (lambda: None, lambda: scheduler.enter(2), lambda: scheduler.leave(2)):
+        change()
+        order.clear()
+        for _one in range(5 * QUANTUM * ALONE_FACTOR * REQUEUED_FACTOR):
+            queue.requeue(lambda: order.append("x"))
+        connections.until(lambda: order.count("x") == 5 * QUANTUM * ALONE_FACTOR * REQUEUED_FACTOR)
+        found.append({len(gap) for gap in "".join(order).split("|")} - {0})
+    alone = QUANTUM * ALONE_FACTOR * REQUEUED_FACTOR
+    assert found == [{alone}, {QUANTUM}, {alone}]
     each_round.close()
     queue.close()
     ours.close()

@@ -15,11 +15,11 @@ from uuid import uuid4
 import pytest
 
 from guestapi.dialects import DIALECTS
-from guestapi.model import Device
+from guestapi.model import Device, KeyPolicy
 from guestapi.settings import EventSettings, Settings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
-from guestapi.store import engine, reading, steps
+from guestapi.store import engine, policies, reading, steps
 from guestapi.store.errors import StoreError, UnknownInstanceError
 from guestapi.store.lookup import find_instance, get_instance, list_instances, read_entries
 from guestapi.store.reading import INSTANCE_BYTES, Reader, ValueReader
@@ -566,3 +566,29 @@ def test_instance_as_of_the_last_identification(settings: Settings, writer: Writ
     with pytest.raises(StoreError):
         reader.running_in(1)
     assert reader.seen(one.id) is None
+
+
+def test_policies_as_they_are_now(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """`policies_of` gives what holds after each commit, of the instance and its project; none for one that is gone."""
+    one, other = add(writer), add(writer, "c2")
+    assert reader.policies_of(one.id) == ()
+    hidden, secret = KeyPolicy("user.a", hidden=True), KeyPolicy("user.b", secret=True)
+    with writer.change() as change:
+        policies.put(change, "default", one, hidden)
+    assert reader.policies_of(one.id) == (hidden,)
+    assert reader.policies_of(other.id) == ()
+    with writer.change() as change:
+        policies.put(change, "default", None, secret)
+    assert reader.policies_of(one.id) == (secret, hidden)
+    assert reader.policies_of(other.id) == (secret,)
+    with writer.change() as change:
+        steps.remove(change, other)
+    assert reader.policies_of(other.id) == ()
+    with writer.change() as change:
+        policies.remove(change, "default", one, "user.a")
+        policies.remove(change, "default", None, "user.b")
+    assert reader.policies_of(one.id) == ()
+    take_away(settings)
+    reader.close()
+    with pytest.raises(StoreError):
+        reader.policies_of(one.id)

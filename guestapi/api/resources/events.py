@@ -15,6 +15,7 @@ from guestapi.dialects import Dialect
 from guestapi.encoding import JSON
 from guestapi.http.websocket import CloseCode
 from guestapi.key_policy import rule_of
+from guestapi.model import KeyPolicy
 from guestapi.notifications.broker import Broker, TooManySubscriptionsError
 from guestapi.notifications.events import EncodedEvent, EventFormat
 from guestapi.wsgi import CALLER, HANDOVER, QUERY, Environ, Handover
@@ -26,17 +27,25 @@ _RETRY_SECONDS = 10
 class EventFeed:
     """``GET /1.0/events``: a WebSocket, server-sent events, or one JSON document a line."""
 
-    def __init__(self, broker: Broker, gate: Gate, dialect: Dialect) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        gate: Gate,
+        get_policies: Callable[[int], tuple[KeyPolicy, ...]],
+        dialect: Dialect,
+    ) -> None:
         """Serve streams.
 
         Args:
             broker: where clients are subscribed.
             gate: the gate that let the request through. It decides again while the stream lasts.
+            get_policies: returns the policies that hold for an instance now.
             dialect: says what a WebSocket needs.
         """
         self._dialect = dialect
         self._broker = broker
         self._gate = gate
+        self._get_policies = get_policies
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Subscribe the client and hand the connection over to the server.
@@ -80,11 +89,11 @@ class EventFeed:
         environ[HANDOVER] = Handover(status, tuple(headers), event_format, subscription)
 
     def _viewer(self, instance_id: int) -> Callable[[EncodedEvent], EncodedEvent | None]:
-        gate = self._gate
+        get_policies = self._get_policies
 
         def view(event: EncodedEvent) -> EncodedEvent | None:
             # Policies that hold when it is sent, not when it happened.
-            if event.key is None or not (policies := gate.policies_of(instance_id)):
+            if event.key is None or not (policies := get_policies(instance_id)):
                 return event
             rule = rule_of(policies, event.key)
             if rule.hidden:
