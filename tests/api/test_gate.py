@@ -192,3 +192,27 @@ def test_cacheable_responses(method: str, resource: object, cacheable: bool) -> 
     environ = pass_gate(held, caller(), method, resource)
     assert environ[INSTANCE] is held
     assert environ[CACHEABLE] is cacheable
+
+
+def test_request_that_was_admitted_already() -> None:
+    """A request whose instance was read again is decided again if the instance changed, and not if it did not."""
+    held, who = instance(), caller()
+    environ: dict[str, Any] = {CALLER: who, "REQUEST_METHOD": "GET"}
+    told = SimpleNamespace(env=environ, uri_template="/1.0/config", context=SimpleNamespace())
+    request, gate = cast("falcon.Request", told), Gate(holding(held), INCUS)
+    gate.process_resource(request, cast("falcon.Response", None), None, {})
+    shown = told.context.instance
+    who.init.living = False  # type: ignore[union-attr]  # a StandIn
+    assert gate.readmit(request, held) is shown, "the same object: nothing is decided"
+    with pytest.raises(UnknownCaller):
+        gate.readmit(request, replace(held, revision=2))
+    with pytest.raises(UnknownCaller):
+        gate.readmit(request, None)
+    who.init.living = True  # type: ignore[union-attr]  # a StandIn
+    with pytest.raises(NotAuthorized):
+        gate.readmit(request, replace(held, config=OFF))
+    assert environ[INSTANCE] is held
+    changed = replace(held, revision=2)
+    assert gate.readmit(request, changed).revision == 2
+    assert environ[INSTANCE] is changed
+    assert told.context.instance.revision == 2

@@ -480,6 +480,23 @@ def test_number_of_live_inits_is_bounded() -> None:
     assert known.get(replace(inits[2].init, namespace=1)) is None
 
 
+def test_live_inits_are_checked_rarely() -> None:
+    """The more inits are alive, the rarer all are checked: at 64, 128 and 256 of them, not with each new one."""
+    checked: list[int] = []
+
+    class Counted(Ending):
+        """Notes each check."""
+
+        def alive(self) -> bool:
+            checked.append(self.init.pid)
+            return super().alive()
+
+    known = LiveInits()
+    for number in range(300):
+        known.add(Counted(number))
+    assert len(checked) == 64 + 128 + 256
+
+
 def test_pidfds_are_used_by_default(listener: IdentifyingListener, inside: Container) -> None:
     """By default an identifier asks for the peer's pidfd, and with one it needs no start time."""
     kernel = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -405,3 +406,10 @@ def _children(pid: int) -> list[int]:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             if found := [int(child) for child in file.read().split()]:
                 return found
+
+
+def test_boot_is_the_kernels() -> None:
+    """The boot is identified by the kernel's UUID of it, without the line break."""
+    boot = namespaces.boot_id()
+    assert f"{boot}\n" == Path("/proc/sys/kernel/random/boot_id").read_text()
+    assert str(UUID(boot)) == boot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sqlite3
 import tempfile
@@ -629,6 +630,144 @@ def test_regular_check_is_cut_into_slices(store: Settings) -> None:
         pass
     assert set(asked) <= set(range(1, 7))
     assert {1, 2, 3, 4, 5} <= set(asked)
+
+
+def test_documented_limits() -> None:
+    """What waits for one client and what a resuming one is read at a time are as security.md states."""
+    assert QUEUE_BYTES == 16 << 20
+    assert MISSED_BYTES == 32 << 10
+
+
+def test_client_that_has_missed_nothing(store: Settings) -> None:
+    """A client that resumes after the last entry of the log is sent neither a gap nor an event."""
+    log = Reader(store.store.url)
+    broker = Broker(log, queue_limit=10, subscriptions_per_instance=2)
+    assert list(broker.subscribe(1, None, log.latest(), lambda: None).missed()) == []
+
+
+@pytest.mark.parametrize(("lost", "kinds"), [(0, ["config"]), (1, ["gap"])])
+def test_gap_begins_with_the_first_lost_entry(store: Settings, lost: int, kinds: list[str]) -> None:
+    """A resuming client is sent a gap if one entry after its own was trimmed, and none if its own was the last one."""
+    since = Reader(store.store.url).latest()
+    set_key(store, "0")
+    set_key(store, "1")
+    with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
+        connection.execute("DELETE FROM notifications WHERE id <= ?", (since + lost,))
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    first = next(broker.subscribe(1, None, since, lambda: None).missed())
+    assert [json.loads(event.encode(EventFormat.LINES, with_id=True))["type"] for event in first][:1] == kinds
+
+
+def test_log_that_was_trimmed_to_nothing(store: Settings) -> None:
+    """A stream that begins while the log is empty misses nothing, whatever the id of the next entry."""
+    with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
+        connection.execute("DELETE FROM notifications")
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    listener = broker.subscribe(1, None, None, lambda: None)
+    set_key(store, "next")
+    broker.poll()
+    assert (listener.closing, values(listener)) == (None, ["next"])
+
+
+def test_first_close_code_counts(store: Settings) -> None:
+    """A stream ends with the first code, wakes once, and receives nothing more."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    listener = broker.subscribe(1, None, None, lambda: None)
+    woken: list[int | None] = []
+    listener.wake = lambda: woken.append(listener.closing)
+    listener.close(1008)
+    listener.close(1013)
+    set_key(store, "later")
+    broker.poll()
+    assert (listener.closing, woken, listener.pop()) == (1008, [1008], [])
+
+
+def test_cancelled_subscriptions_leave_nothing(store: Settings) -> None:
+    """Subscriptions are counted by instance; after the last one is cancelled, the instance has none."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    one, two, other = (broker.subscribe(number, None, None, lambda: None) for number in (1, 1, 2))
+    assert (broker.sizes(), len(broker)) == ({1: 2, 2: 1}, 3)
+    one.cancel()
+    assert broker.sizes() == {1: 1, 2: 1}
+    two.cancel()
+    other.cancel()
+    assert (broker.sizes(), len(broker)) == ({}, 0)
+
+
+def test_deliveries_are_counted(store: Settings) -> None:
+    """The broker counts an event once for each subscription, and has the time of the oldest entry read last."""
+    log = Reader(store.store.url)
+    broker = Broker(log, queue_limit=10, subscriptions_per_instance=2)
+    for _number in range(2):
+        broker.subscribe(1, None, None, lambda: None)
+
+    def read() -> tuple[int, str | None]:
+        broker.poll()
+        return broker.delivered, broker.oldest_read
+
+    before = log.latest()
+    set_key(store, "1")
+    set_key(store, "2")
+    assert read() == (4, log.entries(before, 1).found[0].timestamp)
+    assert read() == (4, None)
+
+
+@pytest.mark.parametrize(("limit", "others"), [(16, 14), (24, 21), (4, 3)])
+def test_root_has_places_of_its_own(store: Settings, limit: int, others: int) -> None:
+    """Users other than root leave an eighth of an instance's places to root, but one at least."""
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=limit)
+
+    def wait(*, root: bool) -> None:
+        broker.wait(1, None, lambda: None, lambda: True, was_set=False, seconds=1.0, after=0, root=root)
+
+    for _number in range(others):
+        wait(root=False)
+    with pytest.raises(TooManySubscriptionsError):
+        wait(root=False)
+    for _number in range(limit - others):
+        wait(root=True)
+    with pytest.raises(TooManySubscriptionsError):
+        wait(root=True)
+
+
+def test_waiter_that_comes_late(store: Settings) -> None:
+    """A request that read the store before entries that are delivered already is due at once; others are not."""
+    log = Reader(store.store.url)
+    broker = Broker(log, queue_limit=10, subscriptions_per_instance=9)
+    before = log.latest()
+    broker.subscribe(1, None, None, lambda: None)
+    set_key(store, "1")
+    broker.poll()
+
+    def due(after: int) -> bool:
+        return broker.wait(1, None, lambda: None, lambda: True, was_set=False, seconds=1.0, after=after).due
+
+    assert due(before)
+    assert not due(before + 1)
+
+
+def test_log_is_read_for_waiting_requests(store: Settings) -> None:
+    """The log is read while only a request waits, from where it has read the store."""
+    log = Reader(store.store.url)
+    broker = Broker(log, queue_limit=10, subscriptions_per_instance=9)
+    set_key(store, "1")
+    waiter = broker.wait(1, "user.k", lambda: None, lambda: True, was_set=True, seconds=1.0, after=log.latest())
+    broker.poll()
+    assert not waiter.due
+    set_key(store, "2")
+    broker.poll()
+    assert waiter.due
+
+
+def test_missed_entries_are_freed_one_by_one(store: Settings) -> None:
+    """A stream that sends what its client missed holds each entry by its event alone."""
+    since = Reader(store.store.url).latest()
+    set_key(store, "1" * 2 * PART_BYTES)
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    (event,) = next(batches := broker.subscribe(1, None, since, lambda: None).missed())
+    assert event.entry is not None
+    assert not [holder for holder in gc.get_referrers(event.entry) if isinstance(holder, list)]
+    assert list(batches) == []
 
 
 # At the end, because it takes longest.

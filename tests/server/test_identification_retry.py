@@ -291,3 +291,52 @@ def test_identified_again_only_after_a_commit(commits: bool, looks: range) -> No
     with ours, theirs:
         retry.wait(ours, Caller(Credentials(1, 0, 0), container=1))
     assert identifier.looks in looks
+
+
+class _Stub(Identifier):
+    """Gives one result after another, the last one again and again; counts how often it is asked."""
+
+    def __init__(self, *results: Caller) -> None:
+        self.results = results
+        self.asked = 0
+
+    def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
+        """Return the next result."""
+        self.asked += 1
+        return self.results[min(self.asked, len(self.results)) - 1]
+
+
+@pytest.mark.parametrize(
+    ("results", "asked"),
+    [
+        (["unregistered", "unregistered", "registered"], 3),
+        (["ended"], 1),
+        (["unregistered", "ended"], 2),
+        (["registered"], 1),
+    ],
+)
+def test_waiting_ends_with_the_first_answer(results: list[str], asked: int) -> None:
+    """Waiting ends as soon as the caller's instance is registered, or the caller has ended."""
+    who = Credentials(1, 0, 0)
+    callers = {
+        "unregistered": Caller(who, container=5),
+        "ended": Caller(who),
+        "registered": Caller(who, instance_id=7, container=5),
+    }
+    stub, commits = _Stub(*(callers[name] for name in results)), itertools.count()
+    retry = IdentificationRetry(stub, lambda: True, lambda: next(commits), CallerSettings(wait_seconds=60.0, waiting=1))
+    with socket.socket() as connection:
+        assert retry.wait(connection, callers["unregistered"]) is callers[results[-1]]
+        assert stub.asked == asked
+        # Its place is free again.
+        assert retry.wait(connection, callers["unregistered"]) is callers[results[-1]]
+
+
+def test_unchanged_store_is_not_asked_again() -> None:
+    """As long as nobody commits, a waiting caller is not identified again."""
+    who = Credentials(1, 0, 0)
+    stub = _Stub(Caller(who, container=5))
+    retry = IdentificationRetry(stub, lambda: True, lambda: 1, CallerSettings(wait_seconds=SHORT, waiting=1))
+    with socket.socket() as connection:
+        assert retry.wait(connection, Caller(who, container=5)).instance_id is None
+    assert stub.asked == 1

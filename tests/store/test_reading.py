@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import sys
 import threading
 import time
 from contextlib import closing
 from dataclasses import replace as replace_instance
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +19,7 @@ import pytest
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Device, KeyPolicy
-from guestapi.settings import EventSettings, Settings
+from guestapi.settings import EventSettings, Settings, StoreSettings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store import engine, policies, reading, steps
@@ -592,3 +595,175 @@ def test_policies_as_they_are_now(settings: Settings, writer: Writer, reader: Re
     reader.close()
     with pytest.raises(StoreError):
         reader.policies_of(one.id)
+
+
+def test_limits_of_what_is_kept() -> None:
+    """The limits of a worker's memory, from which security.md computes what one instance can make it hold."""
+    limits = {
+        "KEPT_INSTANCES": 1024,
+        "KEPT_BYTES": 32 << 20,
+        "KEPT_NAMESPACES": 4096,
+        "READ_BYTES": 64 << 10,
+        "INSTANCE_BYTES": 1 << 20,
+        "ENTRIES_BYTES": 256 << 10,
+        "LAST_ID": 2**63 - 1,
+    }
+    assert {name: getattr(reading, name) for name in limits} == limits
+
+
+@pytest.mark.parametrize("ask", ["instance", "latest", "has_sources", "running_in", "snapshot_of"])
+def test_connection_that_fails(reader: Reader, writer: Writer, ask: str) -> None:
+    """After an error of the database, the next read opens another connection."""
+    one = add(writer)
+    arguments = {"instance": (one.id,), "snapshot_of": (one.id,), "running_in": (7,)}.get(ask, ())
+    reader.latest()
+    assert reader._connection is not None
+    reader._connection.close()
+    with pytest.raises(StoreError):
+        getattr(reader, ask)(*arguments)
+    getattr(reader, ask)(*arguments)
+
+
+def test_used_instances_are_kept_longest(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that is still current after a commit counts as used, and another is dropped in its place."""
+    monkeypatch.setattr(reading, "KEPT_INSTANCES", 2)
+    used, unused, new = (add(writer, name) for name in ("used", "unused", "new"))
+    first, second = reader.instance(used.id), reader.instance(unused.id)
+    add(writer, "other")
+    assert reader.instance(used.id) is first
+    reader.instance(new.id)
+    assert reader.instance(used.id) is first
+    assert reader.instance(unused.id) is not second
+
+
+def test_instance_and_id_of_one_moment(writer: Writer, reader: Reader) -> None:
+    """`snapshot_of` gives the object in memory while it is current, a new one after a change, and the latest id."""
+    assert reader.snapshot_of(1) == (None, 0)
+    one = add(writer, **{"user.a": "1"})
+    assert reader.snapshot_of(one.id) == (one, 1)
+    kept = reader.instance(one.id)
+    add(writer, "other")
+    found, event_id = reader.snapshot_of(one.id)
+    assert (found is kept, event_id) == (True, 2)
+    with writer.change() as change:
+        changed = steps.configure(change, one, {"user.a": "2"})
+    assert reader.snapshot_of(one.id) == (changed, 3)
+    with writer.change() as change:
+        steps.remove(change, changed)
+    assert reader.snapshot_of(one.id) == (None, 4)
+
+
+def test_namespaces_are_bounded(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many namespaces as permitted are kept; with one more, the others are forgotten."""
+    monkeypatch.setattr(reading, "KEPT_NAMESPACES", 3)
+    found = [reader.running_in(number) for number in range(3)]
+    assert all(reader.running_in(number) is found[number] for number in range(3))
+    last = reader.running_in(3)
+    assert reader.running_in(3) is last
+    assert not any(reader.running_in(number) is found[number] for number in range(2))
+
+
+def test_closed_reader_holds_no_log(settings: Settings, writer: Writer) -> None:
+    """After close, no descriptor of the write-ahead log stays open."""
+
+    def opened() -> int:
+        links = [Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+        return sum(link.is_symlink() and os.readlink(link).startswith(f"{database(settings)}-wal") for link in links)
+
+    one = add(writer)
+    assert opened() == 0
+    reader = Reader(settings.store.url)
+    reader.instance(one.id)
+    assert opened() == 1
+    reader.close()
+    assert opened() == 0
+
+
+def test_closed_reader_counts_anew(writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was kept before close counts no more."""
+    one = add(writer, a="x")
+    monkeypatch.setattr(reading, "KEPT_BYTES", reading._size(one))
+    reader.instance(one.id)
+    reader.close()
+    again = reader.instance(one.id)
+    assert reader.instance(one.id) is again
+
+
+def test_replaced_store_without_a_log(settings: Settings, writer: Writer) -> None:
+    """Nothing is kept of a store without a write-ahead log when another one takes its place."""
+    one = start(writer, add(writer, "one", **{"user.a": "old"}), 7)
+    with closing(sqlite3.connect(database(settings))) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    other = database(settings).with_name("other")
+    shutil.copy(database(settings), other)
+    with closing(sqlite3.connect(other)) as connection, connection:
+        connection.execute("UPDATE config SET value = 'new'")
+        connection.execute("UPDATE instances SET init_pid = NULL")
+    reader = Reader(settings.store.url)
+    assert value(reader, one.id) == "old"
+    assert [number for number, _run, _init in reader.running_in(init(7).namespace)] == [one.id]
+    other.rename(database(settings))
+    assert reader.running_in(init(7).namespace) == []
+    assert value(reader, one.id) == "new"
+    reader.close()
+
+
+def test_store_that_cannot_be_reached(settings: Settings, tmp_path: Path) -> None:
+    """If the store's path cannot be followed, the error says why, and nothing read before counts."""
+    there = tmp_path / "there"
+    there.mkdir()
+    moved = Settings(store=StoreSettings(url=f"sqlite:///{there}/store.db"))
+    one = add(Writer(moved, create=True))
+    reader = Reader(moved.store.url)
+    reader.running_in(1)
+    assert reader.instance(one.id) is reader.seen(one.id)
+    there.rename(tmp_path / "away")
+    there.touch()
+    with pytest.raises(StoreError, match="Not a directory"):
+        reader.running_in(1)
+    assert reader.seen(one.id) is None
+    there.unlink()
+    (tmp_path / "away").rename(there)
+    assert reader.instance(one.id) == one
+    reader.close()
+
+
+@pytest.mark.parametrize(("short", "complete"), [(0, True), (1, False)])
+def test_instance_of_exactly_its_share(
+    writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch, short: int, complete: bool
+) -> None:
+    """An instance of exactly the permitted bytes is kept whole; with a byte less permitted, a part of it."""
+    one = add(writer, **{"user.a": "x" * 100, "user.b": "y" * 200})
+    monkeypatch.setattr(reading, "INSTANCE_BYTES", reading._size(one) - short)
+    seen = reader.instance(one.id)
+    assert seen is not None
+    assert (seen.large == frozenset()) == complete
+
+
+@pytest.mark.parametrize(("short", "kept"), [(0, {"user.a", "user.b"}), (1, {"user.a"})])
+def test_values_that_fit(
+    writer: Writer, reader: Reader, monkeypatch: pytest.MonkeyPatch, short: int, kept: set[str]
+) -> None:
+    """Of a large instance, the smallest values are kept up to exactly the permitted bytes, with their keys."""
+    one = add(writer, **{"user.c": "z" * 12, "user.a": "x" * 10, "user.b": "y" * 11})
+    share = sum(sys.getsizeof(key) + sys.getsizeof(one.config[key]) for key in ("user.a", "user.b"))
+    monkeypatch.setattr(reading, "INSTANCE_BYTES", share - short)
+    seen = reader.instance(one.id)
+    assert seen is not None
+    assert seen.config.keys() == kept
+    assert seen.large == one.config.keys() - kept
+
+
+def test_whole_instance(settings: Settings, writer: Writer, reader: Reader) -> None:
+    """`whole` has the values that a reader leaves out; a removed instance, or another of its id, is none."""
+    one = add(writer, **{"user.a": "x" * 100_000})
+    seen, reads = reader.instance(one.id), ValueReader(settings.store.url)
+    assert seen is not None
+    assert seen.large == {"user.a"}
+    assert reads.whole(seen) == (one, 1)
+    assert reads.value_at(seen, "user.a") == ("x" * 100_000, 1)
+    assert reads.whole(replace_instance(seen, uuid=str(uuid4()))) == (None, 1)
+    with writer.change() as change:
+        steps.remove(change, one)
+    assert reads.whole(seen) == (None, 2)
+    assert reads.value_at(seen, "user.a") == (None, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from itertools import count
 
 import pytest
@@ -13,12 +14,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from guestapi.audit import MOST_RECORDS, AuditRecord
 from guestapi.model import Device, Instance
 from guestapi.settings import EventSettings, Settings, StoreSettings
 from guestapi.store import steps
 from guestapi.store.engine import database_file
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
+from guestapi.store.tables import PART_BYTES
+from guestapi.store.transaction import savepoint
 from guestapi.store.walindex import map_index
 from guestapi.store.writing import ReadyReport, Writer
 from tests.store.processes import add, init, known, log_entries, start
@@ -222,3 +226,64 @@ def test_store_is_a_dict(
         key: value for key, value in found.config.items() if key.startswith("user.")
     }
     assert replayed[1] == devices
+
+
+@pytest.mark.parametrize("more", [0, 1, PART_BYTES, PART_BYTES + 1])
+def test_large_events_are_written_in_parts(settings: Settings, writer: Writer, more: int) -> None:
+    """Metadata of more bytes than a part has are written in parts, beside other events of the same change."""
+    one = add(writer)
+    overhead = len(json.dumps({"key": "user.b", "old_value": "", "value": ""}, separators=(",", ":")))
+    value = "x" * (PART_BYTES - overhead + more)
+    with writer.change() as change:
+        steps.configure(change, one, {"user.a": "1", "user.b": value, "user.c": "3"})
+        assert change.told == 3
+    reader = Reader(settings.store.url)
+    found = reader.entries(1, 10).found
+    assert [json.loads(entry.metadata)["value"] for entry in found[::2]] == ["1", "3"]
+    assert found[1].left_out == (PART_BYTES + more if more else 0)
+    content = b""
+    while part := reader.entry_part(found[1], len(content)):
+        assert len(part) <= PART_BYTES
+        content += part
+    reader.close()
+    assert json.loads(content or found[1].metadata)["value"] == value
+
+
+def test_part_of_a_transaction_is_undone(settings: Settings, writer: Writer) -> None:
+    """A part that fails leaves no state, no entry and no record; the parts before and after it stay."""
+    with writer.change() as change:
+        for name in ("before", "undone", "after"):
+            with suppress(KeyError), savepoint(change):
+                steps.add(change, "default", name)
+                change.unrecorded += 1
+                if name == "undone":
+                    raise KeyError
+        assert (change.told, change.unrecorded) == (2, 2)
+        assert [record.instance for record in change.records] == ["before", "after"]
+    assert [one.name for one in known(settings)] == ["after", "before"]
+    assert [json.loads(metadata)["name"] for _, metadata, _ in log_entries(settings)] == ["before", "after"]
+
+
+def test_part_of_a_transaction_that_has_ended(writer: Writer) -> None:
+    """If SQLite has ended the transaction meanwhile, the first error is raised, not one about the savepoint."""
+
+    def fail() -> None:
+        with writer.change() as change, savepoint(change):
+            change.connection.execute("ROLLBACK")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+
+
+def test_records_of_a_change_are_bounded(writer: Writer) -> None:
+    """A change records as many steps as permitted, and the number of the others."""
+    with writer.change() as change:
+        for number in range(MOST_RECORDS):
+            change.record(AuditRecord("test", instance=str(number)))
+        assert [record.instance for record in change.take_records()] == [str(number) for number in range(MOST_RECORDS)]
+        for _number in range(2):
+            change.record(AuditRecord("test"))
+        records = change.take_records()
+        assert len(records) == MOST_RECORDS + 1
+        assert (records[-1].action, records[-1].noticed) == ("more", 2)
