@@ -6,8 +6,12 @@ as long as a ring. Scripts call ``config get`` and ``config set`` in loops.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+
+#: What a device that is full or broken, or a descriptor that is closed, answers to what is written.
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 
 #: Sources whose hooks ring a follower's doorbell and do nothing else.
 RINGING = frozenset({"lxc", "nspawn", "oci", "podman"})
@@ -25,6 +29,49 @@ def main() -> None:
 
         sys.argv[1:] = words[:at] + words[at + 1 :]
         sys.exit(hook.main())
+    _open_closed_streams()
+    try:
+        try:
+            _run_command(words)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        # What is still buffered is written at the end once more: to nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        target = "the output" if error.filename is None else error.filename
+        sys.stderr.write(f"Error: cannot write {target}: {error.strerror}\n")
+        sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Give the program the standard streams that its caller closed: Python has none then, and files get their numbers.
+
+    Output that nobody can read is an error as soon as there is any, as with other programs: descriptor 1 cannot be
+    written.
+    """
+    if sys.stdin is None:
+        _open_null(0, os.O_RDONLY)
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the program ends
+    if sys.stdout is None:
+        _open_null(1, os.O_RDONLY)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the program ends
+    if sys.stderr is None:
+        _open_null(2, os.O_WRONLY)
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the program ends
+
+
+def _open_null(descriptor: int, flags: int) -> None:
+    """Open /dev/null as `descriptor`, which is closed."""
+    opened = os.open(os.devnull, flags)
+    if opened != descriptor:
+        os.dup2(opened, descriptor)
+        os.close(opened)
+
+
+def _run_command(words: list[str]) -> None:
+    """Run ``config get`` and ``config set`` without the library of the command line, and all else with it."""
     if "config" in words:
         from guestapi.cli import quick
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,46 @@ def test_command() -> None:
     assert guestapi.__version__ in run("--version").stdout
     assert run("hook", "lxc", "--help").stdout.startswith("Usage: ")
     assert run("--config").returncode == 2
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> list[str]:
+    """The program and the options of a configuration whose store has an instance c1."""
+    config = tmp_path / "guestapi.toml"
+    config.write_text(f'[store]\nurl = "sqlite:///{tmp_path}/store.db"\n')
+    program = [sys.executable, "-c", "from guestapi.entry import main; main()", "--config", str(config)]
+    subprocess.run([*program, "instance", "add", "c1", "-c", "user.a=1", "-d", "eth0,type=nic"], check=True)
+    return program
+
+
+PRINTING = ["config get c1 user.a", "instance list", "instance list -f json", "instance show c1", "export --all"]
+
+
+def _full() -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+
+
+def _closed() -> None:
+    os.close(1)
+
+
+@pytest.mark.parametrize("words", PRINTING)
+@pytest.mark.parametrize(("spoil", "why"), [(_full, "No space left on device"), (_closed, "Bad file descriptor")])
+def test_unwritable_output(stored: list[str], words: str, spoil: Callable[[], None], why: str) -> None:
+    """Output that cannot be written is an error of one sentence, also if the descriptor is closed."""
+    done = subprocess.run(
+        [*stored, *words.split()],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        preexec_fn=spoil,
+        stdin=subprocess.DEVNULL,
+    )
+    assert (done.returncode, done.stderr) == (1, f"Error: cannot write the output: {why}\n")
+
+
+@pytest.mark.parametrize("words", ["config set c1 user.a=2", "instance rename c1 c2", "device unset c1 eth0 name"])
+def test_closed_streams(stored: list[str], words: str) -> None:
+    """A command that prints nothing works without any standard stream."""
+    done = subprocess.run([*stored, *words.split()], check=False, preexec_fn=lambda: os.closerange(0, 3))
+    assert done.returncode == 0

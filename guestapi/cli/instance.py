@@ -62,8 +62,10 @@ instance.add_command(wait)
 @click.option("--type", "kind", type=click.Choice(["container", "virtual-machine"]), help="Default: container.")
 @click.option("--uuid", metavar="U", help="Its UUID; default: a new one.")
 @click.option("--location", metavar="L", help="The cluster member's name; default: this host's.")
-@click.option("--config", "config", multiple=True, metavar="KEY=VALUE", help="Configuration; KEY=@FILE reads a file.")
-@click.option("--device", multiple=True, metavar="NAME,type=TYPE[,KEY=VALUE]...", help="A device.")
+@click.option(
+    "-c", "--config", "config", multiple=True, metavar="KEY=VALUE", help="Configuration; KEY=@FILE reads a file."
+)
+@click.option("-d", "--device", multiple=True, metavar="NAME,type=TYPE[,KEY=VALUE]...", help="A device.")
 @click.option("-p", "--profile", multiple=True, metavar="PROFILE", help="A profile; of several, the last one wins.")
 @click.option("--file", metavar="FILE", help="Its definition, as 'show' prints it; '-' is standard input.")
 @click.pass_obj

@@ -30,13 +30,16 @@ _STATES: dict[str, Callable[[Instance], bool]] = {
 
 
 class _Seconds(click.FloatRange):
-    """A number of seconds; click itself takes "nan" and "inf", too."""
+    """A number of seconds; click's own takes "nan" and "inf", and calls the number a float range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """As click.ParamType."""
-        seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
-            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not (math.isfinite(seconds) and seconds >= 0):
+            self.fail(f"{value!r} is no number of seconds; write 30 or 0.5.", param, ctx)
         return seconds
 
 
