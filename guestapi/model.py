@@ -48,7 +48,8 @@ class Init:
         pid: as seen in the PID namespace of the service.
         start_time: clock ticks since boot (proc_pid_stat(5), field 22).
         boot_id: /proc/sys/kernel/random/boot_id when it was registered.
-        namespace: inode number of its PID namespace (namespaces(7)); of a virtual machine: `vsock_place` of its CID.
+        namespace: inode number of its PID namespace (namespaces(7)); of a virtual machine: `vsock_place` of its CID, or
+            of its `hybrid_number`.
         root_uid: which of our users was root inside when it was registered; None: not recorded.
         user_namespace: inode number of the user namespace that owns the PID namespace; of a virtual machine: which of
             the VMM's open files is its vsock device (`callers.machines.find_vsock`); None: not recorded.
@@ -62,9 +63,29 @@ class Init:
     user_namespace: int | None = field(default=None, compare=False)
 
     @property
+    def is_machine(self) -> bool:
+        """Whether it is the VMM of a virtual machine."""
+        return cid_at(self.namespace) is not None
+
+    @property
     def cid(self) -> int | None:
-        """The context ID of a virtual machine (vsock(7)); None of a container."""
-        return cid_at(self.namespace)
+        """The context ID of a virtual machine (vsock(7)); None of a container, and of a machine without one."""
+        cid = cid_at(self.namespace)
+        return None if cid is None or is_hybrid(cid) else cid
+
+
+def hybrid_number(pid: int) -> int:
+    """Return what stands in the place of a CID for a machine whose VMM connects to a Unix socket (hybrid vsock).
+
+    Args:
+        pid: of the VMM. CIDs have 32 bits, so the number is none of them.
+    """
+    return _FIRST_VSOCK_PLACE + pid
+
+
+def is_hybrid(cid: int) -> bool:
+    """Whether a number in the place of a CID is a `hybrid_number`."""
+    return cid >= _FIRST_VSOCK_PLACE
 
 
 def vsock_place(cid: int) -> int:

@@ -21,8 +21,8 @@ _UCRED = struct.Struct("iII")
 class Credentials(NamedTuple):
     """The process that connected, as seen in the namespaces of the service. ``pid`` is 0 if it is not visible there.
 
-    Of a virtual machine whose VMM is not known, ``pid`` is its CID with a minus sign. Its users are its own: whoever
-    connects from it speaks for its root.
+    Of a virtual machine whose VMM is not known, ``pid`` is its CID, or `model.hybrid_number`, with a minus sign. Its
+    users are its own: whoever connects from it speaks for its root.
     """
 
     pid: int
@@ -31,12 +31,12 @@ class Credentials(NamedTuple):
 
     @property
     def cid(self) -> int | None:
-        """The context ID of a virtual machine whose VMM is not known; None of any other."""
+        """The context ID, or `hybrid_number`, of a virtual machine whose VMM is not known; None of any other."""
         return -self.pid if self.pid < 0 else None
 
 
 def machine_credentials(cid: int) -> Credentials:
-    """Return what stands for a virtual machine that connected, by its CID."""
+    """Return what stands for a virtual machine that connected, by its CID or `hybrid_number`."""
     return Credentials(-cid, 0, 0)
 
 

@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 from guestapi.callers import machines, namespaces
 from guestapi.callers.credentials import Credentials, peer_pidfd
-from guestapi.model import Init, vsock_place
+from guestapi.model import Init, is_hybrid, vsock_place
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +81,11 @@ class LiveInit:
 
 
 class LiveMachine(LiveInit):
-    """The VMM of a virtual machine. It is alive as long as it holds a CID: see `callers.machines`."""
+    """The VMM of a virtual machine. One with a CID is alive as long as it holds that: see `callers.machines`."""
 
     __slots__ = ("_open_file",)
 
-    def __init__(self, init: Init, pidfd: int, open_file: int) -> None:
+    def __init__(self, init: Init, pidfd: int, open_file: int | None) -> None:
         super().__init__(init, pidfd, 0)
         self._open_file = open_file
 
@@ -94,9 +94,10 @@ class LiveMachine(LiveInit):
         return ((0, 0, 1),)
 
     def alive(self) -> bool:
-        """Whether it still runs and holds a CID."""
+        """Whether it still runs and, if it has a CID, holds it."""
         # In this order: what was seen is of this very process if it is still alive afterwards.
-        return machines.holds_vsock(self.init.pid, self._open_file) and super().alive()
+        holds = self._open_file is None or machines.holds_vsock(self.init.pid, self._open_file)
+        return holds and super().alive()
 
     def check(self) -> None:
         """Make sure that what is sent to its CID reaches this virtual machine.
@@ -171,7 +172,7 @@ class Identifier:
         """
         try:
             if who.cid is not None:
-                return self._recognise_machine(who, who.cid)
+                return self._recognise_machine(connection, who, who.cid)
             pidfd = peer_pidfd(connection) if self._pidfd else None
             try:
                 return self._recognise(who, pidfd)
@@ -266,9 +267,17 @@ class Identifier:
             os.close(namespace)
         return Caller(who, container=container)
 
-    def _recognise_machine(self, who: Credentials, cid: int) -> Caller:
-        """Recognise the virtual machine that holds a CID now."""
-        if not machines.LEAST_CID <= cid <= machines.MOST_CID:
+    def _recognise_machine(self, connection: socket.SocketType, who: Credentials, cid: int) -> Caller:
+        """Recognise the virtual machine that holds a CID now, or whose VMM has connected."""
+        if is_hybrid(cid):
+            pidfd = peer_pidfd(connection)
+            if pidfd is not None:
+                gone = namespaces.is_gone(pidfd)
+                os.close(pidfd)
+                if gone:
+                    # Its PID may be that of a registered VMM by now.
+                    return Caller(who)
+        elif not machines.LEAST_CID <= cid <= machines.MOST_CID:
             return Caller(who)
         place = vsock_place(cid)
         for instance_id, run, init in self._registrations.running_in(place):
@@ -279,8 +288,8 @@ class Identifier:
         return Caller(who, container=place)
 
     def _look_at_machine(self, init: Init) -> LiveMachine | None:
-        """Return the VMM that is registered with a CID, if it is alive and holds one."""
-        if init.boot_id != namespaces.boot_id() or init.user_namespace is None:
+        """Return a VMM that is registered, if it is alive and, if it has a CID, holds it."""
+        if init.boot_id != namespaces.boot_id() or (init.cid is not None and init.user_namespace is None):
             return None
         try:
             pidfd = os.pidfd_open(init.pid)

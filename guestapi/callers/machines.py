@@ -18,7 +18,7 @@ import stat
 from guestapi.callers import namespaces
 from guestapi.callers.namespaces import boot_id, is_gone, start_time
 from guestapi.errors import OperatorError
-from guestapi.model import Init, vsock_place
+from guestapi.model import Init, hybrid_number, vsock_place
 
 #: /dev/vhost-vsock: include/linux/miscdevice.h, VHOST_VSOCK_MINOR; Documentation/admin-guide/devices.txt, major 10.
 DEVICE = os.makedev(10, 241)
@@ -122,6 +122,18 @@ def examine_machine(pid: int, cid: int) -> Init:
     if named is not None and named != cid:
         raise NotAMachineError(f"process {pid} has CID {named}, not {cid}", f"give --cid {named}")
     return Init(pid, started, boot_id(), vsock_place(cid), root_uid=0, user_namespace=held)
+
+
+def examine_hybrid(pid: int) -> Init:
+    """Examine the process `pid` as the VMM of a virtual machine whose vsock is Unix sockets of the host.
+
+    Raises:
+        NotAMachineError: there is no such process.
+    """
+    try:
+        return Init(pid, start_time(pid), boot_id(), vsock_place(hybrid_number(pid)), root_uid=0)
+    except (ProcessLookupError, OverflowError):
+        raise NotAMachineError(f"no process {pid}", "give the PID of the virtual machine's VMM") from None
 
 
 def command_line_cid(pid: int) -> int | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from guestapi.callers.machines import MOST_CID, examine_machine, is_alive
+from guestapi.callers.machines import MOST_CID, examine_hybrid, examine_machine, is_alive
 from guestapi.callers.namespaces import examine
 from guestapi.cli.common import (
     Operator,
@@ -31,7 +31,7 @@ from guestapi.cli.printing import print_yaml
 from guestapi.cli.standard_input import read_definition_text
 from guestapi.cli.words import MisuseError, pairs
 from guestapi.errors import OperatorError
-from guestapi.model import Device, Instance, InstanceType
+from guestapi.model import Device, Init, Instance, InstanceType
 from guestapi.store import steps
 from guestapi.store.definitions import Definition, define, read_definition
 from guestapi.store.errors import ConflictError
@@ -115,14 +115,22 @@ def add(
 @takes_instance
 @click.option("--pid", type=click.IntRange(min=1), required=True, help="Its init or VMM, as the host sees it.")
 @click.option("--cid", type=click.IntRange(0, MOST_CID), help="The context ID (vsock) of a virtual machine.")
+@click.option("--hybrid-vsock", "hybrid", is_flag=True, help="A virtual machine whose VMM connects to Unix sockets.")
 @click.option("--replace", is_flag=True, help="Also if another process that is alive is registered as its init.")
 @click.pass_obj
-def register(operator: Operator, name: str, project: str, pid: int, cid: int | None, replace: bool) -> None:
-    """Register a running container by the PID of its init, or a virtual machine by its VMM and CID. Starts nothing."""
-    init = examine(pid) if cid is None else examine_machine(pid, cid)
+def register(
+    operator: Operator, name: str, project: str, pid: int, cid: int | None, hybrid: bool, replace: bool
+) -> None:
+    """Register a running container by the PID of its init, or a virtual machine by its VMM and CID. Starts nothing.
+
+    A VMM that offers vsock by Unix sockets of the host, as Firecracker does, has no CID: use --hybrid-vsock.
+    """
+    if hybrid and cid is not None:
+        raise MisuseError("a virtual machine with --hybrid-vsock has no --cid")
+    init = examine_hybrid(pid) if hybrid else examine(pid) if cid is None else examine_machine(pid, cid)
     with operator.writer.change() as change:
         instance = steps.get_editable(change, project, name)
-        _check_type(instance, cid)
+        _check_type(instance, init)
         for other in find_by_place(change, init.namespace) if cid is not None else ():
             if other.id != instance.id and other.init not in (None, init) and is_alive(other.init):
                 raise ConflictError(
@@ -215,11 +223,11 @@ def info(operator: Operator, name: str, project: str, form: str, truncate: bool,
     _print_all(operator, project, name, form, truncate, reveal=reveal)
 
 
-def _check_type(instance: Instance, cid: int | None) -> None:
+def _check_type(instance: Instance, init: Init) -> None:
     """Make sure that a container is registered as one, and a virtual machine as one."""
-    if cid is None and instance.type == "virtual-machine":
+    if not init.is_machine and instance.type == "virtual-machine":
         raise OperatorError(f"{instance.name} is a virtual machine", "register it with --cid, and the PID of its VMM")
-    if cid is not None and instance.type != "virtual-machine":
+    if init.is_machine and instance.type != "virtual-machine":
         raise OperatorError(
             f"{instance.name} is a container", "leave --cid out, or add an instance with --type virtual-machine"
         )

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from guestapi.errors import GuestapiError
 
+#: In the place of a CID: the VMM has connected to a Unix socket, and the kernel knows which process that was.
+HYBRID = 0xFFFFFFFF
 #: What a worker sends when it has taken a connection over.
 TAKEN = b"\x01"
 
@@ -30,7 +32,7 @@ class HandedOver(NamedTuple):
 
     Attributes:
         connection: the socket.
-        cid: the context ID of the virtual machine that connected.
+        cid: the context ID of the virtual machine that connected, or `HYBRID`.
         dialect: name of the dialect that it connected to.
     """
 
@@ -70,6 +72,9 @@ def receive(relay: socket.socket) -> HandedOver:
         os.close(descriptors[0])
         raise HandoverError("a descriptor of no socket") from error
     _version, cid, dialect = _MESSAGE.unpack(data)
+    if cid == HYBRID and connection.family != socket.AF_UNIX:
+        connection.close()
+        raise HandoverError("a connection of no Unix socket as one of a VMM")
     if connection.family == socket.AF_VSOCK:
         try:
             seen: int = connection.getpeername()[0]

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from guestapi.journal import LogThrottle
 from guestapi.relay import handover
@@ -38,10 +38,10 @@ _PAUSE_SECONDS = 0.05
 
 
 class Listener(Protocol):
-    """A listening socket of AF_VSOCK."""
+    """A listening socket of AF_VSOCK, or a Unix socket of hybrid vsock."""
 
-    def accept(self) -> tuple[socket.socket, tuple[int, int]]:
-        """Return a connection, and the CID and the port that it is from."""
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Return a connection, and the CID and the port that it is from; of a Unix socket, something else."""
         ...
 
     def fileno(self) -> int:
@@ -143,7 +143,7 @@ class Relay:
     def _accept(self, listener: Listener, dialect: str) -> None:
         for _connection in range(_ACCEPTED):
             try:
-                connection, (cid, _port) = listener.accept()
+                connection, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -153,6 +153,7 @@ class Relay:
                 self._evict()
                 self._pause()
                 return
+            cid = address[0] if isinstance(address, tuple) else handover.HYBRID
             waiting = self._waiting.get(cid)
             if waiting is not None and len(waiting) >= MOST_OF_ONE:
                 connection.close()

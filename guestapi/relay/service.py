@@ -31,20 +31,20 @@ def serve(path: str) -> None:
     if activated:
         sockets = [socket.socket(fileno=number) for number in systemd.descriptors(activated)]
         for number, one in zip(systemd.descriptors(activated), sockets, strict=True):
-            if one.family != socket.AF_VSOCK:
-                raise OperatorError(f"descriptor {number} from systemd is no vsock socket")
+            if one.family not in (socket.AF_VSOCK, socket.AF_UNIX):
+                raise OperatorError(f"descriptor {number} from systemd is neither a vsock socket nor a Unix socket")
     else:
         sockets = [_bind(dialect.vsock_port) for dialect in DIALECTS.values() if dialect.vsock_port is not None]
     by_port = {dialect.vsock_port: dialect.name for dialect in DIALECTS.values()}
     listeners = []
     for one in sockets:
         one.setblocking(False)
-        listeners.append((one, by_port.get(one.getsockname()[1], "incus")))
+        listeners.append((one, by_port.get(_port(one), "incus")))
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stopping.append(received))
     relay = Relay(listeners, path)
-    ports = ", ".join(f"{one.getsockname()[1]} ({dialect})" for one, dialect in listeners)
+    ports = ", ".join(f"{_port(one)} ({dialect})" for one, dialect in listeners)
     systemd.notify("READY=1", f"STATUS=relays vsock ports {ports}")
     fed = time.monotonic()
 
@@ -59,6 +59,15 @@ def serve(path: str) -> None:
         relay.run(is_stopped)
     finally:
         relay.close()
+
+
+def _port(listening: socket.socket) -> int | None:
+    """The port of vsock at which a socket is reached: hybrid vsock has it behind the last ``_`` of the path."""
+    if listening.family == socket.AF_VSOCK:
+        port: int = listening.getsockname()[1]
+        return port
+    _path, _, word = str(listening.getsockname()).rpartition("_")
+    return int(word) if word.isdecimal() else None
 
 
 def _bind(port: int) -> socket.socket:

@@ -14,7 +14,7 @@ from guestapi.callers.identify import Caller
 from guestapi.encoding import printable
 from guestapi.journal import LogThrottle
 from guestapi.metrics.counters import WorkerCounters
-from guestapi.model import Instance
+from guestapi.model import Instance, hybrid_number, is_hybrid
 from guestapi.server.exchange import Exchange
 from guestapi.server.log_budget import LogBudget
 from guestapi.settings import LogSettings
@@ -207,7 +207,13 @@ def _who(caller: Caller | None, instance: Instance | None) -> str:
     if caller is None:
         return "unknown caller"
     cid = caller.credentials.cid
-    return f"pid {caller.credentials.pid}" if cid is None else f"CID {cid}"
+    return f"pid {_pid(caller)}" if cid is None or is_hybrid(cid) else f"CID {cid}"
+
+
+def _pid(caller: Caller) -> int:
+    """The process that asks; of a virtual machine without a CID, its VMM, be it known or not."""
+    cid = caller.credentials.cid
+    return caller.credentials.pid if cid is None else cid - hybrid_number(0)
 
 
 def _instance_fields(instance: Instance | None) -> dict[str, str]:
@@ -216,8 +222,8 @@ def _instance_fields(instance: Instance | None) -> dict[str, str]:
 
 def _fields(caller: Caller | None, dialect: str, status: int, instance: Instance | None) -> dict[str, str]:
     fields = {"DIALECT": dialect, "STATUS": str(status), **_instance_fields(instance)}
-    if caller is not None and caller.credentials.cid is not None:
+    if caller is not None and caller.credentials.cid is not None and not is_hybrid(caller.credentials.cid):
         fields |= {"CALLER_CID": str(caller.credentials.cid)}
     elif caller is not None:
-        fields |= {"CALLER_PID": str(caller.credentials.pid), "CALLER_UID": str(caller.credentials.uid)}
+        fields |= {"CALLER_PID": str(_pid(caller)), "CALLER_UID": str(caller.credentials.uid)}
     return fields

@@ -16,6 +16,7 @@ from gevent.hub import get_hub
 from guestapi.callers.credentials import credentials, machine_credentials
 from guestapi.dialects import DIALECTS, HANDOVER
 from guestapi.journal import LogThrottle
+from guestapi.model import hybrid_number
 from guestapi.relay import handover
 from guestapi.server.acceptor import Acceptor, admit_peer
 from guestapi.server.connection import Connection
@@ -54,6 +55,8 @@ class HandoverAcceptor(Acceptor):
             connection.close()
             log.error("a connection of the unknown dialect %r was handed over", dialect)
             return
+        if cid == handover.HYBRID:
+            cid = hybrid_number(credentials(connection).pid)
         peer = machine_credentials(cid)
         if admit_peer(connection, peer, dialect, self._context):
             Connection(self._context, connection, dialect, peer).start()

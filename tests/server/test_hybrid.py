@@ -1,0 +1,175 @@
+"""Hybrid vsock: a VMM that connects to a Unix socket of the host for its guest; a small program stands in for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+from guestapi.relay.loop import Relay
+from guestapi.relay.service import _port
+from tests.harness.scratch import SCRATCH
+from tests.harness.service import USER, Service
+from tests.harness.waiting import PATIENCE, until
+from tests.server.inside import Talk
+
+pytestmark = pytest.mark.root
+
+#: Connects to the path of its own socket, "_" and a port whenever it is told a port, as for a guest; gives the
+#: connection, which is the guest's end here, to the test.
+_VMM = """
+import socket, sys
+pipe = socket.socket(fileno=int(sys.argv[2]))
+for port in sys.stdin:
+    host = socket.socket(socket.AF_UNIX)
+    host.connect(sys.argv[1] + "_" + port.strip())
+    socket.send_fds(pipe, [b"x"], [host.fileno()])
+    host.close()
+"""
+
+
+class Firecracker:
+    """A stand-in."""
+
+    def __init__(self, path: Path) -> None:
+        self._ours, theirs = socket.socketpair()
+        self._ours.settimeout(PATIENCE)
+        with theirs:
+            words = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "/usr/bin/python3", "-I", "-S"]
+            self._process = subprocess.Popen(
+                [*words, "-c", _VMM, str(path), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.PIPE,
+            )
+        self.pid = self._process.pid
+
+    def connect(self, port: int = 8444) -> Talk:
+        """Connect as its guest does."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"%d\n" % port)
+        self._process.stdin.flush()
+        _data, descriptors, _flags, _address = socket.recv_fds(self._ours, 1, 1)
+        return Talk(socket.socket(fileno=descriptors[0]))
+
+    def __enter__(self) -> Firecracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._ours.close()
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """Where sockets are."""
+    made = Path(tempfile.mkdtemp(prefix="guestapi-hybrid-", dir=SCRATCH))
+    made.chmod(0o755)
+    (made / "handover").mkdir()
+    os.chown(made / "handover", USER, USER)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def service(directory: Path) -> Iterator[Service]:
+    """A service with a handover socket, and two virtual machines that do not run yet."""
+    more = f'[[listener]]\npath = "{directory}/handover/sock"\ndialect = "handover"\n'
+    with Service(toml=more, dialects=["incus"]) as running:
+        for name in ("one", "two"):
+            running.command("instance", "add", name, "--type", "virtual-machine", "--config", f"user.who={name}")
+        yield running
+
+
+@pytest.fixture
+def path(service: Service, directory: Path) -> Iterator[Path]:
+    """The path of a VMM's own socket, with a relay at those of its ports."""
+    path = directory / "v.sock"
+    listeners = []
+    for port, dialect in ((8444, "incus"), (8445, "lxd")):
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(f"{path}_{port}")
+        os.chmod(f"{path}_{port}", 0o666)
+        listening.listen()
+        listening.setblocking(False)
+        assert _port(listening) == port
+        listeners.append((listening, dialect))
+    relay = Relay(listeners, service.settings.handover)
+    stopped = threading.Event()
+
+    def run() -> None:
+        while not stopped.is_set():
+            relay.step(0.05)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield path
+    stopped.set()
+    thread.join()
+    relay.close()
+    for listening, _dialect in listeners:
+        os.unlink(listening.getsockname())
+        listening.close()
+
+
+def test_the_vmm_that_connects_is_the_machine(service: Service, path: Path) -> None:
+    """Two VMMs at the same socket, and each is answered about its own instance; an unknown one about none."""
+    with Firecracker(path) as one, Firecracker(path) as two, Firecracker(path) as unknown:
+        for name, vmm in (("one", one), ("two", two)):
+            service.command("instance", "register", name, "--hybrid-vsock", "--pid", str(vmm.pid))
+        for name, vmm in (("one", one), ("two", two), ("one", one)):
+            guest = vmm.connect()
+            with guest.socket:
+                assert guest.ask("/1.0/config/user.who").text == name
+                assert json.loads(guest.ask("/1.0").text)["instance_type"] == "virtual-machine"
+        guest = one.connect(8445)
+        with guest.socket:
+            assert guest.ask("/1.0/config/user.who").text == "one"
+        guest = unknown.connect()
+        with guest.socket:
+            assert guest.ask("/1.0/config/user.who").status == 500
+    until(lambda: f"pid {unknown.pid}" in service.log.read_text(), "the log line of the refusal")
+    assert {one["name"]: one["status"] for one in service.listed()} == {"one": "dead", "two": "dead"}
+
+
+def test_the_end_of_a_vmm(service: Service, path: Path) -> None:
+    """When the VMM has ended, its connections are answered with nothing, whoever has them."""
+    with Firecracker(path) as vmm:
+        service.command("instance", "register", "one", "--hybrid-vsock", "--pid", str(vmm.pid))
+        guest, late = vmm.connect(), vmm.connect()
+        assert guest.ask("/1.0/config/user.who").text == "one"
+    with guest.socket, late.socket:
+        guest.send(b"GET /1.0/config/user.who HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert guest.end() == b""
+        late.send(b"GET /1.0/config/user.who HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"one" not in late.end_or_answer()
+
+
+def test_a_process_of_the_host(service: Service, path: Path) -> None:
+    """A program that connects where a VMM would is nobody, be it root's."""
+    with Firecracker(path) as vmm:
+        service.command("instance", "register", "one", "--hybrid-vsock", "--pid", str(vmm.pid))
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(PATIENCE)
+        sock.connect(f"{path}_8444")
+        with sock:
+            assert Talk(sock).ask("/1.0/config/user.who").status == 500
+
+
+def test_register(service: Service) -> None:
+    """A CID and hybrid vsock exclude each other, and a process that does not exist is refused."""
+    words = ["instance", "register", "one", "--hybrid-vsock", "--pid"]
+    both = service.command(*words, str(os.getpid()), "--cid", "42", check=False)
+    assert "has no --cid" in both.stderr
+    assert "no process" in service.command(*words, str(2**22 + 1), check=False).stderr
