@@ -11,7 +11,20 @@ FILE_VARIABLE = "GUESTAPI_CONFIG"
 
 #: The tables of guestapi.toml.
 TABLES = frozenset(
-    {"callers", "events", "hooks", "images", "limits", "listener", "log", "metrics", "server", "sources", "store"}
+    {
+        "callers",
+        "events",
+        "fleet",
+        "hooks",
+        "images",
+        "limits",
+        "listener",
+        "log",
+        "metrics",
+        "server",
+        "sources",
+        "store",
+    }
 )
 
 STORE_URL = "sqlite:////var/lib/guestapi/store.db"

@@ -219,6 +219,16 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ubuntu_pro: str = "off"
 
 
+class FleetSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The fleet that this host belongs to, or that is looked after from here.
+
+    Attributes:
+        url: of its database, as libpq takes it; None: there is none.
+    """
+
+    url: str | None = None
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings, with defaults for those that guestapi.toml does not have.
 
@@ -238,6 +248,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     images: ImageSettings = ImageSettings()
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
+    fleet: FleetSettings = FleetSettings()
     server: ServerSettings = ServerSettings()
     sources: SourcesSettings = SourcesSettings()
     file: Path | None = None
@@ -314,6 +325,8 @@ def load(file: Path | None) -> Settings:
             raise SettingsError(f"{file}: listener.path: {listener.path!r} is not an absolute path")
     if settings.images.directory is not None and not settings.images.directory.startswith("/"):
         raise SettingsError(f"{file}: images.directory: {settings.images.directory!r} is not an absolute path")
+    if settings.fleet.url is not None and not settings.fleet.url.startswith(("postgresql://", "postgres://")):
+        raise SettingsError(f"{file}: fleet.url: does not begin with postgresql://")
     sources = settings.sources
     places = [("podman.socket", sources.podman.socket), ("docker.socket", sources.docker.socket)]
     if not settings.metrics.directory.startswith("/"):

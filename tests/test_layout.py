@@ -28,7 +28,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"callers", "store"}),
     frozenset({"metrics"}),
     frozenset({"notifications"}),
-    frozenset({"wsgi", "sources", "mirror"}),
+    frozenset({"wsgi", "sources", "mirror", "fleet"}),
     frozenset({"api"}),
     frozenset({"server"}),
     frozenset({"cli", "entry"}),

@@ -43,6 +43,7 @@ GUIDE = (
     "images.md",
     "monitoring.md",
     "audit.md",
+    "fleet.md",
 )
 
 #: The title of each page.

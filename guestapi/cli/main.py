@@ -17,8 +17,8 @@ from guestapi.settings import ListenSocket
 #: Each is in the module of its name. Loaded when it is called: a container waits for its hook, and for what that loads.
 _MODULES = frozenset(
     {
-        *("apply", "backup", "check", "config", "device", "events", "export", "follow", "hook", "image", "instance"),
-        *("metrics", "mirror", "policy", "profile", "project", "relay", "restore", "takeover", "top"),
+        *("apply", "backup", "check", "config", "device", "events", "export", "fleet", "follow", "hook", "image"),
+        *("instance", "metrics", "mirror", "policy", "profile", "project", "relay", "restore", "takeover", "top"),
     }
 )
 #: Verbs of instances that can be typed without the noun, as with `incus`.

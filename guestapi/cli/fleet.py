@@ -1,0 +1,130 @@
+"""``guestapi fleet``: the database of a fleet, and the hosts that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from guestapi.cli.common import Operator, fail, has_format, print_json, print_table
+from guestapi.cli.grouping import Noun
+from guestapi.cli.words import printable
+from guestapi.settings import Settings
+
+if TYPE_CHECKING:
+    import psycopg
+
+
+@click.group(cls=Noun)
+def fleet() -> None:
+    """Set up the database of a fleet, and say which hosts belong to it.
+
+    fleet.url of guestapi.toml names the database. Who you are there is as in psql: PGUSER, PGSSLCERT, ~/.postgresql.
+    """
+
+
+@fleet.command()
+@click.pass_obj
+def init(operator: Operator) -> None:
+    """Make roles and tables in an empty database, as a superuser of PostgreSQL."""
+    from guestapi.fleet import setup
+
+    with _session(operator.settings) as connection:
+        identity = setup.init(connection)
+    click.echo(f"made fleet {identity}")
+
+
+@fleet.command()
+@click.pass_obj
+def upgrade(operator: Operator) -> None:
+    """Bring tables, functions and policies up to date, as a superuser, before any host is upgraded."""
+    from guestapi.fleet import setup
+
+    with _session(operator.settings) as connection:
+        before, after = setup.upgrade(connection)
+    click.echo(f"version {after}" if before == after else f"version {before} -> {after}")
+
+
+@fleet.group(cls=Noun)
+def host() -> None:
+    """Add, list and fence the hosts of the fleet."""
+
+
+@host.command()
+@click.argument("name", metavar="HOST")
+@click.pass_obj
+def add(operator: Operator, name: str) -> None:
+    """Add a host, as a superuser. Prints the role for which its certificate is."""
+    from guestapi.fleet import setup
+
+    with _session(operator.settings) as connection:
+        role = setup.add_host(connection, name)
+    click.echo(role)
+
+
+@host.command()
+@click.argument("name", metavar="HOST")
+@click.pass_obj
+def fence(operator: Operator, name: str) -> None:
+    """Refuse a host from now on, and end its sessions, as a superuser. It serves what it knows until it is off.
+
+    'guestapi fleet host add' lets it in again.
+    """
+    from guestapi.fleet import setup
+
+    with _session(operator.settings) as connection:
+        ended = setup.fence_host(connection, name)
+    click.echo(f"fenced {name}; {ended} sessions ended")
+
+
+@host.command(name="list")
+@has_format
+@click.pass_obj
+def list_(operator: Operator, as_json: bool) -> None:
+    """Print all hosts: how far each is behind, and when it was last in contact."""
+    from guestapi.fleet import setup
+
+    with _session(operator.settings) as connection:
+        found = setup.list_hosts(connection)
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": one.name,
+                    "role": one.role,
+                    "state": one.state,
+                    "instances": one.instances,
+                    "behind": one.behind,
+                    "contact": one.contact and one.contact.isoformat(),
+                    "fault": one.fault,
+                }
+                for one in found
+            ]
+        )
+        return
+    print_table(
+        ("NAME", "STATE", "INSTANCES", "BEHIND", "LAST CONTACT", "FAULT"),
+        [
+            (
+                one.name,
+                one.state,
+                str(one.instances),
+                str(one.behind),
+                "never" if one.age is None else f"{max(0.0, one.age):.0f} s ago",
+                printable(one.fault),
+            )
+            for one in found
+        ],
+    )
+
+
+@contextmanager
+def _session(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    from guestapi.fleet.engine import session
+
+    if settings.fleet.url is None:
+        fail("fleet.url is not set", 'in guestapi.toml, below [fleet]: url = "postgresql://db1,db2,db3/guestapi"')
+    with session(settings.fleet.url) as connection:
+        yield connection

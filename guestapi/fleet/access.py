@@ -1,0 +1,180 @@
+"""Who may do what in a fleet's database: functions, policies and grants, written anew by each upgrade.
+
+Rules: a host's role reads its own rows and writes no table. It changes something only through the functions of
+`_CALLED`, which run as the owner, and which find out by the role of the session which host is calling. A table without
+a policy shows nothing to anybody but the owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from guestapi.fleet.schema import HOSTS, OPERATORS, OWNER, VIEWERS
+
+_FUNCTION = (
+    "CREATE OR REPLACE FUNCTION guestapi.{head} LANGUAGE {language} {volatility} SECURITY DEFINER "
+    "SET search_path = pg_catalog, pg_temp AS $body$ {body} $body$"
+)
+
+#: The host whose role has opened this session; null for all others, and for a fenced host.
+_ME = "SELECT name FROM guestapi.hosts WHERE role = session_user AND state = 'active'"
+
+_CONTACT = """
+BEGIN
+    IF guestapi.me() IS NULL THEN
+        RAISE EXCEPTION 'this role is no active host of the fleet' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    INSERT INTO guestapi.seen AS s (host, contact, applied, version, fault)
+        VALUES (guestapi.me(), clock_timestamp(), applied_, version_, fault_)
+        ON CONFLICT (host) DO UPDATE SET contact = excluded.contact, applied = excluded.applied,
+            version = excluded.version, fault = excluded.fault;
+END
+"""
+
+# A report that arrives late, or from a host that has lost the instance, changes nothing.
+_REPORT = """
+DECLARE
+    changed integer;
+BEGIN
+    PERFORM 1 FROM guestapi.instances
+        WHERE instances.uuid = uuid_ AND host = guestapi.me() AND instances.epoch = epoch_ FOR SHARE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO guestapi.said AS s (uuid, host, epoch, seq, run, running, ready)
+        VALUES (uuid_, guestapi.me(), epoch_, seq_, run_, running_, ready_)
+        ON CONFLICT (uuid) DO UPDATE SET host = excluded.host, epoch = excluded.epoch, seq = excluded.seq,
+            run = excluded.run, running = excluded.running, ready = excluded.ready
+        WHERE (s.epoch, s.seq) < (excluded.epoch, excluded.seq);
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    RETURN changed = 1;
+END
+"""
+
+# Rows of hosts are locked in the order of their names, as by every other change, so that two changes never wait for
+# each other. The instance is looked at again after that.
+_RELEASE = """
+DECLARE
+    old_host text := guestapi.me();
+    new_host text;
+    number bigint;
+BEGIN
+    SELECT next_host INTO new_host FROM guestapi.instances
+        WHERE instances.uuid = uuid_ AND host = old_host AND instances.epoch = epoch_ AND next_host IS NOT NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM 1 FROM guestapi.hosts WHERE name IN (old_host, new_host) ORDER BY name FOR UPDATE;
+    PERFORM 1 FROM guestapi.instances
+        WHERE instances.uuid = uuid_ AND host = old_host AND instances.epoch = epoch_ AND next_host = new_host
+        FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM guestapi.note(old_host, ARRAY[uuid_]);
+    number := guestapi.note(new_host, ARRAY[uuid_]);
+    UPDATE guestapi.instances SET host = new_host, epoch = instances.epoch + 1, next_host = NULL, revision = number
+        WHERE instances.uuid = uuid_;
+    RETURN true;
+END
+"""
+
+# One revision for all instances that a change concerns; hosts that listen are rung at the commit.
+_NOTE = """
+DECLARE
+    number bigint;
+BEGIN
+    UPDATE guestapi.hosts SET revision = revision + 1 WHERE name = host_ RETURNING revision INTO number;
+    INSERT INTO guestapi.log (host, revision, uuid) SELECT host_, number, unnest(uuids);
+    PERFORM pg_notify('guestapi_' || host_, '');
+    RETURN number;
+END
+"""
+
+#: Functions by their signature, then what they return, language, volatility and body.
+_FUNCTIONS = {
+    "me()": ("text", "sql", "STABLE", _ME),
+    "note(host_ text, uuids uuid[])": ("bigint", "plpgsql", "", _NOTE),
+    "contact(applied_ bigint, version_ text, fault_ text)": ("void", "plpgsql", "", _CONTACT),
+    "report(uuid_ uuid, epoch_ bigint, seq_ bigint, run_ bigint, running_ boolean, ready_ boolean)": (
+        "boolean",
+        "plpgsql",
+        "",
+        _REPORT,
+    ),
+    "release(uuid_ uuid, epoch_ bigint)": ("boolean", "plpgsql", "", _RELEASE),
+}
+#: Those that a host calls.
+_CALLED = ("me", "contact", "report", "release")
+
+#: Whose the rows of a table are. The subquery is evaluated once for a query, not for each row.
+_MINE = "host = (SELECT guestapi.me())"
+_INSTANCE_MINE = f"uuid IN (SELECT uuid FROM guestapi.instances WHERE {_MINE})"
+#: The rows of each table that a host reads.
+_READ = {
+    "fleet": "(SELECT guestapi.me()) IS NOT NULL",
+    "hosts": "name = (SELECT guestapi.me())",
+    "instances": _MINE,
+    "config": _INSTANCE_MINE,
+    "devices": _INSTANCE_MINE,
+    "log": _MINE,
+    "ops": "false",
+    "said": _MINE,
+    "seen": _MINE,
+}
+#: What operators change.
+_CHANGED = ("hosts", "instances", "config", "devices", "log", "ops")
+
+#: Functions of PostgreSQL with which a role without any right on a table could fill the disk, or the table of locks
+#: that all sessions share. Everybody may call them by default.
+_DANGEROUS = (
+    r"proname ~ '^lo_|^lo(creat|_creat|read|write)|^pg_(try_)?advisory_' "
+    "AND pronamespace = 'pg_catalog'::regnamespace"
+)
+_REVOKE_DANGEROUS = f"""DO $body$
+DECLARE
+    one regprocedure;
+BEGIN
+    FOR one IN SELECT oid::regprocedure FROM pg_proc WHERE {_DANGEROUS} LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', one);
+    END LOOP;
+END
+$body$"""
+_REVOKE_DATABASE = f"""DO $body$
+BEGIN
+    EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO {HOSTS}, {OPERATORS}, {VIEWERS}', current_database());
+END
+$body$"""
+
+
+def statements() -> Iterator[str]:
+    """Yield the statements that set functions, policies and grants, whatever they were before."""
+    for signature, (result, language, volatility, body) in _FUNCTIONS.items():
+        head = f"{signature} RETURNS {result}"
+        yield _FUNCTION.format(head=head, language=language, volatility=volatility, body=body)
+    yield "REVOKE ALL ON ALL FUNCTIONS IN SCHEMA guestapi FROM PUBLIC"
+    for signature in _FUNCTIONS:
+        name = signature.partition("(")[0]
+        yield f"GRANT EXECUTE ON FUNCTION guestapi.{name} TO {OPERATORS}"
+        if name in _CALLED:
+            yield f"GRANT EXECUTE ON FUNCTION guestapi.{name} TO {HOSTS}"
+    yield f"GRANT USAGE ON SCHEMA guestapi TO {HOSTS}, {OPERATORS}, {VIEWERS}"
+    for table, mine in _READ.items():
+        yield f"ALTER TABLE guestapi.{table} ENABLE ROW LEVEL SECURITY"
+        rules = {"host": (HOSTS, "SELECT", mine), "viewer": (VIEWERS, "SELECT", "true")}
+        rules["operator"] = (OPERATORS, "ALL" if table in _CHANGED else "SELECT", "true")
+        for name, (role, command, rows) in rules.items():
+            yield f"DROP POLICY IF EXISTS {name} ON guestapi.{table}"
+            yield f"CREATE POLICY {name} ON guestapi.{table} FOR {command} TO {role} USING ({rows})"
+            yield f"GRANT SELECT ON guestapi.{table} TO {role}"
+        if table in _CHANGED:
+            yield f"GRANT INSERT, UPDATE, DELETE ON guestapi.{table} TO {OPERATORS}"
+
+
+def administrators_statements() -> Iterator[str]:
+    """Yield the statements that only a superuser of the database may execute."""
+    yield _REVOKE_DATABASE
+    yield "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    yield _REVOKE_DANGEROUS
+    yield f"ALTER SCHEMA guestapi OWNER TO {OWNER}"

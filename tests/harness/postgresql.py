@@ -1,0 +1,163 @@
+"""A PostgreSQL server for tests, with TLS, on loopback and a Unix socket; it is started here and ended by its PID."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.harness import fast
+
+#: Who the server runs as: PostgreSQL refuses root.
+_USER = "nobody"
+_SECONDS = 30.0
+#: Tests come in as anybody by the Unix socket, whose directory only root and the server can enter.
+_LOCAL = "local all all trust\n"
+_CONF = """listen_addresses = '127.0.0.1'
+ssl = on
+ssl_ca_file = 'ca.crt'
+fsync = off
+max_connections = 100
+shared_buffers = '32MB'
+"""
+
+
+def documented(language: str) -> str:
+    """Return the block of docs/fleet.md in that language: what operators are told to write is what is tested."""
+    text = (Path(__file__).parents[2] / "docs/fleet.md").read_text()
+    return text.partition(f"```{language}\n")[2].partition("```")[0]
+
+
+def binaries() -> Path:
+    """Return the directory of the newest PostgreSQL's programs; skip the test without root or PostgreSQL.
+
+    In CI a skip is a failure (tests/conftest.py).
+    """
+    if os.getuid() != 0:
+        pytest.skip("starting PostgreSQL as another user needs root")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not found or shutil.which("openssl") is None:
+        pytest.skip("needs the Debian packages postgresql and openssl")
+    return found[-1].parent
+
+
+class Postgres:
+    """One server. Its databases and roles are as `initdb` makes them."""
+
+    def __init__(self, directory: Path, programs: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self._programs = programs
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def make(self) -> None:
+        """Make its directory, with certificates signed by a CA of its own."""
+        shutil.chown(self.directory, _USER)
+        self._run(str(self._programs / "initdb"), "-A", "trust", "-U", "postgres", "-E", "UTF8", "-N", str(self.data))
+        self._openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+        self.certificate("localhost", self.data / "server")
+        shutil.copy(self.directory / "ca.crt", self.data)
+        for name in ("ca.crt", "server.crt", "server.key"):
+            shutil.chown(self.data / name, _USER)
+        (self.data / "pg_hba.conf").write_text(_LOCAL + documented("pg_hba").replace("192.0.2.0/24", "127.0.0.1/32"))
+        (self.data / "pg_ident.conf").write_text(documented("pg_ident"))
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.write(f"{_CONF}port = {self.port}\nunix_socket_directories = '{self.directory}'\n")
+
+    def _openssl(self, *words: str) -> None:
+        ca = str(self.directory / "ca")
+        subprocess.run(
+            ["openssl", *words, "-days", "2", "-subj", "/CN=ca", "-keyout", f"{ca}.key", "-out", f"{ca}.crt"],
+            check=True,
+            capture_output=True,
+        )
+
+    def certificate(self, name: str, path: Path) -> None:
+        """Make `path`.crt and `path`.key for a CommonName."""
+        ca, request = str(self.directory / "ca"), f"{path}.csr"
+        new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj"]
+        subprocess.run(
+            [*new, f"/CN={name}", "-keyout", f"{path}.key", "-out", request], check=True, capture_output=True
+        )
+        sign = ["openssl", "x509", "-req", "-in", request, "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-days", "2"]
+        subprocess.run([*sign, "-CAcreateserial", "-out", f"{path}.crt"], check=True, capture_output=True)
+        Path(f"{path}.key").chmod(0o600)
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        fast.forbid()
+        command = self._as_user(str(self._programs / "postgres"), "-D", str(self.data))
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        until = time.monotonic() + _SECONDS
+        while True:
+            try:
+                psycopg.connect(self.url()).close()
+            except psycopg.OperationalError:
+                assert self._process.poll() is None, (self.directory / "log").read_text()
+                assert time.monotonic() < until, (self.directory / "log").read_text()
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self) -> None:
+        """End it at once, and its children with it."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+
+    def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """The URL for a role, by the Unix socket."""
+        return f"postgresql://{user}@/{database}?host={self.directory}&port={self.port}"
+
+    def url_of_host(self, name: str, database: str, user: str) -> str:
+        """The URL with the certificate of a host, by TLS; it is made if there is none."""
+        path = self.directory / name
+        if not Path(f"{path}.crt").exists():
+            self.certificate(name, path)
+        return (
+            f"postgresql://{user}@localhost:{self.port}/{database}?hostaddr=127.0.0.1&sslmode=verify-full"
+            f"&sslrootcert={self.directory}/ca.crt&sslcert={path}.crt&sslkey={path}.key"
+        )
+
+    def connect(self, database: str = "postgres", user: str = "postgres") -> psycopg.Connection[Any]:
+        """A session of a role, by the Unix socket, in autocommit mode."""
+        return psycopg.connect(self.url(database, user), autocommit=True)
+
+    def _run(self, *words: str) -> None:
+        done = subprocess.run(self._as_user(*words), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def _as_user(self, *words: str) -> list[str]:
+        return ["setpriv", f"--reuid={_USER}", "--regid=65534", "--clear-groups", *words]
+
+
+@contextmanager
+def running() -> Iterator[Postgres]:
+    """A server that runs until the end of the block."""
+    programs = binaries()
+    # A socket's path has at most 107 bytes.
+    directory = Path(tempfile.mkdtemp(prefix="pg-"))
+    server = Postgres(directory, programs)
+    try:
+        server.make()
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory)
