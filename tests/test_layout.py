@@ -104,6 +104,33 @@ def test_no_circular_import() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_workers_know_nothing_of_fleets() -> None:
+    """No module of a worker imports `fleet`, not even through others; one module alone imports psycopg."""
+    reached, new = set(), {"server.worker", "server.arbiter", "api.app", "store.reading"}
+    while new:
+        reached |= new
+        new = {other for name in new for other in GRAPH[name]} - reached
+    assert not [name for name in reached if name.startswith("fleet")]
+    drivers = {name for name, file in MODULES.items() if "psycopg" in {one.split(".")[0] for one in runtime(file)}}
+    assert drivers == {"fleet.engine"}
+
+
+def runtime(file: Path) -> Iterator[str]:
+    """Yield every module that a file imports, but for typing."""
+    tree = ast.parse(file.read_bytes())
+    typing = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and node not in typing:
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node not in typing:
+            yield node.module or ""
+
+
 def test_class_names_are_unique() -> None:
     """A class name is defined once in the whole package."""
     found: defaultdict[str, list[str]] = defaultdict(list)

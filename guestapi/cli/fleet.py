@@ -10,6 +10,7 @@ import click
 
 from guestapi.cli.common import Operator, fail, has_format, print_json, print_table
 from guestapi.cli.grouping import Noun
+from guestapi.cli.printing import mark
 from guestapi.cli.words import printable
 from guestapi.settings import Settings
 
@@ -45,6 +46,28 @@ def upgrade(operator: Operator) -> None:
     with _session(operator.settings) as connection:
         before, after = setup.upgrade(connection)
     click.echo(f"version {after}" if before == after else f"version {before} -> {after}")
+
+
+@fleet.command()
+@has_format
+@click.pass_context
+def check(ctx: click.Context, as_json: bool) -> None:
+    """Check the database of the fleet, as a superuser or a member of pg_monitor. Exits 1 if a check fails.
+
+    Replication without a synchronous standby fails: a change that was acknowledged would be lost with the primary.
+    """
+    from guestapi.fleet import checks
+
+    operator: Operator = ctx.obj
+    with _session(operator.settings) as connection:
+        findings = list(checks.check(connection))
+    if as_json:
+        print_json([one._asdict() for one in findings])
+    else:
+        for one in findings:
+            click.echo(f"{mark(one.ok)} {one.check}: {printable(one.text)}")
+    if not all(one.ok for one in findings):
+        ctx.exit(1)
 
 
 @fleet.group(cls=Noun)

@@ -23,7 +23,7 @@ from tests.harness import fast
 _USER = "nobody"
 _SECONDS = 30.0
 #: Tests come in as anybody by the Unix socket, whose directory only root and the server can enter.
-_LOCAL = "local all all trust\n"
+_LOCAL = "local all all trust\nlocal replication all trust\n"
 _CONF = """listen_addresses = '127.0.0.1'
 ssl = on
 ssl_ca_file = 'ca.crt'
@@ -145,6 +145,20 @@ class Postgres:
 
     def _as_user(self, *words: str) -> list[str]:
         return ["setpriv", f"--reuid={_USER}", "--regid=65534", "--clear-groups", *words]
+
+    def reload(self) -> None:
+        """Have it read its files again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def standby(self, directory: Path) -> Postgres:
+        """Make a standby of this server, which is not started yet, in an empty directory."""
+        other = Postgres(directory, self._programs)
+        shutil.chown(directory, _USER)
+        self._run(str(self._programs / "pg_basebackup"), "-R", "-D", str(other.data), "-d", self.url(), "-c", "fast")
+        with (other.data / "postgresql.conf").open("a") as conf:
+            conf.write(f"port = {other.port}\nunix_socket_directories = '{directory}'\n")
+        return other
 
 
 @contextmanager

@@ -1,0 +1,131 @@
+"""`guestapi fleet check`, with a standby that is really there and really gone."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from guestapi.fleet import checks
+from tests.fleet.conftest import Fleet
+from tests.harness.postgresql import Postgres
+
+pytestmark = pytest.mark.root
+
+_SECONDS = 20.0
+
+
+def found(fleet: Fleet, user: str = "postgres") -> dict[str, tuple[bool, str]]:
+    """Return what the check finds, by the name of the check; its exit code agrees with it."""
+    config = fleet.guestapi.config
+    config.write_text(config.read_text().replace("//postgres@", f"//{user}@"))
+    done = fleet.guestapi("fleet", "check")
+    rows = [line.partition(": ") for line in done.out.splitlines()]
+    findings = {head[5:]: (head.startswith("ok"), text) for head, _, text in rows}
+    assert done.code == (0 if all(passed for passed, _ in findings.values()) else 1), done
+    return findings
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a change at the server, which no event tells."""
+    end = time.monotonic() + _SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def standby(server: Postgres) -> Iterator[Postgres]:
+    """A standby of the server, streaming; the server is set up to need it."""
+    directory = Path(tempfile.mkdtemp(prefix="pg-"))
+    other = server.standby(directory)
+    try:
+        other.start()
+        yield other
+    finally:
+        configure(server, synchronous_standby_names="", synchronous_commit="on")
+        other.stop()
+        shutil.rmtree(directory)
+
+
+def configure(server: Postgres, **settings: str) -> None:
+    """Change settings of the server, and wait until they hold in new sessions."""
+    with server.connect() as connection:
+        # A change of settings must not itself wait for a standby that is away.
+        connection.execute("SET synchronous_commit = local")
+        for name, value in settings.items():
+            connection.execute(f"ALTER SYSTEM SET {name} = '{value}'".encode())
+    server.reload()
+
+    def holds() -> bool:
+        with server.connect() as connection:
+            return all(
+                connection.execute("SELECT current_setting(%s)", (name,)).fetchone() == (value,)
+                for name, value in settings.items()
+            )
+
+    until(holds)
+
+
+def test_replication(fleet: Fleet, standby: Postgres) -> None:
+    """Asynchronous replication fails, and so does a synchronous standby that is away or not waited for."""
+    until(lambda: "asynchronous, 1 standbys" in found(fleet)["replication"][1])
+    assert not found(fleet)["replication"][0]
+    configure(fleet.server, synchronous_standby_names="ANY 1 (*)")
+    until(lambda: found(fleet)["replication"] == (True, "synchronous, 1 of 1 standbys"))
+    configure(fleet.server, synchronous_commit="local")
+    assert "synchronous_commit is local" in found(fleet)["replication"][1]
+    configure(fleet.server, synchronous_commit="on")
+    standby.stop()
+    until(lambda: "no synchronous standby" in found(fleet)["replication"][1])
+
+
+def test_without_a_standby(fleet: Fleet) -> None:
+    """A single server fails the check of replication alone."""
+    findings = found(fleet)
+    assert [name for name, (passed, _) in findings.items() if not passed] == ["replication"]
+    assert set(findings) == {"server", "tables", "replication", "notifications", "sessions"}
+
+
+def test_tables(fleet: Fleet) -> None:
+    """Tables without row-level security, and of another version, fail."""
+    with fleet.admin() as connection:
+        connection.execute("ALTER TABLE guestapi.config DISABLE ROW LEVEL SECURITY")
+        assert "no row-level security on config" in found(fleet)["tables"][1]
+        connection.execute("UPDATE guestapi.fleet SET version = 0")
+        assert found(fleet)["tables"][1].endswith("run 'guestapi fleet upgrade'")
+
+
+def test_idle_transactions(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that keeps a transaction open is named."""
+    monkeypatch.setattr(checks, "_IDLE_SECONDS", 0)
+    with fleet.host("h1") as connection:
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1")
+        passed, text = found(fleet)["sessions"]
+        assert (passed, "one of guestapi_host_h1" in text) == (False, True)
+        connection.execute("ROLLBACK")
+    assert found(fleet)["sessions"][0]
+
+
+def test_who_sees_no_standbys(fleet: Fleet) -> None:
+    """A role that does not see the standbys hears that, instead of that there are none."""
+    with fleet.admin() as connection:
+        for name in ("ops1", "ops2"):
+            create(connection, name)
+        connection.execute("GRANT pg_monitor TO ops2")
+    assert "pg_monitor" in found(fleet, "ops1")["replication"][1]
+    config = fleet.guestapi.config
+    config.write_text(config.read_text().replace("//ops1@", "//postgres@"))
+    assert found(fleet, "ops2")["replication"][1].startswith("asynchronous, 0 standbys")
+
+
+def create(connection: psycopg.Connection[Any], name: str) -> None:
+    """Make a role of an operator."""
+    connection.execute(f"CREATE ROLE {name} LOGIN IN ROLE guestapi_operator".encode())
