@@ -242,6 +242,7 @@ def test_a_host_that_restarts(service: Service, directory: Path) -> None:
             assert Talk(other).ask("/1.0/config/user.foo").text == "bar"
 
 
+@pytest.mark.root
 def test_a_host_that_does_not_answer(directory: Path) -> None:
     """After a while the client is told, with a status on which cloud-init tries again."""
     with forwarding(directory, host_seconds=0.3) as path, connect(path).socket as sock:
@@ -251,6 +252,7 @@ def test_a_host_that_does_not_answer(directory: Path) -> None:
         assert (response.status, response.text) == (500, "the host does not answer, try again\n")
 
 
+@pytest.mark.root
 def test_a_slow_reader(directory: Path) -> None:
     """What a client does not read waits in the host, not in the agent."""
     host = HostListener(str(directory / "host-8444"))
