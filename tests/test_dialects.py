@@ -128,3 +128,9 @@ def test_images_are_not_allowed_by_default(dialect: Dialect, value: str) -> None
 def test_origin_is_checked_for_incus() -> None:
     """The dialect of Incus refuses a WebSocket whose Origin is not the Host."""
     assert {name: dialect.checks_origin for name, dialect in DIALECTS.items() if "lxd" not in name} == {"incus": True}
+
+
+def test_what_some_dialects_do_alone() -> None:
+    """SSH keys are merged into vendor-data by LXD 6; Incus and the oldest LXD decode routes."""
+    assert {name for name, dialect in DIALECTS.items() if dialect.merges_ssh_keys} == {"lxd-6"}
+    assert {name for name, dialect in DIALECTS.items() if dialect.decodes_routes} == {"incus", "lxd-legacy"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import h11
 import pytest
 
+from guestapi.http import request as request_module
 from guestapi.http.errors import ProtocolError
 from guestapi.http.request import Head, KnownFields, _body_length, ends_head, is_too_large, parse_head, refuse_cut_line
 from guestapi.http.response import date_line, error_response, response_end, response_fields
@@ -430,3 +432,38 @@ def test_date_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     assert date_line() is first
     monkeypatch.setattr("guestapi.http.response.time.time", lambda: 1_000_000_001.0)
     assert date_line() == b"Date: Sun, 09 Sep 2001 01:46:41 GMT\r\n"
+
+
+def test_bytes_of_the_head() -> None:
+    """A head has its bytes as they were received, without what follows."""
+    head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    parsed = parse_head(head + b"body", LIMITS)
+    assert parsed is not None
+    assert parsed.raw == head
+
+
+def test_end_of_a_head_from_the_beginning() -> None:
+    """The empty line is found wherever it stands, by default from the first byte on."""
+    for end in (b"\n\n", b"\n\r\n"):
+        assert ends_head(end)
+        assert ends_head(b"GET / HTTP/1.1" + end)
+        assert not ends_head(end[:-1])
+        assert ends_head(b"xx" + end, 2 + len(end) - 1)
+
+
+@pytest.mark.parametrize(("more", "known"), [(0, True), (1, False)])
+def test_fields_that_are_remembered(monkeypatch: pytest.MonkeyPatch, more: int, known: bool) -> None:
+    """Field lines of exactly the permitted bytes are remembered; with a byte more, they are parsed each time."""
+    calls: list[bytes] = []
+    parse = request_module._parse_fields
+
+    def counted(fields: bytes, limits: LimitSettings) -> Any:
+        calls.append(fields)
+        return parse(fields, limits)
+
+    monkeypatch.setattr(request_module, "_parse_fields", counted)
+    monkeypatch.setattr(request_module, "_MOST_KNOWN", len(b"Host: x\r\n\r\n") - more)
+    fields = KnownFields()
+    for _time in range(2):
+        assert fields.parse(b"Host: x\r\n\r\n", LIMITS)["HTTP_HOST"] == "x"
+    assert len(calls) == (1 if known else 2)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from guestapi.callers.identify import Caller
 from guestapi.http import response
+from guestapi.metrics.counters import Durations
 from guestapi.model import Instance
 from guestapi.server import response_cache
 from guestapi.server.exchange import Exchange
-from guestapi.server.response_cache import CallerCache, ResponseCache, SeenRequests
+from guestapi.server.response_cache import CachedResponse, CallerCache, ResponseCache, SeenRequests
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, Environ
 from tests.api.fakes import StandIn, caller, instance
@@ -370,3 +371,48 @@ def test_hits_of_removed_responses_are_counted(host: Host) -> None:
     cache.clear()
     assert host.cache.take_hits() == [(7, cached.durations, 2)]
     assert host.cache.take_hits() == []
+
+
+def test_uncached_request_does_not_ask_the_store() -> None:
+    """A request without a cached response costs no look at the store, which the application will do."""
+    guest, looks = caller(), list[int]()
+    assert guest.init is not None
+
+    def look(number: int) -> Instance | None:
+        looks.append(number)
+        return None
+
+    held = instance()
+    cache = CallerCache((7, 0, "incus"), guest, look, look, [], SeenRequests())
+    cache.put(REQUEST, held, CachedResponse(None, b"", b"", REQUEST, Durations()))
+    assert cache.get(REQUEST + b" ", guest.init) is None
+    assert looks == []
+    assert cache.get(REQUEST, guest.init) is None
+    assert looks == [7]
+
+
+def test_hits_of_a_cache_that_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hits in a cache that is dropped because all caches are too large are counted all the same."""
+    guest, other = caller(uid=1), caller(uid=2)
+    host.answer(guest)
+    assert guest.init is not None
+    cached = host.cache_of(guest).get(REQUEST, guest.init)
+    assert cached is not None
+    cached.hits = 3
+    monkeypatch.setattr(response_cache, "CACHE_BYTES", host.cache.size)
+    host.answer(other)
+    assert found(host, guest) is None
+    assert found(host, other) is not None
+    assert host.cache.take_hits() == [(7, cached.durations, 3)]
+
+
+def test_seen_requests_are_forgotten_after_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many requests as permitted are remembered; the next one makes all others be forgotten, again and again."""
+    monkeypatch.setattr(response_cache, "_MOST_SEEN", 3)
+    monkeypatch.setattr(response_cache, "hash", int, raising=False)
+    seen = SeenRequests()
+    for first in (0, 3, 6):
+        requests = [b"%d" % number for number in range(first, first + 3)]
+        assert [seen.add(one) for one in requests] == [False] * 3
+        assert [seen.add(one) for one in requests] == [True] * 3
+    assert not seen.add(b"0")

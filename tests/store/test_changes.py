@@ -258,3 +258,12 @@ def test_lifecycle_events_are_not_for_guests() -> None:
     event = changes.lifecycle("instance-started", "p", "c1")
     assert (event.type, event.guest) == ("lifecycle", False)
     assert event.metadata == {"action": "instance-started", "name": "c1", "project": "p"}
+
+
+def test_key_of_an_entry() -> None:
+    """An entry about a configuration key names it, however it is escaped; any other entry is about none."""
+    for key in ("user.a", 'user."\\', "user.\n\u00e9"):
+        assert changes.key_of("config", to_json({"key": key, "old_value": "", "value": "x"}).decode()) == key
+    lifecycle = changes.lifecycle("instance-added", "default", "c1")
+    assert changes.key_of(lifecycle.type, to_json(lifecycle.metadata).decode()) is None
+    assert changes.key_of("config", '{"other":"user.a"}') is None
