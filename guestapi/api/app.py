@@ -19,6 +19,7 @@ from guestapi.api.resources.devices import DeviceDefinition, Devices, DeviceUrls
 from guestapi.api.resources.events import EventFeed
 from guestapi.api.resources.images import ImageExport
 from guestapi.api.resources.metadata import MetaData
+from guestapi.api.resources.notices import Acknowledgement, Notices
 from guestapi.api.resources.root import Root
 from guestapi.api.resources.state import StateResource, Version
 from guestapi.api.resources.tree import Features, Tree, TreeKey
@@ -33,6 +34,7 @@ from guestapi.notifications.broker import Broker
 from guestapi.rate_limit import RateLimit
 from guestapi.settings import LimitSettings
 from guestapi.store.errors import StoreError
+from guestapi.store.notices import Notice
 from guestapi.wsgi import DIALECT, QUERY, RAW_PATH, RAW_URI, Environ, StartResponse
 
 T = TypeVar("T")
@@ -75,6 +77,14 @@ class Store(Protocol):
 
     def spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
         """As `store.policies.spend`, committed. Other requests continue meanwhile."""
+        ...
+
+    def notices(self, instance_id: int) -> list[Notice]:
+        """As `store.reading.Reader.notices`."""
+        ...
+
+    def acknowledge(self, instance: Instance, notice_id: str) -> bool:
+        """As `store.writing.Writer.acknowledge`. Other requests continue meanwhile."""
         ...
 
     def image(self, fingerprint: str) -> Image | None:
@@ -171,6 +181,8 @@ def _create(
     app.add_route("/1.0/guestapi", Features())
     app.add_route("/1.0/guestapi/tree", Tree(store, gate, polls, dialect, host))
     app.add_route("/1.0/guestapi/tree/config/{key}", TreeKey(store, gate, polls, dialect))
+    app.add_route("/1.0/guestapi/notices", Notices(store))
+    app.add_route("/1.0/guestapi/notices/{notice}/ack", Acknowledgement(store, state_changes))
     if dialect.listed_nic_types is None:
         app.add_route("/1.0/devices", Devices())
     else:

@@ -181,6 +181,13 @@ class TooManyTokens(OverLimit):
     limit = "writes_per_second"
 
 
+class TooManyAcknowledgements(OverLimit):
+    """The instance acknowledges notices too often."""
+
+    text = "too many acknowledgements"
+    limit = "writes_per_second"
+
+
 class TooManyStreams(OverLimit):
     """The instance has as many event streams as it may have."""
 

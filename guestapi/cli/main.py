@@ -18,7 +18,20 @@ from guestapi.settings import ListenSocket
 _MODULES = frozenset(
     {
         *("apply", "backup", "check", "config", "device", "events", "export", "fleet", "follow", "hook", "image"),
-        *("instance", "metrics", "mirror", "policy", "profile", "project", "relay", "restore", "takeover", "top"),
+        *(
+            "instance",
+            "metrics",
+            "mirror",
+            "notice",
+            "notices",
+            "policy",
+            "profile",
+            "project",
+            "relay",
+            "restore",
+            "takeover",
+            "top",
+        ),
     }
 )
 #: Verbs of instances that can be typed without the noun, as with `incus`.

@@ -251,6 +251,44 @@ def report(host: Host, ready: bool) -> None:
         raise CommandError(REFUSED, text.decode("utf-8", "replace").strip())
 
 
+def notices(host: Host) -> List[Dict[str, Any]]:
+    """Return what the host has announced.
+
+    Raises:
+        CommandError: it announces nothing, or cannot be asked, or refuses.
+    """
+    found = json.loads(host.find("/1.0/guestapi/notices")[2].decode())
+    return list(found)
+
+
+def acknowledge(host: Host, notice: str) -> None:
+    """Acknowledge a notice.
+
+    Raises:
+        CommandError: it is past or unknown, or the host cannot be asked, or it refuses.
+    """
+    status, _headers, text = host.ask("POST", "/1.0/guestapi/notices/{}/ack".format(quoted(notice)))
+    if status == 404:
+        raise CommandError(ABSENT, text.decode("utf-8", "replace").strip() or "not found")
+
+
+def follow_notices(host: Host, seconds: float) -> Iterator[Dict[str, Any]]:
+    """Yield each notice that is pending, and then each as it comes or changes, until the command is interrupted.
+
+    Raises:
+        CommandError: the host cannot be asked, or it refuses.
+    """
+    # First the place in the log, then the list: what comes between is told twice rather than not at all.
+    event_id = host.find("/1.0/guestapi/tree")[1].get("Guestapi-Event-Id", "0")
+    known = notices(host)
+    for notice in known:
+        yield notice
+    for text in events(host, seconds, int(event_id), "notice"):
+        event = json.loads(text)
+        if event["type"] == "notice" and event["metadata"] not in known:
+            yield event["metadata"]
+
+
 class Frames:
     """The frames of a WebSocket, for a client that only receives (RFC 6455)."""
 
@@ -454,6 +492,10 @@ def parser() -> argparse.ArgumentParser:
     stream.add_argument("--type", metavar="TYPES", help="only these types, like config,device")
     ready = verbs.add_parser("ready", parents=[common], help="report to the host that the workload is ready")
     ready.add_argument("--not", dest="ready", action="store_false", help="report that it is not ready any more")
+    notice = verbs.add_parser("notices", parents=[common], help="print what the host has announced, as JSON")
+    what = notice.add_mutually_exclusive_group()
+    what.add_argument("--follow", action="store_true", help="go on with what is announced from now on, one a line")
+    what.add_argument("--ack", metavar="ID", help="acknowledge this notice")
     return top
 
 
@@ -484,6 +526,14 @@ def run(options: Any) -> None:
         write(host.find("/1.0/meta-data")[2])
     elif options.verb == "ready":
         report(host, options.ready)
+    elif options.verb == "notices":
+        if options.ack is not None:
+            acknowledge(host, options.ack)
+        elif options.follow:
+            for notice in follow_notices(host, seconds):
+                write(json.dumps(notice).encode() + b"\n")
+        else:
+            write(host.find("/1.0/guestapi/notices")[2])
     else:
         for text in events(host, seconds, options.since, options.type):
             write(text.rstrip("\n").encode() + b"\n")
@@ -501,7 +551,7 @@ def main(words: Optional[List[str]] = None) -> int:
     top = parser()
     options = top.parse_args(words)
     if options.verb is None:
-        top.error("a command is missing: get, list, devices, metadata, events or ready")
+        top.error("a command is missing: get, list, devices, metadata, events, ready or notices")
     try:
         run(options)
     except CommandError as failure:

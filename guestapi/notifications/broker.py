@@ -19,6 +19,8 @@ from guestapi.notifications.waiting import Waiter, WaitingList
 from guestapi.store.errors import StoreError
 from guestapi.store.rows import ENTRIES_BYTES, LAST_ID, Entries
 
+#: The types of events that only a client receives that names them: Incus and LXD have no such events.
+NAMED_TYPES = frozenset({"notice"})
 #: How many entries are read at a time. Reading and encoding them takes less than 1 ms.
 BATCH = 64
 #: After how many bytes of entries it is enough for a client that resumes: what its stream holds is its own, so there
@@ -262,7 +264,7 @@ class Subscription:
         return True
 
     def _wants(self, event: EncodedEvent) -> bool:
-        return self._types is None or event.type in self._types
+        return event.type not in NAMED_TYPES if self._types is None else event.type in self._types
 
 
 class Broker:

@@ -71,6 +71,8 @@ class OffloadedStore:
         #: As `Reader.seen`.
         self.seen = self._reader.seen
         self.running_in = self._reader.running_in
+        #: As `Reader.notices`.
+        self.notices = self._reader.notices
         #: As `Reader.snapshot_of`.
         self.snapshot_of = self._reader.snapshot_of
         self._images = images.directory(settings)
@@ -138,6 +140,16 @@ class OffloadedStore:
         if self._writer is None:
             self._writer = Writer(self._settings, audit=self._audit)
         return self._writer.spend(instance, key, pid, uid)
+
+    def acknowledge(self, instance: Instance, notice_id: str) -> bool:
+        """As `Writer.acknowledge`, in a thread as `read_value`."""
+        with self._value_locks.hold(instance.id):
+            return in_thread(self._acknowledge, instance, notice_id)
+
+    def _acknowledge(self, instance: Instance, notice_id: str) -> bool:
+        if self._writer is None:
+            self._writer = Writer(self._settings, audit=self._audit)
+        return self._writer.acknowledge(instance, notice_id)
 
     def _write_reports(self, reports: Sequence[ReadyReport]) -> list[bool]:
         return in_thread(self._set_all_ready, reports)

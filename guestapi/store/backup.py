@@ -25,12 +25,13 @@ from guestapi.callers.namespaces import is_alive
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Image, Instance
 from guestapi.settings import Settings
-from guestapi.store import image_steps, images, policies, profile_restore, steps
+from guestapi.store import image_steps, images, notices, policies, profile_restore, steps
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.layers import Layers
 from guestapi.store.lookup import find_by_key, find_instance, list_images, list_instances
 from guestapi.store.migrations import PROFILES_SINCE, check_version
+from guestapi.store.notices import SavedNotice
 from guestapi.store.policies import ScopedPolicy, Spend
 from guestapi.store.profile_restore import ProfileExchange, SavedProfiles
 from guestapi.store.profiles import ensure_default
@@ -92,6 +93,7 @@ class _Content:
     profiles: SavedProfiles | None
     policies: list[ScopedPolicy]
     spends: list[Spend]
+    notices: list[SavedNotice]
 
 
 def back_up(url: str, target: Path, *, replace: bool = False) -> Saved:
@@ -170,6 +172,7 @@ def restore(
         if exchange is not None:
             profile_restore.finish(change, exchange)
         _restore_policies(change, content)
+        _restore_notices(change, content)
         _restore_images(change, content.images, images.directory(settings), restored)
     return restored
 
@@ -265,6 +268,16 @@ def _restore_policies(change: Change, content: _Content) -> None:
             policies.mark_spent(change, number, one)
 
 
+def _restore_notices(change: Change, content: _Content) -> None:
+    """Announce again what is not past, to instances that are in the run that the backup knew."""
+    saved = {one.instance.id: one.instance for one in content.entries}
+    for notice in content.notices:
+        then = saved[notice.instance_id]
+        number = steps.find_by_uuid(change, then.uuid)
+        if number is not None and then.init is not None and steps.reload(change, number).init == then.init:
+            notices.put_back(change, steps.reload(change, number), notice)
+
+
 def _restore_images(change: Change, wanted: list[Image], where: Path, restored: Restored) -> None:
     present = {one.fingerprint: one for one in list_images(change)}
     own = [one for one in wanted if one.source not in DAEMONS]
@@ -331,7 +344,7 @@ def _read(file: Path, live: Path) -> _Content:
         with view(f"sqlite:///{copy}") as store:
             entries = [_Entry(one, load_layers(store.connection, one.id)) for one in list_instances(store)]
             saved = None if version < PROFILES_SINCE else profile_restore.read_saved(store)
-            kept = policies.list_policies(store), policies.list_spends(store)
+            kept = policies.list_policies(store), policies.list_spends(store), notices.read_saved(store)
             return _Content(entries, list_images(store), saved, *kept)
 
 

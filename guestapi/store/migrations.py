@@ -190,10 +190,17 @@ def _divide_large_entries(connection: sqlite3.Connection) -> None:
         )
 
 
+def _from_5_to_6(connection: sqlite3.Connection) -> None:
+    """Notices."""
+    connection.execute(TABLES["notices"])
+    connection.execute(INDEXES["notices_by_instance"])
+
+
 #: What makes a database of one version into one of the next.
 _UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {
     1: _from_1_to_2,
     2: _from_2_to_3,
     3: _from_3_to_4,
     4: _from_4_to_5,
+    5: _from_5_to_6,
 }

@@ -17,13 +17,14 @@ from contextlib import closing
 from dataclasses import replace
 from functools import wraps
 from mmap import mmap
-from typing import TypeVar, TypeVarTuple
+from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Image, Init, Instance, KeyPolicy, Notification
 from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.files import Held, Identity, identity
+from guestapi.store.notices import Notice, list_current
 from guestapi.store.rows import (
     COLUMNS,
     ENTRIES_BYTES,
@@ -75,6 +76,12 @@ Arguments = TypeVarTuple("Arguments")
 
 #: The state of the database, as far as it can be told whether it is still the same.
 Version = bytes | int
+
+
+class _OpenStore(NamedTuple):
+    """The connection of a `Reader` as a `lookup.Moment`."""
+
+    connection: sqlite3.Connection
 
 
 def _explained(read: Callable[[Reader, *Arguments], T]) -> Callable[[Reader, *Arguments], T]:
@@ -244,6 +251,16 @@ class Reader:
         if self._policies is not None:
             self._policies[instance_id] = found
         return found
+
+    @_explained
+    def notices(self, instance_id: int) -> list[Notice]:
+        """The notices of an instance that are not past, the next first; at most `notices.MOST_NOTICES`.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        connection, _version = self._look()
+        return list_current(_OpenStore(connection), instance_id)
 
     def seen(self, instance_id: int) -> Instance | None:
         """As `instance`, but as of the last `running_in`. Does not look, so it costs next to nothing.

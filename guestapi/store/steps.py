@@ -297,6 +297,9 @@ def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     if (project, name) != (old.project, old.name):
         happened.append(changes.lifecycle("instance-renamed", project, name))
     restarted = wanted.init != old.init
+    if restarted:
+        # A notice is for one run.
+        change.connection.execute("DELETE FROM notices WHERE instance_id = ?", (old.id,))
     if restarted and old.init is not None:
         happened.append(changes.lifecycle("instance-stopped", project, name))
     happened += differences

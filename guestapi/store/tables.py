@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
-VERSION = 5
+VERSION = 6
 #: Bytes of a part of an entry's metadata, and of the largest metadata that is not divided.
 PART_BYTES = 64 * 1024
 #: How much of large metadata stands in the entry itself: it names the key, which has 1,024 bytes, six for each in JSON.
@@ -200,6 +200,21 @@ TABLES = {
         PRIMARY KEY (instance_id, key),
         FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
     )""",
+    # What was announced to instances (store.notices): for one run of an instance.
+    "notices": """CREATE TABLE notices (
+        id TEXT NOT NULL,
+        instance_id INTEGER NOT NULL,
+        run INTEGER NOT NULL,
+        type TEXT NOT NULL,
+        text TEXT NOT NULL,
+        -- In seconds of Unix time, as the clock was then; and in seconds since that boot, which count.
+        not_before FLOAT NOT NULL,
+        boot_id TEXT NOT NULL,
+        due FLOAT NOT NULL,
+        acknowledged BOOLEAN NOT NULL,
+        PRIMARY KEY (id),
+        FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
+    )""",
 }
 
 #: For each index: the statement that makes it. The two on who caused an entry answer what trimming asks for without a
@@ -219,5 +234,6 @@ INDEXES = {
         "CREATE UNIQUE INDEX policies_by_scope ON policies (coalesce(project, ''), coalesce(instance_id, 0), pattern)"
     ),
     "policies_by_instance": "CREATE INDEX policies_by_instance ON policies (instance_id)",
+    "notices_by_instance": "CREATE INDEX notices_by_instance ON notices (instance_id, run)",
     "image_aliases_by_image": "CREATE INDEX image_aliases_by_image ON image_aliases (fingerprint)",
 }

@@ -100,6 +100,14 @@ class Writer:
         with self.change() as change:
             return policies.spend(change, instance, key, pid, uid)
 
+    def acknowledge(self, instance: Instance, notice_id: str) -> bool:
+        """Record that an instance has acknowledged a notice, in a transaction of its own; see `notices.acknowledge`."""
+        # PERF: loaded by workers alone.
+        from guestapi.store import notices
+
+        with self.change() as change:
+            return notices.acknowledge(change, instance.id, instance.run, instance.init, notice_id)
+
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Write what the workload says of itself, in a transaction of its own; see `steps.set_ready`."""
         return self.set_all_ready([ReadyReport(instance_id, run, ready, init)])[0]

@@ -15,6 +15,7 @@ from guestapi.callers.namespaces import IdMap
 from guestapi.model import Device, Image, Init, Instance, KeyPolicy, Notification
 from guestapi.notifications.broker import Broker
 from guestapi.store.images import open_files
+from guestapi.store.notices import Notice
 from guestapi.store.rows import Entries
 from guestapi.wsgi import CALLER, DIALECT, Environ
 
@@ -96,6 +97,7 @@ class MemoryStore:
     read: list[str] = field(default_factory=list)
     where: Path = Path("/nonexistent")
     event_id: int = 0
+    announced: list[Notice] = field(default_factory=list)
 
     def instance(self, instance_id: int) -> Instance | None:
         """Return the instance if the id is its own."""
@@ -142,6 +144,15 @@ class MemoryStore:
             return None
         whole = replace(self.held, config={**self.held.config, **self.large_values}, large=frozenset())
         return whole, self.event_id, build(whole)
+
+    def notices(self, instance_id: int) -> list[Notice]:
+        """Return what was announced, if this is the instance in the store."""
+        return list(self.announced) if self.instance(instance_id) else []
+
+    def acknowledge(self, instance: Instance, notice_id: str) -> bool:
+        """Mark a notice."""
+        self.announced = [one._replace(status="acknowledged") if one.id == notice_id else one for one in self.announced]
+        return any(one.id == notice_id for one in self.announced)
 
     def image(self, fingerprint: str) -> Image | None:
         """Return one of the images."""

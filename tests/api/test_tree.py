@@ -32,7 +32,7 @@ def test_features() -> None:
     """`/1.0/guestapi` lists the features below it, in each dialect."""
     for dialect in ALL:
         answer = Client(store_of_all(), dialect).ask("/1.0/guestapi")
-        assert (answer.status, answer.body) == (200, b'{"features":["tree"]}\n')
+        assert (answer.status, answer.body) == (200, b'{"features":["tree","notices"]}\n')
         assert answer.headers["content-type"] == "application/json"
 
 

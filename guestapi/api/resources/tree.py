@@ -28,7 +28,7 @@ from guestapi.model import Instance
 from guestapi.wsgi import CALLER, INSTANCE, Environ
 
 #: What ``GET /1.0/guestapi`` lists.
-FEATURES = ("tree",)
+FEATURES = ("tree", "notices")
 #: Of how many instances with large values the ETag of the tree is remembered.
 KNOWN_TAGS = 1024
 
