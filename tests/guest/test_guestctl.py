@@ -20,7 +20,7 @@ import pytest
 from guestapi.guest import guestctl
 from tests.harness.containers import Container, Ran
 from tests.harness.machine import CHECKOUT
-from tests.harness.service import Service
+from tests.harness.service import COMMAND, Service
 
 PROGRAM = str(CHECKOUT / "guestapi/guest/guestctl.py")
 
@@ -272,3 +272,43 @@ def test_wait_by_the_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     waits = [re.search(rb"wait=(\d+)", request) for request in stub.requests[1:]]
     assert [found and found[1] for found in waits] == [b"60", b"60"]
     stub.close()
+
+
+def test_notices(edge: Guest, service: Service) -> None:
+    """A notice is listed, followed and acknowledged, which ends the operator's wait; streams of all types lack it."""
+    assert edge("notices") == Ran(0, "[]\n", "")
+    words = [COMMAND, "--config", str(service.config), "notice", "guestctl", "stop", "--in", "5m", "--wait"]
+    with edge.following("notices", "--follow") as followed, edge.following("events") as rest:
+        # The streams are open when these come.
+        changing = threading.Event()
+        changer = threading.Thread(target=change_until, args=(service, changing))
+        changer.start()
+        try:
+            next(rest)
+            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as command:
+                notice = next(followed)
+                assert (notice["type"], notice["status"]) == ("stop", "pending")
+                assert edge("notices", "--ack", str(notice["id"])) == Ran(0, "", "")
+                assert edge("notices", "--ack", str(notice["id"])).code == 0
+                assert command.wait(20) == 0
+                assert command.stdout is not None
+                assert command.stdout.read().strip() == notice["id"]
+            assert next(followed) == {**notice, "status": "acknowledged"}
+            assert json.loads(edge("notices").out) == [{**notice, "status": "acknowledged"}]
+            # Whatever was changed since is told, and no notice between.
+            assert {next(rest)["type"] for _ in range(5)} == {"config"}
+        finally:
+            changing.set()
+            changer.join()
+    assert edge("notices", "--ack", "0" * 16) == Ran(1, "", "guestctl: not found\n")
+    service.command("notices", "cancel", "guestctl")
+    assert edge("notices").out == "[]\n"
+
+
+def change_until(service: Service, end: threading.Event) -> None:
+    """Change a key five times a second until the event is set."""
+    number = 0
+    while not end.wait(0.2):
+        number += 1
+        service.configure("guestctl", user_number=str(number))
+    service.configure("guestctl", user_number="")

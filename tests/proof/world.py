@@ -782,7 +782,7 @@ def _body(world: World, row: Row, dialect: Dialect, path: str, *, with_token: bo
         case "/1.0/meta-data":
             return meta_data.encode()
         case "/1.0/guestapi":
-            found = {"features": ["tree"]}
+            found = {"features": ["tree", "notices"]}
         case _:
             assert path == TREE
             found = {
