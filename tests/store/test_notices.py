@@ -101,6 +101,7 @@ def test_restart_and_removal_cancel(writer: Writer, reader: Reader, web: Instanc
     with writer.change() as change:
         again = steps.start(change, get_instance(change, "default", "web"), replace(INIT, pid=300, namespace=30))
         assert notices.find(change, first.id) is None
+        assert notices.read_saved(change) == []
     assert reader.notices(web.id) == []
     assert not writer.acknowledge(again, first.id)
     second = send(writer, web)
