@@ -277,7 +277,7 @@ def test_wait_by_the_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 def test_notices(edge: Guest, service: Service) -> None:
     """A notice is listed, followed and acknowledged, which ends the operator's wait; streams of all types lack it."""
     assert edge("notices") == Ran(0, "[]\n", "")
-    words = [COMMAND, "--config", str(service.config), "notice", "guestctl", "stop", "--in", "5m", "--wait"]
+    words = [str(COMMAND), "--config", str(service.config), "notice", "guestctl", "stop", "--in", "5m", "--wait"]
     with edge.following("notices", "--follow") as followed, edge.following("events") as rest:
         # The streams are open when these come.
         changing = threading.Event()
