@@ -35,6 +35,10 @@ def main() -> None:
             _run_command(words)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        # While modules were loaded; a command that runs says the same.
+        sys.stderr.write("Aborted!\n")
+        sys.exit(1)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import guestapi
+from guestapi import entry
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -103,3 +104,19 @@ def test_closed_streams(stored: list[str], words: str) -> None:
     """A command that prints nothing works without any standard stream."""
     done = subprocess.run([*stored, *words.split()], check=False, preexec_fn=lambda: os.closerange(0, 3))
     assert done.returncode == 0
+
+
+def test_interrupt_while_modules_are_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C before a command runs ends the program with a word and exit code 1, as one while it runs does."""
+
+    def interrupted(_words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "_run_command", interrupted)
+    monkeypatch.setattr(sys, "argv", ["guestapi", "instance", "list"])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Aborted!\n"
