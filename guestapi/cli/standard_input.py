@@ -81,33 +81,39 @@ def _is_meant() -> bool:
 def _is_shared(descriptor: int) -> bool:
     """Whether a process above this one may read from the same pipe."""
     pipe = os.readlink(f"/proc/self/fd/{descriptor}")
-    try:
-        return any(_reads(pid, pipe) for pid in _ancestors())
-    except OSError:
-        # One that cannot be looked at, for example of another user.
-        return True
+    return any(_reads(pid, pipe) for pid in _ancestors())
 
 
 def _ancestors() -> Iterator[int]:
     pid = os.getppid()
     while pid > 1:
         yield pid
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            pid = int(file.read().rpartition(b")")[2].split()[1])
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            return  # It has ended.
 
 
 def _reads(pid: int, pipe: str) -> bool:
-    for number in os.listdir(f"/proc/{pid}/fd"):
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        # It has ended, or is of another user, as sshd and sudo are: not the loop that has started this command.
+        return False
+    for number in numbers:
         try:
-            if os.readlink(f"/proc/{pid}/fd/{number}") != pipe:
-                continue
-            with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
-                flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
-        except FileNotFoundError:
-            continue
-        if flags & os.O_ACCMODE != os.O_WRONLY:
-            return True
+            if os.readlink(f"/proc/{pid}/fd/{number}") == pipe and _can_read(pid, number):
+                return True
+        except OSError:
+            continue  # Closed meanwhile.
     return False
+
+
+def _can_read(pid: int, number: str) -> bool:
+    with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+        flags = next(int(line.split()[1], 8) for line in file if line.startswith("flags:"))
+    return flags & os.O_ACCMODE != os.O_WRONLY
 
 
 def _peek(descriptor: int) -> bytes:
