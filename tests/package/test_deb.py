@@ -25,18 +25,20 @@ UNPACKED, COMPILED = 20_000, 36_000
 LATER = "99.0.0"
 
 #: Run by the package's own interpreter: makes every import of guestapi's code, also those in functions, and prints the
-#: help of each given command.
+#: help of each given command. psycopg is installed by those who have a fleet (docs/fleet.md).
 EVERYTHING = """
 import ast, importlib, pathlib, sys
 import guestapi
 from guestapi.cli.main import main
 
+optional = {"psycopg"}
 for path in sorted(pathlib.Path(guestapi.__path__[0]).rglob("*.py")):
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                importlib.import_module(alias.name)
-        elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+                if alias.name.partition(".")[0] not in optional:
+                    importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] not in {"__future__", *optional}:
             module = importlib.import_module(node.module)
             for alias in node.names:
                 if not hasattr(module, alias.name):
@@ -139,6 +141,10 @@ def test_content(packages: Packages) -> None:
         "usr/lib/tmpfiles.d/guestapi.conf",
         "etc/guestapi/guestapi.toml",
         "usr/share/guestapi/guestctl",
+        "usr/share/guestapi/guestapi-agent",
+        "usr/share/guestapi/guestapi-agent.service",
+        "usr/share/guestapi/guestapi-agent.socket",
+        "usr/lib/systemd/system/guestapi-vsock.service",
         "usr/share/man/man1/guestapi.1.gz",
         "usr/share/man/man1/guestctl.1.gz",
         "usr/share/man/man5/guestapi.toml.5.gz",
@@ -156,6 +162,7 @@ def test_content(packages: Packages) -> None:
     assert programs == [
         "usr/lib/guestapi/bin/guestapi",
         "usr/lib/guestapi/bin/guestapi-hook",
+        "usr/share/guestapi/guestapi-agent",
         "usr/share/guestapi/guestctl",
     ]
     unwanted = [name for name in names if re.search(r"/(pip|tests|__pycache__)/|\.(c|h|pyx|pyc)$", name)]
