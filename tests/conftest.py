@@ -10,6 +10,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.harness.service import Service
 from tests.hostile.table import pytest_terminal_summary as pytest_terminal_summary
 
 CI = os.environ.get("CI") == "true"
+_FLEET = Path(__file__).with_name("fleet")
 
 #: Modules that share the one `machine`, in the order in which they use it: the last one uninstalls guestapi.
 _MACHINE = (
@@ -100,6 +102,11 @@ def pytest_configure(config: pytest.Config) -> None:
         # The output that pytest has captured goes to the terminal, which the new process uses.
         config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
         run_where_enterable()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the tests of fleets out with `--fast`: all need PostgreSQL, and cannot be imported without its library."""
+    return True if config.getoption("--fast") and collection_path == _FLEET else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
