@@ -82,8 +82,7 @@ class Body(io.RawIOBase):
         """Return True, as io.RawIOBase requires."""
         return True
 
-    # typeshed requires any buffer; io passes these two.
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]  # io passes these two
         """Fill `buffer` as io.RawIOBase requires: with at least one byte, or none at the end."""
         data = self._next(len(buffer))
         buffer[: len(data)] = data
