@@ -43,8 +43,8 @@ def add(store: MemoryStore, fingerprint: str, *files: tuple[str, bytes], **optio
         held.append(ImageFile(extension, len(content), 784_111_777_500_000_000))
     kind = "virtual-machine" if options.pop("vm", False) else "container"
     public, cached = options.get("public", False), options.get("cached", False)
-    # One of the two literals, which mypy takes for any string.
-    store.images[fingerprint] = Image(fingerprint, kind, public, cached, 0.0, tuple(held), ())  # type: ignore[arg-type]
+    image = Image(fingerprint, kind, public, cached, 0.0, tuple(held), ())  # type: ignore[arg-type]  # one of two literals
+    store.images[fingerprint] = image
 
 
 @pytest.fixture
@@ -107,9 +107,9 @@ def test_split_image(store: MemoryStore, vm: bool, part: str) -> None:
     parts = form.get_payload()
     assert isinstance(parts, list)
     described = [
-        # Untyped parts of a multipart message: each is a message here.
-        (one.get_param("name", header="content-disposition"), one.get_filename(), one.get_content_type())  # type: ignore[union-attr]
+        (one.get_param("name", header="content-disposition"), one.get_filename(), one.get_content_type())
         for one in parts
+        if isinstance(one, email.message.Message)
     ]
     assert described == [
         ("metadata", f"meta-{SPLIT}.tar.xz", "application/octet-stream"),
