@@ -45,8 +45,8 @@ class StreamPeer(Protocol):
         """Send all of both within so many seconds; raises DeadlineError or OSError."""
         ...
 
-    def wait_readable(self) -> None:
-        """Wait for input, or until `wake` is called."""
+    def wait_readable(self) -> bool:
+        """Wait for input, or until `wake` is called; return whether there is input."""
         ...
 
     def wake(self) -> None:
@@ -140,6 +140,7 @@ class EventStream:
         self._peer.wake()
 
     def _follow(self) -> None:
+        has_waited = False
         while True:
             if self._subscription.overrun:
                 return
@@ -148,12 +149,15 @@ class EventStream:
                 return
             if self._ping_due and not self._send_ping():
                 return
+            has_input = True
             events = self._subscription.pop(_BATCH_BYTES)
             if events:
                 self._send_events(events)
+                # PERF: input that has come meanwhile ends the next wait. Only a stream without waits has to look.
+                has_input, has_waited = not has_waited, False
             elif self._subscription.closing is None:
-                self._peer.wait_readable()
-            if not self._process_input():
+                has_input, has_waited = self._peer.wait_readable(), True
+            if has_input and not self._process_input():
                 return
 
     def _send_events(self, events: list[EncodedEvent]) -> None:

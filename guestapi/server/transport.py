@@ -198,12 +198,16 @@ class Transport:
         self.set_deadline(seconds)
         return self._receive(size)
 
-    def wait_readable(self) -> None:
-        """Wait for input, or until `wake` is called, without a deadline."""
+    def wait_readable(self) -> bool:
+        """Wait for input, or until `wake` is called, without a deadline.
+
+        Returns:
+            Whether there is input, as far as was seen: what was not seen ends the next wait.
+        """
         if self._timer is not None:
             self._timer.close()
             self._timer = None
-        self._wait_for_input(_INPUT_OR_WAKE)
+        return self._wait_for_input(_INPUT_OR_WAKE)
 
     def wait_for_wake(self) -> None:
         """As `wait_readable`, with a deadline.
@@ -374,21 +378,23 @@ class Transport:
             except BlockingIOError:
                 continue
 
-    def _wait_for_input(self, wait: _Wait) -> None:
+    def _wait_for_input(self, wait: _Wait) -> bool:
+        """Wait; return whether there is input."""
         if not self._queued:
             assert self._queue is not None
             self._queue.join(self._socket.fileno(), self._on_turn)
             self._queued = True
         self._wait = wait
         try:
-            self._hub.switch()
+            has_input: bool = self._hub.switch()
         finally:
             self._wait = _NOTHING
+        return has_input
 
     def _on_turn(self) -> bool:
         """The queue reports input. Return whether it was waited for."""
         if self._wait is _INPUT or self._wait is _INPUT_OR_WAKE:
-            self._greenlet.switch()
+            self._greenlet.switch(True)
             return True
         self._queued = False
         return False
@@ -409,4 +415,4 @@ class Transport:
     def _switch_if_waiting(self) -> None:
         # Otherwise input came meanwhile; or the socket is closed, and the greenlet serves another connection.
         if self._wait is _INPUT or self._wait is _INPUT_OR_WAKE:
-            self._greenlet.switch()
+            self._greenlet.switch(False)

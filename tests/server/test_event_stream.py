@@ -50,8 +50,9 @@ class Played:
         self.steps.append("turn")
         self.on_turn(self.steps.count("turn"))
 
-    def wait_readable(self) -> None:
-        """Nothing comes."""
+    def wait_readable(self) -> bool:
+        """There is the client's end, as far as anybody can know before it is read."""
+        return True
 
     def wake(self) -> None:
         """It never waits."""
@@ -212,3 +213,40 @@ def test_client_that_is_too_slow_for_its_queue(store: Fixture) -> None:
     played.on_turn = lambda number: setattr(subscription, "overrun", number == 2)
     run(played, subscription)
     assert len(played.sent) == 2
+
+
+def test_input_is_read_when_there_is_some(store: Fixture) -> None:
+    """An event costs no look for input; a stream that never waits looks all the same, and so notices its client's end."""
+    subscription = store.subscribe()
+    changes = iter(range(20))
+
+    class Slow(Played):
+        reads = 0
+
+        def wait_readable(self) -> bool:
+            number = next(changes, None)
+            if number is None:
+                return True
+            store.change(a=str(number))
+            store.broker.poll()
+            return False
+
+        def read_available(self, size: int) -> bytes | None:
+            self.reads += 1
+            return b""
+
+    slow = Slow(b"never")
+    assert run(slow, subscription).count(b"user.a") == 20
+    assert slow.reads == 1
+    subscription.cancel()
+
+    busy = store.subscribe()
+
+    class Busy(Slow):
+        def send(self, head: bytes, content: bytes = b"", seconds: float | None = None) -> None:
+            super().send(head, content)
+            assert len(self.sent) < 5, "its client has gone"
+            store.change(a=f"busy {len(self.sent)}")
+            store.broker.poll()
+
+    run(Busy(b"never"), busy)
