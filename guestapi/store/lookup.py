@@ -64,7 +64,7 @@ def read_entries(store: Moment, after: int, limit: int) -> rows.Entries:
             break
         found.append(rows.complete(store.connection, entry))
         size += entry.left_out
-    return rows.Entries(found, read.more or len(found) < len(read.found), read.oldest)
+    return read._replace(found=found, more=read.more or len(found) < len(read.found))
 
 
 def list_instances(store: Moment, project: str | None = None, *, source: str | None = None) -> list[Instance]:

@@ -240,8 +240,18 @@ class Reader:
 
     @_explained
     def _begin_policies(self) -> None:
-        connection, self._policies_version = self._look()
-        self._policies = {} if connection.execute(_HAS_POLICIES).fetchone()[0] else None
+        connection, version = self._look()
+        self._forget_policies(version, connection.execute(_HAS_POLICIES).fetchone()[0])
+
+    def _forget_policies(self, version: Version, any_policies: bool) -> None:
+        """Have policies read when they are asked for, if there are any.
+
+        Args:
+            version: of the database, before it was asked.
+            any_policies: there were some.
+        """
+        self._policies_version = version
+        self._policies = {} if any_policies else None
 
     @_explained
     def _load_policies(self, instance_id: int) -> tuple[KeyPolicy, ...]:
@@ -353,11 +363,16 @@ class Reader:
         Raises:
             StoreError: the store cannot be read.
         """
-        return self._read(
-            lambda connection: entries(
-                connection, after, limit, instance_id=instance_id, until=until, most_bytes=most_bytes
-            )
-        )
+        return self._entries(after, limit, instance_id, until, most_bytes)
+
+    @_explained
+    def _entries(self, after: int, limit: int, instance_id: int | None, until: int, most_bytes: int) -> Entries:
+        connection, version = self._look()
+        found = entries(connection, after, limit, instance_id=instance_id, until=until, most_bytes=most_bytes)
+        # PERF: `policies_of` is asked next, for each stream that hears of these entries, and need not look then.
+        if version != self._policies_version:
+            self._forget_policies(version, found.any_policies)
+        return found
 
     def entry_part(self, entry: Notification, start: int) -> bytes | None:
         """A part of an entry's metadata. As the function `entry_part`.

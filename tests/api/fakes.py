@@ -182,7 +182,7 @@ class EmptyLog:
         most_bytes: int | None = None,
     ) -> Entries:
         """Return no entries."""
-        return Entries(found=[], more=False, oldest=0)
+        return Entries(found=[], more=False, oldest=0, any_policies=False)
 
     def entry_part(self, entry: Notification, start: int) -> bytes | None:
         """Return nothing."""

@@ -81,7 +81,7 @@ class ShortLog:
             for number in (1, 2, 3)
         ]
         found = [one for one in entries if one.id > after and one.id <= until and (one.for_guest or not instance_id)]
-        return Entries(found[:limit], len(found) > limit, 1)
+        return Entries(found[:limit], len(found) > limit, 1, any_policies=False)
 
     def entry_part(self, entry: Notification, start: int) -> bytes | None:
         """Return ten bytes at a time."""

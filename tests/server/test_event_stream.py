@@ -216,7 +216,7 @@ def test_client_that_is_too_slow_for_its_queue(store: Fixture) -> None:
 
 
 def test_input_is_read_when_there_is_some(store: Fixture) -> None:
-    """An event costs no look for input; a stream that never waits looks all the same, and so notices its client's end."""
+    """An event costs no look for input. A stream that never waits looks all the same, and so notices the end."""
     subscription = store.subscribe()
     changes = iter(range(20))
 
