@@ -34,7 +34,6 @@ class EncodedEvent:
         id: of the entry.
         type: of the event, like ``config``.
         for_guest: whether the instance itself receives it.
-        key: the configuration key that it is about; None if it is about something else.
         left_out: bytes of the metadata that stay in the log; 0 if it is here.
         size: about how many bytes of memory it takes in one format.
     """
@@ -44,12 +43,16 @@ class EncodedEvent:
         self.id = notification.id
         self.type = notification.type
         self.for_guest = notification.for_guest
-        self.key = key_of(notification.type, notification.metadata)
         self.left_out = notification.left_out
         self._about = (notification.instance_id, notification.timestamp)
         self._metadata = b"" if notification.left_out else notification.metadata.encode()
         self._start = f'{{"type":"{notification.type}","timestamp":"{notification.timestamp}","metadata":'.encode()
         self.size = len(self._start) + len(notification.metadata)
+
+    @cached_property
+    def key(self) -> str | None:
+        """The configuration key that it is about; None if it is about something else."""
+        return key_of(self.type, self._metadata.decode() if self.entry is None else self.entry.metadata)
 
     def encode(self, event_format: EventFormat, *, with_id: bool) -> bytes:
         """Return the event's bytes in a format, if nothing of it is left out. Server-sent events always have an id."""

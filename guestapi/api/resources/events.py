@@ -93,7 +93,7 @@ class EventFeed:
 
         def view(event: EncodedEvent) -> EncodedEvent | None:
             # Policies that hold when it is sent, not when it happened.
-            if event.key is None or not (policies := get_policies(instance_id)):
+            if not (policies := get_policies(instance_id)) or event.key is None:
                 return event
             rule = rule_of(policies, event.key)
             if rule.hidden:
