@@ -62,7 +62,7 @@ def descriptors(count: int) -> range:
 
 def is_off(unit: str) -> bool:
     """Tell whether systemd knows the unit, does not run it, and would not run it after the next boot."""
-    return _systemctl("is-enabled", unit).stdout.strip() == "disabled" and not _is_active(unit)
+    return _systemctl("is-enabled", unit).stdout.strip() == "disabled" and not is_active(unit)
 
 
 def reopen(unit: str, path: Path) -> bool:
@@ -77,7 +77,7 @@ def reopen(unit: str, path: Path) -> bool:
     """
     # systemctl(1): "/run/x (Stream)", a line each.
     listens = _systemctl("show", "--value", "--property=Listen", unit).stdout.splitlines()
-    if not _is_active(unit) or f"{path} (Stream)" not in listens:
+    if not is_active(unit) or f"{path} (Stream)" not in listens:
         return False
     log.warning("%s was removed with its directory; restarting %s", path, unit)
     # In one transaction, because a socket unit cannot be started while its service runs.
@@ -87,8 +87,9 @@ def reopen(unit: str, path: Path) -> bool:
     return True
 
 
-def _is_active(unit: str) -> bool:
-    return _systemctl("is-active", unit).stdout.strip() == "active"
+def is_active(pattern: str) -> bool:
+    """Tell whether a unit, or one of those that match a pattern, is active."""
+    return "active" in _systemctl("is-active", pattern).stdout.split()
 
 
 def _systemctl(*words: str) -> subprocess.CompletedProcess[str]:

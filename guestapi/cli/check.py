@@ -21,6 +21,7 @@ from guestapi.cli.common import Operator, has_format, print_json
 from guestapi.cli.grouping import Verb
 from guestapi.cli.mirror import SNAP_SOCKET
 from guestapi.cli.printing import mark
+from guestapi.cli.relay import look_at_relay
 from guestapi.cli.takeover import OURS
 from guestapi.cli.words import printable
 from guestapi.dialects import DIALECTS, Dialect
@@ -119,8 +120,11 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
             yield from _sources(operator)
             with operator.view() as view:
                 known = {status.name for status in list_sources(view)}
+                relay = look_at_relay(list_instances(view), operator.settings.handover)
             yield from _followers_off(known)
             yield from _snap_off(known)
+            if relay is not None:
+                yield Finding("relay", *relay)
     yield from (one.finding for one in sockets)
 
 
