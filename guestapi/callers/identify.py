@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 
 from guestapi.callers import machines, namespaces
 from guestapi.callers.credentials import Credentials, peer_pidfd
+from guestapi.callers.processes import KnownProcesses
 from guestapi.model import Init, is_hybrid, vsock_place
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ class Identifier:
         self._registrations = registrations
         self._pidfd = pidfd
         self._inits = LiveInits()
+        self._processes = KnownProcesses()
 
     def identify(self, connection: socket.SocketType, who: Credentials) -> Caller:
         """Identify the process that connected. Call it once, right after accept.
@@ -248,15 +250,19 @@ class Identifier:
     def _recognise(self, who: Credentials, pidfd: int | None) -> Caller:
         if who.pid <= 0:
             return Caller(who)
+        if pidfd is not None and (again := self._recognise_again(who, pidfd)):
+            return again
         started = namespaces.start_time(who.pid) if pidfd is None else None
         namespace = namespaces.open_namespace(who.pid, pidfd, by_ioctl=self._pidfd)
         try:
             container: int | None = None
             # The kernel nests no more than 32 of them (include/linux/pid_namespace.h, MAX_PID_NS_LEVEL).
             while (number := namespaces.inode(namespace)) != namespaces.own_namespace():
-                container = number
+                innermost, container = container is None, number
                 for instance_id, run, init in self._registrations.running_in(number):
                     if live := self._live(init, namespace, who.pid):
+                        if innermost and pidfd is not None:
+                            self._processes.add(pidfd, number)
                         return Caller(who, instance_id, run, live, started, container)
                 around = namespaces.open_parent(namespace)
                 if around is None:
@@ -266,6 +272,18 @@ class Identifier:
         finally:
             os.close(namespace)
         return Caller(who, container=container)
+
+    def _recognise_again(self, who: Credentials, pidfd: int) -> Caller | None:
+        """Recognise a process that was recognised before, with half of the system calls; None if that is not enough."""
+        namespace = self._processes.get(pidfd)
+        if namespace is None:
+            return None
+        for instance_id, run, init in self._registrations.running_in(namespace):
+            live = self._inits.get(init)
+            # The caller is looked at last: if it is alive, the number was that of its namespace all the time.
+            if live is not None and not namespaces.is_gone(pidfd):
+                return Caller(who, instance_id, run, live, None, namespace)
+        return None
 
     def _recognise_machine(self, connection: socket.SocketType, who: Credentials, cid: int) -> Caller:
         """Recognise the virtual machine that holds a CID now, or whose VMM has connected."""
