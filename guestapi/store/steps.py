@@ -166,8 +166,6 @@ def start(change: Change, instance: Instance, init: Init) -> Instance:
 
 def stop(change: Change, instance: Instance) -> Instance:
     """Record that the instance does not run any more. Said of one that does not run, nothing changes."""
-    if instance.init is None:
-        return instance
     layers = load_layers(change.connection, instance.id)
     return write(change, instance, Wanted(layers, layers, None))
 

@@ -141,6 +141,57 @@ def test_user_in_a_container(listener: IdentifyingListener, inside: Container) -
         assert not caller.is_root
 
 
+@pytest.mark.parametrize(("become", "uid"), [([], 0), (["uid:1000"], 1000), (["uid:1000", "userns"], 1000)])
+def test_users_inside(listener: IdentifyingListener, inside: Container, become: list[str], uid: int) -> None:
+    """A caller's user is known as the instance numbers it, also if the init or the caller is elsewhere."""
+    for _time in range(2):
+        with listener.caller(connecting(inside, become=become)) as caller:
+            assert caller.uid_inside == uid
+    inside.change_init("uid:5", "userns")
+    register(listener, namespaces.examine(inside.pid))
+    with listener.caller(connecting(inside, become=become)) as caller:
+        assert caller.uid_inside == (None if "userns" in become else uid)
+
+
+def test_users_of_the_id_map() -> None:
+    """A user inside is one of the map's ranges, from the first to the last of each; any other is none."""
+
+    class Mapped(Ending):
+        """An init with a map of two ranges."""
+
+        __slots__ = ()
+
+        def users(self, caller: int) -> namespaces.IdMap:
+            """Return the map, of the caller's own instance."""
+            assert caller == 7
+            return ((0, 100_000, 10), (50, 200_000, 1))
+
+    init = Mapped(1)
+    found = {
+        uid: Caller(Credentials(7, uid, uid), 1, 1, init).uid_inside
+        for uid in (0, 99_999, 100_000, 100_009, 100_010, 199_999, 200_000, 200_001)
+    }
+    assert {uid: inside for uid, inside in found.items() if inside is not None} == {
+        100_000: 0,
+        100_009: 9,
+        200_000: 50,
+    }
+    assert Caller(Credentials(7, 100_000, 100_000)).uid_inside is None
+
+
+def test_users_of_an_init_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the init has ended, its user namespace's number may be another's, so a map found by it is not used."""
+    monkeypatch.setattr(namespaces, "id_map", lambda _pid, _number: ((0, 100_000, 10),))
+    for ended in (False, True):
+        with subprocess.Popen(["sleep", "60"]) as process:
+            init = LiveInit(Init(process.pid, 1, "boot", 1, user_namespace=7), os.pidfd_open(process.pid), 100_000)
+            if ended:
+                process.kill()
+                process.wait()
+            assert init.users(process.pid) == (() if ended else ((0, 100_000, 10),))
+            process.kill()
+
+
 def test_root_of_a_user_namespace_inside(listener: IdentifyingListener, inside: Container) -> None:
     """Root of a user namespace that an ordinary user created is not the instance's root."""
     with listener.caller(connecting(inside, become=["uid:1000", "userns"])) as caller:
@@ -294,7 +345,7 @@ def test_unregistered_container(listener: IdentifyingListener, inside: Container
         Container([(listener.directory, "/dev/incus")]) as other,
         listener.caller(connecting(other, become=["pidns"] * levels)) as caller,
     ):
-        assert caller.instance_id is None
+        assert (caller.instance_id, caller.run) == (None, 0)
         assert caller.container == os.stat(f"/proc/{other.pid}/ns/pid").st_ino
 
 

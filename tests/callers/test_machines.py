@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from guestapi.callers import machines
+from guestapi.callers import identify, machines, namespaces
 from guestapi.callers.credentials import machine_credentials
-from guestapi.callers.identify import Identifier
-from guestapi.callers.machines import NotAMachineError, examine_machine
-from guestapi.model import Init, cid_at, vsock_place
+from guestapi.callers.identify import Caller, Identifier, LiveMachine
+from guestapi.callers.machines import NotAMachineError, examine_hybrid, examine_machine
+from guestapi.model import Init, cid_at, hybrid_number, vsock_place
 from tests.harness.vmm import Vmm
 
 pytestmark = pytest.mark.root
@@ -119,3 +119,84 @@ def test_places_are_no_namespaces() -> None:
     assert cid_at(os.stat("/proc/self/ns/pid").st_ino) is None
     assert cid_at((1 << 32) - 1) is None
     assert cid_at(vsock_place(3)) == 3
+
+
+def own_hybrid() -> Init:
+    """Return this process, registered as a VMM that connects to a Unix socket of the host."""
+    return examine_hybrid(os.getpid())
+
+
+def test_hybrid_machine_is_known_by_its_process(connection: socket.socket) -> None:
+    """A VMM that connects to a Unix socket is the instance that is registered with its process; another one is not."""
+    identifier = Identifier(Registered(own_hybrid()))
+    number = hybrid_number(os.getpid())
+    before = len(os.listdir("/proc/self/fd"))
+    first, second = (identifier.identify(connection, machine_credentials(number)) for _time in "ab")
+    assert (first.instance_id, first.run, first.credentials.pid) == (1, 7, os.getpid())
+    assert first.init is second.init, "looked at once"
+    assert identifier.confirm(connection, first) is first
+    # That of the VMM, for as long as it is known.
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    other = identifier.identify(connection, machine_credentials(number + 1))
+    assert (other.instance_id, other.run, other.container) == (None, 0, vsock_place(number + 1))
+
+
+def test_hybrid_machine_whose_vmm_has_ended(connection: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the process that connected has ended, its PID may be that of a registered VMM, which it does not become."""
+    monkeypatch.setattr(namespaces, "is_gone", lambda _pidfd: True)
+    before = len(os.listdir("/proc/self/fd"))
+    number = hybrid_number(os.getpid())
+    caller = Identifier(Registered(own_hybrid())).identify(connection, machine_credentials(number))
+    assert caller == Caller(machine_credentials(number))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_hybrid_machine_on_an_older_kernel(connection: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel has no pidfd of the peer, the VMM's process is recognised all the same."""
+    monkeypatch.setattr(identify, "peer_pidfd", lambda _connection: None)
+    number = hybrid_number(os.getpid())
+    assert Identifier(Registered(own_hybrid())).identify(connection, machine_credentials(number)).instance_id == 1
+
+
+def test_machine_is_checked_before_bytes_are_sent(vmm: Vmm, connection: socket.socket) -> None:
+    """What is sent to a CID is refused as soon as the device is closed, since another machine may have it."""
+    caller = Identifier(Registered(examine_machine(vmm.pid, 42))).identify(connection, machine_credentials(42))
+    assert isinstance(caller.init, LiveMachine)
+    caller.init.check()
+    vmm.close_device()
+    with pytest.raises(ConnectionResetError):
+        caller.init.check()
+
+
+def test_hybrid_machine_that_ends(connection: socket.socket) -> None:
+    """A VMM without a CID is alive until its process ends, whatever it has open."""
+    with Vmm(held=False) as running:
+        number = hybrid_number(running.pid)
+        identifier = Identifier(Registered(examine_hybrid(running.pid)))
+        caller = identifier.identify(connection, machine_credentials(number))
+        assert caller.instance_id == 1
+        assert caller.init is not None
+        running.close_device()
+        assert caller.init.alive()
+        running.kill()
+        assert not caller.init.alive()
+        assert identifier.confirm(connection, caller).instance_id is None
+        assert identifier.identify(connection, machine_credentials(number)).instance_id is None
+
+
+def test_machine_whose_device_was_not_recorded(vmm: Vmm, connection: socket.socket) -> None:
+    """A registration with a CID proves nothing without the open device that holds it."""
+    registered = Registered(replace(examine_machine(vmm.pid, 42), user_namespace=None))
+    assert Identifier(registered).identify(connection, machine_credentials(42)).instance_id is None
+
+
+def test_least_cid_of_a_machine(vmm: Vmm, connection: socket.socket) -> None:
+    """A virtual machine may have any CID from 3 to the one before the greatest number of 32 bits."""
+    for cid in (3, (1 << 32) - 2):
+        registered = Registered(examine_machine(vmm.pid, cid))
+        assert Identifier(registered).identify(connection, machine_credentials(cid)).instance_id == 1
+    beyond = (1 << 32) - 1
+    with pytest.raises(NotAMachineError):
+        examine_machine(vmm.pid, beyond)
+    registered = Registered(replace(examine_machine(vmm.pid, 42), namespace=vsock_place(beyond)))
+    assert Identifier(registered).identify(connection, machine_credentials(beyond)).instance_id is None

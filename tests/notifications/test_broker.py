@@ -632,6 +632,31 @@ def test_regular_check_is_cut_into_slices(store: Settings) -> None:
     assert {1, 2, 3, 4, 5} <= set(asked)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "expected"), [({"stream"}, [3, 6]), ({"request"}, [3, 6]), ({"stream", "request"}, [4, 8, 12])]
+)
+def test_slice_of_the_regular_check(
+    store: Settings, monkeypatch: pytest.MonkeyPatch, kinds: set[str], expected: list[int]
+) -> None:
+    """The check pauses when it has asked of so many, streams and waiting requests together, and asks of each once."""
+    monkeypatch.setattr(broker_module, "CHECKED_AT_ONCE", 3)
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=9)
+    checked: list[str] = []
+
+    def is_alive(what: str) -> bool:
+        checked.append(what)
+        return True
+
+    for number in range(1, 7):
+        if "stream" in kinds:
+            broker.subscribe(number, None, None, lambda: None, partial(is_alive, "stream"))
+        if "request" in kinds:
+            alive = partial(is_alive, "request")
+            broker.wait(number, None, lambda: None, alive, was_set=False, seconds=100.0, after=broker.log.latest())
+    assert [len(checked) for _slice in broker.check_all()] == expected
+    assert Counter(checked) == dict.fromkeys(kinds, 6)
+
+
 def test_documented_limits() -> None:
     """What waits for one client and what a resuming one is read at a time are as security.md states."""
     assert QUEUE_BYTES == 16 << 20

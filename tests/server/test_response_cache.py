@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 from dataclasses import replace
 
@@ -416,3 +417,19 @@ def test_seen_requests_are_forgotten_after_many(monkeypatch: pytest.MonkeyPatch)
         assert [seen.add(one) for one in requests] == [False] * 3
         assert [seen.add(one) for one in requests] == [True] * 3
     assert not seen.add(b"0")
+
+
+def test_memory_of_seen_requests() -> None:
+    """What is remembered of a caller's requests takes the same few bytes, however many they are."""
+    requests = [b"GET /%d" % number for number in range(300)]
+    tracemalloc.start()
+    try:
+        before, _peak = tracemalloc.get_traced_memory()
+        callers = [SeenRequests() for _number in range(20)]
+        for seen in callers:
+            for one in requests:
+                seen.add(one)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken < 20 * 400

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from guestapi.model import Device, Init, Instance
-from guestapi.sources.decide import Candidates, choose_devices, choose_init, decide
+from guestapi.sources.decide import Candidates, Decision, choose_devices, choose_init, decide
 from guestapi.sources.observed import Observed
 
 ALIVE, DEAD, OTHER = Init(1, 1, "b", 1), Init(2, 2, "b", 2), Init(3, 3, "b", 3)
@@ -42,6 +42,9 @@ FOREIGN_ELSEWHERE = instance(6, name="else", source="podman", key="key", init=AL
         (OWN, None, None, set(), OWN, None),
         (OWN_NAMED, OWN_NAMED, None, set(), OWN_NAMED, None),
         (OWN_NAMED, OWN_NAMED, OWN_NAMED, set(), OWN_NAMED, None),
+        # A registered container stays its instance, whichever other one has its init.
+        (OWN, None, ELSEWHERE, set(), OWN, None),
+        (OWN_NAMED, OWN_NAMED, ELSEWHERE, set(), OWN_NAMED, None),
         # An instance that was added by hand and does not run, or runs with this init, gets the container.
         (None, BY_HAND, None, set(), BY_HAND, None),
         (None, BY_HAND_DEAD, None, set(), BY_HAND_DEAD, None),
@@ -74,6 +77,18 @@ def test_accepted_observations(
     )
     assert decision.refusal is None, decision.refusal
     assert (decision.instance, decision.replaced) == (expected, replaced)
+
+
+def test_daemons_get_no_instance_by_its_init() -> None:
+    """What was added by hand under another name does not become a daemon's, although it has the same init."""
+    decision = decide(
+        "incus",
+        OBSERVED,
+        Candidates(None, None, ELSEWHERE),
+        is_alive=lambda _init: True,
+        is_empty=lambda _one: True,
+    )
+    assert decision == Decision()
 
 
 @pytest.mark.parametrize(

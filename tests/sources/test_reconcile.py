@@ -543,3 +543,11 @@ def test_location_follows_the_daemon(host: Host) -> None:
     assert host.instances()["web"].location == "n1"
     host.observe(seen("web", key="1", location="n2"), source="incus")
     assert host.instances()["web"].location == "n2"
+
+
+@pytest.mark.parametrize("length", [499, 500, 501])
+def test_long_reason_is_cut(host: Host, length: int) -> None:
+    """Of the reason of a problem 500 characters are recorded, so that a name at the source cannot fill the store."""
+    (problem,) = host.observe(refused=[Problem("", "key", "default", "web", "x" * length)])
+    assert problem.reason == "x" * min(length, 500)
+    assert host.problems() == [problem]

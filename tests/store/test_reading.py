@@ -383,6 +383,43 @@ def test_deleted_store_is_noticed(settings: Settings, writer: Writer) -> None:
     reader.close()
 
 
+def find_open(settings: Settings) -> list[str]:
+    """Return what the descriptors of the store's database in this process refer to, in order."""
+    links = [Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+    found = [os.readlink(link) for link in links if link.is_symlink()]
+    return sorted(one for one in found if one.removesuffix(" (deleted)") == str(database(settings)))
+
+
+def test_store_is_held_until_another_takes_its_place(settings: Settings, writer: Writer) -> None:
+    """A closed reader holds the database's file, so that no other file gets its number; then only the next one's."""
+    add(writer)
+    reader = Reader(settings.store.url)
+    for _time in range(2):
+        reader.latest()
+        reader.close()
+        assert find_open(settings) == [str(database(settings))]
+        take_away(settings)
+        assert find_open(settings) == [f"{database(settings)} (deleted)"]
+        add(Writer(settings, create=True))
+
+
+def test_log_beside_a_store_that_was_closed(settings: Settings, writer: Writer) -> None:
+    """A closed reader knows no write-ahead log: the number of one that it had open may be another's by now."""
+    add(writer, "one")
+    with closing(sqlite3.connect(database(settings))) as keeping:
+        keeping.execute("SELECT count(*) FROM instances").fetchone()
+        add(writer, "two")
+        reader = Reader(settings.store.url)
+        assert reader.latest() == 2
+        reader.close()
+        assert database(settings).with_name("store.db-wal").stat().st_size
+        other = database(settings).with_name("other")
+        shutil.copy(database(settings), other)
+        other.rename(database(settings))
+        assert reader.latest() == 2
+        reader.close()
+
+
 def test_log_of_another_store_is_not_read(settings: Settings, writer: Writer) -> None:
     """A restored copy beside the old write-ahead log is an error until that log is removed."""
     add(writer, "old")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import count
 
 import pytest
@@ -93,6 +94,22 @@ def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
         f"user.b{n}" for n in range(3, 8)
     ]
     assert Reader(settings.store.url).latest() == 2 + 20 + 8
+
+
+def test_excess_is_trimmed_from_time_to_time(settings: Settings, writer: Writer) -> None:
+    """A log of many entries grows by a hundredth of what it keeps before it is cut to that, so few changes count it."""
+    keep = 300
+    long = Writer(replace(settings, events=EventSettings(keep_entries=keep)))
+    one = add(long)
+    with long.change() as change:
+        one = steps.configure(change, one, {f"user.{number}": "1" for number in range(keep + 99)})
+    sizes = []
+    with closing(sqlite3.connect(database_file(settings.store.url))) as connection:
+        for number in range(12):
+            with long.change() as change:
+                one = steps.configure(change, one, {"user.a": str(number)})
+            sizes.append(connection.execute("SELECT count(*) FROM notifications").fetchone()[0])
+    assert sizes == [keep + 1, keep + 2, keep + 3, keep] * 3
 
 
 def test_events_of_others_stay_in_the_log(settings: Settings, writer: Writer) -> None:
@@ -287,3 +304,20 @@ def test_records_of_a_change_are_bounded(writer: Writer) -> None:
         records = change.take_records()
         assert len(records) == MOST_RECORDS + 1
         assert (records[-1].action, records[-1].noticed) == ("more", 2)
+
+
+def test_each_step_is_recorded_once(writer: Writer) -> None:
+    """What is done with an instance is recorded with its name and number; what changes nothing is not."""
+    with writer.change() as change:
+        one = steps.start(change, steps.add(change, "default", "c1"), init(7))
+        for _time in range(2):
+            steps.set_ready(change, one.id, one.run, True)
+            one = steps.configure(change, get_instance(change, "default", "c1"), {"user.a": "1"})
+        one = steps.rename(change, one, "default", "c2")
+        for _time in range(2):
+            one = steps.stop(change, one)
+        steps.remove(change, one)
+        recorded = [(record.action.removeprefix("instance."), record.instance) for record in change.take_records()]
+        assert {record.instance_id for record in change.take_records()} == {one.id}
+    first = [(action, "c1") for action in ("add", "start", "ready", "configure")]
+    assert recorded == [*first, *((action, "c2") for action in ("rename", "stop", "remove"))]
