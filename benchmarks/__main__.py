@@ -1,8 +1,8 @@
 """`python -m benchmarks [PART]...`: measures, prints tables in Markdown, and writes all figures as JSON.
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), waiting (the tree, and
-requests that wait), fairness, hooks (of container runtimes), commands (of the operator), counting (what metrics cost),
-hostile (attacks), and beside (a real Incus and a real LXD); by default all.
+requests that wait), boots (of many instances), fairness, hooks (of container runtimes), commands (of the operator),
+counting (what metrics cost), hostile (attacks), and beside (a real Incus and a real LXD); by default all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import (
     beside,
+    boots,
     commands,
     contenders,
     counting,
@@ -51,13 +52,14 @@ def main() -> int:
         "latency": scale.latency,
         "sustained": scale.sustained,
         "waiting": lambda: waiting.measure(options.rounds, options.seconds),
+        "boots": lambda: boots.measure(options.rounds),
         "fairness": lambda: fairness.measure(options.rounds, options.seconds),
         "hooks": hooks.measure,
         "commands": commands.measure,
         "counting": lambda: counting.measure(options.rounds, options.seconds),
         "hostile": lambda: hostile.measure(options.rounds, options.seconds),
     }
-    apart = ("waiting", "fairness", "hooks", "commands", "counting", "hostile")
+    apart = ("waiting", "boots", "fairness", "hooks", "commands", "counting", "hostile")
     groups = {"scale": [name for name in figures if name not in apart]}
     parts = options.parts or ["requests", *figures, "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]

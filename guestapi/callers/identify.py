@@ -203,6 +203,8 @@ class Identifier:
         try:
             pidfd = peer_pidfd(connection) if self._pidfd else None
             try:
+                if pidfd is not None and (known := self._processes.get(pidfd)):
+                    return known
                 namespace = namespaces.open_namespace(who.pid, pidfd, by_ioctl=self._pidfd)
             finally:
                 if pidfd is not None:

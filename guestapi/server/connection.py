@@ -224,12 +224,14 @@ class Connection:
                     transport.set_deadline(idle_seconds)
                     self._wait_for_request()
                     continue
-                head = self._read_head()
+                head, has_waited = self._read_head()
                 if not confirmed:
                     confirmed = True
-                    self._caller = caller = context.identifier.confirm(transport.sock, caller)
-                    if caller.instance_id is None:
-                        self._cache = None
+                    # PERF: who was identified after the head had come needs no second look.
+                    if has_waited or not just_identified:
+                        self._caller = caller = context.identifier.confirm(transport.sock, caller)
+                        if caller.instance_id is None:
+                            self._cache = None
                 outcome = self._answer(head, caller)
                 if isinstance(outcome, Waiter):
                     raw = head.raw
@@ -305,8 +307,11 @@ class Connection:
             exchange.detach()
         return True
 
-    def _read_head(self) -> Head:
+    def _read_head(self) -> tuple[Head, bool]:
         """Read the next request's head, of which a part was received.
+
+        Returns:
+            The head, and whether a part of it had to be waited for.
 
         Raises:
             ProtocolError: it is not a request, or a part of one that will not be completed.
@@ -315,6 +320,7 @@ class Connection:
         limits, transport = self._context.limits_of[self._dialect], self._transport
         asterisk = DIALECTS[self._dialect].redirect.covers_all
         head = parse_head(transport.received, limits, asterisk=asterisk, known=self._known)
+        has_waited = head is None
         if head is None:
             # From the first bytes on, the client has a limited time for the rest.
             transport.set_deadline(limits.head_seconds)
@@ -336,7 +342,7 @@ class Connection:
         head.alone = transport.received if len(transport.received) == head.size and head.length == 0 else None
         transport.consume(head.size)
         self._state = _RESPONDING
-        return head
+        return head, has_waited
 
     def _run_stream(self, handover: Handover) -> None:
         transport = self._transport

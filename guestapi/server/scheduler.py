@@ -34,8 +34,9 @@ TURN_SECONDS = 0.001
 MOST_DEBT = 0.1
 _TURN = (QUANTUM, TURN_SECONDS)
 _LONG_TURN = (QUANTUM * ALONE_FACTOR, TURN_SECONDS * ALONE_FACTOR)
-#: How many unused queues are kept for the next instances. Each has a descriptor.
-_SPARE = 4
+#: How many unused queues are kept for the next instances. Each has a descriptor. While many instances boot, each of
+#: their connections needs one for a moment.
+SPARE = 16
 #: Event type of an io watcher of gevent's loop.
 _READABLE = 1
 
@@ -177,7 +178,7 @@ class FairScheduler:
         queue.users -= 1
         if not queue.users:
             del self._queues[instance_id]
-            if len(self._spare) < _SPARE:
+            if len(self._spare) < SPARE:
                 queue.reset()
                 self._spare.append(queue)
             else:

@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from datetime import datetime
 
@@ -34,6 +35,7 @@ from guestapi.notifications.broker import Broker
 from guestapi.server.acceptor import Acceptor
 from guestapi.server.access_log import RequestLog
 from guestapi.server.admission import Admission, ConnectionQuota
+from guestapi.server.allocator import give_back_large_blocks
 from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
 from guestapi.server.event_stream import PingTimer
@@ -58,6 +60,9 @@ _LATEST = 1.7
 _FINISH_INTERVAL = 0.02
 #: Seconds between two heartbeats.
 _HEARTBEAT_SECONDS = 1.0
+#: Seconds after which a thread that reads a large value lets the event loop run, if that waits. The loop lets go of the
+#: interpreter at each system call, several times for a request, and would wait for Python's 5 ms each time.
+_SWITCH_SECONDS = 0.0005
 #: Seconds that a worker waits for its own response before it considers itself hung.
 _PROBE_SECONDS = 3.0
 #: Seconds after which the change log is polled although the doorbell did not ring.
@@ -82,6 +87,8 @@ class GuestWorker(GeventWorker):
 
     def init_process(self) -> None:
         """Set up, then run until told to stop, as gunicorn's class."""
+        give_back_large_blocks()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._wake = Event()
         super().init_process()
 

@@ -59,7 +59,9 @@ def callers_of_one_process(listener: IdentifyingListener, container: Container, 
         connection, _address = listener._listening.accept()
         with connection:
             connection.recv(1)
-            yield listener.identifier.identify(connection, credentials(connection))
+            caller = listener.identifier.identify(connection, credentials(connection))
+            assert listener.identifier.find_container(connection, credentials(connection)) == caller.container
+            yield caller
             connection.send(b"!")
     thread.join()
 
@@ -100,7 +102,8 @@ def test_kernel_whose_pidfds_share_a_number(
     opened = count_openings(monkeypatch)
     callers = list(callers_of_one_process(listener, inside, 2))
     assert [caller.instance_id for caller in callers] == [1, 1]
-    assert opened.count(callers[0].credentials.pid) == 2
+    # Each time it is identified, and each time its container is looked for.
+    assert opened.count(callers[0].credentials.pid) == 4
 
 
 def test_instance_that_is_registered_anew(listener: IdentifyingListener, inside: Container) -> None:

@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import resource
 import select
 import signal
@@ -279,6 +280,41 @@ def changes(until: float) -> Seen:
     return seen
 
 
+def waits(until: float) -> Seen:
+    """Wait for changes on more connections than may wait, with many tags, and cause the changes oneself."""
+    seen: Seen = {}
+    tree = b"GET /1.0/guestapi/tree?wait=60 HTTP/1.1\r\nHost: x\r\n"
+    key = b"GET /1.0/guestapi/tree/config/user.absent-%d?wait=60 HTTP/1.1\r\nHost: x\r\n"
+    none = b", ".join(b'"%040d"' % number for number in range(180))
+    states = [
+        PATCH + b"Content-Length: %d\r\n\r\n%s" % (len(b), b) for b in (b'{"state":"Ready"}', b'{"state":"Started"}')
+    ]
+    tag = b'"0"'
+    for number, held in enumerate(crowd(400, until)):
+        for place, connection in enumerate(held):
+            answer = pull(connection)
+            if answer == b"":
+                connection.close()
+                continue
+            if answer:
+                status = answer[9:12].decode("latin-1")
+                seen[status] = seen.get(status, 0) + 1
+                if (found := re.search(rb'(?i)etag: ("[^"]+")', answer)) is not None:
+                    tag = found[1]
+            elif place >= 4 and number % 10:
+                continue
+            if place < 4:
+                request = states[(number + place) % 2]
+            elif place % 3 == 0:
+                request = key % place + b"If-None-Match: " + none + b"\r\n\r\n"
+            else:
+                request = tree + b"If-None-Match: " + none + b", " + tag + b"\r\n\r\n"
+            if not push(connection, request):
+                connection.close()
+        time.sleep(0.01)
+    return seen
+
+
 def heads(until: float) -> Seen:
     """Send heads of the largest permitted size, larger ones, and ones that grow one byte at a time."""
     seen: Seen = {}
@@ -497,6 +533,7 @@ ATTACKS: dict[str, Callable[[float], Seen]] = {
         frames,
         pings,
         changes,
+        waits,
         heads,
         exits,
         forks,

@@ -443,8 +443,20 @@ class Counting(Identifier):
         return super().confirm(connection, caller)
 
 
-def test_one_identification_for_a_connection() -> None:
-    """A connection is identified once and confirmed once, whatever the number of requests."""
+@pytest.mark.parametrize(
+    ("first", "asked"),
+    [
+        (request("/"), ["identify"]),
+        (request("/")[:-1], ["identify", "confirm"]),
+        (b"", ["identify", "confirm"]),
+    ],
+    ids=["whole", "cut", "later"],
+)
+def test_one_identification_for_a_connection(first: bytes, asked: list[str]) -> None:
+    """A connection is identified once, whatever the number of requests.
+
+    It is confirmed once, unless the first request was there, whole, when its caller was identified.
+    """
 
     def application(_environ: object, start_response: object) -> Iterable[bytes]:
         assert callable(start_response)
@@ -463,10 +475,13 @@ def test_one_identification_for_a_connection() -> None:
         multiprocess=False,
     )
     ours, theirs = socket.socketpair()
+    theirs.sendall(first)
     who = admit(ours, "incus", context, flood=False)
     Connection(context, ours, "incus", who).start()
     with gevent.Timeout(10), gevent.socket.socket(fileno=theirs.detach()) as client:
-        for _time in range(5):
-            client.sendall(request("/"))
+        while not identifier.asked:
+            gevent.sleep(0.001)
+        for rest in (request("/")[len(first) :], *[request("/")] * 4):
+            client.sendall(rest)
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
-    assert identifier.asked == ["identify", "confirm"]
+    assert identifier.asked == asked
