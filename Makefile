@@ -132,6 +132,9 @@ install: ## put it into PREFIX (/opt/guestapi), with units, conf, user and state
 	fi
 	$(PYTHON) tools/installation.py install --destdir '$(DESTDIR)' --prefix '$(PREFIX)' --manuals build/manuals
 
+client: $(VENV)/ready ## guestapi.client as a wheel for instances, into dist/
+	$(VENV)/bin/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist ./client
+
 release-check: $(VENV)/ready ## whether tag, version, changelog and manual pages agree
 	@$(VENV)/bin/python tools/release_check.py
 

@@ -1,7 +1,7 @@
 """A client of the guest API for programs in instances: `Guest`, and `AsyncGuest` for asyncio.
 
-Needs the extra ``client``: ``pip install 'guestapi[client]'``. It works with guestapi, Incus and LXD on the host, and
-imports nothing of the service.
+It is a distribution of its own, guestapi-client (in client/), which needs httpx and websockets alone. It works with
+guestapi, Incus and LXD on the host.
 """
 
 from guestapi.client.asynchronous import AsyncGuest

@@ -12,10 +12,12 @@ from packaging.utils import canonicalize_name
 
 CHECKOUT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+CLIENT = tomllib.loads((CHECKOUT / "client/pyproject.toml").read_text())
 #: The requirements of each purpose.
 ASKED: dict[str, list[str]] = {
     "build": PYPROJECT["build-system"]["requires"],
     "run": PYPROJECT["project"]["dependencies"],
+    "client": CLIENT["project"]["dependencies"],
     **PYPROJECT["project"]["optional-dependencies"],
 }
 
