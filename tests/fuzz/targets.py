@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, frame
 from tests.fuzz.commands import check_command, check_ring, check_settings
+from tests.fuzz.conditions import check_conditions
 from tests.fuzz.differential import check_requests
 from tests.fuzz.exchange import FINGERPRINT, PAUSE, check_exchange
 
@@ -157,6 +158,22 @@ TARGETS: dict[str, Target] = {
         _words(
             b'1\0|lxc|oci|nspawn|\0a|\0e|\0h|\0i|\0\0|=|{|}|"id":|"pid":|"bundle":|"status":|"annotations":|null|[|]',
             b"36 35 98:0 / |/a |rw | - |ext3 |master:1 |\\040|\n|\xff|\\ud800|99999999999999999999",
+        ),
+    ),
+    "conditions": Target(
+        check_conditions,
+        1,
+        200,
+        (
+            b'"5d41"\0wait=60',
+            b' , W/"5d41" ,,"a,b",\t"\xff"\0a=b&%77ait=%35&c',
+            b"*\0wait=1",
+            b'"5d41\0wait=05',
+            b'"5d41"\0wait=5&wait=5',
+        ),
+        _words(
+            b'"5d41"|"5d41|"|W/|w/|,| |\t|*|\0|wait=|wait|%77|%61|%69|%74|%57|=|&|;|+|%|%3|%31|%36%30|%00|-|.|1e9',
+            b"0|1|5|59|60|61|05|9999999999999|\x7f|\x80|\xff|\xb2|%c2%b2",
         ),
     ),
 }

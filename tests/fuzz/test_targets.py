@@ -10,7 +10,15 @@ from tests.fuzz.targets import TARGETS
 from tests.http.test_request_differential import REQUESTS, mutated
 
 #: The number of inputs for each target; some seconds in total.
-EXAMPLES = {"requests": 1000, "exchange": 400, "frames": 500, "settings": 500, "command": 150, "ring": 500}
+EXAMPLES = {
+    "requests": 1000,
+    "exchange": 400,
+    "frames": 500,
+    "settings": 500,
+    "command": 150,
+    "ring": 500,
+    "conditions": 2000,
+}
 
 _NUMBER = b"9" * 5000
 _CHUNKED = b"PATCH /1.0 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
