@@ -22,6 +22,11 @@ class WaitingPeer(Protocol):
         ...
 
     @property
+    def received(self) -> bytes:
+        """What the client has sent behind the request."""
+        ...
+
+    @property
     def wake(self) -> Callable[[], None]:
         """End `wait_for_wake`."""
         ...
@@ -46,6 +51,9 @@ def wait_for_change(peer: WaitingPeer, waiter: Waiter) -> bool:
     """
     waiter.wake = peer.wake
     peer.set_deadline(max(0.001, waiter.until - time.monotonic()))
+    if peer.received:
+        # It came together with the request.
+        waiter.over = True
     try:
         while True:
             # Looked at even if there is an answer: nobody is answered who has gone.

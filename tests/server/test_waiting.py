@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,14 +145,20 @@ def test_too_many(few: Service) -> None:
         until(lambda: guests[3].ask(key("x", 1)).status == 404, "a place")
 
 
-def test_next_request_ends_the_wait(service: Service, c1: Container) -> None:
-    """The next request on the same connection ends a wait."""
+@pytest.mark.parametrize("together", [False, True])
+def test_next_request_ends_the_wait(c1: Container, together: bool) -> None:
+    """The next request on the same connection ends a wait, also one that comes together with the request that waits."""
     with talk(c1) as guest:
-        guest.send(asking(key("never")))
-        guest.wait_read()
-        guest.send(asking("/1.0/config/user.foo"))
+        began = time.monotonic()
+        asked = asking(key("never"))
+        if not together:
+            guest.send(asked)
+            guest.wait_read()
+            asked = b""
+        guest.send(asked + asking("/1.0/config/user.foo"))
         first, second = guest.receive(2)
         assert (first.status, second.text) == (404, "bar")
+        assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("how", ["switch", "stop", "remove"])
