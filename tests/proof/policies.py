@@ -97,8 +97,10 @@ class Token:
         """Return the values that a client that resumes now may not hear of."""
         return self.unlogged | self.untold | (self.all if rule.hidden else set())
 
-    def give(self) -> None:
-        """Note that somebody got the value."""
-        if self.value in self.fresh:
-            assert self.value not in self.given, "a value was given twice"
-            self.given.add(self.value)
+    def give(self, value: bytes) -> bool:
+        """Note that somebody got a value; return whether it was one to be given once."""
+        if value not in self.fresh:
+            return False
+        assert value not in self.given, "a value was given twice"
+        self.given.add(value)
+        return True

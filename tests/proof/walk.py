@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.proof.policies import KINDS, PATTERNS, READER
-from tests.proof.world import PATHS, TOKEN, TREE_TOKEN, Held, Node, World
+from tests.proof.world import PATHS, TOKEN, TREE, TREE_TOKEN, Held, Node, World
 
 #: The highest numbers of processes, held connections and streams at a time.
 NODES, HELD, STREAMS = 16, 40, 12
@@ -266,6 +266,23 @@ class Walk(RuleBasedStateMachine):
             for _time in range(2):
                 self.world.ask(held, path)
 
+    @rule(name=ANY, kinds=st.tuples(*2 * [st.sampled_from(list(KINDS))]), uid=st.sampled_from([0, READER]))
+    def wait_for_token(self, name: int, kinds: tuple[str, str], uid: int) -> None:
+        """Have a request wait for the token of an instance while another policy comes, and then another token."""
+        running = self.running()
+        if running and len(self.world.nodes) < NODES and len(self.world.held) < HELD:
+            self.step("wait for a token")
+            chosen = pick(running, name)
+            init = self.world.rows[chosen].init
+            assert init is not None
+            self.world.put_policy(chosen, "user.token", kinds[0])
+            held = self.world.connect(self.world.make(init, container=False, uid=uid), "incus")
+            self.world.ask(held, TREE_TOKEN)
+            self.world.wait(held, TREE_TOKEN)
+            self.world.put_policy(chosen, "user.token", kinds[1])
+            self.world.configure(chosen)
+            self.world.receive(held)
+
     def some_row(self, name: int | None) -> str | None:
         """Return the name of an instance; None for all."""
         return None if name is None else pick(list(self.world.rows), name)
@@ -381,6 +398,20 @@ class Walk(RuleBasedStateMachine):
         if self.idle():
             self.step("send")
             self.world.send(pick(self.idle(), held), path)
+
+    @rule(held=ANY, path=st.sampled_from([TREE, TREE_TOKEN]))
+    def wait(self, held: int, path: str) -> None:
+        """Send a request that waits for a change; other steps come before its response is received."""
+        if self.idle():
+            self.step("wait")
+            self.world.wait(pick(self.idle(), held), path)
+
+    @rule()
+    def end_waits(self) -> None:
+        """Receive the responses of all requests that wait."""
+        if any(held.waits for held in self.world.held):
+            self.step("end waits")
+            self.world.end_waits()
 
     @rule(path=ASKED)
     def ask_all(self, path: str) -> None:

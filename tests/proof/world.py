@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -151,6 +152,9 @@ class Held:
         identities: the possible identifications: one, if nothing has changed between connect and the first response.
         answered: it has had a response, so it was identified.
         asked: the path of the last request, while its response is pending.
+        waits: that request may wait for a change.
+        tag: the ETag of the last answer; `""` if it had none.
+        received: what was received after the last response.
         outcomes: the possible responses to that request.
         forbidden: values that it may not have, since it was resumed when policies kept them from its instance.
         may_end: it is a stream that the service may have ended, for example because its instance was switched off.
@@ -162,6 +166,9 @@ class Held:
     identities: set[Identity | None]
     answered: bool = False
     asked: str | None = None
+    waits: bool = False
+    tag: str = '""'
+    received: bytes = b""
     outcomes: set[Outcome] = field(default_factory=set)
     may_end: bool = False
     forbidden: set[bytes] = field(default_factory=set)
@@ -204,6 +211,8 @@ class World:
         self.service.__exit__(None, None, None)
         assert "Traceback" not in log, log
         assert "unexpected" not in log, log
+        # The log names instances, and has no value.
+        assert set(WRITTEN_SECRET.findall(log)) <= set(self.names)
 
     def clear(self) -> None:
         """Close all connections, and end all processes and instances; the service must end the streams."""
@@ -427,6 +436,8 @@ class World:
             if seen.init is not None and init is not None:
                 self._inits[seen.init] = init
         self._seen[source, key] = seen
+        # Which value a waiting request would spend at once cannot be told from the store afterwards.
+        self.end_waits()
         with self.service.writer.change() as change:
             problems = reconcile(change, source, [seen])
         self.happened[f"observed by {source}"] += 1
@@ -439,6 +450,7 @@ class World:
 
     def let_go(self, source: str, key: str) -> None:
         """Have a source report that a container is gone, perhaps in error."""
+        self.end_waits()
         with self.service.writer.change() as change:
             reconcile(change, source, [], gone=[key])
         self.happened["let go"] += 1
@@ -527,8 +539,30 @@ class World:
         self._ask(held, path)
         held.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
+    def wait(self, held: Held, path: str) -> None:
+        """Send a request that waits, while what the last answer told is still so, or while there is nothing."""
+        self._ask(held, path)
+        held.waits = True
+        self._expect(held, path)
+        self.happened["waits"] += 1
+        fields = f"Host: x\r\nIf-None-Match: {held.tag}\r\n"
+        held.socket.sendall(f"GET {path}?wait=60 HTTP/1.1\r\n{fields}\r\n".encode())
+
+    def end_waits(self) -> None:
+        """Receive the responses of all requests that wait."""
+        for held in self.held:
+            if held.waits:
+                self.receive(held)
+
     def receive(self, held: Held) -> None:
-        """Receive the response, and check it."""
+        """Receive the response, and check it. If the request still waits, another one ends that."""
+        if not held.waits:
+            self._judge(held, self._response(held))
+            return
+        self.happened["waits that a change ended"] += bool(select.select([held.socket], [], [], 0)[0])
+        held.socket.sendall(b"GET /1.0 HTTP/1.1\r\nHost: x\r\n\r\n")
+        self._judge(held, self._response(held))
+        self._ask(held, "/1.0")
         self._judge(held, self._response(held))
 
     def ask(self, held: Held, path: str) -> None:
@@ -607,19 +641,22 @@ class World:
 
     def _response(self, held: Held) -> bytes:
         held.socket.settimeout(PATIENCE)
-        data = b""
+        data, held.received = held.received, b""
         while b"\r\n\r\n" not in data:
             more = held.socket.recv(65536)
             assert more, f"closed after {data!r}"
             data += more
-        head, _end, body = data.partition(b"\r\n\r\n")
+        head, _end, _body = data.partition(b"\r\n\r\n")
         found = re.search(rb"(?i)content-length: (\d+)", head)
-        while found and len(body) < int(found[1]):
+        if not found and not head.startswith(b"HTTP/1.1 304"):
+            return data
+        size = len(head) + 4 + (int(found[1]) if found else 0)
+        while len(data) < size:
             more = held.socket.recv(65536)
             assert more, "an answer is cut short"
-            body += more
             data += more
-        return data
+        held.received = data[size:]
+        return data[:size]
 
     # Expectations.
 
@@ -699,9 +736,13 @@ class World:
                 yield Outcome(identity, 404, b"not found\n")
             if not rule.hidden:
                 yield Outcome(identity, 200, token.value)
+                if held.waits:
+                    yield Outcome(identity, 304, b"")
         elif path in (EVENTS, RESUMED):
             yield Outcome(identity, 200, None)
         else:
+            if held.waits:
+                yield Outcome(identity, 304, b"")
             yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=True))
             if row.token.perhaps_spent:
                 yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=False))
@@ -718,11 +759,11 @@ class World:
         if status == 200 and held.asked in (TOKEN, TREE_TOKEN):
             given = [one.identity.row for one in right if one.identity is not None]
             for row in given:
-                if row.token.value == body and self.rule(row).once:
-                    row.token.give()
-                    self.happened["given once"] += 1
+                self.happened["given once"] += row.token.give(body)
         held.identities = {one.identity for one in right}
-        held.answered, held.asked = True, None
+        held.answered, held.asked, held.waits = True, None, False
+        tag = re.search(rb"(?i)etag: (\S+)", head)
+        held.tag = tag[1].decode() if tag else '""'
         self.happened[f"answered {status}"] += 1
         return status
 
