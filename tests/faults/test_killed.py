@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
@@ -18,9 +19,10 @@ from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
 from guestapi.store.writing import Writer
 from tests.faults.killing import Commands, killed_before
+from tests.harness.containers import BASE, Container
 from tests.harness.service import Service
 from tests.harness.waiting import until
-from tests.server.inside import talk
+from tests.server.inside import asking, talk, talks
 from tests.store.processes import config_of, init, log_entries
 
 pytestmark = pytest.mark.root
@@ -92,6 +94,62 @@ def test_killed_worker_during_a_commit(own: Service) -> None:
                     steps.set_ready(change, instance.id, instance.run, False)
                 events += 1
     assert number > 2
+
+
+#: The calls by which a worker writes to the store, and by which it answers.
+WRITES, SENDS = "pwrite64,fsync,fdatasync,ftruncate", "sendto,sendmsg"
+SECRET = "c0ffee-and-more"
+TOKEN = "/1.0/config/user.token"
+
+
+def ask_and_be_killed(own: Service, container: Container, calls: str, number: int) -> bool:
+    """Let 200 clients ask for a value that is given once, both workers be killed before their call of this number.
+
+    Returns:
+        Whether nobody was killed.
+    """
+    with ExitStack() as stack:
+        guests = stack.enter_context(talks(container, 200))
+        for worker in own.workers:
+            stack.enter_context(killed_before(worker, number, calls))
+        for guest in guests:
+            try:
+                guest.send(asking(TOKEN))
+            except BrokenPipeError:
+                pass  # Its worker has been killed.
+        with ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(lambda guest: guest.end_or_answer(), guests))
+    given = sum(SECRET.encode() in data for data in got)
+    until(lambda: len(own.workers) == 2, "both workers")
+    spent = json.loads(own.command("policy", "spent", "--format", "json").stdout)
+    assert given <= len(spent) <= 1, "given to two, or to one of whom the operator does not know"
+    assert [(one["key"], one["uid"]) for one in spent] == [("user.token", BASE)] * len(spent)
+    # What was not given is there for the next client, and what was given for nobody.
+    assert container.ask(TOKEN).text == ("not found\n" if spent else SECRET)
+    if calls == SENDS and number == 1:
+        assert (given, len(spent)) == (0, 1), "committed before the first byte is sent"
+    if calls == WRITES and number == 1:
+        assert not spent, "nothing is given before it is written"
+    survived = all(got)
+    assert not survived or given == 1
+    return survived
+
+
+@pytest.mark.parametrize("calls", [WRITES, SENDS])
+def test_killed_workers_that_give_a_value_once(calls: str) -> None:
+    """While 200 clients ask, both workers are killed before each of their writes or answers: one client has the value.
+
+    Or nobody has it; and the operator sees to whom it was given.
+    """
+    with Service(dialects=["incus"], toml="[limits]\nconnections_per_instance = 512\n") as own:
+        # Of the answers, the first ones show all that there is to see.
+        for number in count(1) if calls == WRITES else (1, 2, 3):
+            with own.container("c1") as container:
+                own.command("policy", "add", "user.token", "--instance", "c1", "--once")
+                own.configure("c1", user_token=SECRET)
+                if ask_and_be_killed(own, container, calls, number):
+                    break
+        assert number > 2
 
 
 def test_killed_arbiter_without_systemd(own: Service) -> None:
