@@ -46,13 +46,17 @@ test-newest: $(VENV)/ready $(VENV)/parsers ## the same with the newest of everyt
 	PYTHON=$(PYTHON) tools/newest $(VENV)/newest
 	$(VENV)/newest/bin/pytest --fast $(AT_ONCE)
 
-test-debian13: ## test-fast, the demo and podman's tests in a root of Debian 13, with its Python and programs (as root)
+test-debian13: ## test-fast, the demo, and tests of podman and guestctl in a root of Debian 13, with its Python and programs (as root)
 	@tools/packages install root
-	tools/debian_root.py run trixie --package $$(tools/packages list debian) --checkout -- make test-fast demo test-podman
+	tools/debian_root.py run trixie --package $$(tools/packages list debian) --checkout -- make test-fast demo test-podman test-guestctl
 
 # podman alone, which differs most between the releases of Debian.
 test-podman: $(VENV)/ready
 	$(VENV)/bin/pytest tests/sources/test_engine_followers.py -k Podman
+
+# guestctl, which instances run with whatever Python they have.
+test-guestctl: $(VENV)/ready
+	$(VENV)/bin/pytest tests/guest/test_guestctl.py
 
 # The suite of Debian that is booted.
 SUITE ?= trixie

@@ -251,6 +251,33 @@ def test_temporary_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     stub.close()
 
 
+@pytest.mark.parametrize("python", PYTHONS)
+def test_exit_statuses(tmp_path: Path, python: str) -> None:
+    """With each interpreter, every exit status means what the manual says, and the value is printed as it is."""
+    features = answer("200 OK", '{"features":["tree"]}')
+    asked: tuple[tuple[list[str], list[bytes], int, str, str], ...] = (
+        (["get", "user.a"], [answer("200 OK", "value")], 0, "value", ""),
+        (["get", "user.a", "--wait", "9"], [features, answer("200 OK", "value\n")], 0, "value\n", ""),
+        (["get", "user.a"], [answer("404 Not Found", "not found\n")], 1, "", "guestctl: not found\n"),
+        (["get"], [], 3, "", "KEY"),
+        (["list"], [answer("401 Unauthorized", "because\n")], 4, "", "guestctl: because\n"),
+    )
+    for number, (words, answers, status, out, err) in enumerate(asked):
+        stub = Stub(tmp_path / f"sock{number}", *answers)
+        done = run_with(PYTHONS[python], "--socket", stub.path, *words)
+        assert (done.returncode, done.stdout) == (status, out), done.stderr
+        assert err in done.stderr
+        stub.close()
+    nobody = run_with(PYTHONS[python], "--socket", str(tmp_path / "none"), "--timeout", "0.1", "list")
+    assert (nobody.returncode, nobody.stdout) == (2, "")
+    assert "the host cannot be asked" in nobody.stderr
+
+
+def run_with(python: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run guestctl with an interpreter."""
+    return subprocess.run([python, "-I", PROGRAM, *words], capture_output=True, text=True, check=False)
+
+
 def test_wait_by_requests(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """If the host cannot wait for a key, as Incus and LXD, the request is repeated until the key is set."""
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)

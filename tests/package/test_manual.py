@@ -13,10 +13,11 @@ import pytest
 
 import guestapi
 from guestapi.cli.main import main
+from guestapi.guest import guestctl
 from tools import manual
 
 CHECKOUT = Path(__file__).parents[2]
-PAGES = ("guestapi.1", "guestapi.toml.5", "guestapi.7")
+PAGES = ("guestapi.1", "guestapi.toml.5", "guestapi.7", "guestctl.1")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,50 @@ def test_every_key(manuals: Path) -> None:
     assert len(keys) > 20
     for key in keys:
         assert f".TP\n{key}" in page, key
+
+
+def words_of_guestctl() -> tuple[set[str], set[str]]:
+    """Return the commands and the options of guestctl, as its help has them."""
+    top = subprocess.run(
+        [sys.executable, guestctl.__file__, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    verbs = set(re.findall(r"^    ([a-z]+) ", top, re.MULTILINE))
+    pages = [top]
+    for verb in verbs:
+        words = [sys.executable, guestctl.__file__, verb, "--help"]
+        pages.append(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return verbs, {option for page in pages for option in re.findall(r"--[a-z]+", page)} - {"--help"}
+
+
+def test_every_command_of_guestctl(manuals: Path) -> None:
+    """guestctl(1) has each command and option of guestctl, and each exit status."""
+    page = plain((manuals / "guestctl.1").read_text())
+    verbs, options = words_of_guestctl()
+    assert {"get", "list", "ready", "events"} <= verbs
+    assert {"--wait", "--since", "--not", "--socket"} <= options
+    assert [verb for verb in verbs if f"guestctl {verb}" not in page] == []
+    assert [option for option in options if option not in page] == []
+    for status in range(5):
+        assert re.search(rf"^\.TP\n{status}$", page, re.MULTILINE), status
+
+
+def test_completions_of_guestctl(manuals: Path) -> None:
+    """bash completes each command and option of guestctl; the files for zsh and fish have all of them."""
+    verbs, options = words_of_guestctl()
+    # What bash does at a tab, with the words that are registered.
+    compgen = '$(complete -p guestctl | sed "s/^complete/compgen/; s/guestctl$/--/")'
+    for word in verbs | options:
+        done = subprocess.run(
+            ["bash", "-c", f'source {manuals}/guestctl.bash; eval "{compgen} {word[:-1]}"'],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert word in done.stdout.split()
+    for shell, beginning in (("zsh", "#compdef guestctl\n"), ("fish", "complete -c guestctl ")):
+        text = (manuals / f"guestctl.{shell}").read_text()
+        assert text.startswith(beginning)
+        assert [word for word in verbs | options if word.removeprefix("--") not in re.findall(r"[a-z]+", text)] == []
 
 
 def test_every_document_has_its_page() -> None:

@@ -23,7 +23,7 @@ def test_commands_exist() -> None:
     targets = re.findall(r"^(?:[^#\n]*[ \t])?make ([a-z0-9-]+)", SCRIPT, re.MULTILINE)
     assert {"lint", "test", "test-newest", "test-debian13", "test-machine", "demo"} <= set(targets)
     inside = subprocess.run(["make", "-n", "test-debian13"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    assert re.search(r" -- make test-fast demo test-podman$", inside.stdout, re.MULTILINE)
+    assert re.search(r" -- make test-fast demo test-podman test-guestctl$", inside.stdout, re.MULTILINE)
     for target in targets:
         done = subprocess.run(["make", "-n", target], cwd=CHECKOUT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
