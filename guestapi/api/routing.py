@@ -56,6 +56,8 @@ class Router:
         self._decodes = dialect.decodes_routes
         self._fixed: dict[str, Route] = {}
         self._templates: list[tuple[list[str], object, Methods, str]] = []
+        #: Those templates of which only the last segment is a parameter, by what stands before it, with its name.
+        self._last: dict[str, tuple[object, Methods, str, str]] = {}
         self._most_slashes = 0
 
     def add_route(self, uri_template: str, resource: object, **_options: Any) -> None:
@@ -64,6 +66,9 @@ class Router:
         self._most_slashes = max(self._most_slashes, uri_template.count("/"))
         if "{" in uri_template:
             self._templates.append((uri_template.split("/"), resource, methods, uri_template))
+            parent, _, last = uri_template.rpartition("/")
+            if "{" not in parent:
+                self._last[parent] = resource, methods, last[1:-1], uri_template
         else:
             self._fixed[uri_template] = (resource, methods, {}, uri_template)
 
@@ -73,6 +78,12 @@ class Router:
         return self._fixed.get(path) or self._find_decoded(path)
 
     def _find_decoded(self, path: str) -> Route | None:
+        # PERF: most paths have nothing to decode, and are a fixed part and a key.
+        if "%" not in path and path.isascii():
+            parent, _, last = path.rpartition("/")
+            if last and (known := self._last.get(parent)) is not None:
+                resource, methods, name, template_text = known
+                return resource, methods, {name: last}, template_text
         # A guest can send thousands of segments.
         if path.count("/") > self._most_slashes:
             return None

@@ -8,10 +8,6 @@ instance with key policies.
 
 from __future__ import annotations
 
-from typing import cast
-
-import falcon
-
 from guestapi.api.gate import Gate
 from guestapi.api.routing import Router
 from guestapi.model import Instance
@@ -74,8 +70,7 @@ class ShortPath:
             environ[CACHEABLE] = True
             environ[ROUTE] = template
             response = _Response()
-            asked = cast("falcon.Request", _Request(instance, environ))
-            methods["GET"](asked, cast("falcon.Response", response), **params)
+            methods["GET"](_Request(instance, environ), response, **params)
             data = response.data
         except Exception:
             # Falcon meets it again, answers accordingly, and logs what has to be logged.

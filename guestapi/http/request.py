@@ -14,7 +14,7 @@ depend on the version of that parser: versions differ in bare LF, folds, empty l
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from gunicorn_h1c import ParseError, parse_to_wsgi_environ
@@ -60,29 +60,46 @@ class Head:
 
     __slots__ = ("alone", "environ", "expects", "keep_alive", "length", "raw", "size")
 
-    def __init__(self, environ: Environ, size: int, length: int | None, expects: bool, keep_alive: bool) -> None:
+    def __init__(
+        self, environ: Environ, size: int, length: int | None, expects: bool, keep_alive: bool, raw: bytes
+    ) -> None:
         self.environ = environ
         self.size = size
         self.length = length
         self.expects = expects
         self.keep_alive = keep_alive
+        self.raw = raw
         self.alone: bytes | None = None
-        self.raw = b""
+
+
+class _Meaning(NamedTuple):
+    """What the field lines of a head say to the server; the attributes are those of `Head`."""
+
+    length: int | None
+    expects: bool
+    keep_alive: bool
 
 
 class KnownFields:
-    """The field lines of a connection's last request, parsed: most clients send the same with each request."""
+    """The field lines of a connection's last request, parsed: most clients send the same with each request.
 
-    __slots__ = ("_environ", "_lines")
+    Attributes:
+        meanings: what the lines that were parsed last mean, by whether the request is of HTTP/1.1.
+    """
+
+    __slots__ = ("_environ", "_lines", "meanings")
 
     def __init__(self) -> None:
         self._lines = b""
         self._environ: Environ = {}
+        self.meanings: dict[bool, _Meaning] = {}
 
     def parse(self, lines: bytes, limits: LimitSettings) -> Environ:
         """Return the environ of these lines, which fit the grammar; a new one each time."""
         if lines == self._lines:
             return self._environ.copy()
+        self.meanings.clear()
+        self._lines = b""
         environ = _parse_fields(lines, limits)
         if len(lines) <= _MOST_KNOWN:
             self._lines, self._environ = lines, environ.copy()
@@ -137,11 +154,15 @@ def parse_head(
         raise ProtocolError(400, "only OPTIONS has the target *")
     environ["REQUEST_METHOD"] = method.decode("ascii")
     # A later HTTP/1.x is answered as HTTP/1.1 (RFC 9110, section 2.5).
-    environ["SERVER_PROTOCOL"] = "HTTP/1.0" if protocol == b"HTTP/1.0" else "HTTP/1.1"
+    newer = protocol != b"HTTP/1.0"
+    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if newer else "HTTP/1.0"
     _set_target(environ, target.decode("latin-1"))
-    parsed = _check(environ, size)
-    parsed.raw = head
-    return parsed
+    meaning = None if known is None else known.meanings.get(newer)
+    if meaning is None:
+        meaning = _check(environ, newer=newer)
+        if known is not None:
+            known.meanings[newer] = meaning
+    return Head(environ, size, *meaning, head)
 
 
 def refuse_cut_line(received: bytes) -> ProtocolError | None:
@@ -221,8 +242,7 @@ def _parse_fields(fields: bytes, limits: LimitSettings) -> Environ:
     return environ
 
 
-def _check(environ: Environ, size: int) -> Head:
-    newer = environ["SERVER_PROTOCOL"] != "HTTP/1.0"
+def _check(environ: Environ, *, newer: bool) -> _Meaning:
     host = environ.get("HTTP_HOST")
     if host is None:
         if newer:
@@ -237,7 +257,7 @@ def _check(environ: Environ, size: int) -> Head:
     expect = environ.get("HTTP_EXPECT")
     if expect is not None and expect.lower() != "100-continue":
         raise ProtocolError(417, "only 100-continue can be expected")
-    return Head(environ, size, _body_length(environ), expect is not None and newer, keep_alive)
+    return _Meaning(_body_length(environ), expect is not None and newer, keep_alive)
 
 
 def _set_target(environ: Environ, target: str) -> None:

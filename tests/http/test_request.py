@@ -395,7 +395,11 @@ def test_fields_that_are_known() -> None:
         [b"GET /a HTTP/1.1", *same],
         [b"GET /a HTTP/1.1", *same, b"X-Large: " + b"y" * 1000],
         [b"GET /a HTTP/1.1", *same, b"X-Large: " + b"y" * 1000],
+        [b"PATCH /a HTTP/1.1", *same, b"X-Large: " + b"y" * 1000, b"Content-Length: 7"],
         [b"GET /a HTTP/1.1", *same, b"Connection: close"],
+        [b"PATCH /b HTTP/1.1", *same, b"Content-Length: 3", b"Expect: 100-continue"],
+        [b"PATCH /b HTTP/1.0", *same, b"Content-Length: 3", b"Expect: 100-continue"],
+        [b"PATCH /b HTTP/1.1", *same, b"Content-Length: 3", b"Expect: 100-continue"],
     ]
     known = KnownFields()
     for lines in requests:
@@ -405,9 +409,11 @@ def test_fields_that_are_known() -> None:
             assert expected is not None
             assert found is not None
             assert found.environ == expected.environ
-            assert (found.length, found.keep_alive, found.size) == (expected.length, expected.keep_alive, expected.size)
+            for attribute in ("length", "keep_alive", "expects", "size", "raw", "alone"):
+                assert getattr(found, attribute) == getattr(expected, attribute)
             found.environ["HTTP_X"] = "changed"
-    for refused in ([b"GET /a HTTP/1.1", *same, b"Host: y"], [b"GET /a HTTP/1.1", b"User-Agent: a"]):
+    wrong = [[b"GET /a HTTP/1.1", *same, b"Host: y"], [b"GET /a HTTP/1.1", b"User-Agent: a"]]
+    for refused in [one for one in wrong for _time in range(2)]:
         with pytest.raises(ProtocolError):
             parse_head(b"\r\n".join([*refused, b"", b""]), LIMITS, known=known)
 
