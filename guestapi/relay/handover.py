@@ -41,13 +41,13 @@ class HandedOver(NamedTuple):
     dialect: str
 
 
-def send(worker: socket.socket, connection: socket.socket, cid: int, dialect: str) -> None:
+def send(worker: socket.socket, descriptor: int, cid: int, dialect: str) -> None:
     """Send a connection to a worker. The sender keeps its own descriptor of it.
 
     Raises:
         OSError: the worker is gone, or cannot take a message now.
     """
-    socket.send_fds(worker, [_MESSAGE.pack(_VERSION, cid, dialect.encode())], [connection.fileno()])
+    socket.send_fds(worker, [_MESSAGE.pack(_VERSION, cid, dialect.encode())], [descriptor])
 
 
 def receive(relay: socket.socket) -> HandedOver:

@@ -2,12 +2,17 @@
 
 Virtual machines take turns, by their CID. A machine that connects faster than workers take its connections has some of
 them wait here, and more of them are closed. When very many wait, the machine with most of them loses its newest.
+
+All machines share the kernel's queue of a listening socket, in the order in which they come. Nobody but the relay can
+shorten it, so most of the relay's time goes to that: it accepts until the queue is empty, and then each machine has one
+connection handed over.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import select
 import socket
 import time
@@ -31,17 +36,18 @@ HANDED = 64
 WAIT_SECONDS = 10.0
 #: How often a connection is handed over to another worker when one has ended before it took it.
 _ATTEMPTS = 5
-#: How many connections are accepted before others are handed over.
-_ACCEPTED = 64
+#: How long connections are accepted, in seconds, before each machine has one handed over: some hundred times as long as
+#: that takes. A machine can connect about as fast as others are accepted.
+_ACCEPT_SECONDS = 0.005
 #: Seconds until the handover socket, or the accepting, is tried again.
 _PAUSE_SECONDS = 0.05
 
 
 class Listener(Protocol):
-    """A listening socket of AF_VSOCK, or a Unix socket of hybrid vsock."""
+    """Where virtual machines connect."""
 
-    def accept(self) -> tuple[socket.socket, Any]:
-        """Return a connection, and the CID and the port that it is from; of a Unix socket, something else."""
+    def accept(self) -> tuple[int, Any]:
+        """Return the descriptor of a connection, and the CID and port that it is from; no tuple of a Unix socket."""
         ...
 
     def fileno(self) -> int:
@@ -49,9 +55,19 @@ class Listener(Protocol):
         ...
 
 
+class SocketListener:
+    """A listening socket of AF_VSOCK, or a Unix socket of hybrid vsock."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Accept connections of a socket that does not block."""
+        self.fileno = sock.fileno
+        # PERF: what socket.accept() calls to make an object, which takes as long as the rest.
+        self.accept: Callable[[], tuple[int, Any]] = sock._accept  # type: ignore[attr-defined]  # missing in typeshed
+
+
 @dataclass(eq=False, slots=True)
 class _Arrival:
-    connection: socket.socket
+    descriptor: int
     cid: int
     dialect: str
     until: float
@@ -84,6 +100,8 @@ class Relay:
         self._accepting = False
         self._accept_again = 0.0
         self._hand_again = 0.0
+        #: Whether more of what waits may be handed over at once, or is to be tried again at `_hand_again`.
+        self._ready = False
         self._throttle = LogThrottle()
         self._resume()
 
@@ -91,10 +109,10 @@ class Relay:
         """Close everything but the listening sockets."""
         for worker, arrival in self._handed.values():
             worker.close()
-            arrival.connection.close()
+            os.close(arrival.descriptor)
         for waiting in self._waiting.values():
             for arrival in waiting:
-                arrival.connection.close()
+                os.close(arrival.descriptor)
         self._handed.clear()
         self._waiting.clear()
         self._poll.close()
@@ -109,8 +127,8 @@ class Relay:
         now = self._clock()
         if not self._accepting:
             seconds = min(seconds, max(0.0, self._accept_again - now))
-        if self._waiting and self._hand_again > now:
-            seconds = min(seconds, self._hand_again - now)
+        if self._ready:
+            seconds = min(seconds, max(0.0, self._hand_again - now))
         for descriptor, _events in self._poll.poll(seconds):
             if descriptor in self._listeners:
                 self._accept(*self._listeners[descriptor])
@@ -141,27 +159,34 @@ class Relay:
             self._accept_again = self._clock() + _PAUSE_SECONDS
 
     def _accept(self, listener: Listener, dialect: str) -> None:
-        for _connection in range(_ACCEPTED):
+        clock = self._clock
+        until = clock() + _ACCEPT_SECONDS
+        closed: dict[int, int] = {}
+        now = 0.0
+        while now < until:
             try:
-                connection, address = listener.accept()
+                descriptor, address = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
-                return
+                break
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
                 self._report(None, f"cannot accept: {error.strerror}; raise LimitNOFILE= of the unit")
                 self._evict()
                 self._pause()
-                return
+                break
+            now = clock()
             cid = address[0] if isinstance(address, tuple) else handover.HYBRID
             waiting = self._waiting.get(cid)
             if waiting is not None and len(waiting) >= MOST_OF_ONE:
-                connection.close()
-                self._report(cid, f"CID {cid} has {MOST_OF_ONE} connections that wait; more of them are closed")
+                os.close(descriptor)
+                closed[cid] = closed.get(cid, 0) + 1
                 continue
             if self._count >= MOST:
                 self._evict()
-            self._add(_Arrival(connection, cid, dialect, self._clock() + WAIT_SECONDS))
+            self._add(_Arrival(descriptor, cid, dialect, now + WAIT_SECONDS))
+        for cid in closed:
+            self._report(cid, f"CID {cid} has {MOST_OF_ONE} connections that wait; more of them are closed")
 
     def _add(self, arrival: _Arrival, *, first: bool = False) -> None:
         waiting = self._waiting.setdefault(arrival.cid, deque())
@@ -183,18 +208,18 @@ class Relay:
         """Close the newest connection of the virtual machine that has most."""
         greediest = max(self._waiting, key=lambda cid: len(self._waiting[cid]), default=None)
         if greediest is not None:
-            self._take(greediest, newest=True).connection.close()
+            os.close(self._take(greediest, newest=True).descriptor)
             self._report(greediest, f"too many connections wait; those of CID {greediest} are closed first")
 
     def _expire(self) -> None:
         now = self._clock()
         for cid, waiting in list(self._waiting.items()):
             while waiting and waiting[0].until <= now:
-                self._take(cid).connection.close()
+                os.close(self._take(cid).descriptor)
                 self._report("late", "no worker takes connections; 'systemctl status guestapi' may say why")
         for descriptor, (_worker, arrival) in list(self._handed.items()):
             if arrival.until <= now:
-                self._release(descriptor).connection.close()
+                os.close(self._release(descriptor).descriptor)
                 self._report("late", "no worker takes connections; 'systemctl status guestapi' may say why")
 
     def _report(self, key: object, sentence: str) -> None:
@@ -204,24 +229,22 @@ class Relay:
     # Handing over.
 
     def _hand_over(self) -> None:
-        """Let virtual machines take turns, each with one connection, until nothing more can be handed over."""
-        handed = True
-        while handed and len(self._handed) < HANDED:
-            handed = False
-            for cid in list(self._waiting):
-                if len(self._handed) >= HANDED:
-                    break
-                if self._handed_of.get(cid, 0) >= HANDED_OF_ONE:
-                    continue
-                arrival = self._take(cid)
-                if not self._send(arrival):
-                    self._add(arrival, first=True)
-                    self._hand_again = self._clock() + _PAUSE_SECONDS
-                    return
-                handed = True
-                # The next turn of this one comes after all others.
-                if (waiting := self._waiting.pop(cid, None)) is not None:
-                    self._waiting[cid] = waiting
+        """Let each virtual machine have one connection handed over, as far as there is room."""
+        self._ready = False
+        for cid in list(self._waiting):
+            if len(self._handed) >= HANDED:
+                return
+            if self._handed_of.get(cid, 0) >= HANDED_OF_ONE:
+                continue
+            self._ready = True
+            arrival = self._take(cid)
+            if not self._send(arrival):
+                self._add(arrival, first=True)
+                self._hand_again = self._clock() + _PAUSE_SECONDS
+                return
+            # The next turn of this one comes after all others.
+            if (waiting := self._waiting.pop(cid, None)) is not None:
+                self._waiting[cid] = waiting
 
     def _send(self, arrival: _Arrival) -> bool:
         """Send a connection to whichever worker accepts it; return False if none can be reached now."""
@@ -232,7 +255,7 @@ class Relay:
             return False
         try:
             worker.connect(self._path)
-            handover.send(worker, arrival.connection, arrival.cid, arrival.dialect)
+            handover.send(worker, arrival.descriptor, arrival.cid, arrival.dialect)
         except OSError as error:
             worker.close()
             if not isinstance(error, BlockingIOError):
@@ -254,7 +277,7 @@ class Relay:
         arrival = self._release(descriptor)
         arrival.attempts += 1
         if answer == handover.TAKEN or arrival.attempts >= _ATTEMPTS:
-            arrival.connection.close()
+            os.close(arrival.descriptor)
         else:
             # That worker has ended; it has read nothing from the connection.
             self._add(arrival, first=True)

@@ -10,12 +10,12 @@ import time
 from guestapi import systemd
 from guestapi.dialects import DIALECTS
 from guestapi.errors import OperatorError
-from guestapi.relay.loop import Relay
+from guestapi.relay.loop import Relay, SocketListener
 
 log = logging.getLogger(__name__)
 
 #: How many connections may wait in the kernel, as of the socket unit.
-_BACKLOG = 4096
+_BACKLOG = 1024
 
 
 def serve(path: str) -> None:
@@ -39,12 +39,12 @@ def serve(path: str) -> None:
     listeners = []
     for one in sockets:
         one.setblocking(False)
-        listeners.append((one, by_port.get(_port(one), "incus")))
+        listeners.append((SocketListener(one), by_port.get(_port(one), "incus")))
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stopping.append(received))
     relay = Relay(listeners, path)
-    ports = ", ".join(f"{_port(one)} ({dialect})" for one, dialect in listeners)
+    ports = ", ".join(f"{_port(one)} ({by_port.get(_port(one), 'incus')})" for one in sockets)
     systemd.notify("READY=1", f"STATUS=relays vsock ports {ports}")
     fed = time.monotonic()
 

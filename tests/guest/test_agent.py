@@ -60,9 +60,9 @@ class HostListener:
         """As of a socket."""
         return self.socket.fileno()
 
-    def accept(self) -> tuple[socket.socket, tuple[int, int]]:
+    def accept(self) -> tuple[int, tuple[int, int]]:
         """As of a socket of AF_VSOCK."""
-        return self.socket.accept()[0], (CID, 1)
+        return self.socket.accept()[0].detach(), (CID, 1)
 
 
 @contextmanager
@@ -280,7 +280,7 @@ def test_a_slow_reader(directory: Path) -> None:
 def accepts(host: HostListener, found: list[socket.socket]) -> bool:
     """Accept a connection, if there is one."""
     try:
-        found.append(host.accept()[0])
+        found.append(host.socket.accept()[0])
     except BlockingIOError:
         return False
     return True

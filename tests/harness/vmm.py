@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from guestapi.callers import machines
-from guestapi.relay.loop import Relay
+from guestapi.relay.loop import Relay, SocketListener
 from tests.harness.scratch import SCRATCH
 
 #: Opens the device node so that nobody needs its driver (open(2), O_PATH), and closes it on request.
@@ -96,11 +96,11 @@ class FakeVsock:
         """As of a socket."""
         return self._readable
 
-    def accept(self) -> tuple[socket.socket, tuple[int, int]]:
+    def accept(self) -> tuple[int, tuple[int, int]]:
         """As of a socket of AF_VSOCK."""
         os.eventfd_read(self._readable)
         connection, cid = self._arrived.popleft()
-        return connection, (cid, 1024)
+        return connection.detach(), (cid, 1024)
 
     def connect(self, cid: int) -> socket.socket:
         """Connect as the virtual machine with a CID; return its end."""
@@ -112,6 +112,38 @@ class FakeVsock:
     def close(self) -> None:
         """As of a socket."""
         os.close(self._readable)
+
+
+class UnixVsock:
+    """A Unix socket in the place of a listening one of AF_VSOCK: all CIDs share the kernel's queue, as there.
+
+    A client names its CID in the abstract address that it binds to: ``cid/42/`` and anything. Between processes, too.
+    """
+
+    def __init__(self, path: Path, backlog: int) -> None:
+        """Listen.
+
+        Args:
+            path: of the socket.
+            backlog: how many connections may wait in the kernel.
+        """
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen(backlog)
+        self._socket.setblocking(False)
+
+    def fileno(self) -> int:
+        """As of a socket."""
+        return self._socket.fileno()
+
+    def accept(self) -> tuple[int, tuple[int, int]]:
+        """As of a socket of AF_VSOCK."""
+        descriptor, address = SocketListener(self._socket).accept()
+        return descriptor, (int(address.split(b"/")[1]), 1024)
+
+    def close(self) -> None:
+        """As of a socket."""
+        self._socket.close()
 
 
 @contextmanager

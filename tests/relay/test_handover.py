@@ -28,7 +28,7 @@ def test_a_connection_arrives(pair: tuple[socket.socket, socket.socket]) -> None
     with ours, theirs:
         with pytest.raises(BlockingIOError):
             handover.receive(worker)
-        handover.send(relay, theirs, (1 << 32) - 2, "lxd")
+        handover.send(relay, theirs.fileno(), (1 << 32) - 2, "lxd")
         handed = handover.receive(worker)
     with handed.connection:
         assert (handed.cid, handed.dialect) == ((1 << 32) - 2, "lxd")

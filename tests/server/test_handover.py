@@ -183,7 +183,7 @@ def test_nobody_but_root_hands_over(service: Service, path: Path, machine: Calla
         "worker = socket.socket(socket.AF_UNIX); worker.connect(sys.argv[1])\n"
         "ours, theirs = socket.socketpair()\n"
         "ours.sendall(b'GET /1.0/config/user.foo HTTP/1.0\\r\\n\\r\\n')\n"
-        "try: handover.send(worker, theirs, 42, 'incus')\n"
+        "try: handover.send(worker, theirs.fileno(), 42, 'incus')\n"
         "except OSError: pass\n"
         "theirs.close(); ours.settimeout(10)\n"
         "try: print(ours.recv(4096))\n"

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import pytest
 
-from guestapi.relay.loop import Relay
+from guestapi.relay.loop import Relay, SocketListener
 from guestapi.relay.service import _port
 from tests.harness.scratch import SCRATCH
 from tests.harness.service import USER, Service
@@ -105,7 +105,7 @@ def path(service: Service, directory: Path) -> Iterator[Path]:
         listening.setblocking(False)
         assert _port(listening) == port
         listeners.append((listening, dialect))
-    relay = Relay(listeners, service.settings.handover)
+    relay = Relay([(SocketListener(one), dialect) for one, dialect in listeners], service.settings.handover)
     stopped = threading.Event()
 
     def run() -> None:
