@@ -19,7 +19,7 @@ import guestapi.http.request
 from tests.harness import fast, parsers, scratch
 from tests.harness.containers import Container
 from tests.harness.enterable import closed_directories, run_where_enterable
-from tests.harness.machine import Installed
+from tests.harness.machine import Installed, stage
 from tests.harness.service import Service
 from tests.hostile.table import pytest_terminal_summary as pytest_terminal_summary
 
@@ -157,7 +157,14 @@ def c1(service: Service) -> Iterator[Container]:
 
 
 @pytest.fixture(scope="session")
-def machine() -> Iterator[Installed]:
-    """A machine with a real systemd as PID 1 and guestapi installed, which takes half a minute."""
-    with Installed() as booted:
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``make install`` installs, made once for all processes of this run, which takes a quarter of a minute."""
+    own = tmp_path_factory.getbasetemp()
+    return stage((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "staged")
+
+
+@pytest.fixture(scope="session")
+def machine(staged: Path) -> Iterator[Installed]:
+    """A machine with a real systemd as PID 1 and guestapi installed."""
+    with Installed(staged) as booted:
         yield booted

@@ -204,9 +204,7 @@ def _check_sizes(received: bytes, size: int, limits: LimitSettings) -> None:
             raise ProtocolError(414, f"the request line is longer than {limits.request_line} bytes")
     if end > limits.head:
         raise ProtocolError(431, f"the head is larger than {limits.head} bytes")
-    if not size:
-        return
-    # Request line and empty line are no fields.
+    # Request line and empty line are no fields. Of a head that is not complete no field is looked at.
     if received.count(b"\n", 0, size) - 2 > min(limits.header_fields, _PARSER_FIELDS):
         raise ProtocolError(431, f"the head has more than {min(limits.header_fields, _PARSER_FIELDS)} header fields")
     if size > limits.header_field:

@@ -259,7 +259,6 @@ def set_ready(change: Change, instance_id: int, run: int, ready: bool, init: Ini
         return True
     _set(change, instance, {"ready": ready})
     # The mirror of a daemon wants to know of either.
-    change.rings = True
     action = "instance-ready" if ready else "instance-updated"
     event = changes.lifecycle(action, instance.project, instance.name)
     tell(change, instance, [event], running=True, by_guest=True)
@@ -395,7 +394,7 @@ def _write_operator(change: Change, instance: Instance, before: Layers, after: L
 def _init_columns(old: Instance, init: Init | None, restarted: bool) -> dict[str, object]:
     """The columns of an init that are to change."""
     if not restarted:
-        if init is None or old.init is None:
+        if init is None:
             return {}
         # The same process; what was not recorded of its root may be by now.
         recorded = {"init_root_uid": init.root_uid, "init_user_namespace": init.user_namespace}

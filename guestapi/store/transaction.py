@@ -58,19 +58,17 @@ class Change:
         connection: for the modules of this room alone.
         told: how many notifications it has written.
         spread: how many of these told many instances of the same change.
-        rings: a mirror may be waiting for this change, although it makes no entry of the change log.
         configuration_bytes: how much the configuration and devices of an instance may have in all.
         records: what is recorded of it for the operator.
     """
 
-    __slots__ = ("configuration_bytes", "connection", "records", "rings", "spread", "told", "unrecorded")
+    __slots__ = ("configuration_bytes", "connection", "records", "spread", "told", "unrecorded")
 
     def __init__(self, connection: sqlite3.Connection, configuration_bytes: int) -> None:
         self.connection = connection
         self.configuration_bytes = configuration_bytes
         self.told = 0
         self.spread = 0
-        self.rings = False
         self.records: list[AuditRecord] = []
         self.unrecorded = 0
 

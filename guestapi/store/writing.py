@@ -87,7 +87,7 @@ class Writer:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
             # Before the connection is closed: listeners wait for this.
-            if change.told or change.rings:
+            if change.told:
                 ring(self._database.path)
         if self._audit is not None and (records := change.take_records()):
             self._audit(records)

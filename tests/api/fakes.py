@@ -52,6 +52,16 @@ class StandIn(LiveInit):
     __slots__ = ("living",)
 
 
+class Mapped(StandIn):
+    """An init whose container has its users from `ROOT` on."""
+
+    __slots__ = ()
+
+    def users(self, caller: int) -> IdMap:
+        """Return its map."""
+        return ((0, ROOT, 65536),)
+
+
 def caller(*, uid: int = ROOT, run: int = 1, living: bool = True, instance_id: int | None = 7) -> Caller:
     """Return a caller in instance 7."""
     init = None if instance_id is None else StandIn(living=living)

@@ -14,10 +14,10 @@ from guestapi.api.errors import NotAuthorized, NotRoot, Refusal, UnknownCaller
 from guestapi.api.gate import Gate, admit
 from guestapi.callers.identify import Caller
 from guestapi.dialects import DIALECTS
-from guestapi.model import Instance
+from guestapi.model import Instance, KeyPolicy
 from guestapi.store.errors import StoreError
 from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE
-from tests.api.fakes import INIT, ROOT, caller, instance
+from tests.api.fakes import INIT, ROOT, Mapped, caller, instance
 
 INCUS = DIALECTS["incus"]
 OFF = {"security.guestapi": "false", "security.devlxd": "false"}
@@ -71,6 +71,32 @@ def test_store_is_not_read_for_unknown_callers() -> None:
 def test_only_the_instances_own_root(uid: int) -> None:
     """Any other user is refused, also the host's root (UID 0, by nsenter without the user namespace)."""
     assert refused(caller(uid=uid), instance()) is NotRoot
+
+
+@pytest.mark.parametrize(
+    ("method", "template", "key", "admitted"),
+    [
+        ("GET", "/1.0/config/{key}", "user.token", True),
+        ("HEAD", "/1.0/config/{key}", "user.token", True),
+        ("GET", "/1.0/guestapi/tree/config/{key}", "user.token", True),
+        ("GET", "/1.0/config/{key}", "user.other", False),
+        ("GET", "/1.0/config/{key}", None, False),
+        ("PATCH", "/1.0/config/{key}", "user.token", False),
+        ("GET", "/1.0/config", "user.token", False),
+        ("GET", "/1.0/config", None, False),
+    ],
+)
+def test_users_that_a_policy_names(method: str, template: str, key: str | None, admitted: bool) -> None:
+    """A user that a policy names may read the key, by the routes of keys alone; any other user may not."""
+    policies = (KeyPolicy("user.token", uids=frozenset({1000})), KeyPolicy("*", hidden=True))
+    held = replace(instance(), policies=policies)
+    for uid in (1000, 1001):
+        who = caller(uid=ROOT + uid)._replace(init=Mapped())
+        if admitted and uid == 1000:
+            assert admit(who, holding(held), INCUS, method, template, key) is held
+        else:
+            with pytest.raises(NotRoot):
+                admit(who, holding(held), INCUS, method, template, key)
 
 
 def test_order_of_refusals() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from guestapi.callers.namespaces import IdMap
 from guestapi.model import Instance, KeyPolicy
-from tests.api.fakes import ROOT, Client, MemoryStore, StandIn, caller, instance
+from tests.api.fakes import ROOT, Client, Mapped, MemoryStore, StandIn, caller, instance
 from tests.api.test_app import ALL, assert_error
 
 TREE = "/1.0/guestapi/tree"
@@ -20,16 +20,6 @@ CONFIG = {"cloud-init.user-data": "data", "user.meta-data": "meta", "user.plain"
 def having(*policies: KeyPolicy, **changes: str) -> Instance:
     """An instance with policies."""
     return replace(instance({**CONFIG, **changes}), policies=policies)
-
-
-class Mapped(StandIn):
-    """An init whose container has its users from `ROOT` on."""
-
-    __slots__ = ()
-
-    def users(self, caller: int) -> IdMap:
-        """Return its map."""
-        return ((0, ROOT, 65536),)
 
 
 def as_user(uid: int, store: MemoryStore) -> Client:

@@ -97,20 +97,33 @@ class IdentifyingListener:
 STEPS = [send(b"x"), receive(1, "HEAD")]
 
 
+@pytest.fixture(scope="module")
+def opened() -> Iterator[IdentifyingListener]:
+    """A listener, with another identifier for each test."""
+    made = IdentifyingListener(Identifier(Registered()))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def container(opened: IdentifyingListener) -> Iterator[Container]:
+    """A container from which tests connect; those that change its init have one of their own."""
+    with Container([(opened.directory, "/dev/incus")]) as running:
+        yield running
+
+
 @pytest.fixture(params=[True, False], ids=["pidfd", "proc"])
-def listener(request: pytest.FixtureRequest) -> Iterator[IdentifyingListener]:
-    """A listener for both ways of identification."""
-    opened = IdentifyingListener(Identifier(Registered(), pidfd=request.param))
-    yield opened
-    opened.close()
+def listener(opened: IdentifyingListener, request: pytest.FixtureRequest) -> IdentifyingListener:
+    """A listener for both ways of identification, which knows no instance."""
+    opened.identifier = Identifier(Registered(), pidfd=request.param)
+    return opened
 
 
 @pytest.fixture
-def inside(listener: IdentifyingListener) -> Iterator[Container]:
+def inside(listener: IdentifyingListener, container: Container) -> Container:
     """A container that runs as instance 1."""
-    with Container([(listener.directory, "/dev/incus")]) as container:
-        register(listener, namespaces.examine(container.pid))
-        yield container
+    register(listener, namespaces.examine(container.pid))
+    return container
 
 
 def register(listener: IdentifyingListener, *inits: Init) -> None:
@@ -142,15 +155,17 @@ def test_user_in_a_container(listener: IdentifyingListener, inside: Container) -
 
 
 @pytest.mark.parametrize(("become", "uid"), [([], 0), (["uid:1000"], 1000), (["uid:1000", "userns"], 1000)])
-def test_users_inside(listener: IdentifyingListener, inside: Container, become: list[str], uid: int) -> None:
+def test_users_inside(listener: IdentifyingListener, become: list[str], uid: int) -> None:
     """A caller's user is known as the instance numbers it, also if the init or the caller is elsewhere."""
-    for _time in range(2):
-        with listener.caller(connecting(inside, become=become)) as caller:
-            assert caller.uid_inside == uid
-    inside.change_init("uid:5", "userns")
-    register(listener, namespaces.examine(inside.pid))
-    with listener.caller(connecting(inside, become=become)) as caller:
-        assert caller.uid_inside == (None if "userns" in become else uid)
+    with Container([(listener.directory, "/dev/incus")]) as changed:
+        register(listener, namespaces.examine(changed.pid))
+        for _time in range(2):
+            with listener.caller(connecting(changed, become=become)) as caller:
+                assert caller.uid_inside == uid
+        changed.change_init("uid:5", "userns")
+        register(listener, namespaces.examine(changed.pid))
+        with listener.caller(connecting(changed, become=become)) as caller:
+            assert caller.uid_inside == (None if "userns" in become else uid)
 
 
 def test_users_of_the_id_map() -> None:

@@ -157,6 +157,7 @@ def test_numbers_of_processes() -> None:
 @needs_numbers
 def test_number_of_processes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that have connected and gone do not take memory for ever: the oldest are forgotten."""
+    assert processes.MOST_PROCESSES == 4096
     monkeypatch.setattr(processes, "MOST_PROCESSES", 2)
     known = KnownProcesses()
     children = [subprocess.Popen(["sleep", "60"]) for _number in range(3)]

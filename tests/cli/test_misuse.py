@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shlex
+import shutil
 import sqlite3
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.command import Done, Guestapi
+from tests.harness.scratch import SCRATCH
 from tests.harness.service import COMMAND, USER
 from tests.store.processes import other_process
 
@@ -189,28 +193,42 @@ def check(done: Done, code: int, named: str) -> None:
     assert named in done.err
 
 
+def fill(guestapi: Guestapi) -> Guestapi:
+    """Add what mistakes are made with: c1 with a NIC, another instance, and a profile."""
+    guestapi.good("instance", "add", "c1", "--config", "user.a=1", "--device", "eth0,type=nic,name=eth0")
+    guestapi.good("instance", "add", "c2")
+    guestapi.good("profile", "create", "small")
+    return guestapi
+
+
 @pytest.fixture
-def filled(c1: Guestapi, tmp_path: Path) -> Guestapi:
-    """The command, where c1 has a NIC, and there are another instance, a profile and some files."""
-    c1.good("instance", "add", "c2")
-    c1.good("profile", "create", "small")
-    (tmp_path / "text").write_text("hello\n")
-    (tmp_path / "latin").write_bytes(b"\xff\xfe")
-    (tmp_path / "empty").touch()
-    (tmp_path / "dir").mkdir()
-    return c1
+def filled(guestapi: Guestapi) -> Guestapi:
+    """The command, with two instances and a profile."""
+    return fill(guestapi)
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Guestapi, Any]:
+    """The command with the same and some files, and its state, which no mistake changes: so all share it."""
+    directory = tmp_path_factory.mktemp("mistakes")
+    (directory / "text").write_text("hello\n")
+    (directory / "latin").write_bytes(b"\xff\xfe")
+    (directory / "empty").touch()
+    (directory / "dir").mkdir()
+    guestapi = fill(Guestapi(directory))
+    return guestapi, guestapi.state()
 
 
 @pytest.mark.parametrize(("line", "code", "named"), MISTAKES, ids=[line[:60] for line, _code, _named in MISTAKES])
-def test_mistake(filled: Guestapi, tmp_path: Path, line: str, code: int, named: str) -> None:
+def test_mistake(unchanged: tuple[Guestapi, Any], line: str, code: int, named: str) -> None:
     """Each mistake is told in one sentence with what would be right, and changes nothing."""
-    before = filled.state()
-    done = filled(*shlex.split(line.replace("HERE", str(tmp_path))))
+    guestapi, before = unchanged
+    done = guestapi(*shlex.split(line.replace("HERE", str(guestapi.directory))))
     if code:
         check(done, code, named)
     else:
         assert (done.code, done.err) == (0, "")
-    assert filled.state() == before
+    assert guestapi.state() == before
 
 
 def test_the_table_is_long() -> None:
@@ -289,32 +307,35 @@ def test_newer_store(c1: Guestapi, line: str) -> None:
         assert "version 99" in done.err
 
 
+@pytest.fixture(scope="module", params=[0o755, 0o700], ids=["seen", "unseen"])
+def of_root(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The configuration for a store of root's with an instance. Other users see its directory, or do not."""
+    place = Path(tempfile.mkdtemp(prefix="guestapi-", dir=SCRATCH))
+    place.chmod(0o755)
+    state = place / "state"
+    state.mkdir()
+    config = place / "guestapi.toml"
+    config.write_text(f'[store]\nurl = "sqlite:///{state}/store.db"\n')
+    subprocess.run([COMMAND, "--config", config, "instance", "add", "c1"], check=True, stdin=subprocess.DEVNULL)
+    state.chmod(request.param)
+    yield config
+    shutil.rmtree(place)
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("line", READ + WRITE)
-def test_other_user(c1: Guestapi, line: str) -> None:
+def test_other_user(of_root: Path, line: str) -> None:
     """Who is not root is told to be, not that the store is missing; whether he sees its directory or not."""
-    for mode in (0o755, 0o700):
-        place = Path("/run") / f"guestapi-{os.getpid()}-{mode:o}"
-        place.mkdir(mode=0o755)
-        try:
-            state = place / "state"
-            state.mkdir()
-            config = place / "guestapi.toml"
-            config.write_text(f'[store]\nurl = "sqlite:///{state}/store.db"\n')
-            subprocess.run([COMMAND, "--config", config, "instance", "add", "c1"], check=True, stdin=subprocess.DEVNULL)
-            state.chmod(mode)
-            done = subprocess.run(
-                [COMMAND, "--config", config, *line.split()],
-                capture_output=True,
-                text=True,
-                check=False,
-                stdin=subprocess.DEVNULL,
-                user=USER,
-                group=USER,
-                extra_groups=[],
-                cwd="/",
-            )
-        finally:
-            subprocess.run(["rm", "-r", place], check=True)
-        check(Done(done.returncode, done.stdout, done.stderr), 1, "run this as root")
-        assert "missing" not in done.stderr
+    done = subprocess.run(
+        [COMMAND, "--config", of_root, *line.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        user=USER,
+        group=USER,
+        extra_groups=[],
+        cwd="/",
+    )
+    check(Done(done.returncode, done.stdout, done.stderr), 1, "run this as root")
+    assert "missing" not in done.stderr

@@ -118,6 +118,15 @@ class Machine:
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}{self._journal(argv)}"
         return done
 
+    def put(self, staged: Path) -> None:
+        """Install guestapi from a directory into which `stage` has installed it."""
+        with subprocess.Popen(["tar", "-C", staged, "-c", "."], stdout=subprocess.PIPE) as packing:
+            subprocess.run(
+                [*self.enter, "tar", "-C", "/", "-x", "--no-overwrite-dir"], stdin=packing.stdout, check=True
+            )
+        # The users, and what else is there on no stage.
+        self.run("/usr/bin/python3", str(CHECKOUT / "tools/installation.py"), "install")
+
     def _journal(self, argv: Sequence[str]) -> str:
         """What the journal says of a job of systemd that has failed."""
         if argv[0] != "systemctl":
@@ -130,14 +139,34 @@ class Machine:
         return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-C", "/bin/sh", "-c", _JOIN, "enter"]
 
 
+def stage(directory: Path) -> Path:
+    """Have ``make install`` install into a directory (DESTDIR), once for all processes that name it; return it."""
+    with building():
+        # Renamed when it is complete: `install` changes nothing after the last file.
+        if not directory.exists():
+            unfinished = directory.with_name(f"{directory.name}-{os.getpid()}")
+            words = ["make", "-C", str(CHECKOUT), "install", f"DESTDIR={unfinished}"]
+            subprocess.run(words, check=True, capture_output=True)
+            unfinished.rename(directory)
+    return directory
+
+
 class Installed(Machine):
-    """A machine on which guestapi is installed as in the README, with both sockets enabled."""
+    """A machine with guestapi and both sockets enabled."""
+
+    def __init__(self, staged: Path) -> None:
+        """Boot nothing yet.
+
+        Args:
+            staged: what `stage` has installed. That ``make install`` does the same on a machine is what
+                tests/docs/test_guides.py shows.
+        """
+        self._staged = staged
 
     def __enter__(self) -> Installed:
         super().__enter__()
         try:
-            with building():
-                self.run("make", "-C", str(CHECKOUT), "install", timeout=PATIENCE)
+            self.put(self._staged)
             self.run("systemctl", "enable", "--now", "guestapi.socket", "guestapi-lxd.socket")
         except BaseException:
             self.__exit__(None, None, None)

@@ -287,6 +287,13 @@ def test_limits() -> None:
     assert refused(head(fill, b"Z: " + b"z" * (room + 1)), SMALL) == 431
 
 
+def test_most_fields_of_the_parser() -> None:
+    """Of a limit beyond what gunicorn_h1c takes, that is what counts: 256 fields; so it says why it refuses more."""
+    limits = LimitSettings(header_fields=1000)
+    assert taken(head(*[b"X: y"] * 255), limits)
+    assert refused(head(*[b"X: y"] * 256), limits) == 431
+
+
 def test_limits_of_incomplete_heads() -> None:
     """A line or head beyond its limit is refused before its end arrives."""
     assert parse_head(b"G" * 512, SMALL) is None

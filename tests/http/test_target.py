@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.http.target import clean, decode_segment, is_clean, split_target
+from guestapi.http.target import authority, clean, decode_segment, is_clean, split_target
 
 #: Paths of significant segments.
 PATHS = st.lists(
@@ -36,6 +36,24 @@ PATHS = st.lists(
 def test_target_is_split(target: str, path: str, query: str) -> None:
     """A target in origin or absolute form is split at the first question mark, without decoding."""
     assert split_target(target) == (path, query)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("http://x/1.0?y", "http://x"),
+        ("HTTPS+x://user@host:80", "HTTPS+x://user@host:80"),
+        ("http:///1.0", "http://"),
+        ("/1.0", ""),
+        ("//x/1.0", ""),
+        ("/http://x/", ""),
+        ("*", ""),
+        ("host:80", ""),
+    ],
+)
+def test_authority(target: str, expected: str) -> None:
+    """Scheme and authority are what stands before the path in absolute form; in any other form there are none."""
+    assert authority(target) == expected
 
 
 @pytest.mark.parametrize(

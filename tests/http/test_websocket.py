@@ -82,8 +82,10 @@ def test_bad_close_reason() -> None:
 )
 def test_data_frame_ends_the_connection(data: bytes) -> None:
     """The first two bytes of a data frame end the connection, without a close frame."""
-    result = ClientFrames().feed(data[:2])
+    frames = ClientFrames()
+    result = frames.feed(data[:2])
     assert (result.reply, result.ended) == (b"", True)
+    assert frames._buffer == b"", "nothing is stored of what is refused"
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,7 @@ def test_overrun_subscription(store: Settings) -> None:
     broker = Broker(Reader(store.store.url), queue_limit=3, subscriptions_per_instance=2)
     slow, quick = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
     for number in range(4):
+        assert not slow.overrun
         set_key(store, str(number))
         broker.poll()
         quick.pop()
@@ -516,6 +517,17 @@ def test_gap_of_a_foreign_id(store: Settings) -> None:
     assert [event["type"] for event in events] == ["gap", "config"]
     assert events[0]["metadata"] == {"since": 10**9, "oldest": 1}
     assert events[0]["id"] == 0
+
+
+def test_gap_before_the_first_entry(store: Settings) -> None:
+    """A client with an id that the log has not reached is told the log's very first entry, too."""
+    with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
+        connection.execute("DELETE FROM notifications")
+        connection.execute("DELETE FROM sqlite_sequence WHERE name = 'notifications'")
+    set_key(store, "first")
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    resumed = broker.subscribe(1, None, 10**9, lambda: None)
+    assert [(event.id, event.type) for batch in resumed.missed() for event in batch] == [(0, "gap"), (1, "config")]
 
 
 def put_another(store: Settings, value: str) -> None:

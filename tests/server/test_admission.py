@@ -133,6 +133,16 @@ def test_root_has_reserved_requests() -> None:
     assert refused(1, root=True) == 1
 
 
+def test_places_of_others_that_end() -> None:
+    """When one of many connections of users other than root ends, one more of them is admitted, and not another."""
+    held, _ended = quota(each=16, most=1000)
+    others = [Holding() for _number in range(14)]
+    for one in others:
+        assert held.add(1, one, root=False) is None
+    held.remove(1, others[0])
+    assert [held.add(1, Holding(), root=False) for _time in range(2)] == [None, TOO_MANY_CONNECTIONS]
+
+
 def test_eviction_from_the_greediest_instance() -> None:
     """In a full worker, an instance with few connections evicts one of the greediest: an idle one or the oldest."""
     held, ended = quota()

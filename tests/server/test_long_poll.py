@@ -28,8 +28,7 @@ from guestapi.store import policies, steps
 from guestapi.store.lookup import get_instance
 from guestapi.store.writing import Writer
 from guestapi.wsgi import CALLER, Environ, StartResponse
-from tests.api.fakes import INIT, ROOT, StandIn
-from tests.api.test_policies import Mapped
+from tests.api.fakes import INIT, ROOT, Mapped, StandIn
 from tests.harness.agent import complete
 from tests.harness.containers import Response, parse
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.containers import Container
-from tests.harness.machine import CHECKOUT, Installed, building
+from tests.harness.machine import CHECKOUT, Installed
 from tests.harness.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.root
@@ -161,12 +161,12 @@ def test_uninstall_leaves_the_state(machine: Installed, container: Container) ->
     assert machine.run("ls", "/var/lib/guestapi/store.db").stdout
 
 
-def test_destdir_is_respected(tmp_path: Path) -> None:
+def test_destdir_is_respected(staged: Path, tmp_path: Path) -> None:
     """With DESTDIR, nothing outside of it changes, and the installed files refer to their final paths."""
     import subprocess
 
-    with building():
-        subprocess.run(["make", "-C", CHECKOUT, "install", f"DESTDIR={tmp_path}"], check=True, capture_output=True)
+    # Of what was installed with DESTDIR, since others use it.
+    subprocess.run(["cp", "--archive", f"{staged}/.", tmp_path], check=True)
     command = tmp_path / "opt/guestapi/bin/guestapi"
     assert command.read_text().startswith("#!/opt/guestapi/bin/python")
     assert (

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.root
 
 #: The names are also names of network interfaces, and the machine shares this one's network namespace.
 WEB, DB = f"web-{os.getpid()}", f"db-{os.getpid()}"
-# docs/nspawn.md begins with the same command, which has been run as it stands there.
+# The documents begin with the same command, which tests/docs/test_guides.py runs as it stands there.
 INSTALLED = {"make install": "guestapi --version"}
 SOCKETS = ("guestapi.socket", "guestapi-lxd.socket")
 ROOTFS = str(CHECKOUT / "tests/harness/rootfs.py")
@@ -42,13 +43,14 @@ events_logger = "file"
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    """A machine with guestapi, installed as in docs/nspawn.md, and root directories to boot."""
+def machine(staged: Path) -> Iterator[Machine]:
+    """A machine with guestapi, set up as in docs/nspawn.md, and root directories to boot."""
     with Machine() as booted:
         booted.run("/usr/bin/python3", "-I", ROOTFS, "/var/lib/machines/shop")
         for name in (WEB, DB, "odd.name"):
             booted.run("/usr/bin/python3", "-I", ROOTFS, f"/var/lib/machines/{name}")
-        play(booted, "docs/nspawn.md", "make install")
+        booted.put(staged)
+        play(booted, "docs/nspawn.md", "make install", INSTALLED)
         assert listed(booted)["shop"]["status"] == "running"
         booted.run("systemctl", "enable", "--now", *SOCKETS)
         yield booted

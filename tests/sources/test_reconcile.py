@@ -20,6 +20,7 @@ from guestapi.store import profiles, steps
 from guestapi.store.layers import Layers
 from guestapi.store.lookup import find_instance, get_layers, list_instances, list_problems
 from guestapi.store.reading import Reader
+from guestapi.store.statuses import list_unacknowledged
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.store.processes import add, init, known, log_entries
@@ -551,3 +552,15 @@ def test_long_reason_is_cut(host: Host, length: int) -> None:
     (problem,) = host.observe(refused=[Problem("", "key", "default", "web", "x" * length)])
     assert problem.reason == "x" * min(length, 500)
     assert host.problems() == [problem]
+
+
+def test_readiness_is_of_running_instances(host: Host) -> None:
+    """What a daemon says of readiness counts while the instance runs; where it says nothing, nothing changes."""
+    running = host.start_process()
+    for ready in (True, None):
+        host.observe(seen("web", running, key="1", ready=ready), source="incus")
+        assert host.instances()["web"].ready
+    host.observe(seen("web", key="1", ready=True), source="incus")
+    assert not host.instances()["web"].ready
+    with view(host.settings.store.url) as store:
+        assert list_unacknowledged(store, "incus") == []

@@ -41,6 +41,15 @@ def test_invalid_key_is_left_out(key: str, value: str, named: str) -> None:
     assert len(sentence) < 300
 
 
+def test_long_name_of_what_is_too_large() -> None:
+    """What is left out because of its size is named by its first 40 characters."""
+    keys = {"user." + "k" * 36: "x" * LIMIT}
+    (sentence,) = sanitize("incus", observed(keys), LIMIT).left_out
+    assert sentence.startswith(f"'user.{'k' * 35}' is left out: its {LIMIT + 41} bytes ")
+    (sentence,) = sanitize("incus", observed(devices={"d" * 41: {"type": "x" * LIMIT}}), LIMIT).left_out
+    assert sentence.startswith(f"device '{'d' * 40}' is left out")
+
+
 def test_everything_daemons_accept_is_accepted() -> None:
     """Keys up to 1,024 bytes, control characters in them, and values of any size within the limit are accepted."""
     config = {"user." + "k" * 1019: "1", "user.\n\x1b[2J": "\0", "user.data": "x" * (LIMIT // 2)}
@@ -121,3 +130,7 @@ def test_sentences_are_bounded() -> None:
     found = sanitize("incus", observed({f"user.{n}": "\ud800" for n in range(1000)}), LIMIT)
     assert len(found.left_out) == 20
     assert found.left_out[-1] == "981 further things are left out"
+    for count, last in ((20, "value of 'user.19'"), (21, "2 further things")):
+        sentences = sanitize("incus", observed({f"user.{n}": "\ud800" for n in range(count)}), LIMIT).left_out
+        assert len(sentences) == 20
+        assert sentences[-1].startswith(last)

@@ -248,6 +248,7 @@ def test_instances_of_a_namespace(writer: Writer, reader: Reader) -> None:
 
 def test_unchanged_instance_is_reused(writer: Writer, reader: Reader) -> None:
     """Without a commit about an instance, its object is reused, whatever else is committed."""
+    assert isinstance(reader.version(), bytes), "it is seen in memory whether anything was committed"
     one, other = add(writer, "c1"), add(writer, "c2")
     first = reader.instance(one.id)
     with writer.change() as change:
@@ -535,6 +536,8 @@ def test_entries_are_read_in_small_portions(writer: Writer, reader: Reader) -> N
             break
     assert portions == [5, 5, 2]
     assert len(reader.entries(1, 2).found) == 2
+    first = len(reader.entries(1, 1).found[0].metadata)
+    assert [len(reader.entries(1, 9, most_bytes=first - less).found) for less in (0, 1)] == [2, 1]
     assert len(reader.entries(1, 1000, most_bytes=100_000).found) == 2
 
 
@@ -632,6 +635,24 @@ def test_policies_as_they_are_now(settings: Settings, writer: Writer, reader: Re
     reader.close()
     with pytest.raises(StoreError):
         reader.policies_of(one.id)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_policies_after_entries(settings: Settings, writer: Writer, reader: Reader, hidden: bool) -> None:
+    """Who has read entries knows whether there are policies, as of the same moment, and need not look once more."""
+    one = add(writer)
+    assert reader.policies_of(one.id) == ()
+    policy = KeyPolicy("user.a", hidden=True)
+    with writer.change() as change:
+        policies.put(change, "default", one, policy)
+        if not hidden:
+            policies.remove(change, "default", one, policy.pattern)
+    reader.entries(0, 10)
+    if hidden:
+        assert reader.policies_of(one.id) == (policy,)
+    reader.entries(0, 10)
+    take_away(settings)
+    assert reader.policies_of(one.id) == ((policy,) if hidden else ())
 
 
 def test_limits_of_what_is_kept() -> None:
