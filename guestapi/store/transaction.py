@@ -181,8 +181,8 @@ def tell_all(change: Change, told: Iterable[tuple[Told, Sequence[WrittenEvent]]]
         # One by one, because the ids are needed.
         for *row, parts in rows:
             number = change.connection.execute(_TELL, row).lastrowid
-            starts = range(0, PART_BYTES * len(parts), PART_BYTES)
-            change.connection.executemany(_PART, [(number, *pair) for pair in zip(starts, parts, strict=True)])
+            found = [(number, PART_BYTES * place, part) for place, part in enumerate(parts)]
+            change.connection.executemany(_PART, found)
     change.told += len(rows)
 
 

@@ -564,3 +564,30 @@ def test_readiness_is_of_running_instances(host: Host) -> None:
     assert not host.instances()["web"].ready
     with view(host.settings.store.url) as store:
         assert list_unacknowledged(store, "incus") == []
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("bad", [0, 1])
+def test_refused_in_a_circle_of_renames(host: Host, order: tuple[int, ...], bad: int) -> None:
+    """Of two containers that exchange their names one is refused: both keep their instances, under valid names."""
+    host.observe(seen("a", host.start_process(), key="1"), seen("b", host.start_process(), key="2"))
+    before = {one.key: one.id for one in host.instances().values()}
+    wanted = [seen("b", host.start_process(), key="1"), seen("a", host.start_process(), key="2")]
+    wanted[bad] = replace(wanted[bad], type=None)  # type: ignore[arg-type]  # what no source reports
+    refused = {problem.key for problem in host.observe(*(wanted[number] for number in order)) if problem.refused}
+    # The other one may be refused because its name is not free.
+    assert wanted[bad].key in refused
+    after = host.instances()
+    assert {one.key: one.id for one in after.values()} == before
+    assert all(name.isprintable() for name in after)
+    for observed in wanted:
+        (one,) = (one for one in after.values() if one.key == observed.key)
+        assert one.running == (observed.key not in refused)
+        assert one.name == observed.name or not one.running
+
+
+def test_new_instance_has_what_daemons_take(host: Host) -> None:
+    """An instance whose configuration the daemon takes, such as a key with a control character, is registered so."""
+    config = {"user.\n": "1", "user.a": "2"}
+    assert host.observe(seen("web", key="1", config=config), source="incus") == []
+    assert host.instances()["web"].config == config

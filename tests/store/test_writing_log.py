@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from guestapi.audit import MOST_RECORDS, AuditRecord
 from guestapi.model import Device, Instance
 from guestapi.settings import EventSettings, Settings, StoreSettings
-from guestapi.store import steps
+from guestapi.store import profiles, steps
 from guestapi.store.engine import database_file
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
@@ -279,6 +279,40 @@ def test_part_of_a_transaction_is_undone(settings: Settings, writer: Writer) -> 
         assert [record.instance for record in change.records] == ["before", "after"]
     assert [one.name for one in known(settings)] == ["after", "before"]
     assert [json.loads(metadata)["name"] for _, metadata, _ in log_entries(settings)] == ["before", "after"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_part_of_a_transaction_leaves_no_savepoint(writer: Writer, fails: bool) -> None:
+    """Neither a part that succeeds nor one that fails leaves a savepoint: a transaction may have thousands of parts."""
+    with writer.change() as change:
+        with suppress(KeyError), savepoint(change):
+            if fails:
+                raise KeyError
+        with pytest.raises(sqlite3.OperationalError, match="no such savepoint"):
+            change.connection.execute("RELEASE part")
+
+
+def test_change_of_many_instances_is_kept(settings: Settings, writer: Writer) -> None:
+    """What tells many instances of one change is kept whole until the next change, and nothing else beside it."""
+    short = Writer(replace(settings, events=EventSettings(keep_entries=5)))
+    with short.change() as change:
+        profile = profiles.create(change, "default", "p")
+        for number in range(8):
+            steps.assign(change, steps.add(change, "default", f"c{number}"), (profile,))
+    with short.change() as change:
+        profiles.edit(change, profiles.get_profile(change, "default", "p"), config={"user.a": "1"})
+    told = [json.loads(metadata).get("key") for _type, metadata, _guest in log_entries(settings)]
+    assert told == ["user.a"] * 8
+    add(short, "last")
+    assert len(log_entries(settings)) == 5
+
+
+def test_entries_are_as_those_of_incus(settings: Settings, writer: Writer) -> None:
+    """What HTML gives a meaning is escaped in an entry, as Go's encoding/json does it."""
+    one = add(writer)
+    with writer.change() as change:
+        steps.configure(change, one, {"user.<a>": "<&>"})
+    assert log_entries(settings)[-1][1] == (r'{"key":"user.\u003ca\u003e","old_value":"","value":"\u003c\u0026\u003e"}')
 
 
 def test_part_of_a_transaction_that_has_ended(writer: Writer) -> None:
