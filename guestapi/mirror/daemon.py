@@ -40,8 +40,12 @@ _ANSWER_SECONDS = 60.0
 #: Seconds for an answer about one instance, which takes milliseconds. The daemon also examines the instance's storage,
 #: which may hang while that of others does not.
 ONE_SECONDS = 5.0
+#: Seconds for the daemon's own description. A cluster that elects the leader of its database takes several.
+_DESCRIPTION_SECONDS = 20.0
 #: Seconds for accepting a connection, and from a ping to its pong.
 _SIGN_OF_LIFE_SECONDS = 10.0
+#: Seconds for which an unused connection stays open. A mirror sends a request every ten seconds at least.
+_IDLE_SECONDS = 30.0
 #: Most bytes of an answer: the configurations of 16 instances of the largest size, or of many thousand others.
 _ANSWER_BYTES = 256 << 20
 #: Most bytes of an event; a lifecycle event has some hundred.
@@ -64,7 +68,7 @@ class Daemon:
         """
         self.socket = socket
         self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=socket),
+            transport=httpx.HTTPTransport(uds=socket, limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS)),
             base_url="http://daemon",
             timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_SIGN_OF_LIFE_SECONDS),
         )
@@ -75,7 +79,7 @@ class Daemon:
         Raises:
             DaemonError: it does not answer, or does not trust us.
         """
-        server = self._get("/1.0", Server)
+        server = self._get("/1.0", Server, _DESCRIPTION_SECONDS)
         if server.auth != "trusted":
             raise DaemonError(f"{self.socket}: the daemon does not trust us", "add the mirror's user to its group")
         return server

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from email.message import Message
 from functools import partial
@@ -74,8 +74,8 @@ class ImageMirror:
             try:
                 self.faults = self.compare()
             except DaemonError as error:
-                # When the daemon is back, everything is compared.
-                log.warning("images: %s", error)
+                # When the daemon is back, everything is compared. The journal hears of it from who follows its events.
+                self.faults = [f"images: {error}"]
             except StoreError as error:
                 log.error("images: %s", error)
                 self.faults = [str(error)]
@@ -89,7 +89,8 @@ class ImageMirror:
         """
         with self._store.view() as store:
             known = {one.fingerprint: one for one in list_images(store)}
-            wanted = self._exported() if _may_export(list_instances(store), self._name) else {}
+            exporters = any(map(may_export, (one.config for one in list_instances(store, source=self._name))))
+            wanted = self._exported() if exporters else {}
         faults = []
         for fingerprint, mirrored in known.items():
             if mirrored.source == self._name and fingerprint not in wanted:
@@ -128,10 +129,9 @@ class ImageMirror:
             images.receive_image(self._writer, self._where, draft, _parts(response, image))
 
 
-def _may_export(instances: Iterable[model.Instance], source: str) -> bool:
-    return any(
-        dialect.images_allowed(one.config) for one in instances if one.source == source for dialect in DIALECTS.values()
-    )
+def may_export(config: Mapping[str, str]) -> bool:
+    """Whether an instance with this configuration may export images."""
+    return any(dialect.images_allowed(config) for dialect in DIALECTS.values())
 
 
 def _parts(response: httpx.Response, image: DaemonImage) -> Iterator[Part]:

@@ -23,7 +23,7 @@ from guestapi.mirror import keys, translate
 from guestapi.mirror.cluster import Members
 from guestapi.mirror.daemon import Daemon
 from guestapi.mirror.daemon_model import DaemonError, DaemonInstance, GoneError, RefusedError, Server, SlowError
-from guestapi.mirror.images import ImageMirror
+from guestapi.mirror.images import ImageMirror, may_export
 from guestapi.mirror.keys import Place
 from guestapi.mirror.readiness import Readiness
 from guestapi.mirror.report import CONTACT_SECONDS, Report
@@ -72,7 +72,7 @@ class Mirror:
             StoreError: the store cannot be used.
         """
         self._url = settings.store.url
-        self._writer = Writer(settings, create=True, audit=by_source(name))
+        self._writer = Writer(settings, create=True, keep=True, audit=by_source(name))
         self._store = Views(self._url)
         self._name = name
         self._daemon = Daemon(socket)
@@ -148,8 +148,7 @@ class Mirror:
         else:
             # Check that the daemon answers.
             self._meet()
-        if batch.anything or late:
-            # Images may have changed, or the instances that may export them.
+        if batch.everything or batch.images or late:
             self._images.look()
         if batch.since:
             self._report.progress.lag = max(0.0, time.time() - batch.since)
@@ -325,6 +324,9 @@ class Mirror:
             or (one := known.get(observed.key)) is None
             or not is_current(one, self._name, observed)
         ]
+        others_export = bool(gone) or any(
+            may_export(config) for one in changed for config in (one.config, _config(known.get(one.key)))
+        )
         # Renamed instances come first, so that their old names are free in later transactions.
         changed.sort(key=lambda one: one.key not in known or _place(known[one.key]) == _place(one))
         moved = sum(one.key in known and _place(known[one.key]) != _place(one) for one in changed)
@@ -340,6 +342,8 @@ class Mirror:
             self._remember(problems)
             self._known = (self._known | {_place(one) for one in batch}) - set(gone.values())
             gone = {}
+        if others_export:
+            self._images.look()
 
     def _remember(self, problems: list[Problem]) -> None:
         self._problems |= {problem.key for problem in problems}
@@ -355,8 +359,7 @@ class Mirror:
 
     def _lost(self, why: str) -> None:
         self._report.progress.waits = None
-        if self._report.connected:
-            log.warning("%s; instances get the last known answers until it is back", why)
+        self._report.warn(why)
         try:
             self._report.note(lost=why)
         except StoreError as error:
@@ -379,6 +382,10 @@ def _start(task: Callable[..., None], *arguments: object) -> None:
 
 def _place(instance: DaemonInstance | model.Instance | Observed) -> Place:
     return instance.project, instance.name
+
+
+def _config(instance: model.Instance | None) -> Mapping[str, str]:
+    return instance.config if instance is not None else {}
 
 
 def _examine(instance: DaemonInstance, pid: int) -> Init | None:

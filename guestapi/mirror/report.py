@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 CONTACT_SECONDS = 10.0
 #: Seconds without an answer after which that is recorded, and between two checks of it.
 _STALLED_SECONDS, _WATCH_SECONDS = 7.0, 1.0
+#: Seconds between two notifications of systemd that say the same but for the lag.
+_TELL_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -73,12 +75,18 @@ class Report:
         self._faults = faults
         self._noted: SourceStatus | None = None
         self._alone = Lock()
+        #: What systemd was told last, and when (time.monotonic()).
+        self._counts, self._told = "", 0.0
+        #: Whether the journal has been told that the daemon does not answer, since it last did.
+        self._warned = False
         self.progress = Progress()
 
-    @property
-    def connected(self) -> bool:
-        """Whether the daemon answers, or no status was recorded yet."""
-        return self._noted is None or self._noted.connected
+    def warn(self, why: str) -> None:
+        """Log why the daemon does not answer, once until it answers again."""
+        with self._alone:
+            if not self._warned:
+                log.warning("%s; instances get the last known answers until it is back", why)
+            self._warned = True
 
     def note(self, lost: str = "", stalled: str = "") -> None:
         """Report the status, and record it if it has changed or the last record is old.
@@ -99,12 +107,14 @@ class Report:
             time.sleep(_WATCH_SECONDS)
             since = self.progress.waits
             if since is not None and time.monotonic() > since + _STALLED_SECONDS:
+                self.warn(f"{self._socket}: the daemon does not answer")
                 try:
                     self.note(stalled="the daemon does not answer, so changes are not known")
                 except StoreError as error:
                     log.error("%s", error)
 
     def _note(self, lost: str, stalled: str) -> None:
+        self._warned = self._warned and bool(lost or stalled)
         faults = [lost] if lost else [*([stalled] if stalled else []), *self._faults()]
         fault = faults[0] if faults else ""
         if len(faults) > 1:
@@ -120,6 +130,9 @@ class Report:
         with self._store.view() as store:
             total, running = statuses.count_instances(store, self._name)
         counts = f"{total} instances, {running} running"
+        if same and counts == self._counts and time.monotonic() < self._told + _TELL_SECONDS:
+            return
+        self._counts, self._told = counts, time.monotonic()
         if lost:
             self._tell(f"{self._name} is lost, {counts} as last known: {lost}")
         else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
-from guestapi.store.engine import open_reader
+from guestapi.store.engine import KeptConnections, open_reader
 from guestapi.store.errors import explained
 from guestapi.store.rows import snapshot
 
@@ -23,7 +23,7 @@ class View(NamedTuple):
 
 
 class Views:
-    """Looks at the store again and again: it is opened and checked once."""
+    """Looks at the store again and again: it is checked once, and stays open. Several threads may use it."""
 
     def __init__(self, url: str) -> None:
         """Open the store.
@@ -34,7 +34,9 @@ class Views:
         Raises:
             StoreError: the store is missing or cannot be used.
         """
-        self._database = open_reader(url)
+        database = open_reader(url)
+        self._path = database.path
+        self._connections = KeptConnections(database)
 
     @contextmanager
     def view(self) -> Iterator[View]:
@@ -43,7 +45,7 @@ class Views:
         Raises:
             StoreError: it cannot be used any more.
         """
-        with explained(self._database.path), closing(self._database.connect()) as connection, snapshot(connection):
+        with explained(self._path), self._connections.use() as connection, snapshot(connection):
             yield View(connection)
 
 
@@ -54,5 +56,6 @@ def view(url: str) -> Iterator[View]:
     Raises:
         StoreError: it is missing or cannot be used.
     """
-    with Views(url).view() as store:
-        yield store
+    database = open_reader(url)
+    with explained(database.path), closing(database.connect()) as connection, snapshot(connection):
+        yield View(connection)

@@ -7,17 +7,18 @@ it. Commands, mirrors and followers all use them, so names are checked there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from guestapi.model import Init, Instance
 from guestapi.store import steps
 from guestapi.store.bell import ring
-from guestapi.store.engine import open_writer
+from guestapi.store.engine import KeptConnections, open_writer
 from guestapi.store.errors import explained
 from guestapi.store.transaction import Change, trim
 
 if TYPE_CHECKING:
+    import sqlite3
     from pathlib import Path
 
     from guestapi.audit import AuditRecord
@@ -41,6 +42,7 @@ class Writer:
         settings: Options,
         *,
         create: bool = False,
+        keep: bool = False,
         audit: Callable[[Sequence[AuditRecord]], None] | None = None,
     ) -> None:
         """Open the store.
@@ -48,12 +50,14 @@ class Writer:
         Args:
             settings: where it is, and its bounds.
             create: make it if it is missing.
+            keep: leave it open between changes, for a process that makes many and ends by being killed.
             audit: called after each commit with what is recorded of the change; None: nothing is.
 
         Raises:
             StoreError: it is missing or cannot be used.
         """
         self._database = open_writer(settings.store.url, lock_seconds=settings.store.lock_seconds, create=create)
+        self._connections = KeptConnections(self._database) if keep else None
         self._configuration_bytes = settings.store.configuration_bytes
         self._keep = settings.events
         self._audit = audit
@@ -73,7 +77,7 @@ class Writer:
             StoreBusyError: another writer held the store for too long.
             StoreError: it cannot be written.
         """
-        with explained(self._database.path), closing(self._database.connect()) as connection:
+        with explained(self._database.path), self._connection() as connection:
             # At once: a writer must not find out at its first write that what it has read is stale.
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -91,6 +95,9 @@ class Writer:
                 ring(self._database.path)
         if self._audit is not None and (records := change.take_records()):
             self._audit(records)
+
+    def _connection(self) -> AbstractContextManager[sqlite3.Connection]:
+        return self._connections.use() if self._connections is not None else closing(self._database.connect())
 
     def spend(self, instance: Instance, key: str, pid: int, uid: int) -> str | None:
         """Give the value of a key that is given once, in a transaction of its own; see `policies.spend`."""

@@ -20,8 +20,9 @@ import pytest
 from guestapi.mirror import daemon
 from guestapi.mirror.daemon_model import DaemonError
 from guestapi.model import Instance
+from guestapi.records import SourceStatus
 from guestapi.store.images import directory
-from guestapi.store.lookup import list_images, list_instances
+from guestapi.store.lookup import list_images, list_instances, list_sources
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
@@ -181,13 +182,53 @@ import sys, time
 from pathlib import Path
 from tests.mirror.stub import Stub
 from tests.harness.waiting import PATIENCE
-with Stub(Path(sys.argv[1]), {}):
+with Stub(Path(sys.argv[1]), {"/1.0/instances": []}):
     print("ready", flush=True)
     sys.stdin.read()
 """
 
 
-def test_hanging_daemon_is_logged_in_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hanging_daemon_leaves_one_sentence_in_the_journal(guestapi: Guestapi) -> None:
+    """A daemon that hangs until its mirror gives it up is one line of the log; when it answers again, check is content.
+
+    The next time is one more line.
+    """
+    path, log = guestapi.directory / "daemon", guestapi.directory / "log"
+    mirror = [str(COMMAND), "--config", str(guestapi.config), "mirror", "incus", "--socket", str(path)]
+
+    def status() -> SourceStatus | None:
+        with view(guestapi.settings.store.url) as store:
+            return next(iter(list_sources(store)), None)
+
+    def follows() -> bool:
+        known = status()
+        return known is not None and known.connected and not known.fault
+
+    def is_lost() -> bool:
+        known = status()
+        return known is not None and not known.connected
+
+    command = [sys.executable, "-c", _SERVE, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=CHECKOUT) as stub:
+        assert stub.stdout is not None
+        assert stub.stdout.readline() == b"ready\n"
+        with log.open("wb") as stderr, subprocess.Popen(mirror, stdin=subprocess.DEVNULL, stderr=stderr) as process:
+            try:
+                for times in (1, 2):
+                    wait(follows)
+                    stub.send_signal(signal.SIGSTOP)
+                    wait(is_lost)
+                    stub.send_signal(signal.SIGCONT)
+                    wait(follows)
+                    lines = log.read_text().splitlines()
+                    assert len(lines) == times, lines
+                    assert "instances get the last known answers until it is back" in lines[-1]
+            finally:
+                process.kill()
+                stub.kill()
+
+
+def test_hanging_daemon_is_an_error_of_one_sentence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A stopped daemon is an error of one sentence, and no library logs a traceback."""
     path = tmp_path / "daemon"
     command = [sys.executable, "-c", _SERVE, str(path)]
