@@ -224,9 +224,17 @@ class FleetSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     Attributes:
         url: of its database, as libpq takes it; None: there is none.
+        host: the name of this host in the fleet; None: its host name.
+        certificate: path of the certificate of this host; None: as the URL or libpq says, like the next two.
+        key: path of its private key.
+        ca: path of the certificates of the authority that has signed the database's.
     """
 
     url: str | None = None
+    host: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    ca: str | None = None
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -204,7 +204,9 @@ def uninstall(layout: Layout) -> None:
         running = [unit.replace("@.", "@*.") for unit in units]
         systemctl("stop", *running)
         systemctl("disable", "--quiet", *(unit for unit in units if "@." not in unit), *find_instances(layout))
-    stays = ["/var/lib/guestapi, the store, and the users guestapi, to whom it belongs, and guestapi-mirror"]
+    stays = [
+        "/var/lib/guestapi, the store, and the users guestapi, to whom it belongs, guestapi-mirror and guestapi-fleet"
+    ]
     for pattern in ("man/man?", "bash-completion/completions", layout.zsh, "fish/vendor_completions.d"):
         for program in ("guestapi", "guestctl"):
             for path in layout.place(layout.share).glob(f"{pattern}/*{program}*"):

@@ -21,6 +21,7 @@ from guestapi.store import steps
 from guestapi.store.definitions import Definition, define, read_definition
 from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import find_instance, list_instances
+from guestapi.store.placements import is_placed
 from guestapi.store.transaction import Change
 
 #: What files in a directory are called that have definitions.
@@ -138,11 +139,16 @@ def _define(change: Change, wanted: Definition, report: _Report, *, texts: bool)
 def _prune(
     change: Change, wanted: Iterable[Definition], sources: frozenset[str], force: bool, report: _Report, *, texts: bool
 ) -> None:
-    """Remove what is not defined, of the projects that definitions are of. What a source owns stays, unless named."""
+    """Remove what is not defined, of the projects that definitions are of.
+
+    What a fleet has placed here stays. So does what a source owns, unless that is named.
+    """
     kept = {(one.project, one.name) for one in wanted}
     for project in sorted({project for project, _name in kept}):
         for one in list_instances(change, project):
             if (one.project, one.name) in kept or (one.source is not None and one.source not in sources):
+                continue
+            if is_placed(change, one):
                 continue
             label = _label(one.project, one.name)
             if one.init is not None and is_alive(one.init) and not force:

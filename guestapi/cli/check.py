@@ -28,10 +28,12 @@ from guestapi.dialects import DIALECTS, Dialect
 from guestapi.errors import GuestapiError
 from guestapi.model import DAEMONS, Instance, Problem, SourceStatus
 from guestapi.settings import ListenSocket
+from guestapi.sources.sanitize import FLEET
 from guestapi.store import images
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.lookup import find_corruption, list_images, list_instances, list_problems, list_sources
+from guestapi.store.placements import list_placed, read_status
 from guestapi.store.writing import Writer
 from guestapi.systemd import is_off
 
@@ -45,6 +47,8 @@ _PATIENCE = 5.0
 _STALE_SECONDS = 30.0
 #: The unit that mirrors the LXD of the snap.
 _SNAP_UNIT = "guestapi-mirror-lxd-snap"
+#: The unit that follows the fleet.
+_FLEET_UNIT = "guestapi-fleet"
 #: The programs by which a runtime is known to be installed.
 _RUNTIMES = {
     "docker": ("dockerd",),
@@ -118,6 +122,7 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
             yield _attempt("instances", lambda: _instances(operator))
             yield _attempt("images", lambda: _images(operator))
             yield from _sources(operator)
+            yield from _fleet(operator)
             with operator.view() as view:
                 known = {status.name for status in list_sources(view)}
                 relay = look_at_relay(list_instances(view), operator.settings.handover)
@@ -223,6 +228,34 @@ def _sources(operator: Operator) -> Iterator[Finding]:
             yield _guest_socket(DIALECTS[status.name], running, operator.settings.guest_listeners)
 
 
+def _fleet(operator: Operator) -> Iterator[Finding]:
+    """The fleet, if this host has ever followed one."""
+    with operator.view() as store:
+        status, placed = read_status(store), list_placed(store)
+        problems = list_problems(store, FLEET)
+    if status is None:
+        if operator.settings.fleet.url is not None and not is_off(f"{_FLEET_UNIT}.service"):
+            yield Finding("fleet", False, f"has never been followed; 'systemctl status {_FLEET_UNIT}' may say why")
+        return
+    age = time.time() - status.contact
+    counts = f"{len(placed)} instances"
+    if status.connected and -_STALE_SECONDS < age < _STALE_SECONDS:
+        text = f"follows, {counts}, revision {status.cursor.revision}; last contact {age:.0f} s ago"
+        yield Finding("fleet", True, f"{text}, lag {status.lag:.3f} s")
+    else:
+        text = f"{counts} as last known (revision {status.cursor.revision}); {_contact(status.contact)}"
+        reason = status.fault or "the follower itself does not run"
+        yield Finding("fleet", False, f"{text}; {reason}; 'systemctl status {_FLEET_UNIT}' may say more")
+    yield from _problems(problems)
+
+
+def _contact(contact: float) -> str:
+    if not contact:
+        return "no contact yet"
+    since = datetime.fromtimestamp(contact).astimezone().isoformat(" ", "seconds")
+    return f"last contact {since}, {time.time() - contact:.0f} s ago"
+
+
 def _followers_off(known: Collection[str]) -> Iterator[Finding]:
     """Runtimes of this host whose containers nothing registers; `known`: sources that have a mirror or a follower."""
     for source, programs in _RUNTIMES.items():
@@ -259,9 +292,9 @@ def _source(status: SourceStatus, owned: int, running: int) -> Finding:
     counts = f"{owned} instances, {running} running"
     # A contact in the future was written before the clock was set back, so not by a running mirror or follower.
     if not status.connected or not -_STALE_SECONDS < age < _STALE_SECONDS:
-        since = datetime.fromtimestamp(status.contact).astimezone().isoformat(" ", "seconds") if status.contact else ""
-        contact = f"last contact {since}, {age:.0f} s ago" if since else "no contact yet"
-        stale = f"{counts} as last known; {contact}; {status.fault or f'the {what} itself does not run'}"
+        stale = (
+            f"{counts} as last known; {_contact(status.contact)}; {status.fault or f'the {what} itself does not run'}"
+        )
         if not by_daemon:
             stale += "; containers that start meanwhile are not registered"
             if is_off(f"guestapi-{status.name}.service"):

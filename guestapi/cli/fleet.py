@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from guestapi import journal
 from guestapi.cli.common import Operator, fail, has_format, print_json, print_table
 from guestapi.cli.grouping import Noun
 from guestapi.cli.printing import mark
 from guestapi.cli.words import printable
 from guestapi.settings import Settings
+from guestapi.store.placements import Cursor, read_cursor, write_cursor
+from guestapi.systemd import notify
 
 if TYPE_CHECKING:
     import psycopg
@@ -46,6 +49,28 @@ def upgrade(operator: Operator) -> None:
     with _session(operator.settings) as connection:
         before, after = setup.upgrade(connection)
     click.echo(f"version {after}" if before == after else f"version {before} -> {after}")
+
+
+@fleet.command()
+@click.option("--anew", is_flag=True, help="Forget which history of the database this host has seen, and exit.")
+@click.pass_obj
+def follow(operator: Operator, anew: bool) -> None:
+    """Keep the store as the fleet has this host. Stays in the foreground; the unit guestapi-fleet runs it.
+
+    While the database cannot be reached, instances get the last known answers.
+    """
+    if anew:
+        with operator.writer.change() as change:
+            write_cursor(change, Cursor(read_cursor(change).fleet))
+        click.echo("the follower will look at everything, whatever timeline the database has")
+        return
+    from guestapi.fleet.follower import FleetFollower
+    from guestapi.fleet.joining import connect_host
+
+    settings = operator.settings
+    journal.set_up(settings.log.level)
+    url = _url(settings)
+    FleetFollower(settings, lambda: connect_host(url, settings.fleet), _say).run()
 
 
 @fleet.command()
@@ -147,7 +172,15 @@ def list_(operator: Operator, as_json: bool) -> None:
 def _session(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     from guestapi.fleet.engine import session
 
+    with session(_url(settings)) as connection:
+        yield connection
+
+
+def _url(settings: Settings) -> str:
     if settings.fleet.url is None:
         fail("fleet.url is not set", 'in guestapi.toml, below [fleet]: url = "postgresql://db1,db2,db3/guestapi"')
-    with session(settings.fleet.url) as connection:
-        yield connection
+    return settings.fleet.url
+
+
+def _say(status: str) -> None:
+    notify("READY=1", "WATCHDOG=1", f"STATUS={status}")

@@ -164,6 +164,7 @@ def remove(operator: Operator, name: tuple[str, ...], project: str, force: bool)
     with operator.writer.change() as change:
         for one in dict.fromkeys(name):
             found = get_instance(change, project, one)
+            steps.refuse_placed(change, found)
             if found.init is not None and is_alive(found.init) and not force:
                 raise ConflictError(
                     f"instance {one!r} runs: process {found.init.pid} is its init",

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from guestapi.fleet.schema import HOSTS, OPERATORS, OWNER, VIEWERS
 
+#: So many revisions of a host are kept in the log, and a tenth more.
+_KEEP = 10_000
 _FUNCTION = (
     "CREATE OR REPLACE FUNCTION guestapi.{head} LANGUAGE {language} {volatility} SECURITY DEFINER "
     "SET search_path = pg_catalog, pg_temp AS $body$ {body} $body$"
@@ -79,17 +81,22 @@ BEGIN
 END
 """
 
-# One revision for all instances that a change concerns; hosts that listen are rung at the commit.
+# One revision for all instances that a change concerns; hosts that listen are rung at the commit. Now and then, what is
+# old of the log is removed: a host that has been away for longer looks at everything.
 _NOTE = """
 DECLARE
     number bigint;
 BEGIN
     UPDATE guestapi.hosts SET revision = revision + 1 WHERE name = host_ RETURNING revision INTO number;
     INSERT INTO guestapi.log (host, revision, uuid) SELECT host_, number, unnest(uuids);
+    IF number % {every} = 0 THEN
+        DELETE FROM guestapi.log WHERE host = host_ AND revision <= number - {keep};
+        UPDATE guestapi.hosts SET oldest = greatest(oldest, number - {keep}) WHERE name = host_;
+    END IF;
     PERFORM pg_notify('guestapi_' || host_, '');
     RETURN number;
 END
-"""
+""".replace("{keep}", str(_KEEP)).replace("{every}", str(_KEEP // 10))
 
 #: Functions by their signature, then what they return, language, volatility and body.
 _FUNCTIONS = {

@@ -1,10 +1,20 @@
-"""The connection to a fleet's database. This module alone imports psycopg."""
+"""The connection to a fleet's database. This module alone imports psycopg.
+
+A server whose process is stopped never answers, and no option of libpq ends the wait: the kernel answers for it. So a
+`Session` has a thread that shuts the socket down when a question has no answer in time.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import select
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+from time import monotonic
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from guestapi.errors import SourceError
@@ -14,11 +24,103 @@ if TYPE_CHECKING:
 
 #: Seconds to wait for a server to accept a connection, before the next one of the URL is tried.
 _CONNECT_SECONDS = 5
+#: Seconds between two looks whether a question has no answer in time.
+_WATCH_SECONDS = 0.2
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*@)")
+_SUPERUSER = "'guestapi fleet init', 'upgrade' and 'host' need a superuser of PostgreSQL"
 
 
 class FleetError(SourceError):
     """The fleet's database cannot be used."""
+
+
+class Session:
+    """A session in which each question has an answer in time, or fails. Used by one thread."""
+
+    def __init__(self, connection: psycopg.Connection[Any], seconds: float) -> None:
+        """Watch a connection.
+
+        Args:
+            connection: in autocommit mode.
+            seconds: after which a question without an answer fails.
+        """
+        self._connection = connection
+        self._seconds = seconds
+        self._until: float | None = None
+        self._closed = Event()
+        self._late = False
+        self._heard = False
+        connection.add_notify_handler(self._hear)
+        Thread(target=self._watch, daemon=True).start()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        with suppress(Exception):
+            self._connection.close()
+
+    def ask(self, query: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
+        """Execute a statement, and return its rows.
+
+        Raises:
+            FleetError: it fails, or has no answer in time.
+        """
+        import psycopg
+
+        self._until = monotonic() + self._seconds
+        try:
+            cursor = self._connection.execute(query.encode(), parameters or None)
+            return cursor.fetchall() if cursor.description is not None else []
+        except psycopg.Error as error:
+            if self._late:
+                raise FleetError(f"the fleet's database has not answered for {self._seconds:g} s") from None
+            raise FleetError(f"the fleet's database refuses: {_first_line(error)}") from None
+        finally:
+            self._until = None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Several questions that see the same moment.
+
+        Raises:
+            FleetError: one fails.
+        """
+        self.ask("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        try:
+            yield
+        except FleetError:
+            # The session is not used any more.
+            raise
+        except BaseException:
+            with suppress(FleetError):
+                self.ask("ROLLBACK")
+            raise
+        self.ask("COMMIT")
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until a notification comes, at most so long; whether one came, or the connection was closed."""
+        if not self._heard:
+            poll = select.poll()
+            poll.register(self._connection.fileno(), select.POLLIN)
+            self._heard = bool(poll.poll(max(0.0, seconds) * 1000))
+        heard, self._heard = self._heard, False
+        return heard
+
+    def _hear(self, _notify: object) -> None:
+        self._heard = True
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_WATCH_SECONDS):
+            until = self._until
+            if until is not None and monotonic() > until:
+                self._late = True
+                with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as ours:
+                    ours.shutdown(socket.SHUT_RDWR)
+                return
 
 
 @contextmanager
@@ -31,16 +133,53 @@ def session(url: str) -> Iterator[psycopg.Connection[Any]]:
     Raises:
         FleetError: psycopg is not installed, no server takes changes, or a statement fails.
     """
+    connection = _connect(url, {})
+    import psycopg
+
+    with connection:
+        try:
+            yield connection
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise FleetError(
+                f"{connection.info.user!r} may not do that in the fleet's database: {_first_line(error)}", _SUPERUSER
+            ) from None
+        except psycopg.errors.UndefinedTable:
+            raise FleetError("there is no fleet in this database yet", "'guestapi fleet init' makes one") from None
+        except psycopg.Error as error:
+            raise FleetError(f"the fleet's database refuses: {_first_line(error)}") from None
+
+
+def open_session(url: str, options: Mapping[str, str | os.PathLike[str]], seconds: float) -> Session:
+    """Open a session whose questions are answered in time, or fail.
+
+    Args:
+        url: as of `session`.
+        options: parameters of libpq that win over those of the URL.
+        seconds: as of `Session`.
+
+    Raises:
+        FleetError: psycopg is not installed, or no server takes changes.
+    """
+    return Session(_connect(url, {name: str(value) for name, value in options.items()}), seconds)
+
+
+def printable_url(url: str) -> str:
+    """The URL without user and password."""
+    return _PASSWORD.sub("", url.partition("?")[0])
+
+
+def _connect(url: str, options: Mapping[str, str]) -> psycopg.Connection[Any]:
     try:
         import psycopg
+        import psycopg.conninfo
     except ImportError as error:
         raise FleetError(
             f"a fleet needs psycopg 3 and libpq: {str(error).splitlines()[0]}",
             "'apt install libpq5', and docs/fleet.md says how to install guestapi[fleet]",
         ) from None
     try:
-        connection = psycopg.connect(
-            url,
+        return psycopg.connect(
+            psycopg.conninfo.make_conninfo(url, **options),
             autocommit=True,
             connect_timeout=_CONNECT_SECONDS,
             target_session_attrs="read-write",
@@ -49,26 +188,9 @@ def session(url: str) -> Iterator[psycopg.Connection[Any]]:
             options="-c search_path=pg_catalog -c client_encoding=UTF8",
         )
     except psycopg.Error as error:
-        raise FleetError(f"the fleet at {_printable(url)} cannot be reached: {_first_line(error)}") from None
-    with connection:
-        try:
-            yield connection
-        except psycopg.errors.InsufficientPrivilege as error:
-            raise FleetError(
-                f"{connection.info.user!r} may not do that in the fleet's database: {_first_line(error)}",
-                "'guestapi fleet init', 'upgrade' and 'host' need a superuser of PostgreSQL",
-            ) from None
-        except psycopg.errors.UndefinedTable:
-            raise FleetError("there is no fleet in this database yet", "'guestapi fleet init' makes one") from None
-        except psycopg.Error as error:
-            raise FleetError(f"the fleet's database refuses: {_first_line(error)}") from None
+        raise FleetError(f"the fleet at {printable_url(url)} cannot be reached: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines[:1]) or type(error).__name__
-
-
-def _printable(url: str) -> str:
-    """The URL without user and password."""
-    return _PASSWORD.sub("", url.partition("?")[0])

@@ -23,6 +23,7 @@ from guestapi.sources.sanitize import Acceptable, sanitize
 from guestapi.store import changes, profiles, statuses, steps
 from guestapi.store.layers import Layer, Layers
 from guestapi.store.lookup import find_by_key, find_instance, find_owner
+from guestapi.store.placements import is_placed
 from guestapi.store.rows import load, load_layers
 from guestapi.store.transaction import Change, savepoint
 
@@ -178,6 +179,10 @@ def _settle(work: _Reconciliation, observed: Observed) -> list[Problem]:
 def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
     change, source = work.change, work.source
     own = find_by_key(change, source, observed.key)
+    if own is not None and (own.project, own.name) != (observed.project, observed.name) and is_placed(change, own):
+        # What a fleet has placed here keeps its name, so the container is another instance from now on.
+        steps.unbind(change, own)
+        own = None
     candidates = Candidates(own, _named(change, observed, own), _running(change, observed, own))
     decision = decide(
         source, observed, candidates, is_alive=work.is_alive, is_empty=lambda instance: _is_empty(change, instance)
@@ -189,7 +194,7 @@ def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
     known = decision.instance
     before = load_layers(change.connection, known.id) if known is not None else Layers()
     layers = before
-    if source not in DAEMONS and (known is None or (known.source is None and not before.profiles)):
+    if source not in DAEMONS and (known is None or _is_without_profiles(change, known, before)):
         layers = replace(before, profiles=(profiles.ensure_default(change, observed.project),))
     others = replace(layers, source=Layer())
     room = change.configuration_bytes - size_of(others.config, others.devices)
@@ -199,6 +204,11 @@ def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
     else:
         _update(work, observed, acceptable, known, before, layers)
     return [_problem(work, observed, reason) for reason in acceptable.left_out]
+
+
+def _is_without_profiles(change: Change, known: Instance, layers: Layers) -> bool:
+    """Whether an instance was added by hand, without profiles; those of this host are not for what a fleet places."""
+    return known.source is None and not layers.profiles and not is_placed(change, known)
 
 
 def _named(change: Change, observed: Observed, own: Instance | None) -> Instance | None:
@@ -258,7 +268,7 @@ def _update(
     columns: dict[str, object] = {
         "project": observed.project,
         "name": steps.check_name(observed.project, observed.name),
-        "type": observed.type,
+        "type": known.type if is_placed(work.change, known) else observed.type,
         "source": source,
         "source_key": observed.key,
         "hostname": hostname,
@@ -286,7 +296,9 @@ def _let_go(work: _Reconciliation, key: str) -> list[Problem]:
     if work.source not in DAEMONS and instance.init is not None and work.is_alive(instance.init):
         reason = f"{work.source} does not list it, although its init, process {instance.init.pid}, runs"
         return [Problem(work.source, key, instance.project, instance.name, reason)]
-    if work.source in DAEMONS or _is_empty(work.change, instance):
+    if is_placed(work.change, instance):
+        steps.unbind(work.change, instance)
+    elif work.source in DAEMONS or _is_empty(work.change, instance):
         steps.remove(work.change, instance)
     else:
         layers = load_layers(work.change.connection, instance.id)

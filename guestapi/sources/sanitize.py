@@ -17,6 +17,8 @@ from guestapi.sources.observed import Observed
 
 #: Keys that decide whether the API is on, and whether images may be exported.
 SWITCHES = frozenset(key for dialect in DIALECTS.values() for key in (dialect.switch, dialect.images_switch))
+#: Name of the source that is a fleet.
+FLEET = "fleet"
 #: What no container may set for itself: what its image, its labels or its annotations bring.
 _RESERVED = "security."
 #: So many sentences of one instance are kept; further ones are counted.
@@ -54,7 +56,8 @@ def sanitize(source: str, observed: Observed, limit: int) -> Acceptable:
         What is left.
     """
     left_out = list(observed.problems)
-    by_daemon = source in DAEMONS
+    # A daemon and a fleet have what an operator has set there.
+    by_daemon = source in DAEMONS or source == FLEET
     config: dict[str, str] = {}
     for key, value in observed.config.items():
         if not by_daemon and key.startswith(_RESERVED):

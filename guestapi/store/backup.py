@@ -32,6 +32,7 @@ from guestapi.store.layers import Layers
 from guestapi.store.lookup import find_by_key, find_instance, list_images, list_instances
 from guestapi.store.migrations import PROFILES_SINCE, check_version
 from guestapi.store.notices import SavedNotice
+from guestapi.store.placements import is_placed, list_placed
 from guestapi.store.policies import ScopedPolicy, Spend
 from guestapi.store.profile_restore import ProfileExchange, SavedProfiles
 from guestapi.store.profiles import ensure_default
@@ -83,6 +84,8 @@ class _Entry:
 
     instance: Instance
     layers: Layers
+    #: The fleet's.
+    placed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +183,14 @@ def restore(
 def _restore_instances(
     change: Change, entries: list[_Entry], restored: Restored, exchange: ProfileExchange | None
 ) -> None:
-    wanted = {one.instance.uuid: one for one in entries if one.instance.source not in DAEMONS}
-    present = {one.uuid: one for one in list_instances(change)}
+    # Whether the fleet still has its instances here is for its database to say, not for a backup.
+    placed = list_placed(change)
+    wanted = {
+        one.instance.uuid: one
+        for one in entries
+        if one.instance.source not in DAEMONS and not one.placed and one.instance.uuid not in placed
+    }
+    present = {one.uuid: one for one in list_instances(change) if one.uuid not in placed}
     for uuid, instance in present.items():
         if instance.source is None and uuid not in wanted:
             steps.remove(change, instance)
@@ -192,6 +201,9 @@ def _restore_instances(
         if found is None and entry.instance.source is not None and entry.instance.key is not None:
             # The same container, registered anew since: it becomes again what it was.
             found = find_by_key(change, entry.instance.source, entry.instance.key)
+            if found is not None and found.uuid in placed:
+                # The fleet has taken it over since.
+                continue
         pairs.append((entry, found))
     for entry, found in pairs:
         if found is not None and _name(found) != _name(entry.instance):
@@ -199,9 +211,10 @@ def _restore_instances(
     for entry, found in pairs:
         holder = find_instance(change, *_name(entry.instance))
         if holder is not None and (found is None or holder.id != found.id):
+            owner = "the fleet" if holder.uuid in placed else holder.source
             raise OperatorError(
-                f"{_label(entry.instance)}: another instance has its name now, of {holder.source}",
-                f"rename or remove that one in {holder.source} and restore again",
+                f"{_label(entry.instance)}: another instance has its name now, of {owner}",
+                f"rename or remove that one in {owner} and restore again",
             )
         _restore_instance(change, entry, found, restored, exchange)
 
@@ -342,7 +355,10 @@ def _read(file: Path, live: Path) -> _Content:
                 "nothing was changed; give the file of a backup",
             )
         with view(f"sqlite:///{copy}") as store:
-            entries = [_Entry(one, load_layers(store.connection, one.id)) for one in list_instances(store)]
+            entries = [
+                _Entry(one, load_layers(store.connection, one.id), is_placed(store, one))
+                for one in list_instances(store)
+            ]
             saved = None if version < PROFILES_SINCE else profile_restore.read_saved(store)
             kept = policies.list_policies(store), policies.list_spends(store), notices.read_saved(store)
             return _Content(entries, list_images(store), saved, *kept)

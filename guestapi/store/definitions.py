@@ -116,6 +116,8 @@ def define(change: Change, definition: Definition) -> Outcome:
         after = before
     if found.source in DAEMONS and after != before:
         raise ConflictError(f"instance {found.name!r} is mirrored from {found.source}", "change it there")
+    if after != before:
+        steps.refuse_placed(change, found)
     check_size(change, found.project, found.name, after, before)
     written = steps.write(change, found, steps.Wanted(before, after, found.init, columns))
     return "unchanged" if written.revision == found.revision else "changed"

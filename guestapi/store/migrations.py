@@ -196,6 +196,12 @@ def _from_5_to_6(connection: sqlite3.Connection) -> None:
     connection.execute(INDEXES["notices_by_instance"])
 
 
+def _from_6_to_7(connection: sqlite3.Connection) -> None:
+    """The fleet, and which instances it has placed on this host."""
+    for table in ("fleet", "placements"):
+        connection.execute(TABLES[table])
+
+
 #: What makes a database of one version into one of the next.
 _UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {
     1: _from_1_to_2,
@@ -203,4 +209,5 @@ _UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {
     3: _from_3_to_4,
     4: _from_4_to_5,
     5: _from_5_to_6,
+    6: _from_6_to_7,
 }

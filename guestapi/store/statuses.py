@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from guestapi.model import Instance, Problem, SourceStatus
 from guestapi.store import steps
 from guestapi.store.lookup import Moment, list_instances, load_all, problem_of
+from guestapi.store.placements import is_placed
 from guestapi.store.transaction import Change
 
 _RECORD = "INSERT OR REPLACE INTO sources (name, socket, connected, contact, lag, fault) VALUES (?, ?, ?, ?, ?, ?)"
@@ -68,10 +69,16 @@ def count_instances(store: Moment, source: str) -> tuple[int, int]:
 
 
 def forget_source(change: Change, name: str) -> int:
-    """Remove a source with all its instances, and what was recorded of it; how many instances those were."""
+    """Remove a source with all its instances, and what was recorded of it; how many instances those were.
+
+    Those that a fleet has placed here stay, without a container.
+    """
     owned = list_instances(change, source=name)
     for instance in owned:
-        steps.remove(change, instance)
+        if is_placed(change, instance):
+            steps.unbind(change, instance)
+        else:
+            steps.remove(change, instance)
     change.connection.execute("DELETE FROM sources WHERE name = ?", (name,))
     change.connection.execute("DELETE FROM source_problems WHERE source = ?", (name,))
     return len(owned)

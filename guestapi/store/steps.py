@@ -20,6 +20,7 @@ from guestapi.store.errors import ConflictError
 from guestapi.store.layer_rows import check_size, write_layers
 from guestapi.store.layers import Layer, Layers
 from guestapi.store.lookup import find_owner, get_instance
+from guestapi.store.placements import is_placed
 from guestapi.store.recorded import record_add, record_write
 from guestapi.store.rows import load, load_layers
 from guestapi.store.transaction import Change, tell
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from guestapi.records import Profile
 
 _BY_INIT = "SELECT id, name FROM instances WHERE init_pid = ? AND init_start_time = ? AND init_boot_id = ?"
+#: What to do about an instance that a fleet has placed here.
+PLACED_HINT = "change it in the fleet's database"
 #: Columns that are called otherwise in `Instance`.
 _ATTRIBUTES = {"source_key": "key"}
 
@@ -154,6 +157,16 @@ def remove(change: Change, instance: Instance) -> None:
     change.record(AuditRecord("instance.remove", instance.project, instance.name, instance_id=instance.id))
 
 
+def refuse_placed(change: Change, instance: Instance) -> None:
+    """Make sure that an instance is this host's own, to be changed or removed by hand.
+
+    Raises:
+        ConflictError: a fleet has placed it here, and would undo the change.
+    """
+    if is_placed(change, instance):
+        raise ConflictError(f"instance {instance.name!r} belongs to the fleet", PLACED_HINT)
+
+
 def start(change: Change, instance: Instance, init: Init) -> Instance:
     """Record that the instance runs now, and which process is its init; if it is so already, nothing changes.
 
@@ -168,6 +181,13 @@ def stop(change: Change, instance: Instance) -> Instance:
     """Record that the instance does not run any more. Said of one that does not run, nothing changes."""
     layers = load_layers(change.connection, instance.id)
     return write(change, instance, Wanted(layers, layers, None))
+
+
+def unbind(change: Change, instance: Instance) -> Instance:
+    """Record that an instance has no container any more, and take away what its source provided."""
+    layers = load_layers(change.connection, instance.id)
+    columns = {"source": None, "source_key": None, "hostname": None}
+    return write(change, instance, Wanted(layers, replace(layers, source=Layer()), None, columns))
 
 
 def configure(change: Change, instance: Instance, config: Mapping[str, str]) -> Instance:
@@ -231,8 +251,9 @@ def rename(change: Change, instance: Instance, project: str, name: str) -> Insta
 
     Raises:
         InvalidNameError: the name cannot be taken.
-        ConflictError: another instance has it.
+        ConflictError: another instance has it, or a fleet has placed this one here.
     """
+    refuse_placed(change, instance)
     check_free(change, project, name)
     layers = load_layers(change.connection, instance.id)
     return write(change, instance, Wanted(layers, layers, instance.init, {"project": project, "name": name}))
@@ -385,6 +406,7 @@ def _check_init_is_free(change: Change, instance: Instance | None, init: Init) -
 
 def _write_operator(change: Change, instance: Instance, before: Layers, after: Layers) -> Instance:
     """Write what the operator wants an instance to have, if it is within the bound."""
+    refuse_placed(change, instance)
     check_size(change, instance.project, instance.name, after, before)
     # That of a daemon's instance is the daemon's.
     columns = {"cloud_init_id": instance.cloud_init_id} if instance.source in DAEMONS else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
-VERSION = 6
+VERSION = 7
 #: Bytes of a part of an entry's metadata, and of the largest metadata that is not divided.
 PART_BYTES = 64 * 1024
 #: How much of large metadata stands in the entry itself: it names the key, which has 1,024 bytes, six for each in JSON.
@@ -213,6 +213,26 @@ TABLES = {
         due FLOAT NOT NULL,
         acknowledged BOOLEAN NOT NULL,
         PRIMARY KEY (id),
+        FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
+    )""",
+    # The fleet that this host follows (store.placements): one row, or none.
+    "fleet": """CREATE TABLE fleet (
+        number INTEGER NOT NULL PRIMARY KEY CHECK (number = 1),
+        id TEXT NOT NULL,
+        -- Up to where the store is as the fleet's database: every change of this host up to this revision.
+        timeline INTEGER NOT NULL,
+        revision INTEGER NOT NULL,
+        -- How the follower is, as of sources.
+        connected BOOLEAN DEFAULT 0 NOT NULL,
+        contact FLOAT DEFAULT 0 NOT NULL,
+        lag FLOAT DEFAULT 0 NOT NULL,
+        fault TEXT DEFAULT '' NOT NULL
+    )""",
+    # Instances whose configuration is the fleet's: it stands in the operator's layer.
+    "placements": """CREATE TABLE placements (
+        instance_id INTEGER NOT NULL,
+        epoch INTEGER NOT NULL,
+        PRIMARY KEY (instance_id),
         FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
     )""",
 }

@@ -149,7 +149,7 @@ def python_files() -> Iterator[tuple[Path, ast.Module]]:
 #: Variables that systemd, gunicorn, a runtime or a shell sets for its processes, not the operator.
 NOT_OURS = {
     *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "MAINPID"),
-    *("NOTIFY_SOCKET", "GUNICORN_FD", "PATH"),
+    *("NOTIFY_SOCKET", "GUNICORN_FD", "PATH", "CREDENTIALS_DIRECTORY"),
 }
 
 
@@ -253,7 +253,8 @@ def test_settings_are_documented() -> None:
     # The file of the settings is no setting.
     del settings["file"]
     # A list of tables, and settings that are described in words because they depend on others.
-    in_words = {"listener", "listener.path", "listener.dialect", "hooks.template", "images.directory", "fleet.url"}
+    in_words = {"listener", "listener.path", "listener.dialect", "hooks.template", "images.directory"}
+    in_words |= {f"fleet.{name}" for name in ("url", "host", "certificate", "key", "ca")}
     assert set(documented) == set(settings) | in_words
     found = {name: as_documented(value) for name, value in settings.items() if name not in in_words}
     assert {name: documented[name] for name in found} == found

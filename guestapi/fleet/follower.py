@@ -1,0 +1,320 @@
+"""Follows the fleet's database: the loop of ``guestapi fleet follow``.
+
+    NOTIFY, or a second has passed ----> state: revision, timeline ----> log after the cursor, or everything
+                                     ----> differences, 50 instances and the cursor a transaction ----> store
+    what the store says of placed instances ----> report
+
+One thread, and one more that ends a question without an answer (`engine.Session`). The cursor is read from the store
+each time, so a store that was lost or restored is found out. Nothing is kept between two runs: the process may be
+killed at any moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from guestapi.audit_log import by_source
+from guestapi.errors import SourceError
+from guestapi.fleet import inventory
+from guestapi.fleet.engine import FleetError, Session
+from guestapi.fleet.inventory import HostState, PlacedRow, Placement, Said
+from guestapi.fleet.placing import is_same, write_placements
+from guestapi.settings import Settings
+from guestapi.sources.sanitize import FLEET
+from guestapi.store import placements, statuses
+from guestapi.store.errors import StoreError
+from guestapi.store.placements import Cursor, FleetStatus, Placed
+from guestapi.store.view import Views
+from guestapi.store.writing import Writer
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks without a notification.
+LOOK_SECONDS = 1.0
+#: Seconds between two records of the contact, here and in the database.
+_CONTACT_SECONDS = 5.0
+#: Seconds between two looks at everything; and while a placement cannot be taken.
+_COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
+#: Seconds until the next try after the database was lost: first, and longest; they double between.
+_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+#: Most instances in a transaction, which takes about a tenth of a second.
+BATCH = 50
+
+
+class _Step(NamedTuple):
+    """What one transaction writes, and the cursor afterwards; None: it stays."""
+
+    placements: list[Placement]
+    gone: Collection[str]
+    cursor: Cursor | None
+
+
+class FleetFollower:
+    """Keeps the store as the fleet's database has this host."""
+
+    def __init__(self, settings: Settings, connect: Callable[[], Session], tell: Callable[[str], None]) -> None:
+        """Open the store.
+
+        Args:
+            settings: the store's.
+            connect: opens a session by the role of this host.
+            tell: called with one sentence about the status, again and again while it works.
+
+        Raises:
+            StoreError: the store cannot be used.
+        """
+        self._settings = settings
+        self._connect, self._tell = connect, tell
+        self._open()
+        #: What the database has of what this host has said, by UUID; and when an instance was last reported.
+        self._said: dict[str, Said] = {}
+        self._reported: dict[str, float] = {}
+        self._compared = self._contacted = -_COMPARE_SECONDS
+        self._applied = -1
+        with self._store.view() as store:
+            self._status = placements.read_status(store) or FleetStatus()
+        self._noted_at = -_COMPARE_SECONDS
+
+    def run(self) -> None:
+        """Follow until the process ends. If the database cannot be reached, wait for it."""
+        retry = _FIRST_RETRY
+        while True:
+            began = time.monotonic()
+            try:
+                self.follow()
+            except SourceError as error:
+                self._lose(error)
+            except StoreError as error:
+                log.error("%s", error)
+                self._reopen()
+            if time.monotonic() - began > _LAST_RETRY:
+                retry = _FIRST_RETRY
+            # A random part, so that not all hosts connect at the same moment.
+            time.sleep(retry * random.uniform(0.5, 1))
+            retry = min(2 * retry, _LAST_RETRY)
+
+    def follow(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Connect, look at everything, then follow.
+
+        Args:
+            until: asked after each look; True ends it.
+
+        Raises:
+            FleetError: the database is lost, or not the one that this host follows.
+            StoreError: the store cannot be used.
+        """
+        with self._connect() as session:
+            state = inventory.read_state(session)
+            self._admit(state)
+            inventory.listen(session, state.host)
+            self._compared = self._contacted = -_COMPARE_SECONDS
+            heard = time.monotonic()
+            while True:
+                self._look(session)
+                # Only what was written for a notification says how long that took.
+                self._report(session, state.host)
+                self._contact(session, time.monotonic() - heard)
+                if until():
+                    return
+                session.wait(LOOK_SECONDS)
+                heard = time.monotonic()
+
+    def _look(self, session: Session) -> None:
+        with self._store.view() as store:
+            stored = placements.read_cursor(store)
+            troubled = bool(statuses.list_problem_keys(store, FLEET))
+        state = inventory.read_state(session)
+        self._admit(state)
+        late = time.monotonic() > self._compared + (_REPAIR_SECONDS if troubled else _COMPARE_SECONDS)
+        same = stored[:2] == state.cursor[:2]
+        if late or not same or state.oldest > stored.revision or state.cursor.revision < stored.revision:
+            if state.cursor.revision < stored.revision:
+                log.warning(
+                    "the database has revision %d, and had %d: what was changed between is lost",
+                    state.cursor.revision,
+                    stored.revision,
+                )
+            self._look_at_all(session, stored)
+        elif state.cursor.revision > stored.revision:
+            self._look_at_changes(session, stored)
+        with self._store.view() as store:
+            self._status = self._status._replace(cursor=placements.read_cursor(store))
+
+    def _admit(self, state: HostState) -> None:
+        """Refuse a database that is not the one that the store knows, or an older history of it."""
+        with self._store.view() as store:
+            stored = placements.read_cursor(store)
+        if stored.fleet not in ("", state.cursor.fleet):
+            raise FleetError(
+                f"this is fleet {state.cursor.fleet}, but this host belongs to {stored.fleet}",
+                "correct fleet.url of guestapi.toml",
+            )
+        if state.cursor.timeline < stored.timeline:
+            raise FleetError(
+                f"the server has timeline {state.cursor.timeline} of the database, and timeline {stored.timeline} was "
+                "seen already: it is a primary that was replaced",
+                "if it was restored from a dump, 'guestapi fleet follow --anew'",
+            )
+
+    def _look_at_all(self, session: Session, stored: Cursor) -> None:
+        with session.snapshot():
+            state = inventory.read_state(session)
+            listed = inventory.list_mine(session, state.host)
+            self._said = inventory.read_said(session, state.host)
+            with self._store.view() as store:
+                placed = placements.list_placed(store)
+                troubled = statuses.list_problem_keys(store, FLEET)
+            staying = [one for one in listed if not one.leaving]
+            gone = (placed.keys() | troubled) - {one.uuid for one in staying}
+            order = {one.uuid: state.cursor.revision for one in staying}
+            self._write(session, (staying, sorted(gone), order), placed, (stored, state.cursor))
+        self._compared = time.monotonic()
+        self._release(session, [one for one in listed if one.leaving])
+
+    def _look_at_changes(self, session: Session, stored: Cursor) -> None:
+        with session.snapshot():
+            state = inventory.read_state(session)
+            changed = inventory.list_changed(session, state.host, stored.revision)
+            listed = inventory.list_some(session, state.host, [uuid for uuid, _first in changed])
+            with self._store.view() as store:
+                placed = placements.list_placed(store)
+            staying = [listed[uuid] for uuid, _ in changed if uuid in listed and not listed[uuid].leaving]
+            gone = [uuid for uuid, _ in changed if uuid not in listed or listed[uuid].leaving]
+            self._write(session, (staying, gone, dict(changed)), placed, (stored, state.cursor))
+        self._release(session, [one for one in listed.values() if one.leaving])
+
+    def _write(
+        self,
+        session: Session,
+        found: tuple[list[PlacedRow], list[str], Mapping[str, int]],
+        placed: Mapping[str, Placed],
+        cursors: tuple[Cursor, Cursor],
+    ) -> None:
+        """Write differences in transactions of 50 instances, the cursor with them.
+
+        Args:
+            session: in a snapshot.
+            found: instances that are here, UUIDs of those that are not any more, and for each instance the first
+                revision that changed it; the first are in that order.
+            placed: what the store has.
+            cursors: the store's, and the one that it is to have.
+        """
+        stored, wanted = cursors
+        for step in _steps(found, placed, wanted, lambda some: self._differing(session, some, placed)):
+            with self._writer.change() as change:
+                if placements.read_cursor(change) != stored:
+                    raise FleetError("the store was replaced meanwhile, so everything is looked at anew")
+                write_placements(change, step.placements, step.gone)
+                if step.cursor is not None:
+                    placements.write_cursor(change, step.cursor)
+                    stored = step.cursor
+
+    def _differing(
+        self, session: Session, listed: Iterable[PlacedRow], placed: Mapping[str, Placed]
+    ) -> Iterator[Placement]:
+        """Yield those of the instances that the store does not have so."""
+        for one in inventory.read_placements(session, listed):
+            with self._store.view() as store:
+                same = is_same(store, one, placed.get(one.observed.key))
+            if not same:
+                yield one
+
+    def _release(self, session: Session, leaving: Iterable[PlacedRow]) -> None:
+        """Give up instances that are to leave: the store has none of them any more."""
+        for one in leaving:
+            if inventory.release(session, one.uuid, one.epoch):
+                log.info("released %s in project %s", one.name, one.project)
+
+    def _report(self, session: Session, host: str) -> None:
+        """Say what the store has of placed instances, where the database does not have it."""
+        with self._store.view() as store:
+            states = placements.list_placed_states(store)
+        now = time.monotonic()
+        self._reported = {uuid: at for uuid, at in self._reported.items() if at > now - LOOK_SECONDS}
+        for one in states:
+            said = self._said.get(one.uuid)
+            if one.uuid in self._reported or (said is None and not one.running):
+                continue
+            if said is not None and (said.epoch, *said[2:]) == one[1:]:
+                continue
+            newer = Said(one.epoch, 1 if said is None else said.seq + 1, one.run, one.running, one.ready)
+            if inventory.report(session, one.uuid, newer):
+                self._said[one.uuid] = newer
+            self._reported[one.uuid] = now
+
+    def _contact(self, session: Session, lag: float) -> None:
+        """Record that the database has answered: here, and there."""
+        now = time.monotonic()
+        applied = self._status.cursor.revision
+        if applied != self._applied:
+            self._status = self._status._replace(lag=lag)
+        if applied != self._applied or now > self._contacted + _CONTACT_SECONDS:
+            with self._store.view() as store:
+                troubled = statuses.list_problem_keys(store, FLEET)
+            fault = f"{len(troubled)} instances are not here as they should be" if troubled else ""
+            inventory.say_contact(session, applied, fault)
+            self._applied, self._contacted = applied, now
+        self._note(self._status._replace(connected=True, contact=time.time(), fault=""))
+
+    def _lose(self, error: SourceError) -> None:
+        if self._status.connected:
+            log.warning("%s; instances get the last known answers until it is back", error)
+        self._applied = -1
+        try:
+            self._note(self._status._replace(connected=False, fault=str(error)))
+        except StoreError as failed:
+            log.error("%s", failed)
+
+    def _note(self, status: FleetStatus) -> None:
+        """Record the status if it has changed, or the last record is old."""
+        news = (status.connected, status.fault) != (self._status.connected, self._status.fault)
+        self._status = status
+        if news or time.monotonic() > self._noted_at + _CONTACT_SECONDS:
+            with self._writer.change() as change:
+                placements.record_fleet_status(change, status)
+            self._noted_at = time.monotonic()
+        what = f"revision {status.cursor.revision}"
+        self._tell(f"follows the fleet: {what}" if status.connected else f"lost, {what} as last known: {status.fault}")
+
+    def _open(self) -> None:
+        url = self._settings.store.url
+        self._writer = Writer(self._settings, create=True, audit=by_source(FLEET))
+        self._store = Views(url)
+
+    def _reopen(self) -> None:
+        try:
+            self._open()
+        except StoreError as error:
+            log.error("%s", error)
+
+
+def _steps(
+    found: tuple[list[PlacedRow], list[str], Mapping[str, int]],
+    placed: Mapping[str, Placed],
+    wanted: Cursor,
+    read: Callable[[Iterable[PlacedRow]], Iterator[Placement]],
+) -> Iterator[_Step]:
+    """Yield what to write, a transaction each: what is gone, then what is renamed, since names are free then."""
+    staying, gone, first = found
+    for start in range(0, len(gone), BATCH):
+        yield _Step([], gone[start : start + BATCH], None)
+    renamed = [
+        one for one in staying if (was := placed.get(one.uuid)) and (was.project, was.name) != (one.project, one.name)
+    ]
+    if renamed:
+        # All at once: two may have changed their names with each other.
+        yield _Step(list(read(renamed)), (), None)
+    uuids = {one.uuid for one in renamed}
+    batch: list[Placement] = []
+    for one in read(one for one in staying if one.uuid not in uuids):
+        if len(batch) == BATCH:
+            before = first[one.observed.key] - 1
+            # Whoever is killed now goes on here; unless it is the first look, whose cursor is written at the end.
+            yield _Step(batch, (), wanted._replace(revision=before) if before < wanted.revision - 1 else None)
+            batch = []
+        batch.append(one)
+    yield _Step(batch, (), wanted)

@@ -1,0 +1,226 @@
+"""What a host reads of the fleet's database, and says to it, by the role of the host.
+
+Rules: row-level security decides what is this host's. Nothing that is read is larger than `_CHUNK_BYTES`, but for one
+instance alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import guestapi
+from guestapi.fleet.engine import FleetError, Session
+from guestapi.fleet.schema import VERSION
+from guestapi.model import InstanceType
+from guestapi.sources.observed import Observed
+from guestapi.store.placements import Cursor
+
+#: Bytes of configuration that are read at a time.
+_CHUNK_BYTES = 4 << 20
+
+_STATE = (
+    "SELECT fleet.id::text, version, oldest_version, name, revision, oldest, "
+    # pg_walfile_name begins with the timeline, in hexadecimal digits.
+    "left(pg_walfile_name(pg_current_wal_lsn()), 8) FROM guestapi.fleet JOIN guestapi.hosts ON name = guestapi.me()"
+)
+_COLUMNS = (
+    "uuid::text, project, name, epoch, next_host IS NOT NULL, "
+    "(SELECT coalesce(sum(octet_length(value)), 0) FROM guestapi.config WHERE config.uuid = instances.uuid)"
+)
+_MINE = f"SELECT {_COLUMNS} FROM guestapi.instances WHERE host = %s ORDER BY uuid"
+_SOME = f"SELECT {_COLUMNS} FROM guestapi.instances WHERE host = %s AND uuid = ANY(%s::uuid[])"
+_LOG = "SELECT uuid::text, min(revision) FROM guestapi.log WHERE host = %s AND revision > %s GROUP BY uuid ORDER BY 2"
+_INSTANCES = (
+    "SELECT uuid::text, project, name, type, cloud_init_id::text, epoch FROM guestapi.instances "
+    "WHERE uuid = ANY(%s::uuid[])"
+)
+_CONFIG = "SELECT uuid::text, key, value FROM guestapi.config WHERE uuid = ANY(%s::uuid[])"
+_DEVICES = "SELECT uuid::text, name, definition FROM guestapi.devices WHERE uuid = ANY(%s::uuid[])"
+_SAID = "SELECT uuid::text, epoch, seq, run, running, ready FROM guestapi.said WHERE host = %s"
+_CONTACT = "SELECT guestapi.contact(%s, %s, %s)"
+_REPORT = "SELECT guestapi.report(%s, %s, %s, %s, %s, %s)"
+_RELEASE = "SELECT guestapi.release(%s, %s)"
+
+
+class HostState(NamedTuple):
+    """The database as this host sees it.
+
+    Attributes:
+        cursor: identity, timeline, and this host's revision.
+        host: the name of this host.
+        oldest: the log has every change of a greater revision.
+    """
+
+    cursor: Cursor
+    host: str
+    oldest: int
+
+
+class PlacedRow(NamedTuple):
+    """An instance of this host, without what it has.
+
+    Attributes:
+        uuid: of it.
+        project: of it.
+        name: of it.
+        epoch: grows when it goes to another host.
+        leaving: it is to go to another host as soon as this one has released it.
+        size: bytes of its configuration.
+    """
+
+    uuid: str
+    project: str
+    name: str
+    epoch: int
+    leaving: bool
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """An instance that the fleet has placed on this host, with all that it has."""
+
+    observed: Observed
+    epoch: int
+
+
+class Said(NamedTuple):
+    """What this host has said of an instance: the last report counts, which has the greatest `epoch` and `seq`."""
+
+    epoch: int
+    seq: int
+    run: int
+    running: bool
+    ready: bool
+
+
+def read_state(session: Session) -> HostState:
+    """Return the database as this host sees it.
+
+    Raises:
+        FleetError: this host does not belong to the fleet, or its program does not fit.
+    """
+    found = session.ask(_STATE)
+    if not found:
+        raise FleetError("this role is no active host of the fleet", "'guestapi fleet host list' shows all")
+    fleet, version, oldest_version, host, revision, oldest, timeline = found[0]
+    if oldest_version > VERSION or version < VERSION:
+        raise FleetError(
+            f"the fleet has tables of version {version} and takes followers that know version {oldest_version}; "
+            f"this guestapi knows version {VERSION}",
+            "upgrade guestapi on this host" if oldest_version > VERSION else "run 'guestapi fleet upgrade'",
+        )
+    return HostState(Cursor(fleet, int(timeline, 16), revision), host, oldest)
+
+
+def listen(session: Session, host: str) -> None:
+    """Have the session hear when something of this host changes.
+
+    What a host says is said again after it was lost with a primary, so no commit of these waits for a standby.
+    """
+    session.ask("SET synchronous_commit = local")
+    name = f"guestapi_{host}".replace('"', "")
+    session.ask(f'LISTEN "{name}"')
+
+
+def list_mine(session: Session, host: str) -> list[PlacedRow]:
+    """Return all instances of a host."""
+    return [PlacedRow(*row) for row in session.ask(_MINE, (host,))]
+
+
+def list_some(session: Session, host: str, uuids: Sequence[str]) -> dict[str, PlacedRow]:
+    """Return those of some instances that are this host's, by UUID."""
+    return {row[0]: PlacedRow(*row) for row in session.ask(_SOME, (host, list(uuids)))}
+
+
+def list_changed(session: Session, host: str, revision: int) -> list[tuple[str, int]]:
+    """Return the instances that changed after a revision, each with the first revision that changed it, in order."""
+    return [(uuid, first) for uuid, first in session.ask(_LOG, (host, revision))]
+
+
+def read_placements(session: Session, listed: Iterable[PlacedRow]) -> Iterator[Placement]:
+    """Yield instances with all that they have, in order."""
+    chunk: list[str] = []
+    size = 0
+    for one in listed:
+        if chunk and size + one.size > _CHUNK_BYTES:
+            yield from _read(session, chunk)
+            chunk, size = [], 0
+        chunk.append(one.uuid)
+        size += one.size
+    if chunk:
+        yield from _read(session, chunk)
+
+
+def read_said(session: Session, host: str) -> dict[str, Said]:
+    """Return what this host has said of its instances, by UUID."""
+    return {uuid: Said(*said) for uuid, *said in session.ask(_SAID, (host,))}
+
+
+def say_contact(session: Session, applied: int, fault: str) -> None:
+    """Say that this host follows, and up to which revision its store is as the database."""
+    session.ask(_CONTACT, (applied, guestapi.__version__[:100], fault.encode()[:1000].decode(errors="ignore")))
+
+
+def report(session: Session, uuid: str, said: Said) -> bool:
+    """Say something of an instance; False: it is not this host's any more, or something newer was said."""
+    return bool(session.ask(_REPORT, (uuid, *said))[0][0])
+
+
+def release(session: Session, uuid: str, epoch: int) -> bool:
+    """Give an instance to the host that is to have it; False: it is not to leave this one any more."""
+    session.ask("BEGIN")
+    session.ask("SET LOCAL synchronous_commit TO DEFAULT")
+    done = bool(session.ask(_RELEASE, (uuid, epoch))[0][0])
+    session.ask("COMMIT")
+    return done
+
+
+def _read(session: Session, uuids: list[str]) -> Iterator[Placement]:
+    config: dict[str, dict[str, str]] = {uuid: {} for uuid in uuids}
+    devices: dict[str, dict[str, dict[str, str]]] = {uuid: {} for uuid in uuids}
+    problems: dict[str, list[str]] = {uuid: [] for uuid in uuids}
+    for uuid, key, value in session.ask(_CONFIG, (uuids,)):
+        try:
+            config[uuid][key] = value.decode()
+        except UnicodeDecodeError:
+            problems[uuid].append(f"the value of {key[:40]!r} is no UTF-8, so it is left out")
+    for uuid, name, definition in session.ask(_DEVICES, (uuids,)):
+        if _is_device(definition):
+            devices[uuid][name] = definition
+        else:
+            problems[uuid].append(f"device {name[:40]!r} is no object of texts, so it is left out")
+    rows = {row[0]: row for row in session.ask(_INSTANCES, (uuids,))}
+    for uuid in uuids:
+        if uuid in rows:
+            _uuid, project, name, kind, cloud_init_id, epoch = rows[uuid]
+            yield Placement(_observed(uuid, project, name, kind, cloud_init_id, config, devices, problems), epoch)
+
+
+def _observed(
+    uuid: str,
+    project: str,
+    name: str,
+    kind: InstanceType,
+    cloud_init_id: str,
+    config: dict[str, dict[str, str]],
+    devices: dict[str, dict[str, dict[str, str]]],
+    problems: dict[str, list[str]],
+) -> Observed:
+    return Observed(
+        uuid,
+        project,
+        name,
+        kind,
+        config=config[uuid],
+        devices=devices[uuid],
+        uuid=uuid,
+        cloud_init_id=cloud_init_id,
+        problems=tuple(problems[uuid]),
+    )
+
+
+def _is_device(definition: Any) -> bool:
+    return isinstance(definition, dict) and all(isinstance(value, str) for value in definition.values())
