@@ -368,13 +368,18 @@ def test_unknown_callers_cannot_stop_the_worker(hasty: Service, c2: Container) -
         stranger.close()
 
 
-def test_curl_sees_the_refusal(hasty: Service, c2: Container) -> None:
+def test_curl_sees_the_refusal() -> None:
     """curl sends its request while the connection is refused, and still shows the 429 instead of a broken pipe."""
-    with talks(c2, 4) as guests:
+    limits = "[limits]\nconnections_per_instance = 4\nidle_seconds = 600\n"
+    with (
+        Service(workers=1, toml=limits, dialects=["incus"]) as service,
+        service.container("c1") as container,
+        talks(container, 4) as guests,
+    ):
         assert all(guest.ask("/").status == 200 for guest in guests)
         command = ["curl", "-sS", "--unix-socket", "/dev/incus/sock", "-w", "%{http_code}", "-o", "/dev/null"]
         for _time in range(5):
-            ran = c2.run(*command, "http://x/")
+            ran = container.run(*command, "http://x/")
             assert (ran.out, ran.err) == ("429", "")
 
 

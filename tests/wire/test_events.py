@@ -79,19 +79,20 @@ def split(data: bytes) -> tuple[int, str]:
 )
 def test_recorded_handshake(peer: Peer, case: dict[str, Any], containers: dict[str, Container]) -> None:
     """Each recorded handshake and client frame has the recorded result, except for the differences listed above."""
-    steps: list[list[Any]] = []
-    recorded = b""
-    for step in case["steps"]:
-        if step[0] == "send":
-            steps += [send(unfold(step[1])), receive(99, "GET", 0.15)]
-        elif step[0] == "receive":
-            recorded += step[1].encode("latin-1")
-        else:
-            steps += [step, receive(99, "GET", 0.15)]
-    result = containers[peer.dialect].exchange(*steps, socket=peer.socket)
-    received = b"".join(result.received)
+    recorded = b"".join(step[1].encode("latin-1") for step in case["steps"] if step[0] == "receive")
     expected = DIFFERENCES.get((peer.dialect, case["case"]), ("", (*split(recorded), case["closed"])))[1]
-    assert (*split(received), result.closed) == expected
+    # How long nothing more has to come: a machine under load takes its time.
+    for silence in (0.15, 5.0):
+        steps: list[list[Any]] = []
+        for step in case["steps"]:
+            if step[0] != "receive":
+                steps += [send(unfold(step[1])) if step[0] == "send" else step, receive(99, "GET", silence)]
+        result = containers[peer.dialect].exchange(*steps, socket=peer.socket)
+        received = b"".join(result.received)
+        found = (*split(received), result.closed)
+        if found == expected:
+            break
+    assert found == expected
     if expected[0] == 101:
         (accepted,) = re.findall(rb"Sec-WebSocket-Accept: \S+\r\n", recorded)
         assert accepted in received
