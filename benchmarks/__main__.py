@@ -2,7 +2,8 @@
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), waiting (the tree, and
 requests that wait), boots (of many instances), fairness, hooks (of container runtimes), commands (of the operator),
-counting (what metrics cost), hostile (attacks), and beside (a real Incus and a real LXD); by default all.
+counting (what metrics cost), hostile (attacks), beside (a real Incus and a real LXD), and cluster (of three Incus); by
+default all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from benchmarks import (
     beside,
     boots,
+    cluster,
     commands,
     contenders,
     counting,
@@ -58,8 +60,9 @@ def main() -> int:
         "commands": commands.measure,
         "counting": lambda: counting.measure(options.rounds, options.seconds),
         "hostile": lambda: hostile.measure(options.rounds, options.seconds),
+        "cluster": cluster.measure,
     }
-    apart = ("waiting", "boots", "fairness", "hooks", "commands", "counting", "hostile")
+    apart = ("waiting", "boots", "fairness", "hooks", "commands", "counting", "hostile", "cluster")
     groups = {"scale": [name for name in figures if name not in apart]}
     parts = options.parts or ["requests", *figures, "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]
@@ -93,7 +96,14 @@ def main() -> int:
             results[name] = [asdict(figure) for figure in found]
             targets += [figure for figure in found if figure.limited]
     if "beside" in parts:
-        results["beside"] = {kind: _beside(options, kind) for kind in beside.kinds()}
+        results["beside"] = {}
+        for kind in beside.kinds():
+            figures_beside, cells = _beside(options, kind)
+            results["beside"][kind] = {
+                "requests": list(map(asdict, cells)),
+                "figures": list(map(asdict, figures_beside)),
+            }
+            targets += [figure for figure in figures_beside if figure.limited]
     print(report.targets(targets))
     results["targets"] = [asdict(figure) | {"reached": figure.reached} for figure in targets]
     options.json.write_text(json.dumps(results, indent=1) + "\n")
@@ -122,14 +132,14 @@ def _figures(measured: Iterator[Figure]) -> list[Figure]:
     return found
 
 
-def _beside(options: argparse.Namespace, kind: str) -> dict[str, Any]:
+def _beside(options: argparse.Namespace, kind: str) -> tuple[list[Figure], list[requests.Cell]]:
     with beside.pair(kind) as pair:
         figures = _figures(pair.events())
         cells = []
         for manner, number in beside.LOADS:
             pair.revive()
             cells += _requests(options, pair.contenders, ["config/KEY"], {manner: [number]})
-    return {"requests": [asdict(cell) for cell in cells], "figures": [asdict(figure) for figure in figures]}
+    return figures, cells
 
 
 if __name__ == "__main__":

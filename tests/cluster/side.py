@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tests.harness.cluster import Member
+from tests.harness.cluster import Cluster, Member
 from tests.harness.mirroring import MirrorProcess
 from tests.harness.service import Service
 
@@ -35,6 +36,20 @@ class Side:
             return None
         return self.service.instance(name, project).config.get(key)
 
+    @property
+    def device(self) -> tuple[str, str]:
+        """The options of a disk device with this guestapi's socket, at `socket` in an instance."""
+        return f"source={self.service.sockets['incus'].parent}", f"path={Path(self.socket).parent}"
+
+    @property
+    def socket(self) -> str:
+        """The path at which an instance with the device has the socket of this guestapi."""
+        return f"/dev/guestapi-{self.member.name}/sock"
+
+    def wait_for(self, name: str) -> None:
+        """Wait until this guestapi answers an instance of the default project."""
+        wait(lambda: self.known().get(name, {}).get("pid"))
+
     def fault(self) -> str:
         """Return what `guestapi check` finds wrong with the mirror."""
         findings = json.loads(self.service.command("check", "--format", "json", check=False).stdout)
@@ -48,6 +63,23 @@ class Side:
             yield
         finally:
             self.member.client("delete", "--force", name, check=False)
+
+
+@contextmanager
+def beside_each(toml: str = "") -> Iterator[list[Side]]:
+    """Run a cluster of three members, each with its own service, store and mirror.
+
+    Args:
+        toml: more settings of guestapi.toml.
+    """
+    with ExitStack() as stack:
+        cluster = stack.enter_context(Cluster())
+        made = []
+        for member in cluster.members:
+            service = stack.enter_context(Service(workers=1, dialects=["incus"], toml=toml))
+            mirror = stack.enter_context(MirrorProcess(service, "incus", member.socket))
+            made.append(Side(member, service, mirror))
+        yield made
 
 
 def wait(what: Callable[[], object]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
@@ -15,6 +17,72 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 def owners(sides: list[Side], name: str, project: str = "default") -> list[str]:
     """Return the members whose guestapi has an instance."""
     return [side.member.name for side in sides if name in side.known(project)]
+
+
+def give_sockets(sides: list[Side], asked: Side, name: str) -> None:
+    """Give an instance the sockets of all guestapis: the members of the tests share /run."""
+    for side in sides:
+        asked.member.client("config", "device", "add", name, f"guestapi-{side.member.name}", "disk", *side.device)
+
+
+def answers(sides: list[Side], at: Side, name: str, path: str) -> dict[str, tuple[int, str]]:
+    """Ask all guestapis at once from an instance on a member; return status and body, by the guestapi's member."""
+
+    def ask(side: Side) -> tuple[int, str]:
+        answer = at.member.ask(name, path, side.socket)
+        return answer.status, answer.text.strip()
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip((side.member.name for side in sides), threads.map(ask, sides), strict=True))
+
+
+#: What a guestapi answers to an instance of another member.
+STRANGER = (500, "pid not in container?")
+
+
+def test_nobody_answers_for_anothers_instance(sides: list[Side]) -> None:
+    """Each instance is answered with its own data by its member's guestapi, and by no other one, also after a move."""
+    first, second, third = sides
+    with ExitStack() as stack:
+        for side in sides:
+            name = f"own-{side.member.name}"
+            stack.enter_context(side.launched(name, "-c", f"user.secret={name}"))
+            give_sockets(sides, side, name)
+        for side in sides:
+            name = f"own-{side.member.name}"
+            wait(lambda name=name, side=side: owners(sides, name) == [side.member.name])  # type: ignore[misc]  # at once
+            expected = {one.member.name: (200, name) if one is side else STRANGER for one in sides}
+            assert answers(sides, side, name, "/1.0/config/user.secret") == expected
+        second.member.client("stop", "--force", "own-n2")
+        first.member.client("move", "own-n2", "--target", "n3")
+        first.member.client("start", "own-n2")
+        wait(lambda: owners(sides, "own-n2") == ["n3"] and third.known()["own-n2"]["pid"])
+        expected = {"n1": STRANGER, "n2": STRANGER, "n3": (200, "own-n2")}
+        assert answers(sides, third, "own-n2", "/1.0/config/user.secret") == expected
+
+
+def test_images(sides: list[Side]) -> None:
+    """An image that one member is told to publish is exported by each guestapi, byte for byte, until it is not."""
+    first = sides[0]
+    fingerprint = first.member.query("/1.0/images/aliases/busybox")["target"]
+    path = f"/1.0/images/{fingerprint}/export"
+    get = "curl -s -w '%{{http_code}}\\n' -o /tmp/image --unix-socket {} http://x{}; sha256sum </tmp/image"
+
+    def exported(side: Side) -> list[str]:
+        return side.member.run(f"image-{side.member.name}", "sh", "-c", get.format(side.socket, path)).split()[:2]
+
+    with ExitStack() as stack:
+        for side in sides:
+            name = f"image-{side.member.name}"
+            stack.enter_context(side.launched(name, "-c", "security.guestapi.images=true"))
+            give_sockets([side], side, name)
+            wait(lambda side=side: exported(side)[0] == "404")  # type: ignore[misc]  # at once
+        first.member.query(f"/1.0/images/{fingerprint}", "PATCH", {"public": True})
+        for side in sides:
+            wait(lambda side=side: exported(side) == ["200", fingerprint])  # type: ignore[misc]  # at once
+        first.member.query(f"/1.0/images/{fingerprint}", "PATCH", {"public": False})
+        for side in sides:
+            wait(lambda side=side: exported(side)[0] == "404")  # type: ignore[misc]  # at once
 
 
 def test_changes_through_another_member(sides: list[Side]) -> None:
@@ -125,6 +193,29 @@ def test_evacuation(sides: list[Side]) -> None:
         finally:
             first.member.client("cluster", "restore", "n3", "--force")
         wait(lambda: owners(sides, "guest") == ["n3"])
+
+
+def test_evacuation_of_instances_with_the_device(sides: list[Side]) -> None:
+    """As docs/incus.md says: instances with the device are stopped, and with the remedy they go on elsewhere."""
+    first, _second, third = sides
+    first.member.client("profile", "create", "with-device")
+    try:
+        first.member.client("profile", "device", "add", "with-device", "guestapi", "disk", *third.device)
+        with third.launched("guest", "--profile", "default", "--profile", "with-device"):
+            wait(lambda: owners(sides, "guest") == ["n3"])
+            for remedy, status in ((False, "Stopped"), (True, "Running")):
+                if remedy:
+                    first.member.client("profile", "set", "with-device", "cluster.evacuate=migrate")
+                first.member.client("cluster", "evacuate", "n3", "--force")
+                try:
+                    found = first.member.query("/1.0/instances/guest")
+                    assert (found["status"], found["location"] == "n3") == (status, not remedy)
+                    wait(lambda found=found: owners(sides, "guest") == [found["location"]])  # type: ignore[misc]  # at once
+                finally:
+                    first.member.client("cluster", "restore", "n3", "--force")
+                wait(lambda: owners(sides, "guest") == ["n3"] and third.known()["guest"]["pid"])
+    finally:
+        first.member.client("profile", "delete", "with-device")
 
 
 @pytest.mark.parametrize("number", [2, 0], ids=["member", "leader"])

@@ -2,6 +2,9 @@
 
 It shares the PID namespace of the test and /run, so its containers reach a service of the tests. All its processes are
 in one cgroup, which is killed at the end.
+
+Packages of this machine's release of Debian use its libraries. Those of a newer release bring their own C library, so
+they are laid over /usr: an older program runs with a newer C library, but not the other way round.
 """
 
 from __future__ import annotations
@@ -31,24 +34,28 @@ from tests.harness.waiting import PATIENCE, until
 
 #: The directory into which tools/unpack-daemon unpacks the packages.
 PACKAGES = Path(sys.executable).parent.parent
+#: The packages of a newer release of Debian than this machine's.
+_NEWER = frozenset({"incus-7"})
 
 #: Run by /bin/sh in new mount and network namespaces; liblxc has sockets in the latter. Its last process keeps them.
+#: $3: the daemon's directory. $4: its cgroup. $5: a directory to lay over /usr, or nothing.
 _PREPARE = """
 set -e
 mount --make-rprivate /
+[ -z "$5" ] || mount -t overlay overlay -o "lowerdir=$5:/usr" /usr
 mount -t tmpfs -o mode=0755 tmpfs "$1"
-mkdir "$1/lib" "$1/work" "$1/cgroup"
-mount -t overlay overlay -o "lowerdir=/var/lib,upperdir=$1/lib,workdir=$1/work" /var/lib
-mkdir -p "/var/lib/$2" "/run/$2" /run/lxc
-mount -t tmpfs -o mode=0711 tmpfs "/var/lib/$2"
+mkdir "$1/var" "$1/work" "$1/cgroup"
+mount -t overlay overlay -o "lowerdir=/var,upperdir=$1/var,workdir=$1/work" /var
+mkdir -p "$3" "/run/$2" /run/lxc
+mount -t tmpfs -o mode=0711 tmpfs "$3"
 for place in "/run/$2" /run/lxc /var/log /var/cache; do mount -t tmpfs -o mode=0755 tmpfs "$place"; done
 mkdir "/var/log/$2"
 printf 'root:1000000:65536000\\n' >"$1/ids"
 mount --bind "$1/ids" /etc/subuid
 mount --bind "$1/ids" /etc/subgid
 mount -t cgroup2 cgroup2 "$1/cgroup"
-mkdir "$1/cgroup/$3"
-echo $$ >"$1/cgroup/$3/cgroup.procs"
+mkdir "$1/cgroup/$4"
+echo $$ >"$1/cgroup/$4/cgroup.procs"
 exec unshare --cgroup /bin/sh -c 'umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; echo ready
 exec sleep infinity'
 """
@@ -57,34 +64,42 @@ exec sleep infinity'
 _JOIN = 'echo $$ >/sys/fs/cgroup/cgroup.procs; exec "$@"'
 
 
-def packages(kind: str) -> Path:
+def packages(release: str) -> Path:
     """Return the directory of a daemon's packages; skip the test if there is none."""
-    found = PACKAGES / kind
+    found = PACKAGES / release
     if not found.is_dir():
-        pytest.skip(f"the package of {kind} could not be had: 'make test' unpacks it to {found}")
+        pytest.skip(f"the package of {release} could not be had: 'make test' unpacks it to {found}")
     return found
 
 
 class Daemon:
     """A running daemon with one image, ``busybox``, which has curl, and one profile with its root disk."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, release: str, directory: str | None = None) -> None:
         """Describe a daemon, without starting it.
 
         Args:
-            kind: ``incus`` or ``lxd``.
+            release: ``incus``, ``incus-7`` or ``lxd``, as tools/unpack-daemon names them.
+            directory: of its state; None: as in Debian.
         """
         forbid()
-        self.kind = kind
-        self._packages = packages(kind)
-        self._program = {"incus": "usr/libexec/incus/incusd", "lxd": "usr/bin/lxd"}[kind]
-        self._client = {"incus": "usr/bin/incus", "lxd": "usr/bin/lxc"}[kind]
+        self.release = release
+        self.kind = release.partition("-")[0]
+        self._state = directory or f"/var/lib/{self.kind}"
+        unpacked = packages(release)
+        self._over_usr = unpacked / "usr" if release in _NEWER else None
+        self._place = Path("/") if self._over_usr else unpacked
+        self._program = self._place / {"incus": "usr/libexec/incus/incusd", "lxd": "usr/bin/lxd"}[self.kind]
+        self._client = self._place / {"incus": "usr/bin/incus", "lxd": "usr/bin/lxc"}[self.kind]
 
     def __enter__(self) -> Daemon:
         self._directory = Path(tempfile.mkdtemp(prefix="guestapi-daemon-", dir="/run"))
         self._cgroup = self._directory.name
         self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--net", "/bin/sh", "-c", _PREPARE, "sh", self._directory, self.kind, self._cgroup],
+            [
+                *("unshare", "--mount", "--net", "/bin/sh", "-c", _PREPARE, "sh"),
+                *(self._directory, self.kind, self._state, self._cgroup, self._over_usr or ""),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,8 +107,7 @@ class Daemon:
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n"
         self.root = Path(f"/proc/{self._holder.pid}/root")
-        self.socket = self.root / f"var/lib/{self.kind}/unix.socket"
-        self.guest_socket = {"incus": "/var/lib/incus/guestapi/sock", "lxd": "/var/lib/lxd/devlxd/sock"}[self.kind]
+        self.socket = self.root / self._state[1:] / "unix.socket"
         try:
             self.start()
             self._set_up()
@@ -118,7 +132,7 @@ class Daemon:
         self._log = self._directory / "log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._enter, self._packages / self._program, "--group", "root"],
+                [*self._enter, self._program, "--group", "root"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -146,7 +160,7 @@ class Daemon:
 
     def client(self, *words: str, check: bool = True, stdin: str = "") -> str:
         """Run the daemon's client; return its output."""
-        command = [*self._enter, self._packages / self._client, "--quiet", *words]
+        command = [*self._enter, self._client, "--quiet", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, input=stdin)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -187,7 +201,7 @@ class Daemon:
             f"http://x{path}",
         ]
         words += ["-d", body] if body else []
-        command = [*self._enter, self._packages / self._client, "--project", project, "exec", name, "--", *words]
+        command = [*self._enter, self._client, "--project", project, "exec", name, "--", *words]
         done = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done
         (response,) = parse(done.stdout)
@@ -195,7 +209,7 @@ class Daemon:
 
     def listen(self, name: str, socket: str, path: str = "/1.0/events") -> subprocess.Popen[str]:
         """Start a program in an instance that prints events, one a line. The caller kills it."""
-        command = [*self._enter, self._packages / self._client, "exec", name, "--", "curl", "-sN"]
+        command = [*self._enter, self._client, "exec", name, "--", "curl", "-sN"]
         return subprocess.Popen(
             [*command, "--unix-socket", socket, f"http://x{path}"],
             stdin=subprocess.DEVNULL,
@@ -206,7 +220,7 @@ class Daemon:
     @contextmanager
     def running_in(self, name: str, *argv: str) -> Iterator[Iterator[str]]:
         """Run a program in an instance, by an exec session, until the end of the block; yield its lines."""
-        command = [*self._enter, self._packages / self._client, "exec", name, "--", *argv]
+        command = [*self._enter, self._client, "exec", name, "--", *argv]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -217,12 +231,18 @@ class Daemon:
                 process.kill()
 
     @property
+    def enter_mounts(self) -> Sequence[str]:
+        """The beginning of a command that runs where the daemon's files are."""
+        return ["nsenter", "-t", str(self._holder.pid), "-m"]
+
+    @property
     def _enter(self) -> Sequence[str | Path]:
-        libraries = ":".join(str(self._packages / place / "x86_64-linux-gnu") for place in ("usr/lib", "lib"))
-        programs = ":".join(str(self._packages / place) for place in ("usr/libexec/incus", "usr/bin"))
+        libraries = ":".join(str(self._place / directory / "x86_64-linux-gnu") for directory in ("usr/lib", "lib"))
+        programs = ":".join(str(self._place / directory) for directory in ("usr/libexec/incus", "usr/bin"))
         return [
-            *("nsenter", "-t", str(self._holder.pid), "-m", "-C", "-n"),
+            *(*self.enter_mounts, "-C", "-n"),
             *("env", "-i", f"HOME={self._directory}", f"PATH={programs}:/usr/sbin:/usr/bin:/sbin:/bin"),
+            f"{self.kind.upper()}_DIR={self._state}",
             *(f"LD_LIBRARY_PATH={libraries}", "/bin/sh", "-c", _JOIN, "sh"),
         ]
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,19 +27,22 @@ MIRROR_USER = USER + 1
 class MirrorProcess:
     """A running mirror of a daemon."""
 
-    def __init__(self, service: Service, kind: str, daemon: Path) -> None:
+    def __init__(self, service: Service, kind: str, daemon: Path | None, enter: Sequence[str] = ()) -> None:
         """Describe a mirror, without starting it.
 
         Args:
             service: the service whose store it fills.
             kind: ``incus`` or ``lxd``.
-            daemon: the daemon's socket, which must be of group root.
+            daemon: the daemon's socket, which must be of group root; None: that of LXD's snap.
+            enter: the beginning of the command, if the mirror runs in other namespaces.
         """
         self._service = service
         self._command = [
+            *enter,
             *("setpriv", f"--reuid={MIRROR_USER}", f"--regid={USER}", "--groups=0", "--no-new-privs"),
             *("--inh-caps=-all,+sys_ptrace", "--ambient-caps=-all,+sys_ptrace", "--bounding-set=-all,+sys_ptrace"),
-            *(str(COMMAND), "--config", str(service.config), "mirror", kind, "--socket", str(daemon)),
+            *(str(COMMAND), "--config", str(service.config), "mirror", kind),
+            *(["--snap"] if daemon is None else ["--socket", str(daemon)]),
         ]
 
     def __enter__(self) -> MirrorProcess:
@@ -72,6 +75,11 @@ class MirrorProcess:
             )
         self.status()
 
+    @property
+    def pid(self) -> int:
+        """The PID of the mirror."""
+        return self._process.pid
+
     def kill(self) -> None:
         """Kill the mirror with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
@@ -91,16 +99,18 @@ class MirrorProcess:
 
 
 @contextmanager
-def beside(kind: str, toml: str = "") -> Iterator[tuple[Daemon, Service, MirrorProcess]]:
+def beside(release: str, toml: str = "") -> Iterator[tuple[Daemon, Service, MirrorProcess]]:
     """Run a daemon, a service that its containers reach at `OURS`, and the mirror between them.
 
     Args:
-        kind: ``incus`` or ``lxd``.
+        release: ``incus``, ``incus-7`` or ``lxd``.
         toml: more settings of guestapi.toml.
     """
+    daemon = Daemon(release)
+    kind = daemon.kind
     with ExitStack() as stack:
         service = stack.enter_context(Service(workers=2, dialects=[kind], toml=toml))
-        daemon = stack.enter_context(Daemon(kind))
+        stack.enter_context(daemon)
         device = [f"source={service.sockets[kind].parent}", f"path={Path(OURS).parent}"]
         daemon.client("profile", "device", "add", "default", "guestapi", "disk", *device)
         yield daemon, service, stack.enter_context(MirrorProcess(service, kind, daemon.socket))
