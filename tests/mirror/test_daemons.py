@@ -297,6 +297,37 @@ def test_guestctl_and_client(host: Host) -> None:
                 assert event["metadata"]["key"] == "user.now"
 
 
+def test_key_policies(host: Host) -> None:
+    """Key policies hold for what a daemon sets: in values, the tree and events, whatever else is changed there."""
+    kinds = ("hidden", "secret", "once")
+    with host.launched("policies"):
+        for kind in kinds:
+            host.service.command("policy", "add", f"user.{kind}", "--instance", "policies", f"--{kind}")
+        with Heard(host, "policies", OURS) as heard:
+            begin(host, "policies", heard)
+            for kind in kinds:
+                host.daemon.client("config", "set", "policies", f"user.{kind}=value-of-{kind}")
+            host.daemon.client("config", "set", "policies", "user.end=1")
+            told = heard.until("user.end", "1")
+        changed = [metadata for _type, metadata in told if metadata.get("key") in {f"user.{kind}" for kind in kinds}]
+        assert changed == [{"key": f"user.{kind}", "old_value": "", "value": ""} for kind in ("secret", "once")]
+        tree = json.loads(host.ask("policies", "/1.0/guestapi/tree").text)["config"]
+        assert "value-of-secret" in tree.values()
+        assert not {"user.hidden", "user.once"} & set(tree)
+        shown = host.service.command("config", "show", "policies").stdout
+        assert "value-of-hidden" in shown
+        assert "value-of-secret" not in shown
+        assert "value-of-once" not in shown
+        for kind, status in (("hidden", 404), ("secret", 200), ("once", 200), ("once", 404)):
+            assert host.ask("policies", f"/1.0/config/user.{kind}").status == status, kind
+        # The daemon's configuration is read anew, and the key has its value there still.
+        host.daemon.client("config", "set", "policies", "user.end=2")
+        host.until("policies", "/1.0/config/user.end", "2")
+        assert host.ask("policies", "/1.0/config/user.once").status == 404
+        host.daemon.client("config", "set", "policies", "user.once=another")
+        host.until("policies", "/1.0/config/user.once", "another")
+
+
 def test_switch_of_the_daemon(host: Host) -> None:
     """The daemon's own key switches guestapi's answers to an instance off and on."""
     key = DIALECTS[host.daemon.kind].switch
