@@ -170,6 +170,10 @@ TARGETS: dict[str, Target] = {
             b"*\0wait=1",
             b'"5d41\0wait=05',
             b'"5d41"\0wait=5&wait=5',
+            # On either side of each bound.
+            *(b'"5d41"\0wait=%d' % seconds for seconds in (0, 9, 61, 99)),
+            *(b'"5d%c41"' % byte for byte in b"\x1f !#~\x7f\x80"),
+            *(b'"a"%cW/"b"' % byte for byte in b"\t ,;"),
         ),
         _words(
             b'"5d41"|"5d41|"|W/|w/|,| |\t|*|\0|wait=|wait|%77|%61|%69|%74|%57|=|&|;|+|%|%3|%31|%36%30|%00|-|.|1e9',
