@@ -13,9 +13,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 import stat
 
 from guestapi.callers import namespaces
+from guestapi.callers.credentials import credentials
 from guestapi.callers.namespaces import boot_id, is_gone, start_time
 from guestapi.errors import OperatorError
 from guestapi.model import Init, hybrid_number, vsock_place
@@ -34,6 +36,11 @@ _FDINFO = 4096
 _MOST_FILES = 65536
 #: How QEMU's option -device names the CID, in both of its notations.
 _QEMU_CID = re.compile(rb'guest-cid(?:"\s*:\s*|=)(\d+)')
+#: What a host's program sends to a VMM's own socket in order to connect to a port of the guest, and how the VMM begins
+#: its answer (github.com/firecracker-microvm/firecracker, docs/vsock.md). No guest needs to listen at this port.
+_CONNECT, _CONNECTED = b"CONNECT 8444\n", b"OK "
+#: Seconds that a VMM has for its answer: without a guest that runs, there is none.
+_ANSWER_SECONDS = 1.0
 #: Bytes of a command line that are read.
 _COMMAND_LINE = 1 << 20
 
@@ -134,6 +141,37 @@ def examine_hybrid(pid: int) -> Init:
         return Init(pid, start_time(pid), boot_id(), vsock_place(hybrid_number(pid)), root_uid=0)
     except (ProcessLookupError, OverflowError):
         raise NotAMachineError(f"no process {pid}", "give the PID of the virtual machine's VMM") from None
+
+
+def find_hybrid(path: str) -> int:
+    """Find the VMM that listens at its own socket of hybrid vsock.
+
+    Args:
+        path: of that socket.
+
+    Returns:
+        Its PID, which the kernel has kept since it began to listen (unix(7), SO_PEERCRED).
+
+    Raises:
+        NotAMachineError: no VMM listens there.
+    """
+    hint = "give the path that the VMM has for its vsock device: uds_path (Firecracker), socket= (cloud-hypervisor)"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(_ANSWER_SECONDS)
+        try:
+            sock.connect(path)
+            vmm = credentials(sock).pid
+        except (OSError, ValueError) as error:
+            raise NotAMachineError(f"{path}: {getattr(error, 'strerror', None) or error}", hint) from None
+        try:
+            sock.sendall(_CONNECT)
+            answer = sock.recv(64)
+        except OSError:
+            # The guest does not run yet, or nothing in it listens at that port.
+            answer = b""
+    if answer and not answer.startswith(_CONNECTED):
+        raise NotAMachineError(f"{path}: what listens there is no VMM", hint)
+    return vmm
 
 
 def command_line_cid(pid: int) -> int | None:

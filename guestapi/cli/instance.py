@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import click
 
-from guestapi.callers.machines import MOST_CID, examine_hybrid, examine_machine, is_alive
+from guestapi.callers.machines import MOST_CID, examine_hybrid, examine_machine, find_hybrid, is_alive
 from guestapi.callers.namespaces import examine
 from guestapi.cli.common import (
     Operator,
@@ -113,21 +113,36 @@ def add(
 
 @instance.command()
 @takes_instance
-@click.option("--pid", type=click.IntRange(min=1), required=True, help="Its init or VMM, as the host sees it.")
+@click.option("--pid", type=click.IntRange(min=1), help="Its init or VMM, as the host sees it.")
 @click.option("--cid", type=click.IntRange(0, MOST_CID), help="The context ID (vsock) of a virtual machine.")
 @click.option("--hybrid-vsock", "hybrid", is_flag=True, help="A virtual machine whose VMM connects to Unix sockets.")
+@click.option("--vsock-socket", "path", metavar="PATH", help="The VMM's own socket for that, in the place of --pid.")
 @click.option("--replace", is_flag=True, help="Also if another process that is alive is registered as its init.")
 @click.pass_obj
 def register(
-    operator: Operator, name: str, project: str, pid: int, cid: int | None, hybrid: bool, replace: bool
+    operator: Operator,
+    name: str,
+    project: str,
+    pid: int | None,
+    cid: int | None,
+    hybrid: bool,
+    path: str | None,
+    replace: bool,
 ) -> None:
     """Register a running container by the PID of its init, or a virtual machine by its VMM and CID. Starts nothing.
 
-    A VMM that offers vsock by Unix sockets of the host, as Firecracker does, has no CID: use --hybrid-vsock.
+    A VMM that offers vsock by Unix sockets of the host, as Firecracker does, has no CID: use --vsock-socket, or
+    --hybrid-vsock with --pid.
     """
-    if hybrid and cid is not None:
-        raise MisuseError("a virtual machine with --hybrid-vsock has no --cid")
-    init = examine_hybrid(pid) if hybrid else examine(pid) if cid is None else examine_machine(pid, cid)
+    if (hybrid or path is not None) and cid is not None:
+        raise MisuseError("a virtual machine with hybrid vsock has no --cid")
+    if (pid is None) == (path is None):
+        raise MisuseError("give either '--pid', or '--vsock-socket' for a virtual machine with hybrid vsock")
+    if path is not None:
+        init = examine_hybrid(find_hybrid(path))
+    else:
+        assert pid is not None
+        init = examine_hybrid(pid) if hybrid else examine(pid) if cid is None else examine_machine(pid, cid)
     with operator.writer.change() as change:
         instance = steps.get_editable(change, project, name)
         _check_type(instance, init)

@@ -25,10 +25,24 @@ from tests.server.inside import Talk
 pytestmark = pytest.mark.root
 
 #: Connects to the path of its own socket, "_" and a port whenever it is told a port, as for a guest; gives the
-#: connection, which is the guest's end here, to the test.
+#: connection, which is the guest's end here, to the test. At its own socket it answers a program of the host that wants
+#: to connect to a port of the guest: with the last word, with the end of the connection, or never.
 _VMM = """
-import socket, sys
+import socket, sys, threading
 pipe = socket.socket(fileno=int(sys.argv[2]))
+own = socket.socket(fileno=int(sys.argv[3]))
+own.listen()
+def answer():
+    kept = []
+    while True:
+        host = own.accept()[0]
+        if host.makefile("rb").readline() != b"CONNECT 8444\\n":
+            continue
+        if sys.argv[4] == "silence":
+            kept.append(host)
+        elif sys.argv[4] != "end":
+            host.sendall(sys.argv[4].encode() + b"\\n")
+threading.Thread(target=answer, daemon=True).start()
 for port in sys.stdin:
     host = socket.socket(socket.AF_UNIX)
     host.connect(sys.argv[1] + "_" + port.strip())
@@ -40,14 +54,16 @@ for port in sys.stdin:
 class Firecracker:
     """A stand-in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, answer: str = "end") -> None:
         self._ours, theirs = socket.socketpair()
         self._ours.settimeout(PATIENCE)
-        with theirs:
+        path.unlink(missing_ok=True)
+        with theirs, socket.socket(socket.AF_UNIX) as own:
+            own.bind(str(path))
             words = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "/usr/bin/python3", "-I", "-S"]
             self._process = subprocess.Popen(
-                [*words, "-c", _VMM, str(path), str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [*words, "-c", _VMM, str(path), str(theirs.fileno()), str(own.fileno()), answer],
+                pass_fds=[theirs.fileno(), own.fileno()],
                 stdin=subprocess.PIPE,
             )
         self.pid = self._process.pid
@@ -173,3 +189,34 @@ def test_register(service: Service) -> None:
     both = service.command(*words, str(os.getpid()), "--cid", "42", check=False)
     assert "has no --cid" in both.stderr
     assert "no process" in service.command(*words, str(2**22 + 1), check=False).stderr
+    neither = service.command("instance", "register", "one", check=False)
+    assert "--vsock-socket" in neither.stderr
+
+
+@pytest.mark.parametrize("answer", ["OK 1073741824", "end", "silence"])
+def test_register_by_the_vmms_socket(service: Service, path: Path, answer: str) -> None:
+    """The VMM is found by its own socket, whether or not its guest takes the connection that this makes."""
+    with Firecracker(path, answer) as other, Firecracker(path, answer) as vmm:
+        until(lambda: is_listening(path), "the VMM's socket")
+        service.command("instance", "register", "one", "--vsock-socket", str(path), "--replace")
+        assert next(one["pid"] for one in service.listed() if one["name"] == "one") == vmm.pid
+        for one, status in ((vmm, 200), (other, 500)):
+            guest = one.connect()
+            with guest.socket:
+                assert guest.ask("/1.0/config/user.who").status == status
+
+
+def test_what_is_no_vmm(service: Service, path: Path, tmp_path: Path) -> None:
+    """Where nothing listens, or something that answers like no VMM does, nothing is registered."""
+    words = ["instance", "register", "one", "--vsock-socket"]
+    for place in (tmp_path / "nothing", tmp_path):
+        assert "give the path that the VMM has" in service.command(*words, str(place), check=False).stderr
+    with Firecracker(path, "HTTP/1.1 400 Bad Request"):
+        until(lambda: is_listening(path), "the VMM's socket")
+        assert "is no VMM" in service.command(*words, str(path), check=False).stderr
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a connection to a socket is accepted."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
