@@ -30,6 +30,7 @@ ACTIONS = {
     "image.add": "an image was imported or copied",
     "image.set": "what is said of an image was changed",
     "image.remove": "an image was removed",
+    "identity.rotate": "a key that signs tokens of identity was made",
     "more": "so many further changes of the same transaction are not recorded one by one",
 }
 #: Each field of an entry, and what it holds.

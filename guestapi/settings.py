@@ -7,6 +7,7 @@ settings (workers and the rest) are in a file of their own (`gunicorn_conf`).
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -19,6 +20,11 @@ from guestapi.dialects import DIALECTS, HANDOVER, HANDOVER_SOCKET
 from guestapi.errors import OperatorError
 
 DEFAULT_FILE = Path(defaults.FILE)
+
+#: Bytes of an audience and of an issuer in a token.
+WORD_BYTES = 256
+#: SPIFFE-ID, section 2.1.
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 
 Seconds = Annotated[float, Meta(gt=0, le=defaults.MOST_SECONDS)]
 
@@ -237,6 +243,29 @@ class FleetSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ca: str | None = None
 
 
+class IdentitySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Tokens that say which instance their bearer is.
+
+    Attributes:
+        trust_domain: of SPIFFE, in which instances have their names; None: there are no tokens.
+        issuer: who signs, as tokens say it; None: the trust domain, as an https URL.
+        audiences: for whom instances may have tokens.
+        keys: an absolute path, the directory with the file of the keys.
+        socket: an absolute path, where the signer listens.
+    """
+
+    trust_domain: str | None = None
+    issuer: str | None = None
+    audiences: tuple[str, ...] = ()
+    keys: str = "/var/lib/guestapi-signer"
+    socket: str = "/run/guestapi/signer.sock"
+
+    @property
+    def issuer_or_default(self) -> str:
+        """Who signs."""
+        return self.issuer or f"https://{self.trust_domain}"
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings, with defaults for those that guestapi.toml does not have.
 
@@ -257,6 +286,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
     fleet: FleetSettings = FleetSettings()
+    identity: IdentitySettings = IdentitySettings()
     server: ServerSettings = ServerSettings()
     sources: SourcesSettings = SourcesSettings()
     file: Path | None = None
@@ -335,6 +365,7 @@ def load(file: Path | None) -> Settings:
         raise SettingsError(f"{file}: images.directory: {settings.images.directory!r} is not an absolute path")
     if settings.fleet.url is not None and not settings.fleet.url.startswith(("postgresql://", "postgres://")):
         raise SettingsError(f"{file}: fleet.url: does not begin with postgresql://")
+    _check_identity(settings.identity, file)
     sources = settings.sources
     places = [("podman.socket", sources.podman.socket), ("docker.socket", sources.docker.socket)]
     if not settings.metrics.directory.startswith("/"):
@@ -344,6 +375,22 @@ def load(file: Path | None) -> Settings:
         if not place.startswith("/"):
             raise SettingsError(f"{file}: sources.{key}: {place!r} is not an absolute path")
     return msgspec.structs.replace(settings, file=file)
+
+
+def _check_identity(identity: IdentitySettings, file: Path) -> None:
+    """Refuse what no token could say."""
+    if identity.trust_domain is not None and not _TRUST_DOMAIN.fullmatch(identity.trust_domain):
+        raise SettingsError(
+            f"{file}: identity.trust_domain: {identity.trust_domain!r} is not 1 to 255 of a-z, 0-9, '.', '-' and '_'"
+        )
+    for key, word in (("issuer", identity.issuer_or_default), *(("audiences", one) for one in identity.audiences)):
+        if not word.isprintable() or not 1 <= len(word.encode()) <= WORD_BYTES:
+            raise SettingsError(
+                f"{file}: identity.{key}: {word!r} is not 1 to {WORD_BYTES} bytes of printable characters"
+            )
+    for key, place in (("keys", identity.keys), ("socket", identity.socket)):
+        if not place.startswith("/"):
+            raise SettingsError(f"{file}: identity.{key}: {place!r} is not an absolute path")
 
 
 def _refuse_unknown(document: dict[str, Any], struct: type[Struct], file: Path, prefix: str) -> None:

@@ -29,7 +29,7 @@ _FLEET = Path(__file__).with_name("fleet")
 #: Modules that share the one `machine`, in the order in which they use it: the last one uninstalls guestapi.
 _MACHINE = (
     *("faults/test_unit.py", "mirror/test_units.py", "server/test_restart.py", "server/test_sandbox.py"),
-    *("sources/test_lxc_unit.py", "server/test_systemd.py"),
+    *("sources/test_lxc_unit.py", "server/test_signer_unit.py", "server/test_systemd.py"),
 )
 #: Parameters for each of which a module starts a daemon or an engine of its own.
 _KINDS = re.compile("incus|lxd|Podman|Docker")

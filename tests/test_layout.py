@@ -24,7 +24,7 @@ LEVELS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset({"names", "settings", "known"}),
-    frozenset({"systemd", "gunicorn_conf", "http", "relay"}),
+    frozenset({"systemd", "gunicorn_conf", "http", "relay", "identity"}),
     frozenset({"callers", "store"}),
     frozenset({"metrics"}),
     frozenset({"notifications"}),
@@ -113,6 +113,18 @@ def test_workers_know_nothing_of_fleets() -> None:
     assert not [name for name in reached if name.startswith("fleet")]
     drivers = {name for name, file in MODULES.items() if "psycopg" in {one.split(".")[0] for one in runtime(file)}}
     assert drivers == {"fleet.engine"}
+
+
+def test_workers_know_no_keys() -> None:
+    """No module of a worker imports what signs, not even through others; two modules alone import the libraries."""
+    reached, new = set(), {"server.worker", "server.arbiter", "api.app", "store.reading"}
+    while new:
+        reached |= new
+        new = {other for name in new for other in GRAPH[name]} - reached
+    assert {name for name in reached if name.startswith("identity")} == {"identity.messages"}
+    libraries = {"jwt", "cryptography"}
+    users = {name for name, file in MODULES.items() if libraries & {one.split(".")[0] for one in runtime(file)}}
+    assert users == {"identity.keys", "identity.signer"}
 
 
 def runtime(file: Path) -> Iterator[str]:

@@ -205,7 +205,8 @@ def uninstall(layout: Layout) -> None:
         systemctl("stop", *running)
         systemctl("disable", "--quiet", *(unit for unit in units if "@." not in unit), *find_instances(layout))
     stays = [
-        "/var/lib/guestapi, the store, and the users guestapi, to whom it belongs, guestapi-mirror and guestapi-fleet"
+        "/var/lib/guestapi, the store, and the users guestapi, to whom it belongs, guestapi-mirror and guestapi-fleet",
+        "/var/lib/guestapi-signer, keys that sign identities, and the user guestapi-signer, to whom they belong",
     ]
     for pattern in ("man/man?", "bash-completion/completions", layout.zsh, "fish/vendor_completions.d"):
         for program in ("guestapi", "guestctl"):

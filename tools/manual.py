@@ -40,6 +40,7 @@ GUIDE = (
     "guests.md",
     "events.md",
     "extensions.md",
+    "identity.md",
     "images.md",
     "monitoring.md",
     "audit.md",

@@ -17,12 +17,14 @@ from guestapi.api.gate import Gate
 from guestapi.api.resources.config import ConfigKey, ConfigKeys
 from guestapi.api.resources.devices import DeviceDefinition, Devices, DeviceUrls
 from guestapi.api.resources.events import EventFeed
+from guestapi.api.resources.identity import FEATURE as IDENTITY
+from guestapi.api.resources.identity import IdentityTokens, SignedIdentity
 from guestapi.api.resources.images import ImageExport
 from guestapi.api.resources.metadata import MetaData
 from guestapi.api.resources.notices import Acknowledgement, Notices
 from guestapi.api.resources.root import Root
 from guestapi.api.resources.state import StateResource, Version
-from guestapi.api.resources.tree import Features, Tree, TreeKey
+from guestapi.api.resources.tree import FEATURES, Features, Tree, TreeKey
 from guestapi.api.resources.ubuntu_pro import GuestTokens, NoTokens, UbuntuPro, UbuntuProToken
 from guestapi.api.routing import Router
 from guestapi.api.short_path import ShortPath
@@ -132,7 +134,11 @@ class GuestApplication:
 
 
 def create(
-    store: Store, broker: Broker, limits: LimitSettings | None = None, tokens: GuestTokens | None = None
+    store: Store,
+    broker: Broker,
+    limits: LimitSettings | None = None,
+    tokens: GuestTokens | None = None,
+    identity: IdentityTokens | None = None,
 ) -> GuestApplication:
     """Make the application.
 
@@ -141,11 +147,13 @@ def create(
         broker: where it subscribes clients to events.
         limits: how often an instance may change its state; None for the defaults.
         tokens: who gives guests tokens of Ubuntu Pro; None for nobody.
+        identity: signed tokens that say which instance their bearer is; None: there are none.
     """
     limits = limits or LimitSettings()
     state_changes = RateLimit(limits.writes_per_second, limits.writes_burst)
     made = {
-        name: _create(store, broker, state_changes, dialect, tokens or NoTokens()) for name, dialect in DIALECTS.items()
+        name: _create(store, broker, state_changes, dialect, tokens or NoTokens(), identity)
+        for name, dialect in DIALECTS.items()
     }
     return GuestApplication(
         {name: app for name, (app, _short_path) in made.items()},
@@ -154,7 +162,12 @@ def create(
 
 
 def _create(
-    store: Store, broker: Broker, state_changes: RateLimit, dialect: Dialect, tokens: GuestTokens
+    store: Store,
+    broker: Broker,
+    state_changes: RateLimit,
+    dialect: Dialect,
+    tokens: GuestTokens,
+    identity: IdentityTokens | None,
 ) -> tuple[falcon.App[Any, Any], ShortPath]:
     gate = Gate(store.instance, dialect)
     router = Router(dialect)
@@ -178,11 +191,13 @@ def _create(
         app.add_route("/1.0/ubuntu-pro/token", UbuntuProToken(tokens, state_changes))
     polls = LongPolls(broker, gate, dialect)
     host = dialect.lone_location or platform.node()
-    app.add_route("/1.0/guestapi", Features())
+    app.add_route("/1.0/guestapi", Features(FEATURES if identity is None else (*FEATURES, IDENTITY)))
     app.add_route("/1.0/guestapi/tree", Tree(store, gate, polls, dialect, host))
     app.add_route("/1.0/guestapi/tree/config/{key}", TreeKey(store, gate, polls, dialect))
     app.add_route("/1.0/guestapi/notices", Notices(store))
     app.add_route("/1.0/guestapi/notices/{notice}/ack", Acknowledgement(store, state_changes))
+    if identity is not None:
+        app.add_route("/1.0/guestapi/identity", SignedIdentity(identity, gate, host))
     if dialect.listed_nic_types is None:
         app.add_route("/1.0/devices", Devices())
     else:

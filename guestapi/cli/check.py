@@ -19,6 +19,7 @@ from guestapi.callers.machines import is_alive
 from guestapi.callers.namespaces import open_namespace
 from guestapi.cli.common import Operator, has_format, print_json
 from guestapi.cli.grouping import Verb
+from guestapi.cli.identity import check_identity
 from guestapi.cli.mirror import SNAP_SOCKET
 from guestapi.cli.printing import mark
 from guestapi.cli.relay import look_at_relay
@@ -130,6 +131,8 @@ def _look(operator: Operator, settings_only: bool) -> Iterator[Finding]:
             yield from _snap_off(known)
             if relay is not None:
                 yield Finding("relay", *relay)
+    if operator.settings.identity.trust_domain is not None:
+        yield _attempt("identity", lambda: check_identity(operator.settings.identity))
     yield from (one.finding for one in sockets)
 
 

@@ -19,6 +19,7 @@ _MODULES = frozenset(
     {
         *("apply", "backup", "check", "config", "device", "events", "export", "fleet", "follow", "hook", "image"),
         *(
+            "identity",
             "instance",
             "metrics",
             "mirror",

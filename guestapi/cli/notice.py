@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from typing import Any
 
 import click
 
 from guestapi.cli.common import Operator, takes_instance
 from guestapi.cli.grouping import Verb
+from guestapi.cli.times import Duration
 from guestapi.errors import OperatorError
 from guestapi.store import notices
 from guestapi.store.doorbell import Doorbell
@@ -21,30 +20,19 @@ from guestapi.store.lookup import get_instance
 _DUE = 3
 #: Seconds after which to look although nothing was committed.
 _LOOK_SECONDS = 1.0
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)([smhd]?)", re.ASCII)
-
-
-class _Duration(click.FloatRange):
-    """A time like ``60s``, ``5m`` or ``2h``, in seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """As click.ParamType."""
-        if isinstance(value, float):
-            return value
-        found = _DURATION.fullmatch(value)
-        seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
-        if not 0 < seconds <= notices.MOST_SECONDS:
-            self.fail(f"{value!r} is no time like 60s, 5m or 2h, up to 7d", param, ctx)
-        return seconds
 
 
 @click.command(cls=Verb)
 @takes_instance
 @click.argument("what", metavar="stop|restart|migrate|freeze|TEXT")
-@click.option("--in", "seconds", type=_Duration(), required=True, metavar="TIME", help="When: 60s, 5m, 2h, up to 7d.")
+@click.option(
+    "--in",
+    "seconds",
+    type=Duration(notices.MOST_SECONDS),
+    required=True,
+    metavar="TIME",
+    help="When: 60s, 5m, 2h, up to 7d.",
+)
 @click.option("--wait", "waits", is_flag=True, help="Until it acknowledges (exit 0), or the time has come (exit 3).")
 @click.pass_obj
 def notice(operator: Operator, name: str, project: str, what: str, seconds: float, waits: bool) -> None:

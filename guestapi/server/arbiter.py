@@ -17,6 +17,7 @@ from guestapi import settings as settings_module
 from guestapi.api import app
 from guestapi.metrics.handover import ReportDirectory
 from guestapi.server.access_log import GunicornLogger
+from guestapi.server.signer_client import identity_tokens
 from guestapi.server.store_thread import OffloadedStore
 from guestapi.server.token_provider import load_tokens
 from guestapi.server.worker import GuestWorker
@@ -132,8 +133,9 @@ class ServiceApplication(gunicorn.app.base.Application):
 
     def load(self) -> app.GuestApplication:
         """Make the WSGI application of one worker."""
-        store = self.open_store()
-        return app.create(store, store.broker, self.settings.limits, load_tokens(self.settings.server.ubuntu_pro))
+        store, settings = self.open_store(), self.settings
+        tokens = load_tokens(settings.server.ubuntu_pro)
+        return app.create(store, store.broker, settings.limits, tokens, identity_tokens(settings))
 
     def run(self) -> None:
         """Serve until told to stop, then exit."""

@@ -255,6 +255,7 @@ def test_settings_are_documented() -> None:
     # A list of tables, and settings that are described in words because they depend on others.
     in_words = {"listener", "listener.path", "listener.dialect", "hooks.template", "images.directory"}
     in_words |= {f"fleet.{name}" for name in ("url", "host", "certificate", "key", "ca")}
+    in_words |= {"identity.trust_domain", "identity.issuer"}
     assert set(documented) == set(settings) | in_words
     found = {name: as_documented(value) for name, value in settings.items() if name not in in_words}
     assert {name: documented[name] for name in found} == found

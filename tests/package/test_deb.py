@@ -25,13 +25,14 @@ UNPACKED, COMPILED = 20_000, 36_000
 LATER = "99.0.0"
 
 #: Run by the package's own interpreter: makes every import of guestapi's code, also those in functions, and prints the
-#: help of each given command. psycopg is installed by those who have a fleet (docs/fleet.md).
+#: help of each given command. psycopg is installed by those who have a fleet (docs/fleet.md),
+#: PyJWT and cryptography by those who have signed identity (docs/identity.md).
 EVERYTHING = """
 import ast, importlib, pathlib, sys
 import guestapi
 from guestapi.cli.main import main
 
-optional = {"psycopg"}
+optional = {"cryptography", "jwt", "psycopg"}
 for path in sorted(pathlib.Path(guestapi.__path__[0]).rglob("*.py")):
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):

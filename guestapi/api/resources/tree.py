@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, cast
 from weakref import ref
 
@@ -27,7 +27,7 @@ from guestapi.key_policy import visible
 from guestapi.model import Instance
 from guestapi.wsgi import CALLER, INSTANCE, Environ
 
-#: What ``GET /1.0/guestapi`` lists.
+#: What ``GET /1.0/guestapi`` lists on every host.
 FEATURES = ("tree", "notices")
 #: Of how many instances with large values the ETag of the tree is remembered.
 KNOWN_TAGS = 1024
@@ -79,10 +79,13 @@ class Features:
 
     cacheable = True
 
+    def __init__(self, features: Sequence[str]) -> None:
+        self._content = json_line({"features": features})
+
     def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
         """Answer with a JSON object."""
         resp.content_type = JSON
-        resp.data = json_line({"features": FEATURES})
+        resp.data = self._content
 
 
 class Tree:
