@@ -289,6 +289,23 @@ def follow_notices(host: Host, seconds: float) -> Iterator[Dict[str, Any]]:
             yield event["metadata"]
 
 
+def token(host: Host, audience: str, nonce: Optional[str]) -> bytes:
+    """Return a signed token that says which instance this is.
+
+    Args:
+        host: to ask.
+        audience: for whom it is.
+        nonce: what it repeats; None: nothing.
+
+    Raises:
+        CommandError: the host gives none, or cannot be asked, or refuses.
+    """
+    query = {"audience": audience}
+    if nonce is not None:
+        query["nonce"] = nonce
+    return host.find("/1.0/guestapi/identity?" + urllib.parse.urlencode(query))[2]
+
+
 class Frames:
     """The frames of a WebSocket, for a client that only receives (RFC 6455)."""
 
@@ -496,6 +513,9 @@ def parser() -> argparse.ArgumentParser:
     what = notice.add_mutually_exclusive_group()
     what.add_argument("--follow", action="store_true", help="go on with what is announced from now on, one a line")
     what.add_argument("--ack", metavar="ID", help="acknowledge this notice")
+    signed = verbs.add_parser("token", parents=[common], help="print a signed token that says which instance this is")
+    signed.add_argument("audience", metavar="AUDIENCE", help="for whom it is")
+    signed.add_argument("--nonce", metavar="NONCE", help="what it repeats")
     return top
 
 
@@ -526,6 +546,8 @@ def run(options: Any) -> None:
         write(host.find("/1.0/meta-data")[2])
     elif options.verb == "ready":
         report(host, options.ready)
+    elif options.verb == "token":
+        write(token(host, options.audience, options.nonce))
     elif options.verb == "notices":
         if options.ack is not None:
             acknowledge(host, options.ack)
@@ -551,7 +573,7 @@ def main(words: Optional[List[str]] = None) -> int:
     top = parser()
     options = top.parse_args(words)
     if options.verb is None:
-        top.error("a command is missing: get, list, devices, metadata, events, ready or notices")
+        top.error("a command is missing: get, list, devices, metadata, events, ready, notices or token")
     try:
         run(options)
     except CommandError as failure:

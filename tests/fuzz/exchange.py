@@ -21,19 +21,25 @@ from typing import Any
 
 import gevent
 import gevent.socket
+import jwt
 from gevent.hub import get_hub
 
 from guestapi.api.app import create
+from guestapi.api.resources.identity import IdentityTokens
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller
 from guestapi.dialects import DIALECTS
+from guestapi.identity import keys
+from guestapi.identity.messages import TokenAnswer, TokenRequest, decode_answer, decode_request, encode
+from guestapi.identity.signer import TokenMaker
 from guestapi.model import Image, ImageFile, Notification
 from guestapi.notifications.broker import Broker
+from guestapi.rate_limit import RateLimit
 from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
 from guestapi.server.exchange import Exchange
-from guestapi.settings import LimitSettings
+from guestapi.settings import IdentitySettings, LimitSettings
 from guestapi.store.rows import Entries
 from tests.api.fakes import MemoryStore, caller, instance
 
@@ -43,6 +49,8 @@ PAUSE = b"\xff\xfe"
 PATIENCE = 10
 #: The fingerprint of the only image.
 FINGERPRINT = "0123456789abcdef" * 4
+#: For whom there are tokens of identity.
+AUDIENCES = ("a", "é &=%+")
 
 #: The PID of the process that connects; any will do.
 _PID = 4242
@@ -135,7 +143,9 @@ class Worker:
         #: Method and status of each response in order; the method is None if the server itself refused.
         self.said: list[tuple[str | None, int]] = []
         self.context = WorkerContext(
-            create(store, broker, limits),
+            create(
+                store, broker, limits, identity=IdentityTokens(OwnSigner(), frozenset(AUDIENCES), RateLimit(1e6, 10**6))
+            ),
             # Duck-typed: the real one needs the kernel's credentials.
             Known(),  # type: ignore[arg-type]  # has the methods that are used
             limits,
@@ -179,6 +189,43 @@ class Worker:
             gevent.idle()
         assert not self.complaints.records, self.complaints.records
         return data
+
+
+class OwnSigner:
+    """A signer in this process: what a worker sends and receives, without a socket."""
+
+    def sign(self, request: TokenRequest) -> TokenAnswer:
+        """Return the answer."""
+        answer = decode_answer(_maker().answer(encode(request)))
+        assert answer.token, f"no token, {answer.refused}: {request}"
+        return answer
+
+
+def check_signer(data: bytes) -> None:
+    """Send `data` to the signer as a worker does: it is refused, or signed as one that says no more than was asked for.
+
+    Raises:
+        AssertionError: neither.
+    """
+    answer = decode_answer(_maker().answer(data))
+    if not answer.token:
+        assert answer.refused in ("request", "audience"), answer
+        return
+    request = decode_request(data)
+    assert request.audience in AUDIENCES
+    said = jwt.decode(answer.token, options={"verify_signature": False})
+    assert said.keys() - {"nonce"} == {"iss", "sub", "aud", "iat", "nbf", "exp", "jti", "guestapi"}
+    assert said["sub"] == f"spiffe://x/guestapi/{request.uuid}"
+    assert re.fullmatch(r"[0-9a-f-]{36}", request.uuid)
+    assert (said["aud"], said.get("nonce")) == (request.audience, request.nonce)
+
+
+@cache
+def _maker() -> TokenMaker:
+    directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    keys.rotate(directory, 1.0)
+    return TokenMaker(IdentitySettings(trust_domain="x", audiences=AUDIENCES, keys=str(directory)))
 
 
 @cache
@@ -245,6 +292,10 @@ def _check_answer(data: bytes, method: str | None, status: int) -> bytes:
     assert len(body) == length, "cut short"
     if body and fields.get(b"content-type") == b"application/json":
         json.loads(body)
+    if fields.get(b"content-type") == b"application/jwt":
+        assert fields[b"cache-control"] == b"no-store"
+        claims = jwt.decode(body, options={"verify_signature": False}) if body else {"aud": AUDIENCES[0]}
+        assert claims["aud"] in AUDIENCES
     if status >= 400 and body and fields[b"content-type"].startswith(b"text/plain"):
         assert body.endswith(b"\n")
         assert body.count(b"\n") == 1

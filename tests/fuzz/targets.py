@@ -13,7 +13,7 @@ from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, frame
 from tests.fuzz.commands import check_command, check_ring, check_settings
 from tests.fuzz.conditions import check_conditions
 from tests.fuzz.differential import check_requests
-from tests.fuzz.exchange import FINGERPRINT, PAUSE, check_exchange
+from tests.fuzz.exchange import FINGERPRINT, PAUSE, check_exchange, check_signer
 
 
 def check_frames(data: bytes) -> None:
@@ -74,6 +74,7 @@ _HTTP = (
     b"GET http://x/1.0/../config//user.a%2Fb?a=b HTTP/1.1" + _HOST + b"\r\n",
     b"OPTIONS * HTTP/1.1" + _HOST + b"\r\nGET /1.0/meta-data HTTP/1.1" + _HOST + b"\r\n",
     b"CONNECT x:80 HTTP/1.1" + _HOST + b"\r\n",
+    b"GET /1.0/guestapi/identity?audience=%c3%a9+%26%3d%25%2b&nonce=%00 HTTP/1.1" + _HOST + b"\r\n",
 )
 _HTTP_WORDS = _words(
     b"GET|HEAD|PATCH|POST|OPTIONS|CONNECT|HTTP/1.0|HTTP/1.1|/1.0|/1.0/config|/1.0/config/user.foo|/1.0/devices",
@@ -81,6 +82,7 @@ _HTTP_WORDS = _words(
     b"\r\n|\r\n\r\n|\n| |\t|: |Host: x\r\n|Connection: close\r\n|Connection: keep-alive\r\n|Content-Length: ",
     b"Transfer-Encoding: chunked\r\n|Expect: 100-continue\r\n|0\r\n\r\n|1\r\na\r\n|;a=b|X_Y: z\r\n|\0|\xc3\xa9|\x80",
     b'{"state":"Ready"}|{"state":null}|[[[[|"\\ud800"|1e999|Range: bytes=|0-|-1|1-2,4-|If-Range: |Accept: ',
+    b"/1.0/guestapi/identity?audience=a|&audience=|&nonce=|%6e|%c3|%ff|&&|&=|+|",
     b"Last-Event-ID: |text/event-stream\r\n|Upgrade: websocket\r\n|Origin: http://x\r\n|Sec-WebSocket-Key: ",
 )
 
@@ -178,6 +180,18 @@ TARGETS: dict[str, Target] = {
         _words(
             b'"5d41"|"5d41|"|W/|w/|,| |\t|*|\0|wait=|wait|%77|%61|%69|%74|%57|=|&|;|+|%|%3|%31|%36%30|%00|-|.|1e9',
             b"0|1|5|59|60|61|05|9999999999999|\x7f|\x80|\xff|\xb2|%c2%b2",
+        ),
+    ),
+    "signer": Target(
+        check_signer,
+        1,
+        400,
+        (
+            b'{"audience":"a","uuid":"6ba7b810-9dad-41d1-80b4-00c04fd430c8","name":"c","project":"p","type":"container","location":"","run":1}',
+        ),
+        _words(
+            b'"audience":|"nonce":|"uuid":|"name":|"project":|"type":|"location":|"run":|"sub":|"a"|null|{|}|,|[|]',
+            b'"virtual-machine"|"container"|6ba7b810-9dad-41d1-80b4-00c04fd430c8|\\n|\\u0000|\\ud800|\xff|-1|1e999|../',
         ),
     ),
 }

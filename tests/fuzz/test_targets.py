@@ -18,6 +18,7 @@ EXAMPLES = {
     "command": 150,
     "ring": 500,
     "conditions": 2000,
+    "signer": 500,
 }
 
 _NUMBER = b"9" * 5000

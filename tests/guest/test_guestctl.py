@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jwt
 import pytest
 
 from guestapi.guest import guestctl
 from tests.harness.containers import Container, Ran
 from tests.harness.machine import CHECKOUT
 from tests.harness.service import COMMAND, Service
+from tests.harness.signing import SigningProcess
 
 PROGRAM = str(CHECKOUT / "guestapi/guest/guestctl.py")
 
@@ -330,6 +332,34 @@ def test_notices(edge: Guest, service: Service) -> None:
     assert edge("notices", "--ack", "0" * 16) == Ran(1, "", "guestctl: not found\n")
     service.command("notices", "cancel", "guestctl")
     assert edge("notices").out == "[]\n"
+
+
+def test_token() -> None:
+    """A token is printed as it is, for the audience and with the nonce that were given; each refusal has its status."""
+    audience = "https://vault.example.org/ä?b&c"
+    running = Service(dialects=["incus"])
+    with SigningProcess(running.root, (audience,)) as signer:
+        running.write_config(signer.toml)
+        running.command("identity", "keys", "rotate")
+        signer.start(running.config)
+        with running, running.container("signed", base=None) as container:
+            for python in (next(iter(PYTHONS.values())), list(PYTHONS.values())[-1]):
+                guestctl_ = Guest(container, python)
+                for words, nonce in (((), None), (("--nonce", "4 7=11"), "4 7=11")):
+                    done = guestctl_("token", audience, *words)
+                    assert (done.code, done.err, "\n" in done.out) == (0, "", False)
+                    claims = jwt.decode(done.out, options={"verify_signature": False})
+                    assert (claims["aud"], claims.get("nonce")) == (audience, nonce)
+                    assert claims["guestapi"]["name"] == "signed"
+                refused = guestctl_("token", "other")
+                assert refused == Ran(4, "", "guestctl: no tokens are given for this audience\n")
+                assert guestctl_("token", "x" * 257).code == 4
+                assert guestctl_("token").code == 3
+
+
+def test_no_tokens(edge: Guest) -> None:
+    """Where the host signs nothing, there is none."""
+    assert edge("token", "x") == Ran(1, "", "guestctl: 404 page not found\n")
 
 
 def change_until(service: Service, end: threading.Event) -> None:

@@ -56,6 +56,7 @@ HAPPENED = [
     "answered 404",
     "waits",
     "waits that a change ended",
+    "tokens of identity",
 ]
 
 

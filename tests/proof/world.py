@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jwt
+
 from guestapi.callers.namespaces import examine, start_time
 from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Init, Instance, KeyPolicy
@@ -31,6 +33,7 @@ from guestapi.store.lookup import list_instances
 from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
+from tests.harness.signing import TRUST_DOMAIN, SigningProcess
 from tests.harness.waiting import PATIENCE
 from tests.proof.policies import KINDS, TOKEN_KEY, Rule, Token, rule_for
 
@@ -55,7 +58,21 @@ EVENTS = "/1.0/events"
 RESUMED = "/1.0/events?since=0"
 TOKEN = "/1.0/config/user.token"
 TREE, TREE_TOKEN = "/1.0/guestapi/tree", "/1.0/guestapi/tree/config/user.token"
-PATHS = ["/", "/1.0", "/1.0/config", TOKEN, "/1.0/devices", "/1.0/meta-data", "/1.0/guestapi", TREE, TREE_TOKEN]
+#: For whom tokens of identity are here.
+AUDIENCE = "proof"
+IDENTITY = f"/1.0/guestapi/identity?audience={AUDIENCE}"
+PATHS = [
+    "/",
+    "/1.0",
+    "/1.0/config",
+    TOKEN,
+    "/1.0/devices",
+    "/1.0/meta-data",
+    "/1.0/guestapi",
+    TREE,
+    TREE_TOKEN,
+    IDENTITY,
+]
 
 
 def secret() -> str:
@@ -136,7 +153,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A possible response to a request whose connection was identified as `identity`. `body` None: any body."""
+    """A possible response to a request whose connection was identified as `identity`. `body` None: any body.
+
+    A token of identity stands there as `described` has it.
+    """
 
     identity: Identity | None
     status: int
@@ -179,7 +199,12 @@ class World:
 
     def __init__(self) -> None:
         self.happened: Counter[str] = Counter()
-        self.service = Service(toml=LIMITS)
+        self.service = Service()
+        self.signer = SigningProcess(self.service.root, (AUDIENCE,))
+        self.service.write_config(LIMITS + self.signer.toml)
+        self.service.command("identity", "keys", "rotate")
+        self.keys = jwt.PyJWKSet.from_json(self.service.command("identity", "keys", "jwks").stdout)
+        self.signer.start(self.service.config)
         self.service.start()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
@@ -208,6 +233,7 @@ class World:
         self.host.control.close()
         self._process.wait(PATIENCE)
         log = self.service.log.read_text()
+        self.signer.__exit__(None, None, None)
         self.service.__exit__(None, None, None)
         assert "Traceback" not in log, log
         assert "unexpected" not in log, log
@@ -740,6 +766,8 @@ class World:
                     yield Outcome(identity, 304, b"")
         elif path in (EVENTS, RESUMED):
             yield Outcome(identity, 200, None)
+        elif path == IDENTITY:
+            yield Outcome(identity, 200, described(row.stored))
         else:
             if held.waits:
                 yield Outcome(identity, 304, b"")
@@ -754,6 +782,8 @@ class World:
         assert end, f"no whole response: {response!r}"
         status = int(head.split(b" ")[1])
         said = 200 if status == 101 else status
+        if said == 200 and held.asked == IDENTITY:
+            body = self._verified(held, body.decode())
         right = [one for one in held.outcomes if one.status == said and one.body in (None, body)]
         assert right, f"got {response!r}, expected one of {held.outcomes}"
         if status == 200 and held.asked in (TOKEN, TREE_TOKEN):
@@ -767,6 +797,16 @@ class World:
         self.happened[f"answered {status}"] += 1
         return status
 
+    def _verified(self, held: Held, token: str) -> bytes:
+        """Verify a token of identity; return the instance that it names, as `described`."""
+        key = self.keys[jwt.get_unverified_header(token)["kid"]]
+        claims = jwt.decode(token, key, algorithms=["ES256"], audience=AUDIENCE)
+        self._check_secrets(held, json.dumps(claims).encode())
+        self.happened["tokens of identity"] += 1
+        said = claims["guestapi"]
+        assert claims["sub"] == f"spiffe://{TRUST_DOMAIN}/guestapi/{said['uuid']}"
+        return " ".join(map(str, (said["uuid"], said["name"], said["project"], said["run"]))).encode()
+
     def _check_secrets(self, held: Held, data: bytes) -> None:
         known = {one for identity in held.identities if identity is not None for one in identity.row.secrets}
         for found in SECRET.findall(data):
@@ -776,6 +816,11 @@ class World:
             rows = [identity.row for identity in held.identities if identity is not None]
             untold = held.forbidden.union(*(row.token.untold for row in rows))
             assert not untold.intersection(SECRET.findall(data)), f"a value that no event may have in {data!r}"
+
+
+def described(instance: Instance) -> bytes:
+    """Return what a token of identity says of an instance."""
+    return " ".join(map(str, (instance.uuid, instance.name, instance.project, instance.run))).encode()
 
 
 def _config(before: Instance, now: Instance, row: Row) -> Mapping[str, str]:
@@ -823,7 +868,7 @@ def _body(world: World, row: Row, dialect: Dialect, path: str, *, with_token: bo
         case "/1.0/meta-data":
             return meta_data.encode()
         case "/1.0/guestapi":
-            found = {"features": ["tree", "notices"]}
+            found = {"features": ["tree", "notices", "identity"]}
         case _:
             assert path == TREE
             found = {
