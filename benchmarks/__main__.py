@@ -2,8 +2,8 @@
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), waiting (the tree, and
 requests that wait), boots (of many instances), fairness, hooks (of container runtimes), commands (of the operator),
-counting (what metrics cost), hostile (attacks), beside (a real Incus and a real LXD), and cluster (of three Incus); by
-default all.
+counting (what metrics cost), identity (tokens), hostile (attacks), beside (a real Incus and a real LXD), and cluster
+(of three Incus); by default all.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks import (
     fairness,
     hooks,
     hostile,
+    identity,
     processes,
     report,
     requests,
@@ -59,10 +60,11 @@ def main() -> int:
         "hooks": hooks.measure,
         "commands": commands.measure,
         "counting": lambda: counting.measure(options.rounds, options.seconds),
+        "identity": lambda: identity.measure(options.rounds, options.seconds),
         "hostile": lambda: hostile.measure(options.rounds, options.seconds),
         "cluster": cluster.measure,
     }
-    apart = ("waiting", "boots", "fairness", "hooks", "commands", "counting", "hostile", "cluster")
+    apart = ("waiting", "boots", "fairness", "hooks", "commands", "counting", "identity", "hostile", "cluster")
     groups = {"scale": [name for name in figures if name not in apart]}
     parts = options.parts or ["requests", *figures, "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]
