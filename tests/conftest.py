@@ -1,7 +1,7 @@
 """Fixtures, the order and groups of tests, and skips: without root some tests skip; in CI a skip is a failure.
 
-Two modules may run at a time, each in a process with a `service` of its own (pytest-xdist), but never two tests of one
-module, so names on the host need to be unique only in a module. Modules that share the `machine` count as one.
+Several modules may run at a time, each in a process with a `service` of its own (pytest-xdist), but never two tests of
+one module, so names on the host need to be unique only in a module. Modules that share the `machine` count as one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import guestapi.http.request
@@ -24,6 +25,11 @@ from tests.harness.service import Service
 from tests.hostile.table import pytest_terminal_summary as pytest_terminal_summary
 
 CI = os.environ.get("CI") == "true"
+# How long an example takes, or finding one, depends on the machine's load, so neither fails a test.
+hypothesis.settings.register_profile(
+    "steady", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("steady")
 _FLEET = Path(__file__).with_name("fleet")
 
 #: Modules that share the one `machine`, in the order in which they use it: the last one uninstalls guestapi.

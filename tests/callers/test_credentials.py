@@ -126,3 +126,12 @@ def test_kernel_that_cannot_refuse_descriptors() -> None:
     assert credentials.refuse_descriptors(refusing(errno.ENOPROTOOPT)) is False
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         credentials.refuse_descriptors(refusing(errno.EBADF))
+
+
+@pytest.mark.parametrize(("pid", "cid"), [(1, None), (0, None), (-1, 1), (-42, 42)])
+def test_cid_of_credentials(pid: int, cid: int | None) -> None:
+    """A negative number stands for a virtual machine; zero, a process that is not visible here, does not."""
+    found = credentials.Credentials(pid, 0, 0)
+    assert found.cid == cid
+    if cid is not None:
+        assert credentials.machine_credentials(cid) == found

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from guestapi.callers import namespaces
-from guestapi.callers.credentials import Credentials, credentials
+from guestapi.callers import identify, namespaces
+from guestapi.callers.credentials import Credentials, credentials, peer_pidfd
 from guestapi.callers.identify import Caller, Identifier, LiveInit, LiveInits
 from guestapi.model import Init
 from tests.harness.bare_init import BareInit
@@ -572,6 +572,34 @@ def test_pidfds_are_used_by_default(listener: IdentifyingListener, inside: Conta
     with listener.caller(connecting(inside)) as caller:
         assert caller.instance_id == 1
         assert caller.started == (None if by_pidfd else namespaces.start_time(caller.credentials.pid))
+
+
+def test_container_of_a_process_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has ended is in no container."""
+
+    def gone(*_arguments: object, **_options: object) -> int:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(namespaces, "open_namespace", gone)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert Identifier(Unasked()).find_container(ours, credentials(ours)) == 0
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_container_is_found_by_pidfd(monkeypatch: pytest.MonkeyPatch, pidfd: bool) -> None:
+    """The container of a process is looked for by the peer's pidfd, where that is used: a PID may change hands."""
+    asked: list[socket.SocketType] = []
+
+    def ask(connection: socket.SocketType) -> int | None:
+        asked.append(connection)
+        return peer_pidfd(connection)
+
+    monkeypatch.setattr(identify, "peer_pidfd", ask)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert Identifier(Unasked(), pidfd=pidfd).find_container(ours, credentials(ours)) == 0
+    assert asked == ([ours] if pidfd else [])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -200,3 +201,13 @@ def test_least_cid_of_a_machine(vmm: Vmm, connection: socket.socket) -> None:
         examine_machine(vmm.pid, beyond)
     registered = Registered(replace(examine_machine(vmm.pid, 42), namespace=vsock_place(beyond)))
     assert Identifier(registered).identify(connection, machine_credentials(beyond)).instance_id is None
+
+
+def test_machine_whose_vmm_is_not_reaped(connection: socket.socket) -> None:
+    """A VMM that has ended, and for which its parent has not waited yet, is no machine's."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        registered = Registered(examine_hybrid(process.pid))
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        number = hybrid_number(process.pid)
+        assert Identifier(registered).identify(connection, machine_credentials(number)).instance_id is None

@@ -347,6 +347,57 @@ def test_bytes_that_may_wait(store: Settings, monkeypatch: pytest.MonkeyPatch, s
     assert slow.overrun == overrun
 
 
+def test_taken_events_wait_no_more(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes that a client has taken do not count any more; it takes what it can, and one event beyond that."""
+    broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
+    listener = broker.subscribe(1, None, None, lambda: None)
+    monkeypatch.setattr(broker_module, "QUEUE_BYTES", 8_000)
+    for _time in range(2):
+        for number in range(3):
+            set_key(store, f"{number}" * 800)
+        broker.poll()
+        assert not listener.overrun
+        events = [*listener.pop(0), *listener.pop()]
+        assert 4_000 < sum(event.size for event in events) < 8_000
+    for less, count in ((0, 2), (1, 1)):
+        for number in range(3):
+            set_key(store, f"{number}" * 800)
+        broker.poll()
+        size = listener._queue[0].size
+        assert len(listener.pop(size - less)) == count
+        listener.pop()
+
+
+@pytest.mark.parametrize("how", ["replaced", "trimmed"])
+def test_waiting_requests_after_a_break_of_the_log(store: Settings, how: str) -> None:
+    """When the log is another one, or has lost entries that were not read, every waiting request looks again."""
+    log = Reader(store.store.url)
+    broker = Broker(log, queue_limit=10, subscriptions_per_instance=9)
+    waiters = [
+        broker.wait(number, key, lambda: None, lambda: True, was_set=True, seconds=100.0, after=log.latest())
+        for number, key in ((1, "user.k"), (2, None))
+    ]
+    if how == "replaced":
+        put_another(store, "foreign")
+    else:
+        for number in range(3):
+            set_key(store, str(number))
+        with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
+            connection.execute("DELETE FROM notifications")
+        set_key(store, "last")
+    broker.poll()
+    assert all(waiter.due for waiter in waiters)
+
+
+def test_instance_counts_as_alive(store: Settings) -> None:
+    """Without a way to tell whether the init runs, it counts as running: nothing is decided again each second."""
+    asked: list[int] = []
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=9)
+    broker.subscribe(1, None, None, lambda: asked.append(1))
+    assert list(broker.check_all()) == []
+    assert asked == []
+
+
 def test_event_larger_than_a_queue(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that keeps up receives events larger than the limit of waiting bytes; one that does not is dropped."""
     monkeypatch.setattr(broker_module, "QUEUE_BYTES", 1000)
@@ -673,6 +724,7 @@ def test_documented_limits() -> None:
     """What waits for one client and what a resuming one is read at a time are as security.md states."""
     assert QUEUE_BYTES == 16 << 20
     assert MISSED_BYTES == 32 << 10
+    assert (BATCH, CHECKED_AT_ONCE) == (64, 512)
 
 
 def test_client_that_has_missed_nothing(store: Settings) -> None:

@@ -61,6 +61,12 @@ class Walk(RuleBasedStateMachine):
         for name in range(INSTANCES):
             self.occupy(name, self.world.make(self.world.host, container=True, privileged=name > 0))
 
+    def teardown(self) -> None:
+        """Say what a step has found. What the kernel hands out again may differ when hypothesis repeats the steps."""
+        found = sys.exc_info()[1]
+        if isinstance(found, AssertionError):
+            sys.stderr.write(f"found by a step: {found}\n")
+
     def step(self, name: str) -> None:
         """Count a step."""
         self.world.happened["steps"] += 1

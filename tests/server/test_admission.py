@@ -163,6 +163,21 @@ def test_eviction_from_the_greediest_instance() -> None:
     assert len(ended) == 2
 
 
+@pytest.mark.parametrize(
+    ("idle", "ended"),
+    [(set(), 1), ({0}, 0), ({2}, 2), ({0, 2}, 2), ({0, 1, 2}, 1)],
+    ids=["none", "0", "2", "both", "all"],
+)
+def test_connection_that_gives_way(idle: set[int], ended: int) -> None:
+    """Of the greediest instance an idle connection gives way, of users other than root first; else their oldest."""
+    held, _evicted = quota(each=16, most=1000)
+    connections = [Holding(idle=number in idle) for number in range(4)]
+    for number, one in enumerate(connections):
+        assert held.add(1, one, root=number in (0, 3)) is None
+    assert held.add(2, Holding(), full=True) is None
+    assert [number for number, one in enumerate(connections) if one.ended] == [ended]
+
+
 def test_full_without_descriptors() -> None:
     """A worker with few free descriptors counts as full, whatever the number of connections."""
     held, ended = quota(most=1000)

@@ -236,7 +236,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_cache, "CALLER_BYTES", 10_000)
 
 
-@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow]
+)
 @given(
     st.lists(
         st.tuples(st.integers(0, 5), st.integers(0, 8), st.integers(0, 6000), st.sampled_from("aaaaaarc")), max_size=60
@@ -322,15 +324,19 @@ def test_seen_requests_outlive_a_connection(host: Host) -> None:
     assert not host.cache_of(caller()._replace(credentials=caller().credentials._replace(uid=1))).seen.add(REQUEST)
 
 
-def test_callers_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more callers than are remembered, those that came first are forgotten."""
-    monkeypatch.setattr(response_cache, "_SEEN_CALLERS", 3)
-    host = Host()
-    callers = [caller()._replace(credentials=caller().credentials._replace(uid=uid)) for uid in range(4)]
-    for who in callers:
-        host.cache_of(who).seen.add(REQUEST)
-    assert host.cache_of(callers[-1]).seen.add(REQUEST)
-    assert not host.cache_of(callers[0]).seen.add(REQUEST)
+def test_callers_that_are_remembered_are_bounded(host: Host) -> None:
+    """Of more than 4,096 callers, those that came first are forgotten."""
+    for uid in range(4097):
+        host.cache_of(caller(uid=uid)).seen.add(REQUEST)
+    assert host.cache_of(caller(uid=1)).seen.add(REQUEST)
+    assert not host.cache_of(caller(uid=0)).seen.add(REQUEST)
+
+
+def test_estimated_size_of_a_response(host: Host) -> None:
+    """A response takes its bytes twice, its request, and what Python keeps beside them, more if it is logged."""
+    assert CachedResponse(None, b"x" * 10, b"y" * 100, b"z" * 1000, Durations()).size == 512 + 2 * 110 + 1000
+    host.answer(caller(), raw=b"", body=b"")
+    assert host.cache.size == 512 + 2560 + 2 * len(b"HTTP/1.1 200 OK\r\n\r\n")
 
 
 def test_just_identified_caller_needs_no_second_look() -> None:
@@ -408,14 +414,13 @@ def test_hits_of_a_cache_that_is_dropped(host: Host, monkeypatch: pytest.MonkeyP
 
 
 def test_seen_requests_are_forgotten_after_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many requests as permitted are remembered; the next one makes all others be forgotten, again and again."""
-    monkeypatch.setattr(response_cache, "_MOST_SEEN", 3)
+    """128 requests are remembered; the next one makes all others be forgotten, again and again."""
     monkeypatch.setattr(response_cache, "hash", int, raising=False)
     seen = SeenRequests()
-    for first in (0, 3, 6):
-        requests = [b"%d" % number for number in range(first, first + 3)]
-        assert [seen.add(one) for one in requests] == [False] * 3
-        assert [seen.add(one) for one in requests] == [True] * 3
+    for first in (0, 128, 256):
+        requests = [b"%d" % number for number in range(first, first + 128)]
+        assert [seen.add(one) for one in requests] == [False] * 128
+        assert [seen.add(one) for one in requests] == [True] * 128
     assert not seen.add(b"0")
 
 

@@ -478,7 +478,9 @@ CONTAINERS = st.dictionaries(st.sampled_from("1234"), st.tuples(st.sampled_from(
 STATES = st.fixed_dictionaries(dict.fromkeys(SOURCES, CONTAINERS))
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(STATES, min_size=1, max_size=5))
 def test_any_sequence_of_observations(tmp_path_factory: pytest.TempPathFactory, states: list[dict[str, Any]]) -> None:
     """After any sequence of observations, an instance has one owner, and its owner's last observation."""

@@ -270,3 +270,12 @@ def test_large_values_in_the_change_log(settings: Settings, what: str) -> None:
     assert parts
     assert any(HUSH.encode() in part for (part,) in parts) is (what == "hidden")
     assert in_files(settings, HUSH) is (what == "hidden")
+
+
+def test_policy_of_a_project_is_told_of_no_instance(settings: Settings) -> None:
+    """A policy of a whole project is an entry about no instance, and one of an instance about that one."""
+    for instance in (False, True):
+        put(settings, "user.a", instance=instance, hidden=True)
+        entry = Reader(settings.store.url).entries(0, 100).found[-1]
+        assert json.loads(entry.metadata)["action"] == "policy-changed"
+        assert entry.instance_id == (c1(settings).id if instance else 0)

@@ -232,7 +232,9 @@ AMENDED = st.dictionaries(
         max_size=3,
     ),
 )
-@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 def test_change_equals_changes_of_each_instance(
     writer: Writer,
     contents: list[tuple[dict[str, str], dict[str, Device]]],
