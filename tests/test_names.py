@@ -208,3 +208,28 @@ def test_names_that_no_profile_has(name: str) -> None:
     """A name that is too long, or that a list of names would be cut at, is refused."""
     with pytest.raises(InvalidNameError):
         names.check_profile(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("0123456789abcdef" * 4, True),
+        ("a" * 63, False),
+        ("a" * 65, False),
+        ("A" * 64, False),
+        ("g" * 64, False),
+        ("a" * 64 + "\n", False),
+        ("", False),
+    ],
+)
+def test_fingerprints(text: str, good: bool) -> None:
+    """A fingerprint is 64 hexadecimal digits in lower case, and nothing else."""
+    assert names.is_fingerprint(text) == good
+
+
+@pytest.mark.parametrize(("text", "good"), [("é", True), ("", True), ("a\udcff", False), ("\ud800", False)])
+def test_text_that_was_no_utf8(text: str, good: bool) -> None:
+    """What was no UTF-8 is found, and can be written with escapes in its place."""
+    assert names.is_text(text) == good
+    assert names.is_text(names.to_text(text))
+    assert (names.to_text(text) == text) == good

@@ -57,6 +57,7 @@ def test_retry_after() -> None:
 def test_number_of_buckets_is_bounded() -> None:
     """Of many instances, the least recently used bucket is dropped, and starts full again."""
     limit = RateLimit(1.0, 1, Clock())
+    assert rate_limit._REMEMBERED == 4096
     for instance_id in range(rate_limit._REMEMBERED):
         assert limit.take(instance_id)
     # Taking, and a refused try, count as use.

@@ -133,6 +133,7 @@ def test_fields_with_underscores_are_left_out() -> None:
         (b"options * HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET /%gg HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505),
+        (b"GET /1.0 HTTP/2.0\r\nHost: x\r\n\r\n", 505),
         (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (head(b"Expect: 200-ok"), 417),
         (head(b"Expect: 100-continue", b"Expect: 100-continue"), 417),
@@ -267,6 +268,8 @@ def test_wrong_line_is_refused_at_once() -> None:
     """A wrong request line is refused before the head is complete."""
     assert refused(b"GET /1.0\r\nHost: x\r\n") == 400
     assert refused(b"\r\n") == 400
+    assert refused(b"\n") == 400
+    assert refused(b"\n" + b"x" * 600, SMALL) == 400
     assert parse_head(b"GET /1.0 HTTP/1.1\r\nHost : x", LIMITS) is None
 
 
@@ -445,6 +448,12 @@ def test_date_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     assert date_line() is first
     monkeypatch.setattr("guestapi.http.response.time.time", lambda: 1_000_000_001.0)
     assert date_line() == b"Date: Sun, 09 Sep 2001 01:46:41 GMT\r\n"
+
+
+def test_environ_has_no_other_keys() -> None:
+    """The environ has what PEP 3333 and the server name, and nothing of what the parser notes for itself."""
+    own = [key for key in taken(head(b"X-Any: 1")).environ if key.startswith("_")]
+    assert own == []
 
 
 def test_bytes_of_the_head() -> None:

@@ -47,7 +47,7 @@ def test_pong_is_reported() -> None:
         (b"\x02", b""),
         (b"\x03\xe8", b"\x03\xe8"),
         (b"\x03\xe8bye", b"\x03\xe8"),
-        *[(struct.pack("!H", code), struct.pack("!H", code)) for code in (1001, 1003, 1007, 1013, 3000, 4999)],
+        *[(struct.pack("!H", code), struct.pack("!H", code)) for code in (1000, 1001, 1003, 1007, 1013, 3000, 4999)],
     ],
 )
 def test_close_is_answered(payload: bytes, reply: bytes) -> None:
@@ -165,3 +165,8 @@ def test_frame_that_the_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(Header, "decode_header", refuse)
     result = ClientFrames().feed(client(Opcode.PING, b"abc"))
     assert (result.reply, result.pong, result.ended) == (close_frame(1002, "bad header"), False, True)
+
+
+def test_longest_frame() -> None:
+    """The longest frame that is accepted has two bytes, a mask and 125 bytes of payload."""
+    assert len(client(Opcode.PING, b"x" * 125)) == LONGEST_FRAME == 131
