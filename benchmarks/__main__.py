@@ -2,8 +2,8 @@
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), waiting (the tree, and
 requests that wait), boots (of many instances), fairness, hooks (of container runtimes), commands (of the operator),
-counting (what metrics cost), identity (tokens), hostile (attacks), beside (a real Incus and a real LXD), and cluster
-(of three Incus); by default all.
+counting (what metrics cost), identity (tokens), hostile (attacks), machines (virtual machines beside containers),
+beside (a real Incus and a real LXD), and cluster (of three Incus); by default all.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from benchmarks import (
     hooks,
     hostile,
     identity,
+    machines,
     processes,
     report,
     requests,
@@ -66,12 +67,11 @@ def main() -> int:
     }
     apart = ("waiting", "boots", "fairness", "hooks", "commands", "counting", "identity", "hostile", "cluster")
     groups = {"scale": [name for name in figures if name not in apart]}
-    parts = options.parts or ["requests", *figures, "beside"]
+    parts = options.parts or ["requests", *figures, "machines", "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]
-    if unknown := set(parts) - {"requests", *figures, "beside"}:
-        parser.error(
-            f"no such part: {', '.join(sorted(unknown))}; there are requests, scale, beside, {', '.join(figures)}"
-        )
+    if unknown := set(parts) - {"requests", *figures, "machines", "beside"}:
+        known = ("requests", "scale", "machines", "beside", *figures)
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if os.geteuid() != 0:
         print("benchmarks need root: they run real containers", file=sys.stderr)
         return 2
@@ -97,6 +97,10 @@ def main() -> int:
             found = _figures(measure())
             results[name] = [asdict(figure) for figure in found]
             targets += [figure for figure in found if figure.limited]
+    if "machines" in parts:
+        with machines.contenders() as both:
+            cells = _requests(options, both, ["config/KEY"], {manner: [1, 16] for manner in options.manners.split(",")})
+        results["machines"] = [asdict(cell) for cell in cells]
     if "beside" in parts:
         results["beside"] = {}
         for kind in beside.kinds():

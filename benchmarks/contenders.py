@@ -84,7 +84,8 @@ def all_of_them() -> Iterator[list[Contender]]:
 
 
 @contextmanager
-def _running(words: Sequence[str], socket: Path, environment: dict[str, str]) -> Iterator[int]:
+def running(words: Sequence[str], socket: Path, environment: dict[str, str]) -> Iterator[int]:
+    """Run a server until its socket is there, and to the end of the block; yield its PID."""
     process = subprocess.Popen(words, cwd=CHECKOUT, env={**os.environ, **environment}, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 20
@@ -101,7 +102,7 @@ def _running(words: Sequence[str], socket: Path, environment: dict[str, str]) ->
 @contextmanager
 def _floor(directory: Path, manner: str) -> Iterator[int]:
     socket = directory / manner
-    with _running([sys.executable, "-m", "benchmarks.floor", str(socket), manner], socket, {}) as pid:
+    with running([sys.executable, "-m", "benchmarks.floor", str(socket), manner], socket, {}) as pid:
         pin([pid], SERVER_CORE)
         yield pid
 
@@ -111,7 +112,7 @@ def _stock(directory: Path, config: Path) -> Iterator[int]:
     socket = directory / "stock"
     words = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", f"unix:{socket}", "--keep-alive", "30"]
     environment = {"GUESTAPI_CONFIG": str(config), "BENCHMARK_INSTANCE": INSTANCE}
-    with _running([*words, "--no-control-socket", "benchmarks.stock:application"], socket, environment) as master:
+    with running([*words, "--no-control-socket", "benchmarks.stock:application"], socket, environment) as master:
         worker = _only_child(master)
         pin([master, worker], SERVER_CORE)
         yield worker

@@ -2,6 +2,9 @@
  *
  *   load SOCKET keep|new CONNECTIONS SECONDS PATH...
  *
+ * SOCKET is a path. As CID@PATH, each connection is first bound to an abstract address that names the CID, for a relay that
+ * takes Unix sockets in the place of vsock (tests/harness/vmm.py).
+ *
  * keep: each connection sends its next request when the response to the last one is complete.
  * new: each request has a connection of its own, which the client closes, as curl does.
  * With several paths, requests take turns through them.
@@ -10,6 +13,7 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +39,7 @@ static struct connection connections[MOST];
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
 static char **requests;
 static int paths, next_path, poller, fresh;
+static long cid;
 static float *samples;
 static size_t counted, errors;
 
@@ -57,6 +62,14 @@ static void open_connection(struct connection *connection)
 	struct epoll_event event = { .events = EPOLLIN, .data.ptr = connection };
 
 	connection->socket = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (cid) {
+		static long number;
+		struct sockaddr_un own = { .sun_family = AF_UNIX };
+		int length = sprintf(own.sun_path + 1, "cid/%ld/%d/%ld", cid, getpid(), number++);
+
+		if (bind(connection->socket, (void *) &own, offsetof(struct sockaddr_un, sun_path) + 1 + length) < 0)
+			die("bind");
+	}
 	if (connection->socket < 0 || connect(connection->socket, (void *) &address, sizeof address) < 0)
 		die("connect");
 	if (epoll_ctl(poller, EPOLL_CTL_ADD, connection->socket, &event) < 0)
@@ -133,6 +146,10 @@ int main(int count, char **words)
 	if (count < 6 || strlen(words[1]) >= sizeof address.sun_path) {
 		fprintf(stderr, "usage: load SOCKET keep|new CONNECTIONS SECONDS PATH...\n");
 		return 2;
+	}
+	if (strchr(words[1], '@')) {
+		cid = atol(words[1]);
+		words[1] = strchr(words[1], '@') + 1;
 	}
 	strcpy(address.sun_path, words[1]);
 	fresh = !strcmp(words[2], "new");
