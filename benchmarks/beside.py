@@ -53,7 +53,7 @@ class Pair:
         if not self.daemon.running:
             self.daemon.start()
 
-    def events(self, times: int = 300) -> Iterator[Figure]:
+    def events(self, times: int = 200) -> Iterator[Figure]:
         """Measure single changes by the daemon's API: how much later than the daemon's own listener ours hears of each.
 
         Both listen in the same container. Between two changes is a pause, as between those that people make.

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 
 from benchmarks.beside import PAUSE_SECONDS
@@ -23,7 +24,7 @@ _CHANGES = 43
 
 
 def measure() -> Iterator[Figure]:
-    """Measure the cost of other members' changes, then what the mirrors do while a member hangs."""
+    """Measure what the mirrors do while a member hangs, then the cost of other members' changes."""
     if not (PACKAGES / "incus").is_dir():
         print(f"the cluster is left out: 'make bench' could not unpack Incus to {PACKAGES / 'incus'}")
         return
@@ -32,22 +33,26 @@ def measure() -> Iterator[Figure]:
         stack.enter_context(sides[2].launched("there"))
         sides[0].wait_for("here")
         sides[2].wait_for("there")
-        yield from _cost(sides)
         yield from _hang(sides)
+        yield from _cost(sides)
 
 
 def _cost(sides: list[Side]) -> Iterator[Figure]:
     first, _second, third = sides
-    idle = _used(first, 0.0, third)
-    busy = _used(first, _RATE, third)
-    for name, before, during in zip(("its mirror", "its daemon"), idle, busy, strict=True):
-        text = f"{_RATE} changes/s of another member's instance: {name} takes more of a core"
-        yield Figure(text, (during - before) * 100, "%", 0.5 if name == "its mirror" else None)
+    idle, _daemon = _used(first, 0.0, third)
+    busy, with_mirror = _used(first, _RATE, third)
+    first.mirror.kill()
+    _none, without = _used(first, _RATE, third)
+    first.mirror.start()
+    text = f"{_RATE} changes/s of another member's instance: the mirror takes more of a core"
+    yield Figure(text, (busy - idle) * 100, "%", 0.5)
+    yield Figure("  the member's daemon without a mirror, of a core", without * 100, "%")
+    yield Figure("  and with it", with_mirror * 100, "%")
 
 
 def _used(side: Side, rate: float, other: Side) -> tuple[float, float]:
     """Return the parts of a core that a member's mirror and daemon need while another's instance is changed."""
-    pids = (side.mirror.pid, side.member.pid)
+    pids = [pid for pid in (side.mirror.pid, side.member.pid) if Path(f"/proc/{pid}/task").exists()]
     began, before = time.monotonic(), [processor_seconds([pid]) for pid in pids]
     number = 0
     while (passed := time.monotonic() - began) < _SECONDS:
@@ -56,8 +61,9 @@ def _used(side: Side, rate: float, other: Side) -> tuple[float, float]:
             other.member.query("/1.0/instances/there", "PATCH", {"config": {"user.number": str(number)}})
         else:
             time.sleep(0.01)
-    mirror, daemon = ((processor_seconds([pid]) - one) / passed for pid, one in zip(pids, before, strict=True))
-    return mirror, daemon
+    used = [(processor_seconds([pid]) - one) / passed for pid, one in zip(pids, before, strict=True)]
+    # A mirror that was killed used nothing.
+    return (used[0] if len(used) > 1 else 0.0), used[-1]
 
 
 def _hang(sides: list[Side]) -> Iterator[Figure]:
@@ -71,7 +77,11 @@ def _hang(sides: list[Side]) -> Iterator[Figure]:
             lags = []
             for number in range(1, _CHANGES + 1):
                 first.member.query("/1.0/instances/here", "PATCH", {"config": {"user.number": str(number)}})
-                lags.append(listener.last(time.monotonic()))
+                answered = time.monotonic()
+                # The devices that were added before may be told of only now.
+                while (event := listener.next())["value"] != number:
+                    pass
+                lags.append(event["last"] - answered)
                 time.sleep(PAUSE_SECONDS)
             began = time.monotonic()
             with second.launched("new"):

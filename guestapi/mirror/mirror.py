@@ -133,6 +133,8 @@ class Mirror:
                     self._do(batch)
                     self._asked, self._report.progress.contact = time.monotonic(), time.time()
                 seconds = min(self._readiness.pass_on(), CONTACT_SECONDS)
+                # A daemon that hung may have answered at last, and have lost its event stream meanwhile.
+                queue.check()
                 self._report.progress.waits = None
                 self._report.note()
 
@@ -223,13 +225,16 @@ class Mirror:
                 if place in at or not isinstance(error, SlowError):
                     self._try_again(place, tries, error)
             self._report.progress.renew()
-        candidates = {key for one in observations for key in (one.key, keys.own_key(_place(one), one.key))}
-        with self._store.view() as store:
-            held = [one for key in candidates if (one := find_by_key(store, self._name, key)) is not None]
-        by_key = keys.by_key(held)
-        observations = [
-            keys.with_key(one, keys.choose_key(_place(one), one.key, by_key, self._has)) for one in observations
-        ]
+        held = [known for one in observations if (known := at.get(_place(one))) is not None and known.key == one.key]
+        # PERF: usually each is known by its own key, and a second look at the store is not needed.
+        if len(held) < len(observations):
+            candidates = {key for one in observations for key in (one.key, keys.own_key(_place(one), one.key))}
+            with self._store.view() as store:
+                held = [one for key in candidates if (one := find_by_key(store, self._name, key)) is not None]
+            named = keys.by_key(held)
+            observations = [
+                keys.with_key(one, keys.choose_key(_place(one), one.key, named, self._has)) for one in observations
+            ]
         seen = {observed.key for observed in observations}
         # An instance that has a new name is not gone.
         gone = {str(one.key): place for place in missing if (one := at.get(place)) is not None and one.key not in seen}

@@ -104,10 +104,18 @@ class SyncQueue:
         """
         with self._condition:
             self._condition.wait_for(lambda: self._wake, seconds)
-            if self._lost is not None:
-                raise self._lost
+            self._check()
             work, self._work, self._wake = self._work, SyncBatch(), False
             return work
+
+    def check(self) -> None:
+        """Raise DaemonError if the daemon is lost."""
+        with self._condition:
+            self._check()
+
+    def _check(self) -> None:
+        if self._lost is not None:
+            raise self._lost
 
     def _notify(self) -> None:
         self._wake = True

@@ -129,11 +129,16 @@ def test_an_instance_that_moves(sides: list[Side]) -> None:
 
 
 def test_a_member_that_hangs(sides: list[Side]) -> None:
-    """While a member hangs, the others mirror changes and new instances, and find nothing wrong; it says so itself."""
+    """While a member hangs, the others mirror changes and new instances, and find nothing wrong; it says so itself.
+
+    The others' journals say nothing about its instances, and its own has one sentence.
+    """
     first, second, third = sides
-    with first.launched("here", "-c", "user.foo=1"), third.launched("there"):
-        wait(lambda: owners(sides, "here") == ["n1"] and owners(sides, "there") == ["n3"])
-        first.member.client("config", "set", "there", "user.foo=1")
+    with first.launched("here", "-c", "user.foo=1"), third.launched("far-off"):
+        wait(lambda: owners(sides, "here") == ["n1"] and owners(sides, "far-off") == ["n3"])
+        first.member.client("config", "set", "far-off", "user.foo=1")
+        wait(lambda: third.value("far-off", "user.foo") == "1")
+        logged = [len(side.service.log.read_text()) for side in sides]
         third.member.send(signal.SIGSTOP)
         try:
             first.member.client("config", "set", "here", "user.foo=2")
@@ -145,8 +150,11 @@ def test_a_member_that_hangs(sides: list[Side]) -> None:
         finally:
             third.member.send(signal.SIGCONT)
         wait(lambda: not third.fault())
-        third.member.client("config", "set", "there", "user.foo=3")
-        wait(lambda: third.value("there", "user.foo") == "3")
+        third.member.client("config", "set", "far-off", "user.foo=3")
+        wait(lambda: third.value("far-off", "user.foo") == "3")
+        said = [side.service.log.read_text()[length:] for side, length in zip(sides, logged, strict=True)]
+        assert [text.count("last known answers") for text in said] == [0, 0, 1]
+        assert [text.count("far-off") for text in said] == [0, 0, 0]
 
 
 def test_a_cable_that_is_pulled(sides: list[Side]) -> None:
