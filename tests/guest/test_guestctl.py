@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import socket
@@ -273,6 +274,19 @@ def test_exit_statuses(tmp_path: Path, python: str) -> None:
     nobody = run_with(PYTHONS[python], "--socket", str(tmp_path / "none"), "--timeout", "0.1", "list")
     assert (nobody.returncode, nobody.stdout) == (2, "")
     assert "the host cannot be asked" in nobody.stderr
+
+
+def test_value_on_a_terminal(tmp_path: Path) -> None:
+    """On a terminal, a value that has no newline gets one, and a value that has one gets no other."""
+    for number, value in enumerate(("value", "value\n")):
+        stub = Stub(tmp_path / f"sock{number}", answer("200 OK", value))
+        ours, theirs = pty.openpty()
+        with subprocess.Popen([sys.executable, "-I", PROGRAM, "--socket", stub.path, "get", "user.a"], stdout=theirs):
+            os.close(theirs)
+        # The terminal makes a carriage return of each line's end.
+        assert os.read(ours, 100) == b"value\r\n"
+        os.close(ours)
+        stub.close()
 
 
 def run_with(python: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from guestapi.store.backup import back_up, restore
 from guestapi.store.reading import Reader
@@ -37,6 +38,8 @@ VALUES = st.sampled_from(["", "1", "2", "3", "large"])
 #: In the place of "large": too large for a worker's memory.
 LARGE = "large" * 20_000
 CLIENTS = 6
+#: Seconds within which a change ends a wait: less than the time of the wait, which would end it, too.
+SOON = 50
 
 
 class World:
@@ -146,7 +149,9 @@ class Client:
     def catch_up(self) -> None:
         """Go on until it has the state that lasts."""
         while self.config != self.relevant(self.world.now):
+            began = time.monotonic()
             self.step()
+            assert time.monotonic() - began < SOON, "a change has not ended the wait"
 
     def events(self) -> Iterator[dict[str, str]]:
         """Follow the events of keys from what it knows on, also when its worker is killed."""
@@ -188,17 +193,25 @@ class History(RuleBasedStateMachine):
         for client in self.clients:
             client.connection.close()
 
+    @initialize()
+    def begin(self) -> None:
+        """Start a client of each path."""
+        for path in PATHS:
+            self.add_client(path)
+
     @rule(path=st.sampled_from(PATHS))
     def add_client(self, path: str) -> None:
         """Start another client."""
         if len(self.clients) < CLIENTS:
             self.clients.append(Client(self.world, path))
 
-    @rule(changes=st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=4))
-    def configure(self, changes: list[tuple[str, str]]) -> None:
-        """Change keys, one after another."""
+    @rule(changes=st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=4), last=st.booleans())
+    def configure(self, changes: list[tuple[str, str]], last: bool) -> None:
+        """Change keys, one after another, each at once or when all have seen the one before."""
         for key, value in changes:
             self.world.configure(key, value)
+            if last:
+                self.settle()
 
     @rule()
     def settle(self) -> None:
@@ -274,10 +287,12 @@ def test_history() -> None:
         run_state_machine_as_test(
             History,
             settings=settings(
-                max_examples=5,
-                stateful_step_count=25,
+                max_examples=6,
+                stateful_step_count=20,
                 deadline=None,
                 database=None,
+                # Each example takes seconds, so a failing one is not shortened.
+                phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
             ),
         )
