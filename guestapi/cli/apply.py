@@ -13,6 +13,7 @@ import click
 from guestapi.callers.machines import is_alive
 from guestapi.cli.common import Operator, warn
 from guestapi.cli.definitions import as_document, check, parse, to_yaml
+from guestapi.cli.fleet_options import changes_instances, takes_host
 from guestapi.cli.grouping import Verb, project_of, takes_project
 from guestapi.cli.words import MisuseError, printable
 from guestapi.errors import OperatorError
@@ -20,8 +21,7 @@ from guestapi.model import Instance
 from guestapi.store import steps
 from guestapi.store.definitions import Definition, define, read_definition
 from guestapi.store.errors import ConflictError
-from guestapi.store.lookup import find_instance, list_instances
-from guestapi.store.placements import is_placed
+from guestapi.store.lookup import find_instance, is_placed, list_instances
 from guestapi.store.transaction import Change
 
 #: What files in a directory are called that have definitions.
@@ -42,6 +42,8 @@ class _UndoneError(Exception):
 @click.option("--prune-source", "sources", multiple=True, metavar="SOURCE", help="With --prune: of this source, too.")
 @click.option("--force", is_flag=True, help="With --prune: also those that run.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; print what would be changed.")
+@takes_host("With --fleet: where those are placed that are added and name no location.")
+@changes_instances
 @click.pass_context
 def apply(
     ctx: click.Context, files: tuple[str, ...], prune: bool, sources: tuple[str, ...], force: bool, dry_run: bool
@@ -68,12 +70,13 @@ def apply(
 
     lines: list[str] = []
     try:
-        with operator.writer.change() as change:
+        with operator.change_instances(*_places(operator, wanted, prune), hosts=_hosts(wanted)) as change:
             with _progress(len(wanted)) as advance:
                 for one in wanted:
                     _define(change, one, report, texts=dry_run)
                     advance()
             if prune:
+                _refuse_running(operator, change, wanted, force)
                 _prune(change, wanted, frozenset(sources), force, report, texts=dry_run)
             if dry_run:
                 raise _UndoneError
@@ -86,6 +89,30 @@ def apply(
         f"{counts['removed']} removed, {counts['unchanged']} unchanged"
     )
     warn(warnings)
+
+
+def _places(operator: Operator, wanted: Iterable[Definition], prune: bool) -> list[tuple[str, str]]:
+    """Project and name of all instances that are concerned."""
+    places = {(one.project, one.name) for one in wanted}
+    if prune and operator.is_fleet:
+        for project in {project for project, _name in places}:
+            places |= {(one.project, one.name) for one in operator.fleet.list_instances(project, whole=False)}
+    return sorted(places)
+
+
+def _hosts(wanted: Iterable[Definition]) -> list[str]:
+    """The hosts of a fleet that definitions name."""
+    return sorted({one.location for one in wanted if one.location is not None})
+
+
+def _refuse_running(operator: Operator, change: Change, wanted: Iterable[Definition], force: bool) -> None:
+    """Make sure that no instance of the fleet is removed that runs on its host."""
+    kept = {(one.project, one.name) for one in wanted}
+    if not operator.is_fleet or force:
+        return
+    for one in list_instances(change):
+        if (one.project, one.name) not in kept and operator.status(one) == "running":
+            raise ConflictError(f"{_label(one.project, one.name)} is not defined, but runs", "--force removes it")
 
 
 def _read(files: Iterable[str], project: str | None) -> list[Definition]:

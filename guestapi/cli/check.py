@@ -240,6 +240,8 @@ def _fleet(operator: Operator) -> Iterator[Finding]:
         if operator.settings.fleet.url is not None and not is_off(f"{_FLEET_UNIT}.service"):
             yield Finding("fleet", False, f"has never been followed; 'systemctl status {_FLEET_UNIT}' may say why")
         return
+    if not status.cursor.fleet and not placed and is_off(f"{_FLEET_UNIT}.service"):
+        return  # It has left.
     age = time.time() - status.contact
     counts = f"{len(placed)} instances"
     if status.connected and -_STALE_SECONDS < age < _STALE_SECONDS:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -21,13 +21,17 @@ from guestapi.cli.printing import print_pairs as print_pairs
 from guestapi.cli.printing import print_table as print_table
 from guestapi.cli.printing import print_value as print_value
 from guestapi.cli.words import MisuseError, explain
-from guestapi.errors import GuestapiError
+from guestapi.errors import GuestapiError, OperatorError
 from guestapi.key_policy import blanked
 from guestapi.model import Instance
 from guestapi.settings import Settings
-from guestapi.store.lookup import list_instances
+from guestapi.store.lookup import Moment, list_instances
+from guestapi.store.transaction import Change
 from guestapi.store.view import View, view
 from guestapi.store.writing import Writer
+
+if TYPE_CHECKING:
+    from guestapi.cli.fleet_side import FleetSide
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,8 +39,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Operator:
     """The context of a command (click's ``obj``): where the configuration is, and what it leads to."""
 
-    def __init__(self, config: str | None) -> None:
+    def __init__(self, config: str | None, *, fleet: bool = False) -> None:
         self.file: Path | None = settings_module.find(config)
+        self.is_fleet = fleet
 
     @cached_property
     def settings(self) -> Settings:
@@ -46,6 +51,7 @@ class Operator:
     @cached_property
     def writer(self) -> Writer:
         """The store, to change it, made if it is missing; raises StoreError."""
+        self._refuse_fleet()
         return Writer(self.settings, create=True, audit=self.audit)
 
     @property
@@ -55,7 +61,56 @@ class Operator:
 
     def view(self) -> AbstractContextManager[View]:
         """The store, to look at it; raises StoreError."""
+        self._refuse_fleet()
         return view(self.settings.store.url)
+
+    @cached_property
+    def fleet(self) -> FleetSide:
+        """The fleet's database; raises OperatorError."""
+        # PERF: loaded for --fleet alone.
+        from guestapi.cli.fleet_side import FleetSide
+
+        return FleetSide(self.settings)
+
+    def change_instances(self, *places: tuple[str, str], hosts: Sequence[str] = ()) -> AbstractContextManager[Change]:
+        """Change instances, of this host or of the fleet, in one transaction.
+
+        Args:
+            places: project and name of each instance that is changed or added.
+            hosts: where added ones may be, besides --host.
+        """
+        return self.fleet.change(places, hosts) if self.is_fleet else self.writer.change()
+
+    def view_instances(self, *places: tuple[str, str]) -> AbstractContextManager[Moment]:
+        """Look at instances, of this host or of the fleet, by project and name."""
+        return self.fleet.view(places) if self.is_fleet else self.view()
+
+    def status(self, instance: Instance) -> str:
+        """As `status`; of a fleet's instance, what its host has said."""
+        return self.fleet.facts(instance).status if self.is_fleet else status(instance)
+
+    def described(self, instance: Instance, *, reveal: bool = False) -> dict[str, Any]:
+        """As `described`; of a fleet's instance, with what the fleet knows."""
+        document = described(instance, reveal=reveal)
+        if not self.is_fleet:
+            return document
+        facts = self.fleet.facts(instance)
+        for key in ("pid", "location", "source", "key", "hostname", "profiles"):
+            del document[key]
+        return {
+            **{key: document.pop(key) for key in ("name", "project", "type")},
+            "status": facts.status,
+            "state": "Ready" if facts.ready else "Started",
+            "host": facts.host,
+            "next_host": facts.next_host,
+            "epoch": facts.epoch,
+            "revision": facts.revision,
+            **{key: document[key] for key in ("uuid", "cloud_init_id", "config", "devices")},
+        }
+
+    def _refuse_fleet(self) -> None:
+        if self.is_fleet:
+            raise OperatorError("this command is for this host alone", "leave --fleet out")
 
 
 class OneSentence(Noun):

@@ -18,8 +18,9 @@ from guestapi.cli.common import (
     takes_instance,
     warn,
 )
+from guestapi.cli.fleet_options import changes_instances
 from guestapi.cli.grouping import Noun, takes_project
-from guestapi.cli.values import get_value, set_values
+from guestapi.cli.values import find_value, set_values
 from guestapi.cli.words import printable, settings
 from guestapi.key_policy import blanked
 from guestapi.store import steps
@@ -34,6 +35,7 @@ def config() -> None:
 
 @config.command(name="set")
 @takes_instance
+@changes_instances
 @click.argument("setting", nargs=-1, required=True, metavar="KEY=VALUE... | KEY VALUE")
 @click.pass_obj
 def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) -> None:
@@ -41,11 +43,12 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
 
     The value @FILE is read from a file, and @- from standard input.
     """
-    warn(set_values(operator.writer, project, name, settings(setting)))
+    warn(set_values(operator.change_instances((project, name)), project, name, settings(setting)))
 
 
 @config.command()
 @takes_instance
+@changes_instances
 @click.argument("key", nargs=-1, required=True)
 @click.pass_obj
 def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> None:
@@ -53,7 +56,7 @@ def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> 
 
     What the instance's source provides under the same key counts again, else what its profiles do.
     """
-    with operator.writer.change() as change:
+    with operator.change_instances((project, name)) as change:
         instance = steps.configure(change, steps.get_editable(change, project, name), dict.fromkeys(key, ""))
         layers = get_layers(change, instance)
     if left := sorted(set(key) & instance.config.keys()):
@@ -68,7 +71,8 @@ def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> 
 @click.pass_obj
 def get(operator: Operator, name: str, project: str, key: str, as_json: bool) -> None:
     """Print a key's value as it is, and a line break."""
-    value = get_value(operator.settings.store.url, project, name, key)
+    with operator.view_instances((project, name)) as store:
+        value = find_value(store, project, name, key)
     if as_json:
         print_json(value)
     else:
@@ -86,7 +90,7 @@ def show(
     operator: Operator, name: str, project: str, origin: bool, reveal: bool, as_json: bool, truncate: bool
 ) -> None:
     """Print all keys and values."""
-    with operator.view() as store:
+    with operator.view_instances((project, name)) as store:
         instance = get_instance(store, project, name)
         layers = get_layers(store, instance)
     found = dict(instance.config) if reveal else blanked(instance, instance.config)
@@ -99,6 +103,7 @@ def show(
 
 @config.command()
 @takes_instance
+@changes_instances
 @click.pass_obj
 def edit(operator: Operator, name: str, project: str) -> None:
     """Edit the definition of an instance in $EDITOR; or take it from standard input, if that is no terminal.
@@ -111,7 +116,7 @@ def edit(operator: Operator, name: str, project: str) -> None:
     from guestapi.cli.editing import edit_document, is_by_hand
     from guestapi.store.definitions import define, read_definition
 
-    with operator.view() as store:
+    with operator.view_instances((project, name)) as store:
         before = read_definition(store, get_instance(store, project, name))
     text = edit_document(as_document(before))
     if text is None:
@@ -127,7 +132,7 @@ def edit(operator: Operator, name: str, project: str) -> None:
             "'guestapi instance rename' gives an instance another name",
         )
     warnings = check_definition(found[0])
-    with operator.writer.change() as change:
+    with operator.change_instances((project, name)) as change:
         if is_by_hand() and read_definition(change, get_instance(change, project, name)) != before:
             fail(f"instance {name!r} was changed meanwhile", "edit it again")
         define(change, found[0])

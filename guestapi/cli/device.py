@@ -20,6 +20,7 @@ from guestapi.cli.common import (
     takes_instance,
     warn,
 )
+from guestapi.cli.fleet_options import changes_instances
 from guestapi.cli.grouping import Noun, takes_project
 from guestapi.cli.printing import print_yaml
 from guestapi.cli.words import MisuseError, pairs, settings
@@ -40,6 +41,7 @@ def device() -> None:
 
 @device.command()
 @takes_instance
+@changes_instances
 @click.argument("device_name", metavar="DEVICE")
 @click.argument("kind", metavar="TYPE")
 @click.argument("option", nargs=-1, metavar="[KEY=VALUE]...")
@@ -54,7 +56,7 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
     if "type" in definition:
         raise MisuseError("the type is given by itself, before the options")
     given = {key: value for key, value in definition.items() if value}
-    with operator.writer.change() as change:
+    with operator.change_instances((project, name)) as change:
         instance = steps.get_editable(change, project, name)
         if device_name in instance.devices:
             fail(f"{name} has a device {device_name!r} already", "'guestapi device set' changes it")
@@ -64,6 +66,7 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
 
 @device.command(name="set")
 @takes_instance
+@changes_instances
 @click.argument("device_name", metavar="DEVICE")
 @click.argument("option", nargs=-1, required=True, metavar="KEY=VALUE... | KEY VALUE")
 @click.pass_obj
@@ -74,6 +77,7 @@ def set_(operator: Operator, name: str, project: str, device_name: str, option: 
 
 @device.command()
 @takes_instance
+@changes_instances
 @click.argument("device_name", metavar="DEVICE")
 @click.argument("option", nargs=-1, required=True, metavar="KEY...")
 @click.pass_obj
@@ -90,7 +94,7 @@ def unset(operator: Operator, name: str, project: str, device_name: str, option:
 @click.pass_obj
 def get(operator: Operator, name: str, project: str, device_name: str, option: str, as_json: bool) -> None:
     """Print the value of a device's option as it is, and a line break."""
-    with operator.view() as store:
+    with operator.view_instances((project, name)) as store:
         found = get_instance(store, project, name).devices
     if device_name not in found:
         _fail_unknown(name, device_name)
@@ -113,7 +117,7 @@ def get(operator: Operator, name: str, project: str, device_name: str, option: s
 @click.pass_obj
 def show(operator: Operator, name: str, project: str, device_name: str | None, form: str) -> None:
     """Print the options of a device, or all devices with theirs."""
-    with operator.view() as store:
+    with operator.view_instances((project, name)) as store:
         found = dict(get_instance(store, project, name).devices)
     if device_name is not None and device_name not in found:
         _fail_unknown(name, device_name)
@@ -126,11 +130,12 @@ def show(operator: Operator, name: str, project: str, device_name: str | None, f
 
 @device.command()
 @takes_instance
+@changes_instances
 @click.argument("device_name", metavar="DEVICE")
 @click.pass_obj
 def remove(operator: Operator, name: str, project: str, device_name: str) -> None:
     """Remove a device; one that the operator has changed becomes again what the instance's source provides."""
-    with operator.writer.change() as change:
+    with operator.change_instances((project, name)) as change:
         instance = steps.get_editable(change, project, name)
         if device_name not in instance.devices:
             _fail_unknown(name, device_name)
@@ -150,7 +155,7 @@ def remove(operator: Operator, name: str, project: str, device_name: str) -> Non
 @click.pass_obj
 def list_(operator: Operator, name: str, project: str, origin: bool, as_json: bool, truncate: bool) -> None:
     """Print all devices of an instance."""
-    with operator.view() as store:
+    with operator.view_instances((project, name)) as store:
         instance = get_instance(store, project, name)
         layers = get_layers(store, instance)
     devices = dict(instance.devices)
@@ -163,7 +168,7 @@ def list_(operator: Operator, name: str, project: str, origin: bool, as_json: bo
 
 
 def _set(operator: Operator, project: str, name: str, device_name: str, wanted: Mapping[str, str]) -> None:
-    with operator.writer.change() as change:
+    with operator.change_instances((project, name)) as change:
         instance = steps.get_editable(change, project, name)
         if device_name not in instance.devices:
             _fail_unknown(name, device_name)

@@ -24,7 +24,10 @@ def export(ctx: click.Context, name: tuple[str, ...], everything: bool, sources:
     if bool(name) == everything:
         raise MisuseError("either names of instances or --all is needed")
     operator: Operator = ctx.obj
-    with operator.view() as store:
+    places: list[tuple[str, str]] = [(given_project(ctx), one) for one in name]
+    if everything and operator.is_fleet:
+        places = [(one.project, one.name) for one in operator.fleet.list_instances(project_of(ctx), whole=False)]
+    with operator.view_instances(*places) as store:
         if everything:
             known = list_instances(store, project_of(ctx))
             found = [one for one in known if sources or one.source is None]

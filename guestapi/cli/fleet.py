@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from guestapi import journal
-from guestapi.cli.common import Operator, fail, has_format, print_json, print_table
+from guestapi.cli.common import Operator, has_format, print_json, print_table
+from guestapi.cli.fleet_options import fleet_url
 from guestapi.cli.grouping import Noun
 from guestapi.cli.printing import mark
 from guestapi.cli.words import printable
 from guestapi.settings import Settings
-from guestapi.store.placements import Cursor, read_cursor, write_cursor
+from guestapi.store.placements import Cursor, forget_fleet, list_placed, read_cursor, write_cursor
 from guestapi.systemd import notify
 
 if TYPE_CHECKING:
@@ -69,8 +70,47 @@ def follow(operator: Operator, anew: bool) -> None:
 
     settings = operator.settings
     journal.set_up(settings.log.level)
-    url = _url(settings)
+    url = fleet_url(settings)
     FleetFollower(settings, lambda: connect_host(url, settings.fleet), _say).run()
+
+
+@fleet.command()
+@click.option("--import", "imports", is_flag=True, help="Add this host's own instances to the fleet, as an operator.")
+@click.pass_obj
+def join(operator: Operator, imports: bool) -> None:
+    """Check that this host can follow the fleet, and bring its own instances into it.
+
+    They keep UUIDs and runs, and their guests notice nothing. Instances of Incus and LXD stay theirs.
+    """
+    from guestapi.fleet import inventory, membership
+    from guestapi.fleet.joining import connect_host, host_name
+
+    settings = operator.settings
+    with connect_host(fleet_url(settings), settings.fleet) as own:
+        state = inventory.read_state(own)
+    if imports:
+        with operator.view() as store, _session(settings) as connection:
+            count = membership.import_instances(connection, store, host_name(settings.fleet))
+        click.echo(f"{count} instances added to the fleet")
+    click.echo(f"host {state.host} can follow fleet {state.cursor.fleet}; 'systemctl enable --now guestapi-fleet' does")
+
+
+@fleet.command()
+@click.option("--forget", is_flag=True, help="The database is gone for good: do not ask it.")
+@click.pass_obj
+def leave(operator: Operator, forget: bool) -> None:
+    """Take this host out of the fleet, as an operator: its instances become its own, and are removed there."""
+    from guestapi.fleet import membership
+    from guestapi.fleet.joining import host_name
+
+    if forget:
+        with operator.writer.change() as change:
+            count = len(list_placed(change))
+            forget_fleet(change)
+    else:
+        with _session(operator.settings) as connection:
+            count = membership.leave(connection, operator.writer, host_name(operator.settings.fleet))
+    click.echo(f"{count} instances are this host's own; 'systemctl disable --now guestapi-fleet' ends the follower")
 
 
 @fleet.command()
@@ -172,14 +212,8 @@ def list_(operator: Operator, as_json: bool) -> None:
 def _session(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     from guestapi.fleet.engine import session
 
-    with session(_url(settings)) as connection:
+    with session(fleet_url(settings)) as connection:
         yield connection
-
-
-def _url(settings: Settings) -> str:
-    if settings.fleet.url is None:
-        fail("fleet.url is not set", 'in guestapi.toml, below [fleet]: url = "postgresql://db1,db2,db3/guestapi"')
-    return settings.fleet.url
 
 
 def _say(status: str) -> None:

@@ -11,7 +11,6 @@ from guestapi.callers.namespaces import examine
 from guestapi.cli.common import (
     Operator,
     complete_instance,
-    described,
     fail,
     has_reveal,
     has_truncate,
@@ -24,6 +23,7 @@ from guestapi.cli.common import (
     warn,
 )
 from guestapi.cli.definitions import as_document, check, parse, to_yaml
+from guestapi.cli.fleet_options import changes_instances, takes_host
 from guestapi.cli.grouping import ALIASES, Noun, takes_project
 from guestapi.cli.instance_list import list_
 from guestapi.cli.instance_wait import wait
@@ -59,6 +59,8 @@ instance.add_command(wait)
 
 @instance.command()
 @takes_instance
+@takes_host("With --fleet: the host that the instance is to be on.")
+@changes_instances
 @click.option("--type", "kind", type=click.Choice(["container", "virtual-machine"]), help="Default: container.")
 @click.option("--uuid", metavar="U", help="Its UUID; default: a new one.")
 @click.option("--location", metavar="L", help="The cluster member's name; default: this host's.")
@@ -102,7 +104,8 @@ def add(
         devices={**definition.devices, **devices},
     )
     warnings = check(definition)
-    with operator.writer.change() as change:
+    hosts = [] if definition.location is None else [definition.location]
+    with operator.change_instances((project, name), hosts=hosts) as change:
         if find_instance(change, project, name) is not None:
             raise ConflictError(
                 f"instance {name!r} exists already in project {project!r}", "'guestapi apply' changes one that exists"
@@ -173,12 +176,15 @@ def unregister(operator: Operator, name: str, project: str) -> None:
 @in_project
 @click.argument("name", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_instance)
 @click.option("--force", is_flag=True, help="Also those that run.")
+@changes_instances
 @click.pass_obj
 def remove(operator: Operator, name: tuple[str, ...], project: str, force: bool) -> None:
     """Remove instances from guestapi, all or none of them. The containers themselves stay as they are."""
-    with operator.writer.change() as change:
+    with operator.change_instances(*((project, one) for one in name)) as change:
         for one in dict.fromkeys(name):
             found = get_instance(change, project, one)
+            if operator.status(found) == "running" and found.init is None and not force:
+                raise ConflictError(f"instance {one!r} runs on its host", "--force removes it all the same")
             steps.refuse_placed(change, found)
             if found.init is not None and is_alive(found.init) and not force:
                 raise ConflictError(
@@ -190,15 +196,35 @@ def remove(operator: Operator, name: tuple[str, ...], project: str, force: bool)
 
 @instance.command()
 @takes_instance
+@changes_instances
 @click.argument("new", metavar="NEW-NAME")
 @click.pass_obj
 def rename(operator: Operator, name: str, project: str, new: str) -> None:
-    """Give an instance another name. Its guest goes on, and keeps its host name."""
-    with operator.writer.change() as change:
+    """Give an instance another name. Its guest goes on, and keeps its host name.
+
+    One of a fleet is that of the container that has the new name, from then on.
+    """
+    with operator.change_instances((project, name), (project, new)) as change:
         found = steps.get_editable(change, project, name)
         if found.source is not None and found.key is not None:
             raise ConflictError(f"instance {name!r} has its name from {found.source}", "rename the container there")
         steps.rename(change, found, project, new)
+
+
+@instance.command()
+@takes_instance
+@click.option("--to", metavar="HOST", required=True, help="The host that is to have it; its own calls a move off.")
+@click.option("--fenced", is_flag=True, help="Its host is fenced and off, so it need not release it.")
+@changes_instances
+@click.pass_obj
+def move(operator: Operator, name: str, project: str, to: str, fenced: bool) -> None:
+    """With --fleet: have an instance go to another host.
+
+    Its host releases it first, so that no two hosts serve it. If that host cannot be reached, the move waits for it.
+    """
+    if not operator.is_fleet:
+        raise MisuseError("move is for a fleet", f"'guestapi --fleet instance move {name} --to {to}' is")
+    click.echo(operator.fleet.move((project, name), to, fenced=fenced))
 
 
 @instance.command()
@@ -219,7 +245,7 @@ def show(operator: Operator, name: str, project: str, form: str, truncate: bool)
     if form != "yaml":
         _print_all(operator, project, name, form, truncate)
         return
-    with operator.view() as store:
+    with operator.view_instances((project, name)) as store:
         found = get_instance(store, project, name)
         definition = read_definition(store, found)
     if found.source is not None:
@@ -250,14 +276,15 @@ def _check_type(instance: Instance, init: Init) -> None:
 
 
 def _print_all(operator: Operator, project: str, name: str, form: str, truncate: bool, *, reveal: bool = False) -> None:
-    with operator.view() as store:
+    with operator.view_instances((project, name)) as store:
         found = get_instance(store, project, name)
-    document = described(found, reveal=reveal)
+    document = operator.described(found, reveal=reveal)
     if form == "json":
         print_json(document)
         return
     config, devices = document.pop("config"), document.pop("devices")
-    document["profiles"] = ", ".join(document["profiles"])
+    if "profiles" in document:
+        document["profiles"] = ", ".join(document["profiles"])
     rows = ((key, "" if value is None else str(value)) for key, value in document.items())
     print_table(["PROPERTY", "VALUE"], rows)
     if config:

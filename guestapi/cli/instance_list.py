@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import click
 
-from guestapi.cli.common import Operator, described, has_truncate, print_json, print_table, status
+from guestapi.cli.common import Operator, has_truncate, print_json, print_table
+from guestapi.cli.fleet_options import takes_host
 from guestapi.cli.grouping import Verb, project_of, takes_project
 from guestapi.cli.printing import print_csv, print_yaml
 from guestapi.cli.words import MisuseError
@@ -21,7 +22,7 @@ _PROPERTIES: Mapping[str, tuple[str, Callable[[Instance], str]]] = {
     "project": ("e", lambda one: one.project),
     "name": ("n", lambda one: one.name),
     "type": ("t", lambda one: one.type),
-    "status": ("s", status),
+    "status": ("s", lambda one: _operator().status(one)),
     "ready": ("r", lambda one: "Ready" if one.ready else ""),
     "pid": ("p", lambda one: str(one.init.pid) if one.init else ""),
     "source": ("o", lambda one: one.source or ""),
@@ -31,10 +32,17 @@ _PROPERTIES: Mapping[str, tuple[str, Callable[[Instance], str]]] = {
     "key": ("k", lambda one: one.key or ""),
     "profiles": ("P", lambda one: ",".join(one.profiles)),
 }
+#: What cannot be had of a fleet's instances, and what is shown of them by default.
+_OF_THIS_HOST = frozenset({"pid", "source", "hostname", "key", "profiles"})
+_DEFAULT_OF_FLEET = "entsrL"
 _LETTERS = {letter: word for word, (letter, _get) in _PROPERTIES.items()}
 _DEFAULT = "entsrpo"
 #: The values that some properties can have: another one is a slip.
-_VALUES = {"status": ("running", "stopped", "dead"), "type": ("container", "virtual-machine"), "ready": ("Ready", "")}
+_VALUES = {
+    "status": ("running", "stopped", "dead", "unknown"),
+    "type": ("container", "virtual-machine"),
+    "ready": ("Ready", ""),
+}
 
 
 @click.command(name="list", cls=Verb)
@@ -43,10 +51,9 @@ _VALUES = {"status": ("running", "stopped", "dead"), "type": ("container", "virt
 @click.option(
     "-c",
     "--columns",
-    default=_DEFAULT,
-    show_default=True,
     metavar="COLUMNS",
-    help=f"Letters: {', '.join(f'{letter} {word}' for letter, word in _LETTERS.items())}. With commas, also keys.",
+    help=f"Default: {_DEFAULT}, with --fleet {_DEFAULT_OF_FLEET}. Letters: "
+    f"{', '.join(f'{letter} {word}' for letter, word in _LETTERS.items())}. With commas, also keys.",
 )
 @click.option(
     "-f",
@@ -57,27 +64,26 @@ _VALUES = {"status": ("running", "stopped", "dead"), "type": ("container", "virt
     show_default=True,
     help="How to print. A table in a pipe has no lines.",
 )
+@takes_host("With --fleet: of this host alone.")
 @has_truncate
 @click.pass_context
-def list_(ctx: click.Context, filter_: tuple[str, ...], columns: str, form: str, truncate: bool) -> None:
+def list_(ctx: click.Context, filter_: tuple[str, ...], columns: str | None, form: str, truncate: bool) -> None:
     """List instances, whether they run, and the source that each belongs to.
 
     A FILTER is the beginning of a name, a pattern of names, or KEY=VALUE: status=running, type=container, or a key of
     the configuration. All must be met; VALUE can be a pattern.
     """
-    shown = _columns(columns)
-    conditions = [_condition(word) for word in filter_]
     operator: Operator = ctx.obj
-    project = project_of(ctx)
-    with operator.view() as store:
-        if project not in (None, "default") and project not in list_projects(store):
-            raise OperatorError(f"no project {project!r}", "'guestapi project list' shows all")
-        found = list_instances(store, project)
+    shown = _columns(columns or (_DEFAULT_OF_FLEET if operator.is_fleet else _DEFAULT))
+    if operator.is_fleet and (foreign := sorted(_OF_THIS_HOST & {*shown, *(_key(word) for word in filter_)})):
+        raise MisuseError(f"a fleet knows no {foreign[0]} of an instance", "its host does")
+    conditions = [_condition(word) for word in filter_]
+    found = _find(operator, project_of(ctx), whole=form in ("json", "yaml") or _has_keys(shown, filter_))
     found = [one for one in found if all(met(one) for met in conditions)]
     if form == "json":
-        print_json([described(one) for one in found])
+        print_json([operator.described(one) for one in found])
     elif form == "yaml":
-        print_yaml([described(one) for one in found])
+        print_yaml([operator.described(one) for one in found])
     else:
         headings = [word.upper() if word in _PROPERTIES else word for word in shown]
         rows = [[_value(one, word) for word in shown] for one in found]
@@ -85,6 +91,32 @@ def list_(ctx: click.Context, filter_: tuple[str, ...], columns: str, form: str,
             print_csv(headings, rows)
         else:
             print_table(headings, rows, truncate=truncate, compact=form == "compact")
+
+
+def _operator() -> Operator:
+    found: Operator = click.get_current_context().obj
+    return found
+
+
+def _find(operator: Operator, project: str | None, *, whole: bool) -> list[Instance]:
+    """All instances of a project, or of all projects; not `whole`: their configuration is not needed."""
+    if operator.is_fleet:
+        return operator.fleet.list_instances(project, whole=whole)
+    with operator.view() as store:
+        if project not in (None, "default") and project not in list_projects(store):
+            raise OperatorError(f"no project {project!r}", "'guestapi project list' shows all")
+        return list_instances(store, project)
+
+
+def _has_keys(shown: Iterable[str], filters: Iterable[str]) -> bool:
+    """Whether keys of the configuration are shown or filtered by."""
+    return any("." in word for word in (*shown, *(_key(word) for word in filters if "=" in word)))
+
+
+def _key(word: str) -> str:
+    """What a filter is about; a name has none."""
+    key, equals, _value = word.partition("=")
+    return key if equals else ""
 
 
 def _columns(words: str) -> list[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import click
 
 from guestapi.cli.common import Operator, complete_instance, in_project, status
 from guestapi.cli.grouping import Verb
+from guestapi.cli.seconds import Seconds
 from guestapi.cli.words import MisuseError
 from guestapi.errors import OperatorError
 from guestapi.model import Instance
@@ -29,20 +28,6 @@ _STATES: dict[str, Callable[[Instance], bool]] = {
 }
 
 
-class _Seconds(click.FloatRange):
-    """A number of seconds; click's own takes "nan" and "inf", and calls the number a float range."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """As click.ParamType."""
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
-        if not (math.isfinite(seconds) and seconds >= 0):
-            self.fail(f"{value!r} is no number of seconds; write 30 or 0.5.", param, ctx)
-        return seconds
-
-
 @click.command(cls=Verb)
 @in_project
 @click.argument("name", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_instance)
@@ -51,7 +36,7 @@ class _Seconds(click.FloatRange):
 )
 @click.option("--running", "states", flag_value="running", multiple=True, help="Until they run.")
 @click.option("--stopped", "states", flag_value="stopped", multiple=True, help="Until they do not run any more.")
-@click.option("--timeout", type=_Seconds(min=0), metavar="SECONDS", help="Give up then, with exit 1.")
+@click.option("--timeout", type=Seconds(min=0), metavar="SECONDS", help="Give up then, with exit 1.")
 @click.pass_obj
 def wait(
     operator: Operator, name: tuple[str, ...], project: str, states: tuple[str, ...], timeout: float | None

@@ -61,12 +61,13 @@ class Commands(OneSentence):
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", metavar="FILE", help="Default: $GUESTAPI_CONFIG, else /etc/guestapi/guestapi.toml.")
+@click.option("--fleet", is_flag=True, help="The command is about instances of the fleet, not of this host.")
 @takes_project("The project of the instances; it can be given before or behind any verb about them.")
 @click.version_option(guestapi.__version__, prog_name="guestapi")
 @click.pass_context
-def main(ctx: click.Context, config: str | None) -> None:
+def main(ctx: click.Context, config: str | None, fleet: bool) -> None:
     """The guest API: /dev/incus/sock as a service of its own."""
-    ctx.obj = Operator(config)
+    ctx.obj = Operator(config, fleet=fleet)
 
 
 @main.command()

@@ -113,7 +113,7 @@ def run(words: Sequence[str]) -> int | None:
         from guestapi.store.writing import Writer
 
         writer = Writer(options, create=True, audit=by_operator("guestapi config set"))
-        for warning in set_values(writer, call.project, name, wanted):
+        for warning in set_values(writer.change(), call.project, name, wanted):
             sys.stderr.write(f"Warning: {explain(warning)}\n")
         return 0
     except MisuseError:

@@ -10,7 +10,10 @@ from guestapi.store.lookup import get_instance
 from guestapi.store.view import view
 
 if TYPE_CHECKING:
-    from guestapi.store.writing import Writer
+    from contextlib import AbstractContextManager
+
+    from guestapi.store.lookup import Moment
+    from guestapi.store.transaction import Change
 
 
 def get_value(url: str, project: str, name: str, key: str) -> str:
@@ -27,17 +30,24 @@ def get_value(url: str, project: str, name: str, key: str) -> str:
         StoreError: the store cannot be read.
     """
     with view(url) as store:
-        value = get_instance(store, project, name).config.get(key)
+        return find_value(store, project, name, key)
+
+
+def find_value(store: Moment, project: str, name: str, key: str) -> str:
+    """The value of an instance's configuration key, as `get_value`, of a store that is open."""
+    value = get_instance(store, project, name).config.get(key)
     if value is None:
         raise OperatorError(f"{key} is not set", f"'guestapi config show {name}' shows what is")
     return value
 
 
-def set_values(writer: Writer, project: str, name: str, wanted: Mapping[str, str]) -> list[str]:
+def set_values(
+    changing: AbstractContextManager[Change], project: str, name: str, wanted: Mapping[str, str]
+) -> list[str]:
     """Set an instance's configuration keys, all at once.
 
     Args:
-        writer: the store.
+        changing: a transaction.
         project: of the instance.
         name: of the instance.
         wanted: values by key; an empty one unsets the key.
@@ -54,6 +64,6 @@ def set_values(writer: Writer, project: str, name: str, wanted: Mapping[str, str
     from guestapi.store import steps
 
     warnings = check_settings(wanted)
-    with writer.change() as change:
+    with changing as change:
         steps.configure(change, steps.get_editable(change, project, name), wanted)
     return warnings

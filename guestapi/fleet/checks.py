@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guestapi.fleet.schema import VERSION
+from guestapi.fleet.setup import list_hosts
 
 if TYPE_CHECKING:
     import psycopg
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 _OLDEST_SERVER = 150000
 #: Seconds that a transaction may be open and idle: while it is, the queue of notifications is not emptied.
 _IDLE_SECONDS = 60
+#: Seconds after which a host that has said nothing is cut off; it should every five. So many of them are shown.
+_STALE_SECONDS, _MOST_HOSTS = 30, 50
 #: Part of the queue of notifications that may be full. When all of it is, no change can be committed.
 _QUEUE = 0.5
 
@@ -50,6 +53,7 @@ def check(connection: psycopg.Connection[Any]) -> Iterator[FleetFinding]:
     else:
         yield FleetFinding("server", True, named)
     yield _tables(connection)
+    yield from _hosts(connection)
     if not _one(connection, "SELECT pg_has_role('pg_read_all_stats', 'USAGE')")[0]:
         yield FleetFinding("replication", False, "only a member of pg_monitor sees the standbys; GRANT it to this role")
         return
@@ -69,6 +73,21 @@ def _tables(connection: psycopg.Connection[Any]) -> FleetFinding:
         text = f"no row-level security on {', '.join(unsafe)}, so hosts read all of it; run 'guestapi fleet upgrade'"
         return FleetFinding("tables", False, text)
     return FleetFinding("tables", True, f"version {version}")
+
+
+def _hosts(connection: psycopg.Connection[Any]) -> Iterator[FleetFinding]:
+    """How far the hosts are, and why one is behind. One that was added and has no instances need not follow yet."""
+    hosts = [one for one in list_hosts(connection) if one.state == "active"]
+    late = [one for one in hosts if one.fault or (one.age is None and one.instances) or (one.age or 0) > _STALE_SECONDS]
+    yield FleetFinding("hosts", not late, f"{len(hosts)} active, {len(hosts) - len(late)} follow or need not")
+    for one in late[:_MOST_HOSTS]:
+        seen = "no contact yet"
+        if one.contact is not None:
+            seen = f"last contact {one.contact:%Y-%m-%d %H:%M:%S}, {one.age:.0f} s ago"
+        text = f"{seen}, {one.instances} instances, {one.behind} changes behind"
+        yield FleetFinding(f"host {one.name}", False, f"{text}; {one.fault}" if one.fault else text)
+    if len(late) > _MOST_HOSTS:
+        yield FleetFinding("hosts", False, f"and {len(late) - _MOST_HOSTS} more, see 'guestapi fleet host list'")
 
 
 def _replication(connection: psycopg.Connection[Any]) -> FleetFinding:

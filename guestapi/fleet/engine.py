@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import re
 import select
+import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from guestapi.errors import SourceError
+from guestapi.store.errors import ConflictError
 
 if TYPE_CHECKING:
     import psycopg
@@ -27,11 +29,26 @@ _CONNECT_SECONDS = 5
 #: Seconds between two looks whether a question has no answer in time.
 _WATCH_SECONDS = 0.2
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*@)")
-_SUPERUSER = "'guestapi fleet init', 'upgrade' and 'host' need a superuser of PostgreSQL"
+_SUPERUSER = (
+    "to change instances needs a role in guestapi_operator; "
+    "'guestapi fleet init', 'upgrade' and 'host' need a superuser of PostgreSQL"
+)
 
 
 class FleetError(SourceError):
     """The fleet's database cannot be used."""
+
+
+class UncertainError(FleetError):
+    """A change was sent, and it is not certain that it was made and stays.
+
+    Attributes:
+        lost: the server was lost before it has answered, so that another one may know.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, *, lost: bool = False) -> None:
+        super().__init__(message, hint)
+        self.lost = lost
 
 
 class Session:
@@ -143,10 +160,74 @@ def session(url: str) -> Iterator[psycopg.Connection[Any]]:
             raise FleetError(
                 f"{connection.info.user!r} may not do that in the fleet's database: {_first_line(error)}", _SUPERUSER
             ) from None
+        except psycopg.errors.UniqueViolation:
+            raise ConflictError("another instance has that name or UUID already; nothing was changed") from None
         except psycopg.errors.UndefinedTable:
             raise FleetError("there is no fleet in this database yet", "'guestapi fleet init' makes one") from None
         except psycopg.Error as error:
             raise FleetError(f"the fleet's database refuses: {_first_line(error)}") from None
+
+
+def commit(connection: psycopg.Connection[Any]) -> None:
+    """Commit, and wait until it is certain. Ctrl-C ends the wait only if it comes again.
+
+    Raises:
+        UncertainError: it is not certain that the change was made and stays.
+        FleetError: it was not made.
+    """
+    import psycopg
+
+    notices: list[str] = []
+    connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
+    try:
+        with _patient():
+            connection.execute("COMMIT")
+    except _GivenUpError:
+        connection.close()
+        raise UncertainError(
+            "not certain: the database has the change, but has not confirmed that it stays; the command was ended",
+            "no standby may be there: 'guestapi fleet check' says so",
+        ) from None
+    except psycopg.OperationalError as error:
+        if connection.closed or connection.broken:
+            raise UncertainError(
+                f"not certain: the server was lost while it made the change: {_first_line(error)}", lost=True
+            ) from None
+        raise
+    if any("locally" in notice or "replicat" in notice for notice in notices):
+        raise UncertainError(
+            "not certain: the primary has the change, but no standby has confirmed it",
+            "if the primary is lost now, the change is, too",
+        )
+
+
+class _GivenUpError(Exception):
+    """Ctrl-C was pressed twice."""
+
+
+@contextmanager
+def _patient() -> Iterator[None]:
+    """Within the block, the first Ctrl-C says what is being waited for, and the second raises _GivenUpError.
+
+    KeyboardInterrupt would make psycopg cancel the wait for standbys, and the change look as if it were made.
+    """
+    pressed = 0
+
+    def press(_number: int, _frame: object) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            raise _GivenUpError
+        os.write(2, b"waiting for the database to confirm the change; Ctrl-C again gives up\n")
+
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def open_session(url: str, options: Mapping[str, str | os.PathLike[str]], seconds: float) -> Session:

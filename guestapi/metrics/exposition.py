@@ -17,9 +17,11 @@ import guestapi
 from guestapi.metrics.counters import EVENT_BOUNDS, REFUSED, REQUEST_BOUNDS
 from guestapi.metrics.handover import ReportDirectory, Reports
 from guestapi.metrics.health import answering
+from guestapi.records import SourceStatus
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.lookup import count_entries, count_instances, list_problems, list_sources
+from guestapi.store.placements import list_placed, read_status
 from guestapi.store.view import View, view
 
 #: Each metric with its help, and the labels that it has.
@@ -41,6 +43,8 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "guestapi_store_bytes": ("Size of the files of the store", ("file",)),
     "guestapi_change_log_entries": ("Entries of the change log", ()),
     "guestapi_instances": ("Instances that the store knows", ("state",)),
+    "guestapi_fleet_revision": ("Up to which revision the store is as the fleet's database", ()),
+    "guestapi_fleet_instances": ("Instances that the fleet has placed on this host", ()),
     "guestapi_source_connected": ("Whether a source is followed", ("source",)),
     "guestapi_source_contact_seconds": ("Time since a source last answered", ("source",)),
     "guestapi_source_lag_seconds": ("From a source's latest change to its commit", ("source",)),
@@ -135,6 +139,11 @@ def _of_store(store: View) -> Iterator[Metric]:
     yield _gauge("guestapi_instances", [(("running",), running), (("stopped",), known - running)])
     yield _gauge("guestapi_change_log_entries", [((), count_entries(store))])
     now, sources = time.time(), list_sources(store)
+    if (fleet := read_status(store)) is not None:
+        # It is followed as a source is.
+        sources.append(SourceStatus("fleet", "", fleet.connected, fleet.contact, fleet.lag, fleet.fault))
+        yield _gauge("guestapi_fleet_revision", [((), fleet.cursor.revision)])
+        yield _gauge("guestapi_fleet_instances", [((), len(list_placed(store)))])
     yield _gauge("guestapi_source_connected", [((one.name,), one.connected) for one in sources])
     contacts = [((one.name,), max(0.0, now - one.contact)) for one in sources if one.contact]
     yield _gauge("guestapi_source_contact_seconds", contacts)

@@ -22,8 +22,7 @@ from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import Acceptable, sanitize
 from guestapi.store import changes, profiles, statuses, steps
 from guestapi.store.layers import Layer, Layers
-from guestapi.store.lookup import find_by_key, find_instance, find_owner
-from guestapi.store.placements import is_placed
+from guestapi.store.lookup import find_by_key, find_instance, find_owner, is_placed
 from guestapi.store.rows import load, load_layers
 from guestapi.store.transaction import Change, savepoint
 

@@ -29,10 +29,10 @@ from guestapi.store import image_steps, images, notices, policies, profile_resto
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.layers import Layers
-from guestapi.store.lookup import find_by_key, find_instance, list_images, list_instances
+from guestapi.store.lookup import find_by_key, find_instance, is_placed, list_images, list_instances
 from guestapi.store.migrations import PROFILES_SINCE, check_version
 from guestapi.store.notices import SavedNotice
-from guestapi.store.placements import is_placed, list_placed
+from guestapi.store.placements import list_placed
 from guestapi.store.policies import ScopedPolicy, Spend
 from guestapi.store.profile_restore import ProfileExchange, SavedProfiles
 from guestapi.store.profiles import ensure_default

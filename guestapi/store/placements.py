@@ -13,7 +13,6 @@ from guestapi.model import Instance
 from guestapi.store.lookup import Moment
 from guestapi.store.transaction import Change
 
-_PLACED = "SELECT 1 FROM placements WHERE instance_id = ?"
 _LIST = "SELECT uuid, id, epoch, project, name FROM placements JOIN instances ON id = instance_id"
 _PLACE = "INSERT INTO placements (instance_id, epoch) VALUES (?, ?) ON CONFLICT DO UPDATE SET epoch = excluded.epoch"
 _CURSOR = "SELECT id, timeline, revision FROM fleet"
@@ -88,11 +87,6 @@ class FleetStatus(NamedTuple):
     contact: float = 0.0
     lag: float = 0.0
     fault: str = ""
-
-
-def is_placed(store: Moment, instance: Instance) -> bool:
-    """Whether a fleet has placed an instance here."""
-    return store.connection.execute(_PLACED, (instance.id,)).fetchone() is not None
 
 
 def list_placed(store: Moment) -> dict[str, Placed]:

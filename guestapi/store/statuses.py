@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from guestapi.model import Instance, Problem, SourceStatus
 from guestapi.store import steps
-from guestapi.store.lookup import Moment, list_instances, load_all, problem_of
-from guestapi.store.placements import is_placed
+from guestapi.store.lookup import Moment, is_placed, list_instances, load_all, problem_of
 from guestapi.store.transaction import Change
 
 _RECORD = "INSERT OR REPLACE INTO sources (name, socket, connected, contact, lag, fault) VALUES (?, ?, ?, ?, ?, ?)"

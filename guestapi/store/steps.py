@@ -19,8 +19,7 @@ from guestapi.store import changes
 from guestapi.store.errors import ConflictError
 from guestapi.store.layer_rows import check_size, write_layers
 from guestapi.store.layers import Layer, Layers
-from guestapi.store.lookup import find_owner, get_instance
-from guestapi.store.placements import is_placed
+from guestapi.store.lookup import find_owner, get_instance, is_placed
 from guestapi.store.recorded import record_add, record_write
 from guestapi.store.rows import load, load_layers
 from guestapi.store.transaction import Change, tell
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 _BY_INIT = "SELECT id, name FROM instances WHERE init_pid = ? AND init_start_time = ? AND init_boot_id = ?"
 #: What to do about an instance that a fleet has placed here.
-PLACED_HINT = "change it in the fleet's database"
+PLACED_HINT = "'guestapi --fleet ...' changes it for whichever host it is on"
 #: Columns that are called otherwise in `Instance`.
 _ATTRIBUTES = {"source_key": "key"}
 

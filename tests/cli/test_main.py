@@ -156,7 +156,7 @@ def test_completion_of_commands(guestapi: Guestapi) -> None:
     asked = {"_GUESTAPI_COMPLETE": "bash_complete", "COMP_WORDS": "guestapi co", "COMP_CWORD": "1"}
     assert guestapi.program(environment=asked).out.split() == ["plain,completion", "plain,config"]
     assert set(completed(guestapi, "guestapi instance ")) == {
-        *("add", "info", "list", "register", "remove", "rename", "show", "unregister", "wait")
+        *("add", "info", "list", "move", "register", "remove", "rename", "show", "unregister", "wait")
     }
     assert "--pid" in completed(guestapi, "guestapi instance start c1 --p")
 

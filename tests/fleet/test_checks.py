@@ -87,10 +87,11 @@ def test_replication(fleet: Fleet, standby: Postgres) -> None:
 
 
 def test_without_a_standby(fleet: Fleet) -> None:
-    """A single server fails the check of replication alone."""
+    """A single server fails the check of replication alone, if its hosts follow."""
+    follow(fleet)
     findings = found(fleet)
     assert [name for name, (passed, _) in findings.items() if not passed] == ["replication"]
-    assert set(findings) == {"server", "tables", "replication", "notifications", "sessions"}
+    assert set(findings) == {"server", "tables", "hosts", "replication", "notifications", "sessions"}
 
 
 def test_tables(fleet: Fleet) -> None:
@@ -129,3 +130,28 @@ def test_who_sees_no_standbys(fleet: Fleet) -> None:
 def create(connection: psycopg.Connection[Any], name: str) -> None:
     """Make a role of an operator."""
     connection.execute(f"CREATE ROLE {name} LOGIN IN ROLE guestapi_operator".encode())
+
+
+def follow(fleet: Fleet, fault: str = "") -> None:
+    """Have both hosts say that they follow; the second one with what is wrong."""
+    for name, wrong in (("h1", ""), ("h2", fault)):
+        with fleet.host(name) as connection:
+            connection.execute("SELECT guestapi.contact(1, '1.0', %s)", (wrong,))
+
+
+def test_hosts(fleet: Fleet) -> None:
+    """A host with instances that does not follow, is cut off or has a fault is named; one without is not."""
+    assert found(fleet)["host h1"] == (False, "no contact yet, 1 instances, 1 changes behind")
+    fleet.guestapi.good("fleet", "host", "add", "h3")
+    follow(fleet, "tired")
+    findings = found(fleet)
+    assert findings["hosts"] == (False, "3 active, 2 follow or need not")
+    assert findings["host h2"][1].endswith("1 instances, 0 changes behind; tired")
+    with fleet.admin() as connection:
+        connection.execute("UPDATE guestapi.seen SET fault = '', contact = contact - interval '40 seconds'")
+        connection.execute("UPDATE guestapi.hosts SET revision = 4 WHERE name = 'h1'")
+    findings = found(fleet)
+    assert findings["host h1"][1].startswith("last contact 20")
+    assert findings["host h1"][1].endswith(" s ago, 1 instances, 3 changes behind")
+    fleet.guestapi.good("fleet", "host", "fence", "h1")
+    assert "host h1" not in found(fleet)

@@ -21,9 +21,6 @@ from guestapi.fleet.follower import BATCH, FleetFollower
 from guestapi.fleet.inventory import Placement
 from guestapi.fleet.joining import connect_host
 from guestapi.fleet.placing import write_placements
-from guestapi.model import Init
-from guestapi.settings import FleetSettings, Settings, StoreSettings
-from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store import placements, steps
 from guestapi.store.lookup import find_instance, get_instance, list_problems
@@ -31,53 +28,12 @@ from guestapi.store.transaction import Change
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.fleet.conftest import Fleet
+from tests.fleet.host import Host, observe, this_process
 from tests.harness.service import COMMAND
 
 pytestmark = pytest.mark.root
 
 SECONDS = 20.0
-
-
-def settings_of(fleet: Fleet, host: str = "h1") -> Settings:
-    """The settings of a host, whose store stands beside the test's own."""
-    url = f"sqlite:///{fleet.guestapi.directory}/{host}.db"
-    return Settings(store=StoreSettings(url=url), fleet=FleetSettings(host=host))
-
-
-class Host:
-    """A host of the fleet, with a store of its own."""
-
-    def __init__(self, fleet: Fleet, name: str = "h1") -> None:
-        self.fleet, self.name = fleet, name
-        self.settings = settings_of(fleet, name)
-        self.url = fleet.server.url(fleet.database)
-        self.writer = Writer(self.settings, create=True)
-        self.told: list[str] = []
-
-    def follower(self) -> FleetFollower:
-        """A follower in this process, whose rounds the test counts."""
-        return FleetFollower(self.settings, lambda: connect_host(self.url, self.settings.fleet), self.told.append)
-
-    def follow(self) -> None:
-        """Connect, and look once."""
-        self.follower().follow(until=lambda: True)
-
-    @property
-    def names(self) -> set[str]:
-        """The names of the instances in its store."""
-        with view(self.settings.store.url) as store:
-            return {one.name for one in placements.list_placed(store).values()}
-
-    @property
-    def cursor(self) -> placements.Cursor:
-        """Up to where its store is as the database."""
-        with view(self.settings.store.url) as store:
-            return placements.read_cursor(store)
-
-    def shown(self, name: str) -> Any:
-        """An instance of its store."""
-        with view(self.settings.store.url) as store:
-            return get_instance(store, "default", name)
 
 
 @contextmanager
@@ -157,6 +113,7 @@ def test_process(fleet: Fleet) -> None:
     """The command follows by itself: a change arrives within a second, killed it resumes, and it ends by SIGTERM."""
     config = fleet.guestapi.config
     config.write_text(config.read_text() + 'host = "h1"\n')
+    Writer(fleet.guestapi.settings, create=True)
     process = subprocess.Popen([COMMAND, "--config", config, "fleet", "follow"], stderr=subprocess.PIPE)
     url = fleet.guestapi.settings.store.url
 
@@ -165,7 +122,6 @@ def test_process(fleet: Fleet) -> None:
             return {one.name for one in placements.list_placed(store).values()}
 
     try:
-        until(lambda: os.path.exists(fleet.guestapi.directory / "store.db"))
         until(lambda: names() == {"web1"})
         fleet.place("h1", "second")
         until(lambda: names() == {"web1", "second"})
@@ -369,19 +325,6 @@ def test_reports(fleet: Fleet) -> None:
             file.unlink()
         host.follow()
         assert connection.execute(query).fetchall() == [(0, False, False)]
-
-
-def this_process() -> Init:
-    """An init that runs."""
-    return Init(os.getpid(), 1, "boot", 7)
-
-
-def observe(host: Host, name: str, key: str, *, running: bool = True) -> None:
-    """What a follower of LXC sees."""
-    init = this_process() if running else None
-    observed = Observed(key, "default", name, init=init, devices={"root": {"type": "disk", "path": "/"}})
-    with host.writer.change() as change:
-        reconcile(change, "lxc", [observed], is_alive=lambda _init: running)
 
 
 def test_a_container_of_that_name(fleet: Fleet) -> None:

@@ -1,0 +1,222 @@
+"""The operator's side of a fleet: commands change its instances by the same steps as those of this host's store.
+
+Instances that a command names are read into a store in memory (`store.scratch`). The command changes them there, by
+functions that know no fleet, and what differs afterwards is written to the database in one transaction (`plan`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID, uuid4
+
+from guestapi.errors import OperatorError
+from guestapi.fleet import plan
+from guestapi.fleet.engine import FleetError, UncertainError, commit
+from guestapi.fleet.plan import FleetInstance, Plan, Result
+from guestapi.model import Instance
+from guestapi.store import steps
+from guestapi.store.errors import ConflictError
+from guestapi.store.scratch import scratch
+from guestapi.store.transaction import Change
+
+if TYPE_CHECKING:
+    import psycopg
+
+#: Project and name of an instance.
+Place = tuple[str, str]
+
+#: Seconds to find out what became of a change whose confirmation was lost with its server, and between two tries.
+_ASK_AGAIN_SECONDS, _ASK_AGAIN_PAUSE = 60.0, 0.5
+#: Seconds between two looks whether hosts have applied a change.
+_WAIT_SECONDS = 0.05
+
+
+class Wishes(NamedTuple):
+    """What an operator wants of a change.
+
+    Attributes:
+        operation: names the change: asked for again, it changes nothing.
+        host: where instances are placed that are added and name none.
+        if_revision: change the instance only if it has this revision.
+    """
+
+    operation: UUID
+    host: str | None = None
+    if_revision: int | None = None
+
+
+class Behind(NamedTuple):
+    """A host that has not applied a change yet."""
+
+    host: str
+    age: float | None
+
+
+class FleetStore:
+    """The instances of a fleet, for one command."""
+
+    def __init__(
+        self, connect: Callable[[], AbstractContextManager[psycopg.Connection[Any]]], configuration_bytes: int
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            connect: opens a session by the role of an operator.
+            configuration_bytes: how much the configuration and devices of an instance may have in all.
+        """
+        self._connect = connect
+        self._configuration_bytes = configuration_bytes
+        #: The fleet's instances that were read last, by the ids that they have in memory.
+        self.known: dict[int, FleetInstance] = {}
+        #: Whether a change is made, and certain to stay.
+        self.committed = False
+        #: What the last change has done.
+        self.result: Result | None = None
+
+    @contextmanager
+    def view(self, places: Sequence[Place]) -> Iterator[Change]:
+        """Look at instances; only those of these projects and names are there."""
+        with self._connect() as connection, scratch(self._configuration_bytes) as change:
+            self._load(change, plan.read(connection, places))
+            yield change
+
+    def list_instances(self, project: str | None, host: str | None, *, whole: bool = True) -> list[Instance]:
+        """Return instances by project and name.
+
+        Args:
+            project: of this one; None: of all.
+            host: of this one; None: of all.
+            whole: with their configuration and devices.
+        """
+        with self._connect() as connection:
+            found = plan.read_all(connection, project, host, whole=whole)
+        self.known = dict(enumerate(found, 1))
+        return [plan.as_instance(number, one) for number, one in self.known.items()]
+
+    @contextmanager
+    def change(self, places: Sequence[Place], wishes: Wishes, hosts: Iterable[str] = ()) -> Iterator[Change]:
+        """Change instances: all that the block does, or nothing.
+
+        Args:
+            places: projects and names of all instances that are changed or added.
+            wishes: what the operator wants.
+            hosts: hosts that instances may be placed on, besides that of `wishes`.
+
+        Raises:
+            ConflictError: the instance has another revision.
+            UncertainError: it was written, but it is not certain that it stays.
+            FleetError: nothing was changed.
+        """
+        with self._connect() as connection, scratch(self._configuration_bytes) as change:
+            connection.execute("BEGIN")
+            wanted = {*hosts, *([] if wishes.host is None else [wishes.host])}
+            known, states = plan.lock(connection, places, wanted)
+            if (done := plan.find_operation(connection, wishes.operation)) is not None:
+                connection.execute("ROLLBACK")
+                self.result = done
+                raise AlreadyDoneError("this operation was carried out before; nothing was changed now")
+            check_revision(known, wishes.if_revision)
+            self._load(change, known)
+            yield change
+            differences = plan.compare(change, self.known, wishes.host)
+            plan.refuse_fenced(states, (one.host for one in differences.added))
+            self.result = plan.write(connection, differences, wishes.operation)
+            try:
+                commit(connection)
+            except UncertainError as error:
+                if not error.lost:
+                    raise
+                self._ask_again(differences, wishes.operation, error)
+            self.committed = True
+
+    def wait(self, result: Result, until: float | None) -> list[Behind]:
+        """Wait until all hosts have applied a change.
+
+        Args:
+            result: of the change.
+            until: when to give up, by the monotonic clock; None: never.
+
+        Returns:
+            The hosts that have not; none, if all have.
+        """
+        with self._connect() as connection:
+            while True:
+                behind = [Behind(*one) for one in plan.find_behind(connection, result)]
+                if not behind or (until is not None and time.monotonic() > until):
+                    return behind
+                time.sleep(_WAIT_SECONDS)
+
+    def _load(self, change: Change, found: Iterable[FleetInstance]) -> None:
+        self.known = {}
+        for one in found:
+            added = steps.add(
+                change,
+                one.project,
+                one.name,
+                type=one.type,
+                instance_uuid=one.uuid,
+                location=one.host,
+                config=one.config,
+                devices=one.devices,
+                cloud_init_id=one.cloud_init_id,
+                checked=True,
+            )
+            self.known[added.id] = one
+        # To read them is no change.
+        change.records.clear()
+        change.unrecorded = 0
+
+    def _ask_again(self, differences: Plan, operation: UUID, lost: UncertainError) -> None:
+        """Find out what became of a change whose confirmation was lost, and make it if it was not made."""
+        until = time.monotonic() + _ASK_AGAIN_SECONDS
+        while True:
+            try:
+                with self._connect() as connection:
+                    connection.execute("BEGIN")
+                    # Whoever still commits it holds these locks.
+                    plan.lock_hosts(connection, differences.hosts)
+                    if (done := plan.find_operation(connection, operation)) is not None:
+                        connection.execute("ROLLBACK")
+                        self.result = done
+                        return
+                    plan.check_unchanged(connection, differences)
+                    self.result = plan.write(connection, differences, operation)
+                    commit(connection)
+                    return
+            except UncertainError as error:
+                if not error.lost:
+                    raise
+            except FleetError:
+                pass
+            if time.monotonic() > until:
+                raise lost
+            time.sleep(_ASK_AGAIN_PAUSE)
+
+
+class AlreadyDoneError(OperatorError):
+    """The operation was carried out before."""
+
+
+def new_operation() -> UUID:
+    """Return a name for a change."""
+    return uuid4()
+
+
+def check_revision(known: Sequence[FleetInstance], wanted: int | None) -> None:
+    """Make sure that the one instance has the revision that is wanted; None: any.
+
+    Raises:
+        ConflictError: it has another one.
+    """
+    if wanted is None:
+        return
+    if len(known) != 1:
+        raise OperatorError(f"--if-revision is for one instance, not {len(known)}", "leave it out")
+    if known[0].revision != wanted:
+        raise ConflictError(
+            f"instance {known[0].name!r} has revision {known[0].revision}, not {wanted}; nothing was changed",
+            f"'guestapi --fleet instance info {known[0].name}' shows what it is now",
+        )

@@ -1,0 +1,378 @@
+"""How instances are read from the fleet's database, and what differs is written to it, by the role of an operator.
+
+Rules: the rows of all hosts concerned are locked first, in the order of their names, so that two changes never wait for
+each other; a host's revision is raised once for a change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+
+from guestapi.errors import OperatorError
+from guestapi.fleet.setup import FleetMisuseError
+from guestapi.model import Device, Instance, InstanceType
+from guestapi.store.errors import ConflictError
+from guestapi.store.lookup import get_layers, list_instances
+from guestapi.store.transaction import Change
+
+if TYPE_CHECKING:
+    import psycopg
+
+_INSTANCES = (
+    "SELECT instances.uuid::text, project, name, type, cloud_init_id::text, instances.host, instances.epoch, "
+    "next_host, instances.revision, running, ready FROM guestapi.instances LEFT JOIN guestapi.said "
+    "ON said.uuid = instances.uuid AND said.epoch = instances.epoch "
+)
+_OF_PLACES = (
+    "WHERE (project, name) IN (SELECT * FROM unnest(%(projects)s::text[], %(names)s::text[])) ORDER BY project, name"
+)
+_ALL = (
+    "WHERE (%(project)s::text IS NULL OR project = %(project)s) "
+    "AND (%(host)s::text IS NULL OR instances.host = %(host)s) ORDER BY project, name"
+)
+_CONFIG = "SELECT uuid::text, key, value FROM guestapi.config WHERE uuid = ANY(%s::uuid[])"
+_DEVICES = "SELECT uuid::text, name, definition FROM guestapi.devices WHERE uuid = ANY(%s::uuid[])"
+_LOCK = "SELECT name, state FROM guestapi.hosts WHERE name = ANY(%s) ORDER BY name FOR UPDATE"
+_OP = "SELECT result FROM guestapi.ops WHERE op = %s"
+_NOTE_OP = "INSERT INTO guestapi.ops (op, result) VALUES (%s, %s)"
+#: Operations that nobody asks for again any more.
+_TRIM_OPS = "DELETE FROM guestapi.ops WHERE at < now() - interval '7 days'"
+_REMOVE = "DELETE FROM guestapi.instances WHERE uuid = ANY(%s::uuid[])"
+_ADD = (
+    "INSERT INTO guestapi.instances (uuid, project, name, type, cloud_init_id, host, revision) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s)"
+)
+_UPDATE = (
+    "UPDATE guestapi.instances SET project = %s, name = %s, type = %s, cloud_init_id = %s, revision = %s "
+    "WHERE uuid = %s"
+)
+_REMOVE_CONFIG = "DELETE FROM guestapi.config WHERE uuid = %s AND key = ANY(%s)"
+_ADD_CONFIG = (
+    "INSERT INTO guestapi.config (uuid, key, value) VALUES (%s, %s, %s) "
+    "ON CONFLICT (uuid, key) DO UPDATE SET value = excluded.value"
+)
+_REMOVE_DEVICES = "DELETE FROM guestapi.devices WHERE uuid = %s AND name = ANY(%s)"
+_ADD_DEVICE = (
+    "INSERT INTO guestapi.devices (uuid, name, definition) VALUES (%s, %s, %s) "
+    "ON CONFLICT (uuid, name) DO UPDATE SET definition = excluded.definition"
+)
+_BEHIND = (
+    "SELECT name, extract(epoch FROM clock_timestamp() - contact)::float8 FROM guestapi.hosts "
+    "LEFT JOIN guestapi.seen ON seen.host = name "
+    "JOIN unnest(%s::text[], %s::bigint[]) AS wanted (wanted_name, wanted_revision) ON wanted_name = name "
+    "WHERE coalesce(applied, -1) < wanted_revision ORDER BY name"
+)
+#: How often the hosts of instances are looked up anew because one has gone to another host meanwhile.
+_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class FleetInstance:
+    """An instance as the fleet's database has it.
+
+    Attributes:
+        host: where it is.
+        epoch: grows when it goes to another host.
+        next_host: where it is to go.
+        revision: of its host, with its last change.
+        running: what its host says of it; None: nothing.
+        ready: as `running`.
+    """
+
+    uuid: str
+    project: str
+    name: str
+    type: InstanceType
+    cloud_init_id: str
+    host: str
+    epoch: int = 0
+    next_host: str | None = None
+    revision: int = 0
+    running: bool | None = None
+    ready: bool | None = None
+    config: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, Device] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """``running``, ``stopped``, or ``unknown`` if its host has said nothing of it."""
+        return "unknown" if self.running is None else "running" if self.running else "stopped"
+
+
+class Result(NamedTuple):
+    """The revision of each host that a change concerns."""
+
+    revisions: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be written.
+
+    Attributes:
+        removed: instances that are no more.
+        added: new ones.
+        changed: before and afterwards.
+    """
+
+    removed: list[FleetInstance] = field(default_factory=list)
+    added: list[FleetInstance] = field(default_factory=list)
+    changed: list[tuple[FleetInstance, FleetInstance]] = field(default_factory=list)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts concerned, by name."""
+        return sorted({one.host for one in (*self.removed, *self.added, *(after for _, after in self.changed))})
+
+
+def read(connection: psycopg.Connection[Any], places: Iterable[tuple[str, str]]) -> list[FleetInstance]:
+    """Read instances by project and name; those that are not there are left out."""
+    wanted = list(places)
+    parameters = {"projects": [project for project, _ in wanted], "names": [name for _, name in wanted]}
+    return _complete(connection, connection.execute((_INSTANCES + _OF_PLACES).encode(), parameters).fetchall())
+
+
+def read_one(connection: psycopg.Connection[Any], uuid: str) -> FleetInstance | None:
+    """Read an instance without its configuration and devices; None: there is none."""
+    row = connection.execute((_INSTANCES + "WHERE instances.uuid = %s").encode(), (uuid,)).fetchone()
+    return None if row is None else FleetInstance(*row)
+
+
+def read_all(
+    connection: psycopg.Connection[Any], project: str | None, host: str | None, *, whole: bool
+) -> list[FleetInstance]:
+    """Read all instances of a project and of a host; None: of all. Not `whole`: without configuration and devices."""
+    rows = connection.execute((_INSTANCES + _ALL).encode(), {"project": project, "host": host}).fetchall()
+    return _complete(connection, rows) if whole else [FleetInstance(*row) for row in rows]
+
+
+def as_instance(number: int, one: FleetInstance) -> Instance:
+    """The noun of this host's store that says the same, as far as it can."""
+    return Instance(
+        id=number,
+        revision=one.revision,
+        run=0,
+        project=one.project,
+        name=one.name,
+        type=one.type,
+        uuid=one.uuid,
+        cloud_init_id=one.cloud_init_id,
+        location=one.host,
+        ready=bool(one.ready),
+        init=None,
+        config=one.config,
+        devices=one.devices,
+    )
+
+
+def lock(
+    connection: psycopg.Connection[Any], places: Sequence[tuple[str, str]], hosts: Collection[str]
+) -> tuple[list[FleetInstance], dict[str, str]]:
+    """Lock the hosts of instances, and others, and read the instances.
+
+    Returns:
+        The instances, and the states of all these hosts.
+
+    Raises:
+        FleetMisuseError: there is no such host.
+    """
+    locked: set[str] = set()
+    states: dict[str, str] = {}
+    for _try in range(_TRIES):
+        found = read(connection, places)
+        wanted = {*hosts, *(one.host for one in found)}
+        if wanted <= locked:
+            return found, states
+        if locked:
+            # In the order of names, so all anew.
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN")
+        states = lock_hosts(connection, wanted)
+        locked = wanted
+    raise ConflictError("instances go from host to host; nothing was changed", "call this again")
+
+
+def lock_hosts(connection: psycopg.Connection[Any], hosts: Iterable[str]) -> dict[str, str]:
+    """Lock the rows of hosts, in the order of their names; their states.
+
+    Raises:
+        FleetMisuseError: one is not there.
+    """
+    wanted = sorted(set(hosts))
+    states: dict[str, str] = dict(connection.execute(_LOCK, (wanted,)).fetchall())
+    for name in wanted:
+        if name not in states:
+            raise FleetMisuseError(f"there is no host {name[:80]!r}", "'guestapi fleet host list' shows all")
+    return states
+
+
+def refuse_fenced(states: Mapping[str, str], hosts: Iterable[str]) -> None:
+    """Make sure that instances can be placed on these hosts.
+
+    Raises:
+        FleetMisuseError: one is fenced.
+    """
+    for name in hosts:
+        if states[name] != "active":
+            raise FleetMisuseError(f"host {name!r} is {states[name]}", f"'guestapi fleet host add {name}' lets it in")
+
+
+def find_operation(connection: psycopg.Connection[Any], operation: UUID) -> Result | None:
+    """Return what an operation has done that was carried out before."""
+    row = connection.execute(_OP, (operation,)).fetchone()
+    return None if row is None else Result(row[0])
+
+
+def find_behind(connection: psycopg.Connection[Any], result: Result) -> list[tuple[str, float | None]]:
+    """Return the hosts that have not applied a change, each with the seconds since its last contact."""
+    names, revisions = list(result.revisions), list(result.revisions.values())
+    return connection.execute(_BEHIND, (names, revisions)).fetchall()
+
+
+def compare(change: Change, known: Mapping[int, FleetInstance], host: str | None) -> Plan:
+    """Find out what a command has changed in memory.
+
+    Args:
+        change: the store in memory.
+        known: what it was made of, by id.
+        host: where instances are placed that name no host.
+
+    Raises:
+        OperatorError: the fleet cannot have that.
+    """
+    found = Plan()
+    present = {}
+    for instance in list_instances(change):
+        present[instance.id] = instance
+        if instance.profiles:
+            raise OperatorError(f"instance {instance.name!r} has profiles, but a fleet has none", "leave them out")
+        before = known.get(instance.id)
+        where = instance.location or (before.host if before is not None else host)
+        if where is None:
+            raise OperatorError(f"it is not said on which host {instance.name!r} is to be", "--host says it")
+        if before is not None and before.host != where:
+            raise OperatorError(
+                f"instance {instance.name!r} is on host {before.host}, not {where}",
+                f"'guestapi --fleet instance move {instance.name} --to {where}' moves it",
+            )
+        own = get_layers(change, instance).operator
+        after = replace(
+            before or FleetInstance(instance.uuid, "", "", instance.type, "", where),
+            project=instance.project,
+            name=instance.name,
+            type=instance.type,
+            cloud_init_id=instance.cloud_init_id,
+            config=dict(own.config),
+            devices=dict(own.devices),
+        )
+        if before is None:
+            found.added.append(after)
+        elif before != after:
+            found.changed.append((before, after))
+    found.removed.extend(one for number, one in known.items() if number not in present)
+    return found
+
+
+def check_unchanged(connection: psycopg.Connection[Any], plan: Plan) -> None:
+    """Make sure that instances are as they were when a plan was made.
+
+    Raises:
+        ConflictError: somebody else has changed one.
+    """
+    before = [*plan.removed, *(one for one, _ in plan.changed)]
+    now = {one.uuid: one for one in read(connection, [(one.project, one.name) for one in before])}
+    for one in before:
+        if one.uuid not in now or (now[one.uuid].revision, now[one.uuid].host) != (one.revision, one.host):
+            raise ConflictError(f"instance {one.name!r} was changed meanwhile; nothing was changed", "call this again")
+
+
+def write(connection: psycopg.Connection[Any], plan: Plan, operation: UUID) -> Result:
+    """Write what differs, and the operation; the transaction is not committed yet.
+
+    Raises:
+        psycopg.Error: the database refuses it.
+    """
+    concerned: defaultdict[str, list[str]] = defaultdict(list)
+    for one in (*plan.removed, *plan.added, *(after for _, after in plan.changed)):
+        concerned[one.host].append(one.uuid)
+    revisions = {host: note(connection, host, uuids) for host, uuids in sorted(concerned.items())}
+    # First what is gone, then what gets another name: names are free then.
+    if plan.removed:
+        connection.execute(_REMOVE, ([one.uuid for one in plan.removed],))
+    with connection.cursor() as cursor:
+        _write_changed(cursor, plan.changed, revisions)
+        cursor.executemany(
+            _ADD,
+            [
+                (one.uuid, one.project, one.name, one.type, one.cloud_init_id, one.host, revisions[one.host])
+                for one in plan.added
+            ],
+        )
+        pairs = [*((FleetInstance("", "", "", "container", "", ""), one) for one in plan.added), *plan.changed]
+        cursor.executemany(
+            _ADD_CONFIG,
+            [
+                (after.uuid, key, value.encode())
+                for before, after in pairs
+                for key, value in after.config.items()
+                if before.config.get(key) != value
+            ],
+        )
+        cursor.executemany(
+            _ADD_DEVICE,
+            [
+                (after.uuid, name, json.dumps(device))
+                for before, after in pairs
+                for name, device in after.devices.items()
+                if before.devices.get(name) != device
+            ],
+        )
+    return note_operation(connection, operation, revisions)
+
+
+def note_operation(connection: psycopg.Connection[Any], operation: UUID, revisions: Mapping[str, int]) -> Result:
+    """Record that an operation was carried out, with the revision of each host that it concerns."""
+    connection.execute(_TRIM_OPS)
+    connection.execute(_NOTE_OP, (operation, json.dumps(revisions)))
+    return Result(revisions)
+
+
+def note(connection: psycopg.Connection[Any], host: str, uuids: Sequence[str]) -> int:
+    """Raise the revision of a host for a change of these instances."""
+    row = connection.execute("SELECT guestapi.note(%s, %s::uuid[])", (host, list(uuids))).fetchone()
+    assert row is not None, "a function has a result"
+    return int(row[0])
+
+
+def _write_changed(
+    cursor: psycopg.Cursor[Any], changed: Sequence[tuple[FleetInstance, FleetInstance]], revisions: Mapping[str, int]
+) -> None:
+    cursor.executemany(
+        _UPDATE,
+        [
+            (one.project, one.name, one.type, one.cloud_init_id, revisions[one.host], one.uuid)
+            for _before, one in changed
+        ],
+    )
+    for statement, part in ((_REMOVE_CONFIG, "config"), (_REMOVE_DEVICES, "devices")):
+        gone = [
+            (after.uuid, sorted(getattr(before, part).keys() - getattr(after, part).keys()))
+            for before, after in changed
+        ]
+        cursor.executemany(statement, [(uuid, keys) for uuid, keys in gone if keys])
+
+
+def _complete(connection: psycopg.Connection[Any], rows: Sequence[tuple[Any, ...]]) -> list[FleetInstance]:
+    config: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    devices: defaultdict[str, dict[str, Device]] = defaultdict(dict)
+    uuids = [row[0] for row in rows]
+    for uuid, key, value in connection.execute(_CONFIG, (uuids,)):
+        config[uuid][key] = value.decode(errors="replace")
+    for uuid, name, definition in connection.execute(_DEVICES, (uuids,)):
+        devices[uuid][name] = definition
+    return [replace(FleetInstance(*row), config=config[row[0]], devices=devices[row[0]]) for row in rows]
