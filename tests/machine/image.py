@@ -1,10 +1,11 @@
-"""Disk images of Debian with its own kernel, systemd, LXC, nspawn and an SSH server, for QEMU.
+"""Disk images of Debian with its own kernel, systemd, LXC, nspawn, QEMU, libvirt and an SSH server, for QEMU.
 
     python3 -m tests.machine.image SUITE
 
 builds one in advance. An image is made from a root of tools/debian_root.py without booting it: an initrd with only the
 drivers of a disk, and an ext4 file system that mke2fs fills. It contains nothing of guestapi, so one image serves every
-checkout. It is kept below $GUESTAPI_CACHE (~/.cache/guestapi), and built again if it is missing or its parts have
+checkout. Virtual machines in a machine that boots from it boot from the same image, with its cloud-init. It is kept
+below $GUESTAPI_CACHE (~/.cache/guestapi), and built again if it is missing or its parts have
 changed.
 """
 
@@ -28,6 +29,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "udev", "dbus", "kmod", "linux-image-amd64", "initramfs-tools", "zstd", "e2fsprogs"),
     *("openssh-server", "iproute2", "procps", "curl", "sqlite3", "python3", "libsystemd0", "apparmor", "uidmap"),
     *("lxc", "busybox-static", "systemd-container", "strace"),
+    *("qemu-system-x86", "qemu-utils", "libvirt-daemon-system", "libvirt-clients", "cloud-init", "socat"),
 )
 
 #: The size of the disk's file system; the file is sparse.
@@ -50,6 +52,35 @@ systemctl mask --quiet systemd-networkd-wait-online.service lxc-net.service apt-
 # A start that takes ten seconds elsewhere takes minutes on an emulated processor of a busy host.
 mkdir -p /etc/systemd/system.conf.d
 printf '[Manager]\nDefaultTimeoutStartSec=900\nDefaultTimeoutStopSec=300\n' >/etc/systemd/system.conf.d/emulated.conf
+# Tests start libvirt. cloud-init runs where its generator is told so: in a virtual machine of a test.
+systemctl mask --quiet libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlockd.socket \
+    virtlogd.socket virtlockd-admin.socket virtlogd-admin.socket libvirt-guests.service
+touch /etc/cloud/cloud-init.disabled
+# What tests need in a virtual machine of the machine: a shell at a port of vsock, as its only process (init=) or not.
+cat >/usr/local/sbin/test-shell <<'END'
+#!/bin/sh
+bash -euc "$(cat)" test-shell </dev/null 2>&1
+echo "exit $?"
+END
+cat >/usr/local/sbin/test-init <<'END'
+#!/bin/sh
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+modprobe vmw_vsock_virtio_transport
+ip link set lo up
+mount -t tmpfs tmpfs /tmp
+exec socat -t 3600 VSOCK-LISTEN:9000,fork EXEC:/usr/local/sbin/test-shell
+END
+chmod 0755 /usr/local/sbin/test-shell /usr/local/sbin/test-init
+cat >/etc/systemd/system/test-shell.service <<'END'
+[Unit]
+ConditionKernelCommandLine=test-shell
+[Service]
+ExecStartPre=modprobe vmw_vsock_virtio_transport
+ExecStart=socat -t 3600 VSOCK-LISTEN:9000,fork EXEC:/usr/local/sbin/test-shell
+[Install]
+WantedBy=multi-user.target
+END
+systemctl enable --quiet test-shell.service
 mkdir -p /var/log/journal
 mkdir -p -m 0700 /root/.ssh
 cp /srv/image/key.pub /root/.ssh/authorized_keys

@@ -38,7 +38,10 @@ _ACCELERATORS = {
 
 
 class VirtualMachine:
-    """A machine whose disk survives reboots and power cuts, and is removed at the end."""
+    """A machine whose disk survives reboots and power cuts, and is removed at the end.
+
+    /dev/vdb is the image once more, unchanged and read-only: virtual machines of the machine boot from it.
+    """
 
     def __init__(self, image: Image) -> None:
         self.suite = image.suite
@@ -95,9 +98,10 @@ class VirtualMachine:
                 # It ends with this process in any case.
                 *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", "q35"),
                 *_ACCELERATORS[os.environ.get("GUESTAPI_ACCEL", "tcg")],
-                *("-smp", "2", "-m", "1536", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+                *("-smp", "2", "-m", "2560", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
                 *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", append),
                 *("-drive", f"file={self._disk},if=virtio,format=raw,cache=writeback,discard=unmap"),
+                *("-drive", f"file={self._image.disk},if=virtio,format=raw,readonly=on"),
                 *("-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{self._port}-:22"),
                 *("-device", "virtio-net-pci,netdev=n0,romfile=", "-device", "virtio-rng-pci"),
                 *("-chardev", f"file,id=c0,path={self._directory / 'console'}", "-serial", "chardev:c0"),
@@ -182,18 +186,24 @@ class VirtualMachine:
         """
         return self.run("bash", "-euc", text, "script", *arguments, timeout=timeout).stdout
 
-    def spawn(self, *argv: str) -> subprocess.Popen[str]:
+    def spawn(self, *argv: str, given: bytes = b"") -> subprocess.Popen[str]:
         """Start a program on the machine; its output can be read while it runs.
 
         Args:
             argv: the program and its arguments.
+            given: its standard input, of less than a pipe's 64 KiB.
 
         Returns:
             the local process; killing it does not end the program.
         """
-        return subprocess.Popen(
-            self._ssh(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        process = subprocess.Popen(
+            self._ssh(argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
+        assert process.stdin is not None
+        process.stdin.write(given.decode())
+        process.stdin.close()
+        process.stdin = None
+        return process
 
     def put(self, content: bytes | Path, path: str, mode: str = "0644") -> None:
         """Write a file on the machine, and create the directories above it.
