@@ -624,8 +624,10 @@ def test_descriptors_are_closed(listener: IdentifyingListener, inside: Container
     old = Registered(i=replace(namespaces.examine(inside.pid), root_uid=None, user_namespace=None))
     forged = Registered(i=replace(namespaces.examine(inside.pid), start_time=1))
     ended = Registered(i=replace(namespaces.examine(inside.pid), pid=2**22))
+    # This process, which is in another PID namespace than was registered.
+    elsewhere = Registered(i=replace(namespaces.examine(inside.pid), pid=os.getpid()))
     before = len(os.listdir("/proc/self/fd"))
-    for registrations in (unknown, registered, old, forged, ended):
+    for registrations in (unknown, registered, old, forged, ended, elsewhere):
         for become in ([], ["pidns"]):
             identifiers = [Identifier(registrations, pidfd=listener.identifier._pidfd) for _number in range(5)]
             for listener.identifier in identifiers:

@@ -267,3 +267,22 @@ def test_key_of_an_entry() -> None:
     lifecycle = changes.lifecycle("instance-added", "default", "c1")
     assert changes.key_of(lifecycle.type, to_json(lifecycle.metadata).decode()) is None
     assert changes.key_of("config", '{"other":"user.a"}') is None
+
+
+@pytest.mark.parametrize(
+    ("after", "actions"),
+    [
+        ({"type": "nic", "parent": "br0", "limits.max": "2"}, ["updated"]),
+        ({"type": "nic", "parent": "br0"}, ["updated"]),
+        ({"type": "nic", "parent": "br1", "limits.max": "1"}, ["removed", "added"]),
+        ({"type": "nic", "parent": "br1", "limits.max": "2"}, ["removed", "added"]),
+        ({"type": "disk", "parent": "br0", "limits.max": "1"}, ["removed", "added"]),
+        ({"type": "nic", "parent": "br0", "limits.max": "1"}, []),
+    ],
+)
+def test_options_that_can_be_updated(after: Device, actions: list[str]) -> None:
+    """A device is updated if all options that differ can be; otherwise it is another device, removed and added."""
+    before: Device = {"type": "nic", "parent": "br0", "limits.max": "1"}
+    live = {"nic": ("limits.",)}
+    found = [event.metadata["action"] for event in changes.find_differences({}, {}, {"d": before}, {"d": after}, live)]
+    assert found == actions
