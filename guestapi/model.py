@@ -139,6 +139,7 @@ class Instance:
             asked for them (`store.reading`).
         profiles: names of its profiles, the weakest first.
         policies: what the operator has decided about its keys and those of its project.
+        allowed: what the operator allows it or its project, of what nobody has otherwise (`store.permissions`).
     """
 
     id: int
@@ -161,6 +162,7 @@ class Instance:
     large: frozenset[str] = frozenset()
     profiles: tuple[str, ...] = ()
     policies: tuple[KeyPolicy, ...] = ()
+    allowed: frozenset[str] = frozenset()
 
     @property
     def running(self) -> bool:

@@ -1,4 +1,4 @@
-"""The configuration keys that decide what a guest may do, and what their values can be."""
+"""What decides what a guest may do: configuration keys and what their values can be, and what has to be allowed."""
 
 from __future__ import annotations
 
@@ -9,5 +9,8 @@ TRUE = frozenset({"true", "1", "yes", "on"})
 INCUS, LXD = "security.guestapi", "security.devlxd"
 #: Allow an instance to export images (default: off); by dialect.
 INCUS_IMAGES, LXD_IMAGES = "security.guestapi.images", "security.devlxd.images"
+
+#: What an instance has only if the operator allows it (`guestapi policy allow`): to say things of itself.
+ATTRIBUTES = "attributes"
 
 SWITCHES = frozenset({INCUS, LXD, INCUS_IMAGES, LXD_IMAGES})

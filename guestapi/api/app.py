@@ -14,6 +14,7 @@ from falcon.routing import CompiledRouter
 
 from guestapi.api import errors
 from guestapi.api.gate import Gate
+from guestapi.api.resources.attributes import AttributeList, AttributeResource
 from guestapi.api.resources.config import ConfigKey, ConfigKeys
 from guestapi.api.resources.devices import DeviceDefinition, Devices, DeviceUrls
 from guestapi.api.resources.events import EventFeed
@@ -35,6 +36,7 @@ from guestapi.model import Image, Init, Instance, KeyPolicy
 from guestapi.notifications.broker import Broker
 from guestapi.rate_limit import RateLimit
 from guestapi.settings import LimitSettings
+from guestapi.store.attributes import Outcome
 from guestapi.store.errors import StoreError
 from guestapi.store.notices import Notice
 from guestapi.wsgi import DIALECT, QUERY, RAW_PATH, RAW_URI, Environ, StartResponse
@@ -47,7 +49,7 @@ _CONTENT_TYPE = "application/octet-stream"
 
 
 class Store(Protocol):
-    """What the API needs of the store: to read, and to record the one thing that a guest may report."""
+    """What the API needs of the store: to read, and to record what a guest may report."""
 
     def instance(self, instance_id: int) -> Instance | None:
         """As `store.reading.Reader.instance`."""
@@ -87,6 +89,20 @@ class Store(Protocol):
 
     def acknowledge(self, instance: Instance, notice_id: str) -> bool:
         """As `store.writing.Writer.acknowledge`. Other requests continue meanwhile."""
+        ...
+
+    def attributes(self, instance: Instance) -> list[str]:
+        """As `store.reading.Reader.attributes`."""
+        ...
+
+    def attribute(self, instance: Instance, path: str) -> bytes | None:
+        """As `store.reading.Reader.attribute`."""
+        ...
+
+    def write_attribute(
+        self, instance: Instance, path: str, value: bytes | None, holds: Callable[[bytes | None], bool] | None
+    ) -> Outcome:
+        """As `store.attributes.write`, committed. Other requests continue meanwhile."""
         ...
 
     def image(self, fingerprint: str) -> Image | None:
@@ -145,7 +161,7 @@ def create(
     Args:
         store: what it reads and writes.
         broker: where it subscribes clients to events.
-        limits: how often an instance may change its state; None for the defaults.
+        limits: how often an instance may write; None for the defaults.
         tokens: who gives guests tokens of Ubuntu Pro; None for nobody.
         identity: signed tokens that say which instance their bearer is; None: there are none.
     """
@@ -183,7 +199,7 @@ def _create(
     app.add_route("/1.0", _state(store, state_changes, dialect))
     app.add_route("/1.0/config", ConfigKeys(dialect))
     app.add_route("/1.0/config/{key}", ConfigKey(dialect, store))
-    app.add_route("/1.0/events", EventFeed(broker, gate, store.policies_of, dialect))
+    app.add_route("/1.0/events", EventFeed(broker, gate, store, dialect))
     app.add_route("/1.0/images/{fingerprint}/export", ImageExport(store, dialect))
     app.add_route("/1.0/meta-data", MetaData(dialect, store))
     if dialect.ubuntu_pro:
@@ -198,6 +214,8 @@ def _create(
     app.add_route("/1.0/guestapi/notices/{notice}/ack", Acknowledgement(store, state_changes))
     if identity is not None:
         app.add_route("/1.0/guestapi/identity", SignedIdentity(identity, gate, host))
+    app.add_route("/1.0/guestapi/attributes", AttributeList(store))
+    app.add_route("/1.0/guestapi/attributes/{namespace}/{name}", AttributeResource(store, state_changes))
     if dialect.listed_nic_types is None:
         app.add_route("/1.0/devices", Devices())
     else:

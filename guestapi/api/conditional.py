@@ -1,4 +1,4 @@
-"""Conditional requests of the tree, read from header fields and query by pure functions.
+"""Conditional requests, read from header fields and query by pure functions.
 
 The ETag of a representation is a hash of its bytes, so one ETag never names two contents: not after a restart, not
 after a restore, and not in another worker.
@@ -17,7 +17,7 @@ from guestapi.api.errors import BadRequest
 LONGEST_WAIT = 60
 
 #: RFC 9110, section 8.8.3. Any entity tag, and what may stand between two in a list (section 5.6.1).
-_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_TAG = re.compile(r'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _LIST = re.compile(rf"[ \t]*(?:{_TAG.pattern}[ \t]*)?(?:,[ \t]*(?:{_TAG.pattern}[ \t]*)?)*")
 _SECONDS = re.compile(r"[1-9][0-9]?")
 #: ``wait``, each letter percent-encoded.
@@ -38,19 +38,39 @@ def tags_of(environ: Mapping[str, str]) -> frozenset[str] | None:
     Raises:
         BadRequest: the field is not a list of tags.
     """
-    field = environ.get("HTTP_IF_NONE_MATCH")
+    found = _listed(environ.get("HTTP_IF_NONE_MATCH"), "If-None-Match")
+    return None if found is None else frozenset(tag for _weak, tag in found)
+
+
+def strong_tags_of(environ: Mapping[str, str]) -> frozenset[str] | None:
+    """Return the tags of If-Match; ``*`` alone for any; None if the field is absent.
+
+    Weak tags are left out: none of them matches, by strong comparison (RFC 9110, section 13.1.1).
+
+    Args:
+        environ: the request's header fields, named as in WSGI.
+
+    Raises:
+        BadRequest: the field is not a list of tags.
+    """
+    found = _listed(environ.get("HTTP_IF_MATCH"), "If-Match")
+    return None if found is None else frozenset(tag for weak, tag in found if not weak)
+
+
+def _listed(field: str | None, name: str) -> list[tuple[str, str]] | None:
+    """The tags of a field in order, each with ``W/`` before it or not."""
     if field is None:
         return None
     if field.strip(" \t") == "*":
-        return frozenset("*")
-    found = frozenset(_TAG.findall(field)) if _LIST.fullmatch(field) else frozenset()
+        return [("", "*")]
+    found = _TAG.findall(field) if _LIST.fullmatch(field) else []
     if not found:
-        raise BadRequest('If-None-Match is not a list of tags; send them with their quotes, like "5d41", or *')
+        raise BadRequest(f'{name} is not a list of tags; send them with their quotes, like "5d41", or *')
     return found
 
 
 def matches(tags: frozenset[str] | None, tag: str) -> bool:
-    """Tell whether If-None-Match names a representation, by weak comparison (RFC 9110, section 13.1.2)."""
+    """Tell whether tags of `tags_of` or `strong_tags_of` name a representation."""
     return tags is not None and (tag in tags or "*" in tags)
 
 

@@ -181,6 +181,25 @@ class TooManyTokens(OverLimit):
     limit = "writes_per_second"
 
 
+class TooLargeAttribute(Refusal):
+    """The value of an attribute has too many bytes (RFC 9110, section 15.5.14)."""
+
+    status_code = 413
+
+
+class QuotaExceeded(Refusal):
+    """The instance would have more attributes than it may have (RFC 4918, section 11.5)."""
+
+    status_code = 507
+
+
+class TooManyWrites(OverLimit):
+    """The instance writes attributes too often."""
+
+    text = "too many writes of attributes"
+    limit = "writes_per_second"
+
+
 class TooManyAcknowledgements(OverLimit):
     """The instance acknowledges notices too often."""
 

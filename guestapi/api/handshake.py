@@ -17,7 +17,7 @@ _GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 #: An id of the change log fits into SQLite's 63 bits. Not every number of 19 digits does.
 _ID_DIGITS = 18
 #: The types that an event for a guest can have. A stream keeps no other word of what its client asks for.
-_TYPES = frozenset({"config", "device", "notice"})
+_TYPES = frozenset({"attribute", "config", "device", "notice"})
 
 
 def _parameter(name: str) -> re.Pattern[str]:

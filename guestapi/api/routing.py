@@ -28,7 +28,7 @@ class Methods(dict[str, Responder]):
     def __init__(self, resource: object, dialect: Dialect) -> None:
         super().__init__()
         self._dialect = dialect
-        for method in ("GET", "PATCH", "POST"):
+        for method in ("DELETE", "GET", "PATCH", "POST", "PUT"):
             if responder := getattr(resource, f"on_{method.lower()}", None):
                 self[method] = responder
         if "GET" in self:

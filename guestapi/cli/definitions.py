@@ -18,7 +18,8 @@ _KEYS = ("name", "project", "type", "uuid", "cloud_init_id", "location", "profil
 #: What `show --format json`, Incus and LXD print beside it: facts, which are not defined.
 _FACTS = frozenset(
     {
-        *("status", "state", "pid", "source", "key", "hostname", "architecture", "created_at", "description"),
+        *("status", "state", "pid", "source", "key", "hostname", "attributes"),
+        *("architecture", "created_at", "description"),
         *("ephemeral", "expanded_config", "expanded_devices", "last_used_at", "stateful", "status_code"),
     }
 )

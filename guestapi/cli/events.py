@@ -17,7 +17,7 @@ from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.lookup import get_instance, get_latest_entry, has_entries, list_projects, read_entries
 
-_TYPES = frozenset({"config", "device", "lifecycle", "notice"})
+_TYPES = frozenset({"attribute", "config", "device", "lifecycle", "notice"})
 
 #: Entries that are read at a time, and seconds after which to look although the bell did not ring.
 _BATCH, _LOOK_SECONDS = 256, 1.0
@@ -26,7 +26,9 @@ _BATCH, _LOOK_SECONDS = 256, 1.0
 @click.command(cls=Verb)
 @takes_project("Of this project alone; with NAME: default.")
 @click.argument("name", required=False, shell_complete=complete_instance)
-@click.option("--type", "types", metavar="TYPE[,TYPE]...", help="Of these alone: config, device, lifecycle, notice.")
+@click.option(
+    "--type", "types", metavar="TYPE[,TYPE]...", help="Of these alone: attribute, config, device, lifecycle, notice."
+)
 @click.option("--since", type=click.IntRange(min=0), metavar="ID", help="Begin after this entry; 0: with the oldest.")
 @click.option("-f", "--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_context
@@ -107,6 +109,8 @@ def _as_text(entry: Notification) -> str:
         what = f"{metadata['key']}: {metadata['old_value']!r:.60} -> {metadata['value']!r:.60}"
     elif entry.type == "device":
         what = f"{metadata['name']} {metadata['action']}"
+    elif entry.type == "attribute":
+        what = f"{metadata['path']} {metadata['action']}"
     elif entry.type == "notice":
         what = f"{metadata['id']} {metadata['status']}: {metadata['type']} {metadata['text']}".rstrip()
     elif metadata["action"] == "key-spent":

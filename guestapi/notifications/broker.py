@@ -20,7 +20,7 @@ from guestapi.store.errors import StoreError
 from guestapi.store.rows import ENTRIES_BYTES, LAST_ID, Entries
 
 #: The types of events that only a client receives that names them: Incus and LXD have no such events.
-NAMED_TYPES = frozenset({"notice"})
+NAMED_TYPES = frozenset({"attribute", "notice"})
 #: How many entries are read at a time. Reading and encoding them takes less than 1 ms.
 BATCH = 64
 #: After how many bytes of entries it is enough for a client that resumes: what its stream holds is its own, so there

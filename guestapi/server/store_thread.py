@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from gevent.hub import get_hub
 
@@ -16,11 +16,12 @@ from guestapi.server.group_commit import GroupCommit
 from guestapi.server.instance_locks import InstanceLocks
 from guestapi.settings import Settings
 from guestapi.store import images
+from guestapi.store.attributes import AttributeReport, Outcome
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
 from guestapi.store.reading import Reader, ValueReader, Version
-from guestapi.store.writing import ReadyReport, Writer
+from guestapi.store.writing import ReadyReport, WorkloadReport, Writer
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,10 @@ class OffloadedStore:
         self.doorbell = Doorbell(database_file(settings.store.url))
         self._writer: Writer | None = None
         self._audit = by_guest()
-        self._reports = GroupCommit(self._write_reports)
+        self._reports: GroupCommit[WorkloadReport[object], object] = GroupCommit(self._write_reports)
         self._values = ValueReader(settings.store.url)
         self._value_locks = InstanceLocks()
+        self._attribute_locks = InstanceLocks()
         #: As `Reader.instance` and `Reader.running_in`. PERF: a request calls them several times.
         self.instance = self._reader.instance
         #: As `Reader.policies_of`.
@@ -73,6 +75,9 @@ class OffloadedStore:
         self.running_in = self._reader.running_in
         #: As `Reader.notices`.
         self.notices = self._reader.notices
+        #: As `Reader.attributes` and `Reader.attribute`.
+        self.attributes = self._reader.attributes
+        self.attribute = self._reader.attribute
         #: As `Reader.snapshot_of`.
         self.snapshot_of = self._reader.snapshot_of
         self._images = images.directory(settings)
@@ -87,7 +92,18 @@ class OffloadedStore:
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """As `Writer.set_ready`, in one transaction with what others say at the same time. Only its greenlet waits."""
-        return self._reports.submit(ReadyReport(instance_id, run, ready, init))
+        return cast("bool", self._reports.submit(ReadyReport(instance_id, run, ready, init)))
+
+    def write_attribute(
+        self, instance: Instance, path: str, value: bytes | None, holds: Callable[[bytes | None], bool] | None
+    ) -> Outcome:
+        """As `store.attributes.write`, in one transaction with what others say at the same time.
+
+        Only the calling greenlet waits. An instance has one write at a time on its way, so none fills the next
+        transactions, and others wait for one of each at the most.
+        """
+        with self._attribute_locks.hold(instance.id):
+            return cast("Outcome", self._reports.submit(AttributeReport(instance, path, value, holds)))
 
     def read_value(self, instance: Instance, key: str) -> str | None:
         """As `store.reading.ValueReader.value`, in a thread of gevent's pool.
@@ -151,13 +167,13 @@ class OffloadedStore:
             self._writer = Writer(self._settings, audit=self._audit)
         return self._writer.acknowledge(instance, notice_id)
 
-    def _write_reports(self, reports: Sequence[ReadyReport]) -> list[bool]:
-        return in_thread(self._set_all_ready, reports)
+    def _write_reports(self, reports: Sequence[WorkloadReport[object]]) -> list[object]:
+        return in_thread(self._record_all, reports)
 
-    def _set_all_ready(self, reports: Sequence[ReadyReport]) -> list[bool]:
+    def _record_all(self, reports: Sequence[WorkloadReport[object]]) -> list[object]:
         if self._writer is None:
             self._writer = Writer(self._settings, audit=self._audit)
-        return self._writer.set_all_ready(reports)
+        return self._writer.record_all(reports)
 
     def image(self, fingerprint: str) -> Image | None:
         """As `Reader.image`."""

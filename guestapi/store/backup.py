@@ -25,13 +25,22 @@ from guestapi.callers.namespaces import is_alive
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Image, Instance
 from guestapi.settings import Settings
-from guestapi.store import image_steps, images, notices, policies, profile_restore, steps
+from guestapi.store import attributes, image_steps, images, notices, permissions, policies, profile_restore, steps
+from guestapi.store.attributes import Attribute
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.layers import Layers
-from guestapi.store.lookup import find_by_key, find_instance, is_placed, list_images, list_instances
-from guestapi.store.migrations import PROFILES_SINCE, check_version
+from guestapi.store.lookup import (
+    find_by_key,
+    find_instance,
+    get_instance,
+    is_placed,
+    list_images,
+    list_instances,
+)
+from guestapi.store.migrations import ATTRIBUTES_SINCE, PROFILES_SINCE, check_version
 from guestapi.store.notices import SavedNotice
+from guestapi.store.permissions import Permission
 from guestapi.store.placements import list_placed
 from guestapi.store.policies import ScopedPolicy, Spend
 from guestapi.store.profile_restore import ProfileExchange, SavedProfiles
@@ -97,6 +106,9 @@ class _Content:
     policies: list[ScopedPolicy]
     spends: list[Spend]
     notices: list[SavedNotice]
+    #: None: it was written by a version that had none.
+    permissions: list[Permission] | None
+    attributes: dict[int, list[Attribute]]
 
 
 def back_up(url: str, target: Path, *, replace: bool = False) -> Saved:
@@ -176,6 +188,8 @@ def restore(
             profile_restore.finish(change, exchange)
         _restore_policies(change, content)
         _restore_notices(change, content)
+        _restore_permissions(change, content)
+        _restore_attributes(change, content)
         _restore_images(change, content.images, images.directory(settings), restored)
     return restored
 
@@ -291,6 +305,34 @@ def _restore_notices(change: Change, content: _Content) -> None:
             notices.put_back(change, steps.reload(change, number), notice)
 
 
+def _restore_permissions(change: Change, content: _Content) -> None:
+    """Allow what was allowed then, and no more, but to instances that the backup does not know."""
+    if content.permissions is None:
+        return
+    uuids = {(one.instance.project, one.instance.name): one.instance.uuid for one in content.entries}
+    wanted: dict[Permission, Instance | None] = {}
+    for one in content.permissions:
+        if one.instance is None:
+            wanted[one] = None
+        elif (number := steps.find_by_uuid(change, uuids[one.project, one.instance])) is not None:
+            found = steps.reload(change, number)
+            wanted[Permission(found.project, found.name, one.feature)] = found
+    for one in permissions.list_permissions(change):
+        instance = None if one.instance is None else get_instance(change, one.project, one.instance)
+        if one not in wanted and (instance is None or instance.uuid in uuids.values()):
+            permissions.disallow(change, one.project, instance, one.feature)
+    for one, instance in wanted.items():
+        permissions.allow(change, one.project, instance, one.feature)
+
+
+def _restore_attributes(change: Change, content: _Content) -> None:
+    """Have instances say again what they said of themselves, if they say nothing now."""
+    for entry in content.entries:
+        number = steps.find_by_uuid(change, entry.instance.uuid)
+        if number is not None and (said := content.attributes.get(entry.instance.id)):
+            attributes.put_back(change, steps.reload(change, number), said)
+
+
 def _restore_images(change: Change, wanted: list[Image], where: Path, restored: Restored) -> None:
     present = {one.fingerprint: one for one in list_images(change)}
     own = [one for one in wanted if one.source not in DAEMONS]
@@ -361,7 +403,9 @@ def _read(file: Path, live: Path) -> _Content:
             ]
             saved = None if version < PROFILES_SINCE else profile_restore.read_saved(store)
             kept = policies.list_policies(store), policies.list_spends(store), notices.read_saved(store)
-            return _Content(entries, list_images(store), saved, *kept)
+            allowed = None if version < ATTRIBUTES_SINCE else permissions.list_permissions(store)
+            said = attributes.read_saved(store)
+            return _Content(entries, list_images(store), saved, *kept, allowed, said)
 
 
 def _put_damaged_aside(database: Path) -> Path | None:

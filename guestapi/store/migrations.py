@@ -15,6 +15,8 @@ from guestapi.store.tables import BEGINNING_BYTES, INDEXES, PART_BYTES, TABLES, 
 
 #: The first version of the tables with profiles.
 PROFILES_SINCE = 4
+#: The first version of the tables with attributes, and with what is allowed.
+ATTRIBUTES_SINCE = 8
 #: What version 2 called a container of an OCI runtime that had no other name: the first digits of its id.
 _EPHEMERAL_NAME = re.compile("[0-9a-f]{12}")
 #: What version 2's hook of LXC wrote of a NIC, and of a mount.
@@ -202,6 +204,14 @@ def _from_6_to_7(connection: sqlite3.Connection) -> None:
         connection.execute(TABLES[table])
 
 
+def _from_7_to_8(connection: sqlite3.Connection) -> None:
+    """Attributes, and what is allowed."""
+    for table in ("permissions", "attributes"):
+        connection.execute(TABLES[table])
+    for index in ("permissions_by_scope", "permissions_by_instance"):
+        connection.execute(INDEXES[index])
+
+
 #: What makes a database of one version into one of the next.
 _UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {
     1: _from_1_to_2,
@@ -210,4 +220,5 @@ _UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {
     4: _from_4_to_5,
     5: _from_5_to_6,
     6: _from_6_to_7,
+    7: _from_7_to_8,
 }

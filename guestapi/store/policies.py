@@ -118,7 +118,7 @@ def put(change: Change, project: str, instance: Instance | None, policy: KeyPoli
     flags = (policy.hidden, policy.secret, policy.once)
     change.connection.execute(_PUT, (*scope, policy.pattern, *flags, json.dumps(sorted(policy.uids))))
     conceal(change, project, instance)
-    _tell(change, project, instance)
+    note_changed(change, project, instance)
     _record(change, "policy.put", project, instance, policy.pattern)
 
 
@@ -131,7 +131,7 @@ def remove(change: Change, project: str, instance: Instance | None, pattern: str
     removed = change.connection.execute(_REMOVE, (*_scope(project, instance), pattern)).rowcount
     if not removed:
         raise ConflictError(f"no policy has the pattern {pattern!r} there", "'guestapi policy list' shows all")
-    _tell(change, project, instance)
+    note_changed(change, project, instance)
     _record(change, "policy.remove", project, instance, pattern)
 
 
@@ -231,7 +231,8 @@ def _concerned(project: str, instance: Instance | None) -> tuple[int | None, str
     return (None, project) if instance is None else (instance.id, None)
 
 
-def _tell(change: Change, project: str, instance: Instance | None) -> None:
+def note_changed(change: Change, project: str, instance: Instance | None) -> None:
+    """Have all workers know that something was decided about an instance, or about all of a project."""
     change.connection.execute(_CONCERNED, _concerned(project, instance))
     event = changes.lifecycle("policy-changed", project, "" if instance is None else instance.name)
     if instance is None:

@@ -21,6 +21,7 @@ from typing import NamedTuple, TypeVar, TypeVarTuple
 
 from guestapi.dialects import DIALECTS
 from guestapi.model import Image, Init, Instance, KeyPolicy, Notification
+from guestapi.store.attributes import get_value, list_paths
 from guestapi.store.engine import database_file, open_reader
 from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.files import Held, Identity, identity
@@ -271,6 +272,24 @@ class Reader:
         """
         connection, _version = self._look()
         return list_current(_OpenStore(connection), instance_id)
+
+    @_explained
+    def attributes(self, instance: Instance) -> list[str]:
+        """The paths of an instance's attributes, sorted; at most `attributes.MOST_ATTRIBUTES`.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return list_paths(_OpenStore(self._look()[0]), instance)
+
+    @_explained
+    def attribute(self, instance: Instance, path: str) -> bytes | None:
+        """The value of an attribute, at most `attributes.VALUE_BYTES`; None if there is none.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return get_value(_OpenStore(self._look()[0]), instance, path)
 
     def seen(self, instance_id: int) -> Instance | None:
         """As `instance`, but as of the last `running_in`. Does not look, so it costs next to nothing.

@@ -61,6 +61,7 @@ _POLICIES = (
     "WHERE project = ? OR instance_id = ? ORDER BY project IS NULL, pattern"
 )
 _SPENT = "SELECT key FROM spends WHERE instance_id = ? AND spent"
+_ALLOWED = "SELECT DISTINCT feature FROM permissions WHERE project = ? OR instance_id = ?"
 
 #: Whether a device's definition has a type, so stands for itself.
 _HAS_TYPE = methodcaller("get", "type")
@@ -118,6 +119,7 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
             # It counts as unset, whatever the layers have, until it is set anew.
             settings.pop(key, None)
             large.discard(key)
+        allowed = frozenset(feature for (feature,) in connection.execute(_ALLOWED, (row[3], instance_id)))
     number, revision, run, project, name, kind, identity, cloud_init_id, location, ready, *owner = row[: INIT.start]
     source, key, hostname, kept = owner
     return Instance(
@@ -141,6 +143,7 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
         large=frozenset(large),
         profiles=profiles,
         policies=policies,
+        allowed=allowed,
     )
 
 

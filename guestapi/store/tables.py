@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
-VERSION = 7
+VERSION = 8
 #: Bytes of a part of an entry's metadata, and of the largest metadata that is not divided.
 PART_BYTES = 64 * 1024
 #: How much of large metadata stands in the entry itself: it names the key, which has 1,024 bytes, six for each in JSON.
@@ -235,6 +235,27 @@ TABLES = {
         PRIMARY KEY (instance_id),
         FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
     )""",
+    # What the operator allows the instances of a project, or one instance (store.permissions).
+    "permissions": """CREATE TABLE permissions (
+        project TEXT,
+        instance_id INTEGER,
+        feature TEXT NOT NULL,
+        CHECK ((project IS NULL) <> (instance_id IS NULL)),
+        FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
+    )""",
+    # What instances say of themselves (store.attributes).
+    "attributes": """CREATE TABLE attributes (
+        instance_id INTEGER NOT NULL,
+        -- NAMESPACE/KEY.
+        path TEXT NOT NULL,
+        -- Bytes of the value. It stands before it, so that the value is not read for it.
+        size INTEGER NOT NULL,
+        -- When it was written last, in seconds of Unix time.
+        written FLOAT NOT NULL,
+        value BLOB NOT NULL,
+        PRIMARY KEY (instance_id, path),
+        FOREIGN KEY (instance_id) REFERENCES instances (id) ON DELETE CASCADE
+    )""",
 }
 
 #: For each index: the statement that makes it. The two on who caused an entry answer what trimming asks for without a
@@ -255,5 +276,10 @@ INDEXES = {
     ),
     "policies_by_instance": "CREATE INDEX policies_by_instance ON policies (instance_id)",
     "notices_by_instance": "CREATE INDEX notices_by_instance ON notices (instance_id, run)",
+    "permissions_by_scope": (
+        "CREATE UNIQUE INDEX permissions_by_scope "
+        "ON permissions (coalesce(project, ''), coalesce(instance_id, 0), feature)"
+    ),
+    "permissions_by_instance": "CREATE INDEX permissions_by_instance ON permissions (instance_id)",
     "image_aliases_by_image": "CREATE INDEX image_aliases_by_image ON image_aliases (fingerprint)",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from guestapi.model import Init, Instance
 from guestapi.store import steps
@@ -25,13 +25,28 @@ if TYPE_CHECKING:
     from guestapi.store.options import Options
 
 
+R_co = TypeVar("R_co", covariant=True)
+
+
+class WorkloadReport(Protocol[R_co]):
+    """What a workload says of itself, to be recorded."""
+
+    def record(self, change: Change) -> R_co:
+        """Record it in this transaction, and return what became of it."""
+        ...
+
+
 class ReadyReport(NamedTuple):
-    """What a workload says of itself; attributes as the arguments of `steps.set_ready`."""
+    """Whether a workload is ready; attributes as the arguments of `steps.set_ready`."""
 
     instance_id: int
     run: int
     ready: bool
     init: Init | None
+
+    def record(self, change: Change) -> bool:
+        """As `WorkloadReport`; as `steps.set_ready`."""
+        return steps.set_ready(change, self.instance_id, self.run, self.ready, self.init)
 
 
 class Writer:
@@ -117,19 +132,19 @@ class Writer:
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Write what the workload says of itself, in a transaction of its own; see `steps.set_ready`."""
-        return self.set_all_ready([ReadyReport(instance_id, run, ready, init)])[0]
+        return self.record_all([ReadyReport(instance_id, run, ready, init)])[0]
 
-    def set_all_ready(self, reports: Sequence[ReadyReport]) -> list[bool]:
+    def record_all(self, reports: Sequence[WorkloadReport[R_co]]) -> list[R_co]:
         """Write what several workloads say of themselves, in one transaction: it costs about as much as one of them.
 
         Args:
             reports: in the order in which they were made.
 
         Returns:
-            For each, whether it was recorded; see `steps.set_ready`.
+            What became of each.
 
         Raises:
             StoreError: none of them was recorded.
         """
         with self.change() as change:
-            return [steps.set_ready(change, one.instance_id, one.run, one.ready, one.init) for one in reports]
+            return [one.record(change) for one in reports]

@@ -14,6 +14,7 @@ from guestapi.callers.identify import Caller, LiveInit
 from guestapi.callers.namespaces import IdMap
 from guestapi.model import Device, Image, Init, Instance, KeyPolicy, Notification
 from guestapi.notifications.broker import Broker
+from guestapi.store.attributes import Outcome
 from guestapi.store.images import open_files
 from guestapi.store.notices import Notice
 from guestapi.store.rows import Entries
@@ -108,6 +109,8 @@ class MemoryStore:
     where: Path = Path("/nonexistent")
     event_id: int = 0
     announced: list[Notice] = field(default_factory=list)
+    said: dict[str, bytes] = field(default_factory=dict)
+    outcome: Outcome | None = None
 
     def instance(self, instance_id: int) -> Instance | None:
         """Return the instance if the id is its own."""
@@ -163,6 +166,28 @@ class MemoryStore:
         """Mark a notice."""
         self.announced = [one._replace(status="acknowledged") if one.id == notice_id else one for one in self.announced]
         return any(one.id == notice_id for one in self.announced)
+
+    def attributes(self, instance: Instance) -> list[str]:
+        """Return the paths of what was said."""
+        return sorted(self.said)
+
+    def attribute(self, instance: Instance, path: str) -> bytes | None:
+        """Return what was said."""
+        return self.said.get(path)
+
+    def write_attribute(
+        self, instance: Instance, path: str, value: bytes | None, holds: Callable[[bytes | None], bool] | None
+    ) -> Outcome:
+        """Keep what is said, if the condition holds; or return `outcome`, if there is one."""
+        present = self.said.get(path)
+        if self.outcome is not None:
+            return self.outcome
+        if holds is not None and not holds(present):
+            return Outcome.CONDITION
+        self.said.pop(path, None)
+        if value is not None:
+            self.said[path] = value
+        return Outcome.DONE if present is not None or value is None else Outcome.CREATED
 
     def image(self, fingerprint: str) -> Image | None:
         """Return one of the images."""
@@ -229,8 +254,19 @@ class Client:
         query: str = "",
         fields: Mapping[str, str] | None = None,
         target: str | None = None,
+        length: int | None = None,
     ) -> Answered:
-        """Send one request; `fields` are header fields by name, `target` is the sent target if it is not the path."""
+        """Send one request.
+
+        Args:
+            path: of the request.
+            method: of the request.
+            body: of the request.
+            query: of the request.
+            fields: header fields by name.
+            target: the sent target, if it is not the path.
+            length: the Content-Length, if there is one.
+        """
         environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
             "SCRIPT_NAME": "",
@@ -250,6 +286,8 @@ class Client:
             CALLER: self.who,
             DIALECT: self.dialect,
         }
+        if length is not None:
+            environ["CONTENT_LENGTH"] = str(length)
         self.environ = environ
         said: list[Any] = []
 

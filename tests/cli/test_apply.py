@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from guestapi.model import Init
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
+from guestapi.store import permissions, steps
+from guestapi.store.attributes import AttributeReport, list_attributes
+from guestapi.store.lookup import get_instance
+from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.cli.test_habits import on_terminal
@@ -164,3 +169,24 @@ def test_warnings(guestapi: Guestapi) -> None:
 def test_progress_on_a_terminal(guestapi: Guestapi, two: Path) -> None:
     """On a terminal, a bar shows the progress."""
     assert "2/2" in on_terminal(guestapi, "apply", "-f", str(two))
+
+
+def test_attributes_are_shown_and_not_taken(c1: Guestapi) -> None:
+    """Exported with --attributes, they are facts: another instance that is made of the definition has none."""
+    writer = Writer(c1.settings)
+    with writer.change() as change:
+        steps.start(change, get_instance(change, "default", "c1"), Init(100, 5, "boot", 7))
+        permissions.allow(change, "default", None, "attributes")
+        one = get_instance(change, "default", "c1")
+    said = {"app/motd": b"a\x1b[2J\n\xff", "app/version": b"2.14"}
+    writer.record_all([AttributeReport(one, path, value) for path, value in said.items()])
+    assert "attributes" not in c1.good("export", "c1")
+    text = c1.good("export", "c1", "--attributes")
+    assert "\x1b" not in text
+    assert yaml.safe_load(text)["attributes"] == {"app/motd": "a\x1b[2J\n\\xff", "app/version": "2.14"}
+    assert c1.good("apply", "-f", "-", stdin=text) == "0 added, 0 changed, 0 removed, 1 unchanged\n"
+    copy = "\n".join(line for line in text.replace("name: c1", "name: c2").splitlines() if "uuid" not in line)
+    c1.good("apply", "-f", "-", stdin=copy)
+    with view(c1.settings.store.url) as store:
+        assert len(list_attributes(store, get_instance(store, "default", "c1"))) == 2
+        assert list_attributes(store, get_instance(store, "default", "c2")) == []

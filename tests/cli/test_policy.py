@@ -73,3 +73,23 @@ def test_spent(c1: Guestapi) -> None:
     assert "is not set" in c1.fails("config", "get", "c1", "user.a")
     c1.good("config", "set", "c1", "user.a=1")
     assert c1("policy", "spent", "--format", "json").json[0]["set_anew"] is True
+
+
+def test_allow_and_disallow(c1: Guestapi) -> None:
+    """What is allowed is listed behind the policies with its scope; twice is once; what was not allowed is an error."""
+    c1.good("policy", "add", "user.*", "--hidden")
+    for _ in range(2):
+        c1.good("policy", "allow", "attributes")
+    c1.good("policy", "allow", "attributes", "--instance", "c1")
+    assert listed(c1)[1:] == [
+        {"project": "default", "allow": "attributes"},
+        {"project": "default", "instance": "c1", "allow": "attributes"},
+    ]
+    assert "allow attributes" in c1.good("policy", "list")
+    c1.good("policy", "disallow", "attributes")
+    assert "not allowed to project 'default'" in c1.fails("policy", "disallow", "attributes")
+    c1.good("policy", "disallow", "attributes", "--instance", "c1")
+    assert "not allowed to instance 'c1'" in c1.fails("policy", "disallow", "attributes", "--instance", "c1")
+    assert [one["pattern"] for one in listed(c1)] == ["user.*"]
+    assert "no instance 'c2'" in c1.fails("policy", "allow", "attributes", "--instance", "c2")
+    assert "'attributes'" in c1.misuse("policy", "allow", "all")

@@ -122,7 +122,7 @@ def test_events_of_others_stay_in_the_log(settings: Settings, writer: Writer) ->
     before = log_entries(settings)
     for ready in (True, False) * 30:
         reports = [ReadyReport(one.id, one.run, ready, one.init) for one in noisy]
-        assert short.set_all_ready(reports) == [True] * 3
+        assert short.record_all(reports) == [True] * 3
     log = log_entries(settings)
     assert log[: len(before)] == before
     assert len(log) == len(before) + 3 * 16
@@ -143,7 +143,7 @@ def test_reports_are_one_transaction(settings: Settings, writer: Writer) -> None
     index = map_index(database)
     assert index is not None
     commits = int.from_bytes(index[8:12], sys.byteorder)
-    assert writer.set_all_ready(reports) == [True, False, True]
+    assert writer.record_all(reports) == [True, False, True]
     # "iChange" (sqlite.org/walformat.html, section 2.1) counts transactions.
     assert int.from_bytes(index[8:12], sys.byteorder) == commits + 1
     reader.close()

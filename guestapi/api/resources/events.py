@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 import falcon
 
@@ -15,37 +15,44 @@ from guestapi.dialects import Dialect
 from guestapi.encoding import JSON
 from guestapi.http.websocket import CloseCode
 from guestapi.key_policy import rule_of
-from guestapi.model import KeyPolicy
+from guestapi.model import Instance, KeyPolicy
 from guestapi.notifications.broker import Broker, TooManySubscriptionsError
 from guestapi.notifications.events import EncodedEvent, EventFormat
+from guestapi.switches import ATTRIBUTES
 from guestapi.wsgi import CALLER, HANDOVER, QUERY, Environ, Handover
 
 #: Seconds after which a client with too many streams may try again. Streams last, so this is long.
 _RETRY_SECONDS = 10
 
 
+class PolicyStore(Protocol):
+    """Where it is read what a guest may hear of. `api.app.Store` implements it."""
+
+    def instance(self, instance_id: int) -> Instance | None:
+        """As `store.reading.Reader.instance`."""
+        ...
+
+    def policies_of(self, instance_id: int) -> tuple[KeyPolicy, ...]:
+        """As `store.reading.Reader.policies_of`."""
+        ...
+
+
 class EventFeed:
     """``GET /1.0/events``: a WebSocket, server-sent events, or one JSON document a line."""
 
-    def __init__(
-        self,
-        broker: Broker,
-        gate: Gate,
-        get_policies: Callable[[int], tuple[KeyPolicy, ...]],
-        dialect: Dialect,
-    ) -> None:
+    def __init__(self, broker: Broker, gate: Gate, store: PolicyStore, dialect: Dialect) -> None:
         """Serve streams.
 
         Args:
             broker: where clients are subscribed.
             gate: the gate that let the request through. It decides again while the stream lasts.
-            get_policies: returns the policies that hold for an instance now.
+            store: where it is read what holds for an instance now.
             dialect: says what a WebSocket needs.
         """
         self._dialect = dialect
         self._broker = broker
         self._gate = gate
-        self._get_policies = get_policies
+        self._store = store
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Subscribe the client and hand the connection over to the server.
@@ -89,10 +96,13 @@ class EventFeed:
         environ[HANDOVER] = Handover(status, tuple(headers), event_format, subscription)
 
     def _viewer(self, instance_id: int) -> Callable[[EncodedEvent], EncodedEvent | None]:
-        get_policies = self._get_policies
+        get_policies, get_instance = self._store.policies_of, self._store.instance
 
         def view(event: EncodedEvent) -> EncodedEvent | None:
             # Policies that hold when it is sent, not when it happened.
+            if event.type == "attribute":
+                instance = get_instance(instance_id)
+                return event if instance is not None and ATTRIBUTES in instance.allowed else None
             if not (policies := get_policies(instance_id)) or event.key is None:
                 return event
             rule = rule_of(policies, event.key)

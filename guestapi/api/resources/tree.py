@@ -80,12 +80,14 @@ class Features:
     cacheable = True
 
     def __init__(self, features: Sequence[str]) -> None:
-        self._content = json_line({"features": features})
+        """Serve the list; `features` are those that every instance of the host has."""
+        self._features = features
 
-    def on_get(self, _req: falcon.Request, resp: falcon.Response) -> None:
-        """Answer with a JSON object."""
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answer with a JSON object. What has to be allowed to an instance stands behind the others."""
+        instance: Instance = req.context.instance
         resp.content_type = JSON
-        resp.data = self._content
+        resp.data = json_line({"features": [*self._features, *sorted(instance.allowed)]})
 
 
 class Tree:
