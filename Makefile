@@ -36,7 +36,8 @@ demo: $(VENV)/ready ## see it work: service, container, every endpoint
 
 test: $(VENV)/ready $(VENV)/parsers daemons ## the whole test suite (as root)
 	@tools/packages install test
-	@[ -d $(VENV)/cloud-init ] || tools/unpack-cloud-init $(VENV)/cloud-init
+	@[ -d $(VENV)/cloud-init ] || tools/unpack $(VENV)/cloud-init cloud-init
+	@[ -d $(VENV)/openssh ] || tools/unpack $(VENV)/openssh openssh-server libwrap0 libnsl2
 	$(VENV)/bin/pytest $(AT_ONCE)
 
 test-fast: $(VENV)/ready $(VENV)/parsers ## the tests that need no service, container, daemon or machine, nor root (two minutes)

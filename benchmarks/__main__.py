@@ -1,9 +1,9 @@
 """`python -m benchmarks [PART]...`: measures, prints tables in Markdown, and writes all figures as JSON.
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), waiting (the tree, and
-requests that wait), boots (of many instances), fairness, hooks (of container runtimes), commands (of the operator),
-counting (what metrics cost), identity (tokens), hostile (attacks), machines (virtual machines beside containers),
-beside (a real Incus and a real LXD), and cluster (of three Incus); by default all.
+requests that wait), boots (of many instances), attributes (of instances), fairness, hooks (of container runtimes),
+commands (of the operator), counting (what metrics cost), identity (tokens), hostile (attacks), machines (virtual
+machines beside containers), beside (a real Incus and a real LXD), and cluster (of three Incus); by default all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    attributes,
     beside,
     boots,
     cluster,
@@ -57,6 +58,7 @@ def main() -> int:
         "sustained": scale.sustained,
         "waiting": lambda: waiting.measure(options.rounds, options.seconds),
         "boots": lambda: boots.measure(options.rounds),
+        "attributes": lambda: attributes.measure(5 * options.seconds),
         "fairness": lambda: fairness.measure(options.rounds, options.seconds),
         "hooks": hooks.measure,
         "commands": commands.measure,
@@ -65,7 +67,7 @@ def main() -> int:
         "hostile": lambda: hostile.measure(options.rounds, options.seconds),
         "cluster": cluster.measure,
     }
-    apart = ("waiting", "boots", "fairness", "hooks", "commands", "counting", "identity", "hostile", "cluster")
+    apart = ("waiting", "boots", "attributes", "fairness", "hooks", "commands", "counting", "identity", "hostile", "cluster")
     groups = {"scale": [name for name in figures if name not in apart]}
     parts = options.parts or ["requests", *figures, "machines", "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]

@@ -114,7 +114,7 @@ def memory() -> Iterator[Figure]:
 
 def mass_change(times: int = 5) -> Iterator[Figure]:
     """Measure what a bystander notices of a change for which 1,000 instances wait."""
-    with service(toml=_TOML) as (running, container), _instances(running, INSTANCES) as guests:
+    with service(toml=_TOML) as (running, container), many_instances(running, INSTANCES) as guests:
         pin([running.pid, *running.workers], SERVER_CORE)
         inside = Inside(container.pid)
         quiet = [_load(inside)["p99"] / 1000 for _time in range(times)]
@@ -154,7 +154,7 @@ def _wait_all(guests: list[Talk]) -> None:
 
 
 @contextmanager
-def _instances(running: Service, number: int) -> Iterator[list[Talk]]:
+def many_instances(running: Service, number: int) -> Iterator[list[Talk]]:
     """Make this many instances, each with an init that has a connection; all have a profile."""
     with ExitStack() as stack:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -17,7 +17,20 @@ from guestapi.settings import ListenSocket
 #: Each is in the module of its name. Loaded when it is called: a container waits for its hook, and for what that loads.
 _MODULES = frozenset(
     {
-        *("apply", "backup", "check", "config", "device", "events", "export", "fleet", "follow", "hook", "image"),
+        *(
+            "apply",
+            "attributes",
+            "backup",
+            "check",
+            "config",
+            "device",
+            "events",
+            "export",
+            "fleet",
+            "follow",
+            "hook",
+            "image",
+        ),
         *(
             "identity",
             "instance",

@@ -251,6 +251,24 @@ def report(host: Host, ready: bool) -> None:
         raise CommandError(REFUSED, text.decode("utf-8", "replace").strip())
 
 
+def write_attribute(host: Host, path: str, value: Optional[bytes]) -> None:
+    """Say something of this instance, or take it back.
+
+    Args:
+        host: to ask.
+        path: the attribute, NAMESPACE/KEY.
+        value: any bytes; None: take it back.
+
+    Raises:
+        CommandError: the host refuses or cannot be asked, or has no attributes.
+    """
+    target = "/1.0/guestapi/attributes/" + "/".join(map(quoted, path.split("/")))
+    method = "DELETE" if value is None else "PUT"
+    status, _headers, text = host.ask(method, target, body=value)
+    if status == 404:
+        raise CommandError(REFUSED, text.decode("utf-8", "replace").strip() or "not found")
+
+
 def notices(host: Host) -> List[Dict[str, Any]]:
     """Return what the host has announced.
 
@@ -481,6 +499,13 @@ def event_id(text: str) -> int:
     return int(text)
 
 
+def attribute(text: str) -> str:
+    """Parse the path of an attribute; the host decides what the names can be."""
+    if len(text.split("/")) != 2 or text.startswith("/") or text.endswith("/"):
+        raise argparse.ArgumentTypeError("{!r} is not NAMESPACE/KEY".format(text))
+    return text
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
@@ -509,6 +534,11 @@ def parser() -> argparse.ArgumentParser:
     stream.add_argument("--type", metavar="TYPES", help="only these types, like config,device")
     ready = verbs.add_parser("ready", parents=[common], help="report to the host that the workload is ready")
     ready.add_argument("--not", dest="ready", action="store_false", help="report that it is not ready any more")
+    put = verbs.add_parser("put", parents=[common], help="say something of this instance: set an attribute")
+    put.add_argument("path", metavar="NAMESPACE/KEY", type=attribute)
+    put.add_argument("value", metavar="VALUE", nargs="?", help="default: what is read from standard input")
+    delete = verbs.add_parser("delete", parents=[common], help="take it back: remove an attribute")
+    delete.add_argument("path", metavar="NAMESPACE/KEY", type=attribute)
     notice = verbs.add_parser("notices", parents=[common], help="print what the host has announced, as JSON")
     what = notice.add_mutually_exclusive_group()
     what.add_argument("--follow", action="store_true", help="go on with what is announced from now on, one a line")
@@ -548,6 +578,11 @@ def run(options: Any) -> None:
         report(host, options.ready)
     elif options.verb == "token":
         write(token(host, options.audience, options.nonce))
+    elif options.verb == "put":
+        given = options.value
+        write_attribute(host, options.path, sys.stdin.buffer.read() if given is None else os.fsencode(given))
+    elif options.verb == "delete":
+        write_attribute(host, options.path, None)
     elif options.verb == "notices":
         if options.ack is not None:
             acknowledge(host, options.ack)
@@ -573,7 +608,7 @@ def main(words: Optional[List[str]] = None) -> int:
     top = parser()
     options = top.parse_args(words)
     if options.verb is None:
-        top.error("a command is missing: get, list, devices, metadata, events, ready, notices or token")
+        top.error("a command is missing: get, list, devices, metadata, events, ready, put, delete, notices or token")
     try:
         run(options)
     except CommandError as failure:

@@ -317,6 +317,9 @@ def write(change: Change, old: Instance, wanted: Wanted) -> Instance:
     if restarted:
         # A notice is for one run.
         change.connection.execute("DELETE FROM notices WHERE instance_id = ?", (old.id,))
+    if old.key is not None and columns.get("source_key", old.key) != old.key:
+        # The container that has said something of itself is gone; the instance stays for another one.
+        change.connection.execute("DELETE FROM attributes WHERE instance_id = ?", (old.id,))
     if restarted and old.init is not None:
         happened.append(changes.lifecycle("instance-stopped", project, name))
     happened += differences

@@ -49,9 +49,9 @@ class Guest:
         self._container = container
         self._words = [python, "-I", PROGRAM]
 
-    def __call__(self, *words: str) -> Ran:
+    def __call__(self, *words: str, stdin: bytes = b"") -> Ran:
         """Run guestctl with these arguments."""
-        return self._container.run(*self._words, *words)
+        return self._container.run(*self._words, *words, stdin=stdin)
 
     @contextmanager
     def following(self, *words: str) -> Iterator[Iterator[dict[str, object]]]:
@@ -121,6 +121,11 @@ def test_missing_and_unreadable_keys(guest: Guest) -> None:
         (["get", "a", "--wait", "0"], "no number of seconds above 0"),
         (["get", "a", "--wait", "soon"], "no number of seconds above 0"),
         (["events", "--since", "-1"], "--since"),
+        (["put", "a", "x"], "'a' is not NAMESPACE/KEY"),
+        (["put", "a/b/c", "x"], "'a/b/c' is not NAMESPACE/KEY"),
+        (["put", "a/b", "x", "y"], "unrecognized arguments: y"),
+        (["delete", "/b"], "'/b' is not NAMESPACE/KEY"),
+        (["delete"], "NAMESPACE/KEY"),
         (["--timeout", "inf", "list"], "no number of seconds above 0"),
     ],
 )
@@ -314,6 +319,36 @@ def test_wait_by_the_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr().out == "value"
     waits = [re.search(rb"wait=(\d+)", request) for request in stub.requests[1:]]
     assert [found and found[1] for found in waits] == [b"60", b"60"]
+    stub.close()
+
+
+def test_attributes(guest: Guest, service: Service) -> None:
+    """Values come as bytes from the command line and from standard input; refusals have the host's sentence."""
+    assert guest("put", "app/version", "1") == Ran(4, "", "guestctl: not authorized\n")
+    service.command("policy", "allow", "attributes", "--instance", "guestctl")
+    try:
+        for value in ("2.14", "ä\n", ""):
+            assert guest("put", "app/version", value) == Ran(0, "", "")
+            assert service.command("attributes", "get", "guestctl", "app/version").stdout == value
+        assert guest("put", "app/motd", stdin=b"a\x00b\n") == Ran(0, "", "")
+        assert service.command("attributes", "get", "guestctl", "app/motd").stdout == "a\0b\n"
+        for _ in range(2):
+            assert guest("delete", "app/motd") == Ran(0, "", "")
+        assert service.command("attributes", "get", "guestctl", "app/motd", check=False).returncode == 1
+        assert guest("put", "app/a b", "x").code == guest("delete", "../x").code == 4
+        ran = guest("put", "app/large", stdin=b"x" * 16385)
+        assert ran == Ran(4, "", "guestctl: the value of an attribute has at most 16384 bytes\n")
+        guest("delete", "app/version")
+    finally:
+        service.command("policy", "disallow", "attributes", "--instance", "guestctl")
+
+
+def test_attributes_of_incus(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A host that has no attributes refuses: they are not absent."""
+    stub = Stub(tmp_path / "sock", *[answer("404 Not Found", "404 page not found\n")] * 2)
+    for words in (["put", "a/b", "x"], ["delete", "a/b"]):
+        assert guestctl.main(["--socket", stub.path, *words]) == guestctl.REFUSED
+        assert capfd.readouterr().err == "guestctl: 404 page not found\n"
     stub.close()
 
 

@@ -57,6 +57,8 @@ HAPPENED = [
     "waits",
     "waits that a change ended",
     "tokens of identity",
+    "said",
+    "asked for what was said",
 ]
 
 
@@ -115,6 +117,16 @@ GUARDS = {
         "guestapi/api/gate.py",
         "return bool(uids) and caller.uid_inside in uids",
         "return bool(uids)",
+    ),
+    "whose attribute it is": (
+        "guestapi/store/attributes.py",
+        '"SELECT value FROM attributes JOIN instances ON id = instance_id WHERE id = ? AND uuid = ? AND path = ?"',
+        '"SELECT value FROM attributes WHERE ? AND ? <> 0 AND path = ? ORDER BY written DESC"',
+    ),
+    "attributes that are not allowed": (
+        "guestapi/api/resources/attributes.py",
+        "    if ATTRIBUTES not in instance.allowed:\n",
+        "    if not instance.id:\n",
     ),
     "an instance that has changed": (
         "guestapi/server/response_cache.py",

@@ -446,6 +446,24 @@ class Walk(RuleBasedStateMachine):
             self.step("say ready")
             self.world.say_ready(pick(certain, held))
 
+    @rule(held=ANY, named=st.booleans(), removed=st.sampled_from([False, False, True]), again=st.none() | ASKED)
+    def say(self, held: int, named: bool, removed: bool, again: str | None) -> None:
+        """Have an instance say something of itself, or take it back, and perhaps ask for something."""
+        certain = [one for one in self.idle() if one.answered and len(one.identities) == 1]
+        if certain:
+            self.step("say")
+            chosen = pick(certain, held)
+            self.world.say(chosen, named=named, removed=removed)
+            if again is not None:
+                self.world.ask(chosen, again)
+
+    @rule(name=NAME)
+    def permit(self, name: int | None) -> None:
+        """Allow attributes to an instance or to all, or no more."""
+        if self.world.rows:
+            self.step("permit")
+            self.world.permit(self.some_row(name))
+
     @rule(held=ANY, websocket=st.booleans(), resumes=st.booleans())
     def stream(self, held: int, websocket: bool, resumes: bool) -> None:
         """Turn a connection into an event stream."""

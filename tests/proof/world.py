@@ -28,7 +28,7 @@ from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Init, Instance, KeyPolicy
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
-from guestapi.store import policies, steps
+from guestapi.store import permissions, policies, steps
 from guestapi.store.lookup import list_instances
 from guestapi.store.view import view
 from tests.harness.containers import BASE
@@ -55,12 +55,16 @@ TICKS = os.sysconf("SC_CLK_TCK")
 IDS = 65536
 
 EVENTS = "/1.0/events"
-RESUMED = "/1.0/events?since=0"
+NAMED_EVENTS = "/1.0/events?type=attribute,config,device"
+RESUMED = "/1.0/events?since=0&type=attribute,config,device"
 TOKEN = "/1.0/config/user.token"
 TREE, TREE_TOKEN = "/1.0/guestapi/tree", "/1.0/guestapi/tree/config/user.token"
 #: For whom tokens of identity are here.
 AUDIENCE = "proof"
 IDENTITY = f"/1.0/guestapi/identity?audience={AUDIENCE}"
+ATTRIBUTES = "/1.0/guestapi/attributes"
+#: What each instance says of itself.
+CLAIM = f"{ATTRIBUTES}/proof/claim"
 PATHS = [
     "/",
     "/1.0",
@@ -72,6 +76,8 @@ PATHS = [
     TREE,
     TREE_TOKEN,
     IDENTITY,
+    ATTRIBUTES,
+    CLAIM,
 ]
 
 
@@ -140,6 +146,9 @@ class Row:
     secrets: set[bytes] = field(default_factory=set)
     token: Token = field(default_factory=Token)
     policies: dict[str, KeyPolicy] = field(default_factory=dict)
+    #: It may have attributes, whatever its project may; and those that it has, by URL.
+    allowed: bool = False
+    said: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -218,6 +227,8 @@ class World:
         self.rows: dict[str, Row] = {}
         #: Policies of the project, by pattern.
         self.policies: dict[str, KeyPolicy] = {}
+        #: All instances may have attributes.
+        self.allowed = False
         self.held: list[Held] = []
         self.streams: list[Held] = []
         #: PIDs that have been in use.
@@ -252,6 +263,8 @@ class World:
             self.remove(name)
         for pattern in list(self.policies):
             self.remove_policy(None, pattern)
+        if self.allowed:
+            self.permit(None)
         self._seen.clear()
         self._inits.clear()
         for stream in self.streams:
@@ -409,6 +422,19 @@ class World:
         del (self.policies if row is None else row.policies)[pattern]
         self._policy_changed(row)
 
+    def permit(self, name: str | None) -> None:
+        """Allow attributes to an instance or to all, or no more."""
+        row = None if name is None else self.rows[name]
+        allowed = self.allowed if row is None else row.allowed
+        with self.service.writer.change() as change:
+            decide = permissions.disallow if allowed else permissions.allow
+            decide(change, "default", None if row is None else row.stored, "attributes")
+        if row is None:
+            self.allowed = not allowed
+        else:
+            row.allowed = not allowed
+        self._changed()
+
     def _policy_changed(self, row: Row | None) -> None:
         for one in [row] if row is not None else self.rows.values():
             one.token.conceal(self.rule(one))
@@ -494,7 +520,12 @@ class World:
             waits = before.key is None and (before.source in (None, source))
             # Its workload may have reported Ready since.
             if now is None or now != replace(
-                before, ready=now.ready, revision=now.revision, policies=now.policies, config=_config(before, now, row)
+                before,
+                ready=now.ready,
+                revision=now.revision,
+                policies=now.policies,
+                allowed=now.allowed,
+                config=_config(before, now, row),
             ):
                 assert its_own or (waits and not refused), f"{before} was changed by {source} {key}"
             if now is None:
@@ -510,6 +541,9 @@ class World:
                 )
             owner = (now.source, now.key)
             assert owner == (before.source, before.key) or its_own or owner == (source, key)
+            if before.key is not None and now.key != before.key:
+                # What its container has said went with it.
+                row.said.clear()
             self.happened["released"] += its_own and now.key is None
             self.happened["adopted"] += not its_own and owner == (source, key)
             self.happened["renamed by a source"] += now.name != before.name
@@ -614,9 +648,34 @@ class World:
             assert identity is not None
             identity.row.ready = True
 
+    def say(self, held: Held, *, named: bool, removed: bool) -> None:
+        """Send PUT or DELETE of an attribute on a connection whose instance is known.
+
+        Args:
+            held: the connection.
+            named: the attribute has a secret as its name, which events tell.
+            removed: remove what every instance says.
+        """
+        (identity,) = held.identities
+        path = f"{ATTRIBUTES}/proof/{secret()}" if named and not removed else CLAIM
+        value = secret().encode()
+        method = "DELETE" if removed else "PUT"
+        if identity is not None:
+            # Nobody else may have them, whether they are written or not.
+            identity.row.secrets |= {value, path.rpartition("/")[2].encode()}
+        self._ask(held, f"{method} {path}")
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {0 if removed else len(value)}\r\n\r\n"
+        held.socket.sendall(head.encode() + (b"" if removed else value))
+        if self._judge(held, self._response(held)) in (201, 204):
+            assert identity is not None
+            identity.row.said.pop(path, None)
+            if not removed:
+                identity.row.said[path] = value
+            self.happened["said"] += 1
+
     def listen_on(self, held: Held, websocket: bool, *, resumes: bool = False) -> None:
         """Turn a connection into an event stream, perhaps one that begins with all that the change log has."""
-        path = RESUMED if resumes else EVENTS
+        path = RESUMED if resumes else EVENTS if websocket else NAMED_EVENTS
         self._ask(held, path)
         upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         key = f"Sec-WebSocket-Key: {'A' * 22}==\r\n"
@@ -752,7 +811,7 @@ class World:
                 yield Outcome(identity, 401, b"Access denied for non-root user\n")
                 return
             self.happened["asked as a reader"] += 1
-        method = "PATCH" if path == "PATCH" else "GET"
+        method = path.split()[0] if path[0] != "/" else "GET"
         if row.stored.config.get(dialect.switch) and (method, path) not in dialect.open_when_off:
             yield Outcome(identity, 403, b"not authorized\n")
         elif path in (TOKEN, TREE_TOKEN):
@@ -764,7 +823,9 @@ class World:
                 yield Outcome(identity, 200, token.value)
                 if held.waits:
                     yield Outcome(identity, 304, b"")
-        elif path in (EVENTS, RESUMED):
+        elif path.rpartition(" ")[2].startswith(ATTRIBUTES):
+            yield self._attribute_outcome(identity, method, path.rpartition(" ")[2])
+        elif path in (EVENTS, NAMED_EVENTS, RESUMED):
             yield Outcome(identity, 200, None)
         elif path == IDENTITY:
             yield Outcome(identity, 200, described(row.stored))
@@ -774,6 +835,19 @@ class World:
             yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=True))
             if row.token.perhaps_spent:
                 yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=False))
+
+    def _attribute_outcome(self, identity: Identity, method: str, path: str) -> Outcome:
+        row = identity.row
+        if not (row.allowed or self.allowed):
+            return Outcome(identity, 403, b"not authorized\n")
+        if path == ATTRIBUTES:
+            return Outcome(identity, 200, json.dumps(sorted(row.said), separators=(",", ":")).encode() + b"\n")
+        if method != "GET":
+            return Outcome(identity, 201 if method == "PUT" and path not in row.said else 204, b"")
+        if path not in row.said:
+            return Outcome(identity, 404, b"not found\n")
+        self.happened["asked for what was said"] += 1
+        return Outcome(identity, 200, row.said[path])
 
     def _judge(self, held: Held, response: bytes) -> int:
         """Check a response, and keep only the identities that explain it."""
@@ -868,7 +942,8 @@ def _body(world: World, row: Row, dialect: Dialect, path: str, *, with_token: bo
         case "/1.0/meta-data":
             return meta_data.encode()
         case "/1.0/guestapi":
-            found = {"features": ["tree", "notices", "identity"]}
+            allowed = ["attributes"] if row.allowed or world.allowed else []
+            found = {"features": ["tree", "notices", "identity", *allowed]}
         case _:
             assert path == TREE
             found = {

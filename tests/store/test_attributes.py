@@ -13,6 +13,8 @@ import pytest
 from guestapi.audit import AuditRecord
 from guestapi.model import Init, Instance
 from guestapi.settings import Settings, StoreSettings
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
 from guestapi.store import attributes, permissions, steps
 from guestapi.store.attributes import MOST_ATTRIBUTES, MOST_BYTES, VALUE_BYTES, AttributeReport, Outcome
 from guestapi.store.backup import back_up, restore
@@ -192,6 +194,22 @@ def test_restart_rename_and_removal(writer: Writer, web: Instance, settings: Set
     assert said(settings, "shop") == {}
     with closing(sqlite3.connect(database_file(settings.store.url))) as connection:
         assert connection.execute("SELECT count(*) FROM attributes").fetchone() == (0,)
+
+
+def test_another_container(writer: Writer, settings: Settings) -> None:
+    """What a container has said is gone with it, although the instance stays for the next one of its name."""
+    with writer.change() as change:
+        permissions.allow(change, "default", None, "attributes")
+        steps.add(change, "default", "web", source="lxc", key="1", config={"user.a": "1"}, init=INIT)
+        steps.configure(change, get_instance(change, "default", "web"), {"user.mine": "1"})
+    put(writer, named(settings), "a/b")
+    with writer.change() as change:
+        reconcile(change, "lxc", [Observed("1", "default", "web", init=None)])
+    assert said(settings) == {"a/b": b"x"}
+    with writer.change() as change:
+        reconcile(change, "lxc", [], gone=["1"])
+        assert get_instance(change, "default", "web").key is None
+    assert said(settings) == {}
 
 
 def test_recorded(settings: Settings) -> None:
