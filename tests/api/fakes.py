@@ -14,7 +14,7 @@ from guestapi.callers.identify import Caller, LiveInit
 from guestapi.callers.namespaces import IdMap
 from guestapi.model import Device, Image, Init, Instance, KeyPolicy, Notification
 from guestapi.notifications.broker import Broker
-from guestapi.store.attributes import Outcome
+from guestapi.store.attributes import MOST_ATTRIBUTES, Outcome
 from guestapi.store.images import open_files
 from guestapi.store.notices import Notice
 from guestapi.store.rows import Entries
@@ -184,6 +184,8 @@ class MemoryStore:
             return self.outcome
         if holds is not None and not holds(present):
             return Outcome.CONDITION
+        if value is not None and present is None and len(self.said) >= MOST_ATTRIBUTES:
+            return Outcome.TOO_MANY
         self.said.pop(path, None)
         if value is not None:
             self.said[path] = value

@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 import termios
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ class Worker:
         images = {f"security.{name}.images": "true" for name in ("guestapi", "devlxd")}
         config = {"user.foo": "bar", "user.a/b": "é", "user.meta-data": "x: y\n", "cloud-init.user-data": "", **images}
         devices = {"eth0": {"type": "nic", "nictype": "ipvlan"}, "root": {"type": "disk", "path": "/"}}
-        store = MemoryStore(instance(config, devices), images={FINGERPRINT: image}, where=directory)
+        held = replace(instance(config, devices), allowed=frozenset({"attributes"}))
+        store = MemoryStore(held, images={FINGERPRINT: image}, where=directory)
         limits = LimitSettings(writes_per_second=1e6, writes_burst=10**6)
         broker = Broker(ShortLog(), queue_limit=10, subscriptions_per_instance=2)
         #: Method and status of each response in order; the method is None if the server itself refused.

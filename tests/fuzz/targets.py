@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from guestapi.http.websocket import LONGEST_FRAME, ClientFrames, frame
+from tests.fuzz.attributes import check_attributes
 from tests.fuzz.commands import check_command, check_ring, check_settings
 from tests.fuzz.conditions import check_conditions
 from tests.fuzz.differential import check_requests
@@ -71,12 +72,15 @@ _HTTP = (
     b"PATCH /1.0 HTTP/1.1" + _HOST + b'Content-Length: 17\r\n\r\n{"state":"Ready"}GET /1.0 HTTP/1.0\r\n\r\n',
     b"PATCH /1.0 HTTP/1.1" + _HOST + b"Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
     b'5;a=b\r\n{"sta\r\nc\r\nte":"Ready"}\r\n0\r\nX: y\r\n\r\n',
+    b"PUT /1.0/guestapi/attributes/a/b HTTP/1.1" + _HOST + b"If-None-Match: *\r\nContent-Length: 1\r\n\r\nx"
+    b"DELETE /1.0/guestapi/attributes/a/b HTTP/1.1" + _HOST + b"\r\n",
     b"GET http://x/1.0/../config//user.a%2Fb?a=b HTTP/1.1" + _HOST + b"\r\n",
     b"OPTIONS * HTTP/1.1" + _HOST + b"\r\nGET /1.0/meta-data HTTP/1.1" + _HOST + b"\r\n",
     b"CONNECT x:80 HTTP/1.1" + _HOST + b"\r\n",
     b"GET /1.0/guestapi/identity?audience=%c3%a9+%26%3d%25%2b&nonce=%00 HTTP/1.1" + _HOST + b"\r\n",
 )
 _HTTP_WORDS = _words(
+    b"/1.0/guestapi/attributes|/a/b|If-Match: |If-None-Match: |PUT|DELETE",
     b"GET|HEAD|PATCH|POST|OPTIONS|CONNECT|HTTP/1.0|HTTP/1.1|/1.0|/1.0/config|/1.0/config/user.foo|/1.0/devices",
     b"/1.0/meta-data|/1.0/events|/1.0/images/|/export|?type=config|?since=0|?since=-1|%2F|%00|//|/../|http://x|*",
     b"\r\n|\r\n\r\n|\n| |\t|: |Host: x\r\n|Connection: close\r\n|Connection: keep-alive\r\n|Content-Length: ",
@@ -101,6 +105,25 @@ TARGETS: dict[str, Target] = {
             f"\0GET /1.0/images/{FINGERPRINT}/export HTTP/1.1\r\nHost: x\r\nRange: bytes=1-3,7-\r\n\r\n".encode(),
         ),
         (*_HTTP_WORDS, PAUSE, _WEBSOCKET, FINGERPRINT.encode(), b"\x89\x80\1\2\3\4", b"\x88\x82\0\0\0\0\3\xe8"),
+    ),
+    "attributes": Target(
+        check_attributes,
+        2,
+        600,
+        (
+            b"PUT a/b\nvalue\0GET a/b\0GET a/b !\0PUT a/b *\nother\0PUT a/b =\n2\0DELETE a/b =\0DELETE a/b\0GET a/b",
+            b"\0".join(b"PUT a/%d\n16384" % number for number in range(17))
+            + b"\0PUT b/c\n0\0PUT a/0\n16383\0PUT b/c\n1",
+            b"PUT a/b\n16385\0PUT a/..\n1\0PUT %2e%2e/a\n1\0PUT ../a\n1\0GET a/%00\0PUT a//b\n1\0PUT /a\n1",
+            (
+                b"PUT hostkeys/a\nssh-ed25519 "
+                b"AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f root@c1\n"
+            ),
+        ),
+        _words(
+            b"PUT |GET |DELETE |a/b|a/c|hostkeys/|..|.|%2F|%00| *| =| !|\0|\n|16384|16385|0|1|\xff",
+            b"ssh-ed25519 |ssh-rsa |ecdsa-sha2-nistp256 |AAAAC3NzaC1lZDI1NTE5AAAAI|====|@cert-authority * |\r|\x1b[2J",
+        ),
     ),
     "frames": Target(
         check_frames,
@@ -137,10 +160,13 @@ TARGETS: dict[str, Target] = {
             b"image\0import\0input\0--alias\0a\nimage",
             b"events\0c1\0--since\x000\0--format\0json",
             b"check\0--format\0json",
+            b"attributes\0known-hosts\0c1\0--host\0[a]:22",
+            b"attributes\0show\0c1\0--format\0json",
             b"--config\0input\0check\0--settings\n[limits]\nhead = 4096\n",
             b"restore\0input\nSQLite format 3\0",
         ),
         _words(
+            b"attributes|known-hosts|--host|a/b|wait|policy|allow",
             b"instance|config|device|image|events|check|restore|completion|add|list|show|start|stop|remove|set|get|unset",
             b"--format|json|table|--project|--type|--uuid|--location|--config|--device|--pid|--help|--|-|@input|@-",
             b"input|c1|\0|\n|\xff|\xc2\xb2|--origin|--replace",

@@ -13,6 +13,7 @@ from tests.http.test_request_differential import REQUESTS, mutated
 EXAMPLES = {
     "requests": 1000,
     "exchange": 400,
+    "attributes": 150,
     "frames": 500,
     "settings": 500,
     "command": 150,

@@ -125,7 +125,7 @@ def connect(directory: Path, port: int, known: str) -> subprocess.CompletedProce
 
 
 def test_ssh_connects_without_a_question(service: Service, web: Container, directory: Path) -> None:
-    """With the lines that the operator's command prints, ssh connects; without them, or with others, it does not."""
+    """With the lines that the command prints, ssh connects; without them, or with other keys, it does not."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / "client"], check=True)
     (script,) = snippets("Publish SSH host keys")
     published = web.run("env", f"PATH={directory}:/usr/bin:/bin", "sh", "-ec", script)
@@ -138,9 +138,10 @@ def test_ssh_connects_without_a_question(service: Service, web: Container, direc
         done = connect(directory, port, known)
         assert (done.returncode, done.stdout) == (0, "ssh-web\n"), done.stderr
         assert "Host key verification failed" in connect(directory, port, "").stderr
+        # sshd reads its keys for each connection.
         web.run("sh", "-c", "rm /etc/ssh/ssh_host_*; ssh-keygen -q -A")
+        assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in connect(directory, port, known).stderr
         changed = web.run("env", f"PATH={directory}:/usr/bin:/bin", "sh", "-ec", script)
         assert changed.code == 0, changed.err
-        # sshd has its old keys until it is started again, so it is not the host that these lines are of.
-        others = service.command(*words).stdout
-        assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in connect(directory, port, others).stderr
+        done = connect(directory, port, service.command(*words).stdout)
+        assert (done.returncode, done.stdout) == (0, "ssh-web\n"), done.stderr
