@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.proof.policies import KINDS, PATTERNS, READER
-from tests.proof.world import PATHS, TOKEN, TREE, TREE_TOKEN, Held, Node, World
+from tests.proof.world import CLAIM, PATHS, TOKEN, TREE, TREE_TOKEN, Held, Node, World
 
 #: The highest numbers of processes, held connections and streams at a time.
 NODES, HELD, STREAMS = 16, 40, 12
@@ -456,6 +456,22 @@ class Walk(RuleBasedStateMachine):
             self.world.say(chosen, named=named, removed=removed)
             if again is not None:
                 self.world.ask(chosen, again)
+
+    @rule(name=ANY, named=st.booleans(), path=ASKED)
+    def say_and_ask(self, name: int, named: bool, path: str) -> None:
+        """Have an instance that may say things of itself, whoever is allowed them; then ask for that, and for more."""
+        running = self.running()
+        if running and len(self.world.held) < HELD:
+            self.step("say and ask")
+            chosen = pick(running, name)
+            row = self.world.rows[chosen]
+            assert row.init is not None
+            if not (row.allowed or self.world.allowed):
+                self.world.permit(chosen)
+            held = self.world.connect(row.init, "incus")
+            self.world.say(held, named=named, removed=False)
+            for one in (CLAIM, path):
+                self.world.ask(held, one)
 
     @rule(name=NAME)
     def permit(self, name: int | None) -> None:
