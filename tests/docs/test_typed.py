@@ -12,6 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from guestapi.model import Init
+from guestapi.settings import Settings, StoreSettings
+from guestapi.store import steps
+from guestapi.store.attributes import AttributeReport, Outcome
+from guestapi.store.lookup import get_instance
+from guestapi.store.writing import Writer
 from tests.docs.documents import CHECKOUT
 from tests.docs.test_guides import matches
 from tests.harness.containers import Container
@@ -116,7 +122,7 @@ def play(
 
 def test_every_line_is_typed() -> None:
     """Each line of docs/operations.md is typed by a test, but for those that `ELSEWHERE` excepts, with the reason."""
-    verbs = ("apply", "backup", "config", "export", "instance", "profile", "restore", "serve")
+    verbs = ("apply", "attributes", "backup", "config", "export", "instance", "policy", "profile", "restore", "serve")
     typed = tuple(f"guestapi {verb} " for verb in verbs)
     for commands in blocks("docs/operations.md"):
         for command, _shown in commands:
@@ -148,6 +154,25 @@ def test_operations_profiles(shell: Typing) -> None:
     shell.run("guestapi instance add web1")
     play(shell, block("docs/operations.md", "guestapi profile create"))
     assert shell.run("guestapi config get web1 user.role") == ["backend"]
+
+
+def test_operations_attributes(shell: Typing) -> None:
+    """What an instance has said is shown, and made into known_hosts."""
+    shell.run("guestapi instance add web")
+    commands = block("docs/operations.md", "guestapi policy allow attributes")
+    writer = Writer(Settings(store=StoreSettings(url=f"sqlite:///{shell.directory}/store.db")))
+    shown = [line.split(maxsplit=3) for line in commands[1][1][1:]]
+
+    def say() -> None:
+        with writer.change() as change:
+            steps.start(change, get_instance(change, "default", "web"), Init(100, 5, "boot", 7))
+            web = get_instance(change, "default", "web")
+        for path, _size, _written, value in shown:
+            assert writer.record_all([AttributeReport(web, path, value.encode())]) == [Outcome.CREATED]
+
+    play(shell, commands, {"/root/": f"{shell.directory}/"}, {commands[1][0]: say})
+    published = next(value for path, _size, _written, value in shown if path.startswith("hostkeys/"))
+    assert (shell.directory / "known_hosts").read_text() == f"web.example.org {published}\n"
 
 
 def test_operations_backup(shell: Typing) -> None:

@@ -285,6 +285,9 @@ def _check_answer(data: bytes, method: str | None, status: int) -> bytes:
         assert field[1].lower() not in fields, one
         fields[field[1].lower()] = field[2] or b""
     if b"content-length" not in fields:
+        if status == 204:
+            # It has no content, so it says nothing of its length (RFC 9110, section 8.6).
+            return rest
         assert (method, status) in (("GET", 101), ("GET", 200)), head
         _check_stream(rest, fields)
         return b""

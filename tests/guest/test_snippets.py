@@ -179,6 +179,21 @@ def test_do_something_at_each_change(service: Service, guest: Container, directo
     service.configure("snippets", user_changing="")
 
 
+def test_publish_ssh_host_keys(service: Service, guest: Container, directory: Path) -> None:
+    """The script publishes each public key of the instance; test_host_keys.py connects to an sshd that has them."""
+    (script,) = snippets("Publish SSH host keys")
+    made = guest.run("sh", "-ec", "mount -t tmpfs tmpfs /etc/ssh && ssh-keygen -q -A")
+    assert made.code == 0, made.err
+    service.command("policy", "allow", "attributes", "--instance", "snippets")
+    with running(guest, directory, "sh", "-ec", script) as lines:
+        assert list(lines) == []
+    found = json.loads(service.command("attributes", "show", "snippets", "--format", "json").stdout)
+    assert {one["path"]: one["value"] for one in found} == {
+        f"hostkeys/{kind}": guest.run("cat", f"/etc/ssh/ssh_host_{kind}_key.pub").out
+        for kind in ("ecdsa", "ed25519", "rsa")
+    }
+
+
 def test_prepare_for_an_announced_stop(service: Service, guest: Container, directory: Path) -> None:
     """The loop acknowledges a notice, for which the operator waits, and none of another kind."""
     (script,) = snippets("Prepare for an announced stop")

@@ -280,6 +280,25 @@ def changes(until: float) -> Seen:
     return seen
 
 
+def attributes(until: float) -> Seen:
+    """Write the largest attributes, more of them than are kept, as fast as requests can be sent, and read them back."""
+    seen: Seen = {}
+    path = b"/1.0/guestapi/attributes"
+    body = random.randbytes(16384)
+    number = 0
+    for held in crowd(50, until):
+        for connection in held:
+            number += 1
+            name = b"%b/a%d/%d" % (path, number % 7, number % 211)
+            put = b"PUT %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (name, len(body), body)
+            others = (b"GET %b", b"GET %b" % path, b"DELETE %b", b"PUT %b%00")
+            other = others[number % 4].replace(b"%b", name) + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+            if not push(connection, put if number % 3 else other):
+                connection.close()
+            statuses(connection, seen)
+    return seen
+
+
 def waits(until: float) -> Seen:
     """Wait for changes on more connections than may wait, with many tags, and cause the changes oneself."""
     seen: Seen = {}
@@ -533,6 +552,7 @@ ATTACKS: dict[str, Callable[[float], Seen]] = {
         frames,
         pings,
         changes,
+        attributes,
         waits,
         heads,
         exits,

@@ -28,6 +28,7 @@ def mallory(arena: Arena) -> Iterator[Container]:
         # Makes the workers open what they open only once, such as the store in each of their threads.
         with inside(container, "attacks.py", "changes", "0.5") as changes:
             changes.ended()
+        arena.service.command("policy", "allow", "attributes", "--instance", "mallory")
         # The change log has entries of 4 MiB for who resumes.
         for number in range(4):
             arena.service.configure("mallory", user_large=str(number) * (1 << 21))
