@@ -223,6 +223,8 @@ class World:
         theirs.close()
         self.host = Node(ours, self._process.pid, 0, None, None, 0, 1 << 32, 0)
         self.names = [secret() for _name in range(5)]
+        #: Names of attributes that are secrets.
+        self.claims: set[str] = set()
         self.nodes: list[Node] = []
         self.rows: dict[str, Row] = {}
         #: Policies of the project, by pattern.
@@ -248,8 +250,8 @@ class World:
         self.service.__exit__(None, None, None)
         assert "Traceback" not in log, log
         assert "unexpected" not in log, log
-        # The log names instances, and has no value.
-        assert set(WRITTEN_SECRET.findall(log)) <= set(self.names)
+        # The log names instances and what they ask for, and has no value.
+        assert set(WRITTEN_SECRET.findall(log)) <= {*self.names, *self.claims}
 
     def clear(self) -> None:
         """Close all connections, and end all processes and instances; the service must end the streams."""
@@ -657,8 +659,11 @@ class World:
             removed: remove what every instance says.
         """
         (identity,) = held.identities
-        path = f"{ATTRIBUTES}/proof/{secret()}" if named and not removed else CLAIM
-        value = secret().encode()
+        path, value = CLAIM, secret().encode()
+        if named and not removed:
+            claim = secret()
+            self.claims.add(claim)
+            path = f"{ATTRIBUTES}/proof/{claim}"
         method = "DELETE" if removed else "PUT"
         if identity is not None:
             # Nobody else may have them, whether they are written or not.
