@@ -48,7 +48,7 @@ def commands(each: click.Command, path: str) -> Iterator[tuple[str, click.Comman
 def test_every_command_and_option(manuals: Path) -> None:
     """guestapi(1) has each command with each of its options."""
     page = plain((manuals / "guestapi.1").read_text())
-    parts = dict(re.findall(r"^\.SS (guestapi[a-z ]*?)(?= \[|\n)(.*?)(?=^\.S[SH]|\Z)", page, re.MULTILINE | re.DOTALL))
+    parts = dict(re.findall(r"^\.SS (guestapi[a-z -]*?)(?= \[|\n)(.*?)(?=^\.S[SH]|\Z)", page, re.MULTILINE | re.DOTALL))
     for path, each in commands(main, "guestapi"):
         for option in each.params:
             if isinstance(option, click.Option) and not option.hidden:
