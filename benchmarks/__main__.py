@@ -67,7 +67,18 @@ def main() -> int:
         "hostile": lambda: hostile.measure(options.rounds, options.seconds),
         "cluster": cluster.measure,
     }
-    apart = ("waiting", "boots", "attributes", "fairness", "hooks", "commands", "counting", "identity", "hostile", "cluster")
+    apart = (
+        "waiting",
+        "boots",
+        "attributes",
+        "fairness",
+        "hooks",
+        "commands",
+        "counting",
+        "identity",
+        "hostile",
+        "cluster",
+    )
     groups = {"scale": [name for name in figures if name not in apart]}
     parts = options.parts or ["requests", *figures, "machines", "beside"]
     parts = [one for part in parts for one in groups.get(part, [part])]
