@@ -75,6 +75,10 @@ test-cluster: $(VENV)/ready daemons ## three Incus daemons in a cluster, with a 
 	@tools/packages install test
 	GUESTAPI_CLUSTER=1 $(VENV)/bin/pytest tests/cluster
 
+test-fleet: $(VENV)/ready ## a fleet on three PostgreSQL servers with ten hosts, and every fault (as root, two minutes)
+	@tools/packages install test
+	GUESTAPI_FLEET=1 $(VENV)/bin/pytest tests/fleet_faults
+
 fuzz: $(VENV)/ready ## coverage-guided fuzzing for SECONDS (600) in all
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/fuzz.txt
 	$(VENV)/bin/python -m tests.fuzz $(SECONDS)

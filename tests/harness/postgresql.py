@@ -151,14 +151,63 @@ class Postgres:
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not ended."""
+        return self._process is not None
+
+    def kill(self) -> None:
+        """End all its processes at once, without a word, also if they are stopped."""
+        if self._process is not None:
+            _signal_all(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Stop all its processes: the kernel goes on answering for it."""
+        assert self._process is not None
+        _signal_all(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have all its processes go on."""
+        assert self._process is not None
+        _signal_all(self._process.pid, signal.SIGCONT)
+
     def standby(self, directory: Path) -> Postgres:
         """Make a standby of this server, which is not started yet, in an empty directory."""
         other = Postgres(directory, self._programs)
-        shutil.chown(directory, _USER)
+        self.copy_to(other)
+        return other
+
+    def copy_to(self, other: Postgres) -> None:
+        """Make the data of another server, which has none, those of a standby of this one."""
+        shutil.chown(other.directory, _USER)
         self._run(str(self._programs / "pg_basebackup"), "-R", "-D", str(other.data), "-d", self.url(), "-c", "fast")
         with (other.data / "postgresql.conf").open("a") as conf:
-            conf.write(f"port = {other.port}\nunix_socket_directories = '{directory}'\n")
-        return other
+            conf.write(f"port = {other.port}\nunix_socket_directories = '{other.directory}'\n")
+
+
+def _processes_of(pid: int) -> list[int]:
+    """A server's process and all that it has started."""
+    found = [pid]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            if parent == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def _signal_all(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a server and all that it has started."""
+    for one in _processes_of(pid):
+        try:
+            os.kill(one, number)
+        except ProcessLookupError:
+            pass
 
 
 @contextmanager

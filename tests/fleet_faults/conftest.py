@@ -1,0 +1,32 @@
+"""A fleet on three PostgreSQL servers, ten hosts with followers, and a writer; for all tests of this directory.
+
+They take minutes, so they run only on request: `make test-fleet` sets $GUESTAPI_FLEET.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fleet_faults.field import Field
+from tests.harness.replicated import replicated
+
+collect_ignore_glob = [] if os.environ.get("GUESTAPI_FLEET") else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    """The fleet, for all tests."""
+    with replicated() as replicas, Field(replicas, tmp_path_factory.mktemp("hosts")) as field:
+        yield field
+
+
+@pytest.fixture
+def field(everything: Field) -> Iterator[Field]:
+    """The fleet, with a writer that changes instances all the time; afterwards, all of it agrees."""
+    everything.write()
+    yield everything
+    everything.settle()
+    everything.verify()

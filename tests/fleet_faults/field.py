@@ -1,0 +1,254 @@
+"""Ten hosts of a fleet with their followers, a writer, and what must be so after each fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+
+from guestapi.fleet import moving, setup
+from guestapi.fleet.engine import FleetError, session
+from guestapi.fleet.operating import FleetStore, Wishes, new_operation
+from guestapi.store import steps
+from guestapi.store.errors import ConflictError
+from guestapi.store.lookup import get_instance
+from tests.harness.replicated import Replicas
+from tests.harness.service import COMMAND
+
+HOSTS, EACH = 10, 3
+SECONDS = 90.0
+DATABASE = "guestapi"
+
+
+class FieldHost:
+    """A host: its store, and its follower in a process of its own."""
+
+    def __init__(self, name: str, directory: Path, url: str) -> None:
+        self.name = name
+        self.database = directory / "store.db"
+        self._config = directory / "guestapi.toml"
+        self._log = directory / "log"
+        self._config.write_text(
+            f'[store]\nurl = "sqlite:///{self.database}"\n[fleet]\nurl = "{url}"\nhost = "{name}"\n'
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the follower."""
+        command = [str(COMMAND), "--config", str(self._config), "fleet", "follow"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """End the follower, wherever it is."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    @property
+    def log(self) -> str:
+        """What the follower has said."""
+        return self._log.read_text()
+
+    def ask(self, query: str) -> list[tuple[object, ...]]:
+        """What the store has; nothing, if it is not there."""
+        if not self.database.exists():
+            return []
+        try:
+            with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as connection:
+                return connection.execute(query).fetchall()
+        except sqlite3.OperationalError:
+            return []
+
+    @property
+    def placed(self) -> dict[str, dict[str, str]]:
+        """The configuration of each placed instance, by name."""
+        found: dict[str, dict[str, str]] = {}
+        for name, key, value in self.ask(
+            "SELECT name, key, value FROM placements JOIN instances ON id = placements.instance_id "
+            "LEFT JOIN config ON config.instance_id = id"
+        ):
+            found.setdefault(str(name), {}).update({str(key): str(value)} if key is not None else {})
+        return found
+
+
+class Field:
+    """The fleet."""
+
+    def __init__(self, replicas: Replicas, directory: Path) -> None:
+        self.replicas = replicas
+        self.hosts: list[FieldHost] = []
+        self._directory = directory
+        with replicas.primary.connect() as connection:
+            connection.execute(f"CREATE DATABASE {DATABASE}".encode())
+        with replicas.primary.connect(DATABASE) as connection:
+            setup.init(connection)
+            connection.execute("CREATE ROLE anna LOGIN IN ROLE guestapi_operator")
+            for number in range(HOSTS):
+                setup.add_host(connection, f"h{number}")
+        self.url = replicas.url(DATABASE, "anna")
+        self.fleet = FleetStore(lambda: session(self.url), 1 << 20)
+        for number in range(HOSTS):
+            place = directory / f"h{number}"
+            place.mkdir()
+            self.hosts.append(FieldHost(f"h{number}", place, replicas.url(DATABASE, "anna")))
+        #: What was acknowledged of each instance, and what may have been written.
+        self.acknowledged: dict[str, int] = {}
+        self.maybe: dict[str, set[int]] = {}
+        self.count = 0
+        self._stop = Event()
+        self._writer: Thread | None = None
+
+    def __enter__(self) -> Field:
+        names = [f"i{number}" for number in range(HOSTS * EACH)]
+        with self.fleet.change([("default", name) for name in names], Wishes(new_operation()), self._names) as change:
+            for number, name in enumerate(names):
+                steps.add(change, "default", name, location=f"h{number % HOSTS}", config={"user.n": "0"})
+        self.acknowledged = dict.fromkeys(names, 0)
+        self.maybe = {name: {0} for name in names}
+        for host in self.hosts:
+            host.start()
+        self.settle()
+        return self
+
+    @property
+    def _names(self) -> list[str]:
+        return [host.name for host in self.hosts]
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._end_writer()
+        for host in self.hosts:
+            host.kill()
+
+    def write(self) -> None:
+        """Begin to change instances, one after the other, all the time."""
+        self._stop.clear()
+        self._writer = Thread(target=self._write, daemon=True)
+        self._writer.start()
+
+    def wait_for_changes(self, count: int = 20) -> None:
+        """Wait until so many changes more were acknowledged."""
+        wanted = self.count + count
+        until(lambda: self.count >= wanted, lambda: f"{self.count} of {wanted} changes")
+
+    def settle(self) -> None:
+        """End the writer, and wait until each host has what the database has."""
+        self._end_writer()
+        self.replicas.wait_for_standbys(1)
+        until(lambda: all(host.placed == self.rows(host.name) for host in self.hosts), self._differences)
+
+    def move(self, name: str, to: str) -> None:
+        """Have an instance go to another host."""
+        moving.move(lambda: session(self.url), ("default", name), to, fenced=False, wishes=Wishes(new_operation()))
+
+    def rows(self, host: str) -> dict[str, dict[str, str]]:
+        """What the database has for a host."""
+        with self.replicas.primary.connect(DATABASE) as connection:
+            found: dict[str, dict[str, str]] = {
+                name: {}
+                for (name,) in connection.execute("SELECT name FROM guestapi.instances WHERE host = %s", (host,))
+            }
+            for name, key, value in connection.execute(
+                "SELECT name, key, value FROM guestapi.instances JOIN guestapi.config USING (uuid) WHERE host = %s",
+                (host,),
+            ):
+                found[name][key] = value.decode()
+        return found
+
+    def verify(self) -> None:
+        """Everything that was acknowledged is there, and what listeners were told leads to what there is."""
+        found = {name: config for host in self.hosts for name, config in self.rows(host.name).items()}
+        assert found.keys() == self.acknowledged.keys()
+        for name, config in found.items():
+            value = int(config["user.n"])
+            assert value >= self.acknowledged[name], f"{name}: {value} is older than what was acknowledged"
+            assert value in self.maybe[name]
+        for host in self.hosts:
+            self._replay(host)
+        everywhere = [name for host in self.hosts for name in host.placed]
+        assert len(everywhere) == len(set(everywhere))
+
+    def _replay(self, host: FieldHost) -> None:
+        """Each event begins where the one before has ended, and the last one ends where the store is."""
+        state: dict[object, str] = {}
+        names = {number: str(name) for number, name in host.ask("SELECT id, name FROM instances")}
+        for number, text in host.ask(
+            "SELECT instance_id, metadata FROM notifications WHERE type = 'config' ORDER BY id"
+        ):
+            event = json.loads(str(text))
+            assert state.get(number, event["old_value"]) == event["old_value"], (host.name, number, event)
+            state[number] = event["value"]
+        placed = host.placed
+        for number, value in state.items():
+            if number in names:
+                assert placed[names[number]]["user.n"] == value, (host.name, names[number])
+
+    def _write(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            number += 1
+            name = f"i{number % (HOSTS * EACH)}"
+            value = max(self.maybe[name]) + 1
+            self.maybe[name].add(value)
+            try:
+                with self.fleet.change([("default", name)], Wishes(new_operation())) as change:
+                    steps.configure(change, get_instance(change, "default", name), {"user.n": str(value)})
+            except (FleetError, ConflictError):
+                time.sleep(0.1)
+                continue
+            self.acknowledged[name] = value
+            self.count += 1
+
+    def _end_writer(self) -> None:
+        self._stop.set()
+        if self._writer is not None:
+            self._writer.join(SECONDS)
+            assert not self._writer.is_alive()
+            self._writer = None
+
+    def _differences(self) -> str:
+        wrong = [host for host in self.hosts if host.placed != self.rows(host.name)]
+        return "\n".join(
+            f"{host.name}: {host.placed} is not {self.rows(host.name)}: {host.log[-500:]}" for host in wrong
+        )
+
+
+def until(met: Callable[[], bool], what: Callable[[], str] = lambda: "") -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + SECONDS
+    while not met():
+        assert time.monotonic() < end, what()
+        time.sleep(0.1)
+
+
+def lose(host: FieldHost) -> None:
+    """Remove the store of a host."""
+    for file in host.database.parent.glob("store.db*"):
+        file.unlink(missing_ok=True)
+
+
+def copy(host: FieldHost, target: Path) -> None:
+    """Copy the store of a host as it is at one moment."""
+    with closing(sqlite3.connect(host.database)) as connection, closing(sqlite3.connect(target)) as other:
+        connection.backup(other)
+
+
+def put_back(host: FieldHost, saved: Path) -> None:
+    """Replace the store of a host, whose follower runs, by a copy."""
+    fresh = host.database.with_name("fresh.db")
+    shutil.copyfile(saved, fresh)
+    for companion in ("-wal", "-shm"):
+        Path(f"{host.database}{companion}").unlink(missing_ok=True)
+    os.replace(fresh, host.database)
