@@ -152,7 +152,7 @@ def test_process_that_has_ended(listener: IdentifyingListener, inside: Container
 
 
 def test_numbers_of_processes() -> None:
-    """Two processes have two numbers, and one process has one, however often a pidfd of it is opened, or none has one."""
+    """Two processes have two numbers, and a process has one, whatever pidfd of it is asked; or numbers say nothing."""
     with subprocess.Popen(["sleep", "60"]) as child:
         numbers = []
         for pid in (os.getpid(), child.pid, os.getpid()):
