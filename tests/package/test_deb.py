@@ -33,17 +33,24 @@ import guestapi
 from guestapi.cli.main import main
 
 optional = {"cryptography", "jwt", "psycopg"}
+
+def load(name):
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] not in optional:
+            raise
+
 for path in sorted(pathlib.Path(guestapi.__path__[0]).rglob("*.py")):
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.partition(".")[0] not in optional:
-                    importlib.import_module(alias.name)
-        elif isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] not in {"__future__", *optional}:
-            module = importlib.import_module(node.module)
+                load(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+            module = load(node.module)
             for alias in node.names:
-                if not hasattr(module, alias.name):
-                    importlib.import_module(f"{node.module}.{alias.name}")
+                if module is not None and not hasattr(module, alias.name):
+                    load(f"{node.module}.{alias.name}")
 for command in sys.argv[1:]:
     try:
         main([*command.split()[1:], "--help"], prog_name="guestapi")
