@@ -22,7 +22,7 @@ from guestapi.mirror.daemon_model import DaemonError
 from guestapi.model import Instance
 from guestapi.records import SourceStatus
 from guestapi.store.images import directory
-from guestapi.store.lookup import list_images, list_instances, list_sources
+from guestapi.store.lookup import list_images, list_instances, list_sources, read_entries
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
@@ -107,6 +107,33 @@ def test_instance_that_hangs(guestapi: Guestapi) -> None:
         stub.answers["/1.0/instances/hung/state"] = {"pid": 0}
         stub.announce("instance-updated", "/1.0/instances/hung")
         wait(lambda: "hung" in known(guestapi))
+
+
+def test_a_burst_is_batched(guestapi: Guestapi) -> None:
+    """Of 300 changes at once the mirror asks for fewer; what it tells is in their order, and the last one is told.
+
+    A change that lasts until the mirror has it is told, too.
+    """
+    answers: dict[str, object] = {"/1.0/instances": [instance("a", "Stopped", user_n="0")]}
+    with mirrored(guestapi, answers) as stub:
+        wait(lambda: "a" in known(guestapi))
+        before = len(stub.asked)
+        for number in range(1, 301):
+            stub.answers["/1.0/instances/a"] = instance("a", "Stopped", user_n=str(number))
+            stub.announce("instance-updated", "/1.0/instances/a")
+        wait(lambda: known(guestapi)["a"].config == {"user.n": "300"})
+        stub.answers["/1.0/instances/a"] = instance("a", "Stopped", user_n="301")
+        stub.announce("instance-updated", "/1.0/instances/a")
+        wait(lambda: known(guestapi)["a"].config == {"user.n": "301"})
+        assert len(stub.asked) - before < 300
+    with view(guestapi.settings.store.url) as store:
+        entries = read_entries(store, 0, 1000).found
+    told = [json.loads(entry.metadata) for entry in entries if entry.type == "config"]
+    values = [int(one["value"]) for one in told]
+    assert values == sorted(set(values))
+    assert values[-2:] == [300, 301]
+    # Each begins with what the one before told.
+    assert [int(one["old_value"]) for one in told[1:]] == values[:-1]
 
 
 @pytest.mark.root
