@@ -1,4 +1,4 @@
-"""Virtual machines in the machine, over vsock(7) as the kernel has it: two that run at once.
+"""Virtual machines in the machine, over vsock(7) as the kernel has it: two that run at once, beside LXC containers.
 
 They are started, and registered, with the commands of docs/virtual-machines.md for QEMU.
 """
@@ -128,6 +128,21 @@ def test_the_host_itself_is_nobody(host: VirtualMachine, both: dict[str, Nested]
         "guestapi", "instance", "register", "vm3", "--cid", "1", "--pid", str(both["vm1"].pid), check=False
     )
     assert "CID 1 belongs to no virtual machine" in refused.stderr
+
+
+def test_containers_at_the_same_time(host: VirtualMachine, both: dict[str, Nested]) -> None:
+    """Containers and machines ask at the same time, and each is answered about itself."""
+    host.script("lxc-info -q -s -n web1 | grep -q RUNNING || lxc-start -n web1")
+    for one in both.values():
+        one.put(INSIDE / "measure.py", "/tmp/measure.py")
+    with guests.load(host, "web1") as load:
+        found = [_measuring(one, 10) for one in both.values()]
+        measured = [_measured(process) for process in found]
+    assert load.failures == ()
+    assert load.requests > 20
+    for times in measured:
+        assert times.failures == []
+        assert times.requests > 5
 
 
 def test_events(host: VirtualMachine, both: dict[str, Nested]) -> None:
