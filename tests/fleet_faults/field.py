@@ -154,8 +154,9 @@ class Field:
         moving.move(lambda: session(self.url), ("default", name), to, fenced=False, wishes=Wishes(new_operation()))
 
     def rows(self, host: str) -> dict[str, dict[str, str]]:
-        """What the database has for a host."""
-        with self.replicas.primary.connect(DATABASE) as connection:
+        """What the database has for a host, at one moment."""
+        with self.replicas.primary.connect(DATABASE) as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             found: dict[str, dict[str, str]] = {
                 name: {}
                 for (name,) in connection.execute("SELECT name FROM guestapi.instances WHERE host = %s", (host,))
