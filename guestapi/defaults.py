@@ -16,6 +16,7 @@ TABLES = frozenset(
         "events",
         "fleet",
         "hooks",
+        "identity",
         "images",
         "limits",
         "listener",

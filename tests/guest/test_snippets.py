@@ -24,6 +24,7 @@ from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT, Machine
 from tests.harness.service import Service
 from tests.harness.waiting import until
+from tests.server.test_identity import hosting
 
 pytestmark = [pytest.mark.root]
 
@@ -206,6 +207,7 @@ def test_prepare_for_an_announced_stop(service: Service, guest: Container, direc
         ("stop", "acknowledged"),
     ]
     service.command("notices", "cancel", "snippets")
+    service.command("policy", "disallow", "attributes", "--instance", "snippets")
 
 
 def test_in_python(service: Service, guest: Container, directory: Path) -> None:
@@ -279,15 +281,32 @@ def test_in_systemd_units(service: Service) -> None:
     service.remove("booted")
 
 
+def test_show_others_who_you_are(directory: Path) -> None:
+    """The command has a token, which names the instance; on a host that has not switched it on, it fails."""
+    ((command,),) = map(typed, snippets("Show others who you are"))
+    with hosting() as host, host.service.container("snippets", base=None) as guest:
+        with running(guest, directory, "sh", "-ec", f'{command}\necho "$token"') as lines:
+            (token,) = lines
+        claims = host.verify(token.strip())
+        assert claims["sub"].endswith(host.service.instance("snippets").uuid)
+    with (
+        Service(dialects=["incus"]) as service,
+        service.container("snippets", base=None) as guest,
+        running(guest, directory, "sh", "-c", f"({command}); echo $?") as lines,
+    ):
+        assert list(lines) == ["1\n"]
+
+
 def test_table_of_guestctl(service: Service, guest: Container, directory: Path) -> None:
     """In the table of docs/guestctl.md, a command does what curl beside it does."""
     text = (CHECKOUT / "docs/guestctl.md").read_text()
     rows = re.findall(r"^\| [^|]+ \| `guestctl ([^`]+)` \| `([^`]+)` \|$", text, re.MULTILINE)
     assert len(rows) > 8
     service.command("notice", "snippets", "freeze", "--in", "5m")
+    service.command("policy", "allow", "attributes", "--instance", "snippets")
     for words, curl in rows:
-        if words.startswith("events") or "ID" in words:
-            continue  # They do not end, or need the id of a notice.
+        if words.startswith(("events", "token")) or "ID" in words:
+            continue  # They do not end, print another token each time, or need the id of a notice.
         printed = []
         for line in (f"guestctl {words}", curl):
             with running(guest, directory, "sh", "-ec", line) as lines:
