@@ -383,6 +383,7 @@ def test_notices(edge: Guest, service: Service) -> None:
     assert edge("notices").out == "[]\n"
 
 
+@pytest.mark.root
 def test_token() -> None:
     """A token is printed as it is, for the audience and with the nonce that were given; each refusal has its status."""
     audience = "https://vault.example.org/ä?b&c"

@@ -368,6 +368,7 @@ def test_unknown_callers_cannot_stop_the_worker(hasty: Service, c2: Container) -
         stranger.close()
 
 
+@pytest.mark.root
 def test_curl_sees_the_refusal() -> None:
     """curl sends its request while the connection is refused, and still shows the 429 instead of a broken pipe."""
     limits = "[limits]\nconnections_per_instance = 4\nidle_seconds = 600\n"
