@@ -30,7 +30,7 @@ hypothesis.settings.register_profile(
     "steady", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("steady")
-_FLEET = Path(__file__).with_name("fleet")
+_FLEETS = [Path(__file__).with_name(name) for name in ("fleet", "fleet_faults")]
 
 #: Modules that share the one `machine`, in the order in which they use it: the last one uninstalls guestapi.
 _MACHINE = (
@@ -112,7 +112,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave the tests of fleets out with `--fast`: all need PostgreSQL, and cannot be imported without its library."""
-    return True if config.getoption("--fast") and collection_path == _FLEET else None
+    return True if config.getoption("--fast") and collection_path in _FLEETS else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
