@@ -52,7 +52,6 @@ HAPPENED = [
     "given once",
     "asked as a reader",
     "resumed",
-    "answered 304",
     "answered 404",
     "waits",
     "waits that a change ended",
