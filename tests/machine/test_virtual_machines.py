@@ -59,6 +59,8 @@ class Times:
 @pytest.fixture(scope="module")
 def host(vm: VirtualMachine) -> VirtualMachine:
     """The machine with instances for virtual machines, and the relay."""
+    vm.processors = 1  # See BOOTS in virtual.py.
+    vm.reboot()
     nested.prepare(vm)
     vm.run("systemctl", "enable", "--now", "guestapi-vsock.socket")
     # The first request would start it, which takes as long as the relay waits on an emulated processor of a busy host.

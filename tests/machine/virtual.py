@@ -24,7 +24,7 @@ BOOT_SECONDS = 600.0
 
 #: The number of attempts to boot. Two emulated processors sometimes disagree about code that the kernel patches while
 #: it runs (static keys), mostly during a boot, which then ends with "Oops: int3". This is no fault of the tested
-#: software.
+#: software. Where virtual machines start in it, its kernel patches itself again: there it has one processor.
 BOOTS = 3
 
 #: For an emulated processor: keeps the kernel from marking its clock unstable on a busy host, which would patch code,
@@ -41,10 +41,14 @@ class VirtualMachine:
     """A machine whose disk survives reboots and power cuts, and is removed at the end.
 
     /dev/vdb is the image once more, unchanged and read-only: virtual machines of the machine boot from it.
+
+    Attributes:
+        processors: how many it has from its next start on.
     """
 
     def __init__(self, image: Image) -> None:
         self.suite = image.suite
+        self.processors = 2
         self._image = image
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -98,7 +102,8 @@ class VirtualMachine:
                 # It ends with this process in any case.
                 *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", "q35"),
                 *_ACCELERATORS[os.environ.get("GUESTAPI_ACCEL", "tcg")],
-                *("-smp", "2", "-m", "2560", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+                *("-smp", str(self.processors), "-m", "2560", "-nodefaults", "-no-user-config"),
+                *("-display", "none", "-no-reboot"),
                 *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", append),
                 *("-drive", f"file={self._disk},if=virtio,format=raw,cache=writeback,discard=unmap"),
                 *("-drive", f"file={self._image.disk},if=virtio,format=raw,readonly=on"),
@@ -228,6 +233,8 @@ class VirtualMachine:
             f"end=$((SECONDS + {int(seconds)})); until {condition}; do [ $SECONDS -lt $end ] || exit 9; sleep 0.2; done"
         )
         done = self.run("bash", "-c", loop, check=False, timeout=seconds + 60)
+        if done.returncode == 255:
+            raise AssertionError(f"SSH does not answer any more: {self.console}")
         if done.returncode != 0:
             explained = self.run("bash", "-c", why or "journalctl -b -n 40 --no-pager", check=False).stdout
             raise AssertionError(f"not within {seconds:.0f} s: {condition}\n{done.stderr}{explained}")
