@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 from pathlib import Path
-
-import systemd.daemon
 
 from guestapi.dialects import DIALECTS, HANDOVER
 from guestapi.settings import ListenSocket, SettingsError
@@ -16,6 +15,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that systemctl may take: more than a service has to stop (systemd-system.conf(5), DefaultTimeoutStopSec=).
 _SYSTEMCTL_SECONDS = 120.0
+#: Seconds that systemd may take to accept a notification.
+_NOTIFY_SECONDS = 1.0
 #: The first descriptor that systemd passes (sd_listen_fds(3)).
 _FIRST_DESCRIPTOR = 3
 
@@ -111,5 +112,16 @@ def watchdog_seconds() -> float | None:
 
 
 def notify(*fields: str) -> None:
-    """Send assignments to systemd, like ``READY=1`` or ``STATUS=...`` (sd_notify(3))."""
-    systemd.daemon.notify("\n".join(fields))
+    """Send assignments to systemd, like ``READY=1`` or ``STATUS=...`` (sd_notify(3)).
+
+    That of libsystemd waits for as long as systemd is busy. This one gives up, because instances matter more.
+    """
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(_NOTIFY_SECONDS)
+        try:
+            sock.sendto("\n".join(fields).encode(), "\0" + path[1:] if path.startswith("@") else path)
+        except OSError as error:
+            log.warning("systemd was not told %s: %s", fields[0], error)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from types import TracebackType
 
 from tests.harness.daemon import Daemon
@@ -52,6 +54,8 @@ class MirrorProcess:
         self._path = self._service.root / "notify"
         self._notified.bind(str(self._path))
         self._path.chmod(0o666)
+        self._said: SimpleQueue[str] = SimpleQueue()
+        Thread(target=self._receive, args=(self._notified,), daemon=True).start()
         self.start()
         return self
 
@@ -59,7 +63,9 @@ class MirrorProcess:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.kill()
-        self._notified.close()
+        # The last message: it ends the thread that receives.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", str(self._path))
         self._path.unlink()
 
     def start(self) -> None:
@@ -88,14 +94,22 @@ class MirrorProcess:
     def status(self, wanted: str = "", patience: float = PATIENCE) -> str:
         """Return the next status text sent to systemd that contains `wanted`."""
         until = time.monotonic() + patience
-        self._notified.settimeout(patience)
-        while time.monotonic() < until:
-            message = self._notified.recv(4096).decode()
+        while (left := until - time.monotonic()) > 0:
+            try:
+                message = self._said.get(timeout=left)
+            except Empty:
+                break
             assert "READY=1" in message
             status = message.partition("STATUS=")[2].partition("\n")[0]
             if wanted in status:
                 return status
         raise AssertionError(f"it did not say {wanted!r}: {self._service.log.read_text()}")
+
+    def _receive(self, notified: socket.socket) -> None:
+        """Receive all that systemd would be told."""
+        with notified:
+            while message := notified.recv(4096):
+                self._said.put(message.decode())
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""Notifications of systemd."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from guestapi import systemd
+
+
+@pytest.fixture
+def notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket that systemd would read."""
+    path = tmp_path / "notify"
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sock:
+        sock.bind(str(path))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        yield sock
+
+
+def test_all_fields_are_one_message(notified: socket.socket) -> None:
+    """Each field has a line."""
+    systemd.notify("READY=1", "STATUS=fine")
+    assert notified.recv(100) == b"READY=1\nSTATUS=fine"
+
+
+def test_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that begins with @ is one in the abstract namespace (unix(7))."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sock:
+        sock.bind("")
+        name = sock.getsockname()
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name[1:].decode())
+        systemd.notify("READY=1")
+        assert sock.recv(100) == b"READY=1"
+
+
+def test_without_systemd(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the variable nothing happens, and with a socket that is gone the log says so."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    systemd.notify("READY=1")
+    assert caplog.records == []
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nonexistent/notify")
+    systemd.notify("READY=1")
+    assert "systemd was not told READY=1: " in caplog.text
+
+
+def fill(sock: socket.socket) -> None:
+    """Send until the receiver's queue is full."""
+    try:
+        while True:
+            sock.send(b"full")
+    except BlockingIOError:
+        return
+
+
+@pytest.mark.timeout(60)
+def test_systemd_that_does_not_read(notified: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    """A systemd that hangs keeps nobody from going on."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as other:
+        other.setblocking(False)
+        other.connect(notified.getsockname())
+        fill(other)
+    with caplog.at_level(logging.WARNING):
+        systemd.notify("WATCHDOG=1")
+    assert "systemd was not told WATCHDOG=1: timed out" in caplog.text
