@@ -208,10 +208,21 @@ def completions_of_guestctl() -> dict[str, str]:
     options = sorted({word for each in parsers for word in each._option_string_actions if word.startswith("--")})
     return {
         "bash": f'complete -W "{" ".join([*verbs, *options])}" guestctl\n',
-        "zsh": f"#compdef guestctl\n_arguments '1:command:({' '.join(verbs)})' {' '.join(options)} '*: :'\n",
+        "zsh": f"#compdef guestctl\n_arguments '1:command:({' '.join(verbs)})' {' '.join(options)} '*:value:()'\n",
         "fish": f"complete -c guestctl -f -a '{' '.join(verbs)}'\n"
         + "".join(f"complete -c guestctl -l {word[2:]}\n" for word in options),
     }
+
+
+def autoloaded(script: str) -> str:
+    """Return click's script for zsh as a file that zsh loads by itself.
+
+    zsh runs such a file at each completion. click's script completes at the first one only: it takes the next one for
+    `eval`, and registers itself again.
+    """
+    functions, condition, _rest = script.partition("if [[ $zsh_eval_context[-1] == loadautofunc ]]; then\n")
+    assert condition, "click's script has the condition"
+    return f'{functions}_guestapi_completion "$@"\n'
 
 
 def write(directory: Path) -> None:
@@ -228,8 +239,10 @@ def write(directory: Path) -> None:
     for shell in ("bash", "zsh", "fish"):
         complete = get_completion_class(shell)
         assert complete is not None, "click knows all three"
-        source = complete(command, {}, "guestapi", "_GUESTAPI_COMPLETE").source()
-        (directory / f"guestapi.{shell}").write_text(source.strip() + "\n", encoding="utf-8")
+        source = complete(command, {}, "guestapi", "_GUESTAPI_COMPLETE").source().strip() + "\n"
+        if shell == "zsh":
+            source = autoloaded(source)
+        (directory / f"guestapi.{shell}").write_text(source, encoding="utf-8")
     for shell, source in completions_of_guestctl().items():
         (directory / f"guestctl.{shell}").write_text(source, encoding="utf-8")
 
