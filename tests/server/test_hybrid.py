@@ -17,12 +17,20 @@ import pytest
 
 from guestapi.relay.loop import Relay, SocketListener
 from guestapi.relay.service import _port
+from guestapi.store.images import directory as directory_of_images
+from guestapi.store.images import import_image, remove_image
 from tests.harness.scratch import SCRATCH
 from tests.harness.service import USER, Service
 from tests.harness.waiting import PATIENCE, until
 from tests.server.inside import Talk
 
 pytestmark = pytest.mark.root
+
+#: The first bytes of an image.
+GZIP = b"\x1f\x8b" + bytes(20)
+
+#: A port at which these tests speak the dialect lxd-6, which has none of its own.
+LXD_6_PORT = 8446
 
 #: Connects to the path of its own socket, "_" and a port whenever it is told a port, as for a guest; gives the
 #: connection, which is the guest's end here, to the test. At its own socket it answers a program of the host that wants
@@ -113,7 +121,7 @@ def path(service: Service, directory: Path) -> Iterator[Path]:
     """The path of a VMM's own socket, with a relay at those of its ports."""
     path = directory / "v.sock"
     listeners = []
-    for port, dialect in ((8444, "incus"), (8445, "lxd")):
+    for port, dialect in ((8444, "incus"), (8445, "lxd"), (LXD_6_PORT, "lxd-6")):
         listening = socket.socket(socket.AF_UNIX)
         listening.bind(f"{path}_{port}")
         os.chmod(f"{path}_{port}", 0o666)
@@ -157,6 +165,36 @@ def test_the_vmm_that_connects_is_the_machine(service: Service, path: Path) -> N
             assert guest.ask("/1.0/config/user.who").status == 500
     until(lambda: f"pid {unknown.pid}" in service.log.read_text(), "the log line of the refusal")
     assert {one["name"]: one["status"] for one in service.listed()} == {"one": "dead", "two": "dead"}
+
+
+@pytest.mark.parametrize(
+    ("port", "key"),
+    [
+        (8444, "security.guestapi.images"),
+        (8445, "security.devlxd.images"),
+        (LXD_6_PORT, "security.devlxd.images"),
+    ],
+    ids=["incus", "lxd", "lxd-6"],
+)
+def test_images(service: Service, path: Path, tmp_path: Path, port: int, key: str) -> None:
+    """A virtual machine exports an image while the key of its dialect says so, and is refused otherwise."""
+    content = GZIP + bytes([port % 256])
+    (tmp_path / "image.tar.gz").write_bytes(content)
+    image = import_image(
+        service.writer, directory_of_images(service.settings), [tmp_path / "image.tar.gz"], public=True
+    )
+    other = {"security.guestapi.images": "security.devlxd.images"}.get(key, "security.guestapi.images")
+    with Firecracker(path) as vmm:
+        service.command("instance", "register", "one", "--hybrid-vsock", "--pid", str(vmm.pid))
+        guest = vmm.connect(port)
+        with guest.socket:
+            for set_key, value, status in ((key, "true", 200), (key, "false", 403), (other, "true", 403)):
+                service.command("config", "set", "one", f"{set_key}={value}")
+                answer = guest.ask(f"/1.0/images/{image.fingerprint}/export")
+                assert answer.status == status
+                assert (answer.body == content) is (status == 200)
+        service.command("config", "unset", "one", key, other)
+    remove_image(service.writer, directory_of_images(service.settings), image.fingerprint)
 
 
 def test_the_end_of_a_vmm(service: Service, path: Path) -> None:
