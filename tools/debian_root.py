@@ -181,6 +181,7 @@ def _bootstrap(suite: str, packages: Sequence[str], directory: Path) -> None:
         [
             *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"),
             *(f"--include={','.join(packages)}", f"--keyring={KEYRING}"),
+            *(f"--aptopt={option}" for option in _host_options()),
             *('--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"'),
             *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*"),
             *(suite, str(directory), find_mirror()),
@@ -195,6 +196,16 @@ def _bootstrap(suite: str, packages: Sequence[str], directory: Path) -> None:
     if done.returncode != 0:
         shutil.rmtree(directory, ignore_errors=True)
         raise RootError(f"mmdebstrap could not build Debian {suite}:\n{done.stderr[-3000:]}")
+
+
+def _host_options() -> list[str]:
+    """Return how the host's apt checks the age of a mirror's suites: those of a mirror that stands still expire."""
+    if shutil.which("apt-config") is None:
+        return []
+    dumped = subprocess.run(
+        ["apt-config", "dump", "Acquire::Check-Valid-Until"], capture_output=True, text=True, check=False
+    )
+    return [line.rstrip(";") for line in dumped.stdout.splitlines()]
 
 
 def copy_checkout(target: Path) -> None:
