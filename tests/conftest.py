@@ -38,7 +38,7 @@ _MACHINE = (
     *("sources/test_lxc_unit.py", "server/test_signer_unit.py", "server/test_systemd.py"),
 )
 #: Parameters for each of which a module starts a daemon or an engine of its own.
-_KINDS = re.compile("incus|lxd|Podman|Docker")
+_KINDS = re.compile("incus-7|incus|lxd|Podman|Docker")
 #: The modules that do.
 _EACH = ("test_daemons.py", "test_oddities.py", "test_engine_followers.py", "test_engines.py")
 #: What takes longest begins first, so that no process has it left when the others have ended.

@@ -1,4 +1,4 @@
-"""With a real Incus and a real LXD: everything that they accept is mirrored, except parts that the store refuses."""
+"""With real Incus 6 and 7 and LXD: everything that they accept is mirrored, except parts that the store refuses."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.root
 #: A key that is longer than the store accepts, and keys that an earlier version refused.
 TOO_LONG = "user." + "x" * 2000
 LONG, CONTROL = "user." + "k" * 300, "user.a\x07\x1b[2Jb"
-DATA = "#cloud-config\n# " + "x" * (3 << 20)
+DATA = "#cloud-config\nruncmd: []\n# " + "x" * (3 << 20)
 
 
-@pytest.fixture(scope="module", params=["incus", "lxd"])
+@pytest.fixture(scope="module", params=["incus", "incus-7", "lxd"])
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """A daemon of each kind, for all tests."""
     with beside(request.param) as (daemon, service, mirror):
