@@ -28,7 +28,7 @@ def measure() -> Iterator[Figure]:
     if not (PACKAGES / "incus").is_dir():
         print(f"the cluster is left out: 'make bench' could not unpack Incus to {PACKAGES / 'incus'}")
         return
-    with beside_each(TOML) as sides, ExitStack() as stack:
+    with beside_each(toml=TOML) as sides, ExitStack() as stack:
         stack.enter_context(sides[0].launched("here"))
         stack.enter_context(sides[2].launched("there"))
         sides[0].wait_for("here")

@@ -66,14 +66,15 @@ class Side:
 
 
 @contextmanager
-def beside_each(toml: str = "") -> Iterator[list[Side]]:
+def beside_each(release: str = "incus", toml: str = "") -> Iterator[list[Side]]:
     """Run a cluster of three members, each with its own service, store and mirror.
 
     Args:
+        release: ``incus`` or ``incus-7``.
         toml: more settings of guestapi.toml.
     """
     with ExitStack() as stack:
-        cluster = stack.enter_context(Cluster())
+        cluster = stack.enter_context(Cluster(release))
         made = []
         for member in cluster.members:
             service = stack.enter_context(Service(workers=1, dialects=["incus"], toml=toml))
@@ -82,9 +83,9 @@ def beside_each(toml: str = "") -> Iterator[list[Side]]:
         yield made
 
 
-def wait(what: Callable[[], object]) -> None:
-    """Poll until a condition holds."""
-    until = time.monotonic() + PATIENCE
+def wait(what: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Poll until a condition holds, at most for some seconds."""
+    until = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < until
         time.sleep(0.1)

@@ -28,15 +28,16 @@ class Member(Daemon):
         first: the member that it joins; None: it makes the cluster.
     """
 
-    def __init__(self, number: int, bridge: int, first: Member | None) -> None:
+    def __init__(self, release: str, number: int, bridge: int, first: Member | None) -> None:
         """Describe a member, without starting it.
 
         Args:
+            release: ``incus`` or ``incus-7``.
             number: from 1 on.
             bridge: PID of a process in the network namespace of the bridge.
             first: as the attribute.
         """
-        super().__init__("incus")
+        super().__init__(release)
         self.name = f"n{number}"
         self.first = first
         self._address = f"{_NETWORK}{number}"
@@ -88,6 +89,14 @@ class Cluster:
 
     members: list[Member]
 
+    def __init__(self, release: str) -> None:
+        """Describe a cluster, without starting it.
+
+        Args:
+            release: ``incus`` or ``incus-7``.
+        """
+        self._release = release
+
     def __enter__(self) -> Cluster:
         self.members = []
         with ExitStack() as stack:
@@ -100,7 +109,7 @@ class Cluster:
             assert bridge.stdout.readline() == b"ready\n"
             for number in (1, 2, 3):
                 first = self.members[0] if self.members else None
-                member = Member(number, bridge.pid, first)
+                member = Member(self._release, number, bridge.pid, first)
                 stack.enter_context(member)
                 self.members.append(member)
             self._stack = stack.pop_all()
