@@ -120,7 +120,7 @@ $(VENV)/parsers: $(VENV)/ready tools/parsers
 
 # Beside which tests and benchmarks stand.
 daemons: $(VENV)/ready
-	@for kind in incus incus-7 lxd docker; do \
+	@for kind in incus incus-7 lxd docker libvirt; do \
 		[ -d $(VENV)/$$kind ] || tools/unpack-daemon $$kind $(VENV)/$$kind || \
 			echo "$$kind cannot be had here; what needs it will say so" >&2; \
 	done

@@ -24,6 +24,9 @@ from guestapi.model import Init, hybrid_number, vsock_place
 
 #: /dev/vhost-vsock: include/linux/miscdevice.h, VHOST_VSOCK_MINOR; Documentation/admin-guide/devices.txt, major 10.
 DEVICE = os.makedev(10, 241)
+#: Its node as the host has it, although the service that asks may have a /dev of its own: libvirt and other managers
+#: open it there, and hand it over to the VMM (`vhostfd`).
+HOST_NODE = "/proc/1/root/dev/vhost-vsock"
 #: 0 is the hypervisor, 1 the loopback, 2 the host (vsock(7)): they belong to no instance.
 LEAST_CID = 3
 #: The greatest CID; the next number is VMADDR_CID_ANY.
@@ -36,6 +39,8 @@ _FDINFO = 4096
 _MOST_FILES = 65536
 #: How QEMU's option -device names the CID, in both of its notations.
 _QEMU_CID = re.compile(rb'guest-cid(?:"\s*:\s*|=)(\d+)')
+#: How it names the descriptor with which QEMU was started.
+_QEMU_DESCRIPTOR = re.compile(rb'vhostfd(?:"\s*:\s*"|=)(\d+)')
 #: What a host's program sends to a VMM's own socket in order to connect to a port of the guest, and how the VMM begins
 #: its answer (github.com/firecracker-microvm/firecracker, docs/vsock.md). No guest needs to listen at this port.
 _CONNECT, _CONNECTED = b"CONNECT 8444\n", b"OK "
@@ -95,6 +100,39 @@ def find_vsock(pid: int) -> int | None:
     return None
 
 
+def find_vsock_by_inode(pid: int, node: str | None = None) -> int | None:
+    """Find the open vsock device of a process, for whoever may look at the process but not list its files.
+
+    Args:
+        pid: the process.
+        node: the device node that was opened; default: `HOST_NODE`.
+
+    Returns:
+        As `find_vsock`.
+
+    Raises:
+        PermissionError: CAP_SYS_PTRACE is missing.
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        status = os.stat(node or HOST_NODE)
+    except FileNotFoundError:
+        return None
+    if status.st_rdev != DEVICE or not stat.S_ISCHR(status.st_mode) or status.st_ino >= _INODES:
+        return None
+    # The number of an inode is unique within one file system only, so what the command line says comes first.
+    named = _QEMU_DESCRIPTOR.search(_command_line(pid))
+    try:
+        names = [named[1].decode()] if named else sorted(os.listdir(f"/proc/{pid}/fdinfo"), key=int)
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    for name in names[:_MOST_FILES]:
+        found = int(name) * _INODES + status.st_ino
+        if holds_vsock(pid, found):
+            return found
+    return None
+
+
 def examine_machine(pid: int, cid: int) -> Init:
     """Examine the process `pid` as the VMM that holds a CID.
 
@@ -113,7 +151,10 @@ def examine_machine(pid: int, cid: int) -> Init:
         raise NotAMachineError(f"no process {pid}", "give the PID of the virtual machine's VMM, such as QEMU") from None
     try:
         started = start_time(pid)
-        held = find_vsock(pid)
+        try:
+            held = find_vsock(pid)
+        except PermissionError:
+            held = find_vsock_by_inode(pid)
         named = command_line_cid(pid)
         if is_gone(pidfd):
             raise ProcessLookupError
@@ -180,12 +221,16 @@ def command_line_cid(pid: int) -> int | None:
     Raises:
         ProcessLookupError: there is no such process.
     """
+    found = _QEMU_CID.search(_command_line(pid))
+    return int(found[1]) if found else None
+
+
+def _command_line(pid: int) -> bytes:
     try:
         with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
-            found = _QEMU_CID.search(file.read(_COMMAND_LINE))
+            return file.read(_COMMAND_LINE)
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
-    return int(found[1]) if found else None
 
 
 def is_alive(init: Init) -> bool:

@@ -53,6 +53,7 @@ _FLEET_UNIT = "guestapi-fleet"
 #: The programs by which a runtime is known to be installed.
 _RUNTIMES = {
     "docker": ("dockerd",),
+    "libvirt": ("libvirtd", "virtqemud"),
     "lxc": ("lxc-start",),
     "nspawn": ("systemd-nspawn",),
     "oci": ("crun", "runc"),
@@ -268,7 +269,8 @@ def _followers_off(known: Collection[str]) -> Iterator[Finding]:
             continue  # An engine runs crun or runc here.
         unit = f"guestapi-{source}.service"
         if source not in known and any(map(shutil.which, programs)) and is_off(unit):
-            text = f"{unit} is switched off, so containers of {source} are not registered"
+            kind = "virtual machines" if source == "libvirt" else "containers"
+            text = f"{unit} is switched off, so {kind} of {source} are not registered"
             yield Finding(f"follower {source}", True, f"{text}; 'systemctl enable --now {unit}' registers them")
 
 

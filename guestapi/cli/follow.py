@@ -40,6 +40,12 @@ def _oci(settings: Settings) -> Source:
     return OciSource(settings)
 
 
+def _libvirt(settings: Settings) -> Source:
+    from guestapi.sources.libvirt import LibvirtSource
+
+    return LibvirtSource(settings)
+
+
 def _nspawn(settings: Settings) -> Source:
     from guestapi.sources.nspawn import NspawnSource
 
@@ -49,6 +55,7 @@ def _nspawn(settings: Settings) -> Source:
 #: Each loads what it needs: not all of them are used on a host.
 SOURCES: dict[str, Callable[[Settings], Source]] = {
     "docker": _docker,
+    "libvirt": _libvirt,
     "lxc": _lxc,
     "nspawn": _nspawn,
     "oci": _oci,

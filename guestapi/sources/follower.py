@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from selectors import EVENT_READ, DefaultSelector
 from threading import Thread
 
-from guestapi.callers.namespaces import is_alive
+from guestapi.callers.machines import is_alive
 from guestapi.errors import SourceError
 from guestapi.model import Init
 from guestapi.sources.doorbell import DoorbellCaller, DoorbellServer, Ring

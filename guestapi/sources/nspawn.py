@@ -12,7 +12,6 @@ import json
 import os
 import re
 import select
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,12 +29,13 @@ from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.places import Places
 from guestapi.sources.processes import born, children, is_made_by_root, parent
+from guestapi.sources.programs import run
 from guestapi.sources.source import Unclear
 
 #: Where machined has a file for each machine. The content is private; a change shows that something happened.
 _DIRECTORY = "/run/systemd/machines"
-#: Most seconds and bytes of an answer. A machine has some hundred bytes.
-_SECONDS, _BYTES = 5.0, 4 << 20
+#: Most bytes of an answer. A machine has some hundred bytes.
+_BYTES = 4 << 20
 #: Where a container of a name, or its settings, may be kept (systemd-nspawn(1), systemd.nspawn(5)).
 _KEPT = ("/var/lib/machines/{}", "/var/lib/machines/{}.raw", "/etc/systemd/nspawn/{}.nspawn")
 #: What nspawn itself mounts in each container, besides what every runtime does.
@@ -50,7 +50,7 @@ _PROCESSES, _INIT_SECONDS = 100, 1.0
 
 
 class MachinedError(SourceError):
-    """machined cannot be asked, or its answer is malformed."""
+    """machined's answer is malformed, or it is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class NspawnSource:
         """
         try:
             found = next((one for one in _machines() if one.name == key), None)
-        except MachinedError as error:
+        except SourceError as error:
             return Unclear(key, str(error))
         return self._describe(found, known) if found is not None else self._stopped(key)
 
@@ -231,9 +231,9 @@ def _machines() -> list[_Machine]:
     """Return machined's containers, without the host itself.
 
     Raises:
-        MachinedError: it cannot be asked.
+        SourceError: it cannot be asked.
     """
-    code, text = _run("machinectl", "list", "--output=json", "--no-pager", "--quiet")
+    code, text = _ask("machinectl", "list", "--output=json", "--no-pager", "--quiet")
     if code != 0:
         raise MachinedError(f"machinectl list: exit status {code}", "'systemctl status systemd-machined'")
     try:
@@ -244,10 +244,10 @@ def _machines() -> list[_Machine]:
     if not names:
         return []
     show = ("machinectl", "show", "--property=Name", "--property=Leader")
-    code, text = _run(*show, *names)
+    code, text = _ask(*show, *names)
     if code != 0:
         # A container is gone, so those after it are missing in the answer. Ask for each one.
-        text = b"\n\n".join(_run(*show, name)[1] for name in names)
+        text = b"\n\n".join(_ask(*show, name)[1] for name in names)
     found = []
     for block in text.decode(errors="replace").split("\n\n"):
         told = dict(line.partition("=")[::2] for line in block.splitlines())
@@ -256,46 +256,9 @@ def _machines() -> list[_Machine]:
     return found
 
 
-def _run(*words: str) -> tuple[int, bytes]:
-    """Run a command; return its exit status and output.
-
-    Raises:
-        MachinedError: it cannot be run, takes too long, or prints too much.
-    """
-    try:
-        process = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0"},
-        )
-    except OSError as error:
-        raise MachinedError(f"{words[0]}: {error.strerror}", "is systemd-container installed?") from None
-    assert process.stdout is not None
-    until = time.monotonic() + _SECONDS
-    text = bytearray()
-    with process:
-        try:
-            while True:
-                ready, _none, _none = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
-                if not ready:
-                    raise MachinedError(f"{words[0]} {words[1]}: no whole answer in {_SECONDS:g} s")
-                part = os.read(process.stdout.fileno(), 1 << 16)
-                if not part:
-                    break
-                text += part
-                if len(text) > _BYTES:
-                    raise MachinedError(f"{words[0]} {words[1]}: the answer has more than {_BYTES >> 20} MiB")
-        except BaseException:
-            process.kill()
-            raise
-        try:
-            code = process.wait(max(0.1, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise MachinedError(f"{words[0]} {words[1]}: does not end") from None
-    return code, bytes(text)
+def _ask(*words: str) -> tuple[int, bytes]:
+    """Run a command of machined's; return its exit status and output."""
+    return run(*words, named=" ".join(words[:2]), most=_BYTES, package="systemd-container")
 
 
 def _below(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid5
 
-from guestapi.callers import namespaces
+from guestapi.callers import machines
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Device, Init, Instance, Problem
 from guestapi.names import is_text, size_of, to_text
@@ -54,7 +54,7 @@ def reconcile(
     complete: bool = False,
     gone: Collection[str] = (),
     refused: Collection[Problem] = (),
-    is_alive: Callable[[Init], bool] = namespaces.is_alive,
+    is_alive: Callable[[Init], bool] = machines.is_alive,
 ) -> list[Problem]:
     """Make a source's instances in the store equal to what was observed.
 

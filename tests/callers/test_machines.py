@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -213,3 +215,47 @@ def test_machine_whose_vmm_is_not_reaped(connection: socket.socket) -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         number = hybrid_number(process.pid)
         assert Identifier(registered).identify(connection, machine_credentials(number)).instance_id is None
+
+
+#: Prints what the VMM of the first argument is, as a service sees it that has root's user and CAP_SYS_PTRACE alone.
+_CONFINED = """
+import sys
+from guestapi.callers import machines
+machines.HOST_NODE = sys.argv[2]
+try:
+    print(machines.examine_machine(int(sys.argv[1]), 42).user_namespace)
+except machines.NotAMachineError as error:
+    print(error)
+"""
+_RIGHTS = ("setpriv", "--clear-groups", "--no-new-privs", "--bounding-set=-all,+sys_ptrace", "--inh-caps=-all")
+
+
+def _seen_confined(pid: int, node: Path) -> str:
+    command = [*_RIGHTS, sys.executable, "-c", _CONFINED, str(pid), str(node)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.rstrip("\n")
+
+
+def test_found_without_the_right_to_list_files(vmm: Vmm) -> None:
+    """A service that may look at processes, and not list what they have open, finds the same open device as root."""
+    assert _seen_confined(vmm.pid, vmm.node) == str(machines.find_vsock(vmm.pid))
+    vmm.close_device()
+    assert _seen_confined(vmm.pid, vmm.node).startswith(f"process {vmm.pid} has no vsock device")
+
+
+def test_another_inode_is_no_device(vmm: Vmm, tmp_path: Path) -> None:
+    """Without a vsock device on the host, or with another's inode, no open file is taken for it."""
+    with Vmm() as other:
+        assert machines.find_vsock_by_inode(vmm.pid, str(other.node)) is None
+    with Vmm(held=False) as other:
+        # The file is open, but its node is no vsock device.
+        assert machines.find_vsock_by_inode(other.pid, str(other.node)) is None
+    assert machines.find_vsock_by_inode(vmm.pid, str(tmp_path / "missing")) is None
+
+
+@pytest.mark.parametrize("form", ["guest-cid=42,vhostfd={}", '{{"guest-cid":42,"vhostfd":"{}"}}'])
+def test_the_command_line_names_the_descriptor(form: str) -> None:
+    """If the command line names the descriptor of the device, no other one of that inode's number counts."""
+    with Vmm(form.format(3)) as vmm:
+        assert machines.find_vsock_by_inode(vmm.pid, str(vmm.node)) == machines.find_vsock(vmm.pid)
+    with Vmm(form.format(4)) as vmm:
+        assert machines.find_vsock_by_inode(vmm.pid, str(vmm.node)) is None

@@ -44,11 +44,12 @@ class Vmm:
         """
         self._directory = Path(tempfile.mkdtemp(prefix="guestapi-vmm-", dir=SCRATCH))
         self._directory.chmod(0o755)
-        node = self._directory / "vhost-vsock"
-        os.mknod(node, stat.S_IFCHR | 0o666, machines.DEVICE if held else os.makedev(1, 3))
+        #: The device node that it has open.
+        self.node = self._directory / "vhost-vsock"
+        os.mknod(self.node, stat.S_IFCHR | 0o666, machines.DEVICE if held else os.makedev(1, 3))
         user = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
         self._process = subprocess.Popen(
-            [*user, sys.executable, "-I", "-S", "-c", _VMM, node, *words],
+            [*user, sys.executable, "-I", "-S", "-c", _VMM, self.node, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
