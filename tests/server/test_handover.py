@@ -87,6 +87,46 @@ def test_endpoints(vsock: FakeVsock, machine: Callable[..., Vmm], service: Servi
     assert (listed["type"], listed["status"], listed["cid"]) == ("virtual-machine", "running", CID)
 
 
+def test_extensions(vsock: FakeVsock, machine: Callable[..., Vmm], service: Service) -> None:
+    """The tree, waits for news, notices and attributes are there for a machine as for a container."""
+    machine("vm1", CID, "user.foo=bar")
+    guest = Talk(vsock.connect(CID))
+    with guest.socket:
+        found = guest.ask("/1.0/guestapi/tree")
+        tree = json.loads(found.text)
+        assert (tree["name"], tree["instance_type"], tree["config"]["user.foo"]) == ("vm1", "virtual-machine", "bar")
+        unchanged = f"If-None-Match: {found.headers['etag']}"
+        assert guest.ask("/1.0/guestapi/tree", unchanged).status == 304
+        guest.send(asking("/1.0/guestapi/tree/config/user.go?wait=60"))
+        service.command("config", "set", "vm1", "user.go=now")
+        assert guest.receive()[0].text == "now"
+        assert guest.ask("/1.0/guestapi/attributes/app/version", method="PUT", body=b"1").status == 403
+        service.command("policy", "allow", "attributes", "--instance", "vm1")
+        assert guest.ask("/1.0/guestapi/attributes/app/version", method="PUT", body=b"1").status == 201
+        assert guest.ask("/1.0/guestapi/attributes/app/version").text == "1"
+        service.command("notice", "vm1", "stop", "--in", "1h")
+        (notice,) = json.loads(guest.ask("/1.0/guestapi/notices").text)
+        assert guest.ask(f"/1.0/guestapi/notices/{notice['id']}/ack", method="POST").status == 204
+
+
+def test_root_of_a_machine_is_root_of_an_instance(
+    vsock: FakeVsock, machine: Callable[..., Vmm], service: Service
+) -> None:
+    """Whoever says that it is root in a machine may do what root of a container may, and no more."""
+    machine("vm1", CID, "user.internal=hidden", "user.once=given", "limits.memory=1GiB")
+    service.command("policy", "add", "user.internal", "--instance", "vm1", "--hidden")
+    service.command("policy", "add", "user.once", "--instance", "vm1", "--once")
+    guest, other = Talk(vsock.connect(CID)), Talk(vsock.connect(CID))
+    with guest.socket, other.socket:
+        claims = ("X-Uid: 0", "Authorization: root", "X-Cid: 2")
+        assert guest.ask("/1.0/config/user.internal", *claims).status == 404
+        assert guest.ask("/1.0/config/limits.memory", *claims).status == 403
+        assert guest.ask("/1.0/config/user.once", *claims).text == "given"
+        assert other.ask("/1.0/config/user.once", *claims).status == 404
+        service.command("config", "set", "vm1", "security.guestapi=false")
+        assert guest.ask("/1.0/config", *claims).status == 403
+
+
 def test_cids_without_an_instance(vsock: FakeVsock, machine: Callable[..., Vmm]) -> None:
     """A CID that is not registered is refused as an unknown container is, and so are loopback and host."""
     machine("vm1")
