@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 CONTACT_SECONDS = 10.0
 #: Seconds without an answer after which that is recorded, and between two checks of it.
 _STALLED_SECONDS, _WATCH_SECONDS = 7.0, 1.0
+#: Seconds after an answer in which a loss belongs to what was before: a daemon that goes on after a hang answers what
+#: it was asked, and then ends its event streams.
+_SETTLED_SECONDS = 5.0
 #: Seconds between two notifications of systemd that say the same but for the lag.
 _TELL_SECONDS = 1.0
 
@@ -77,16 +81,16 @@ class Report:
         self._alone = Lock()
         #: What systemd was told last, and when (time.monotonic()).
         self._counts, self._told = "", 0.0
-        #: Whether the journal has been told that the daemon does not answer, since it last did.
-        self._warned = False
+        #: Since when the daemon answers (time.monotonic()); infinite: it does not, as the journal has been told.
+        self._answers_since = -math.inf
         self.progress = Progress()
 
     def warn(self, why: str) -> None:
-        """Log why the daemon does not answer, once until it answers again."""
+        """Log why the daemon does not answer, once until it has answered for a while."""
         with self._alone:
-            if not self._warned:
+            if time.monotonic() > self._answers_since + _SETTLED_SECONDS:
                 log.warning("%s; instances get the last known answers until it is back", why)
-            self._warned = True
+            self._answers_since = math.inf
 
     def note(self, lost: str = "", stalled: str = "") -> None:
         """Report the status, and record it if it has changed or the last record is old.
@@ -114,7 +118,8 @@ class Report:
                     log.error("%s", error)
 
     def _note(self, lost: str, stalled: str) -> None:
-        self._warned = self._warned and bool(lost or stalled)
+        if not lost and not stalled:
+            self._answers_since = min(self._answers_since, time.monotonic())
         faults = [lost] if lost else [*([stalled] if stalled else []), *self._faults()]
         fault = faults[0] if faults else ""
         if len(faults) > 1:

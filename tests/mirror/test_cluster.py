@@ -249,3 +249,24 @@ def test_a_look_that_stalls_is_written_down(tmp_path: Path) -> None:
     assert report._STALLED_SECONDS + report._WATCH_SECONDS < 10
     reporting.note()
     assert fault() == ""
+
+
+def test_a_hang_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is lost right after an answer belongs to the hang before it; what is lost later is logged anew."""
+    guestapi = Guestapi(tmp_path)
+    writer = Writer(guestapi.settings, create=True)
+    reporting = Report(writer, Views(guestapi.settings.store.url), "incus", "/socket", lambda _text: None, list)
+
+    def lose(why: str) -> list[str]:
+        reporting.warn(why)
+        reporting.note(lost=why)
+        return [record.getMessage().partition(";")[0] for record in caplog.records]
+
+    assert lose("it hangs") == ["it hangs"]
+    assert lose("it still hangs") == ["it hangs"]
+    with patch.object(report, "_SETTLED_SECONDS", 3600.0):
+        reporting.note()
+        assert lose("its stream has ended") == ["it hangs"]
+        reporting.note()
+    with patch.object(report, "_SETTLED_SECONDS", -1.0):
+        assert lose("it hangs again") == ["it hangs", "it hangs again"]
