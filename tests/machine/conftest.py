@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.machine import guests
+from tests.machine import guests, nested
 from tests.machine.image import build_image
 from tests.machine.product import Product, built
 from tests.machine.virtual import VirtualMachine
@@ -63,3 +63,15 @@ def vm(product: Product) -> Iterator[VirtualMachine]:
         guests.make(machine, "nspawn", ["shop"])
         machine.script(AT_BOOT)
         yield machine
+
+
+@pytest.fixture(scope="session")
+def vsock_host(vm: VirtualMachine) -> VirtualMachine:
+    """The machine, set up as in docs/virtual-machines.md: virtual machines can start in it, and their relay runs."""
+    vm.processors = 1  # See BOOTS in virtual.py.
+    vm.reboot()
+    nested.prepare(vm)
+    vm.run("systemctl", "enable", "--now", "guestapi-vsock.socket")
+    # The first request would start it, which takes as long as the relay waits on an emulated processor of a busy host.
+    vm.run("systemctl", "start", "guestapi.service")
+    return vm

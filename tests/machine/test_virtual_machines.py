@@ -57,19 +57,13 @@ class Times:
 
 
 @pytest.fixture(scope="module")
-def host(vm: VirtualMachine) -> VirtualMachine:
-    """The machine with instances for virtual machines, and the relay."""
-    vm.processors = 1  # See BOOTS in virtual.py.
-    vm.reboot()
-    nested.prepare(vm)
-    vm.run("systemctl", "enable", "--now", "guestapi-vsock.socket")
-    # The first request would start it, which takes as long as the relay waits on an emulated processor of a busy host.
-    vm.run("systemctl", "start", "guestapi.service")
+def host(vsock_host: VirtualMachine) -> VirtualMachine:
+    """The machine with instances for virtual machines."""
     for name in NAMES:
-        vm.run(
+        vsock_host.run(
             "guestapi", "instance", "add", name, "--type", "virtual-machine", "--config", f"user.role=role of {name}"
         )
-    return vm
+    return vsock_host
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,133 @@
+"""Virtual machines of a real libvirt, with guestapi-libvirt.service as shipped: they register themselves.
+
+The commands are those of docs/virtual-machines.md for libvirt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.machine.virtual import VirtualMachine
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
+
+UNITS = (
+    "libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlogd.socket virtlogd-admin.socket"
+)
+SOCKETS = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
+
+#: The disks' backing file is a device of the machine, from which libvirt's own confinement keeps QEMU.
+_PREPARE = r"""
+printf '%s\n' 'security_driver = "none"' 'namespaces = []' >>/etc/libvirt/qemu.conf
+chmod o+r /dev/vdb
+mkdir -p /var/lib/libvirt/boot
+cp -L /srv/vmlinuz /srv/initrd /var/lib/libvirt/boot/
+qemu-img create -q -f qcow2 -F raw -b /dev/vdb /var/lib/libvirt/images/web.qcow2
+"""
+
+_DOMAIN = """<domain type='kvm'>
+  <name>{name}</name>
+  <memory unit='MiB'>256</memory>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>/var/lib/libvirt/boot/vmlinuz</kernel>
+    <initrd>/var/lib/libvirt/boot/initrd</initrd>
+    <cmdline>root=/dev/vda rw console=ttyS0 quiet mitigations=off tsc=reliable init=/usr/local/sbin/test-init</cmdline>
+  </os>
+  <cpu mode='host-passthrough' check='none'/>
+  <features><acpi/></features>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/><source file='/var/lib/libvirt/images/{name}.qcow2'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <serial type='file'><source path='/var/log/libvirt/qemu/{name}.console'/></serial>
+    {vsock}
+  </devices>
+</domain>
+"""
+
+
+class Libvirt:
+    """libvirt on the machine, and what guestapi has of it."""
+
+    def __init__(self, vm: VirtualMachine) -> None:
+        self.vm = vm
+
+    def virsh(self, *words: str) -> str:
+        """Run virsh; return its output."""
+        return self.vm.run("virsh", "--quiet", *words).stdout.strip()
+
+    def define(self, name: str, vsock: str) -> None:
+        """Define a domain; `vsock`: the XML of its vsock device."""
+        self.vm.put(_DOMAIN.format(name=name, vsock=vsock).encode(), f"/root/{name}.xml")
+        self.virsh("define", f"/root/{name}.xml")
+
+    def instance(self, name: str) -> dict[str, Any]:
+        """Return an instance as `guestapi instance list` has it; empty: there is none."""
+        listed = json.loads(self.vm.run("guestapi", "instance", "list", "--format", "json").stdout)
+        found: dict[str, Any] = next((one for one in listed if one["name"] == name), {})
+        return found
+
+    def wait_for(self, name: str, status: str) -> None:
+        """Wait until an instance has a status; empty: until there is none."""
+        line = f"{name},virtual-machine,{status}" if status else f"{name},"
+        found = f"guestapi instance list --format csv --columns nts | grep -q '^{line}'"
+        why = "guestapi check; virsh list --all; journalctl -b -n 60 --no-pager -u 'guestapi-libvirt*' -u libvirtd"
+        self.vm.wait_until(found if status else f"! {found}", 300, why)
+
+    def pid(self, name: str) -> int:
+        """The PID of a domain's VMM."""
+        return int(self.vm.run("cat", f"/run/libvirt/qemu/{name}.pid").stdout)
+
+
+@pytest.fixture(scope="module")
+def libvirt(vsock_host: VirtualMachine) -> Iterator[Libvirt]:
+    """libvirt with a domain that has a vsock device and does not run, and the follower."""
+    vm = vsock_host
+    vm.script(_PREPARE)
+    vm.script(f"systemctl unmask --quiet {UNITS}; systemctl start libvirtd.service")
+    made = Libvirt(vm)
+    try:
+        vm.run("systemctl", "enable", "--now", "guestapi-libvirt.service")
+        words = ("--type", "virtual-machine", "--config", "user.role=frontend")
+        vm.run("guestapi", "instance", "add", "web", *words)
+        made.define("web", "<vsock model='virtio'><cid auto='yes'/></vsock>")
+        yield made
+    finally:
+        vm.run("virsh", "--quiet", "destroy", "web", check=False)
+        vm.run("virsh", "--quiet", "undefine", "web", check=False)
+        vm.script(f"systemctl disable --now --quiet guestapi-libvirt.service {UNITS}; systemctl mask --quiet {UNITS}")
+        vm.run("guestapi", "follow", "libvirt", "--forget")
+
+
+def test_a_machine_of_libvirt(libvirt: Libvirt) -> None:
+    """A domain with a vsock device registers itself when it starts, by its VMM, and is stopped when it is shut off."""
+    libvirt.virsh("start", "web")
+    libvirt.wait_for("web", "running")
+    one = libvirt.instance("web")
+    assert (one["source"], one["pid"], one["type"]) == ("libvirt", libvirt.pid("web"), "virtual-machine")
+    assert one["config"]["user.role"] == "frontend"
+    libvirt.virsh("destroy", "web")
+    libvirt.wait_for("web", "stopped")
+
+
+def test_definitions(libvirt: Libvirt) -> None:
+    """An instance has its domain's name and UUID, follows its renaming, and is gone with it if nothing was set."""
+    libvirt.define("plain", "<vsock model='virtio'><cid auto='yes'/></vsock>")
+    libvirt.define("mute", "")
+    libvirt.wait_for("plain", "stopped")
+    one = libvirt.instance("plain")
+    assert one["uuid"] == libvirt.virsh("domuuid", "plain")
+    assert libvirt.instance("mute") == {}
+    libvirt.virsh("domrename", "plain", "other")
+    libvirt.wait_for("other", "stopped")
+    assert libvirt.instance("plain") == {}
+    assert libvirt.instance("other")["uuid"] == one["uuid"]
+    libvirt.virsh("undefine", "other")
+    libvirt.virsh("undefine", "mute")
+    libvirt.wait_for("other", "")
