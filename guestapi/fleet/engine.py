@@ -1,7 +1,8 @@
 """The connection to a fleet's database. This module alone imports psycopg.
 
 A server whose process is stopped never answers, and no option of libpq ends the wait: the kernel answers for it. So a
-`Session` has a thread that shuts the socket down when a question has no answer in time.
+`Session` has a thread that shuts the socket down when a question has no answer in time. An operator's change may wait
+for a lock or a standby as long as it takes; `session` shuts the socket down if the server takes no new session either.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 5
 #: Seconds between two looks whether a question has no answer in time.
 _WATCH_SECONDS = 0.2
+#: Seconds for which an operator's question has no answer before the server is asked whether it lives.
+_DOUBT_SECONDS = 3.0
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*@)")
 _SUPERUSER = (
     "to change instances needs a role in guestapi_operator; "
@@ -135,8 +138,7 @@ class Session:
             until = self._until
             if until is not None and monotonic() > until:
                 self._late = True
-                with suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as ours:
-                    ours.shutdown(socket.SHUT_RDWR)
+                _shut(self._connection)
                 return
 
 
@@ -153,7 +155,7 @@ def session(url: str) -> Iterator[psycopg.Connection[Any]]:
     connection = _connect(url, {})
     import psycopg
 
-    with connection:
+    with connection, _watching(connection, url) as watch:
         try:
             yield connection
         except psycopg.errors.InsufficientPrivilege as error:
@@ -165,7 +167,63 @@ def session(url: str) -> Iterator[psycopg.Connection[Any]]:
         except psycopg.errors.UndefinedTable:
             raise FleetError("there is no fleet in this database yet", "'guestapi fleet init' makes one") from None
         except psycopg.Error as error:
+            if watch.late:
+                raise FleetError("the server of the fleet's database has stopped to answer") from None
             raise FleetError(f"the fleet's database refuses: {_first_line(error)}") from None
+
+
+class _Watch:
+    """Ends a connection whose server is stopped; see `_watching`."""
+
+    def __init__(self, connection: psycopg.Connection[Any], url: str) -> None:
+        self._connection, self._url = connection, url
+        self.closed = Event()
+        self.late = False
+
+    def run(self) -> None:
+        """Look now and then whether there is a question without an answer, until the connection is closed."""
+        from psycopg.pq import TransactionStatus
+
+        asked = 0.0
+        while not self.closed.wait(_WATCH_SECONDS):
+            if self._connection.info.transaction_status != TransactionStatus.ACTIVE:
+                asked = 0.0
+                continue
+            asked += _WATCH_SECONDS
+            if asked > _DOUBT_SECONDS:
+                if not self._answers():
+                    self.late = True
+                    _shut(self._connection)
+                    return
+                asked = 0.0
+
+    def _answers(self) -> bool:
+        """Whether the server takes a new session, or says why not."""
+        import psycopg.conninfo
+
+        info = self._connection.info
+        # The URL may name other servers, too.
+        place = {"host": info.host, "port": str(info.port), **({"hostaddr": info.hostaddr} if info.hostaddr else {})}
+        try:
+            psycopg.connect(
+                psycopg.conninfo.make_conninfo(self._url, **place), connect_timeout=_CONNECT_SECONDS
+            ).close()
+        except psycopg.errors.ConnectionTimeout:
+            return False
+        except psycopg.Error:
+            pass
+        return True
+
+
+@contextmanager
+def _watching(connection: psycopg.Connection[Any], url: str) -> Iterator[_Watch]:
+    """Within the block, a question ends with an error when the server of the connection does not live any more."""
+    watch = _Watch(connection, url)
+    Thread(target=watch.run, daemon=True).start()
+    try:
+        yield watch
+    finally:
+        watch.closed.set()
 
 
 def commit(connection: psycopg.Connection[Any]) -> None:
@@ -270,6 +328,12 @@ def _connect(url: str, options: Mapping[str, str]) -> psycopg.Connection[Any]:
         )
     except psycopg.Error as error:
         raise FleetError(f"the fleet at {printable_url(url)} cannot be reached: {_first_line(error)}") from None
+
+
+def _shut(connection: psycopg.Connection[Any]) -> None:
+    """Have a thread that waits for the connection get an error."""
+    with suppress(OSError, ValueError), socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
 
 
 def _first_line(error: Exception) -> str:
