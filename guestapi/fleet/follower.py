@@ -179,13 +179,13 @@ class FleetFollower:
         with session.snapshot():
             state = inventory.read_state(session)
             changed = inventory.list_changed(session, state.host, stored.revision)
-            listed = inventory.list_some(session, state.host, [uuid for uuid, _first in changed])
             with self._store.view() as store:
                 placed = placements.list_placed(store)
-            staying = [listed[uuid] for uuid, _ in changed if uuid in listed and not listed[uuid].leaving]
-            gone = [uuid for uuid, _ in changed if uuid not in listed or listed[uuid].leaving]
-            self._write(session, (staying, gone, dict(changed)), placed, (stored, state.cursor))
-        self._release(session, [one for one in listed.values() if one.leaving])
+            staying = [one for _uuid, _first, one in changed if one is not None and not one.leaving]
+            gone = [uuid for uuid, _first, one in changed if one is None or one.leaving]
+            order = {uuid: first for uuid, first, _one in changed}
+            self._write(session, (staying, gone, order), placed, (stored, state.cursor))
+        self._release(session, [one for _uuid, _first, one in changed if one is not None and one.leaving])
 
     def _write(
         self,
@@ -282,7 +282,7 @@ class FleetFollower:
 
     def _open(self) -> None:
         url = self._settings.store.url
-        self._writer = Writer(self._settings, create=True, audit=by_source(FLEET))
+        self._writer = Writer(self._settings, create=True, keep=True, audit=by_source(FLEET))
         self._store = Views(url)
 
     def _reopen(self) -> None:

@@ -6,7 +6,7 @@ instance alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,12 +26,15 @@ _STATE = (
     "left(pg_walfile_name(pg_current_wal_lsn()), 8) FROM guestapi.fleet JOIN guestapi.hosts ON name = guestapi.me()"
 )
 _COLUMNS = (
-    "uuid::text, project, name, epoch, next_host IS NOT NULL, "
+    "instances.uuid::text, project, name, epoch, next_host IS NOT NULL, "
     "(SELECT coalesce(sum(octet_length(value)), 0) FROM guestapi.config WHERE config.uuid = instances.uuid)"
 )
 _MINE = f"SELECT {_COLUMNS} FROM guestapi.instances WHERE host = %s ORDER BY uuid"
-_SOME = f"SELECT {_COLUMNS} FROM guestapi.instances WHERE host = %s AND uuid = ANY(%s::uuid[])"
-_LOG = "SELECT uuid::text, min(revision) FROM guestapi.log WHERE host = %s AND revision > %s GROUP BY uuid ORDER BY 2"
+_CHANGED = (
+    f"SELECT changed.uuid::text, first, {_COLUMNS} FROM (SELECT uuid, min(revision) AS first FROM guestapi.log "
+    "WHERE host = %(host)s AND revision > %(revision)s GROUP BY uuid) AS changed "
+    "LEFT JOIN guestapi.instances ON instances.uuid = changed.uuid AND instances.host = %(host)s ORDER BY first"
+)
 _INSTANCES = (
     "SELECT uuid::text, project, name, type, cloud_init_id::text, epoch FROM guestapi.instances "
     "WHERE uuid = ANY(%s::uuid[])"
@@ -118,9 +121,9 @@ def read_state(session: Session) -> HostState:
 def listen(session: Session, host: str) -> None:
     """Have the session hear when something of this host changes.
 
-    What a host says is said again after it was lost with a primary, so no commit of these waits for a standby.
+    What a host says is said again after it was lost with a server, so no commit of these waits for a disk or a standby.
     """
-    session.ask("SET synchronous_commit = local")
+    session.ask("SET synchronous_commit = off")
     name = f"guestapi_{host}".replace('"', "")
     session.ask(f'LISTEN "{name}"')
 
@@ -130,14 +133,13 @@ def list_mine(session: Session, host: str) -> list[PlacedRow]:
     return [PlacedRow(*row) for row in session.ask(_MINE, (host,))]
 
 
-def list_some(session: Session, host: str, uuids: Sequence[str]) -> dict[str, PlacedRow]:
-    """Return those of some instances that are this host's, by UUID."""
-    return {row[0]: PlacedRow(*row) for row in session.ask(_SOME, (host, list(uuids)))}
+def list_changed(session: Session, host: str, revision: int) -> list[tuple[str, int, PlacedRow | None]]:
+    """Return what changed after a revision: UUID, the first revision that changed it, and the instance, in that order.
 
-
-def list_changed(session: Session, host: str, revision: int) -> list[tuple[str, int]]:
-    """Return the instances that changed after a revision, each with the first revision that changed it, in order."""
-    return [(uuid, first) for uuid, first in session.ask(_LOG, (host, revision))]
+    None: it is not this host's any more.
+    """
+    rows = session.ask(_CHANGED, {"host": host, "revision": revision})
+    return [(uuid, first, None if one[0] is None else PlacedRow(*one)) for uuid, first, *one in rows]
 
 
 def read_placements(session: Session, listed: Iterable[PlacedRow]) -> Iterator[Placement]:
