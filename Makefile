@@ -78,8 +78,11 @@ test-cluster: $(VENV)/ready daemons ## three Incus daemons in a cluster, with a 
 	@tools/packages install test
 	GUESTAPI_CLUSTER=$(GUESTAPI_CLUSTER) $(VENV)/bin/pytest tests/cluster
 
-test-fleet: $(VENV)/ready ## a fleet on three PostgreSQL servers with ten hosts, and every fault (as root, two minutes)
+test-fleet: $(VENV)/ready ## a fleet on three PostgreSQL servers with ten hosts, and every fault; Patroni; two hosts with systemd (as root, five minutes)
 	@tools/packages install test
+	@[ -d $(VENV)/patroni ] || tools/unpack $(VENV)/patroni patroni etcd-server python3-etcd python3-psycopg2 \
+		python3-prettytable python3-psutil python3-dateutil python3-six python3-dnspython python3-click python3-cdiff \
+		python3-wcwidth
 	GUESTAPI_FLEET=1 $(VENV)/bin/pytest tests/fleet_faults
 
 fuzz: $(VENV)/ready ## coverage-guided fuzzing for SECONDS (600) in all

@@ -1,49 +1,28 @@
-"""A host whose clock is set back; the service gets its time from clock.c."""
+"""A host whose clock is set back."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from guestapi.store.lookup import read_entries
 from guestapi.store.view import view
-from tests.harness.scratch import SCRATCH
+from tests.harness.clock import Clock, moved_clock
 from tests.harness.service import COMMAND, Service
 from tests.server.test_events import Follower, latest
 
 pytestmark = pytest.mark.root
 
 
-class Clock:
-    """The clock of the processes that are started with `environment`."""
-
-    def __init__(self, directory: Path) -> None:
-        self._file = directory / "moved"
-        self.set(0)
-        library = directory / "clock.so"
-        source = Path(__file__).with_name("clock.c")
-        subprocess.run(["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True)
-        self.environment = {"LD_PRELOAD": str(library), "CLOCK_FILE": str(self._file)}
-
-    def set(self, seconds: int) -> None:
-        """Set the clock ahead of the real time by this many seconds."""
-        self._file.write_text(str(seconds))
-
-
 @pytest.fixture
 def clock() -> Iterator[Clock]:
     """A clock for processes of any user."""
-    directory = Path(tempfile.mkdtemp(prefix="guestapi-clock-", dir=SCRATCH))
-    directory.chmod(0o755)
-    yield Clock(directory)
-    shutil.rmtree(directory)
+    with moved_clock() as own:
+        yield own
 
 
 def test_clock_set_back(clock: Clock) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fleet_faults.field import Field
+from tests.harness.clock import moved_clock
 from tests.harness.replicated import replicated
 
 collect_ignore_glob = [] if os.environ.get("GUESTAPI_FLEET") else ["test_*.py"]
@@ -19,7 +20,12 @@ collect_ignore_glob = [] if os.environ.get("GUESTAPI_FLEET") else ["test_*.py"]
 @pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     """The fleet, for all tests."""
-    with replicated() as replicas, Field(replicas, tmp_path_factory.mktemp("hosts")) as field:
+    with (
+        moved_clock() as servers,
+        moved_clock() as hosts,
+        replicated(servers.environment) as replicas,
+        Field(replicas, tmp_path_factory.mktemp("hosts"), (servers, hosts)) as field,
+    ):
         yield field
 
 

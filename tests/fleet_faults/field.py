@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
@@ -21,22 +24,31 @@ from guestapi.fleet.operating import FleetStore, Wishes, new_operation
 from guestapi.store import steps
 from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import get_instance
+from tests.fleet_faults.wire import Wire
+from tests.harness.clock import Clock
+from tests.harness.machine import CHECKOUT
 from tests.harness.replicated import Replicas
-from tests.harness.service import COMMAND
 
 HOSTS, EACH = 10, 3
 SECONDS = 90.0
 DATABASE = "guestapi"
+_WATCHED = "tests.fleet_faults.watched"
 
 
 class FieldHost:
-    """A host: its store, and its follower in a process of its own."""
+    """A host: its store, its follower in a process of its own, and the network between it and the servers."""
 
-    def __init__(self, name: str, directory: Path, url: str) -> None:
+    def __init__(self, name: str, directory: Path, servers: list[str], clock: Clock) -> None:
         self.name = name
         self.database = directory / "store.db"
+        self.wire = Wire(servers)
+        self._directory = directory
         self._config = directory / "guestapi.toml"
         self._log = directory / "log"
+        self._environment = clock.environment
+        ports = ",".join(map(str, self.wire.ports))
+        hosts = ",".join("127.0.0.1" for _server in servers)
+        url = f"postgresql://{name}@/{DATABASE}?host={hosts}&port={ports}&sslmode=disable&gssencmode=disable"
         self._config.write_text(
             f'[store]\nurl = "sqlite:///{self.database}"\n[fleet]\nurl = "{url}"\nhost = "{name}"\n'
         )
@@ -44,9 +56,11 @@ class FieldHost:
 
     def start(self) -> None:
         """Start the follower."""
-        command = [str(COMMAND), "--config", str(self._config), "fleet", "follow"]
+        command = [sys.executable, "-m", _WATCHED, str(self._directory), str(self._config)]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=CHECKOUT, env={**os.environ, **self._environment}
+            )
 
     def kill(self) -> None:
         """End the follower, wherever it is."""
@@ -55,10 +69,61 @@ class FieldHost:
             self._process.wait()
             self._process = None
 
+    def wait_for_its_end(self) -> None:
+        """Wait until the follower has killed itself."""
+        assert self._process is not None
+        assert self._process.wait(SECONDS) == -signal.SIGKILL, self.log[-2000:]
+        self._process = None
+
+    def tell(self, action: str, point: str) -> None:
+        """Have the follower do something at a point; see tests/fleet_faults/watched.py."""
+        fresh = self._directory / "point.new"
+        fresh.write_text(f"{action} {point}")
+        fresh.rename(self._directory / "point")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the follower waits at the point at which it was told to."""
+        return (self._directory / "reached").exists()
+
+    def go_on(self) -> None:
+        """Have the follower go on from there."""
+        (self._directory / "reached").unlink()
+
+    def end(self) -> None:
+        """End everything."""
+        self.kill()
+        self.wire.close()
+
     @property
     def log(self) -> str:
         """What the follower has said."""
         return self._log.read_text()
+
+    @property
+    def stays(self) -> dict[str, list[tuple[float, float]]]:
+        """When the store may have had each instance: from before the commit that has placed it until after its end."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        open_: dict[str, float] = {}
+        placed: set[str] = set()
+        pending: tuple[float, set[str]] | None = None
+        for line in (self._directory / "record").read_text().splitlines():
+            what, at, uuids = json.loads(line)
+            now = set(uuids)
+            if what == "commit":
+                pending = (at, now)
+                for uuid in now - placed:
+                    open_.setdefault(uuid, at)
+                continue
+            # Committed; or a process begins and finds what its predecessor has left.
+            for uuid in now - placed:
+                open_.setdefault(uuid, at if pending is None else pending[0])
+            for uuid in open_.keys() - now:
+                found.setdefault(uuid, []).append((open_.pop(uuid), at))
+            placed, pending = now, None
+        for uuid, at in open_.items():
+            found.setdefault(uuid, []).append((at, math.inf))
+        return found
 
     def ask(self, query: str) -> list[tuple[object, ...]]:
         """What the store has; nothing, if it is not there."""
@@ -85,8 +150,10 @@ class FieldHost:
 class Field:
     """The fleet."""
 
-    def __init__(self, replicas: Replicas, directory: Path) -> None:
+    def __init__(self, replicas: Replicas, directory: Path, clocks: tuple[Clock, Clock]) -> None:
         self.replicas = replicas
+        #: Of the servers and of the hosts.
+        self.clocks = clocks
         self.hosts: list[FieldHost] = []
         self._directory = directory
         with replicas.primary.connect() as connection:
@@ -101,7 +168,7 @@ class Field:
         for number in range(HOSTS):
             place = directory / f"h{number}"
             place.mkdir()
-            self.hosts.append(FieldHost(f"h{number}", place, replicas.url(DATABASE, "anna")))
+            self.hosts.append(FieldHost(f"h{number}", place, [node.socket for node in replicas.nodes], clocks[1]))
         #: What was acknowledged of each instance, and what may have been written.
         self.acknowledged: dict[str, int] = {}
         self.maybe: dict[str, set[int]] = {}
@@ -130,7 +197,7 @@ class Field:
     ) -> None:
         self._end_writer()
         for host in self.hosts:
-            host.kill()
+            host.end()
 
     def write(self) -> None:
         """Begin to change instances, one after the other, all the time."""
@@ -152,6 +219,12 @@ class Field:
     def move(self, name: str, to: str) -> None:
         """Have an instance go to another host."""
         moving.move(lambda: session(self.url), ("default", name), to, fenced=False, wishes=Wishes(new_operation()))
+
+    def applied(self, host: str) -> int:
+        """The revision up to which a host has said that its store is as the database."""
+        with self.replicas.primary.connect(DATABASE) as connection:
+            row = connection.execute("SELECT applied FROM guestapi.seen WHERE host = %s", (host,)).fetchone()
+        return -1 if row is None else int(row[0])
 
     def rows(self, host: str) -> dict[str, dict[str, str]]:
         """What the database has for a host, at one moment."""
@@ -180,6 +253,17 @@ class Field:
             self._replay(host)
         everywhere = [name for host in self.hosts for name in host.placed]
         assert len(everywhere) == len(set(everywhere))
+        self._never_twice()
+
+    def _never_twice(self) -> None:
+        """No instance was in two stores at any moment."""
+        stays: dict[str, list[tuple[float, float, str]]] = {}
+        for host in self.hosts:
+            for uuid, found in host.stays.items():
+                stays.setdefault(uuid, []).extend((begin, end, host.name) for begin, end in found)
+        for uuid, those in stays.items():
+            for before, after in pairwise(sorted(those)):
+                assert before[1] <= after[0], (uuid, before, after)
 
     def _replay(self, host: FieldHost) -> None:
         """Each event begins where the one before has ended, and the last one ends where the store is."""

@@ -5,12 +5,13 @@ The fixture `field` has a writer running during each test, and checks all of tha
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.fleet_faults.field import DATABASE, Field, copy, lose, put_back, until
+from tests.fleet_faults.field import DATABASE, Field, FieldHost, copy, lose, put_back, until
 
 pytestmark = pytest.mark.root
 
@@ -80,13 +81,21 @@ def test_both_standbys_are_away(field: Field) -> None:
     field.wait_for_changes()
 
 
-def test_followers_are_killed(field: Field) -> None:
-    """A follower that is killed at any moment goes on where its store is."""
-    for number in range(15):
-        host = field.hosts[number % 3]
-        field.wait_for_changes(3)
+@pytest.mark.parametrize("when", ["commit", "committed"])
+def test_followers_are_killed_at_every_commit(field: Field, when: str) -> None:
+    """A follower that is killed before or after any commit goes on where its store is, from an empty store onwards.
+
+    With one instance a transaction: the first commits are those of the first look, the others those of changes.
+    """
+    host = field.hosts[0]
+    for number in range(1, 10):
         host.kill()
+        lose(host)
+        host.tell("kill", f"{when}:{number}")
         host.start()
+        host.wait_for_its_end()
+        host.start()
+        until(lambda: host.placed.keys() == field.rows(host.name).keys())
     field.wait_for_changes()
 
 
@@ -114,8 +123,117 @@ def test_the_log_is_trimmed_while_a_host_is_away(field: Field) -> None:
     field.wait_for_changes()
 
 
+def test_clocks_are_set_back(field: Field) -> None:
+    """With the clocks of all servers, then of all hosts, set back by a day and forth again, hosts follow on."""
+    day = 24 * 3600
+    servers, hosts = field.clocks
+    field.wait_for_changes()
+    host = field.hosts[0]
+    try:
+        servers.set(-day)
+        with field.replicas.primary.connect(DATABASE) as connection:
+            real = "SELECT now() < to_timestamp(%s)"
+            until(lambda: connection.execute(real, (time.time() - day / 2,)).fetchone() == (True,))
+            contacts = "SELECT count(*) FROM guestapi.seen WHERE contact BETWEEN now() - interval '7 s' AND now()"
+            until(lambda: connection.execute(contacts).fetchone() == (len(field.hosts),))
+        _goes_on(field, host)
+        hosts.set(-day)
+        until(lambda: host.ask("SELECT contact FROM fleet") < [(time.time() - day / 2,)])
+        _goes_on(field, host)
+        servers.set(0)
+        _goes_on(field, host)
+    finally:
+        servers.set(0)
+        hosts.set(0)
+    _goes_on(field, host)
+    until(lambda: host.ask("SELECT contact FROM fleet") > [(time.time() - day / 2,)])
+
+
+def _goes_on(field: Field, host: FieldHost) -> None:
+    """Changes are made, and a follower that begins anew applies them."""
+    host.kill()
+    host.start()
+    field.wait_for_changes(40)
+    _follows(field, host)
+
+
+def _follows(field: Field, host: FieldHost) -> None:
+    """Wait until a host has a change that is newer than this moment."""
+    before = field.applied(host.name)
+    until(lambda: field.applied(host.name) > before, lambda: host.log[-2000:])
+
+
+def test_the_network_drops_and_delays(field: Field) -> None:
+    """Connections that are slow, that are cut after any number of bytes, and that go silent, cost time alone."""
+    for host in field.hosts:
+        host.wire.delay = 0.05
+    field.wait_for_changes(40)
+    for host in field.hosts[:5]:
+        host.wire.cut_bytes = 8000
+        host.kill()
+        host.start()
+    for host in field.hosts[5:8]:
+        host.wire.silent = True
+    until(lambda: all(host.wire.cuts > 5 for host in field.hosts[:5]))
+    until(lambda: all("has not answered for 3 s" in host.log for host in field.hosts[5:8]))
+    field.wait_for_changes(40)
+    for host in field.hosts:
+        host.wire.mend()
+    for host in field.hosts:
+        _follows(field, host)
+
+
 def _is_on(field: Field, name: str, host: str) -> bool:
     return name in field.rows(host)
+
+
+def _to_move(field: Field) -> tuple[FieldHost, FieldHost, str]:
+    """Two hosts, and an instance of the first, which has more than the second."""
+    target, source = sorted(field.hosts[5:7], key=lambda host: len(field.rows(host.name)))
+    return source, target, next(iter(field.rows(source.name)))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_host_is_cut_off_before_it_hears_of_a_move(field: Field, silent: bool) -> None:
+    """It goes on serving the instance, and the move waits."""
+    source, target, name = _to_move(field)
+    if silent:
+        source.wire.silent = True
+    else:
+        source.wire.cut()
+    field.move(name, target.name)
+    field.wait_for_changes(40)
+    assert name in source.placed
+    assert name not in target.placed
+    source.wire.mend()
+    until(lambda: name in target.placed)
+    assert name not in source.placed
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("point", ["leaving", "left", "released", "arriving", "arrived"])
+def test_a_host_is_cut_off_at_a_step_of_a_move(field: Field, point: str, killed: bool) -> None:
+    """Wherever a host is cut off, or also killed, no two hosts have the instance, and the move is completed later."""
+    source, target, name = _to_move(field)
+    host = target if point.startswith("arriv") else source
+    host.tell("hold", point)
+    field.move(name, target.name)
+    until(lambda: host.is_held)
+    host.wire.cut()
+    assert not (name in source.placed and name in target.placed)
+    if killed:
+        host.kill()
+    host.go_on()
+    # Before the old host has released it, it stays the old one's in the database.
+    if point in ("leaving", "left"):
+        field.wait_for_changes()
+        assert name in field.rows(source.name)
+        assert name not in target.placed
+    if killed:
+        host.start()
+    host.wire.mend()
+    until(lambda: name in target.placed)
+    assert name not in source.placed
 
 
 def test_instances_move_meanwhile(field: Field) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 from tests.harness import fast
 
 #: Who the server runs as: PostgreSQL refuses root.
-_USER = "nobody"
+USER = "nobody"
 _SECONDS = 30.0
 #: Tests come in as anybody by the Unix socket, whose directory only root and the server can enter.
 _LOCAL = "local all all trust\nlocal replication all trust\n"
@@ -63,16 +63,18 @@ class Postgres:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
+        #: Variables of the environment that it has in addition.
+        self.environment: Mapping[str, str] = {}
 
     def make(self) -> None:
         """Make its directory, with certificates signed by a CA of its own."""
-        shutil.chown(self.directory, _USER)
+        shutil.chown(self.directory, USER)
         self._run(str(self._programs / "initdb"), "-A", "trust", "-U", "postgres", "-E", "UTF8", "-N", str(self.data))
         self._openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
         self.certificate("localhost", self.data / "server")
         shutil.copy(self.directory / "ca.crt", self.data)
         for name in ("ca.crt", "server.crt", "server.key"):
-            shutil.chown(self.data / name, _USER)
+            shutil.chown(self.data / name, USER)
         (self.data / "pg_hba.conf").write_text(_LOCAL + documented("pg_hba").replace("192.0.2.0/24", "127.0.0.1/32"))
         (self.data / "pg_ident.conf").write_text(documented("pg_ident"))
         with (self.data / "postgresql.conf").open("a") as conf:
@@ -100,9 +102,10 @@ class Postgres:
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
         fast.forbid()
-        command = self._as_user(str(self._programs / "postgres"), "-D", str(self.data))
+        command = as_user(str(self._programs / "postgres"), "-D", str(self.data))
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            environment = {**os.environ, **self.environment}
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         until = time.monotonic() + _SECONDS
         while True:
             try:
@@ -140,11 +143,8 @@ class Postgres:
         return psycopg.connect(self.url(database, user), autocommit=True)
 
     def _run(self, *words: str) -> None:
-        done = subprocess.run(self._as_user(*words), capture_output=True, text=True, check=False)
+        done = subprocess.run(as_user(*words), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-
-    def _as_user(self, *words: str) -> list[str]:
-        return ["setpriv", f"--reuid={_USER}", "--regid=65534", "--clear-groups", *words]
 
     def reload(self) -> None:
         """Have it read its files again."""
@@ -156,22 +156,33 @@ class Postgres:
         """Whether it was started and not ended."""
         return self._process is not None
 
+    @property
+    def processes(self) -> list[int]:
+        """The PIDs of it and all that it has started."""
+        assert self._process is not None
+        return _processes_of(self._process.pid)
+
+    @property
+    def socket(self) -> str:
+        """The path of its Unix socket."""
+        return f"{self.directory}/.s.PGSQL.{self.port}"
+
     def kill(self) -> None:
         """End all its processes at once, without a word, also if they are stopped."""
         if self._process is not None:
-            _signal_all(self._process.pid, signal.SIGKILL)
+            signal_all(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
     def freeze(self) -> None:
         """Stop all its processes: the kernel goes on answering for it."""
         assert self._process is not None
-        _signal_all(self._process.pid, signal.SIGSTOP)
+        signal_all(self._process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Have all its processes go on."""
         assert self._process is not None
-        _signal_all(self._process.pid, signal.SIGCONT)
+        signal_all(self._process.pid, signal.SIGCONT)
 
     def standby(self, directory: Path) -> Postgres:
         """Make a standby of this server, which is not started yet, in an empty directory."""
@@ -181,10 +192,15 @@ class Postgres:
 
     def copy_to(self, other: Postgres) -> None:
         """Make the data of another server, which has none, those of a standby of this one."""
-        shutil.chown(other.directory, _USER)
+        shutil.chown(other.directory, USER)
         self._run(str(self._programs / "pg_basebackup"), "-R", "-D", str(other.data), "-d", self.url(), "-c", "fast")
         with (other.data / "postgresql.conf").open("a") as conf:
             conf.write(f"port = {other.port}\nunix_socket_directories = '{other.directory}'\n")
+
+
+def as_user(*words: str) -> list[str]:
+    """A command that runs as the servers' user."""
+    return ["setpriv", f"--reuid={USER}", "--regid=65534", "--clear-groups", *words]
 
 
 def _processes_of(pid: int) -> list[int]:
@@ -201,7 +217,7 @@ def _processes_of(pid: int) -> list[int]:
     return found
 
 
-def _signal_all(pid: int, number: signal.Signals) -> None:
+def signal_all(pid: int, number: signal.Signals) -> None:
     """Send a signal to a server and all that it has started."""
     for one in _processes_of(pid):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _SYNCHRONOUS = "ANY 1 (*)"
 class Replicas:
     """The servers, of which one is the primary."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
         programs = binaries()
         # Servers run as another user, and only they and root come in.
         directory.chmod(0o711)
@@ -27,7 +27,9 @@ class Replicas:
         for number in range(3):
             place = directory / str(number)
             place.mkdir(mode=0o700)
-            self.nodes.append(Postgres(place, programs))
+            node = Postgres(place, programs)
+            node.environment = environment
+            self.nodes.append(node)
         self.primary = self.nodes[0]
 
     def make(self) -> None:
@@ -83,7 +85,9 @@ class Replicas:
     def wait_for_standbys(self, count: int) -> None:
         """Wait until so many standbys confirm changes."""
         until = time.monotonic() + _SECONDS
-        query = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'quorum'"
+        query = (
+            "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')"
+        )
         while True:
             with self.primary.connect() as connection:
                 row = connection.execute(query).fetchone()
@@ -99,10 +103,10 @@ class Replicas:
 
 
 @contextmanager
-def replicated() -> Iterator[Replicas]:
-    """Three servers that run until the end of the block."""
+def replicated(environment: Mapping[str, str]) -> Iterator[Replicas]:
+    """Three servers that run until the end of the block, with these variables in their environment."""
     directory = Path(tempfile.mkdtemp(prefix="pg-"))
-    replicas = Replicas(directory)
+    replicas = Replicas(directory, environment)
     try:
         replicas.make()
         yield replicas
