@@ -92,12 +92,13 @@ fuzz: $(VENV)/ready ## coverage-guided fuzzing for SECONDS (600) in all
 mutate: $(VENV)/ready ## which faults in the core no test notices, of a sample (as root, an hour; MUTATE="--sample 60")
 	@$(VENV)/bin/python tools/mutate.py $(MUTATE)
 
-bench: $(VENV)/ready daemons ## measure it beside what it can be compared with (as root, sixteen minutes; make bench hostile: attacks alone)
+bench: $(VENV)/ready daemons ## measure it beside what it can be compared with (as root, sixteen minutes; make bench hostile: attacks alone; make bench fleet: a fleet alone)
 	@tools/packages install bench
-	@$(VENV)/bin/python -m benchmarks $(filter hostile,$(MAKECMDGOALS))
+	@$(VENV)/bin/python -m benchmarks $(filter hostile fleet,$(MAKECMDGOALS))
 
-# 'make bench hostile': the attacks alone.
+# 'make bench hostile': the attacks alone; 'make bench fleet': a fleet of 1,000 hosts alone.
 hostile: bench
+fleet: bench
 
 lint: $(VENV)/ready ## ruff and mypy --strict
 	$(VENV)/bin/ruff format --check .

@@ -3,7 +3,8 @@
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), waiting (the tree, and
 requests that wait), boots (of many instances), attributes (of instances), fairness, hooks (of container runtimes),
 commands (of the operator), counting (what metrics cost), identity (tokens), hostile (attacks), machines (virtual
-machines beside containers), beside (a real Incus and a real LXD), and cluster (of three Incus); by default all.
+machines beside containers), beside (a real Incus and a real LXD), cluster (of three Incus), and fleet (1,000 hosts); by
+default all.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks import (
     contenders,
     counting,
     fairness,
+    fleet,
     hooks,
     hostile,
     identity,
@@ -66,6 +68,7 @@ def main() -> int:
         "identity": lambda: identity.measure(options.rounds, options.seconds),
         "hostile": lambda: hostile.measure(options.rounds, options.seconds),
         "cluster": cluster.measure,
+        "fleet": fleet.measure,
     }
     apart = (
         "waiting",
@@ -78,6 +81,7 @@ def main() -> int:
         "identity",
         "hostile",
         "cluster",
+        "fleet",
     )
     groups = {"scale": [name for name in figures if name not in apart]}
     parts = options.parts or ["requests", *figures, "machines", "beside"]
