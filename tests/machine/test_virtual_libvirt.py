@@ -6,11 +6,13 @@ The commands are those of docs/virtual-machines.md for libvirt.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.machine.nested import Nested
 from tests.machine.virtual import VirtualMachine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
@@ -84,6 +86,15 @@ class Libvirt:
         """The PID of a domain's VMM."""
         return int(self.vm.run("cat", f"/run/libvirt/qemu/{name}.pid").stdout)
 
+    def machine(self, name: str) -> Nested:
+        """A domain that runs, once it has booted, with the agent."""
+        cid = re.search(r"<cid [^>]*address='(\d+)'", self.virsh("dumpxml", name))
+        assert cid
+        found = Nested(self.vm, name, int(cid[1]), self.pid(name))
+        found.wait()
+        found.start_agent()
+        return found
+
 
 @pytest.fixture(scope="module")
 def libvirt(vsock_host: VirtualMachine) -> Iterator[Libvirt]:
@@ -106,12 +117,24 @@ def libvirt(vsock_host: VirtualMachine) -> Iterator[Libvirt]:
 
 
 def test_a_machine_of_libvirt(libvirt: Libvirt) -> None:
-    """A domain with a vsock device registers itself when it starts, by its VMM, and is stopped when it is shut off."""
+    """A domain registers itself when it starts, is answered about its instance, and its end is noticed."""
+    vm = libvirt.vm
     libvirt.virsh("start", "web")
     libvirt.wait_for("web", "running")
     one = libvirt.instance("web")
     assert (one["source"], one["pid"], one["type"]) == ("libvirt", libvirt.pid("web"), "virtual-machine")
-    assert one["config"]["user.role"] == "frontend"
+    web = libvirt.machine("web")
+    assert web.ask("/1.0/config/user.role") == (200, "frontend")
+    assert "local-hostname: web" in web.ask("/1.0/meta-data", "/dev/lxd/sock")[1]
+
+    # Neither libvirt's daemon nor the follower is needed for answers; both find what runs when they are back.
+    vm.run("systemctl", "stop", *SOCKETS, "libvirtd.service", "guestapi-libvirt.service")
+    assert web.ask("/1.0/config/user.role") == (200, "frontend")
+    vm.run("systemctl", "start", *SOCKETS, "libvirtd.service", "guestapi-libvirt.service")
+    assert libvirt.instance("web") == one
+    assert web.ask("/1.0/config/user.role") == (200, "frontend")
+    vm.wait_until("guestapi check | grep -q '^ok   follower libvirt: .* 1 instances, 1 running'", 300, "guestapi check")
+
     libvirt.virsh("destroy", "web")
     libvirt.wait_for("web", "stopped")
 
