@@ -236,6 +236,21 @@ def test_a_host_is_cut_off_at_a_step_of_a_move(field: Field, point: str, killed:
     assert name not in source.placed
 
 
+def test_the_answer_to_a_release_is_lost(field: Field) -> None:
+    """The old host has released the instance, and does not hear of it: nothing is done twice."""
+    source, target, name = _to_move(field)
+    source.tell("hold", "left")
+    field.move(name, target.name)
+    until(lambda: source.is_held)
+    source.wire.mute_after = [b"guestapi.release", b"COMMIT"]
+    source.go_on()
+    until(lambda: name in target.placed)
+    assert source.wire.mute
+    source.wire.mend()
+    _follows(field, source)
+    assert name not in source.placed
+
+
 def test_instances_move_meanwhile(field: Field) -> None:
     """Instances that go from host to host, whose followers are killed, are with one host each, and nothing is lost."""
     for number in range(6):

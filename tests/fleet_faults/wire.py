@@ -28,6 +28,8 @@ class Wire:
     Attributes:
         delay: most seconds by which each piece is late; later ones never overtake it.
         silent: nothing passes, and no connection ends.
+        mute: no answer passes, and no connection ends.
+        mute_after: `mute` begins when questions with these bytes have passed, in this order.
         cut_bytes: each connection is cut after about so many bytes; None: never.
     """
 
@@ -38,7 +40,8 @@ class Wire:
             servers: the paths of their sockets.
         """
         self.delay = 0.0
-        self.silent = False
+        self.silent = self.mute = False
+        self.mute_after: list[bytes] = []
         self.cut_bytes: int | None = None
         self.cuts = 0
         self._open = True
@@ -69,12 +72,13 @@ class Wire:
 
     def mend(self) -> None:
         """Pass everything on from now on. Connections in which something was kept back are cut."""
+        silenced = self.silent or self.mute
         self.delay, self.cut_bytes = 0.0, None
-        if self.silent:
+        if silenced:
             self._open = False
             while self._ways:
                 time.sleep(0.01)
-        self.silent = False
+        self.silent = self.mute = False
         self._open = True
 
     def _run(self) -> None:
@@ -121,11 +125,14 @@ class Wire:
         if not piece:
             self._end(way)
             return
+        if not way.answers and self.mute_after and self.mute_after[0] in piece:
+            del self.mute_after[0]
+            self.mute = not self.mute_after
         due = time.monotonic() + random.uniform(0, self.delay)
         way.pieces.append((max(due, way.pieces[-1][0]) if way.pieces else due, piece))
 
     def _write(self, way: _Way) -> None:
-        while way.pieces and way in self._ways and not self.silent:
+        while way.pieces and way in self._ways and not self.silent and not (self.mute and way.answers):
             due, piece = way.pieces[0]
             if due > time.monotonic():
                 return
