@@ -269,6 +269,28 @@ def write_attribute(host: Host, path: str, value: Optional[bytes]) -> None:
         raise CommandError(REFUSED, text.decode("utf-8", "replace").strip() or "not found")
 
 
+def read_attribute(host: Host, path: Optional[str]) -> bytes:
+    """Return what this instance says of itself.
+
+    Args:
+        host: to ask.
+        path: the attribute, NAMESPACE/KEY; None: the names of all, one a line.
+
+    Raises:
+        CommandError: it is not set; or the host refuses or cannot be asked, or has no attributes.
+    """
+    prefix = "/1.0/guestapi/attributes/"
+    target = prefix[:-1] if path is None else prefix + "/".join(map(quoted, path.split("/")))
+    status, _headers, body = host.ask("GET", target)
+    if status == 404:
+        # Incus and LXD know neither this attribute nor any other.
+        code = ABSENT if "attributes" in host.features() else REFUSED
+        raise CommandError(code, body.decode("utf-8", "replace").strip() or "not found")
+    if path is not None:
+        return body
+    return "".join(one[len(prefix) :] + "\n" for one in json.loads(body.decode())).encode()
+
+
 def notices(host: Host) -> List[Dict[str, Any]]:
     """Return what the host has announced.
 
@@ -539,6 +561,11 @@ def parser() -> argparse.ArgumentParser:
     put.add_argument("value", metavar="VALUE", nargs="?", help="default: what is read from standard input")
     delete = verbs.add_parser("delete", parents=[common], help="take it back: remove an attribute")
     delete.add_argument("path", metavar="NAMESPACE/KEY", type=attribute)
+    own = verbs.add_parser("attribute", parents=[common], help="read what this instance says of itself")
+    actions = own.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
+    got = actions.add_parser("get", parents=[common], help="print the value of an attribute")
+    got.add_argument("path", metavar="NAMESPACE/KEY", type=attribute)
+    actions.add_parser("list", parents=[common], help="print the names of the attributes that are set")
     notice = verbs.add_parser("notices", parents=[common], help="print what the host has announced, as JSON")
     what = notice.add_mutually_exclusive_group()
     what.add_argument("--follow", action="store_true", help="go on with what is announced from now on, one a line")
@@ -583,6 +610,8 @@ def run(options: Any) -> None:
         write_attribute(host, options.path, sys.stdin.buffer.read() if given is None else os.fsencode(given))
     elif options.verb == "delete":
         write_attribute(host, options.path, None)
+    elif options.verb == "attribute":
+        write(read_attribute(host, options.path if options.action == "get" else None))
     elif options.verb == "notices":
         if options.ack is not None:
             acknowledge(host, options.ack)
@@ -608,7 +637,10 @@ def main(words: Optional[List[str]] = None) -> int:
     top = parser()
     options = top.parse_args(words)
     if options.verb is None:
-        top.error("a command is missing: get, list, devices, metadata, events, ready, put, delete, notices or token")
+        verbs = "get, list, devices, metadata, events, ready, put, delete, attribute, notices or token"
+        top.error("a command is missing: " + verbs)
+    if options.verb == "attribute" and options.action is None:
+        top.error("attribute needs an action: get or list")
     try:
         run(options)
     except CommandError as failure:

@@ -126,6 +126,10 @@ def test_missing_and_unreadable_keys(guest: Guest) -> None:
         (["put", "a/b", "x", "y"], "unrecognized arguments: y"),
         (["delete", "/b"], "'/b' is not NAMESPACE/KEY"),
         (["delete"], "NAMESPACE/KEY"),
+        (["attribute"], "attribute needs an action: get or list"),
+        (["attribute", "get"], "NAMESPACE/KEY"),
+        (["attribute", "get", "a"], "'a' is not NAMESPACE/KEY"),
+        (["attribute", "set", "a/b"], "invalid choice: 'set'"),
         (["--timeout", "inf", "list"], "no number of seconds above 0"),
     ],
 )
@@ -330,10 +334,13 @@ def test_attributes(guest: Guest, service: Service) -> None:
         for value in ("2.14", "ä\n", ""):
             assert guest("put", "app/version", value) == Ran(0, "", "")
             assert service.command("attributes", "get", "guestctl", "app/version").stdout == value
+            assert guest("attribute", "get", "app/version") == Ran(0, value, "")
         assert guest("put", "app/motd", stdin=b"a\x00b\n") == Ran(0, "", "")
         assert service.command("attributes", "get", "guestctl", "app/motd").stdout == "a\0b\n"
+        assert guest("attribute", "list") == Ran(0, "app/motd\napp/version\n", "")
         for _ in range(2):
             assert guest("delete", "app/motd") == Ran(0, "", "")
+        assert guest("attribute", "get", "app/motd") == Ran(1, "", "guestctl: not found\n")
         assert service.command("attributes", "get", "guestctl", "app/motd", check=False).returncode == 1
         assert guest("put", "app/a b", "x").code == guest("delete", "../x").code == 4
         ran = guest("put", "app/large", stdin=b"x" * 16385)
@@ -345,8 +352,8 @@ def test_attributes(guest: Guest, service: Service) -> None:
 
 def test_attributes_of_incus(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A host that has no attributes refuses: they are not absent."""
-    stub = Stub(tmp_path / "sock", *[answer("404 Not Found", "404 page not found\n")] * 2)
-    for words in (["put", "a/b", "x"], ["delete", "a/b"]):
+    stub = Stub(tmp_path / "sock", *[answer("404 Not Found", "404 page not found\n")] * 6)
+    for words in (["put", "a/b", "x"], ["delete", "a/b"], ["attribute", "get", "a/b"], ["attribute", "list"]):
         assert guestctl.main(["--socket", stub.path, *words]) == guestctl.REFUSED
         assert capfd.readouterr().err == "guestctl: 404 page not found\n"
     stub.close()

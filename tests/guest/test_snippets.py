@@ -315,6 +315,9 @@ def test_table_of_guestctl(service: Service, guest: Container, directory: Path) 
                 assert service.instance("snippets").ready is ("--not" not in words)
         if words == "list":
             printed[1] = "".join(path.removeprefix("/1.0/config/") + "\n" for path in json.loads(printed[1]))
+        if words == "attribute list":
+            prefix = "/1.0/guestapi/attributes/"
+            printed[1] = "".join(path.removeprefix(prefix) + "\n" for path in json.loads(printed[1]))
         if not words.startswith("ready"):
             assert printed[0] == printed[1], words
     service.command("notices", "cancel", "snippets")
