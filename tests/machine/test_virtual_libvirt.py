@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 UNITS = (
     "libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlogd.socket virtlogd-admin.socket"
 )
+#: libvirtd of Debian 12 needs them; that of 13 may not have them.
+LOCKING = "virtlockd.socket virtlockd-admin.socket"
 SOCKETS = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
 
 #: The disks' backing file is a device of the machine, from which libvirt's own confinement keeps QEMU.
@@ -101,7 +103,7 @@ def libvirt(vsock_host: VirtualMachine) -> Iterator[Libvirt]:
     """libvirt with a domain that has a vsock device and does not run, and the follower."""
     vm = vsock_host
     vm.script(_PREPARE)
-    vm.script(f"systemctl unmask --quiet {UNITS}; systemctl start libvirtd.service")
+    vm.script(f"systemctl unmask --quiet {UNITS} {LOCKING}; systemctl start libvirtd.service")
     made = Libvirt(vm)
     try:
         vm.run("systemctl", "enable", "--now", "guestapi-libvirt.service")
