@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds that systemctl may take: more than a service has to stop (systemd-system.conf(5), DefaultTimeoutStopSec=).
 _SYSTEMCTL_SECONDS = 120.0
-#: Seconds that systemd may take to accept a notification.
-_NOTIFY_SECONDS = 1.0
+#: Seconds that systemd may take to accept a notification: one that a start or a reload waits for, and any other.
+_AWAITED_SECONDS, _OTHER_SECONDS = 30.0, 1.0
 #: The first descriptor that systemd passes (sd_listen_fds(3)).
 _FIRST_DESCRIPTOR = 3
 
@@ -114,13 +114,16 @@ def watchdog_seconds() -> float | None:
 def notify(*fields: str) -> None:
     """Send assignments to systemd, like ``READY=1`` or ``STATUS=...`` (sd_notify(3)).
 
-    That of libsystemd waits for as long as systemd is busy. This one gives up, because instances matter more.
+    That of libsystemd waits for as long as systemd is busy. This one gives up, because instances matter more: soon, but
+    late with ``READY=1`` or ``RELOADING=1``, without which a start or a reload fails. With ``WATCHDOG=1`` they are
+    repeated.
     """
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(_NOTIFY_SECONDS)
+        awaited = fields[0] in ("READY=1", "RELOADING=1") and "WATCHDOG=1" not in fields
+        sock.settimeout(_AWAITED_SECONDS if awaited else _OTHER_SECONDS)
         try:
             sock.sendto("\n".join(fields).encode(), "\0" + path[1:] if path.startswith("@") else path)
         except OSError as error:

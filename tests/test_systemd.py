@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -71,3 +72,16 @@ def test_systemd_that_does_not_read(notified: socket.socket, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         systemd.notify("WATCHDOG=1")
     assert "systemd was not told WATCHDOG=1: timed out" in caplog.text
+
+
+def test_what_a_start_waits_for(notified: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A systemd that is busy for longer than other messages wait still gets READY=1."""
+    monkeypatch.setattr(systemd, "_OTHER_SECONDS", 0.001)
+    fill(notified.getsockname())
+    telling = Thread(target=systemd.notify, args=("READY=1",))
+    telling.start()
+    telling.join(0.2)
+    assert telling.is_alive()
+    while notified.recv(100) != b"READY=1":
+        pass
+    telling.join()
