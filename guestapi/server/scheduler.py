@@ -69,6 +69,9 @@ class InstanceQueue:
         self._readable: Any = loop.io(self._set.fileno(), _READABLE)
         self._readable.start(self._run)
         self._next: Any = loop.timer(0.0)
+        self._loop = loop
+        #: The next turn of `_requeued`, if the loop calls it before it looks who else has input.
+        self._soon: Any = None
 
     def join(self, descriptor: int, resume: Callable[[], bool]) -> None:
         """Have `resume` called each time that a socket has input and it is its turn.
@@ -91,6 +94,17 @@ class InstanceQueue:
             self._next.start(self._run_requeued)
         self._requeued.append(resume)
 
+    def requeue_woken(self, resume: Callable[[], object]) -> None:
+        """As `requeue`, for a connection that has waited for something else than its turn: for an event.
+
+        The first turn comes before the loop looks who else has input (PERF: 20 µs of the way from a commit to a
+        client); what is left follows as with `requeue`. A connection waits anew for each such turn, so it cannot keep
+        others from the loop.
+        """
+        if not self._requeued:
+            self._soon = self._loop.run_callback(self._run_requeued)
+        self._requeued.append(resume)
+
     def reset(self) -> None:
         """Forget what the queue knows of its instance. It must have no users."""
         self._left.clear()
@@ -100,6 +114,8 @@ class InstanceQueue:
         """Free the queue's descriptor. It must have no users."""
         self._readable.close()
         self._next.close()
+        if self._soon is not None:
+            self._soon.stop()
         self._set.close()
 
     def _run(self) -> None:

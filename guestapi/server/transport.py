@@ -223,7 +223,7 @@ class Transport:
             # Once is enough: the next caller finds it awake.
             self._wait = _INPUT
             assert self._queue is not None
-            self._queue.requeue(self._switch_if_waiting)
+            self._queue.requeue_woken(self._switch_if_waiting)
 
     def give_way(self) -> None:
         """Let other connections proceed. No deadline counts meanwhile."""

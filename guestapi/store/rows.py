@@ -71,16 +71,17 @@ _IMAGE_FILES = "SELECT extension, size, mtime_ns FROM image_files WHERE fingerpr
 _ALIASES = "SELECT alias FROM image_aliases WHERE fingerprint = ? ORDER BY alias"
 
 _LATEST = "SELECT max(id) FROM notifications"
-#: PERF: with the first id of the log in one statement. Workers need both at every event.
-_OLDEST = "SELECT min(id), EXISTS (SELECT 1 FROM policies) FROM notifications"
 # In a store that was put in the place of the one that was read, the id means another entry.
 _PART = (
     "SELECT part FROM notification_parts JOIN notifications ON id = notification_id "
     "WHERE notification_id = ? AND start = ? AND instance_id = ? AND timestamp = ? AND for_guest = ?"
 )
+# PERF: all in one statement, which is a snapshot of its own. Workers need it at every event. There is always a row; its
+# id is NULL if there is no such entry.
 _ENTRIES, _OWN_ENTRIES = (
-    "SELECT id, instance_id, project, instance, type, timestamp, metadata, for_guest, parts_size FROM notifications "
-    f"WHERE id > :after AND id <= :until{own} ORDER BY id"
+    "SELECT oldest, any_policies, id, instance_id, project, instance, type, timestamp, metadata, for_guest, parts_size "
+    "FROM (SELECT min(id) AS oldest, EXISTS (SELECT 1 FROM policies) AS any_policies FROM notifications) "
+    f"LEFT JOIN notifications ON id > :after AND id <= :until{own} ORDER BY id"
     for own in ("", " AND instance_id = :instance_id AND for_guest")
 )
 
@@ -279,20 +280,19 @@ def entries(
     parameters = {"after": after, "until": until}
     if instance_id is not None:
         parameters["instance_id"] = instance_id
-    with snapshot(connection):
-        found: list[Notification] = []
-        size = 0
-        # Closed: rows that are not fetched would keep the snapshot open.
-        with closing(connection.execute(_ENTRIES if instance_id is None else _OWN_ENTRIES, parameters)) as rows:
-            for row in rows:
-                if len(found) == limit or size > most_bytes:
-                    break
-                found.append(_entry(*row))
+    found: list[Notification] = []
+    size, more = 0, False
+    # Closed: rows that are not fetched would keep the snapshot open.
+    with closing(connection.execute(_ENTRIES if instance_id is None else _OWN_ENTRIES, parameters)) as rows:
+        for row in rows:
+            oldest, any_policies, entry_id, *columns = row
+            if len(found) == limit or size > most_bytes:
+                more = True
+                break
+            if entry_id is not None:
+                found.append(_entry(entry_id, *columns))
                 size += len(found[-1].metadata)
-            else:
-                row = None
-        oldest, any_policies = connection.execute(_OLDEST).fetchone()
-        return Entries(found, row is not None, oldest or 0, bool(any_policies))
+    return Entries(found, more, oldest or 0, bool(any_policies))
 
 
 def entry_part(connection: sqlite3.Connection, entry: Notification, start: int) -> bytes | None:

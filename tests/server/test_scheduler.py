@@ -177,6 +177,32 @@ def test_pipelined_request(connections: Connections) -> None:
     assert max(map(len, gaps)) <= QUANTUM + 1
 
 
+def test_woken_connections(connections: Connections) -> None:
+    """Connections that an event wakes have two turns before another instance has one, and then take turns."""
+    woken, quiet = connections.queue(), connections.queue()
+    connections.ready(quiet, "quiet")
+
+    def wake() -> None:
+        connections.order.clear()
+        for _connection in range(3 * QUANTUM):
+            woken.requeue_woken(lambda: connections.order.append("woken"))
+
+    gevent.spawn(wake)
+    connections.until(lambda: connections.order.count("woken") == 3 * QUANTUM)
+    assert connections.order[:QUANTUM] == ["woken"] * QUANTUM
+    gaps = "".join(name[0] for name in connections.order).split("q")
+    assert max(map(len, gaps)) <= 2 * QUANTUM
+
+
+def test_closed_queue_gives_no_turn(connections: Connections) -> None:
+    """A queue that is closed before the turn of woken connections does not call them."""
+    queue = InstanceQueue(lambda: False)
+    queue.requeue_woken(lambda: connections.order.append("late"))
+    queue.close()
+    gevent.sleep(0.001)
+    assert connections.order == []
+
+
 class Clock:
     """A clock that advances by the time that a request takes."""
 
