@@ -13,8 +13,9 @@ from unittest.mock import patch
 
 from click.testing import CliRunner
 
+from guestapi.callers.namespaces import boot_id
 from guestapi.cli.main import main
-from guestapi.model import Device
+from guestapi.model import Device, Init
 from guestapi.settings import Settings, SettingsError, StoreSettings, load
 from guestapi.sources import bundles, doorbell, mountinfo
 from guestapi.store import steps
@@ -29,7 +30,7 @@ _FOREIGN = (b"/dev", b"/proc", b"/sys")
 
 @cache
 def _place() -> Path:
-    """Return a directory with a configuration, a store with one instance, and a copy of the store."""
+    """Return a directory with a configuration, a store with an instance c1 and one that runs, c3, and a copy of it."""
     directory = Path(tempfile.mkdtemp(prefix="guestapi-fuzz-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     state = directory / "state"
@@ -41,6 +42,7 @@ def _place() -> Path:
     with Writer(Settings(store=StoreSettings(url=url)), create=True).change() as change:
         nic: Device = {"type": "nic", "nictype": "ipvlan"}
         steps.add(change, "default", "c1", config={"user.foo": "bar"}, devices={"eth0": nic})
+        steps.add(change, "default", "c3", init=Init(1, 1, boot_id(), 1))
     shutil.copytree(state, directory / "fresh")
     return directory
 
@@ -62,11 +64,14 @@ def check_command(data: bytes) -> None:
     shutil.copytree(place / "fresh", place / "state")
     (place / "state" / "input").write_bytes(given)
     environment = {"GUESTAPI_CONFIG": str(place / "guestapi.toml")}
-    with contextlib.chdir(place / "state"), patch.object(Doorbell, "wait", side_effect=KeyboardInterrupt):
+    with contextlib.chdir(place / "state"), patch.object(Doorbell, "wait", side_effect=KeyboardInterrupt) as wait:
         done = CliRunner().invoke(main, words, input=given, env=environment, prog_name="guestapi")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise AssertionError(f"{words} ends with a traceback") from done.exception
-    assert done.exit_code in (0, 1, 2), done.exit_code
+    if wait.called and done.stderr == "\nAborted!\n":
+        return  # As by a key that interrupts it.
+    assert done.exit_code in (0, 1, 2, 3), done.exit_code
+    assert done.exit_code != 3 or {"notice", "--wait"} <= set(words), words
     assert "Traceback" not in done.stderr, done.stderr
     if done.exit_code == 1 and done.stderr:
         assert done.stderr.startswith("Error: "), done.stderr

@@ -41,6 +41,7 @@ from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
 from guestapi.server.exchange import Exchange
 from guestapi.settings import IdentitySettings, LimitSettings
+from guestapi.store.notices import Notice
 from guestapi.store.rows import Entries
 from tests.api.fakes import MemoryStore, caller, instance
 
@@ -139,7 +140,8 @@ class Worker:
         config = {"user.foo": "bar", "user.a/b": "é", "user.meta-data": "x: y\n", "cloud-init.user-data": "", **images}
         devices = {"eth0": {"type": "nic", "nictype": "ipvlan"}, "root": {"type": "disk", "path": "/"}}
         held = replace(instance(config, devices), allowed=frozenset({"attributes"}))
-        store = MemoryStore(held, images={FINGERPRINT: image}, where=directory)
+        announced = [Notice("aa", "stop", "", 1e9, 5.0), Notice("bb", "text", "a \x1b[2J ä", 1e9, 6.0)]
+        store = MemoryStore(held, images={FINGERPRINT: image}, where=directory, announced=announced)
         limits = LimitSettings(writes_per_second=1e6, writes_burst=10**6)
         broker = Broker(ShortLog(), queue_limit=10, subscriptions_per_instance=2)
         #: Method and status of each response in order; the method is None if the server itself refused.

@@ -15,6 +15,7 @@ from tests.fuzz.commands import check_command, check_ring, check_settings
 from tests.fuzz.conditions import check_conditions
 from tests.fuzz.differential import check_requests
 from tests.fuzz.exchange import FINGERPRINT, PAUSE, check_exchange, check_signer
+from tests.fuzz.notices import check_notices
 
 
 def check_frames(data: bytes) -> None:
@@ -76,11 +77,14 @@ _HTTP = (
     b"DELETE /1.0/guestapi/attributes/a/b HTTP/1.1" + _HOST + b"\r\n",
     b"GET http://x/1.0/../config//user.a%2Fb?a=b HTTP/1.1" + _HOST + b"\r\n",
     b"OPTIONS * HTTP/1.1" + _HOST + b"\r\nGET /1.0/meta-data HTTP/1.1" + _HOST + b"\r\n",
+    b"GET /1.0/guestapi/notices HTTP/1.1" + _HOST + b"\r\nPOST /1.0/guestapi/notices/aa/ack HTTP/1.1" + _HOST + b"\r\n"
+    b"POST /1.0/guestapi/notices/aa/ack HTTP/1.1" + _HOST + b"Content-Length: 2\r\n\r\n{}",
     b"CONNECT x:80 HTTP/1.1" + _HOST + b"\r\n",
     b"GET /1.0/guestapi/identity?audience=%c3%a9+%26%3d%25%2b&nonce=%00 HTTP/1.1" + _HOST + b"\r\n",
 )
 _HTTP_WORDS = _words(
     b"/1.0/guestapi/attributes|/a/b|If-Match: |If-None-Match: |PUT|DELETE",
+    b"/1.0/guestapi/notices|/aa/ack|/bb/ack|?type=notice",
     b"GET|HEAD|PATCH|POST|OPTIONS|CONNECT|HTTP/1.0|HTTP/1.1|/1.0|/1.0/config|/1.0/config/user.foo|/1.0/devices",
     b"/1.0/meta-data|/1.0/events|/1.0/images/|/export|?type=config|?since=0|?since=-1|%2F|%00|//|/../|http://x|*",
     b"\r\n|\r\n\r\n|\n| |\t|: |Host: x\r\n|Connection: close\r\n|Connection: keep-alive\r\n|Content-Length: ",
@@ -125,6 +129,38 @@ TARGETS: dict[str, Target] = {
             b"ssh-ed25519 |ssh-rsa |ecdsa-sha2-nistp256 |AAAAC3NzaC1lZDI1NTE5AAAAI|====|@cert-authority * |\r|\x1b[2J",
         ),
     ),
+    "notices": Target(
+        check_notices,
+        2,
+        600,
+        (
+            b"send 0 60 stop\0ack 0 0\0ack 0 0\0ack 1 0\0list 0\0list 1\0pass 60\0ack 0 0\0list 0",
+            (
+                b"send 0 60 stop\0start 0\0ack 0 0\0ack 2 0\0send 0 60 freeze\0"
+                b"ack 0 1\0ack 2 1\0stop 0\0ack 2 1\0send 0 5 x"
+            ),
+            b"send 1 9 Good bye\0add 1\0ack 1 0\0start 1\0ack 2 0\0send 1 9 stop\0kill 1\0ack 2 1\0list 2",
+            b"send 0 60 stop\0back 86400\0list 0\0ack 0 0\0on 172800\0list 0\0pass 61\0list 0\0back 172800\0ack 0 0",
+            (
+                b"send 0 60 stop\0send 0 30 migrate\0send 1 30 x\0cancel 1 0\0cancel 0 0\0"
+                b"ack 0 0\0own 0\0cancel 0\0rename 0\0ack 0 1"
+            ),
+            b"\0".join([b"send 0 %d restart" % number for number in range(17)]) + b"\0pass 2\0send 0 1 x\0own 0\0own 1",
+            (
+                b"send 0 60 stop\0ack 0 0\0late 0 0\0late 1 0\0again 0\0"
+                b"late 0 0\0ack 0 0\0ack 2 0\0send 0 9 stop\0late 2 1\0ack 0 1"
+            ),
+            (
+                b"send 0 60 stop\0like 0\0own 0\0like 0\0"
+                b"raw 0 0123456789abcdef\0raw 1 ..\0raw 0 /\0send 0 5 \xff\0send 0 5 \n"
+            ),
+        ),
+        _words(
+            b"send |ack |own |late |like |again |raw |list |cancel |start |stop |add ",
+            b"kill |rename |pass |on |back |0|1|2|3| |\0|60 |86400",
+            b"stop|restart|migrate|freeze|text|\n|\xff|\xc3\xa4|/|..|0123456789abcdef",
+        ),
+    ),
     "frames": Target(
         check_frames,
         1,
@@ -162,12 +198,17 @@ TARGETS: dict[str, Target] = {
             b"check\0--format\0json",
             b"attributes\0known-hosts\0c1\0--host\0[a]:22",
             b"attributes\0show\0c1\0--format\0json",
+            b"notice\0c3\0stop\0--in\0005m\0--wait",
+            b"notice\0c3\0a \x1b[31m\0--in\0001s",
+            b"notices\0list\0--format\0json",
+            b"notices\0cancel\0c3\x000123456789abcdef",
             b"--config\0input\0check\0--settings\n[limits]\nhead = 4096\n",
             b"restore\0input\nSQLite format 3\0",
         ),
         _words(
-            b"attributes|known-hosts|--host|a/b|wait|policy|allow",
-            b"instance|config|device|image|events|check|restore|completion|add|list|show|start|stop|remove|set|get|unset",
+            b"attributes|known-hosts|--host|a/b|wait|policy|allow|notice|notices|cancel|c3|--in|--wait|7d|1s",
+            b"instance|config|device|image|events|check|restore|completion",
+            b"add|list|show|start|stop|remove|set|get|unset",
             b"--format|json|table|--project|--type|--uuid|--location|--config|--device|--pid|--help|--|-|@input|@-",
             b"input|c1|\0|\n|\xff|\xc2\xb2|--origin|--replace",
             b"user.foo=|type=nic|\\u0000|\\ud800|\x1b[31m",

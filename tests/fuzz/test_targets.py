@@ -14,6 +14,7 @@ EXAMPLES = {
     "requests": 1000,
     "exchange": 400,
     "attributes": 150,
+    "notices": 150,
     "frames": 500,
     "settings": 500,
     "command": 150,
