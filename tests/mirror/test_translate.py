@@ -22,7 +22,7 @@ def instance(**fields: object) -> DaemonInstance:
 
 
 def test_needed_keys_are_taken_over() -> None:
-    """Only keys that a guest may read, the switches, and addresses of NICs are taken over."""
+    """Only keys that a guest may read, the switches, and addresses of NICs are taken over; an empty value is unset."""
     needed = {
         "user.a": "1",
         "cloud-init.user-data": "#cloud-config",
@@ -39,6 +39,7 @@ def test_needed_keys_are_taken_over() -> None:
         "volatile.uuid": UUID,
         "security.privileged": "true",
         "limits.cpu": "2",
+        "user.empty": "",
     }
     found = observe(instance(expanded_config={**needed, **others}), ALONE, None)
     assert found.config == needed

@@ -208,19 +208,21 @@ def test_h11_accepts_the_responses(c1: Container) -> None:
     """h11 as a client accepts every kind of response, and sends its next request on the same connection."""
     client = h11.Connection(h11.CLIENT)
     with talk(c1) as guest:
-        for method, path in [
-            ("GET", "/"),
-            ("HEAD", "/1.0"),
-            ("GET", "/x"),
-            ("PUT", "/"),
-            ("GET", "//"),
-            ("OPTIONS", "*"),
+        for method, path, status in [
+            ("GET", "/", 200),
+            ("HEAD", "/1.0", 200),
+            ("GET", "/x", 404),
+            ("PUT", "/", 405),
+            ("GET", "//", 307),
+            ("OPTIONS", "*", 200),
         ]:
             guest.send(client.send(h11.Request(method=method, target=path, headers=[("Host", "x")])) or b"")
             client.send(h11.EndOfMessage())
             while not isinstance(event := client.next_event(), h11.EndOfMessage):
                 if event is h11.NEED_DATA:
                     client.receive_data(guest.socket.recv(65536))
+                elif isinstance(event, h11.Response):
+                    assert (event.status_code, dict(event.headers).get(b"connection")) == (status, None)
             client.start_next_cycle()
 
 

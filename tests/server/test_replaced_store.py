@@ -62,12 +62,23 @@ def test_open_connection_after_a_replacement(own: Service) -> None:
 
 
 def test_new_values_are_seen(own: Service) -> None:
-    """After the store is restored, a guest reads the values of the new store."""
+    """After the store is restored, a guest reads the values of the new store, also over an open connection."""
     with Container(own.binds) as c1:
-        own.add("c1", c1, {"user.foo": "old"})
-        assert c1.ask("/1.0/config/user.foo").text == "old"
-        replace_store(own)
-        own.add("c1", c1, {"user.foo": "new"})
+        before = own.add("c1", c1, {"user.foo": "old"})
+        with talk(c1) as kept:
+            # The second response comes from the cache.
+            for _time in range(2):
+                assert kept.ask("/1.0/config/user.foo").text == "old"
+            replace_store(own)
+            after = own.add("c1", c1, {"user.foo": "new"})
+            assert (after.id, after.run, after.revision, after.init) == (
+                before.id,
+                before.run,
+                before.revision,
+                before.init,
+            )
+            for _time in range(2):
+                assert kept.ask("/1.0/config/user.foo").text == "new"
         assert c1.ask("/1.0/config/user.foo").text == "new"
 
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from guestapi.settings import load
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND, UNPRIVILEGED, USER, Service
 from tests.harness.waiting import until
-from tests.server.inside import asking, talk, talks
+from tests.server.inside import Talk, asking, talk, talks
 
 pytestmark = pytest.mark.root
 
@@ -152,14 +152,34 @@ def test_signal_during_a_worker_s_start_is_not_lost() -> None:
         assert service.stop() < SOON
 
 
+@contextmanager
+def talking_to(worker: int, others: list[int], container: Container) -> Iterator[Talk]:
+    """Open a connection that this worker serves: the others are stopped until it has answered a request on it."""
+    for pid in others:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with talk(container) as guest:
+            assert guest.ask("/1.0/config/user.foo").text == "bar"
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
+            yield guest
+    finally:
+        for pid in others:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_killed_worker_is_replaced() -> None:
     """kill -9 of a worker ends only its own connections; the other worker serves, and a new one is started."""
     with Service(dialects=["incus"]) as service, service.container("c1", {"user.foo": "bar"}) as c1:
-        before = service.workers
-        os.kill(before[0], signal.SIGKILL)
-        assert all(c1.ask("/1.0/config/user.foo").text == "bar" for _time in range(10))
-        until(lambda: len(service.workers) == 2 and before[0] not in service.workers, "another worker")
-        assert before[1] in service.workers
+        killed, spared = service.workers
+        with talking_to(killed, [spared], c1) as lost, talking_to(spared, [killed], c1) as kept:
+            os.kill(killed, signal.SIGKILL)
+            assert lost.end() == b""
+            assert all(c1.ask("/1.0/config/user.foo").text == "bar" for _time in range(10))
+            until(lambda: len(service.workers) == 2 and killed not in service.workers, "another worker")
+            assert spared in service.workers
+            assert kept.ask("/1.0/config/user.foo").text == "bar"
 
 
 def test_hung_worker_is_replaced() -> None:
