@@ -17,7 +17,6 @@ import pytest
 
 from guestapi.callers import namespaces
 from guestapi.callers.namespaces import NotAnInitError
-from tests.harness.bare_init import BareInit
 from tests.harness.containers import BASE, Container
 
 
@@ -352,7 +351,7 @@ read = namespaces._read
 
 
 #: Examines an init with the largest PID that Linux gives (include/linux/threads.h, PID_MAX_LIMIT), in a PID namespace
-#: in which no other process takes it. Since Linux 6.14 each PID namespace has a limit of its own; before, it is put back.
+#: in which no other process takes it. Before Linux 6.14 all PID namespaces have one limit, so it is put back.
 LONG_PID = """
 from pathlib import Path
 from guestapi.callers import namespaces
