@@ -58,6 +58,13 @@ HAPPENED = [
     "tokens of identity",
     "said",
     "asked for what was said",
+    "announced",
+    "cancelled",
+    "acknowledged",
+    "acknowledged again",
+    "acknowledged by another",
+    "acknowledged what is over",
+    "asked for notices",
 ]
 
 
@@ -126,6 +133,11 @@ GUARDS = {
         "guestapi/api/resources/attributes.py",
         "    if ATTRIBUTES not in instance.allowed:\n",
         "    if not instance.id:\n",
+    ),
+    "whose notice it is": (
+        "guestapi/store/notices.py",
+        '"WHERE instance_id = ? AND notices.run = instances.run AND boot_id = ? AND due > ? ORDER BY due',
+        '"WHERE ? <> 0 AND notices.run = instances.run AND boot_id = ? AND due > ? ORDER BY due',
     ),
     "an instance that has changed": (
         "guestapi/server/response_cache.py",

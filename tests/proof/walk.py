@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.proof.policies import KINDS, PATTERNS, READER
-from tests.proof.world import CLAIM, PATHS, TOKEN, TREE, TREE_TOKEN, Held, Node, World
+from tests.proof.world import CLAIM, LATER, NOTICES, PATHS, SOON, TOKEN, TREE, TREE_TOKEN, Held, Node, World
 
 #: The highest numbers of processes, held connections and streams at a time.
 NODES, HELD, STREAMS = 16, 40, 12
@@ -471,6 +471,53 @@ class Walk(RuleBasedStateMachine):
             held = self.world.connect(row.init, "incus")
             self.world.say(held, named=named, removed=False)
             for one in (CLAIM, path):
+                self.world.ask(held, one)
+
+    @rule(name=ANY, seconds=st.sampled_from([LATER, LATER, SOON]))
+    def announce(self, name: int, seconds: float) -> None:
+        """Have the operator announce something to an instance, which may not run."""
+        if self.world.rows:
+            self.step("announce")
+            self.world.announce(pick(list(self.world.rows), name), seconds)
+
+    @rule(name=ANY)
+    def cancel(self, name: int) -> None:
+        """Have the operator take a notice back."""
+        announced = [name for name, row in self.world.rows.items() if row.notices]
+        if announced:
+            self.step("cancel")
+            self.world.cancel(pick(announced, name))
+
+    @rule(held=ANY, which=ANY)
+    def acknowledge(self, held: int, which: int) -> None:
+        """Acknowledge any notice on any connection: it may be another's, over, or acknowledged before."""
+        if self.idle() and self.world.announced:
+            self.step("acknowledge")
+            self.world.acknowledge(pick(self.idle(), held), pick(self.world.announced, which))
+
+    @rule(name=ANY, other=ANY, seconds=st.sampled_from([LATER, LATER, SOON]), restarted=st.booleans(), path=ASKED)
+    def announce_and_acknowledge(self, name: int, other: int, seconds: float, restarted: bool, path: str) -> None:
+        """Announce something; another instance acknowledges it, then its own does twice, perhaps after a restart."""
+        running = self.running()
+        if running and len(self.world.held) < HELD - 1:
+            self.step("announce and acknowledge")
+            chosen = pick(running, name)
+            init, foreign = (self.world.rows[one].init for one in (chosen, pick(running, other)))
+            assert init is not None
+            assert foreign is not None
+            number = self.world.announce(chosen, seconds)
+            if number is None:
+                return
+            if restarted:
+                self.world.stop(chosen)
+                self.world.start(chosen, init)
+            held = self.world.connect(foreign, "incus")
+            self.world.acknowledge(held, number)
+            self.world.ask(held, NOTICES)
+            held = self.world.connect(init, "incus")
+            for _time in range(2):
+                self.world.acknowledge(held, number)
+            for one in (NOTICES, path):
                 self.world.ask(held, one)
 
     @rule(name=NAME)

@@ -28,8 +28,10 @@ from guestapi.dialects import DIALECTS, Dialect
 from guestapi.model import Init, Instance, KeyPolicy
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
-from guestapi.store import permissions, policies, steps
+from guestapi.store import notices, permissions, policies, steps
+from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import list_instances
+from guestapi.store.notices import Notice
 from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
@@ -55,8 +57,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 IDS = 65536
 
 EVENTS = "/1.0/events"
-NAMED_EVENTS = "/1.0/events?type=attribute,config,device"
-RESUMED = "/1.0/events?since=0&type=attribute,config,device"
+NAMED_EVENTS = "/1.0/events?type=attribute,config,device,notice"
+RESUMED = "/1.0/events?since=0&type=attribute,config,device,notice"
 TOKEN = "/1.0/config/user.token"
 TREE, TREE_TOKEN = "/1.0/guestapi/tree", "/1.0/guestapi/tree/config/user.token"
 #: For whom tokens of identity are here.
@@ -65,6 +67,9 @@ IDENTITY = f"/1.0/guestapi/identity?audience={AUDIENCE}"
 ATTRIBUTES = "/1.0/guestapi/attributes"
 #: What each instance says of itself.
 CLAIM = f"{ATTRIBUTES}/proof/claim"
+NOTICES = "/1.0/guestapi/notices"
+#: After how many seconds most notices are due, which is long after the walk, and the others, which are past at once.
+LATER, SOON = 7 * 86400.0, 0.01
 PATHS = [
     "/",
     "/1.0",
@@ -78,6 +83,7 @@ PATHS = [
     IDENTITY,
     ATTRIBUTES,
     CLAIM,
+    NOTICES,
 ]
 
 
@@ -149,6 +155,8 @@ class Row:
     #: It may have attributes, whatever its project may; and those that it has, by URL.
     allowed: bool = False
     said: dict[str, bytes] = field(default_factory=dict)
+    #: What was announced to its present run and is neither past nor cancelled.
+    notices: list[Notice] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -225,6 +233,9 @@ class World:
         self.names = [secret() for _name in range(5)]
         #: Names of attributes that are secrets.
         self.claims: set[str] = set()
+        #: The ids of all notices, and of those that their instances have acknowledged.
+        self.announced: list[str] = []
+        self._acknowledged: set[str] = set()
         self.nodes: list[Node] = []
         self.rows: dict[str, Row] = {}
         #: Policies of the project, by pattern.
@@ -269,6 +280,8 @@ class World:
             self.permit(None)
         self._seen.clear()
         self._inits.clear()
+        self.announced.clear()
+        self._acknowledged.clear()
         for stream in self.streams:
             stream.socket.settimeout(PATIENCE)
             self._must_end(stream)
@@ -437,6 +450,45 @@ class World:
             row.allowed = not allowed
         self._changed()
 
+    def announce(self, name: str, seconds: float) -> str | None:
+        """Announce a secret text to an instance; return the notice's id, or None if that is refused.
+
+        Args:
+            name: of the instance.
+            seconds: after which it is due: `LATER`, or `SOON`, after which it is past when this returns.
+        """
+        row = self.rows[name]
+        text = secret()
+        possible = row.stored.init is not None and len(row.notices) < notices.MOST_NOTICES
+        row.secrets.add(text.encode())
+        try:
+            with self.service.writer.change() as change:
+                sent = notices.send(change, row.stored, text, seconds)
+        except ConflictError:
+            assert not possible, "a notice is refused, although the instance runs and has few"
+            return None
+        assert possible, "a notice is for an instance that does not run, or that has too many"
+        row.notices.append(sent)
+        self.announced.append(sent.id)
+        self._changed()
+        self.happened["announced"] += 1
+        if seconds == SOON:
+            while notices.now() <= sent.due:
+                time.sleep(SOON)
+            row.notices.remove(sent)
+            self._changed()
+        return sent.id
+
+    def cancel(self, name: str) -> None:
+        """Take back the next notice of an instance."""
+        row = self.rows[name]
+        notice = self._listed(row)[0]
+        with self.service.writer.change() as change:
+            notices.cancel(change, row.stored, notice.id)
+        row.notices.remove(notice)
+        self._changed()
+        self.happened["cancelled"] += 1
+
     def _policy_changed(self, row: Row | None) -> None:
         for one in [row] if row is not None else self.rows.values():
             one.token.conceal(self.rule(one))
@@ -452,7 +504,10 @@ class World:
         """Record a start of an instance with this init, and give it new secrets."""
         row = self.rows[name]
         with self.service.writer.change() as change:
-            row.stored = steps.start(change, self._renew(change, row), examine(init.pid))
+            started = steps.start(change, self._renew(change, row), examine(init.pid))
+        if started.run != row.stored.run:
+            row.notices.clear()
+        row.stored = started
         assert row.stored.init is not None
         self._inits[row.stored.init] = init
         row.init, row.ready = init, False
@@ -464,6 +519,7 @@ class World:
         with self.service.writer.change() as change:
             row.stored = steps.stop(change, row.stored)
         row.init, row.ready = None, False
+        row.notices.clear()
         self._changed()
 
     def observe(self, source: str, key: str, name: str, init: Node | None, *, late: bool = False) -> None:
@@ -571,6 +627,7 @@ class World:
         assert has <= allowed, f"{now} has another instance's secret"
         if now.init != row.stored.init or now.run != row.stored.run:
             row.init, row.ready = (None if now.init is None else self._inits[now.init]), False
+            row.notices.clear()
         row.stored = now
         row.secrets = allowed
         if (value := now.config.get(TOKEN_KEY)) is not None:
@@ -676,7 +733,27 @@ class World:
             identity.row.said.pop(path, None)
             if not removed:
                 identity.row.said[path] = value
+            self._changed()
             self.happened["said"] += 1
+
+    def acknowledge(self, held: Held, number: str) -> int:
+        """Send an acknowledgement of a notice, of whomever it is; return the status."""
+        path = f"POST {NOTICES}/{number}/ack"
+        self._ask(held, path)
+        held.socket.sendall(f"{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        status = self._judge(held, self._response(held))
+        if status == 204:
+            (row,) = {identity.row for identity in held.identities if identity is not None}
+            self.happened["acknowledged again" if number in self._acknowledged else "acknowledged"] += 1
+            self._acknowledged.add(number)
+            row.notices = [
+                one._replace(status=notices.ACKNOWLEDGED) if one.id == number else one for one in row.notices
+            ]
+            self._changed()
+        elif status == 404:
+            running = any(number == one.id for row in self.rows.values() for one in row.notices)
+            self.happened["acknowledged by another" if running else "acknowledged what is over"] += 1
+        return status
 
     def listen_on(self, held: Held, websocket: bool, *, resumes: bool = False) -> None:
         """Turn a connection into an event stream, perhaps one that begins with all that the change log has."""
@@ -830,6 +907,13 @@ class World:
                     yield Outcome(identity, 304, b"")
         elif path.rpartition(" ")[2].startswith(ATTRIBUTES):
             yield self._attribute_outcome(identity, method, path.rpartition(" ")[2])
+        elif path == NOTICES:
+            self.happened["asked for notices"] += bool(row.notices)
+            documents = [one.document for one in self._listed(row)]
+            yield Outcome(identity, 200, json.dumps(documents, separators=(",", ":")).encode() + b"\n")
+        elif method == "POST":
+            its_own = any(path == f"POST {NOTICES}/{one.id}/ack" for one in row.notices)
+            yield Outcome(identity, 204, b"") if its_own else Outcome(identity, 404, b"not found\n")
         elif path in (EVENTS, NAMED_EVENTS, RESUMED):
             yield Outcome(identity, 200, None)
         elif path == IDENTITY:
@@ -840,6 +924,10 @@ class World:
             yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=True))
             if row.token.perhaps_spent:
                 yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=False))
+
+    def _listed(self, row: Row) -> list[Notice]:
+        """Return the notices of an instance, the next first."""
+        return sorted(row.notices, key=lambda one: (one.due, one.id))
 
     def _attribute_outcome(self, identity: Identity, method: str, path: str) -> Outcome:
         row = identity.row
