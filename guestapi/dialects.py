@@ -64,7 +64,7 @@ class Dialect:
         bad_body: what stands before the sentence that says what is wrong with a body.
         knows_methods: methods that are 501 at an endpoint without them, where any other is 404; None: both are 405.
         ubuntu_pro: whether there is ``/1.0/ubuntu-pro``.
-        patience: how many times as long as ``head_seconds`` and ``idle_seconds`` say its clients may take.
+        deadline_factor: how many times as long as ``head_seconds`` and ``idle_seconds`` say its clients may take.
         open_when_off: endpoints, by method and path, that answer although the API is switched off for the instance.
     """
 
@@ -94,7 +94,7 @@ class Dialect:
     bad_body: str = ""
     knows_methods: frozenset[str] | None = None
     ubuntu_pro: bool = False
-    patience: float = 1.0
+    deadline_factor: float = 1.0
     open_when_off: frozenset[tuple[str, str]] = frozenset({("GET", "/"), ("GET", "/1.0")})
     vsock_port: int | None = None
 
@@ -151,7 +151,7 @@ DIALECTS: dict[str, Dialect] = {
             main_api_end="\n\n",
             lone_location="none",
             patch_reads=True,
-            patience=20.0,
+            deadline_factor=20.0,
             open_when_off=frozenset({("GET", "/")}),
         ),
         Dialect(
@@ -179,7 +179,7 @@ DIALECTS: dict[str, Dialect] = {
             bad_body="Invalid request body: ",
             knows_methods=frozenset({"DELETE", "GET", "PATCH", "POST", "PUT"}),
             ubuntu_pro=True,
-            patience=20.0,
+            deadline_factor=20.0,
             open_when_off=frozenset({("GET", "/")}),
         ),
         Dialect(

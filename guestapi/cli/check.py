@@ -43,7 +43,7 @@ from guestapi.systemd import is_off
 _ROOM = 16 << 20
 
 #: Seconds to wait for an answer of the service.
-_PATIENCE = 5.0
+_ANSWER_SECONDS = 5.0
 #: Seconds after which a mirror or follower that has said nothing says nothing any more; it should every ten.
 _STALE_SECONDS = 30.0
 #: The unit that mirrors the LXD of the snap.
@@ -387,13 +387,13 @@ def _socket(listener: ListenSocket) -> Finding:
     hint = f"'systemctl restart {unit}', or take it out of the configuration"
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(_PATIENCE)
+            connection.settimeout(_ANSWER_SECONDS)
             connection.connect(listener.path)
             connection.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
             answer = connection.recv(4096)
     except TimeoutError:
         return Finding(
-            name, False, f"{listener.path}: no answer in {_PATIENCE:.0f} s; 'journalctl -u guestapi' may say why"
+            name, False, f"{listener.path}: no answer in {_ANSWER_SECONDS:.0f} s; 'journalctl -u guestapi' may say why"
         )
     except OSError as error:
         return Finding(name, False, f"{listener.path}: {error.strerror}; {hint}")

@@ -20,7 +20,7 @@ from guestapi.settings import IdentitySettings, load
 #: The longest time until a new key signs, in seconds.
 _MOST_SECONDS = 30 * 86400
 #: Seconds to wait for an answer of the signer.
-_PATIENCE = 5.0
+_ANSWER_SECONDS = 5.0
 #: A request for which there is no token: no operator's list has an audience that cannot be printed.
 _NOTHING = TokenRequest(
     audience="\0",
@@ -117,7 +117,7 @@ def check_identity(settings: IdentitySettings) -> tuple[object, str]:
         raise OperatorError("identity.audiences is empty, so nobody gets a token", "docs/identity.md says what it is")
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-            connection.settimeout(_PATIENCE)
+            connection.settimeout(_ANSWER_SECONDS)
             connection.connect(settings.socket)
             connection.send(encode(_NOTHING))
             answer = decode_answer(connection.recv(MESSAGE_BYTES))

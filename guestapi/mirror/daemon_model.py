@@ -70,7 +70,6 @@ class Environment(Struct):
     server_version: str = ""
     server_name: str = ""
     server_clustered: bool = False
-    server_pid: int = 0
 
 
 class Server(Struct):

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 #: Seconds without a socket after which the daemon counts as stopped. A starting daemon binds right after it has
 #: unlinked the path, and a socket that was put there between would make that fail.
-_PATIENCE_SECONDS = 0.5
+_RESTART_SECONDS = 0.5
 #: Seconds between two looks at the path without an event: its directory may be a new one.
 _LOOK_SECONDS = 5.0
 #: Seconds between two attempts to open our socket again: more attempts would not help more.
@@ -61,7 +61,7 @@ class Takeover:
                         inotify.read(timeout=int(_LOOK_SECONDS * 1000))
             except OSError as error:
                 self._log.log(self._path, f"{self._path}: {error.strerror}")
-            time.sleep(_PATIENCE_SECONDS)
+            time.sleep(_RESTART_SECONDS)
 
     def put(self) -> bool:
         """Put our socket in its place unless it is there; return False if that must be tried again soon.
@@ -81,7 +81,7 @@ class Takeover:
         try:
             there = self._path.lstat()
         except FileNotFoundError:
-            time.sleep(_PATIENCE_SECONDS)
+            time.sleep(_RESTART_SECONDS)
             if self._path.exists():
                 return self.put()
         else:

@@ -94,7 +94,7 @@ class WorkerContext:
         self.application = application
         self.identifier = identifier
         self.limits = limits
-        self.limits_of = {name: _lengthen(limits, dialect.patience) for name, dialect in DIALECTS.items()}
+        self.limits_of = {name: _lengthen(limits, dialect.deadline_factor) for name, dialect in DIALECTS.items()}
         self.on_exchange = on_exchange
         self.on_refusal = on_refusal
         self.admission = admission

@@ -15,7 +15,7 @@ from guestapi.rate_limit import RateLimit
 from guestapi.settings import Settings
 
 #: Seconds within which a request has its answer, a restart of the signer included.
-PATIENCE = 5.0
+ANSWER_SECONDS = 5.0
 #: Requests of a worker that wait for their turn. A signature takes a tenth of a millisecond.
 MOST_WAITING = 1024
 #: Seconds until the next attempt to connect while the queue of the socket is full.
@@ -25,15 +25,15 @@ _PAUSE_SECONDS = 0.02
 class SignerClient:
     """Asks the signer, one request after the other. It implements `api.resources.identity.TokenSigner`."""
 
-    def __init__(self, path: str, patience: float = PATIENCE) -> None:
+    def __init__(self, path: str, timeout: float = ANSWER_SECONDS) -> None:
         """Connect to nothing yet.
 
         Args:
             path: of the signer's socket.
-            patience: seconds within which a request has its answer.
+            timeout: seconds within which a request has its answer.
         """
         self._path = path
-        self._patience = patience
+        self._timeout = timeout
         self._turn = BoundedSemaphore(1)
         self._waiting = 0
         self._connection: gevent.socket.socket | None = None
@@ -44,12 +44,12 @@ class SignerClient:
         Raises:
             SignerUnavailableError: the signer does not answer in time, or too many wait for it.
         """
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         if self._waiting >= MOST_WAITING:
             raise SignerUnavailableError("too many requests wait for the signer")
         self._waiting += 1
         try:
-            if not self._turn.acquire(timeout=self._patience):
+            if not self._turn.acquire(timeout=self._timeout):
                 raise self._error("does not answer in time")
             try:
                 return self._ask(encode(request), deadline)

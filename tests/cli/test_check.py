@@ -23,7 +23,7 @@ from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.containers import Container
 from tests.harness.service import Service
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 from tests.store.processes import database
 
 
@@ -70,7 +70,7 @@ def answering(path: Path, answer: bytes, first: Callable[[], object] = lambda: N
             yield
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
 
 
 def test_service_that_runs(service: Service) -> None:

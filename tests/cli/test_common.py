@@ -15,7 +15,7 @@ import pytest
 from guestapi.store import steps
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 #: Clears the screen and sets the title, in seven and in eight bits, rings the bell, moves back, deletes.
 EVIL = "a\x1b[2J\x1b]0;owned\x07b\x9b31m\rc\x08\x7f\u0085"
@@ -43,7 +43,7 @@ def on_terminal(guestapi: Guestapi, commands: list[list[str]]) -> str:
     except OSError:
         pass  # EIO: the other side is closed.
     os.close(ours)
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(TIMEOUT) == 0
     return written.decode()
 
 

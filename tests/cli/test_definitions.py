@@ -23,7 +23,7 @@ from guestapi.store.lookup import get_instance, get_layers
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 from tests.store.processes import log_entries
 
 #: Any text that a value can be: control characters, all kinds of line ends, YAML, and invalid characters.
@@ -118,7 +118,7 @@ def test_slow_pipe(guestapi: Guestapi, pieces: tuple[str, str]) -> None:
             run.stdin.write(piece)
             run.stdin.flush()
         run.stdin.close()
-        assert run.wait(PATIENCE) == 0
+        assert run.wait(TIMEOUT) == 0
     assert guestapi.shown("web")["config"] == {"user.a": "1"}
 
 
@@ -134,7 +134,7 @@ def test_pipe_without_a_writer_that_begins(guestapi: Guestapi) -> None:
         assert run.stderr.read() == (
             "nothing came from standard input within 2 s, so it was not read; '--file -' waits for it\n"
         )
-        assert run.wait(PATIENCE) == 0
+        assert run.wait(TIMEOUT) == 0
     assert guestapi.shown("web")["config"] == {}
 
 

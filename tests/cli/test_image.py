@@ -17,7 +17,7 @@ import pytest
 
 from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 #: Begins and ends as a file of xz does.
 CONTENT = b"\xfd7zXZ\0" + b"image" * 998 + b"\0\0YZ"
@@ -246,12 +246,12 @@ def test_interrupted_import(guestapi: Guestapi, tmp_path: Path) -> None:
             (tmp_path / "endless.tar").open("wb", buffering=0) as pipe,
         ):
             pipe.write(CONTENT)
-            until = time.monotonic() + PATIENCE
+            until = time.monotonic() + TIMEOUT
             while not begins():
                 assert time.monotonic() < until
                 time.sleep(0.01)
             run.send_signal(number)
-            assert run.wait(PATIENCE) != 0
+            assert run.wait(TIMEOUT) != 0
         assert listed(guestapi) == []
         if number == signal.SIGINT:
             assert list((guestapi.directory / "images").iterdir()) == []

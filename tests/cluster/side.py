@@ -15,7 +15,7 @@ from tests.harness.mirroring import MirrorProcess
 from tests.harness.service import Service
 
 #: Seconds to wait for an expected state.
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 
 @dataclass
@@ -83,7 +83,7 @@ def beside_each(release: str = "incus", toml: str = "") -> Iterator[list[Side]]:
         yield made
 
 
-def wait(what: Callable[[], object], seconds: float = PATIENCE) -> None:
+def wait(what: Callable[[], object], seconds: float = TIMEOUT) -> None:
     """Poll until a condition holds, at most for some seconds."""
     until = time.monotonic() + seconds
     while not what():

@@ -14,7 +14,7 @@ from tests.docs.documents import CHECKOUT
 from tests.harness.containers import Container
 from tests.harness.daemon_units import CLIENTS, install_daemon
 from tests.harness.machine import Machine, building
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
@@ -82,7 +82,7 @@ def play(machine: Machine, document: str, beginning: str, instead: Mapping[str, 
     for command, shown in block(document, beginning):
         for old, new in (instead or {}).items():
             command = command.replace(old, new)
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while True:
             with building() if "make " in command else nullcontext():
                 done = machine.run("sh", "-c", f"cd {CHECKOUT} && {command}", check=False)

@@ -18,7 +18,7 @@ from tests.faults.killing import killed_before
 from tests.harness.following import RunningFollower
 from tests.harness.lxc_monitors import PlayedLxc
 from tests.harness.service import Service
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
@@ -160,7 +160,7 @@ def test_killed_anywhere(scenario: Scenario) -> None:
         name = f"c{number}"
         scenario.lxc.start(name)
         with killed_before(scenario.follower.pid, number, CALLS):
-            assert scenario.lxc.hook(name).wait(PATIENCE) == 0
+            assert scenario.lxc.hook(name).wait(TIMEOUT) == 0
             # Give it time for its periodic work; the ring is done by now.
             time.sleep(0.1)
             ended = scenario.follower.is_alive()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness.containers import Container
 from tests.harness.machine import Installed
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
@@ -99,7 +99,7 @@ def test_worker_out_of_memory(machine: Installed, container: Container) -> None:
     assert machine.property_of("OOMPolicy") == "continue"
     with limited(machine, 200 << 20, before):
         assert container.ask("/1.0/config/user.greedy").text == "yes"
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while len(after := machine.workers()) != 2 or after == before:
             assert time.monotonic() < end, "no worker was killed, or none replaced"
         assert len(set(before) & set(after)) == 1
@@ -150,7 +150,7 @@ def load(machine: Installed, path: str) -> Iterator[Load]:
         assert process.stdout.readline() == "answered\n"
         running = Load({})
         yield running
-        out, _none = process.communicate(timeout=PATIENCE)
+        out, _none = process.communicate(timeout=TIMEOUT)
         running.counts = json.loads(out.splitlines()[-1])
 
 
@@ -158,7 +158,7 @@ def ask(machine: Installed, path: str) -> bool:
     """Return whether the service answers at that socket."""
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(TIMEOUT)
             connection.connect(f"/proc/{machine.pid}/root{path}")
             connection.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
             return connection.recv(100).startswith(b"HTTP/1.0 200")

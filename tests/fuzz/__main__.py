@@ -16,7 +16,7 @@ from tests.fuzz.targets import TARGETS, Target
 from tests.harness.machine import CHECKOUT
 
 #: Seconds that one input may take, and seconds after the end of its time by which a target hangs.
-_LONGEST, _PATIENCE = 15, 60
+_LONGEST, _TIMEOUT = 15, 60
 _TRIED = re.compile(r"stat::number_of_executed_units: (\d+)")
 _COVERAGE = re.compile(r"cov: (\d+)")
 
@@ -46,7 +46,7 @@ def fuzz(name: str, target: Target, seconds: int, directory: Path) -> tuple[int,
     with log.open("wb") as output:
         try:
             code = subprocess.run(
-                command, cwd=CHECKOUT, stdout=output, stderr=output, timeout=seconds + _PATIENCE, check=False
+                command, cwd=CHECKOUT, stdout=output, stderr=output, timeout=seconds + _TIMEOUT, check=False
             ).returncode
         except subprocess.TimeoutExpired:
             code = -1

@@ -48,7 +48,7 @@ from tests.api.fakes import MemoryStore, caller, instance
 #: Separates pieces that are sent one after another. It occurs neither in HTTP nor in the WebSocket frames of the seeds.
 PAUSE = b"\xff\xfe"
 #: Seconds after which a connection hangs.
-PATIENCE = 10
+TIMEOUT = 10
 #: The fingerprint of the only image.
 FINGERPRINT = "0123456789abcdef" * 4
 #: For whom there are tokens of identity.
@@ -177,7 +177,7 @@ class Worker:
         ours, theirs = socket.socketpair()
         assert self.context.admission.pending.add(_PID, lambda: 1)
         Connection(self.context, ours, dialect, Credentials(_PID, 0, 0)).start()
-        with gevent.Timeout(PATIENCE), gevent.socket.socket(fileno=theirs.detach()) as client:
+        with gevent.Timeout(TIMEOUT), gevent.socket.socket(fileno=theirs.detach()) as client:
             receiving = gevent.spawn(_receive, client)
             try:
                 for piece in pieces:

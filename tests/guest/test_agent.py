@@ -22,7 +22,7 @@ from guestapi.relay.loop import Relay
 from tests.harness.scratch import SCRATCH
 from tests.harness.service import USER, Service
 from tests.harness.vmm import Vmm
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 from tests.server.inside import Talk, asking
 
 PROGRAM = Path(agent.__file__)
@@ -145,7 +145,7 @@ def path(service: Service, directory: Path) -> Iterator[Path]:
 def connect(path: Path) -> Talk:
     """Connect to the agent."""
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(PATIENCE)
+    sock.settimeout(TIMEOUT)
     sock.connect(str(path))
     return Talk(sock)
 
@@ -180,7 +180,7 @@ def test_web_socket(path: Path, service: Service) -> None:
     """Events come over a WebSocket, and its close handshake passes."""
     with unix_connect(str(path), "ws://x/1.0/events") as stream:
         service.command("config", "set", "vm", "user.mood=fine")
-        assert '"user.mood"' in str(stream.recv(PATIENCE))
+        assert '"user.mood"' in str(stream.recv(TIMEOUT))
         stream.close()
 
 
@@ -306,4 +306,4 @@ def test_command_line(directory: Path) -> None:
         until(path.exists, "the socket")
         until(lambda: path.stat().st_mode & 0o777 == 0o666, "its mode")
         running.terminate()
-        assert running.wait(PATIENCE) == 0
+        assert running.wait(TIMEOUT) == 0

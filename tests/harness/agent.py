@@ -121,10 +121,10 @@ def exchange(connection: socket.socket, steps: list[list[Any]]) -> dict[str, Any
     return {"received": received, "closed": closed, "seconds": time.monotonic() - began}
 
 
-def receive(connection: socket.socket, count: int, method: str, patience: float) -> tuple[bytes, bool]:
+def receive(connection: socket.socket, count: int, method: str, timeout: float) -> tuple[bytes, bool]:
     """Read until `count` responses are complete, the server closes the connection, or the time is over."""
     data = b""
-    until = time.monotonic() + patience
+    until = time.monotonic() + timeout
     while not complete(data, count, method):
         connection.settimeout(max(0.001, until - time.monotonic()))
         try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.harness import agent
 from tests.harness.fast import forbid
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 HERE = Path(__file__).parent
 
@@ -80,9 +80,9 @@ def send(data: bytes) -> list[Any]:
     return ["send", base64.b64encode(data).decode()]
 
 
-def receive(count: int = 1, method: str = "GET", patience: float = PATIENCE) -> list[Any]:
+def receive(count: int = 1, method: str = "GET", timeout: float = TIMEOUT) -> list[Any]:
     """Return a step of an exchange: receive this many responses to that method."""
-    return ["receive", count, method, patience]
+    return ["receive", count, method, timeout]
 
 
 def request(path: str, method: str = "GET", body: bytes = b"") -> bytes:
@@ -154,7 +154,7 @@ class Container:
             for pipe in (self._launcher.stdin, self._launcher.stdout):
                 assert pipe is not None
                 pipe.close()
-            self._launcher.wait(PATIENCE)
+            self._launcher.wait(TIMEOUT)
 
     def command(self, **command: Any) -> dict[str, Any]:
         """Have the agent execute a command (see agent.py)."""
@@ -191,7 +191,7 @@ class Container:
         (response,) = parse(self.exchange(*steps, socket=socket, become=become, how=how).received[0], method)
         return response
 
-    def run(self, *argv: str, stdin: bytes = b"", become: Sequence[str] = (), timeout: float = PATIENCE) -> Ran:
+    def run(self, *argv: str, stdin: bytes = b"", become: Sequence[str] = (), timeout: float = TIMEOUT) -> Ran:
         """Run a program in the container."""
         answer = self.command(
             do="run", argv=argv, input=base64.b64encode(stdin).decode(), become=list(become), timeout=timeout
@@ -245,7 +245,7 @@ class Listening:
 
     def end(self) -> list[Any]:
         """Close its standard input; return the documents that it prints until it ends."""
-        out, _none = self._process.communicate(timeout=PATIENCE)
+        out, _none = self._process.communicate(timeout=TIMEOUT)
         return [json.loads(line) for line in out.splitlines()]
 
 

@@ -30,7 +30,7 @@ from tests.harness import rootfs
 from tests.harness.cgroups import remove_cgroup
 from tests.harness.containers import Response, parse
 from tests.harness.fast import forbid
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 #: The directory into which tools/unpack-daemon unpacks the packages.
 PACKAGES = Path(sys.executable).parent.parent
@@ -161,16 +161,16 @@ class Daemon:
     def client(self, *words: str, check: bool = True, stdin: str = "") -> str:
         """Run the daemon's client; return its output."""
         command = [*self._enter, self._client, "--quiet", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, input=stdin)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT, input=stdin)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def query(self, path: str, method: str = "GET", document: object = None) -> Any:
         """Send a request to the daemon's API, and wait for the end of its operation."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://daemon") as client:
-            answer = client.request(method, path, json=document, timeout=PATIENCE).json()
+            answer = client.request(method, path, json=document, timeout=TIMEOUT).json()
             if answer["type"] == "async":
-                answer = client.get(f"{answer['operation']}/wait", timeout=PATIENCE).json()
+                answer = client.get(f"{answer['operation']}/wait", timeout=TIMEOUT).json()
         assert answer["type"] == "sync", answer
         return answer["metadata"]
 
@@ -193,7 +193,7 @@ class Daemon:
             "-s",
             "-i",
             "--max-time",
-            str(PATIENCE),
+            str(TIMEOUT),
             "-X",
             method,
             "--unix-socket",
@@ -202,7 +202,7 @@ class Daemon:
         ]
         words += ["-d", body] if body else []
         command = [*self._enter, self._client, "--project", project, "exec", name, "--", *words]
-        done = subprocess.run(command, capture_output=True, check=False, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
         assert done.returncode == 0, done
         (response,) = parse(done.stdout)
         return response

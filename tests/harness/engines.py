@@ -22,7 +22,7 @@ from tests.harness.containers import BASE
 from tests.harness.daemon import packages
 from tests.harness.images import Image
 from tests.harness.scratch import SCRATCH
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 #: Run by sh: makes a mount namespace with only version 2 of cgroups, as both engines need it, and with a state
 #: directory of the OCI runtimes that is separate from other tests.
@@ -120,7 +120,7 @@ class Engine(ABC):
                 env=self.environment(),
                 start_new_session=True,
             )
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while True:
             try:
                 Api(str(self.socket)).containers()
@@ -134,7 +134,7 @@ class Engine(ABC):
         """End the API server with this signal."""
         assert self._process is not None
         self._process.send_signal(number)
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
 
     def __call__(self, *words: str, check: bool = True) -> str:
         """Run a command of the client; return its output, with standard error if it may fail."""
@@ -155,13 +155,13 @@ class Engine(ABC):
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             env=self.environment(),
         )
 
     def remove_all(self) -> None:
         """Remove all containers. podman needs a second try for one whose conmon was killed."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while keys := [one.id for one in Api(str(self.socket)).containers()]:
             said = self(*self.remove, *keys, check=False)
             assert time.monotonic() < until, said

@@ -22,7 +22,7 @@ from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.recorder import Ledger
 from guestapi.sources.source import Changes, Found
 from tests.harness.service import COMMAND, USER, Service
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 #: The command of the hook as it is installed: without the package, with built-in modules only.
 HOOK = ["/usr/bin/python3", "-I", "-S", hook.__file__]
@@ -122,7 +122,7 @@ class RunningFollower:
         """Stop the follower as systemctl stop does; return its exit status."""
         assert self._process is not None
         self._process.terminate()
-        status = self._process.wait(PATIENCE)
+        status = self._process.wait(TIMEOUT)
         self._process = None
         return status
 
@@ -278,5 +278,5 @@ def following(source: PlayedSource, ledger: Ledger, doorbells: Path) -> Iterator
         yield notified
     finally:
         follower.stop()
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()

@@ -19,7 +19,7 @@ from tests.harness.daemon import packages
 from tests.harness.fast import forbid
 from tests.harness.scratch import SCRATCH
 from tests.harness.service import USER
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 #: Run by /bin/sh in new mount and network namespaces, which its last process keeps. $1: the packages; $2: a directory;
 #: $3: the service's group; $4: `_REAPER`.
@@ -155,7 +155,7 @@ class Libvirt:
     def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run virsh; return what came of it."""
         command = [*self.enter, "virsh", "--quiet", "--connect", "qemu:///system", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
     def virsh(self, *words: str) -> str:
         """Run virsh; return its output."""

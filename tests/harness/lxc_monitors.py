@@ -17,7 +17,7 @@ from guestapi.sources.lxc import monitor
 from tests.harness.agent import CLONE_NEWPID, unshare
 from tests.harness.following import install_hook
 from tests.harness.service import Service
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 #: The monitor's answers about its container's configuration.
 _CONFIG = {b"lxc.hook.start-host": b"/opt/guestapi/bin/guestapi-hook lxc"}
@@ -66,7 +66,7 @@ class PlayedContainer:
 
     def status(self) -> int:
         """Return the status of the response."""
-        self._ours.settimeout(PATIENCE)
+        self._ours.settimeout(TIMEOUT)
         return int(self._ours.recv(3))
 
     def end(self) -> None:

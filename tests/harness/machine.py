@@ -16,7 +16,7 @@ from types import TracebackType
 
 from tests.harness.cgroups import remove_cgroup
 from tests.harness.fast import forbid
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -110,7 +110,7 @@ class Machine:
         shutil.rmtree(self._directory, ignore_errors=True)
         remove_cgroup(self._cgroup)
 
-    def run(self, *argv: str, check: bool = True, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
         """Run a program on the machine."""
         done = subprocess.run(
             [*self.enter, *argv], capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL
@@ -188,7 +188,7 @@ class Installed(Machine):
     def ask(self) -> None:
         """Send a request, which waits behind earlier connections in the socket's queue, and wait for its response."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(TIMEOUT)
             connection.connect(f"/proc/{self.pid}/root/var/lib/incus/guestapi/sock")
             connection.sendall(b"OPTIONS * HTTP/1.0\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.0 200")

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from tests.harness.daemon import Daemon
 from tests.harness.service import COMMAND, USER, Service
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 #: The directory of guestapi's socket in each container, from a device of the default profile. The daemon's own socket
 #: is in its usual place.
@@ -89,11 +89,11 @@ class MirrorProcess:
     def kill(self) -> None:
         """Kill the mirror with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
 
-    def status(self, wanted: str = "", patience: float = PATIENCE) -> str:
+    def status(self, wanted: str = "", timeout: float = TIMEOUT) -> str:
         """Return the next status text sent to systemd that contains `wanted`."""
-        until = time.monotonic() + patience
+        until = time.monotonic() + timeout
         while (left := until - time.monotonic()) > 0:
             try:
                 message = self._said.get(timeout=left)

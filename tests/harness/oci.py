@@ -17,7 +17,7 @@ from tests.harness import rootfs
 from tests.harness.containers import BASE
 from tests.harness.daemon import packages
 from tests.harness.scratch import SCRATCH
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 #: runc needs a system with only version 2 of cgroups.
 _PREPARE = """
@@ -71,7 +71,7 @@ class OciRuntime:
             for one in self.root.iterdir():
                 self("delete", "--force", one.name, check=False)
         # runc does not wait until the last process has left the cgroup.
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while self._cgroups() and time.monotonic() < until:
             time.sleep(0.05)
         self._holder.kill()
@@ -96,7 +96,7 @@ class OciRuntime:
             stderr=(self.path / "log").open("ab"),
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
         assert not check or done.returncode == 0, (self.path / "log").read_text()
         return done.stdout or ""

@@ -28,7 +28,7 @@ from guestapi.store.writing import Writer
 from tests.harness.containers import BASE, Container
 from tests.harness.fast import forbid
 from tests.harness.scratch import SCRATCH
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 #: An unused user ID. The service needs no entry in /etc/passwd.
 USER = 64_042
@@ -103,7 +103,7 @@ class Service:
     def start(self) -> Service:
         """Start the service, and wait until it answers and all its workers run."""
         self._process = self.launch("--workers", str(self._workers))
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         for path in self.sockets.values():
             while not _answers(path) or len(self.workers) < self._workers:
                 assert self._process.poll() is None, self.log.read_text()
@@ -138,7 +138,7 @@ class Service:
         assert self._process is not None
         began = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(PATIENCE) == 0, self.log.read_text()
+        assert self._process.wait(TIMEOUT) == 0, self.log.read_text()
         return time.monotonic() - began
 
     def __enter__(self) -> Service:

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from tests.harness.fast import forbid
 from tests.harness.service import COMMAND, USER
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 #: An unused user ID, as of `USER`.
 SIGNER_USER = USER + 1
@@ -83,7 +83,7 @@ class SigningProcess:
         """End it as systemd does; return the exit status."""
         assert self._process is not None
         self._process.terminate()
-        return self._process.wait(PATIENCE)
+        return self._process.wait(TIMEOUT)
 
     def kill(self) -> None:
         """End it without a word."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 #: Seconds after which a test gives up. They end a test that hangs; no result depends on them, however busy the host is.
-PATIENCE = 300.0
+TIMEOUT = 300.0
 
 
 def until(true: Callable[[], object], what: str, *, pause: float = 0.01) -> None:
@@ -17,10 +17,10 @@ def until(true: Callable[[], object], what: str, *, pause: float = 0.01) -> None
 
     Args:
         true: the condition; it is asked again and again.
-        what: the message if it does not become true within `PATIENCE` seconds.
+        what: the message if it does not become true within `TIMEOUT` seconds.
         pause: seconds between two questions.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while not true():
-        assert time.monotonic() < end, f"{what}: not within {PATIENCE} s"
+        assert time.monotonic() < end, f"{what}: not within {TIMEOUT} s"
         time.sleep(pause)

@@ -20,7 +20,7 @@ from tests.harness.containers import Response
 from tests.harness.daemon import Daemon
 from tests.harness.mirroring import OURS, MirrorProcess
 from tests.harness.service import Service
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 
 class Host:
@@ -47,13 +47,13 @@ class Host:
 
     def until(self, name: str, path: str, text: str, project: str = "default") -> None:
         """Wait until guestapi answers with this text."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while (answer := self.ask(name, path, project=project)).text != text:
             assert time.monotonic() < end, answer
 
     def wait(self, what: Callable[[], object]) -> None:
         """Poll until a condition holds."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not what():
             assert time.monotonic() < end, self.service.log.read_text()[-4000:]
             time.sleep(0.02)
@@ -139,9 +139,9 @@ class Heard:
         for line in self._process.stdout:
             self._lines.put(line)
 
-    def next(self, patience: float = PATIENCE) -> dict[str, Any]:
+    def next(self, timeout: float = TIMEOUT) -> dict[str, Any]:
         """Return the next event; raise queue.Empty if there is none."""
-        event: dict[str, Any] = json.loads(self._lines.get(timeout=patience))
+        event: dict[str, Any] = json.loads(self._lines.get(timeout=timeout))
         return event
 
     def until(self, key: str, value: str) -> list[tuple[str, Any]]:

@@ -25,7 +25,7 @@ from guestapi.store.lookup import list_images
 from guestapi.store.view import view
 from tests.harness.machine import CHECKOUT
 from tests.harness.mirroring import OURS, beside
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 from tests.mirror.host import Heard, Host, Inside
 
 pytestmark = pytest.mark.root
@@ -65,7 +65,7 @@ def test_first_request_of_a_new_container_is_answered(host: Host) -> None:
         for run in range(3):
             host.daemon.client("config", "set", "first", f"user.first={run}")
             host.daemon.client("start", "first")
-            end = time.monotonic() + PATIENCE
+            end = time.monotonic() + TIMEOUT
             while (answer := host.daemon.run("first", "cat", "/answer")) == "":
                 assert time.monotonic() < end
             assert answer == str(run)

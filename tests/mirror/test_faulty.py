@@ -28,7 +28,7 @@ from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 from tests.mirror.stub import Stub
 
 CHECKOUT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def known(guestapi: Guestapi) -> dict[str, Instance]:
 
 def wait(what: Callable[[], object]) -> None:
     """Poll until a condition holds."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while not what():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -208,7 +208,7 @@ _SERVE = """
 import sys, time
 from pathlib import Path
 from tests.mirror.stub import Stub
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 with Stub(Path(sys.argv[1]), {"/1.0/instances": []}):
     print("ready", flush=True)
     sys.stdin.read()

@@ -14,7 +14,7 @@ import pytest
 
 from guestapi.mirror.takeover import Takeover
 from tests.harness.scratch import SCRATCH
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def place() -> Iterator[Path]:
 def bind(path: Path) -> socket.socket:
     """Return a socket that listens at `path`, bound as the daemons do it: after the removal of an existing one."""
     listening = socket.socket(socket.AF_UNIX)
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while True:
         path.unlink(missing_ok=True)
         try:
@@ -60,7 +60,7 @@ def reaches(path: Path, listening: socket.socket) -> bool:
 
 def until(path: Path, listening: socket.socket) -> None:
     """Wait until connections to `path` arrive at this socket."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while not reaches(path, listening):
         assert time.monotonic() < end, "our socket did not come back"
 

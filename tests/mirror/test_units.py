@@ -12,7 +12,7 @@ import pytest
 from guestapi.dialects import DIALECTS
 from tests.harness.daemon_units import CLIENTS, install_daemon
 from tests.harness.machine import Installed
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
@@ -108,7 +108,7 @@ def wait(what: Callable[[], object]) -> None:
 
 def wait_until_none(what: Callable[[], list[object]]) -> None:
     """Wait until the list is empty."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while found := what():
         assert time.monotonic() < end, found
         time.sleep(0.05)

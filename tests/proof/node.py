@@ -22,7 +22,7 @@ CLONE_NEWPID = 0x20000000
 SYS_CLONE = {"x86_64": 56, "aarch64": 220}[platform.machine()]
 PR_SET_DUMPABLE = 4
 #: Seconds to wait for a response.
-PATIENCE = 300
+TIMEOUT = 300
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -89,7 +89,7 @@ def connect(path: str) -> tuple[dict[str, Any], list[int]]:
 def ask(given: int, question: str) -> tuple[dict[str, Any], list[int]]:
     """Send a request on a passed connection; return what arrives until a response is complete or the end."""
     with socket.socket(fileno=given) as connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(TIMEOUT)
         answer = b""
         try:
             connection.sendall(question.encode())

@@ -27,7 +27,7 @@ from tests.harness.agent import complete
 from tests.harness.scratch import SCRATCH
 from tests.harness.service import USER, Service
 from tests.harness.vmm import FakeVsock, Vmm, relaying
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 from tests.proof.world import SECRET
 from tests.server.inside import asking
 
@@ -142,7 +142,7 @@ class Walk:
         self.gone.clear()
 
     def _ask(self, sock: socket.socket, machine: Machine | None) -> None:
-        sock.settimeout(PATIENCE)
+        sock.settimeout(TIMEOUT)
         data = b""
         try:
             sock.sendall(asking(self.choose.choice(PATHS)))

@@ -36,7 +36,7 @@ from guestapi.store.view import view
 from tests.harness.containers import BASE
 from tests.harness.service import Service
 from tests.harness.signing import TRUST_DOMAIN, SigningProcess
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 from tests.proof.policies import KINDS, TOKEN_KEY, Rule, Token, rule_for
 
 #: No connection may reach a limit or a deadline.
@@ -255,7 +255,7 @@ class World:
         """Remove everything, stop the service, and check its log."""
         self.clear()
         self.host.control.close()
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
         log = self.service.log.read_text()
         self.signer.__exit__(None, None, None)
         self.service.__exit__(None, None, None)
@@ -283,7 +283,7 @@ class World:
         self.announced.clear()
         self._acknowledged.clear()
         for stream in self.streams:
-            stream.socket.settimeout(PATIENCE)
+            stream.socket.settimeout(TIMEOUT)
             self._must_end(stream)
         self.streams.clear()
 
@@ -647,7 +647,7 @@ class World:
         """Have a process connect."""
         _answer, (number,) = node.command("connect", path=str(self.service.sockets[dialect]))
         connection = socket.socket(fileno=number)
-        connection.settimeout(PATIENCE)
+        connection.settimeout(TIMEOUT)
         held = Held(connection, node, DIALECTS[dialect], {self.recognised(node)})
         self.held.append(held)
         self.happened["connections"] += 1
@@ -795,7 +795,7 @@ class World:
             self.happened["streams ended"] += 1
 
     def _must_end(self, stream: Held) -> None:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         try:
             while data := stream.socket.recv(1 << 20):
                 self._check_secrets(stream, data)
@@ -807,7 +807,7 @@ class World:
         self.happened["streams ended"] += 1
 
     def _response(self, held: Held) -> bytes:
-        held.socket.settimeout(PATIENCE)
+        held.socket.settimeout(TIMEOUT)
         data, held.received = held.received, b""
         while b"\r\n\r\n" not in data:
             more = held.socket.recv(65536)

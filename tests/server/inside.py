@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from tests.harness.agent import complete
 from tests.harness.containers import Container, Response, parse
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 _CONNECT = """
 import socket, sys
@@ -37,7 +37,7 @@ class Talk:
     """A connection, with methods to send requests and receive responses."""
 
     def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(TIMEOUT)
         self.socket = connection
         self._received = b""
 
@@ -47,7 +47,7 @@ class Talk:
 
     def wait_read(self) -> None:
         """Wait until the server has read all sent bytes (unix(7), SIOCOUTQ)."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)) != bytes(4):
             assert time.monotonic() < until, "the server reads nothing"
             time.sleep(0.001)
@@ -123,7 +123,7 @@ def talks(container: Container, count: int, paths: Sequence[str] = ()) -> Iterat
         theirs.close()
         made: list[Talk] = []
         try:
-            ours.settimeout(PATIENCE)
+            ours.settimeout(TIMEOUT)
             while len(made) < count:
                 data, descriptors, _flags, _address = socket.recv_fds(ours, 1, 1)
                 assert data, "the process inside could not connect"

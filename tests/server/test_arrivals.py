@@ -9,7 +9,7 @@ import pytest
 from gevent.hub import get_hub
 
 from guestapi.server.arrivals import ALONE_FACTOR, FREE_STARTS, STARTS, TURN_SECONDS, ArrivalQueue
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 
 class Clock:
@@ -47,7 +47,7 @@ class Arrivals:
 
     def wait(self) -> None:
         """Wait until all connections are identified."""
-        with gevent.Timeout(PATIENCE):
+        with gevent.Timeout(TIMEOUT):
             gevent.joinall(self._greenlets, raise_error=True)
 
     def _take(self, container: int, pid: int, uid: int, seconds: float) -> None:
@@ -137,7 +137,7 @@ def test_first_come_first_served(arrivals: Arrivals) -> None:
         arrivals.queue.acquire(1, 0, lambda: 1)
         numbers.append(number)
 
-    with gevent.Timeout(PATIENCE):
+    with gevent.Timeout(TIMEOUT):
         gevent.joinall([gevent.spawn(take, number) for number in range(100)])
     assert numbers == list(range(100))
 

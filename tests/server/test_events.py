@@ -21,7 +21,7 @@ from guestapi.store.lookup import get_instance, get_latest_entry, read_entries
 from guestapi.store.view import view
 from tests.harness.containers import Container, Exchanged, Listening, receive, send
 from tests.harness.service import COMMAND, Service
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 from tests.server.inside import Talk, asking, talks
 
 UPGRADE = (
@@ -89,12 +89,12 @@ class Follower:
     def wait_for(self, last: int) -> None:
         """Wait until the event with this id was received."""
         with self._news:
-            assert self._news.wait_for(lambda: last in self.ids, PATIENCE), f"{last} is not among {self.ids[-5:]}"
+            assert self._news.wait_for(lambda: last in self.ids, TIMEOUT), f"{last} is not among {self.ids[-5:]}"
 
     def wait_for_code(self) -> int:
         """Wait until the stream is closed; return the code."""
         with self._news:
-            assert self._news.wait_for(lambda: bool(self.codes), PATIENCE), "not closed"
+            assert self._news.wait_for(lambda: bool(self.codes), TIMEOUT), "not closed"
             return self.codes[-1]
 
 
@@ -280,7 +280,7 @@ def test_operator_follows_everything(service: Service, c1: Container) -> None:
         while not seen or seen[-1]["metadata"].get("action") != "instance-removed":
             seen.append(json.loads(process.stdout.readline()))
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(TIMEOUT) == 0
     assert [event["metadata"].get("action", event["metadata"].get("key")) for event in seen] == [
         *("instance-added", "instance-started", "limits.memory", "instance-ready", "instance-removed")
     ]

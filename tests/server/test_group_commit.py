@@ -9,7 +9,7 @@ import pytest
 from gevent.event import Event
 
 from guestapi.server.group_commit import MOST_IN_GROUP, GroupCommit
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 
 class Disk:
@@ -36,7 +36,7 @@ def test_changes_during_a_write_form_one_group() -> None:
     gevent.sleep(0)
     gevent.sleep(0)
     disk.ready.set()
-    gevent.joinall(callers, timeout=PATIENCE)
+    gevent.joinall(callers, timeout=TIMEOUT)
     assert [caller.value for caller in callers] == [10 * number for number in range(40)]
     assert len(disk.groups) <= 2
     assert [number for one in disk.groups for number in one] == list(range(40))
@@ -48,7 +48,7 @@ def test_groups_are_bounded() -> None:
     group: GroupCommit[int, int] = GroupCommit(disk.write)
     callers = [gevent.spawn(group.submit, number) for number in range(3 * MOST_IN_GROUP)]
     disk.ready.set()
-    gevent.joinall(callers, timeout=PATIENCE)
+    gevent.joinall(callers, timeout=TIMEOUT)
     assert max(map(len, disk.groups)) == MOST_IN_GROUP
 
 

@@ -21,7 +21,7 @@ from tests.harness.containers import Container
 from tests.harness.scratch import SCRATCH
 from tests.harness.service import UNPRIVILEGED, USER, Service
 from tests.harness.vmm import FakeVsock, Vmm, relaying
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 from tests.server.inside import Talk, asking
 
 pytestmark = pytest.mark.root
@@ -195,7 +195,7 @@ def test_a_machine_that_floods(vsock: FakeVsock, machine: Callable[..., Vmm]) ->
         guest = Talk(vsock.connect(CID + 1))
         with guest.socket:
             assert guest.ask("/1.0/config/user.foo").text == "bar"
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < TIMEOUT
 
         def has_refused() -> bool:
             refused = 0

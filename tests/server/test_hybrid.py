@@ -21,7 +21,7 @@ from guestapi.store.images import directory as directory_of_images
 from guestapi.store.images import import_image, remove_image
 from tests.harness.scratch import SCRATCH
 from tests.harness.service import USER, Service
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 from tests.server.inside import Talk
 
 pytestmark = pytest.mark.root
@@ -64,7 +64,7 @@ class Firecracker:
 
     def __init__(self, path: Path, answer: str = "end") -> None:
         self._ours, theirs = socket.socketpair()
-        self._ours.settimeout(PATIENCE)
+        self._ours.settimeout(TIMEOUT)
         path.unlink(missing_ok=True)
         with theirs, socket.socket(socket.AF_UNIX) as own:
             own.bind(str(path))
@@ -215,7 +215,7 @@ def test_a_process_of_the_host(service: Service, path: Path) -> None:
     with Firecracker(path) as vmm:
         service.command("instance", "register", "one", "--hybrid-vsock", "--pid", str(vmm.pid))
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(PATIENCE)
+        sock.settimeout(TIMEOUT)
         sock.connect(f"{path}_8444")
         with sock:
             assert Talk(sock).ask("/1.0/config/user.who").status == 500

@@ -12,7 +12,7 @@ import pytest
 
 from tests.harness.containers import Container
 from tests.harness.machine import Installed
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 pytestmark = pytest.mark.root
 
@@ -91,7 +91,7 @@ def operating(machine: Installed, containers: dict[str, Container]) -> Iterator[
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield Operator(process)
-            process.communicate(timeout=PATIENCE)
+            process.communicate(timeout=TIMEOUT)
         finally:
             process.kill()
 

@@ -22,7 +22,7 @@ from guestapi.server.scheduler import (
     FairScheduler,
     InstanceQueue,
 )
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 
 class Connections:
@@ -53,7 +53,7 @@ class Connections:
 
     def until(self, enough: Callable[[], bool]) -> None:
         """Run the event loop until `enough`."""
-        with gevent.Timeout(PATIENCE):
+        with gevent.Timeout(TIMEOUT):
             while not enough():
                 gevent.sleep(0.0001)
 

@@ -102,7 +102,7 @@ def test_silence(tmp_path: Path) -> None:
     """A signer that says nothing costs each the same time, however many wait; late answers reach nobody else."""
     path = tmp_path / "sock"
     with listening(path) as listener:
-        client = SignerClient(str(path), patience=0.5)
+        client = SignerClient(str(path), timeout=0.5)
         began = time.monotonic()
         greenlets = [gevent.spawn(client.sign, named(f"c{number}")) for number in range(50)]
         gevent.joinall(greenlets, timeout=30)
@@ -120,7 +120,7 @@ def test_full_queue(tmp_path: Path) -> None:
     with listening(path, backlog=0) as listener:
         blocking = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         blocking.connect(str(path))
-        client = SignerClient(str(path), patience=20)
+        client = SignerClient(str(path), timeout=20)
         asking = gevent.spawn(client.sign, REQUEST)
         gevent.sleep(0.1)
         assert not asking.ready()
@@ -138,7 +138,7 @@ def test_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signer_client, "MOST_WAITING", 3)
     path = tmp_path / "sock"
     with listening(path):
-        client = SignerClient(str(path), patience=1)
+        client = SignerClient(str(path), timeout=1)
         greenlets = [gevent.spawn(client.sign, REQUEST) for _ in range(3)]
         gevent.sleep(0.05)
         with pytest.raises(SignerUnavailableError, match="too many requests wait"):
@@ -150,7 +150,7 @@ def test_nonsense(tmp_path: Path) -> None:
     """What is no answer of the signer is an error, and ends the connection."""
     path = tmp_path / "sock"
     with listening(path) as listener:
-        client = SignerClient(str(path), patience=20)
+        client = SignerClient(str(path), timeout=20)
         asking = gevent.spawn(client.sign, REQUEST)
         gevent.sleep(0.05)
         connection, _address = listener.accept()

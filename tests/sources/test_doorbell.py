@@ -14,7 +14,7 @@ import pytest
 
 from guestapi.sources import doorbell
 from guestapi.sources.doorbell import DoorbellCaller, DoorbellServer, Ring, RingError, parse
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 
 class RunningServer:
@@ -52,7 +52,7 @@ class RunningServer:
     def send(self, *parts: bytes, hang_up: bool = True) -> bytes:
         """Send these parts on a connection; return the answer."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(TIMEOUT)
             connection.connect(str(self.path))
             for part in parts:
                 try:
@@ -138,7 +138,7 @@ def test_hook_that_hangs(
     """A hook that hangs is disconnected after a time, and delays no other one."""
     monkeypatch.setattr(doorbell, "RING_SECONDS", 0.3)
     with socket.socket(socket.AF_UNIX) as hanging:
-        hanging.settimeout(PATIENCE)
+        hanging.settimeout(TIMEOUT)
         hanging.connect(str(running.path))
         hanging.sendall(GOOD[:10])
         assert running.send(GOOD) == b"ok\n"
@@ -153,7 +153,7 @@ def test_more_connections_than_places(running: RunningServer, monkeypatch: pytes
     waiting = []
     for _ in range(12):
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(PATIENCE)
+        connection.settimeout(TIMEOUT)
         connection.connect(str(running.path))
         waiting.append(connection)
     for connection in waiting:

@@ -20,7 +20,7 @@ from tests.harness.engines import CURL, Docker, Engine, Podman
 from tests.harness.followers import RealFollower, hook_program, instances, status
 from tests.harness.images import Image
 from tests.harness.service import COMMAND, Service
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
@@ -97,7 +97,7 @@ def kill(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGKILL)
-        assert select.select([pidfd], [], [], PATIENCE)[0]
+        assert select.select([pidfd], [], [], TIMEOUT)[0]
     finally:
         os.close(pidfd)
 
@@ -202,7 +202,7 @@ def test_twelve_at_once(host: Host) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
     until(lambda: all(status(host.service, name) == "running" for name in names), "all of them")
     found = instances(host.service)
     assert {name: found[name]["pid"] for name in names} == {name: host.engine.pid(name) for name in names}

@@ -22,7 +22,7 @@ from tests.harness.containers import BASE
 from tests.harness.engines import Docker, Engine, Podman
 from tests.harness.holding import HoldingHook
 from tests.harness.images import Image
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
@@ -265,7 +265,7 @@ def read_all(events: EngineChanges) -> None:
 def wait(events: EngineChanges) -> frozenset[str]:
     """Return the next ids from the stream."""
     while True:
-        assert select.select([events], [], [], PATIENCE)[0]
+        assert select.select([events], [], [], TIMEOUT)[0]
         found = events.read()
         assert found is not None
         if found:
@@ -360,7 +360,7 @@ def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
             found = source.at_doorbell(Ring("podman", state=state))
             # The container is observed again when the API answers.
             assert wait(changes) == {json.loads(state)["id"]}
-        starting.join(PATIENCE)
+        starting.join(TIMEOUT)
     finally:
         changes.close()
         file.unlink()

@@ -19,7 +19,7 @@ from tests.harness.containers import BASE
 from tests.harness.engines import CURL
 from tests.harness.machine import CHECKOUT, Machine
 from tests.harness.oci import write_bundle
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 pytestmark = pytest.mark.root
 
@@ -100,7 +100,7 @@ def listed(machine: Machine) -> dict[str, dict[str, Any]]:
 
 def wait_for(machine: Machine, name: str, status: str, besides: int = 0) -> dict[str, Any]:
     """Wait until an instance has a status, and a PID other than `besides`."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + TIMEOUT
     while (one := listed(machine)[name])["status"] != status or one["pid"] == besides:
         unit = f"systemd-nspawn@{name}.service"
         assert time.monotonic() < until, [one, machine.run("systemctl", "status", "-l", unit, check=False).stdout]

@@ -24,7 +24,7 @@ from guestapi.sources.libvirt import LibvirtError, LibvirtSource, parse
 from guestapi.sources.observed import Observed
 from guestapi.sources.source import Unclear
 from tests.harness.vmm import Vmm
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 WEB, DB = "0d7c2ff8-8a55-4b0e-8a4c-3d2f5d2b6a01", "0d7c2ff8-8a55-4b0e-8a4c-3d2f5d2b6a02"
 
@@ -222,7 +222,7 @@ def test_changes(host: Host) -> None:
     changes = host.source.changes()
 
     def told() -> frozenset[str] | None:
-        assert select.select([changes], [], [], PATIENCE)[0]
+        assert select.select([changes], [], [], TIMEOUT)[0]
         return changes.read()
 
     host.started("web", 1)

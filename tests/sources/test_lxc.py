@@ -21,7 +21,7 @@ from tests.harness.containers import BASE
 from tests.harness.following import HOOK, RunningFollower, install_hook
 from tests.harness.lxc import Lxc
 from tests.harness.service import COMMAND, Service
-from tests.harness.waiting import PATIENCE, until
+from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
@@ -338,7 +338,7 @@ def test_twelve_at_once(host: Host) -> None:
         subprocess.Popen([*one.enter, "lxc-start", "-P", str(one.path), "-n", one.name], stdin=subprocess.DEVNULL)
         for one in some
     ]
-    assert [one.wait(PATIENCE) for one in started] == [0] * 12
+    assert [one.wait(TIMEOUT) for one in started] == [0] * 12
     for one in some:
         wait = "until [ -e /tmp/answer ]; do sleep 0.02; done; cat /tmp/answer"
         assert one.run("sh", "-c", wait).out == "from the template 0\n"

@@ -15,7 +15,7 @@ import pytest
 
 from guestapi.sources.lxc import monitor
 from guestapi.sources.lxc.monitor import Monitor, MonitorError, NoMonitorError, address, listening
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 ANSWER = struct.Struct("@iiQ")
 PATH = f"/run/guestapi-test-{os.getpid()}"
@@ -53,7 +53,7 @@ def played(name: str, answer: Callable[[socket.socket, int, bytes], None]) -> It
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
 
 
 def reply(result: int, data: bytes = b"", word: int = 0, length: int | None = None) -> Callable[..., None]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.harness.machine import CHECKOUT, Installed
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 pytestmark = pytest.mark.root
 
@@ -48,7 +48,7 @@ class Followed:
 
     def until(self, true: Callable[[], object]) -> None:
         """Poll until a condition holds."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not true():
             assert time.monotonic() < end, self.machine.run("systemctl", "status", UNIT, check=False).stdout
             time.sleep(0.2)

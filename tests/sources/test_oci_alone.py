@@ -22,7 +22,7 @@ from guestapi.sources.source import Unclear
 from tests.harness.containers import BASE
 from tests.harness.holding import HoldingHook
 from tests.harness.oci import OciRuntime
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 pytestmark = pytest.mark.root
 
@@ -63,7 +63,7 @@ def kill(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         os.kill(pid, signal.SIGKILL)
-        assert select.select([pidfd], [], [], PATIENCE)[0]
+        assert select.select([pidfd], [], [], TIMEOUT)[0]
     finally:
         os.close(pidfd)
 
@@ -187,7 +187,7 @@ def test_doorbell_of_another_state_directory(seen: Seen) -> None:
 def wait(changes: Directories) -> frozenset[str] | None:
     """Return the next reported changes."""
     while True:
-        assert select.select([changes], [], [], PATIENCE)[0]
+        assert select.select([changes], [], [], TIMEOUT)[0]
         found = changes.read()
         if found is None or found:
             return found

@@ -16,7 +16,7 @@ from guestapi.settings import ListenSocket
 from guestapi.sources import places
 from guestapi.sources.places import Places
 from tests.harness.containers import Container
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
     def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
         if str(path).startswith("/hangs"):
-            go.wait(PATIENCE)
+            go.wait(TIMEOUT)
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(os, "stat", stat)

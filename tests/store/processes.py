@@ -17,7 +17,7 @@ from guestapi.store.lookup import get_instance, list_instances
 from guestapi.store.reading import Reader
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 
 _PROLOGUE = """
 import sys
@@ -95,16 +95,16 @@ class Other:
     def kill(self) -> None:
         """Kill it at once, as by a power cut."""
         self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
 
     def end(self) -> int:
         """Wait for its end; return its exit code."""
-        self._process.communicate(timeout=PATIENCE)
+        self._process.communicate(timeout=TIMEOUT)
         return self._process.returncode
 
     def done(self) -> str:
         """Wait for its end, which must be successful; return the rest of its output."""
-        out, _ = self._process.communicate(timeout=PATIENCE)
+        out, _ = self._process.communicate(timeout=TIMEOUT)
         assert self._process.returncode == 0, out
         return out
 

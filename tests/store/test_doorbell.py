@@ -16,7 +16,7 @@ from guestapi.store.bell import bell
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.writing import Writer
 from tests.harness.service import USER
-from tests.harness.waiting import PATIENCE
+from tests.harness.waiting import TIMEOUT
 from tests.store.processes import add, config_of, database, init, other_process
 
 
@@ -60,7 +60,7 @@ def test_other_files_do_not_ring(settings: Settings, writer: Writer, doorbell: D
     database(settings).with_name("store.db-other").touch()
     assert not doorbell.wait(0.05)
     add(writer)
-    assert doorbell.wait(PATIENCE)
+    assert doorbell.wait(TIMEOUT)
 
 
 def test_every_change_of_readiness_rings(writer: Writer, doorbell: Doorbell) -> None:

@@ -26,7 +26,7 @@ class Peer:
         hwaddr: configuration that every recorded container had in addition.
         rules: the intended differences.
         waits: cases that wait for a time limit of the server, and its seconds; None: there is no such limit.
-        patience: for these cases, the seconds to wait where the recording received nothing; otherwise five.
+        timeouts: for these cases, the seconds to wait where the recording received nothing; otherwise five.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Peer:
     hwaddr: dict[str, str]
     rules: list[Difference]
     waits: Mapping[str, float | None]
-    patience: Mapping[str, float]
+    timeouts: Mapping[str, float]
     devices: dict[str, Device] = field(default_factory=lambda: recordings.DEVICES)
 
     @property
@@ -73,7 +73,7 @@ INCUS = Peer(
         "idle-20s-then-request": 20,
         "idle-after-response": 30,
     },
-    patience={"idle-after-response": 35, "cr-only": 1.2},
+    timeouts={"idle-after-response": 35, "cr-only": 1.2},
 )
 
 LXD = Peer(
@@ -86,7 +86,7 @@ LXD = Peer(
     waits=dict.fromkeys(
         ("partial-request-line", "partial-header", "idle-after-response", "second-request-partial"), None
     ),
-    patience={
+    timeouts={
         "cr-only": 1.2,
         # More than any time limit of another dialect.
         **dict.fromkeys(

@@ -75,8 +75,8 @@ def steps_of(peer: Peer, case: Case) -> list[list[Any]]:
         if step[0] == "send":
             steps.append(send(recordings.unfold(step[1])))
         elif step[0] == "receive":
-            patience = 10 if step[1] else peer.patience.get(case.name, 5)
-            steps.append(receive(max(1, len(step[1])), case.method, patience))
+            timeout = 10 if step[1] else peer.timeouts.get(case.name, 5)
+            steps.append(receive(max(1, len(step[1])), case.method, timeout))
         else:
             steps.append(step)
     return steps

@@ -16,7 +16,7 @@ import threading
 import time
 
 #: Seconds that one request may wait: longer than any restart takes on an emulated processor.
-PATIENCE = 600.0
+TIMEOUT = 600.0
 
 EXPECTED = sys.argv[1].encode()
 
@@ -32,7 +32,7 @@ class Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         """Connect to the guest socket."""
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(PATIENCE)
+        self.sock.settimeout(TIMEOUT)
         self.sock.connect("/dev/incus/sock")
 
 
