@@ -25,8 +25,8 @@ from typing import IO, Any, Final, TypedDict
 
 from guestapi.callers.identify import Caller
 from guestapi.model import Instance
-from guestapi.notifications.broker import Subscription
 from guestapi.notifications.events import EventFormat
+from guestapi.notifications.subscription import Subscription
 from guestapi.notifications.waiting import Waiter
 
 #: The path as it was sent, percent-encoded, without the query. Set by the server.

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from guestapi.api.app import create
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller
-from guestapi.notifications.broker import ChangeLog
+from guestapi.notifications.subscription import ChangeLog
 from guestapi.notifications.waiting import Waiter
 from guestapi.records import Notification
 from guestapi.server.store_thread import OffloadedStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from guestapi.notifications.broker import MISSED_BYTES, QUEUE_BYTES
+from guestapi.notifications.subscription import MISSED_BYTES, QUEUE_BYTES
 from guestapi.settings import LimitSettings
 from guestapi.store.tables import PART_BYTES
 

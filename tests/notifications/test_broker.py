@@ -20,16 +20,10 @@ from guestapi import settings
 from guestapi.callers.namespaces import boot_id
 from guestapi.model import Init
 from guestapi.notifications import broker as broker_module
-from guestapi.notifications.broker import (
-    BATCH,
-    CHECKED_AT_ONCE,
-    MISSED_BYTES,
-    QUEUE_BYTES,
-    Broker,
-    Subscription,
-    TooManySubscriptionsError,
-)
+from guestapi.notifications import subscription as subscription_module
+from guestapi.notifications.broker import CHECKED_AT_ONCE, Broker, TooManySubscriptionsError
 from guestapi.notifications.events import EventFormat
+from guestapi.notifications.subscription import BATCH, MISSED_BYTES, QUEUE_BYTES, Subscription
 from guestapi.settings import Settings
 from guestapi.store import steps
 from guestapi.store.engine import database_file
@@ -342,7 +336,7 @@ def test_bytes_that_may_wait(store: Settings, monkeypatch: pytest.MonkeyPatch, s
     first.poll()
     # The size of an event depends on the digits of its timestamp, so it is measured.
     waiting = sum(event.size for event in quick.pop())
-    monkeypatch.setattr(broker_module, "QUEUE_BYTES", waiting - short)
+    monkeypatch.setattr(subscription_module, "QUEUE_BYTES", waiting - short)
     second.poll()
     assert slow.overrun == overrun
 
@@ -351,7 +345,7 @@ def test_taken_events_wait_no_more(store: Settings, monkeypatch: pytest.MonkeyPa
     """Bytes that a client has taken do not count any more; it takes what it can, and one event beyond that."""
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     listener = broker.subscribe(1, None, None, lambda: None)
-    monkeypatch.setattr(broker_module, "QUEUE_BYTES", 8_000)
+    monkeypatch.setattr(subscription_module, "QUEUE_BYTES", 8_000)
     for _time in range(2):
         for number in range(3):
             set_key(store, f"{number}" * 800)
@@ -400,7 +394,7 @@ def test_instance_counts_as_alive(store: Settings) -> None:
 
 def test_event_larger_than_a_queue(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that keeps up receives events larger than the limit of waiting bytes; one that does not is dropped."""
-    monkeypatch.setattr(broker_module, "QUEUE_BYTES", 1000)
+    monkeypatch.setattr(subscription_module, "QUEUE_BYTES", 1000)
     broker = Broker(Reader(store.store.url), queue_limit=100, subscriptions_per_instance=2)
     quick, slow = (broker.subscribe(1, None, None, lambda: None) for _number in range(2))
     for number in range(3):

@@ -11,8 +11,9 @@ import pytest
 from guestapi.callers.namespaces import boot_id
 from guestapi.http.websocket import CloseCode, close_frame
 from guestapi.model import Init
-from guestapi.notifications.broker import Broker, Subscription
+from guestapi.notifications.broker import Broker
 from guestapi.notifications.events import EventFormat
+from guestapi.notifications.subscription import Subscription
 from guestapi.server.event_stream import EventStream, PingTimer
 from guestapi.server.transport import DeadlineError
 from guestapi.settings import Settings, StoreSettings
