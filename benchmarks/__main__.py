@@ -1,10 +1,10 @@
 """`python -m benchmarks [PART]...`: measures, prints tables in Markdown, and writes all figures as JSON.
 
 Parts: requests (all contenders), scale (instances, streams, fan-out, latency, sustained), waiting (the tree, and
-requests that wait), boots (of many instances), attributes (of instances), fairness, hooks (of container runtimes),
-commands (of the operator), counting (what metrics cost), identity (tokens), hostile (attacks), machines (virtual
-machines beside containers), beside (a real Incus and a real LXD), cluster (of three Incus), and fleet (1,000 hosts); by
-default all.
+requests that wait), boots (of many instances), attributes (of instances), notices (to instances), fairness, hooks (of
+container runtimes), commands (of the operator), counting (what metrics cost), identity (tokens), hostile (attacks),
+machines (virtual machines beside containers), beside (a real Incus and a real LXD), cluster (of three Incus), and fleet
+(1,000 hosts); by default all.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from benchmarks import (
     hostile,
     identity,
     machines,
+    notices,
     processes,
     report,
     requests,
@@ -61,6 +62,7 @@ def main() -> int:
         "waiting": lambda: waiting.measure(options.rounds, options.seconds),
         "boots": lambda: boots.measure(options.rounds),
         "attributes": lambda: attributes.measure(5 * options.seconds),
+        "notices": notices.measure,
         "fairness": lambda: fairness.measure(options.rounds, options.seconds),
         "hooks": hooks.measure,
         "commands": commands.measure,
@@ -74,6 +76,7 @@ def main() -> int:
         "waiting",
         "boots",
         "attributes",
+        "notices",
         "fairness",
         "hooks",
         "commands",
