@@ -37,7 +37,6 @@ class SimulatedHost:
     def __init__(self, url: str, name: str) -> None:
         self._url = url.format(name)
         self._instances: dict[str, object] = {}
-        self._revision = 0
 
     def run(self) -> None:
         """Follow, and connect again when the database was lost."""
@@ -65,24 +64,19 @@ class SimulatedHost:
             listed = inventory.list_mine(session, state.host)
             inventory.read_said(session, state.host)
             self._take(session, listed)
-        self._revision = state.cursor.revision
+        cursor = state.cursor
         contacted = 0.0
         while True:
-            state = inventory.read_state(session)
-            changed = state.cursor.revision > self._revision
+            found = inventory.look(session, cursor)
+            changed = found.state.cursor != cursor
             if changed:
-                self._look(session)
+                assert found.placements is not None, "these are small changes"
+                self._instances.update(found.placements)
+                cursor = found.state.cursor
             if changed or time.monotonic() > contacted + _CONTACT_SECONDS:
-                inventory.say_contact(session, self._revision, "")
+                inventory.say_contact(session, cursor.revision, "")
                 contacted = time.monotonic()
             session.wait(LOOK_SECONDS)
-
-    def _look(self, session: Session) -> None:
-        with session.snapshot():
-            state = inventory.read_state(session)
-            found = inventory.list_changed(session, state.host, self._revision)
-            self._take(session, [one for _uuid, _first, one in found if one is not None])
-        self._revision = state.cursor.revision
 
     def _take(self, session: Session, listed: list[PlacedRow]) -> None:
         self._instances.update((one.observed.key, one) for one in inventory.read_placements(session, listed))

@@ -15,13 +15,14 @@ import logging
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from guestapi.audit_log import by_source
 from guestapi.errors import SourceError
 from guestapi.fleet import inventory
 from guestapi.fleet.engine import FleetError, Session
-from guestapi.fleet.inventory import HostState, PlacedRow, Placement, Said
+from guestapi.fleet.inventory import HostState, Look, PlacedRow, Placement, Said
 from guestapi.fleet.placing import is_same, write_placements
 from guestapi.settings import Settings
 from guestapi.sources.sanitize import FLEET
@@ -43,6 +44,9 @@ _COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 #: Most instances in a transaction, which takes about a tenth of a second.
 BATCH = 50
+
+#: Yields instances with all that they have, in order.
+_Read = Callable[[Iterable[PlacedRow]], Iterator[Placement]]
 
 
 class _Step(NamedTuple):
@@ -127,7 +131,8 @@ class FleetFollower:
         with self._store.view() as store:
             stored = placements.read_cursor(store)
             troubled = bool(statuses.list_problem_keys(store, FLEET))
-        state = inventory.read_state(session)
+        found = inventory.look(session, stored)
+        state = found.state
         self._admit(state)
         late = time.monotonic() > self._compared + (_REPAIR_SECONDS if troubled else _COMPARE_SECONDS)
         same = stored[:2] == state.cursor[:2]
@@ -140,7 +145,7 @@ class FleetFollower:
                 )
             self._look_at_all(session, stored)
         elif state.cursor.revision > stored.revision:
-            self._look_at_changes(session, stored)
+            self._take_changes(session, stored, found)
         with self._store.view() as store:
             self._status = self._status._replace(cursor=placements.read_cursor(store))
 
@@ -171,25 +176,35 @@ class FleetFollower:
             staying = [one for one in listed if not one.leaving]
             gone = (placed.keys() | troubled) - {one.uuid for one in staying}
             order = {one.uuid: state.cursor.revision for one in staying}
-            self._write(session, (staying, sorted(gone), order), placed, (stored, state.cursor))
+            read = partial(inventory.read_placements, session)
+            self._write(read, (staying, sorted(gone), order), placed, (stored, state.cursor))
         self._compared = time.monotonic()
         self._release(session, [one for one in listed if one.leaving])
 
-    def _look_at_changes(self, session: Session, stored: Cursor) -> None:
-        with session.snapshot():
-            state = inventory.read_state(session)
-            changed = inventory.list_changed(session, state.host, stored.revision)
-            with self._store.view() as store:
-                placed = placements.list_placed(store)
-            staying = [one for _uuid, _first, one in changed if one is not None and not one.leaving]
-            gone = [uuid for uuid, _first, one in changed if one is None or one.leaving]
-            order = {uuid: first for uuid, first, _one in changed}
-            self._write(session, (staying, gone, order), placed, (stored, state.cursor))
-        self._release(session, [one for _uuid, _first, one in changed if one is not None and one.leaving])
+    def _take_changes(self, session: Session, stored: Cursor, found: Look) -> None:
+        """Write what has changed; what is too much at once is read in parts."""
+        if found.placements is not None:
+            read = found.placements.__getitem__
+            self._write_changes(lambda listed: (read(one.uuid) for one in listed), stored, found)
+        else:
+            with session.snapshot():
+                state = inventory.read_state(session)
+                changed = inventory.list_changed(session, state.host, stored.revision)
+                found = Look(state, changed, None)
+                self._write_changes(partial(inventory.read_placements, session), stored, found)
+        self._release(session, [one for _uuid, _first, one in found.changed if one is not None and one.leaving])
+
+    def _write_changes(self, read: _Read, stored: Cursor, found: Look) -> None:
+        with self._store.view() as store:
+            placed = placements.list_placed(store)
+        staying = [one for _uuid, _first, one in found.changed if one is not None and not one.leaving]
+        gone = [uuid for uuid, _first, one in found.changed if one is None or one.leaving]
+        order = {uuid: first for uuid, first, _one in found.changed}
+        self._write(read, (staying, gone, order), placed, (stored, found.state.cursor))
 
     def _write(
         self,
-        session: Session,
+        read: _Read,
         found: tuple[list[PlacedRow], list[str], Mapping[str, int]],
         placed: Mapping[str, Placed],
         cursors: tuple[Cursor, Cursor],
@@ -197,14 +212,14 @@ class FleetFollower:
         """Write differences in transactions of 50 instances, the cursor with them.
 
         Args:
-            session: in a snapshot.
+            read: yields instances with all that they have.
             found: instances that are here, UUIDs of those that are not any more, and for each instance the first
                 revision that changed it; the first are in that order.
             placed: what the store has.
             cursors: the store's, and the one that it is to have.
         """
         stored, wanted = cursors
-        for step in _steps(found, placed, wanted, lambda some: self._differing(session, some, placed)):
+        for step in _steps(found, placed, wanted, lambda some: self._differing(read(some), placed)):
             with self._writer.change() as change:
                 if placements.read_cursor(change) != stored:
                     raise FleetError("the store was replaced meanwhile, so everything is looked at anew")
@@ -213,11 +228,9 @@ class FleetFollower:
                     placements.write_cursor(change, step.cursor)
                     stored = step.cursor
 
-    def _differing(
-        self, session: Session, listed: Iterable[PlacedRow], placed: Mapping[str, Placed]
-    ) -> Iterator[Placement]:
+    def _differing(self, found: Iterable[Placement], placed: Mapping[str, Placed]) -> Iterator[Placement]:
         """Yield those of the instances that the store does not have so."""
-        for one in inventory.read_placements(session, listed):
+        for one in found:
             with self._store.view() as store:
                 same = is_same(store, one, placed.get(one.observed.key))
             if not same:
@@ -296,7 +309,7 @@ def _steps(
     found: tuple[list[PlacedRow], list[str], Mapping[str, int]],
     placed: Mapping[str, Placed],
     wanted: Cursor,
-    read: Callable[[Iterable[PlacedRow]], Iterator[Placement]],
+    read: _Read,
 ) -> Iterator[_Step]:
     """Yield what to write, a transaction each: what is gone, then what is renamed, since names are free then."""
     staying, gone, first = found

@@ -6,41 +6,54 @@ instance alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import guestapi
 from guestapi.fleet.engine import FleetError, Session
 from guestapi.fleet.schema import VERSION
-from guestapi.model import InstanceType
 from guestapi.sources.observed import Observed
 from guestapi.store.placements import Cursor
 
 #: Bytes of configuration that are read at a time.
 _CHUNK_BYTES = 4 << 20
+#: How many columns `_STATE` has.
+_STATE_COLUMNS = 7
 
 _STATE = (
-    "SELECT fleet.id::text, version, oldest_version, name, revision, oldest, "
+    "SELECT fleet.id::text, version, oldest_version, name AS host, revision, oldest, "
     # pg_walfile_name begins with the timeline, in hexadecimal digits.
-    "left(pg_walfile_name(pg_current_wal_lsn()), 8) FROM guestapi.fleet JOIN guestapi.hosts ON name = guestapi.me()"
+    "left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline "
+    "FROM guestapi.fleet JOIN guestapi.hosts ON name = guestapi.me()"
 )
-_COLUMNS = (
-    "instances.uuid::text, project, name, epoch, next_host IS NOT NULL, "
-    "(SELECT coalesce(sum(octet_length(value)), 0) FROM guestapi.config WHERE config.uuid = instances.uuid)"
-)
-_MINE = f"SELECT {_COLUMNS} FROM guestapi.instances WHERE host = %s ORDER BY uuid"
+_SIZE = "(SELECT coalesce(sum(octet_length(value)), 0) FROM guestapi.config WHERE config.uuid = instances.uuid)"
+_ROW = "uuid::text, project, name, epoch, next_host IS NOT NULL"
+_MINE = f"SELECT {_ROW}, {_SIZE} FROM guestapi.instances WHERE host = %s ORDER BY uuid"
 _CHANGED = (
-    f"SELECT changed.uuid::text, first, {_COLUMNS} FROM (SELECT uuid, min(revision) AS first FROM guestapi.log "
-    "WHERE host = %(host)s AND revision > %(revision)s GROUP BY uuid) AS changed "
-    "LEFT JOIN guestapi.instances ON instances.uuid = changed.uuid AND instances.host = %(host)s ORDER BY first"
+    f"SELECT changed, first, {_ROW}, {_SIZE} FROM (SELECT log.uuid::text AS changed, min(revision) AS first "
+    "FROM guestapi.log WHERE host = %(host)s AND revision > %(revision)s GROUP BY log.uuid) AS changes "
+    "LEFT JOIN guestapi.instances ON uuid = changed::uuid AND host = %(host)s ORDER BY first"
 )
+#: What an instance has, as objects: a row for each key would take several times as long to read.
+_VALUES = "(SELECT json_object_agg(key, encode(value, 'hex')) FROM guestapi.config WHERE config.uuid = {0}.uuid)"
+_DEVICES = "(SELECT json_object_agg(devices.name, definition) FROM guestapi.devices WHERE devices.uuid = {0}.uuid)"
 _INSTANCES = (
-    "SELECT uuid::text, project, name, type, cloud_init_id::text, epoch FROM guestapi.instances "
-    "WHERE uuid = ANY(%s::uuid[])"
+    f"SELECT uuid::text, project, name, epoch, type, cloud_init_id::text, {_VALUES.format('instances')}, "
+    f"{_DEVICES.format('instances')} FROM guestapi.instances WHERE uuid = ANY(%s::uuid[])"
 )
-_CONFIG = "SELECT uuid::text, key, value FROM guestapi.config WHERE uuid = ANY(%s::uuid[])"
-_DEVICES = "SELECT uuid::text, name, definition FROM guestapi.devices WHERE uuid = ANY(%s::uuid[])"
+#: The state, and what changed since a cursor that fits it. All of it is of one moment, since it is one statement.
+_LOOK = (
+    f"WITH state AS MATERIALIZED ({_STATE}), changes AS MATERIALIZED (SELECT log.uuid AS changed, "
+    "min(log.revision) AS first FROM state JOIN guestapi.log ON log.host = state.host "
+    "AND log.revision > %(revision)s WHERE (id, timeline) = (%(fleet)s, %(timeline)s) AND oldest <= %(revision)s "
+    f"GROUP BY log.uuid), found AS MATERIALIZED (SELECT changes.*, instances.*, {_SIZE} AS size FROM changes "
+    "LEFT JOIN guestapi.instances ON instances.uuid = changed AND instances.host = (SELECT state.host FROM state)), "
+    "size AS (SELECT sum(size) <= %(most)s AS readable FROM found) "
+    f"SELECT state.*, (SELECT readable FROM size), changed::text, first, {_ROW}, size, type, cloud_init_id::text, "
+    f"CASE WHEN (SELECT readable FROM size) THEN {_VALUES.format('found')} END, {_DEVICES.format('found')} "
+    "FROM state LEFT JOIN found ON true ORDER BY first"
+)
 _SAID = "SELECT uuid::text, epoch, seq, run, running, ready FROM guestapi.said WHERE host = %s"
 _CONTACT = "SELECT guestapi.contact(%s, %s, %s)"
 _REPORT = "SELECT guestapi.report(%s, %s, %s, %s, %s, %s)"
@@ -99,13 +112,51 @@ class Said(NamedTuple):
     ready: bool
 
 
+class Look(NamedTuple):
+    """What a host sees at one moment.
+
+    Attributes:
+        state: of the database.
+        changed: what changed after a revision: UUID, the first revision that changed it, and the instance, in that
+            order; None: it is not this host's any more.
+        placements: these instances with all that they have, by UUID; None: that would be too much at once.
+    """
+
+    state: HostState
+    changed: list[tuple[str, int, PlacedRow | None]]
+    placements: Mapping[str, Placement] | None
+
+
 def read_state(session: Session) -> HostState:
     """Return the database as this host sees it.
 
     Raises:
         FleetError: this host does not belong to the fleet, or its program does not fit.
     """
-    found = session.ask(_STATE)
+    return _as_state(session.ask(_STATE))
+
+
+def look(session: Session, cursor: Cursor) -> Look:
+    """Return the database as this host sees it, and what changed since a cursor.
+
+    Nothing has changed, as far as this says, if the log does not go back so far, or the cursor is of another history:
+    the state shows that.
+
+    Raises:
+        FleetError: as `read_state`.
+    """
+    parameters = {**cursor._asdict(), "timeline": f"{cursor.timeline:08X}", "most": _CHUNK_BYTES}
+    rows = session.ask(_LOOK, parameters)
+    state = _as_state([row[:_STATE_COLUMNS] for row in rows])
+    found = [row[_STATE_COLUMNS + 1 :] for row in rows if row[_STATE_COLUMNS] is not None]
+    changed = [(uuid, first, None if one[0] is None else PlacedRow(*one[:6])) for uuid, first, *one in found]
+    if found and not rows[0][_STATE_COLUMNS]:
+        return Look(state, changed, None)
+    placements = {uuid: _placement((*one[:4], *one[6:])) for uuid, _first, *one in found if one[0] is not None}
+    return Look(state, changed, placements)
+
+
+def _as_state(found: list[tuple[Any, ...]]) -> HostState:
     if not found:
         raise FleetError("this role is no active host of the fleet", "'guestapi fleet host list' shows all")
     fleet, version, oldest_version, host, revision, oldest, timeline = found[0]
@@ -181,47 +232,40 @@ def release(session: Session, uuid: str, epoch: int) -> bool:
 
 
 def _read(session: Session, uuids: list[str]) -> Iterator[Placement]:
-    config: dict[str, dict[str, str]] = {uuid: {} for uuid in uuids}
-    devices: dict[str, dict[str, dict[str, str]]] = {uuid: {} for uuid in uuids}
-    problems: dict[str, list[str]] = {uuid: [] for uuid in uuids}
-    for uuid, key, value in session.ask(_CONFIG, (uuids,)):
-        try:
-            config[uuid][key] = value.decode()
-        except UnicodeDecodeError:
-            problems[uuid].append(f"the value of {key[:40]!r} is no UTF-8, so it is left out")
-    for uuid, name, definition in session.ask(_DEVICES, (uuids,)):
-        if _is_device(definition):
-            devices[uuid][name] = definition
-        else:
-            problems[uuid].append(f"device {name[:40]!r} is no object of texts, so it is left out")
     rows = {row[0]: row for row in session.ask(_INSTANCES, (uuids,))}
     for uuid in uuids:
         if uuid in rows:
-            _uuid, project, name, kind, cloud_init_id, epoch = rows[uuid]
-            yield Placement(_observed(uuid, project, name, kind, cloud_init_id, config, devices, problems), epoch)
+            yield _placement(rows[uuid])
 
 
-def _observed(
-    uuid: str,
-    project: str,
-    name: str,
-    kind: InstanceType,
-    cloud_init_id: str,
-    config: dict[str, dict[str, str]],
-    devices: dict[str, dict[str, dict[str, str]]],
-    problems: dict[str, list[str]],
-) -> Observed:
-    return Observed(
+def _placement(row: tuple[Any, ...]) -> Placement:
+    """A placement from its UUID, project, name, epoch, type, cloud-init id, configuration and devices."""
+    uuid, project, name, epoch, kind, cloud_init_id, values, definitions = row
+    config: dict[str, str] = {}
+    devices: dict[str, dict[str, str]] = {}
+    problems: list[str] = []
+    for key, value in (values or {}).items():
+        try:
+            config[key] = bytes.fromhex(value).decode()
+        except UnicodeDecodeError:
+            problems.append(f"the value of {key[:40]!r} is no UTF-8, so it is left out")
+    for device, definition in (definitions or {}).items():
+        if _is_device(definition):
+            devices[device] = definition
+        else:
+            problems.append(f"device {device[:40]!r} is no object of texts, so it is left out")
+    observed = Observed(
         uuid,
         project,
         name,
         kind,
-        config=config[uuid],
-        devices=devices[uuid],
+        config=config,
+        devices=devices,
         uuid=uuid,
         cloud_init_id=cloud_init_id,
-        problems=tuple(problems[uuid]),
+        problems=tuple(problems),
     )
+    return Placement(observed, epoch)
 
 
 def _is_device(definition: Any) -> bool:

@@ -17,9 +17,8 @@ from guestapi.fleet import plan
 from guestapi.fleet.engine import FleetError, UncertainError, commit
 from guestapi.fleet.plan import FleetInstance, Plan, Result
 from guestapi.model import Instance
-from guestapi.store import steps
 from guestapi.store.errors import ConflictError
-from guestapi.store.scratch import scratch
+from guestapi.store.scratch import load_instances, scratch
 from guestapi.store.transaction import Change
 
 if TYPE_CHECKING:
@@ -150,24 +149,8 @@ class FleetStore:
                 time.sleep(_WAIT_SECONDS)
 
     def _load(self, change: Change, found: Iterable[FleetInstance]) -> None:
-        self.known = {}
-        for one in found:
-            added = steps.add(
-                change,
-                one.project,
-                one.name,
-                type=one.type,
-                instance_uuid=one.uuid,
-                location=one.host,
-                config=one.config,
-                devices=one.devices,
-                cloud_init_id=one.cloud_init_id,
-                checked=True,
-            )
-            self.known[added.id] = one
-        # To read them is no change.
-        change.records.clear()
-        change.unrecorded = 0
+        self.known = dict(enumerate(found, 1))
+        load_instances(change, (plan.as_instance(number, one) for number, one in self.known.items()))
 
     def _ask_again(self, differences: Plan, operation: UUID, lost: UncertainError) -> None:
         """Find out what became of a change whose confirmation was lost, and make it if it was not made."""

@@ -7,7 +7,6 @@ each other; a host's revision is raised once for a change.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,50 +16,75 @@ from guestapi.errors import OperatorError
 from guestapi.fleet.setup import FleetMisuseError
 from guestapi.model import Device, Instance, InstanceType
 from guestapi.store.errors import ConflictError
-from guestapi.store.lookup import get_layers, list_instances
+from guestapi.store.lookup import get_layers
+from guestapi.store.scratch import UNCHANGED, list_revisions
+from guestapi.store.steps import reload
 from guestapi.store.transaction import Change
 
 if TYPE_CHECKING:
     import psycopg
 
-_INSTANCES = (
-    "SELECT instances.uuid::text, project, name, type, cloud_init_id::text, instances.host, instances.epoch, "
-    "next_host, instances.revision, running, ready FROM guestapi.instances LEFT JOIN guestapi.said "
-    "ON said.uuid = instances.uuid AND said.epoch = instances.epoch "
+_COLUMNS = (
+    "instances.uuid::text, project, name, type, cloud_init_id::text, instances.host, instances.epoch, "
+    "next_host, instances.revision, running, ready"
 )
-_OF_PLACES = (
-    "WHERE (project, name) IN (SELECT * FROM unnest(%(projects)s::text[], %(names)s::text[])) ORDER BY project, name"
+#: What an instance has, as objects: a row for each key would take several times as long to read.
+_CONTENT = (
+    "(SELECT json_object_agg(key, encode(value, 'hex')) FROM guestapi.config WHERE config.uuid = instances.uuid), "
+    "(SELECT json_object_agg(devices.name, definition) FROM guestapi.devices WHERE devices.uuid = instances.uuid)"
 )
+_FROM = (
+    "FROM guestapi.instances LEFT JOIN guestapi.said ON said.uuid = instances.uuid AND said.epoch = instances.epoch "
+)
+_INSTANCES = f"SELECT {_COLUMNS} {_FROM}"
+_WHOLE_INSTANCES = f"SELECT {_COLUMNS}, {_CONTENT} {_FROM}"
+_AT_PLACES = "WHERE (project, name) IN (SELECT * FROM unnest(%(projects)s::text[], %(names)s::text[])) "
+_HOSTS = f"SELECT DISTINCT host FROM guestapi.instances {_AT_PLACES}"
+_OF_PLACES = f"{_AT_PLACES} ORDER BY project, name"
 _ALL = (
     "WHERE (%(project)s::text IS NULL OR project = %(project)s) "
     "AND (%(host)s::text IS NULL OR instances.host = %(host)s) ORDER BY project, name"
 )
-_CONFIG = "SELECT uuid::text, key, value FROM guestapi.config WHERE uuid = ANY(%s::uuid[])"
-_DEVICES = "SELECT uuid::text, name, definition FROM guestapi.devices WHERE uuid = ANY(%s::uuid[])"
 _LOCK = "SELECT name, state FROM guestapi.hosts WHERE name = ANY(%s) ORDER BY name FOR UPDATE"
 _OP = "SELECT result FROM guestapi.ops WHERE op = %s"
 _NOTE_OP = "INSERT INTO guestapi.ops (op, result) VALUES (%s, %s)"
 #: Operations that nobody asks for again any more.
 _TRIM_OPS = "DELETE FROM guestapi.ops WHERE at < now() - interval '7 days'"
 _REMOVE = "DELETE FROM guestapi.instances WHERE uuid = ANY(%s::uuid[])"
+# One statement for many rows, which come as an array for each column.
 _ADD = (
     "INSERT INTO guestapi.instances (uuid, project, name, type, cloud_init_id, host, revision) "
-    "VALUES (%s, %s, %s, %s, %s, %s, %s)"
+    "SELECT * FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::uuid[], %s::text[], %s::bigint[])"
 )
 _UPDATE = (
-    "UPDATE guestapi.instances SET project = %s, name = %s, type = %s, cloud_init_id = %s, revision = %s "
-    "WHERE uuid = %s"
+    "UPDATE guestapi.instances SET type = new.type, cloud_init_id = new.cloud_init_id, revision = new.revision "
+    "FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::bigint[]) AS new (uuid, type, cloud_init_id, revision) "
+    "WHERE instances.uuid = new.uuid"
 )
-_REMOVE_CONFIG = "DELETE FROM guestapi.config WHERE uuid = %s AND key = ANY(%s)"
+_RENAME = "UPDATE guestapi.instances SET project = %s, name = %s WHERE uuid = %s"
+_REMOVE_CONFIG = (
+    "DELETE FROM guestapi.config USING unnest(%s::uuid[], %s::text[]) AS gone (uuid, key) "
+    "WHERE config.uuid = gone.uuid AND config.key = gone.key"
+)
 _ADD_CONFIG = (
-    "INSERT INTO guestapi.config (uuid, key, value) VALUES (%s, %s, %s) "
+    "INSERT INTO guestapi.config (uuid, key, value) SELECT * FROM unnest(%s::uuid[], %s::text[], %s::bytea[]) "
     "ON CONFLICT (uuid, key) DO UPDATE SET value = excluded.value"
 )
-_REMOVE_DEVICES = "DELETE FROM guestapi.devices WHERE uuid = %s AND name = ANY(%s)"
-_ADD_DEVICE = (
-    "INSERT INTO guestapi.devices (uuid, name, definition) VALUES (%s, %s, %s) "
+_REMOVE_DEVICES = (
+    "DELETE FROM guestapi.devices USING unnest(%s::uuid[], %s::text[]) AS gone (uuid, name) "
+    "WHERE devices.uuid = gone.uuid AND devices.name = gone.name"
+)
+_ADD_DEVICES = (
+    "INSERT INTO guestapi.devices (uuid, name, definition) SELECT * FROM unnest(%s::uuid[], %s::text[], %s::json[]) "
     "ON CONFLICT (uuid, name) DO UPDATE SET definition = excluded.definition"
 )
+#: Raises the revision of each host once.
+_NOTE = (
+    "SELECT host, guestapi.note(host, array_agg(uuid)) FROM unnest(%s::text[], %s::uuid[]) AS changed (host, uuid) "
+    "GROUP BY host ORDER BY host"
+)
+#: Rows, and characters and bytes of them, that a statement has at the most; one row alone may have more.
+_BATCH_ROWS, _BATCH_SIZE = 5_000, 4 << 20
 _BEHIND = (
     "SELECT name, extract(epoch FROM clock_timestamp() - contact)::float8 FROM guestapi.hosts "
     "LEFT JOIN guestapi.seen ON seen.host = name "
@@ -132,9 +156,7 @@ class Plan:
 
 def read(connection: psycopg.Connection[Any], places: Iterable[tuple[str, str]]) -> list[FleetInstance]:
     """Read instances by project and name; those that are not there are left out."""
-    wanted = list(places)
-    parameters = {"projects": [project for project, _ in wanted], "names": [name for _, name in wanted]}
-    return _complete(connection, connection.execute((_INSTANCES + _OF_PLACES).encode(), parameters).fetchall())
+    return _read_whole(connection, _OF_PLACES, _at(places))
 
 
 def read_one(connection: psycopg.Connection[Any], uuid: str) -> FleetInstance | None:
@@ -147,8 +169,10 @@ def read_all(
     connection: psycopg.Connection[Any], project: str | None, host: str | None, *, whole: bool
 ) -> list[FleetInstance]:
     """Read all instances of a project and of a host; None: of all. Not `whole`: without configuration and devices."""
-    rows = connection.execute((_INSTANCES + _ALL).encode(), {"project": project, "host": host}).fetchall()
-    return _complete(connection, rows) if whole else [FleetInstance(*row) for row in rows]
+    parameters = {"project": project, "host": host}
+    if whole:
+        return _read_whole(connection, _ALL, parameters)
+    return [FleetInstance(*row) for row in connection.execute((_INSTANCES + _ALL).encode(), parameters)]
 
 
 def as_instance(number: int, one: FleetInstance) -> Instance:
@@ -183,11 +207,11 @@ def lock(
     """
     locked: set[str] = set()
     states: dict[str, str] = {}
+    parameters = _at(places)
     for _try in range(_TRIES):
-        found = read(connection, places)
-        wanted = {*hosts, *(one.host for one in found)}
+        wanted = {*hosts, *(host for (host,) in connection.execute(_HOSTS.encode(), parameters))}
         if wanted <= locked:
-            return found, states
+            return read(connection, places), states
         if locked:
             # In the order of names, so all anew.
             connection.execute("ROLLBACK")
@@ -246,9 +270,12 @@ def compare(change: Change, known: Mapping[int, FleetInstance], host: str | None
         OperatorError: the fleet cannot have that.
     """
     found = Plan()
-    present = {}
-    for instance in list_instances(change):
-        present[instance.id] = instance
+    present = set()
+    for number, revision in list_revisions(change):
+        present.add(number)
+        if number in known and revision == UNCHANGED:
+            continue
+        instance = reload(change, number)
         if instance.profiles:
             raise OperatorError(f"instance {instance.name!r} has profiles, but a fleet has none", "leave them out")
         before = known.get(instance.id)
@@ -297,41 +324,43 @@ def write(connection: psycopg.Connection[Any], plan: Plan, operation: UUID) -> R
     Raises:
         psycopg.Error: the database refuses it.
     """
-    concerned: defaultdict[str, list[str]] = defaultdict(list)
-    for one in (*plan.removed, *plan.added, *(after for _, after in plan.changed)):
-        concerned[one.host].append(one.uuid)
-    revisions = {host: note(connection, host, uuids) for host, uuids in sorted(concerned.items())}
+    concerned = [*plan.removed, *plan.added, *(after for _, after in plan.changed)]
+    found = connection.execute(_NOTE, ([one.host for one in concerned], [one.uuid for one in concerned]))
+    revisions = dict(found.fetchall())
     # First what is gone, then what gets another name: names are free then.
     if plan.removed:
         connection.execute(_REMOVE, ([one.uuid for one in plan.removed],))
-    with connection.cursor() as cursor:
-        _write_changed(cursor, plan.changed, revisions)
-        cursor.executemany(
-            _ADD,
-            [
-                (one.uuid, one.project, one.name, one.type, one.cloud_init_id, one.host, revisions[one.host])
-                for one in plan.added
-            ],
-        )
-        pairs = [*((FleetInstance("", "", "", "container", "", ""), one) for one in plan.added), *plan.changed]
-        cursor.executemany(
-            _ADD_CONFIG,
-            [
-                (after.uuid, key, value.encode())
-                for before, after in pairs
-                for key, value in after.config.items()
-                if before.config.get(key) != value
-            ],
-        )
-        cursor.executemany(
-            _ADD_DEVICE,
-            [
-                (after.uuid, name, json.dumps(device))
-                for before, after in pairs
-                for name, device in after.devices.items()
-                if before.devices.get(name) != device
-            ],
-        )
+    _write_changed(connection, plan.changed, revisions)
+    _write_rows(
+        connection,
+        _ADD,
+        (
+            (one.uuid, one.project, one.name, one.type, one.cloud_init_id, one.host, revisions[one.host])
+            for one in plan.added
+        ),
+    )
+    nothing = FleetInstance("", "", "", "container", "", "")
+    pairs = [*((nothing, one) for one in plan.added), *plan.changed]
+    _write_rows(
+        connection,
+        _ADD_CONFIG,
+        (
+            (after.uuid, key, value.encode())
+            for before, after in pairs
+            for key, value in after.config.items()
+            if before.config.get(key) != value
+        ),
+    )
+    _write_rows(
+        connection,
+        _ADD_DEVICES,
+        (
+            (after.uuid, name, json.dumps(device))
+            for before, after in pairs
+            for name, device in after.devices.items()
+            if before.devices.get(name) != device
+        ),
+    )
     return note_operation(connection, operation, revisions)
 
 
@@ -350,29 +379,51 @@ def note(connection: psycopg.Connection[Any], host: str, uuids: Sequence[str]) -
 
 
 def _write_changed(
-    cursor: psycopg.Cursor[Any], changed: Sequence[tuple[FleetInstance, FleetInstance]], revisions: Mapping[str, int]
+    connection: psycopg.Connection[Any],
+    changed: Sequence[tuple[FleetInstance, FleetInstance]],
+    revisions: Mapping[str, int],
 ) -> None:
-    cursor.executemany(
-        _UPDATE,
-        [
-            (one.project, one.name, one.type, one.cloud_init_id, revisions[one.host], one.uuid)
-            for _before, one in changed
-        ],
-    )
+    for before, after in changed:
+        if (before.project, before.name) != (after.project, after.name):
+            # In this order, since one may get the name that another one had.
+            connection.execute(_RENAME, (after.project, after.name, after.uuid))
+    rows = ((one.uuid, one.type, one.cloud_init_id, revisions[one.host]) for _before, one in changed)
+    _write_rows(connection, _UPDATE, rows)
     for statement, part in ((_REMOVE_CONFIG, "config"), (_REMOVE_DEVICES, "devices")):
-        gone = [
-            (after.uuid, sorted(getattr(before, part).keys() - getattr(after, part).keys()))
+        gone = (
+            (after.uuid, key)
             for before, after in changed
-        ]
-        cursor.executemany(statement, [(uuid, keys) for uuid, keys in gone if keys])
+            for key in sorted(getattr(before, part).keys() - getattr(after, part).keys())
+        )
+        _write_rows(connection, statement, gone)
 
 
-def _complete(connection: psycopg.Connection[Any], rows: Sequence[tuple[Any, ...]]) -> list[FleetInstance]:
-    config: defaultdict[str, dict[str, str]] = defaultdict(dict)
-    devices: defaultdict[str, dict[str, Device]] = defaultdict(dict)
-    uuids = [row[0] for row in rows]
-    for uuid, key, value in connection.execute(_CONFIG, (uuids,)):
-        config[uuid][key] = value.decode(errors="replace")
-    for uuid, name, definition in connection.execute(_DEVICES, (uuids,)):
-        devices[uuid][name] = definition
-    return [replace(FleetInstance(*row), config=config[row[0]], devices=devices[row[0]]) for row in rows]
+def _write_rows(connection: psycopg.Connection[Any], statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    """Execute a statement that takes an array for each column of its rows, for some of them at a time."""
+    batch: list[tuple[Any, ...]] = []
+    size = 0
+    for row in rows:
+        more = sum(len(value) for value in row if isinstance(value, (str, bytes)))
+        if batch and (len(batch) == _BATCH_ROWS or size + more > _BATCH_SIZE):
+            connection.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
+            batch, size = [], 0
+        batch.append(row)
+        size += more
+    if batch:
+        connection.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
+
+
+def _at(places: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    wanted = list(places)
+    return {"projects": [project for project, _ in wanted], "names": [name for _, name in wanted]}
+
+
+def _read_whole(
+    connection: psycopg.Connection[Any], condition: str, parameters: Mapping[str, Any]
+) -> list[FleetInstance]:
+    """Read instances with their configuration and devices."""
+    found = []
+    for *facts, values, devices in connection.execute((_WHOLE_INSTANCES + condition).encode(), parameters):
+        config = {key: bytes.fromhex(value).decode(errors="replace") for key, value in (values or {}).items()}
+        found.append(replace(FleetInstance(*facts), config=config, devices=devices or {}))
+    return found

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from guestapi import names
+from guestapi.model import Device, Instance
 from guestapi.store.errors import ConflictError
 from guestapi.store.layers import OPERATOR, SOURCE, Layers
 from guestapi.store.transaction import Change
@@ -77,11 +78,33 @@ def write_layers(change: Change, number: int, before: Layers, after: Layers) -> 
         if named := _changed(old.devices, new.devices):
             change.connection.executemany(_REMOVE_DEVICE, [(number, layer, name) for name in named])
             rows = [
-                (number, name, layer, json.dumps(dict(sorted(definition.items()))))
+                (number, name, layer, _definition(definition))
                 for name in named
                 if (definition := new.devices.get(name)) is not None
             ]
             change.connection.executemany(_ADD_DEVICE, rows)
+
+
+def add_operators_layers(change: Change, instances: Iterable[Instance]) -> None:
+    """Write what new instances have, which is all the operator's."""
+    found = list(instances)
+    change.connection.executemany(
+        _ADD_KEY,
+        (
+            (one.id, key, OPERATOR, len(value.encode()), value)
+            for one in found
+            for key, value in one.config.items()
+            if value
+        ),
+    )
+    change.connection.executemany(
+        _ADD_DEVICE,
+        ((one.id, name, OPERATOR, _definition(device)) for one in found for name, device in one.devices.items()),
+    )
+
+
+def _definition(device: Device) -> str:
+    return json.dumps(dict(sorted(device.items())))
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 
+from guestapi.model import Instance
+from guestapi.store.layer_rows import add_operators_layers
 from guestapi.store.tables import INDEXES, TABLES
 from guestapi.store.transaction import Change
+
+#: The revision of an instance that was loaded, until it is changed.
+UNCHANGED = 1
+_ADD = (
+    "INSERT INTO instances (id, revision, run, ready, project, name, type, uuid, cloud_init_id, location, kept) "
+    f"VALUES (?, {UNCHANGED}, 0, FALSE, ?, ?, ?, ?, ?, ?, TRUE)"
+)
 
 
 @contextmanager
@@ -22,4 +31,24 @@ def scratch(configuration_bytes: int) -> Iterator[Change]:
         for statement in (*TABLES.values(), *INDEXES.values()):
             connection.execute(statement)
         connection.execute("BEGIN")
-        yield Change(connection, configuration_bytes)
+        yield Change(connection, configuration_bytes, silent=True)
+
+
+def load_instances(change: Change, instances: Iterable[Instance]) -> None:
+    """Have instances in the store, with the ids that they have, all of them the operator's. None runs.
+
+    Args:
+        change: of an empty store.
+        instances: they are taken as they are.
+    """
+    found = list(instances)
+    change.connection.executemany(
+        _ADD,
+        [(one.id, one.project, one.name, one.type, one.uuid, one.cloud_init_id, one.location) for one in found],
+    )
+    add_operators_layers(change, found)
+
+
+def list_revisions(change: Change) -> list[tuple[int, int]]:
+    """Return the id and the revision of each instance, by project and name."""
+    return change.connection.execute("SELECT id, revision FROM instances ORDER BY project, name").fetchall()

@@ -60,13 +60,15 @@ class Change:
         spread: how many of these told many instances of the same change.
         configuration_bytes: how much the configuration and devices of an instance may have in all.
         records: what is recorded of it for the operator.
+        silent: it writes no notifications, since nobody follows this store.
     """
 
-    __slots__ = ("configuration_bytes", "connection", "records", "spread", "told", "unrecorded")
+    __slots__ = ("configuration_bytes", "connection", "records", "silent", "spread", "told", "unrecorded")
 
-    def __init__(self, connection: sqlite3.Connection, configuration_bytes: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, configuration_bytes: int, *, silent: bool = False) -> None:
         self.connection = connection
         self.configuration_bytes = configuration_bytes
+        self.silent = silent
         self.told = 0
         self.spread = 0
         self.records: list[AuditRecord] = []
@@ -130,6 +132,8 @@ def tell(
             the new state.
         by_guest: the instance itself caused it.
     """
+    if change.silent:
+        return
     written = [write_event(event) for event in events]
     if written:
         tell_all(change, [(Told(instance.id, instance.project, instance.name, running), written)], by_guest=by_guest)

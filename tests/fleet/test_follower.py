@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from guestapi.fleet import follower
+from guestapi.fleet import follower, inventory
 from guestapi.fleet.engine import FleetError
 from guestapi.fleet.follower import BATCH, FleetFollower
 from guestapi.fleet.inventory import Placement
@@ -107,6 +107,41 @@ def test_names_go_round(fleet: Fleet) -> None:
         connection.execute("UPDATE guestapi.instances SET name = 'b' WHERE uuid = %s", (first,))
     host.follow()
     assert {name: host.shown(name).id for name in ("a", "b")} == {"a": before["b"], "b": before["a"]}
+
+
+def test_much_has_changed(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than is read at once is read in parts, and all of it is there after one look; so is what is gone."""
+    host = Host(fleet)
+    numbers = [fleet.place("h1", f"i{number}", b"before") for number in range(6)]
+    host.follow()
+    monkeypatch.setattr(inventory, "_CHUNK_BYTES", 100)
+    looks = 0
+
+    def change() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            # The first look is at everything.
+            with changing(fleet, "h1", *numbers) as connection:
+                connection.execute("UPDATE guestapi.config SET value = %s WHERE uuid = ANY(%s)", (b"x" * 60, numbers))
+                connection.execute("DELETE FROM guestapi.instances WHERE uuid = %s", (numbers[0],))
+        return looks == 2
+
+    host.follower().follow(until=change)
+    assert host.names == {"web1", *(f"i{number}" for number in range(1, 6))}
+    for number in range(1, 6):
+        assert host.shown(f"i{number}").config == {"user.password": "x" * 60}
+
+
+def test_a_look_reads_no_other_host(fleet: Fleet) -> None:
+    """Who is asking is found by an index, so what a host asks takes no longer the more hosts there are."""
+    with fleet.admin() as connection:
+        # These tables are so small that they would be read as a whole.
+        connection.execute("ALTER ROLE guestapi_host_h1 SET enable_seqscan = off")
+    with fleet.host("h1") as connection, connection.transaction():
+        assert connection.execute("SELECT guestapi.me()").fetchone() == ("h1",)
+        read = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'hosts'"
+        assert connection.execute(read).fetchone() == (0, 1)
 
 
 def test_process(fleet: Fleet) -> None:

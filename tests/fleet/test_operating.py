@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from guestapi.fleet import checks, engine
+from guestapi.fleet import checks, engine, plan
 from tests.fleet.conftest import Fleet
 from tests.fleet.operator import Operator
 
@@ -48,6 +48,26 @@ def test_an_instance(operator: Operator) -> None:
     assert operator.info("db")["uuid"] == before["uuid"]
     operator.good("instance", "remove", "db")
     assert operator.fails("instance", "info", "db").startswith("no instance 'db'")
+
+
+def test_many_instances(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of many instances is written in parts, in one transaction, and raises a host's revision once."""
+    monkeypatch.setattr(plan, "_BATCH_ROWS", 2)
+    before = operator.revisions()
+
+    def apply(config: dict[str, str], devices: dict[str, Any]) -> None:
+        documents = [
+            {"name": f"i{number}", "location": f"h{number % 2 + 1}", "config": config, "devices": devices}
+            for number in range(7)
+        ]
+        operator.good("apply", "-f", "-", stdin=json.dumps(documents))
+        for number in range(7):
+            shown = operator.info(f"i{number}")
+            assert (shown["host"], shown["config"], shown["devices"]) == (f"h{number % 2 + 1}", config, devices)
+
+    apply({"user.a": "1", "user.b": "\0x"}, {"eth0": {"type": "nic"}, "eth1": {"type": "nic", "mtu": "9000"}})
+    apply({"user.b": "2", "user.c": "3"}, {"eth1": {"type": "nic"}, "eth2": {"type": "nic"}})
+    assert operator.revisions() == {host: number + 2 for host, number in before.items()}
 
 
 def test_mistakes(operator: Operator) -> None:
