@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -149,7 +150,8 @@ class Libvirt:
 
     def stop(self) -> None:
         """End libvirtd; its domains go on."""
-        os.kill(self._pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
         until(lambda: not self._runs, "the end of libvirtd")
 
     def attempt(self, *words: str) -> subprocess.CompletedProcess[str]:
