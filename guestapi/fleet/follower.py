@@ -22,7 +22,7 @@ from guestapi.audit_log import by_source
 from guestapi.errors import SourceError
 from guestapi.fleet import inventory
 from guestapi.fleet.engine import FleetError, Session
-from guestapi.fleet.inventory import HostState, Look, PlacedRow, Placement, Said
+from guestapi.fleet.inventory import HostState, HostLook, PlacedRow, Placement, Said
 from guestapi.fleet.placing import is_same, write_placements
 from guestapi.settings import Settings
 from guestapi.sources.sanitize import FLEET
@@ -181,7 +181,7 @@ class FleetFollower:
         self._compared = time.monotonic()
         self._release(session, [one for one in listed if one.leaving])
 
-    def _take_changes(self, session: Session, stored: Cursor, found: Look) -> None:
+    def _take_changes(self, session: Session, stored: Cursor, found: HostLook) -> None:
         """Write what has changed; what is too much at once is read in parts."""
         if found.placements is not None:
             read = found.placements.__getitem__
@@ -190,11 +190,11 @@ class FleetFollower:
             with session.snapshot():
                 state = inventory.read_state(session)
                 changed = inventory.list_changed(session, state.host, stored.revision)
-                found = Look(state, changed, None)
+                found = HostLook(state, changed, None)
                 self._write_changes(partial(inventory.read_placements, session), stored, found)
         self._release(session, [one for _uuid, _first, one in found.changed if one is not None and one.leaving])
 
-    def _write_changes(self, read: _Read, stored: Cursor, found: Look) -> None:
+    def _write_changes(self, read: _Read, stored: Cursor, found: HostLook) -> None:
         with self._store.view() as store:
             placed = placements.list_placed(store)
         staying = [one for _uuid, _first, one in found.changed if one is not None and not one.leaving]

@@ -112,7 +112,7 @@ class Said(NamedTuple):
     ready: bool
 
 
-class Look(NamedTuple):
+class HostLook(NamedTuple):
     """What a host sees at one moment.
 
     Attributes:
@@ -136,7 +136,7 @@ def read_state(session: Session) -> HostState:
     return _as_state(session.ask(_STATE))
 
 
-def look(session: Session, cursor: Cursor) -> Look:
+def look(session: Session, cursor: Cursor) -> HostLook:
     """Return the database as this host sees it, and what changed since a cursor.
 
     Nothing has changed, as far as this says, if the log does not go back so far, or the cursor is of another history:
@@ -151,9 +151,9 @@ def look(session: Session, cursor: Cursor) -> Look:
     found = [row[_STATE_COLUMNS + 1 :] for row in rows if row[_STATE_COLUMNS] is not None]
     changed = [(uuid, first, None if one[0] is None else PlacedRow(*one[:6])) for uuid, first, *one in found]
     if found and not rows[0][_STATE_COLUMNS]:
-        return Look(state, changed, None)
+        return HostLook(state, changed, None)
     placements = {uuid: _placement((*one[:4], *one[6:])) for uuid, _first, *one in found if one[0] is not None}
-    return Look(state, changed, placements)
+    return HostLook(state, changed, placements)
 
 
 def _as_state(found: list[tuple[Any, ...]]) -> HostState:
