@@ -22,7 +22,7 @@ from guestapi.audit_log import by_source
 from guestapi.errors import SourceError
 from guestapi.fleet import inventory
 from guestapi.fleet.engine import FleetError, Session
-from guestapi.fleet.inventory import HostState, HostLook, PlacedRow, Placement, Said
+from guestapi.fleet.inventory import HostLook, HostState, PlacedRow, Placement, Said
 from guestapi.fleet.placing import is_same, write_placements
 from guestapi.settings import Settings
 from guestapi.sources.sanitize import FLEET
