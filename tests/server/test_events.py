@@ -21,7 +21,7 @@ from guestapi.store.lookup import get_instance, get_latest_entry, read_entries
 from guestapi.store.view import view
 from tests.harness.containers import Container, Exchanged, Listening, receive, send
 from tests.harness.service import COMMAND, Service
-from tests.harness.waiting import TIMEOUT
+from tests.harness.waiting import TIMEOUT, until
 from tests.server.inside import Talk, asking, talks
 
 UPGRADE = (
@@ -126,6 +126,7 @@ def test_killed_workers_lose_nothing(own: Service) -> None:
         for number in range(120):
             own.configure("c1", user_n=str(number))
             if number % 15 == 7:
+                until(lambda: len(own.workers) == 2, "both workers")
                 os.kill(random.choice(own.workers), signal.SIGKILL)
         expected = own_ids(own, begin)
         assert len(expected) == 120
