@@ -363,6 +363,21 @@ def heads(until: float) -> Seen:
     return seen
 
 
+def endless(until: float) -> Seen:
+    """Send lines, heads, chunk sizes and trailers that do not end, as fast as they are read, on a few connections."""
+    seen: Seen = {}
+    chunked = PATCH + b"Transfer-Encoding: chunked\r\n\r\n"
+    firsts = [b"GET /", GET[:-2] + b"X: ", GET[:-2] + b"X: y\r\n", chunked + b"1;", chunked + b"0\r\nX: "]
+    for held in crowd(5, until):
+        for number, connection in enumerate(held):
+            first = firsts[number % len(firsts)]
+            alive = push(connection, first) and all(push(connection, b"y" * 65536) for _time in range(8))
+            statuses(connection, seen)
+            if not alive:
+                connection.close()
+    return seen
+
+
 def exits(until: float) -> Seen:
     """Fork processes that connect, perhaps send a request, and exit."""
     seen: Seen = {"processes": 0}
@@ -555,6 +570,7 @@ ATTACKS: dict[str, Callable[[float], Seen]] = {
         attributes,
         waits,
         heads,
+        endless,
         exits,
         forks,
         queue,

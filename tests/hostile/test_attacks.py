@@ -9,17 +9,21 @@ from tests.hostile.arena import Arena, Report
 from tests.hostile.attacks import ATTACKS
 
 MIB = 1 << 20
+#: Bytes by which a worker's memory may grow during an attack: what docs/security.md states of one instance, and what the
+#: allocator keeps, for attacks that make a worker hold responses; for others, a few times what was measured.
+HOLDING, OTHERS = 96 * MIB, 16 * MIB
+GROWN = {"waits": HOLDING, "unread": HOLDING, "slow_readers": HOLDING, "endless": 8 * MIB}
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
 
 
 def assert_harmless(arena: Arena, report: Report) -> None:
-    """The victim got correct answers, and the workers have released the attack's memory."""
+    """The victim got correct answers, and the workers held little for the attack and have released its memory."""
     assert report.victim["failed"] == []
     assert report.victim["answered"] >= 10
     assert "Traceback" not in report.log, report.log[-4000:]
     assert "[CRITICAL]" not in report.log, report.log[-4000:]
-    assert report.grown < 96 * MIB
+    assert report.grown < GROWN.get(report.name, OTHERS)
     assert report.left < 48 * MIB
     assert arena.victim.ask("/1.0/config/user.foo").text == "bar"
 
