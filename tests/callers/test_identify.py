@@ -662,3 +662,29 @@ def test_identification_without_the_capability(
     assert [record.message for record in caplog.records] == [
         f"process {os.getpid()} cannot be looked at: the service needs CAP_SYS_PTRACE"
     ]
+
+
+def test_init_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """If only the init of its instance may not be looked at, a caller is unknown, too, and nothing stays open."""
+    real = namespaces.open_namespace
+    # Makes the test's own PID namespace count as a container.
+    monkeypatch.setattr(namespaces, "own_namespace", lambda: 1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen(["sleep", "60"]) as child:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+        init = Init(child.pid, namespaces.start_time(child.pid), namespaces.boot_id(), namespace)
+
+        def refuse(pid: int, pidfd: int | None, *, by_ioctl: bool = True) -> int:
+            if pid == child.pid:
+                raise PermissionError
+            return real(pid, pidfd, by_ioctl=by_ioctl)
+
+        monkeypatch.setattr(namespaces, "open_namespace", refuse)
+        who = credentials(ours)
+        before = os.listdir("/proc/self/fd")
+        assert Identifier(Registered(init=init)).identify(ours, who) == Caller(who)
+        assert os.listdir("/proc/self/fd") == before
+        child.kill()
+    assert [record.message for record in caplog.records] == [
+        f"process {os.getpid()} cannot be looked at: the service needs CAP_SYS_PTRACE"
+    ]
