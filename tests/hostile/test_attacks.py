@@ -9,8 +9,8 @@ from tests.hostile.arena import Arena, Report
 from tests.hostile.attacks import ATTACKS
 
 MIB = 1 << 20
-#: Bytes by which a worker's memory may grow during an attack: what docs/security.md states of one instance, and what the
-#: allocator keeps, for attacks that make a worker hold responses; for others, a few times what was measured.
+#: Bytes by which a worker's memory may grow during an attack. For attacks that make a worker hold responses: what
+#: docs/security.md states of one instance, and what the allocator keeps; for others, a few times what was measured.
 HOLDING, OTHERS = 96 * MIB, 16 * MIB
 GROWN = {"waits": HOLDING, "unread": HOLDING, "slow_readers": HOLDING, "endless": 8 * MIB}
 
