@@ -108,7 +108,7 @@ def check_settings(wanted: Mapping[str, str]) -> list[str]:
     for key in wanted:
         near = None if not wanted[key] or key in KEYS or key.startswith(FREE) else _near_key(key)
         if near is not None:
-            found.append(f"{key!r} is no key that Incus knows; {near!r} is one")
+            found.append(f"{key!r} is not a key that Incus knows; {near!r} is one")
     return found
 
 
@@ -129,13 +129,13 @@ def check_device(name: str, definition: Device, kind: str | None = None) -> list
     if kind not in DEVICES:
         near = _closest(kind, DEVICES, 0.6)
         meant = f"{near!r} is one" if near else f"there are {', '.join(DEVICES)}"
-        return [f"device {name!r}: {kind!r} is no type of device that Incus knows; {meant}"]
+        return [f"device {name!r}: {kind!r} is not a type of device that Incus knows; {meant}"]
     found = []
     for option in definition:
         if option not in DEVICES[kind] and option != "type" and not option.startswith("user.") and definition[option]:
             near = _closest(option, DEVICES[kind], 0.6)
             meant = f"; {near!r} is one" if near else ""
-            found.append(f"device {name!r}: {option!r} is no option of a {kind} that Incus knows{meant}")
+            found.append(f"device {name!r}: {option!r} is not an option of a {kind} that Incus knows{meant}")
     return found
 
 

@@ -151,7 +151,7 @@ def is_fingerprint(text: str) -> bool:
 
 
 def is_text(text: str) -> bool:
-    """Whether `text` can be a name at all: what was no UTF-8 has lone surrogates in it (PEP 383)."""
+    """Whether `text` can be a name at all: what was not valid UTF-8 has lone surrogates in it (PEP 383)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -160,7 +160,7 @@ def is_text(text: str) -> bool:
 
 
 def to_text(text: str) -> str:
-    """`text` with escapes where it is no UTF-8, so that it can be written anywhere."""
+    """`text` with escapes where it is not valid UTF-8, so that it can be written anywhere."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -179,7 +179,7 @@ def _check_bytes(text: str, limit: int | None, what: str) -> None:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        # What the shell passed was no UTF-8: Python smuggles such bytes as lone surrogates (PEP 383).
+        # What the shell passed was not valid UTF-8: Python smuggles such bytes as lone surrogates (PEP 383).
         raise InvalidNameError(f"{what}: must be valid UTF-8") from None
     if limit is not None and size > limit:
         raise InvalidNameError(f"{what}: {size} bytes are too long", f"at most {limit} are possible")

@@ -229,7 +229,7 @@ def test_fingerprints(text: str, good: bool) -> None:
 
 @pytest.mark.parametrize(("text", "good"), [("é", True), ("", True), ("a\udcff", False), ("\ud800", False)])
 def test_text_that_was_no_utf8(text: str, good: bool) -> None:
-    """What was no UTF-8 is found, and can be written with escapes in its place."""
+    """What was not valid UTF-8 is found, and can be written with escapes in its place."""
     assert names.is_text(text) == good
     assert names.is_text(names.to_text(text))
     assert (names.to_text(text) == text) == good

@@ -174,7 +174,7 @@ def test_every_dialect_can_be_listened_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"[store\n", b"= 1\n", b"x = 1\nx = 2\n", b"\xff\xfe[store]\n", b"\x00"])
 def test_invalid_toml(tmp_path: Path, content: bytes) -> None:
-    """A file that is no TOML, or no UTF-8, is an error that names it."""
+    """A file that is not TOML, or not valid UTF-8, is an error that names it."""
     file = tmp_path / "guestapi.toml"
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"guestapi\.toml: not TOML: "):

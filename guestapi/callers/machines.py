@@ -211,7 +211,7 @@ def find_hybrid(path: str) -> int:
             # The guest does not run yet, or nothing in it listens at that port.
             answer = b""
     if answer and not answer.startswith(_CONNECTED):
-        raise NotAMachineError(f"{path}: what listens there is no VMM", hint)
+        raise NotAMachineError(f"{path}: what listens there is not a VMM", hint)
     return vmm
 
 

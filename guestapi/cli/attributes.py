@@ -111,15 +111,15 @@ def wait(operator: Operator, name: str, project: str, path: str, value: str | No
 def known_hosts(operator: Operator, name: str, project: str, hosts: tuple[str, ...]) -> None:
     """Print the SSH host keys that instance NAME has published in hostkeys/, as lines for known_hosts.
 
-    What is no public key of a host is left out and named on standard error.
+    What is not a public key of a host is left out and named on standard error.
     """
     called = tuple(dict.fromkeys(hosts)) or (name,)
     for host in called:
         if not is_host(host):
             hint = "a host is a name, an address or [HOST]:PORT"
             if hosts:
-                raise MisuseError(f"{host!r} is no host; {hint}")
-            raise OperatorError(f"{host!r} is no host", f"say with --host what ssh connects to; {hint}")
+                raise MisuseError(f"{host!r} is not a host; {hint}")
+            raise OperatorError(f"{host!r} is not a host", f"say with --host what ssh connects to; {hint}")
     found = [one for one in _read_all(operator, project, name) if one.path.startswith(_HOST_KEYS)]
     keys: dict[str, None] = {}
     refused = []
@@ -127,7 +127,7 @@ def known_hosts(operator: Operator, name: str, project: str, hosts: tuple[str, .
         good, bad = read_keys(one.value)
         keys |= dict.fromkeys(good)
         if bad or not good:
-            refused.append(f"{one.path}: {'a line is' if good else 'it is'} no public key of an SSH host")
+            refused.append(f"{one.path}: {'a line is' if good else 'it is'} not a public key of an SSH host")
     warn(refused)
     if not keys:
         raise OperatorError(
@@ -150,7 +150,7 @@ def _read(operator: Operator, project: str, name: str, path: str) -> bytes | Non
 def _checked(path: str) -> str:
     if not is_path(path):
         raise MisuseError(
-            f"{path!r} is no attribute", "its name is NAMESPACE/KEY, as 'guestapi attributes show' has it"
+            f"{path!r} is not an attribute", "its name is NAMESPACE/KEY, as 'guestapi attributes show' has it"
         )
     return path
 

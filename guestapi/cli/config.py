@@ -106,7 +106,7 @@ def show(
 @changes_instances
 @click.pass_obj
 def edit(operator: Operator, name: str, project: str) -> None:
-    """Edit the definition of an instance in $EDITOR; or take it from standard input, if that is no terminal.
+    """Edit the definition of an instance in $EDITOR; or take it from standard input, if that is not a terminal.
 
     What differs is written in one transaction; nothing is, if the instance was changed meanwhile.
     """

@@ -73,7 +73,7 @@ def to_yaml(*documents: object) -> str:
 
 
 def _as_read(document: object) -> object:
-    """A document as `_Loader` reads it: whatever is no list and no mapping is text."""
+    """A document as `_Loader` reads it: whatever is neither a list nor a mapping is text."""
     if isinstance(document, dict):
         return {key: _as_read(value) for key, value in document.items()}
     if isinstance(document, list):
@@ -82,7 +82,7 @@ def _as_read(document: object) -> object:
 
 
 def _load_json(text: str) -> object:
-    """What a JSON text has, with text for every scalar, as `_Loader` reads it; None if it is no JSON."""
+    """What a JSON text has, with text for every scalar, as `_Loader` reads it; None if it is not JSON."""
     try:
         return _as_read(json.loads(text, parse_int=str, parse_float=str, object_pairs_hook=_unique))
     except ValueError:
@@ -119,7 +119,7 @@ def parse(text: bytes, where: str, *, name: str | None = None, project: str | No
         project: of the instances, where a definition has none.
 
     Raises:
-        OperatorError: it is no YAML, or something else than definitions.
+        OperatorError: it is not YAML, or something else than definitions.
     """
     return [_definition(one, where, name, project) for one in _flat(load_documents(text, where, _HINT))]
 
@@ -133,7 +133,7 @@ def load_documents(text: bytes, where: str, hint: str) -> list[object]:
         hint: what would be right.
 
     Raises:
-        OperatorError: it is no YAML.
+        OperatorError: it is not YAML.
     """
     try:
         # YAML takes most of JSON, but reads some characters otherwise: a line separator is folded there.
@@ -173,7 +173,7 @@ def _flat(documents: list[object]) -> Iterator[object]:
 
 def _definition(document: object, where: str, name: str | None, project: str | None) -> Definition:
     if not isinstance(document, dict):
-        raise OperatorError(f"{where}: is no definition of an instance, but {kind_of(document)}", _HINT)
+        raise OperatorError(f"{where}: is not a definition of an instance, but {kind_of(document)}", _HINT)
     found = {key: value for key, value in document.items() if key not in _FACTS}
     # Loaded where there is one: what is wrong is said of the instance.
     called = str(found.get("name", name or ""))

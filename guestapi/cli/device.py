@@ -50,7 +50,7 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
     """Add a device of a TYPE like nic or disk."""
     if "=" in kind:
         raise MisuseError(
-            f"{kind!r} is no type", f"the type is given by itself: {device_name} {kind.partition('=')[2]}"
+            f"{kind!r} is not a type", f"the type is given by itself: {device_name} {kind.partition('=')[2]}"
         )
     definition = pairs(option)
     if "type" in definition:

@@ -1,4 +1,4 @@
-"""How ``edit`` gets a changed document: from $EDITOR, or from standard input if that is no terminal."""
+"""How ``edit`` gets a changed document: from $EDITOR, or from standard input if that is not a terminal."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def show(operator: Operator, name: str, as_json: bool) -> None:
 @image.command(name="set")
 @takes_image
 @click.option("--public/--private", default=None, help="Whether instances that may export images may have it.")
-@click.option("--cached/--no-cached", default=None, help="The same, for an image that is no public one.")
+@click.option("--cached/--no-cached", default=None, help="The same, for an image that is not a public one.")
 @click.option("--alias", multiple=True, metavar="A", help="Give it this name too; may be repeated.")
 @click.option("--no-alias", multiple=True, metavar="A", help="Take this name from it; may be repeated.")
 @click.pass_obj

@@ -130,7 +130,9 @@ def _columns(words: str) -> list[str]:
             found += [_LETTERS[letter] for letter in part]
         else:
             named = ", ".join(f"{letter} ({word})" for letter, word in _LETTERS.items())
-            raise MisuseError(f"--columns: {part!r} is no column", f"there are {named}, and keys such as n,user.role")
+            raise MisuseError(
+                f"--columns: {part!r} is not a column", f"there are {named}, and keys such as n,user.role"
+            )
     if not found:
         raise MisuseError("--columns: no column is named", f"the default is {_DEFAULT}")
     return found

@@ -36,7 +36,7 @@ def read_keys(value: bytes) -> tuple[list[str], int]:
         value: what the instance says.
 
     Returns:
-        The keys, each its type and base64, without comment; and how many lines are no such key.
+        The keys, each its type and base64, without comment; and how many lines are not such keys.
     """
     lines = [line for line in value.splitlines() if line.strip()]
     keys = list(filter(None, map(_read_key, lines)))

@@ -154,7 +154,7 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
 @takes_profile
 @click.pass_obj
 def edit(operator: Operator, name: str, project: str) -> None:
-    """Edit the definition of a profile in $EDITOR; or take it from standard input, if that is no terminal.
+    """Edit the definition of a profile in $EDITOR; or take it from standard input, if that is not a terminal.
 
     All instances that have the profile get the differences in one transaction; nothing is written if the profile was
     changed meanwhile.

@@ -14,7 +14,7 @@ from guestapi.model import Device, Profile
 _KEYS = ("description", "config", "devices")
 #: What `show` prints beside it: who the profile is and which instances have it, which are not edited.
 _FACTS = frozenset({"name", "project", "used_by", "users"})
-_WHERE = "this is no definition of a profile"
+_WHERE = "this is not a definition of a profile"
 _HINT = "'guestapi profile show' prints one: description, config and devices"
 
 

@@ -34,7 +34,7 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
         raise MisuseError("the type is given by itself, before the options")
     if "=" in kind:
         raise MisuseError(
-            f"{kind!r} is no type", f"the type is given by itself: {device_name} {kind.partition('=')[2]}"
+            f"{kind!r} is not a type", f"the type is given by itself: {device_name} {kind.partition('=')[2]}"
         )
     with operator.writer.change() as change:
         found = profiles.get_profile(change, project, name)

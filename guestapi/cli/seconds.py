@@ -18,5 +18,5 @@ class Seconds(click.FloatRange):
         except ValueError:
             seconds = math.nan
         if not (math.isfinite(seconds) and seconds >= 0):
-            self.fail(f"{value!r} is no number of seconds; write 30 or 0.5.", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds; write 30 or 0.5.", param, ctx)
         return seconds

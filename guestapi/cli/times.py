@@ -32,5 +32,5 @@ class Duration(click.types.FloatParamType):
         found = _DURATION.fullmatch(value)
         seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
         if not 0 < seconds <= self._most:
-            self.fail(f"{value!r} is no time like 60s, 5m or 2h, up to {self._most // 86400}d", param, ctx)
+            self.fail(f"{value!r} is not a time like 60s, 5m or 2h, up to {self._most // 86400}d", param, ctx)
         return seconds

@@ -79,7 +79,7 @@ class TopState:
 @click.command()
 @click.option("--sort", type=click.Choice(list(SORTS)), default="requests", show_default=True, help="What comes first.")
 @click.option("--filter", "wanted", default="", metavar="TEXT", help="Instances with this in their name or project.")
-@click.option("--once", is_flag=True, help="Print it once; so it is if the output is no terminal.")
+@click.option("--once", is_flag=True, help="Print it once; so it is if the output is not a terminal.")
 @click.pass_obj
 def top(operator: Operator, sort: str, wanted: str, once: bool) -> None:
     """Show what instances, workers and sources do, each second anew.

@@ -24,7 +24,7 @@ def pairs(words: Iterable[str], *, files: bool = False) -> dict[str, str]:
         files: a value ``@FILE`` stands for what the file holds, ``@-`` for standard input.
 
     Raises:
-        MisuseError: a word is no pair, a key stands there twice, or standard input is to be read twice.
+        MisuseError: a word is not a pair, a key stands there twice, or standard input is to be read twice.
         OperatorError: a file cannot be read.
     """
     found: dict[str, str] = {}

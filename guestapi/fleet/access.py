@@ -29,7 +29,7 @@ END
 _CONTACT = """
 BEGIN
     IF guestapi.me() IS NULL THEN
-        RAISE EXCEPTION 'this role is no active host of the fleet' USING ERRCODE = 'insufficient_privilege';
+        RAISE EXCEPTION 'this role is not an active host of the fleet' USING ERRCODE = 'insufficient_privilege';
     END IF;
     INSERT INTO guestapi.seen AS s (host, contact, applied, version, fault)
         VALUES (guestapi.me(), clock_timestamp(), applied_, version_, fault_)

@@ -168,7 +168,7 @@ def session(url: str) -> Iterator[psycopg.Connection[Any]]:
             raise FleetError("there is no fleet in this database yet", "'guestapi fleet init' makes one") from None
         except psycopg.Error as error:
             if watch.late:
-                raise FleetError("the server of the fleet's database has stopped to answer") from None
+                raise FleetError("the server of the fleet's database has stopped answering") from None
             raise FleetError(f"the fleet's database refuses: {_first_line(error)}") from None
 
 

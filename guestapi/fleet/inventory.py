@@ -158,7 +158,7 @@ def look(session: Session, cursor: Cursor) -> HostLook:
 
 def _as_state(found: list[tuple[Any, ...]]) -> HostState:
     if not found:
-        raise FleetError("this role is no active host of the fleet", "'guestapi fleet host list' shows all")
+        raise FleetError("this role is not an active host of the fleet", "'guestapi fleet host list' shows all")
     fleet, version, oldest_version, host, revision, oldest, timeline = found[0]
     if oldest_version > VERSION or version < VERSION:
         raise FleetError(
@@ -248,12 +248,12 @@ def _placement(row: tuple[Any, ...]) -> Placement:
         try:
             config[key] = bytes.fromhex(value).decode()
         except UnicodeDecodeError:
-            problems.append(f"the value of {key[:40]!r} is no UTF-8, so it is left out")
+            problems.append(f"the value of {key[:40]!r} is not valid UTF-8, so it is left out")
     for device, definition in (definitions or {}).items():
         if _is_device(definition):
             devices[device] = definition
         else:
-            problems.append(f"device {device[:40]!r} is no object of texts, so it is left out")
+            problems.append(f"device {device[:40]!r} is not an object of texts, so it is left out")
     observed = Observed(
         uuid,
         project,

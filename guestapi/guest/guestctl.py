@@ -510,14 +510,14 @@ def positive(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError("{!r} is no number of seconds above 0".format(text))
+        raise argparse.ArgumentTypeError("{!r} is not a number of seconds above 0".format(text))
     return seconds
 
 
 def event_id(text: str) -> int:
     """Parse the id of an event."""
     if not (text.isdigit() and len(text) < 19):
-        raise argparse.ArgumentTypeError("{!r} is no id of an event".format(text))
+        raise argparse.ArgumentTypeError("{!r} is not an id of an event".format(text))
     return int(text)
 
 

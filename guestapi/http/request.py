@@ -147,7 +147,7 @@ def parse_head(
         raise _explain(head)
     method, target, protocol, major, fields = match.groups()
     if major != b"1":
-        # "PRI * HTTP/2.0" (RFC 9113, section 3.4) and its like are no requests of another version, but no requests.
+        # "PRI * HTTP/2.0" (RFC 9113, section 3.4) and its like are not requests at all.
         raise ProtocolError(505 if target[:1] == b"/" else 400, "only HTTP/1.1 and HTTP/1.0 are spoken here")
     environ = _parse_fields(fields, limits) if known is None else known.parse(fields, limits)
     if target == b"*" and method != b"OPTIONS" and not asterisk:
@@ -204,7 +204,7 @@ def _check_sizes(received: bytes, size: int, limits: LimitSettings) -> None:
             raise ProtocolError(414, f"the request line is longer than {limits.request_line} bytes")
     if end > limits.head:
         raise ProtocolError(431, f"the head is larger than {limits.head} bytes")
-    # Request line and empty line are no fields. Of a head that is not complete no field is looked at.
+    # Request line and empty line are not fields. Of a head that is not complete no field is looked at.
     if received.count(b"\n", 0, size) - 2 > min(limits.header_fields, _PARSER_FIELDS):
         raise ProtocolError(431, f"the head has more than {min(limits.header_fields, _PARSER_FIELDS)} header fields")
     if size > limits.header_field:
@@ -234,7 +234,7 @@ def _parse_fields(fields: bytes, limits: LimitSettings) -> Environ:
             limit_request_field_size=limits.header_field,
         )
     except ParseError:
-        # The grammar allows no more than this parser, but for lengths that contradict each other or are no numbers.
+        # The grammar allows no more than this parser, but for lengths that contradict each other or are not numbers.
         raise ProtocolError(400, "the length of the body is not clear") from None
     del environ["_consumed"]
     return environ

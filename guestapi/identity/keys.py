@@ -85,7 +85,7 @@ class StoredKey(Struct, frozen=True, kw_only=True):
         """Return the key to sign with.
 
         Raises:
-            KeysError: its numbers are no key.
+            KeysError: its numbers are not a key.
         """
         require_libraries()
         from jwt.algorithms import ECAlgorithm
@@ -187,7 +187,7 @@ def read(directory: Path) -> KeyRing | None:
 def _check(directory: Path, owner: os.stat_result, file: Path, found: os.stat_result) -> None:
     """Refuse a file that is not its owner's alone."""
     if not stat.S_ISREG(found.st_mode):
-        raise KeysError(f"{file}: is no file")
+        raise KeysError(f"{file}: is not a file")
     for path, one in ((directory, owner), (file, found)):
         if one.st_mode & 0o077:
             raise KeysError(

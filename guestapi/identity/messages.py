@@ -83,7 +83,7 @@ def decode_request(data: bytes) -> TokenRequest:
     try:
         found = _requests.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MessageError(f"no request for a token: {error}") from None
+        raise MessageError(f"not a request for a token: {error}") from None
     for word in (found.audience, found.nonce or ""):
         if len(word.encode()) > WORD_BYTES:
             raise MessageError(f"an audience or a nonce of more than {WORD_BYTES} bytes")
@@ -99,4 +99,4 @@ def decode_answer(data: bytes) -> TokenAnswer:
     try:
         return _answers.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MessageError(f"no answer of the signer: {error}") from None
+        raise MessageError(f"not an answer of the signer: {error}") from None

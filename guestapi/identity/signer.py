@@ -56,7 +56,7 @@ class TokenMaker:
         try:
             request = decode_request(message)
         except MessageError:
-            self._report("a worker has sent what is no request for a token")
+            self._report("a worker has sent what is not a request for a token")
             return encode(TokenAnswer(refused="request"))
         try:
             now = self._clock()

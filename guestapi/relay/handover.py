@@ -70,11 +70,11 @@ def receive(relay: socket.socket) -> HandedOver:
         connection = socket.socket(fileno=descriptors[0])
     except OSError as error:
         os.close(descriptors[0])
-        raise HandoverError("a descriptor of no socket") from error
+        raise HandoverError("a descriptor that is not a socket") from error
     _version, cid, dialect = _MESSAGE.unpack(data)
     if cid == HYBRID and connection.family != socket.AF_UNIX:
         connection.close()
-        raise HandoverError("a connection of no Unix socket as one of a VMM")
+        raise HandoverError("a connection of a VMM that is not a Unix socket")
     if connection.family == socket.AF_VSOCK:
         try:
             seen: int = connection.getpeername()[0]

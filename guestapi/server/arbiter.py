@@ -253,7 +253,7 @@ def _prepare_bind(path: Path) -> None:
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise SettingsError(f"{path}: is there already, and is no socket")
+            raise SettingsError(f"{path}: is there already, and is not a socket")
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError):

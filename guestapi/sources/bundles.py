@@ -127,7 +127,7 @@ def read_state(state: bytes) -> Bundle | None:
         state: what the runtime gives its hook on standard input.
 
     Raises:
-        BundleError: it is no state, or its bundle cannot be read.
+        BundleError: it is not a state, or its bundle cannot be read.
     """
     found = _decode(state, _State, "standard input of the hook")
     if not is_id(found.id):
@@ -187,7 +187,7 @@ def read_file(file: str) -> bytes:
     """A file that a runtime has written.
 
     Raises:
-        BundleError: there is none, it is no regular file, or it is too large.
+        BundleError: there is none, it is not a regular file, or it is too large.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -36,7 +36,7 @@ _ANSWER_BYTES = 2048
 
 
 class RingError(SourceError):
-    """The bytes that were received are no ring."""
+    """The bytes that were received are not a ring."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ class Follower:
         #: Whether this look also writes unchanged instances; and when the next such look is due.
         self._thorough, self._thorough_at = False, 0.0
         self._looked_since = time.monotonic()
-        # Until the first look has ended, the start stands for it: a follower that has just started is no fault.
+        # Until the first look has ended, the start stands for it: a follower that has just started is not a fault.
         self._contact, self._fault = time.time(), ""
         self._has_looked = False
         self._reported = -_TICK

@@ -3,7 +3,7 @@
 Rules: libvirt is asked by virsh, through its read-only socket, which domains there are and what each has. A domain
 with a CID is an instance; its UUID is its key, and its name is the instance's. Its VMM is the process that libvirt has
 written into its PID file, if that process has the domain's UUID on its command line and holds the CID. A guest can
-choose none of these. Domains of libvirt's users (qemu:///session) are left out. Network interfaces are no devices:
+choose none of these. Domains of libvirt's users (qemu:///session) are left out. Network interfaces are not devices:
 libvirt does not know their names inside.
 """
 
@@ -263,7 +263,7 @@ def _find_vmm(domain: Domain) -> Init:
     except OSError as error:
         raise LibvirtError(f"{path}: {error.strerror}") from None
     if not re.fullmatch(b"[1-9][0-9]{0,6}", text):
-        raise LibvirtError(f"{path}: this is no PID")
+        raise LibvirtError(f"{path}: this is not a PID")
     if domain.cid is None:
         raise LibvirtError("it has no CID yet")
     pid = int(text)

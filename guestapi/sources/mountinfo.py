@@ -190,7 +190,7 @@ def disks(inside: Sequence[Mount], outside: Sequence[Mount], own: Collection[tup
     Args:
         inside: the mounts of its init, which has not run yet.
         outside: the mounts of a host process that sees their sources.
-        own: device and root of the guest API's socket directories, which are no devices of the container.
+        own: device and root of the guest API's socket directories, which are not devices of the container.
 
     Returns:
         For the root file system, and for each directory or file of this host and each block device that is mounted:

@@ -271,7 +271,7 @@ class Directories:
         try:
             self._watched[self._inotify.add_watch(directory, mask)] = directory
         except OSError:
-            # It was removed again, or is no directory.
+            # It was removed again, or is not a directory.
             return False
         return True
 

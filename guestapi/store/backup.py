@@ -393,7 +393,7 @@ def _read(file: Path, live: Path) -> _Content:
             fault = str(error)
         if fault is not None:
             raise OperatorError(
-                f"{file}: is no backup of guestapi, or is damaged: {fault}",
+                f"{file}: is not a backup of guestapi, or is damaged: {fault}",
                 "nothing was changed; give the file of a backup",
             )
         with view(f"sqlite:///{copy}") as store:
@@ -409,7 +409,7 @@ def _read(file: Path, live: Path) -> _Content:
 
 
 def _put_damaged_aside(database: Path) -> Path | None:
-    """Rename a store that is no database any more, so that a new one can be made; where it is then."""
+    """Rename a store that is not a database any more, so that a new one can be made; where it is then."""
     if not database.exists():
         return None
     try:

@@ -87,4 +87,5 @@ def fault(name: str, descriptor: int) -> str | None:
     if extension(name) in DISKS - {".qcow2"} and any(first):
         # A file system without a partition table, for example.
         return None
-    return "is no image, whatever its name says" if extension(name) else "is no image, by its name and its beginning"
+    reason = "whatever its name says" if extension(name) else "by its name and its beginning"
+    return f"is not an image, {reason}"

@@ -110,7 +110,7 @@ def import_image(
 
 
 def refuse_other(source: Path) -> None:
-    """Refuse a file that is no image's, or that is cut short, as far as its first and last bytes tell.
+    """Refuse a file that is not an image's, or that is cut short, as far as its first and last bytes tell.
 
     Raises:
         ImageFileError: it is none, or cannot be read.
@@ -205,7 +205,7 @@ def open_files(where: Path, image: Image) -> list[int]:
         Descriptors, to be closed by the caller.
 
     Raises:
-        ImageFileError: one is missing, is no regular file, or has changed.
+        ImageFileError: one is missing, is not a regular file, or has changed.
     """
     opened: list[int] = []
     try:
@@ -214,7 +214,7 @@ def open_files(where: Path, image: Image) -> list[int]:
             opened.append(descriptor)
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise ImageFileError(f"{path}: is no regular file")
+                raise ImageFileError(f"{path}: is not a regular file")
             if status.st_size != file.size:
                 raise ImageFileError(f"{path}: has {status.st_size} bytes, {file.size} were imported")
             if status.st_mtime_ns != file.mtime_ns:
@@ -240,7 +240,7 @@ def verify_image(writer: Writer, where: Path, image: Image, progress: Progress =
         try:
             before = os.fstat(descriptor)
             if not stat.S_ISREG(before.st_mode):
-                return Verdict(image, f"{path}: is no regular file")
+                return Verdict(image, f"{path}: is not a regular file")
             if before.st_size != file.size:
                 return Verdict(image, f"{path}: has {before.st_size} bytes, {file.size} were imported")
             for block in _blocks(descriptor, path):

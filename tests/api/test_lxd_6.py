@@ -45,7 +45,7 @@ def test_state() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"no JSON", b"[]", b'{"state":1}'])
 def test_invalid_body(body: bytes) -> None:
-    """A body that is no JSON object with a state is refused with a sentence that begins with "Invalid request body"."""
+    """A body that is not a JSON object with a state is refused: "Invalid request body" and why."""
     answer = ask("/1.0", "PATCH", body)
     assert answer.status == 400
     assert answer.body.startswith(b"Invalid request body: ")

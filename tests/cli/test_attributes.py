@@ -68,7 +68,7 @@ def test_get(running: Guestapi) -> None:
     assert done.stdout == HOSTILE
     assert "a/c is not set" in running.fails("attributes", "get", "c1", "a/c")
     for path in ("a", "a/b/c", "a/../c", "../b", "a/ b"):
-        assert "is no attribute" in running.misuse("attributes", "get", "c1", path)
+        assert "is not an attribute" in running.misuse("attributes", "get", "c1", path)
 
 
 @pytest.mark.parametrize(
@@ -230,8 +230,8 @@ def test_hostile_keys(running: Guestapi) -> None:
     done = running("attributes", "known-hosts", "c1")
     assert (done.code, done.out) == (0, f"c1 {ED25519}\n")
     assert done.err.splitlines() == [
-        "Warning: hostkeys/a: a line is no public key of an SSH host",
-        "Warning: hostkeys/b: it is no public key of an SSH host",
+        "Warning: hostkeys/a: a line is not a public key of an SSH host",
+        "Warning: hostkeys/b: it is not a public key of an SSH host",
     ]
     put(running, "hostkeys/a", None)
     assert running("attributes", "known-hosts", "c1").code == 1
@@ -241,7 +241,7 @@ def test_hosts(running: Guestapi) -> None:
     """A pattern, a list and a name that ssh would not take for one host are refused."""
     put(running, "hostkeys/a", ED25519.encode())
     for host in ("*", "c?", "a,b", "!c1", "a b", "|1|x", "@revoked", "#", "-x", "", "[c1]", "[c1]:x", "c1\n*"):
-        assert "is no host" in running.misuse("attributes", "known-hosts", "c1", "--host", host)
+        assert "is not a host" in running.misuse("attributes", "known-hosts", "c1", "--host", host)
     with Writer(running.settings).change() as change:
         steps.rename(change, get_instance(change, "default", "c1"), "default", "a,b")
     assert "say with --host" in running.fails("attributes", "known-hosts", "a,b")

@@ -161,8 +161,11 @@ def test_all_or_nothing(guestapi: Guestapi, saved: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda file: file.write_bytes(b"x" * 5000), "is no backup of guestapi, or is damaged: file is not a database"),
-        (lambda file: file.write_bytes(file.read_bytes()[:9000]), "is no backup of guestapi, or is damaged: "),
+        (
+            lambda file: file.write_bytes(b"x" * 5000),
+            "is not a backup of guestapi, or is damaged: file is not a database",
+        ),
+        (lambda file: file.write_bytes(file.read_bytes()[:9000]), "is not a backup of guestapi, or is damaged: "),
         (lambda file: file.unlink(), "cannot be read: No such file or directory"),
         (lambda file: [file.unlink(), file.mkdir()], "cannot be read: Is a directory"),
         (lambda file: _execute(file, "PRAGMA user_version = 99"), "has tables of version 99"),

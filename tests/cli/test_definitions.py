@@ -173,7 +173,7 @@ def test_copy(awkward: Guestapi) -> None:
         ("config: {a: 1, a: 2}", "a key stands there twice"),
         ("config: {security.devlxd: maybe}", "true or false"),
         ("- name: a\n- name: b/c", "has 2 definitions"),
-        ("just words", "no definition of an instance, but text"),
+        ("just words", "not a definition of an instance, but text"),
         ("a: b: c", "line 1"),
         ("\x01: x", "character"),
         (b"a: \xff", "UTF-8"),

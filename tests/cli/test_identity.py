@@ -105,7 +105,9 @@ def test_rotate_and_jwks(guestapi: Guestapi, directory: Path) -> None:
 @pytest.mark.parametrize("word", ["0", "-1", "31d", "soon", "1h30m", ""])
 def test_times(guestapi: Guestapi, directory: Path, word: str) -> None:
     """What is no time up to 30 days is a mistake, and makes no key."""
-    assert "is no time like 60s, 5m or 2h, up to 30d" in error_of(guestapi, "identity", "keys", "rotate", "--in", word)
+    assert "is not a time like 60s, 5m or 2h, up to 30d" in error_of(
+        guestapi, "identity", "keys", "rotate", "--in", word
+    )
     assert keys.read(directory) is None
 
 

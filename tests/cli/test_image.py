@@ -98,12 +98,12 @@ def test_errors_are_one_sentence(imported: Guestapi, file: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("x.tar.xz", bytes(5000), "x.tar.xz: is no image, whatever its name says"),
-        ("x.tar.gz", b"<html>404</html>" * 100, "x.tar.gz: is no image, whatever its name says"),
-        ("x.squashfs", bytes(5000), "x.squashfs: is no image, whatever its name says"),
+        ("x.tar.xz", bytes(5000), "x.tar.xz: is not an image, whatever its name says"),
+        ("x.tar.gz", b"<html>404</html>" * 100, "x.tar.gz: is not an image, whatever its name says"),
+        ("x.squashfs", bytes(5000), "x.squashfs: is not an image, whatever its name says"),
         ("x.qcow2", b"QFI\xfb" + bytes(8), "x.qcow2: is qcow2, but cut short"),
-        ("x.iso", bytes(40000), "x.iso: is no image, whatever its name says"),
-        ("x.img", bytes(100_000), "x.img: is no image, whatever its name says"),
+        ("x.iso", bytes(40000), "x.iso: is not an image, whatever its name says"),
+        ("x.img", bytes(100_000), "x.img: is not an image, whatever its name says"),
         ("x.tar.xz", CONTENT[:-4], "x.tar.xz: is xz, but cut short"),
         ("x.tar.xz", CONTENT[:-1], "x.tar.xz: is xz, but cut short"),
         ("x.tar.gz", b"\x1f\x8b\x08", "x.tar.gz: is gzip, but cut short"),
@@ -111,11 +111,11 @@ def test_errors_are_one_sentence(imported: Guestapi, file: Path, tmp_path: Path)
         ("x.squashfs", b"hsqs", "x.squashfs: is squashfs, but cut short"),
         ("x.tar", bytes(257) + b"ustar" + bytes(1000), "x.tar: is tar, but cut short"),
         ("x.tar", bytes(257) + b"ustar" + bytes(250) + b"x" * 512, "x.tar: is tar, but cut short"),
-        ("notes", b"a text", "notes: is no image, by its name and its beginning"),
+        ("notes", b"a text", "notes: is not an image, by its name and its beginning"),
     ],
 )
 def test_file_that_is_no_image(guestapi: Guestapi, tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
-    """A file that is no image by its content, or was cut short, is refused with a sentence, whatever its name says."""
+    """A file that is not an image by its content, or was cut short, is refused, whatever its name says."""
     (tmp_path / name).write_bytes(content)
     assert sentence in guestapi.fails("image", "import", str(tmp_path / name))
     assert not (guestapi.directory / "images").exists()

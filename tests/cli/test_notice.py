@@ -58,7 +58,7 @@ def test_send_list_cancel(running: Guestapi) -> None:
 @pytest.mark.parametrize("given", ["0", "-1", "1w", "8d", "nan", "inf", "1e3", "", "5 m", "٣"])
 def test_times(running: Guestapi, given: str) -> None:
     """A time that is none, or too long, is refused with one that would be right."""
-    assert "is no time like 60s, 5m or 2h, up to 7d" in running.misuse("notice", "c1", "stop", "--in", given)
+    assert "is not a time like 60s, 5m or 2h, up to 7d" in running.misuse("notice", "c1", "stop", "--in", given)
 
 
 def test_refusals(c1: Guestapi) -> None:

@@ -137,7 +137,7 @@ def test_edit_accepts_the_output_of_show(c1: Guestapi, form: str) -> None:
     ],
 )
 def test_edit_refuses_what_it_cannot_use(c1: Guestapi, text: str, sentence: str) -> None:
-    """What is no definition of a profile is refused with a sentence, and changes nothing."""
+    """What is not a definition of a profile is refused with a sentence, and changes nothing."""
     c1.good("profile", "create", "p", "user.a=1")
     assert sentence in c1.fails("profile", "edit", "p", stdin=text)
     assert c1("profile", "show", "p", "--format", "json").json["config"] == {"user.a": "1"}

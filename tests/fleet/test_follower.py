@@ -419,7 +419,7 @@ def test_what_cannot_be_taken(fleet: Fleet) -> None:
     with view(host.settings.store.url) as store:
         reasons = [one.reason for one in list_problems(store, "fleet")]
     assert len(reasons) == 2
-    assert "'user.bytes' is no UTF-8" in reasons[0]
+    assert "'user.bytes' is not valid UTF-8" in reasons[0]
     with changing(fleet, "h1", uuid) as connection:
         connection.execute("UPDATE guestapi.instances SET name = 'a/b' WHERE uuid = %s", (uuid,))
     host.follow()

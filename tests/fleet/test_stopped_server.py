@@ -27,7 +27,7 @@ def _in_doubt_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_question_ends(fleet: Fleet) -> None:
     """A question to a server that is stopped ends with an error."""
-    with pytest.raises(FleetError, match="has stopped to answer"):
+    with pytest.raises(FleetError, match="has stopped answering"):
         _ask(fleet)
 
 

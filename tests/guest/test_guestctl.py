@@ -118,8 +118,8 @@ def test_missing_and_unreadable_keys(guest: Guest) -> None:
         (["give"], "invalid choice: 'give'"),
         (["get"], "KEY"),
         (["get", "a", "b"], "unrecognized arguments: b"),
-        (["get", "a", "--wait", "0"], "no number of seconds above 0"),
-        (["get", "a", "--wait", "soon"], "no number of seconds above 0"),
+        (["get", "a", "--wait", "0"], "not a number of seconds above 0"),
+        (["get", "a", "--wait", "soon"], "not a number of seconds above 0"),
         (["events", "--since", "-1"], "--since"),
         (["put", "a", "x"], "'a' is not NAMESPACE/KEY"),
         (["put", "a/b/c", "x"], "'a/b/c' is not NAMESPACE/KEY"),
@@ -130,7 +130,7 @@ def test_missing_and_unreadable_keys(guest: Guest) -> None:
         (["attribute", "get"], "NAMESPACE/KEY"),
         (["attribute", "get", "a"], "'a' is not NAMESPACE/KEY"),
         (["attribute", "set", "a/b"], "invalid choice: 'set'"),
-        (["--timeout", "inf", "list"], "no number of seconds above 0"),
+        (["--timeout", "inf", "list"], "not a number of seconds above 0"),
     ],
 )
 def test_misuse(capfd: pytest.CaptureFixture[str], words: list[str], text: str) -> None:

@@ -163,7 +163,7 @@ def test_damaged_file(directory: Path, content: bytes) -> None:
 
 
 def test_wrong_numbers(directory: Path) -> None:
-    """A private number that is not the public point's is no key, and the error does not have it."""
+    """A private number that is not the public point's is not a key, and the error does not have it."""
     ring, other = keys.rotate(directory, 1), keys.generate(0)
     text = (directory / FILE).read_text().replace(ring.keys[0].d, other.d)
     (directory / FILE).write_text(text)

@@ -180,9 +180,9 @@ def test_spiffe_id_rules() -> None:
     ],
 )
 def test_malformed_requests(maker: TokenMaker, message: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no request gets no token, and the log repeats nothing of it."""
+    """What is not a request gets no token, and the log repeats nothing of it."""
     assert decode_answer(maker.answer(message)) == TokenAnswer(refused="request")
-    assert [one.getMessage() for one in caplog.records] == ["a worker has sent what is no request for a token"]
+    assert [one.getMessage() for one in caplog.records] == ["a worker has sent what is not a request for a token"]
 
 
 def test_audience(maker: TokenMaker) -> None:

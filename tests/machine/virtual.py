@@ -23,7 +23,7 @@ from tests.machine.image import Image
 BOOT_SECONDS = 600.0
 
 #: The number of attempts to boot. Two emulated processors sometimes disagree about code that the kernel patches while
-#: it runs (static keys), mostly during a boot, which then ends with "Oops: int3". This is no fault of the tested
+#: it runs (static keys), mostly during a boot, which then ends with "Oops: int3". This is not a fault of the tested
 #: software. Where virtual machines start in it, its kernel patches itself again: there it has one processor.
 BOOTS = 3
 

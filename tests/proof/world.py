@@ -103,7 +103,7 @@ class Node:
         around: the init of the container around its container; None: that one is on the host.
         root, count: the host's UID of root in its user namespace, and the number of IDs in it.
         uid: its UID on the host.
-        namespace: the inode number of the PID namespace whose init it is; 0: it is no init.
+        namespace: the inode number of the PID namespace whose init it is; 0: it is not an init.
         privileged: it is an init without a user namespace of its own.
     """
 

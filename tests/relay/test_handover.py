@@ -61,11 +61,11 @@ def test_what_is_no_message(pair: tuple[socket.socket, socket.socket], message: 
 
 
 def test_a_descriptor_of_a_file(pair: tuple[socket.socket, socket.socket]) -> None:
-    """What is no socket is refused."""
+    """What is not a socket is refused."""
     relay, worker = pair
     with open("/dev/null", "rb") as file:
         socket.send_fds(relay, [struct.pack("!4sI16s", b"gav1", 42, b"incus")], [file.fileno()])
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(handover.HandoverError, match="no socket"):
+    with pytest.raises(handover.HandoverError, match="is not a socket"):
         handover.receive(worker)
     assert len(os.listdir("/proc/self/fd")) == before

@@ -251,7 +251,7 @@ def test_what_is_no_vmm(service: Service, path: Path, tmp_path: Path) -> None:
         assert "give the path that the VMM has" in service.command(*words, str(place), check=False).stderr
     with Firecracker(path, "HTTP/1.1 400 Bad Request"):
         until(lambda: is_listening(path), "the VMM's socket")
-        assert "is no VMM" in service.command(*words, str(path), check=False).stderr
+        assert "is not a VMM" in service.command(*words, str(path), check=False).stderr
 
 
 def is_listening(path: Path) -> bool:

@@ -149,7 +149,7 @@ def test_answer_about_another_container(fake: FakeEngine) -> None:
     ids=lambda content: content[:30].decode("latin-1"),
 )
 def test_no_list(fake: FakeEngine, content: bytes) -> None:
-    """A body that is no list of containers with complete ids is an error."""
+    """A body that is not a list of containers with complete ids is an error."""
     fake.set_answer(content)
     refused(fake)
 
@@ -390,7 +390,7 @@ def test_no_pid(observer: Observer, pid: int) -> None:
     ("pid", "said"), [(os.getpid(), 1), (1 << 22, 0), (1 << 62, 0)], ids=["our own", "of nobody", "too large"]
 )
 def test_no_init(observer: Observer, pid: int, said: int) -> None:
-    """A PID that is no container's init means that the container does not run; an existing process is a problem."""
+    """A PID that is not a container's init means that the container does not run; an existing process is a problem."""
     observer.has(pid, "")
     (found,) = observer.seen()
     assert isinstance(found, Observed)
@@ -399,7 +399,7 @@ def test_no_init(observer: Observer, pid: int, said: int) -> None:
 
 @pytest.mark.parametrize("mode", ["host", "container:" + "b" * 64, "ns:/proc/1/ns/pid"])
 def test_no_pid_namespace_of_its_own(observer: Observer, mode: str) -> None:
-    """A container without a PID namespace of its own is no instance, but a problem while it runs."""
+    """A container without a PID namespace of its own is not an instance, but a problem while it runs."""
     for pid, expected in ((os.getpid(), 1), (0, 0)):
         observer.has(pid, "", mode=mode)
         found = observer.seen()

@@ -188,7 +188,7 @@ def test_killed(machine: Machine) -> None:
 
 
 def test_odd_name(machine: Machine) -> None:
-    """A machine whose name is no host name is registered, and gets a valid host name."""
+    """A machine whose name is not a host name is registered, and gets a valid host name."""
     start(machine, "odd.name")
     assert listed(machine)["odd.name"]["status"] == "running"
     assert "local-hostname: odd" in ask(machine, "odd.name", "/1.0/meta-data")

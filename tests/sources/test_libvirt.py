@@ -124,7 +124,7 @@ def test_a_running_domain(host: Host, vmm: Vmm) -> None:
 
 
 def test_domains_that_do_not_run_or_have_no_vsock(host: Host) -> None:
-    """A domain that does not run exists; one without a vsock device is no instance, and one that is gone is gone."""
+    """A domain that does not run exists; one without a vsock device is not an instance, nor is one that is gone."""
     host.define(WEB, domain(WEB, "web", None, running=False))
     host.define(DB, domain(DB, "db", vsock=False))
     (found,) = host.all()
@@ -141,7 +141,7 @@ def test_domains_that_do_not_run_or_have_no_vsock(host: Host) -> None:
     ("case", "reason"),
     [
         ("no PID file", "No such file"),
-        ("no PID", "this is no PID"),
+        ("no PID", "this is not a PID"),
         ("another domain's PID", "is another one's VMM"),
         ("another CID", "has CID 42, not 43"),
         ("no CID yet", "has no CID yet"),

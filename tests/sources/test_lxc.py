@@ -413,7 +413,7 @@ def test_wrong_calls_of_the_hook(host: Host) -> None:
     for environ, sentence in (
         ({}, "LXC_NAME is not set"),
         ({"LXC_NAME": "x"}, "for lxc.hook.start-host, not for ''"),
-        ({"LXC_NAME": "x", "LXC_HOOK_TYPE": "start-host"}, "LXC_PID is no PID"),
+        ({"LXC_NAME": "x", "LXC_HOOK_TYPE": "start-host"}, "LXC_PID is not a PID"),
         ({"LXC_NAME": "x", "LXC_HOOK_TYPE": "start-host", "LXC_PID": str(os.getpid())}, "host's PID namespace"),
         ({"LXC_NAME": "x", "LXC_HOOK_TYPE": "start-host", "LXC_PID": "4194304"}, "no process 4194304"),
     ):

@@ -300,7 +300,7 @@ def test_newer_store_is_refused(settings: Settings, writer: Writer) -> None:
 
 @pytest.mark.parametrize("content", [b"not a database at all", os.urandom(8192), b"SQLite format 3\0" + b"\xff" * 4080])
 def test_garbage_is_refused(settings: Settings, content: bytes) -> None:
-    """A file that is no database is refused and left unchanged; the error names it."""
+    """A file that is not a database is refused and left unchanged; the error names it."""
     database(settings).write_bytes(content)
     assert all(sentence.startswith(f"{database(settings)}: ") for sentence in refusals(settings))
     assert database(settings).read_bytes() == content

@@ -92,7 +92,7 @@ class Monitor:
         """The PID of the container's init, as the host sees it.
 
         Raises:
-            MonitorError: it cannot be asked, or its answer is no PID.
+            MonitorError: it cannot be asked, or its answer is not a PID.
         """
         _data, pid = self._ask(_GET_INIT_PID)
         if not 0 < pid <= 1 << 22:

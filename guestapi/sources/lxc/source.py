@@ -70,7 +70,7 @@ class LxcSource:
         if kind != "start-host":
             raise SourceError(f"{name}: the hook is for lxc.hook.start-host, not for {kind!r}")
         if not (pid.isascii() and pid.isdigit() and len(pid) <= _PID_DIGITS):
-            raise SourceError(f"{name}: LXC_PID is no PID")
+            raise SourceError(f"{name}: LXC_PID is not a PID")
         try:
             init = examine(int(pid))
         except NotAnInitError as error:
@@ -173,7 +173,7 @@ class LxcSource:
     def _look(
         self, path: str, name: str, address: bytes, known: Init | None, until: float
     ) -> Observed | Unclear | None:
-        """Observe one container by its monitor; None: it does not run, or it is no instance."""
+        """Observe one container by its monitor; None: it does not run, or it is not an instance."""
         key = key_of(path, name)
         if known is not None and is_alive(known):
             # It was observed when it started; nothing else can be trusted now.
@@ -189,7 +189,7 @@ class LxcSource:
             return None
         except NotAnInitError:
             # It ended between the two requests, or another process answers.
-            return Unclear(key, f"{name}: the process that its monitor names is no container's init")
+            return Unclear(key, f"{name}: the process that its monitor names is not a container's init")
         except MonitorError as error:
             return Unclear(key, f"{name}: {error}")
         return self._observed(path, name, init, hostname, devices, [*problems, _LATE])
