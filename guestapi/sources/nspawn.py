@@ -1,9 +1,14 @@
-"""Containers of systemd-nspawn, as systemd-machined knows them.
+"""Containers of systemd-nspawn and virtual machines of systemd-vmspawn and others, as systemd-machined knows them.
 
 Rules: machined is asked by its commands, since its files are private. Only containers that root has made and that have
-our socket's directory mounted are instances; a virtual machine's leader is no init. A container that was started with
-``--register=no`` is unknown to machined, and so to guestapi. machined lists running containers only. A stopped one
-exists as long as its directory or image does, so that a restart makes no new instance.
+our socket's directory mounted are instances. What was started with ``--register=no`` is unknown to machined, and so to
+guestapi. machined lists what runs. What is stopped exists as long as its directory or image does, so that a restart
+makes no new instance.
+
+A virtual machine's leader is no init: it is the VMM, or the program that has started it. The VMM is the one of these
+processes whose command line names a CID (QEMU's ``guest-cid``) and which has a vsock device open. Without a CID, it is
+no instance. libvirt's are those of `guestapi.sources.libvirt`. No guest can choose any of this; but machined may let
+other users than root register a machine, so the leader must be root's.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from dataclasses import dataclass
 import inotify_simple
 from inotify_simple import INotify
 
+from guestapi.callers.machines import NotAMachineError, command_line_cid, examine_machine
 from guestapi.callers.namespaces import NotAnInitError, examine
 from guestapi.errors import SourceError
 from guestapi.model import Device, Init
@@ -28,7 +34,7 @@ from guestapi.sources.bundles import disk_devices
 from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.places import Places
-from guestapi.sources.processes import born, children, is_made_by_root, parent
+from guestapi.sources.processes import born, children, is_made_by_root, is_roots, parent
 from guestapi.sources.programs import run
 from guestapi.sources.source import Unclear
 
@@ -45,8 +51,12 @@ _FRESH_SECONDS = 2.0
 _LATE = "guests do not see its devices, since guestapi-nspawn.service did not run when it started"
 #: hostname(7), and machined's own rule for a machine's name: listed names become arguments of commands.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-#: At the doorbell: most processes below nspawn that are examined, and seconds until the init must be among them.
-_PROCESSES, _INIT_SECONDS = 100, 1.0
+#: Most processes below a leader, or below nspawn at the doorbell, that are examined.
+_PROCESSES = 100
+#: Seconds from the doorbell until the init must be there, and from a machine's registration until its VMM must be.
+_INIT_SECONDS, _VMM_SECONDS = 1.0, 2.5
+#: How libvirt calls itself when it registers a machine (libvirt's src/util/virsystemd.c: ``libvirt-`` and the driver).
+_LIBVIRT = "libvirt-"
 
 
 class MachinedError(SourceError):
@@ -55,12 +65,23 @@ class MachinedError(SourceError):
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
+    """What machined knows of a machine.
+
+    Attributes:
+        name: its name.
+        leader: the PID of its leader.
+        is_virtual: whether it is a virtual machine.
+        age: seconds since its registration.
+    """
+
     name: str
     leader: int
+    is_virtual: bool = False
+    age: float = 0.0
 
 
 class NspawnSource:
-    """The containers of this host's machined."""
+    """The containers and virtual machines of this host's machined."""
 
     name = "nspawn"
 
@@ -74,7 +95,7 @@ class NspawnSource:
         self._places = Places.of(settings.guest_listeners)
 
     def observe(self, known: Mapping[str, Init | None]) -> Iterator[Observed | Unclear | Problem]:
-        """Observe all running containers with our mount, and the known ones that do not run.
+        """Observe all running containers with our mount, virtual machines with a CID, and the known that do not run.
 
         Args:
             known: the inits that the store has, by name.
@@ -93,7 +114,7 @@ class NspawnSource:
                 yield stopped
 
     def observe_one(self, key: str, known: Init | None) -> Observed | Unclear | Problem | None:
-        """Observe one container; None: it is gone, or has not our mount.
+        """Observe one container or virtual machine; None: it is gone, or no instance.
 
         Args:
             key: its name.
@@ -141,7 +162,22 @@ class NspawnSource:
         return Machines()
 
     def _describe(self, machine: _Machine, known: Init | None) -> Observed | Unclear | None:
-        """Observe a running container; None: it has not our mount, or is not root's."""
+        """Observe what runs; None: it is no instance."""
+        return self._describe_virtual(machine) if machine.is_virtual else self._describe_container(machine, known)
+
+    def _describe_virtual(self, machine: _Machine) -> Observed | Unclear | None:
+        """Observe a virtual machine; None: it has no vsock device, or is not root's."""
+        try:
+            init = _find_vmm(machine)
+        except (MachinedError, NotAMachineError) as error:
+            # It may be starting or ending.
+            return Unclear(machine.name, f"machine {machine.name}: {error}")
+        if init is None:
+            return None
+        return Observed(machine.name, self._project, machine.name, "virtual-machine", init=init)
+
+    def _describe_container(self, machine: _Machine, known: Init | None) -> Observed | Unclear | None:
+        """Observe a container; None: it has not our mount, or is not root's."""
         try:
             init = examine(machine.leader)
             # Mounts are read once: later, root inside may have changed them.
@@ -157,10 +193,10 @@ class NspawnSource:
         )
 
     def _stopped(self, name: str) -> Observed | None:
-        """Observe a container that does not run; None: it is gone."""
+        """Observe what does not run; None: it is gone. What it was, machined does not know any more."""
         if not any(os.path.lexists(place.format(name)) for place in _KEPT):
             return None
-        return Observed(name, self._project, name, "container", devices=None)
+        return Observed(name, self._project, name, None, devices=None)
 
     def _devices(self, init: Init) -> tuple[dict[str, Device], tuple[str, ...]]:
         """Return the devices of a container that has just started, and a sentence for each that cannot be told."""
@@ -227,8 +263,43 @@ class Machines:
         return frozenset(found)
 
 
+def _find_vmm(machine: _Machine) -> Init | None:
+    """Find the process that is a virtual machine.
+
+    Returns:
+        None: it has no vsock device, or is not root's.
+
+    Raises:
+        MachinedError: there are several, none yet, or none any more.
+        NotAMachineError: none holds the CID that it names.
+    """
+    if not is_roots(machine.leader):
+        if not os.path.exists(f"/proc/{machine.leader}"):
+            raise MachinedError("it has just ended")
+        return None
+    found, refusal = [], None
+    for pid in [machine.leader, *_below(machine.leader)]:
+        try:
+            if (cid := command_line_cid(pid)) is not None:
+                found.append(examine_machine(pid, cid))
+        except ProcessLookupError:
+            continue
+        except NotAMachineError as error:
+            # A shell that waits for its VMM has the same words.
+            refusal = error
+    if len(found) > 1:
+        raise MachinedError(f"processes {found[0].pid} and {found[1].pid} both have a vsock device")
+    if found:
+        return found[0]
+    if refusal is not None:
+        raise refusal
+    if machine.age < _VMM_SECONDS:
+        raise MachinedError("its VMM has not begun yet")
+    return None
+
+
 def _machines() -> list[_Machine]:
-    """Return machined's containers, without the host itself.
+    """Return machined's containers and virtual machines, without the host itself and libvirt's.
 
     Raises:
         SourceError: it cannot be asked.
@@ -238,22 +309,32 @@ def _machines() -> list[_Machine]:
         raise MachinedError(f"machinectl list: exit status {code}", "'systemctl status systemd-machined'")
     try:
         listed = json.loads(text or b"[]")
-        names = [one["machine"] for one in listed if one["class"] == "container" and _NAME.fullmatch(one["machine"])]
+        virtual = {one["machine"]: one["class"] == "vm" for one in listed if _is_ours(one)}
     except (ValueError, TypeError, KeyError, RecursionError):
         raise MachinedError("machinectl list does not answer what systemd documents") from None
-    if not names:
+    if not virtual:
         return []
-    show = ("machinectl", "show", "--property=Name", "--property=Leader")
-    code, text = _ask(*show, *names)
+    show = ("machinectl", "show", "--property=Name", "--property=Leader", "--property=TimestampMonotonic")
+    code, text = _ask(*show, *virtual)
     if code != 0:
-        # A container is gone, so those after it are missing in the answer. Ask for each one.
-        text = b"\n\n".join(_ask(*show, name)[1] for name in names)
+        # A machine is gone, so those after it are missing in the answer. Ask for each one.
+        text = b"\n\n".join(_ask(*show, name)[1] for name in virtual)
     found = []
     for block in text.decode(errors="replace").split("\n\n"):
         told = dict(line.partition("=")[::2] for line in block.splitlines())
-        if told.get("Name") in names and re.fullmatch("[1-9][0-9]{0,6}", told.get("Leader", "")):
-            found.append(_Machine(told["Name"], int(told["Leader"])))
+        name, leader, since = told.get("Name", ""), told.get("Leader", ""), told.get("TimestampMonotonic", "")
+        if name in virtual and re.fullmatch("[1-9][0-9]{0,6}", leader):
+            # A time that is not told is long ago.
+            age = time.monotonic() - int(since) / 1e6 if re.fullmatch("[0-9]{1,18}", since) else _VMM_SECONDS
+            found.append(_Machine(name, int(leader), virtual[name], age))
     return found
+
+
+def _is_ours(listed: Mapping[str, str]) -> bool:
+    """Whether a machine as `machinectl list` tells of it is for this source, by its class, program and name."""
+    if listed["class"] == "vm" and listed["service"].startswith(_LIBVIRT):
+        return False
+    return listed["class"] in ("container", "vm") and _NAME.fullmatch(listed["machine"]) is not None
 
 
 def _ask(*words: str) -> tuple[int, bytes]:
@@ -262,7 +343,7 @@ def _ask(*words: str) -> tuple[int, bytes]:
 
 
 def _below(pid: int) -> list[int]:
-    """Yield the children of a process, then theirs; nearest first."""
+    """Return the children of a process, then theirs; nearest first."""
     found = [pid]
     for one in found:
         found += children(one)

@@ -22,7 +22,7 @@ class Observed:
         key: identifies it for ever within its source. It survives renames and restarts, and no guest can choose it.
         project: the project that the instance is to be in.
         name: the name that the instance is to have; the runtime's own.
-        type: container or virtual machine.
+        type: container or virtual machine; None: what it was before, or a container.
         hostname: the host name inside, as the runtime set it; None: it follows from `name`.
         init: the running init with its root user; None: it exists, but does not run.
         config: configuration that the source provides; an empty value is none.
@@ -38,7 +38,7 @@ class Observed:
     key: str
     project: str
     name: str
-    type: InstanceType = "container"
+    type: InstanceType | None = "container"
     hostname: str | None = None
     init: Init | None = None
     config: Mapping[str, str] = field(default_factory=dict)

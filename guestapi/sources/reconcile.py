@@ -230,7 +230,7 @@ def _create(work: _Reconciliation, observed: Observed, acceptable: Acceptable, l
         work.change,
         observed.project,
         observed.name,
-        type=observed.type,
+        type=observed.type or "container",
         instance_uuid=_free_uuid(work, observed),
         location=acceptable.location,
         config=acceptable.config,
@@ -267,7 +267,7 @@ def _update(
     columns: dict[str, object] = {
         "project": observed.project,
         "name": steps.check_name(observed.project, observed.name),
-        "type": known.type if is_placed(work.change, known) else observed.type,
+        "type": known.type if observed.type is None or is_placed(work.change, known) else observed.type,
         "source": source,
         "source_key": observed.key,
         "hostname": hostname,

@@ -97,7 +97,7 @@ def words(line: str) -> list[list[str]]:
     for word in lexer:
         if skip:
             skip = False
-        elif word in _SEPARATORS or set(word) <= set("|&;<>"):
+        elif word in _SEPARATORS or (word and set(word) <= set("|&;<>")):
             skip = word[0] in "<>"
             if not skip:
                 found.append([])

@@ -35,21 +35,22 @@ _USER = 64_055
 class Vmm:
     """A process that has /dev/vhost-vsock open, like QEMU."""
 
-    def __init__(self, *words: str, held: bool = True) -> None:
+    def __init__(self, *words: str, held: bool = True, user: int = _USER) -> None:
         """Start it.
 
         Args:
             words: more words of its command line.
             held: whether it has the device open.
+            user: whose process it is.
         """
         self._directory = Path(tempfile.mkdtemp(prefix="guestapi-vmm-", dir=SCRATCH))
         self._directory.chmod(0o755)
         #: The device node that it has open.
         self.node = self._directory / "vhost-vsock"
         os.mknod(self.node, stat.S_IFCHR | 0o666, machines.DEVICE if held else os.makedev(1, 3))
-        user = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
+        setpriv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         self._process = subprocess.Popen(
-            [*user, sys.executable, "-I", "-S", "-c", _VMM, self.node, *words],
+            [*setpriv, sys.executable, "-I", "-S", "-c", _VMM, self.node, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

@@ -382,7 +382,7 @@ def test_duplicate_names_and_keys(host: Host) -> None:
         {"name": "\ud800"},
         {"project": "a b"},
         {"project": "\ud800"},
-        {"type": None},
+        {"type": "\ud800"},
         {"init": Init(1 << 70, 1, "b", 1)},
         {"key": "\ud800"},
         {"uuid": "web"},
@@ -575,7 +575,7 @@ def test_refused_in_a_circle_of_renames(host: Host, order: tuple[int, ...], bad:
     host.observe(seen("a", host.start_process(), key="1"), seen("b", host.start_process(), key="2"))
     before = {one.key: one.id for one in host.instances().values()}
     wanted = [seen("b", host.start_process(), key="1"), seen("a", host.start_process(), key="2")]
-    wanted[bad] = replace(wanted[bad], type=None)  # type: ignore[arg-type]  # what no source reports
+    wanted[bad] = replace(wanted[bad], cloud_init_id="\ud800")  # what no store takes
     refused = {problem.key for problem in host.observe(*(wanted[number] for number in order)) if problem.refused}
     # The other one may be refused because its name is not free.
     assert wanted[bad].key in refused
@@ -593,3 +593,12 @@ def test_new_instance_has_what_daemons_take(host: Host) -> None:
     config = {"user.\n": "1", "user.a": "2"}
     assert host.observe(seen("web", key="1", config=config), source="incus") == []
     assert host.instances()["web"].config == config
+
+
+def test_type_that_the_source_does_not_know(host: Host) -> None:
+    """An instance whose type its source does not know stays what it was; a new one is a container."""
+    running = host.start_process()
+    host.observe(seen("vm", running, type="virtual-machine"))
+    host.end_processes(running)
+    assert host.observe(seen("vm", type=None), seen("new", type=None)) == []
+    assert {name: one.type for name, one in host.instances().items()} == {"vm": "virtual-machine", "new": "container"}
