@@ -141,6 +141,12 @@ class Service:
         assert self._process.wait(TIMEOUT) == 0, self.log.read_text()
         return time.monotonic() - began
 
+    def kill(self) -> None:
+        """Kill the service and its workers with SIGKILL, all at once."""
+        assert self._process is not None
+        os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
     def __enter__(self) -> Service:
         try:
             return self.start()
@@ -153,8 +159,7 @@ class Service:
     ) -> None:
         if self._process is not None and self._process.poll() is None:
             # Only the tests of stop() need a graceful end; it would take every other test a second.
-            os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
+            self.kill()
         shutil.rmtree(self.root)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import pytest
 
 from guestapi.store.attributes import MOST_ATTRIBUTES, MOST_BYTES, VALUE_BYTES
 from tests.harness.containers import Container
-from tests.harness.service import Service
+from tests.harness.service import COMMAND, Service
 from tests.server.inside import Talk, asking, talk, talks
 
 pytestmark = pytest.mark.root
@@ -145,14 +146,20 @@ def test_events(own: Service, web: Container) -> None:
         assert b'"path"' not in data
 
 
-def test_kept_over_restarts(web: Container, own: Service) -> None:
-    """What was answered is there after the service was killed and started again, for the guest and the operator."""
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+def test_kept_over_restarts(web: Container, own: Service, killed: bool) -> None:
+    """What was answered is there after the service was stopped, or killed with its workers, and started again."""
     value = bytes(range(256)) * 64
     assert web.ask(f"{ATTRIBUTES}/a/b", "PUT", value).status == 201
-    own.stop()
+    if killed:
+        own.kill()
+    else:
+        own.stop()
     own.start()
     read = web.ask(f"{ATTRIBUTES}/a/b")
     assert (read.status, read.body) == (200, value)
+    command = [str(COMMAND), "--config", str(own.config), "attributes", "get", "web", "a/b"]
+    assert subprocess.check_output(command) == value
 
 
 def test_large_and_cut(web: Container) -> None:
