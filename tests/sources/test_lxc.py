@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
+_CURL = ("/usr/bin/curl", "-s", "--unix-socket", "/dev/incus/sock")
 #: The file /etc/guestapi/lxc-guestapi.conf of guestapi 0.1.
 OLD_SNIPPET = """
 lxc.mount.entry = /var/lib/incus/guestapi dev/incus none bind,create=dir 0 0
@@ -329,6 +332,42 @@ def test_destroyed(host: Host) -> None:
     again = host.made("set-up")
     again.start()
     assert again.ask("/1.0/config/user.foo") == "mine"
+
+
+def test_attributes_of_a_destroyed_container(host: Host) -> None:
+    """What a container says of itself stays over its restart, and is gone when it is destroyed.
+
+    One that is made anew under its name has none, whether the instance was removed or has stayed for it.
+    """
+    attributes = "/1.0/guestapi/attributes"
+    host.service.command("policy", "allow", "attributes")
+    names = ("said", "said-kept")
+    for name in names:
+        container = host.made(name)
+        container.start()
+        url = f"http://x{attributes}/app/version"
+        said = container.run(*_CURL, "-w", "%{http_code}", "-X", "PUT", "--data-binary", name, url)
+        assert said.out == "201"
+        container.stop()
+        container.start()
+        assert container.ask(f"{attributes}/app/version") == name
+        container.stop()
+    host.service.configure("said-kept", user_foo="mine")
+    for name in names:
+        until(lambda name=name: host.status(name) == "stopped", "its end")  # type: ignore[misc]  # bound
+        assert host.service.command("attributes", "get", name, "app/version").stdout == name
+        subprocess.run(["lxc-destroy", "-P", str(host.path), "-n", name], check=True)
+    until(lambda: host.status("said") is None, "its removal")
+    until(lambda: host.service.command("attributes", "show", "said-kept", "-f", "json").stdout == "[]\n", "its release")
+    assert host.status("said-kept") == "stopped"
+    with closing(sqlite3.connect(host.service.settings.store.url.removeprefix("sqlite:///"))) as database:
+        assert database.execute("SELECT count(*) FROM attributes").fetchone() == (0,)
+    for name in names:
+        again = host.made(name)
+        again.start()
+        assert again.ask(attributes) == "[]\n"
+        assert again.ask(f"{attributes}/app/version") == "not found\n"
+    host.service.command("policy", "disallow", "attributes")
 
 
 def test_twelve_at_once(host: Host) -> None:
