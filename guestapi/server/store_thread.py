@@ -20,6 +20,7 @@ from guestapi.store.attributes import AttributeReport, Outcome
 from guestapi.store.doorbell import Doorbell
 from guestapi.store.engine import database_file
 from guestapi.store.errors import StoreError
+from guestapi.store.notices import AcknowledgementReport
 from guestapi.store.reading import Reader, ValueReader, Version
 from guestapi.store.writing import ReadyReport, WorkloadReport, Writer
 
@@ -65,7 +66,7 @@ class OffloadedStore:
         self._reports: GroupCommit[WorkloadReport[object], object] = GroupCommit(self._write_reports)
         self._values = ValueReader(settings.store.url)
         self._value_locks = InstanceLocks()
-        self._attribute_locks = InstanceLocks()
+        self._report_locks = InstanceLocks()
         #: As `Reader.instance` and `Reader.running_in`. PERF: a request calls them several times.
         self.instance = self._reader.instance
         #: As `Reader.policies_of`.
@@ -102,7 +103,7 @@ class OffloadedStore:
         Only the calling greenlet waits. An instance has one write at a time on its way, so none fills the next
         transactions, and others wait for one of each at the most.
         """
-        with self._attribute_locks.hold(instance.id):
+        with self._report_locks.hold(instance.id):
             return cast("Outcome", self._reports.submit(AttributeReport(instance, path, value, holds)))
 
     def read_value(self, instance: Instance, key: str) -> str | None:
@@ -158,14 +159,10 @@ class OffloadedStore:
         return self._writer.spend(instance, key, pid, uid)
 
     def acknowledge(self, instance: Instance, notice_id: str) -> bool:
-        """As `Writer.acknowledge`, in a thread as `read_value`."""
-        with self._value_locks.hold(instance.id):
-            return in_thread(self._acknowledge, instance, notice_id)
-
-    def _acknowledge(self, instance: Instance, notice_id: str) -> bool:
-        if self._writer is None:
-            self._writer = Writer(self._settings, audit=self._audit)
-        return self._writer.acknowledge(instance, notice_id)
+        """As `Writer.acknowledge`, in one transaction with what others say at the same time; as `write_attribute`."""
+        report = AcknowledgementReport(instance.id, instance.run, instance.init, notice_id)
+        with self._report_locks.hold(instance.id):
+            return cast("bool", self._reports.submit(report))
 
     def _write_reports(self, reports: Sequence[WorkloadReport[object]]) -> list[object]:
         return in_thread(self._record_all, reports)

@@ -195,6 +195,19 @@ def acknowledge(change: Change, instance_id: int, run: int, init: Init | None, n
     return True
 
 
+class AcknowledgementReport(NamedTuple):
+    """An acknowledgement, a `writing.WorkloadReport`; attributes as the arguments of `acknowledge`."""
+
+    instance_id: int
+    run: int
+    init: Init | None
+    notice_id: str
+
+    def record(self, change: Change) -> bool:
+        """As `acknowledge`."""
+        return acknowledge(change, *self)
+
+
 def cancel(change: Change, instance: Instance, notice_id: str | None) -> list[Notice]:
     """Take a notice of an instance back, or all of them.
 

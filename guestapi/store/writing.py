@@ -127,8 +127,8 @@ class Writer:
         # PERF: loaded by workers alone.
         from guestapi.store import notices
 
-        with self.change() as change:
-            return notices.acknowledge(change, instance.id, instance.run, instance.init, notice_id)
+        report = notices.AcknowledgementReport(instance.id, instance.run, instance.init, notice_id)
+        return self.record_all([report])[0]
 
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Write what the workload says of itself, in a transaction of its own; see `steps.set_ready`."""
