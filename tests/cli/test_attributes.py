@@ -215,6 +215,8 @@ def keys_of(value: str) -> list[str]:
         "ssh-ed25519 é",
         "ecdsa-sha2-nistp256 "
         + base64.b64encode(b"\0\0\0\x13ecdsa-sha2-nistp256\0\0\0\x08nistp384\0\0\0\x01x").decode(),
+        "ecdsa-sha2-nistp256 " + base64.b64encode(b"\0\0\0\x13ecdsa-sha2-nistp256\0\0\0\x08nistp256\0\0\0\0").decode(),
+        "ssh-ed25519 " + base64.b64encode(b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + bytes(32) + b"\0\0\0\x01x").decode(),
     ],
 )
 def test_no_key(value: str) -> None:

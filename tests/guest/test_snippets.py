@@ -161,7 +161,8 @@ def test_do_something_at_each_change(service: Service, guest: Container, directo
     """The loop prints each value that lasts, also the same one after the key was not set."""
     loop, follow = snippets("Do something at each change")
     head = directory / "role.head"
-    files = loop.replace("/run/", f"{directory}/").replace("user.role", "user.changing")
+    files = loop.replace("/run/", f"{directory}/").replace("user.role", "user.changing").replace("wait=60", "wait=1")
+    assert files.count("wait=1") == 1
     with running(guest, directory, "sh", "-ec", files) as lines:
         for value in ("first", "second", "", "second"):
             service.configure("snippets", user_changing=value)

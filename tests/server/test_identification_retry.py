@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import gevent
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import Init, SourceStatus
+from guestapi.server import identification_retry
 from guestapi.server.acceptor import admit
 from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
@@ -340,3 +342,16 @@ def test_unchanged_store_is_not_asked_again() -> None:
     with socket.socket() as connection:
         assert retry.wait(connection, Caller(who, container=5)).instance_id is None
     assert stub.asked == 1
+
+
+def test_waiting_ends_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last look, at the very end of the time, there is none."""
+    slept: list[float] = []
+    monkeypatch.setattr(identification_retry, "time", SimpleNamespace(monotonic=lambda: len(slept)))
+    monkeypatch.setattr(identification_retry, "gevent", SimpleNamespace(sleep=slept.append))
+    who = Credentials(1, 0, 0)
+    stub = _Stub(*[Caller(who, container=5)] * 4, Caller(who, instance_id=7, container=5))
+    retry = IdentificationRetry(stub, lambda: True, lambda: len(slept), CallerSettings(wait_seconds=3.0, waiting=1))
+    with socket.socket() as connection:
+        assert retry.wait(connection, Caller(who, container=5)).instance_id is None
+    assert stub.asked == len(slept) == 3

@@ -16,7 +16,7 @@ from guestapi.settings import Settings, StoreSettings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store import attributes, permissions, steps
-from guestapi.store.attributes import MOST_ATTRIBUTES, MOST_BYTES, VALUE_BYTES, AttributeReport, Outcome
+from guestapi.store.attributes import MOST_ATTRIBUTES, MOST_BYTES, VALUE_BYTES, AttributeReport, Outcome, is_path
 from guestapi.store.backup import back_up, restore
 from guestapi.store.engine import database_file
 from guestapi.store.errors import ConflictError
@@ -63,6 +63,30 @@ def told(settings: Settings) -> list[tuple[str, str, bool]]:
     """The entries of the change log about attributes: action, path and whether guests hear of it."""
     entries = [(json.loads(text), guest) for kind, text, guest in log_entries(settings) if kind == "attribute"]
     return [(one["action"], one["path"], guest) for one, guest in entries]
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("a/b", True),
+        ("A-z_0.9/...", True),
+        (f"{'n' * 64}/{'k' * 64}", True),
+        (f"{'n' * 65}/k", False),
+        (f"n/{'k' * 65}", False),
+        ("a", False),
+        ("/b", False),
+        ("a/", False),
+        ("a/b/c", False),
+        ("./b", False),
+        ("a/..", False),
+        ("a/b\n", False),
+        ("a/é", False),
+        ("a b/c", False),
+    ],
+)
+def test_path(text: str, good: bool) -> None:
+    """A path is two names of up to 64 letters, digits, dots, hyphens and underscores; neither is "." nor ".."."""
+    assert is_path(text) is good
 
 
 def test_write(writer: Writer, reader: Reader, web: Instance, settings: Settings) -> None:
