@@ -12,7 +12,7 @@ import pytest
 from guestapi.model import Device, Instance
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
-from guestapi.store import steps
+from guestapi.store import placements, steps
 from guestapi.store.errors import ConflictError, StoreError, UnknownInstanceError
 from guestapi.store.lookup import find_instance, get_instance
 from guestapi.store.reading import Reader
@@ -294,6 +294,36 @@ def test_removed_instance_cannot_be_changed(settings: Settings, writer: Writer) 
     with pytest.raises(StoreError), writer.change() as change:
         steps.configure(change, one, {"user.a": "1"})
     assert log_entries(settings) == log
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda change, one: steps.configure(change, one, {"user.a": "2"}),
+        lambda change, one: steps.replace_devices(change, one, {}),
+        lambda change, one: steps.assign(change, one, ()),
+        lambda change, one: steps.rename(change, one, "default", "c2"),
+        lambda change, one: steps.refuse_placed(change, one),
+    ],
+    ids=["configure", "devices", "profiles", "rename", "refuse"],
+)
+def test_placed_instance_is_changed_by_its_fleet(
+    settings: Settings, writer: Writer, changed: Callable[[Change, Instance], object]
+) -> None:
+    """By hand, an instance that a fleet has placed here is not changed; when no fleet is followed any more, it is."""
+    one = add(writer)
+    with writer.change() as change:
+        placements.place(change, one, 1)
+    before = known(settings), log_entries(settings)
+    with (
+        pytest.raises(ConflictError, match="instance 'c1' belongs to the fleet; 'guestapi --fleet"),
+        writer.change() as change,
+    ):
+        changed(change, one)
+    assert (known(settings), log_entries(settings)) == before
+    with writer.change() as change:
+        placements.forget_fleet(change)
+        changed(change, one)
 
 
 def test_unset_key_has_the_source_s_value(writer: Writer) -> None:

@@ -79,6 +79,18 @@ def test_unchanged_values_give_no_event(settings: Settings, writer: Writer) -> N
     assert log_entries(settings) == log
 
 
+def test_every_change_is_told(settings: Settings, writer: Writer) -> None:
+    """A change of which no event tells is told as such, once, for the operator: whoever waits looks again."""
+    with writer.change() as change:
+        steps.add(change, "default", "c1", source="lxc", key="k", hostname="inside")
+    before = len(log_entries(settings))
+    for _time in range(2):
+        with writer.change() as change:
+            steps.unbind(change, get_instance(change, "default", "c1"))
+    (told,) = log_entries(settings)[before:]
+    assert told == ("lifecycle", '{"action":"instance-updated","name":"c1","project":"default"}', False)
+
+
 def test_log_is_trimmed_by_count(settings: Settings, writer: Writer) -> None:
     """Only the configured number of the latest entries stays, and their ids go on growing."""
     short = Writer(replace(settings, events=EventSettings(keep_entries=5)))
