@@ -221,7 +221,7 @@ def _create(
     else:
         app.add_route("/1.0/devices", DeviceUrls(dialect.listed_nic_types))
         app.add_route("/1.0/device/{name}", DeviceDefinition(dialect.listed_nic_types))
-    return app, ShortPath(router, gate, _CONTENT_TYPE)
+    return app, ShortPath(router, gate, _CONTENT_TYPE, dialect)
 
 
 def _state(store: Store, state_changes: RateLimit, dialect: Dialect) -> StateResource | Version:

@@ -2,14 +2,16 @@
 
 Falcon takes as long for its own objects of a request and a response as everything else takes together. These resources
 use two attributes of the request and set two of the response, so they get objects that have nothing else. Whatever is
-not a plain success goes the usual way, from the beginning, and is answered there; so is all that is asked of an
-instance with key policies.
+neither a plain success nor missing goes the usual way, from the beginning, and is answered there; so is all that is
+asked of an instance with key policies.
 """
 
 from __future__ import annotations
 
+from guestapi.api.errors import TEXT, NotFound
 from guestapi.api.gate import Gate
 from guestapi.api.routing import Router
+from guestapi.dialects import Dialect
 from guestapi.model import Instance
 from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, RAW_PATH, ROUTE, Environ, StartResponse
 
@@ -44,17 +46,19 @@ class _Response:
 class ShortPath:
     """Answers ``GET`` of cacheable resources of one dialect."""
 
-    def __init__(self, router: Router, gate: Gate, content_type: str) -> None:
+    def __init__(self, router: Router, gate: Gate, content_type: str, dialect: Dialect) -> None:
         """Answer nothing yet.
 
         Args:
             router: the dialect's.
             gate: the dialect's.
             content_type: of a response of which its resource does not say.
+            dialect: as whose server it answers.
         """
         self._router = router
         self._gate = gate
         self._content_type = content_type
+        self._not_found = f"{dialect.words.get(NotFound.text, NotFound.text)}\n".encode()
 
     def answer(self, environ: Environ, start_response: StartResponse) -> list[bytes] | None:
         """Answer a GET request; None if Falcon has to."""
@@ -72,6 +76,17 @@ class ShortPath:
             response = _Response()
             methods["GET"](_Request(instance, environ), response, **params)
             data = response.data
+        except NotFound:
+            # A program asks at its start for keys that are not set.
+            start_response(
+                "404 Not Found",
+                [
+                    ("x-content-type-options", "nosniff"),
+                    ("content-type", TEXT),
+                    ("content-length", str(len(self._not_found))),
+                ],
+            )
+            return [self._not_found]
         except Exception:
             # Falcon meets it again, answers accordingly, and logs what has to be logged.
             data = b""

@@ -39,8 +39,8 @@ _HOST = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
 _LENGTH = re.compile("[0-9]{1,15}")
 #: The request line that the parser sees: `_HEAD` has parsed the client's.
 _ANY_LINE = b"GET / HTTP/1.1\r\n"
-#: The most bytes of field lines that are kept for a connection.
-_MOST_KNOWN = 512
+#: How many sets of field lines are kept, and the most bytes of one.
+KNOWN_FIELDS, KNOWN_BYTES = 64, 512
 #: Fields of a head that gunicorn_h1c parses at most (MAX_HEADERS of its C code).
 _PARSER_FIELDS = 256
 
@@ -81,29 +81,38 @@ class _Meaning(NamedTuple):
 
 
 class KnownFields:
-    """The field lines of a connection's last request, parsed: most clients send the same with each request.
+    """Field lines that came lately, parsed: a client sends the same with each request, and so do others of its kind.
 
-    Attributes:
-        meanings: what the lines that were parsed last mean, by whether the request is of HTTP/1.1.
+    Whose they are does not matter: what is made of them depends on their bytes alone.
     """
 
-    __slots__ = ("_environ", "_lines", "meanings")
+    __slots__ = ("_found",)
 
     def __init__(self) -> None:
-        self._lines = b""
-        self._environ: Environ = {}
-        self.meanings: dict[bool, _Meaning] = {}
+        self._found: dict[bytes, tuple[Environ, dict[bool, _Meaning]]] = {}
 
-    def parse(self, lines: bytes, limits: LimitSettings) -> Environ:
-        """Return the environ of these lines, which fit the grammar; a new one each time."""
-        if lines == self._lines:
-            return self._environ.copy()
-        self.meanings.clear()
-        self._lines = b""
+    def parse(self, lines: bytes, limits: LimitSettings) -> tuple[Environ, dict[bool, _Meaning]]:
+        """Parse field lines that fit the grammar.
+
+        Args:
+            lines: with the empty line that ends them.
+            limits: sizes in bytes; the same at each call.
+
+        Returns:
+            The environ, a new one each time; and what the lines mean, by whether the request is of HTTP/1.1, as far as
+            it is known: the caller adds what it finds.
+        """
+        found = self._found.get(lines)
+        if found is not None:
+            return found[0].copy(), found[1]
         environ = _parse_fields(lines, limits)
-        if len(lines) <= _MOST_KNOWN:
-            self._lines, self._environ = lines, environ.copy()
-        return environ
+        meanings: dict[bool, _Meaning] = {}
+        if len(lines) <= KNOWN_BYTES:
+            if len(self._found) == KNOWN_FIELDS:
+                # The oldest.
+                del self._found[next(iter(self._found))]
+            self._found[lines] = environ.copy(), meanings
+        return environ, meanings
 
 
 def ends_head(received: bytes, start: int = 0) -> bool:
@@ -126,7 +135,7 @@ def parse_head(
         received: bytes as received from the client.
         limits: sizes in bytes and numbers of fields.
         asterisk: whether other methods than OPTIONS may have the target ``*``.
-        known: fields of the same connection's last request; None for none.
+        known: fields that came lately, always under the same limits; None for none.
 
     Returns:
         The head; None if it is not complete yet.
@@ -149,7 +158,7 @@ def parse_head(
     if major != b"1":
         # "PRI * HTTP/2.0" (RFC 9113, section 3.4) and its like are not requests at all.
         raise ProtocolError(505 if target[:1] == b"/" else 400, "only HTTP/1.1 and HTTP/1.0 are spoken here")
-    environ = _parse_fields(fields, limits) if known is None else known.parse(fields, limits)
+    environ, meanings = (_parse_fields(fields, limits), {}) if known is None else known.parse(fields, limits)
     if target == b"*" and method != b"OPTIONS" and not asterisk:
         raise ProtocolError(400, "only OPTIONS has the target *")
     environ["REQUEST_METHOD"] = method.decode("ascii")
@@ -157,11 +166,9 @@ def parse_head(
     newer = protocol != b"HTTP/1.0"
     environ["SERVER_PROTOCOL"] = "HTTP/1.1" if newer else "HTTP/1.0"
     _set_target(environ, target.decode("latin-1"))
-    meaning = None if known is None else known.meanings.get(newer)
+    meaning = meanings.get(newer)
     if meaning is None:
-        meaning = _check(environ, newer=newer)
-        if known is not None:
-            known.meanings[newer] = meaning
+        meaning = meanings[newer] = _check(environ, newer=newer)
     return Head(environ, size, *meaning, head)
 
 

@@ -16,7 +16,7 @@ from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller, LiveMachine
 from guestapi.dialects import DIALECTS
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Head, KnownFields, ends_head, is_too_large, parse_head, refuse_cut_line
+from guestapi.http.request import Head, ends_head, is_too_large, parse_head, refuse_cut_line
 from guestapi.http.websocket import CloseCode
 from guestapi.metrics.counters import MEASURED
 from guestapi.notifications.events import EventFormat
@@ -69,7 +69,6 @@ class Connection:
         "_context",
         "_credentials",
         "_dialect",
-        "_known",
         "_scheduled",
         "_state",
         "_stream",
@@ -96,8 +95,6 @@ class Connection:
         self._cache: CallerCache | None = None
         self._stream: EventStream | None = None
         self._waiter: Waiter | None = None
-        #: The fields of its last request; None before the second one.
-        self._known: KnownFields | None = None
         #: The id under which it has entered the scheduler.
         self._scheduled: int | None = None
 
@@ -251,8 +248,6 @@ class Connection:
                 return
             if not outcome:
                 return
-            if self._known is None:
-                self._known = KnownFields()
             transport.set_deadline(idle_seconds)
             self._wait_for_request()
 
@@ -317,9 +312,9 @@ class Connection:
             ProtocolError: it is not a request, or a part of one that will not be completed.
             DeadlineError: it is not complete in time.
         """
-        limits, transport = self._context.limits_of[self._dialect], self._transport
+        limits, transport, known = self._context.limits_of[self._dialect], self._transport, self._context.known_fields
         asterisk = DIALECTS[self._dialect].redirect.covers_all
-        head = parse_head(transport.received, limits, asterisk=asterisk, known=self._known)
+        head = parse_head(transport.received, limits, asterisk=asterisk, known=known)
         has_waited = head is None
         if head is None:
             # From the first bytes on, the client has a limited time for the rest.
@@ -337,7 +332,7 @@ class Connection:
                 received = transport.received
                 # Parse again only when the head may be complete. Otherwise it would be parsed once for each byte.
                 if ends_head(received, seen) or is_too_large(received, limits):
-                    head = parse_head(received, limits, asterisk=asterisk, known=self._known)
+                    head = parse_head(received, limits, asterisk=asterisk, known=known)
         # Only a request that was received alone can be compared with what is received later.
         head.alone = transport.received if len(transport.received) == head.size and head.length == 0 else None
         transport.consume(head.size)
@@ -349,7 +344,6 @@ class Connection:
         early = transport.discard()
         self._stream = EventStream(transport, handover, self._context.pings, self._context.limits.stream_send_seconds)
         self._state = _STREAMING
-        self._known = None
         try:
             # RFC 6455, section 4.1: a client sends no frame before it has the response. As Incus, end without a word.
             if not (early and handover.event_format is EventFormat.WEBSOCKET):

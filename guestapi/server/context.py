@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.dialects import DIALECTS
+from guestapi.http.request import KnownFields
 from guestapi.model import Instance
 from guestapi.server.admission import Admission
 from guestapi.server.arrivals import ArrivalQueue
@@ -51,6 +52,7 @@ class WorkerContext:
         admission: which connections and requests are admitted.
         retry: for callers that may be registered in a moment; None for none.
         connections: all connections that are open.
+        known_fields: header fields that came lately.
         scheduler: decides who is served next.
         arrivals: decides which new connection is identified next.
         greenlets: serve the connections.
@@ -100,6 +102,7 @@ class WorkerContext:
         self.admission = admission
         self.retry = retry
         self.connections: set[OpenConnection] = set()
+        self.known_fields = KnownFields()
         self.scheduler = FairScheduler()
         self.arrivals = ArrivalQueue()
         self.greenlets = GreenletPool()

@@ -10,7 +10,16 @@ import pytest
 
 from guestapi.http import request as request_module
 from guestapi.http.errors import ProtocolError
-from guestapi.http.request import Head, KnownFields, _body_length, ends_head, is_too_large, parse_head, refuse_cut_line
+from guestapi.http.request import (
+    KNOWN_FIELDS,
+    Head,
+    KnownFields,
+    _body_length,
+    ends_head,
+    is_too_large,
+    parse_head,
+    refuse_cut_line,
+)
 from guestapi.http.response import date_line, error_response, response_end, response_fields
 from guestapi.settings import LimitSettings
 from tests.harness.containers import parse
@@ -395,7 +404,7 @@ def test_error_response(status: int) -> None:
 
 
 def test_fields_that_are_known() -> None:
-    """A head is parsed alike whether or not the fields of the request before are known, and none changes another's."""
+    """A head is parsed alike whether or not its fields are known, and no request changes another's."""
     same = [b"Host: x", b"User-Agent: a"]
     requests = [
         [b"GET /a HTTP/1.1", *same],
@@ -484,8 +493,28 @@ def test_fields_that_are_remembered(monkeypatch: pytest.MonkeyPatch, more: int, 
         return parse(fields, limits)
 
     monkeypatch.setattr(request_module, "_parse_fields", counted)
-    monkeypatch.setattr(request_module, "_MOST_KNOWN", len(b"Host: x\r\n\r\n") - more)
+    monkeypatch.setattr(request_module, "KNOWN_BYTES", len(b"Host: x\r\n\r\n") - more)
     fields = KnownFields()
     for _time in range(2):
-        assert fields.parse(b"Host: x\r\n\r\n", LIMITS)["HTTP_HOST"] == "x"
+        assert fields.parse(b"Host: x\r\n\r\n", LIMITS)[0]["HTTP_HOST"] == "x"
     assert len(calls) == (1 if known else 2)
+
+
+def test_number_of_fields_that_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only so many sets of field lines are remembered; each new one drives out the oldest."""
+    calls: list[bytes] = []
+    parse = request_module._parse_fields
+
+    def counted(fields: bytes, limits: LimitSettings) -> Any:
+        calls.append(fields)
+        return parse(fields, limits)
+
+    monkeypatch.setattr(request_module, "_parse_fields", counted)
+    lines = [b"Host: %d\r\n\r\n" % number for number in range(KNOWN_FIELDS + 1)]
+    fields = KnownFields()
+    for one in lines[:-1] * 2:
+        fields.parse(one, LIMITS)
+    assert calls == lines[:-1]
+    for one in (lines[-1], lines[1], lines[0]):
+        fields.parse(one, LIMITS)
+    assert calls == [*lines, lines[0]]
