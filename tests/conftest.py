@@ -51,6 +51,7 @@ _LONG = (
         "test_replay_lxd.py",
         "faults/test_follower.py",
         "test_demo.py",
+        "test_announced_stops.py",
     ),
     *("test_engines.py", "test_oddities.py", "test_events.py", "test_worker.py", "test_attacks.py", "test_images.py"),
 )
