@@ -189,11 +189,13 @@ def relocate(stage: Path) -> None:
 
 
 def debian_changelog(release: str) -> str:
-    """Return docs/changelog.md in Debian's form; each release has midnight of its day as its time."""
+    """Return the releases of docs/changelog.md in Debian's form; each has midnight of its day as its time."""
     sections = re.split(r"^## ", (CHECKOUT / "docs/changelog.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     found = []
     for section in sections:
         head, _, body = section.partition("\n")
+        if head == "[Unreleased]":
+            continue
         version = re.match(r"\[([^]]+)\] - (\d{4}-\d\d-\d\d)$", head)
         if version is None:
             raise SystemExit(f"docs/changelog.md: '## {head}' is not: ## [VERSION] - YEAR-MONTH-DAY")

@@ -24,6 +24,8 @@ from pathlib import Path
 GROUPS = frozenset({"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"})
 
 _SECTION = re.compile(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+#: What is in no release yet.
+_UNRELEASED = "[Unreleased]"
 _HEAD = re.compile(r"\[(\d+)\.(\d+)\.(\d+)\] - (\d{4}-\d\d-\d\d)")
 
 
@@ -57,7 +59,9 @@ def read_version(checkout: Path) -> str:
 def read_changelog(checkout: Path) -> tuple[list[Release], list[str]]:
     """Return the releases in docs/changelog.md, newest first, and the problems of their form."""
     releases, problems = [], []
-    for head, body in _SECTION.findall((checkout / "docs/changelog.md").read_text(encoding="utf-8")):
+    for place, (head, body) in enumerate(_SECTION.findall((checkout / "docs/changelog.md").read_text("utf-8"))):
+        if head == _UNRELEASED and place == 0:
+            continue
         matched = _HEAD.fullmatch(head)
         try:
             day = date.fromisoformat(matched[4]) if matched else None
@@ -96,6 +100,12 @@ def check_changelog(releases: Sequence[Release], version: str) -> Iterator[str]:
             yield f"docs/changelog.md: {release} has nothing under '{group}'"
 
 
+def check_unreleased(checkout: Path) -> Iterator[str]:
+    """Yield a contradiction if the changelog has changes that are in no release."""
+    if f"## {_UNRELEASED}\n" in (checkout / "docs/changelog.md").read_text(encoding="utf-8"):
+        yield f"docs/changelog.md: what is under '## {_UNRELEASED}' needs a version"
+
+
 def check_tags(checkout: Path, version: str) -> Iterator[str]:
     """Yield contradictions between the version and git's tags, of this commit and of others."""
     tags = _git(checkout, "tag", "--list", "v[0-9]*").split()
@@ -128,6 +138,7 @@ def check(checkout: Path) -> list[str]:
     version = read_version(checkout)
     releases, problems = read_changelog(checkout)
     problems += check_changelog(releases, version)
+    problems += check_unreleased(checkout)
     problems += check_tags(checkout, version)
     if problems:
         return problems

@@ -93,6 +93,11 @@ def test_agreement(checkout: Path) -> None:
             "version 1.3.0, but the newest in docs/changelog.md is 1.2.0",
         ),
         (replace("docs/changelog.md", "[1.2.0] - 2026-11-26", "Unreleased"), "'## Unreleased' is not"),
+        (
+            replace("docs/changelog.md", "## [1.2.0]", "## [Unreleased]\n\n### Added\n\n- More.\n\n## [1.2.0]"),
+            "what is under '## [Unreleased]' needs a version",
+        ),
+        (replace("docs/changelog.md", "[1.1.9] - 2026-11-25", "[Unreleased]"), "'## [Unreleased]' is not"),
         (replace("docs/changelog.md", "2026-11-26", "2026-11-31"), "is not '## [VERSION] - YEAR-MONTH-DAY'"),
         (replace("docs/changelog.md", "[1.1.9]", "[1.2.1]"), "1.2.0 of 2026-11-26 stands before 1.2.1"),
         (replace("docs/changelog.md", "2026-11-25", "2026-11-27"), "stands before 1.1.9 of 2026-11-27"),
