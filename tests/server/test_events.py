@@ -290,7 +290,7 @@ def test_operator_follows_everything(service: Service, c1: Container) -> None:
 
 
 def test_idle_streams_are_small() -> None:
-    """Each of five hundred idle streams takes less than 32 kB of a worker's memory; the benchmark has the figure."""
+    """Each of five hundred idle streams takes less than 16 kB of a worker's memory; the benchmark has the figure."""
     toml = "[limits]\nstreams_per_instance = 600\nconnections_per_instance = 600\n"
     with (
         Service(workers=1, toml=toml, dialects=["incus"]) as own,
@@ -302,7 +302,7 @@ def test_idle_streams_are_small() -> None:
         with container.listening("raw", json.dumps([[websocket().decode(), "never"]] * 500)) as clients:
             assert clients.read_document() == "ready"
             each = (resident(worker) - before) / 500
-        assert each < 32, f"{each:.1f} kB"
+        assert each < 16, f"{each:.1f} kB"
 
 
 def resident(pid: int) -> int:
