@@ -100,19 +100,15 @@ def check_changelog(releases: Sequence[Release], version: str) -> Iterator[str]:
             yield f"docs/changelog.md: {release} has nothing under '{group}'"
 
 
-def check_unreleased(checkout: Path) -> Iterator[str]:
-    """Yield a contradiction if the changelog has changes that are in no release."""
-    if f"## {_UNRELEASED}\n" in (checkout / "docs/changelog.md").read_text(encoding="utf-8"):
-        yield f"docs/changelog.md: what is under '## {_UNRELEASED}' needs a version"
-
-
 def check_tags(checkout: Path, version: str) -> Iterator[str]:
-    """Yield contradictions between the version and git's tags, of this commit and of others."""
+    """Yield contradictions between version, changelog and git's tags, of this commit and of others."""
     tags = _git(checkout, "tag", "--list", "v[0-9]*").split()
     here = _git(checkout, "tag", "--list", "v[0-9]*", "--points-at", "HEAD").split()
     for tag in here:
         if tag != f"v{version}":
             yield f"this commit has the tag {tag}, but guestapi/__init__.py has version {version}"
+    if here and f"## {_UNRELEASED}\n" in (checkout / "docs/changelog.md").read_text(encoding="utf-8"):
+        yield f"this commit has the tag {here[0]}, but docs/changelog.md has '## {_UNRELEASED}'"
     if f"v{version}" in tags and f"v{version}" not in here:
         yield f"{version} was released already: the tag v{version} is of another commit"
 
@@ -138,7 +134,6 @@ def check(checkout: Path) -> list[str]:
     version = read_version(checkout)
     releases, problems = read_changelog(checkout)
     problems += check_changelog(releases, version)
-    problems += check_unreleased(checkout)
     problems += check_tags(checkout, version)
     if problems:
         return problems
