@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from guestapi.fleet import checks
 from tests.fleet.conftest import Fleet
+from tests.harness import waiting
 from tests.harness.postgresql import Postgres
 
 pytestmark = pytest.mark.root
@@ -34,10 +34,7 @@ def found(fleet: Fleet, user: str = "postgres") -> dict[str, tuple[bool, str]]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for a change at the server, which no event tells."""
-    end = time.monotonic() + _SECONDS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    waiting.until(condition, "the change", pause=0.05, seconds=_SECONDS)
 
 
 @pytest.fixture

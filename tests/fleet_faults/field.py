@@ -25,6 +25,7 @@ from guestapi.store import steps
 from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import get_instance
 from tests.fleet_faults.wire import Wire
+from tests.harness import waiting
 from tests.harness.clock import Clock
 from tests.harness.machine import CHECKOUT
 from tests.harness.replicated import Replicas
@@ -206,7 +207,7 @@ class Field:
         self._writer.start()
 
     def wait_for_changes(self, count: int = 20) -> None:
-        """Wait until so many changes more were acknowledged."""
+        """Wait until this many more changes were acknowledged."""
         wanted = self.count + count
         until(lambda: self.count >= wanted, lambda: f"{self.count} of {wanted} changes")
 
@@ -310,12 +311,9 @@ class Field:
         )
 
 
-def until(met: Callable[[], bool], what: Callable[[], str] = lambda: "") -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + SECONDS
-    while not met():
-        assert time.monotonic() < end, what()
-        time.sleep(0.1)
+def until(true: Callable[[], object], what: str | Callable[[], str] = "a fault is overcome") -> None:
+    """Wait until a condition is true, as long as a fault may take."""
+    waiting.until(true, what, pause=0.1, seconds=SECONDS)
 
 
 def lose(host: FieldHost) -> None:

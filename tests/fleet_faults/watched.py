@@ -62,6 +62,17 @@ def _pass(name: str) -> None:
 _watch = _Watch()
 
 
+def _record(what: str, left: str, arrived: str, before: set[str], after: set[str]) -> None:
+    """Record what a commit changes, and go through the points `what`, `left` and `arrived` if they are due."""
+    if before != after:
+        _watch.note(what, after)
+    _pass(f"{what}:{_watch.commits}")
+    if before - after:
+        _pass(left)
+    if after - before:
+        _pass(arrived)
+
+
 @contextmanager
 def change(self: Writer) -> Iterator[Change]:
     """As `Writer.change`."""
@@ -74,20 +85,8 @@ def change(self: Writer) -> Iterator[Change]:
             _watch.note("begin", before)
         _watch.placed = after
         _watch.commits += 1
-        if before != after:
-            _watch.note("commit", after)
-        _pass(f"commit:{_watch.commits}")
-        if before - after:
-            _pass("leaving")
-        if after - before:
-            _pass("arriving")
-    if before != after:
-        _watch.note("committed", after)
-    _pass(f"committed:{_watch.commits}")
-    if before - after:
-        _pass("left")
-    if after - before:
-        _pass("arrived")
+        _record("commit", "leaving", "arriving", before, after)
+    _record("committed", "left", "arrived", before, after)
 
 
 def release(session: Session, uuid: str, epoch: int) -> bool:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from tests.harness.daemon import Daemon
+from tests.harness.kept_namespaces import KeptNamespaces
 
 #: The network between the members, which nothing else is connected to.
 _NETWORK = "10.77.0."
@@ -57,7 +58,7 @@ class Member(Daemon):
         _run("nsenter", "-t", str(self._bridge), "-n", "ip", "link", "set", self._port, state)
 
     def _connect(self) -> None:
-        namespace = str(self._holder.pid)
+        namespace = str(self._namespaces.pid)
         inside = ["nsenter", "-t", namespace, "-n", "ip"]
         _run(
             *("ip", "link", "add", self._port, "netns", str(self._bridge), "type", "veth"),
@@ -100,13 +101,8 @@ class Cluster:
     def __enter__(self) -> Cluster:
         self.members = []
         with ExitStack() as stack:
-            bridge = subprocess.Popen(
-                ["unshare", "--net", "/bin/sh", "-c", _BRIDGE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-            )
-            stack.callback(bridge.wait)
+            bridge = KeptNamespaces(_BRIDGE, unshare=["--net"])
             stack.callback(bridge.kill)
-            assert bridge.stdout is not None
-            assert bridge.stdout.readline() == b"ready\n"
             for number in (1, 2, 3):
                 first = self.members[0] if self.members else None
                 member = Member(self._release, number, bridge.pid, first)

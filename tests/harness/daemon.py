@@ -30,6 +30,7 @@ from tests.harness import rootfs
 from tests.harness.cgroups import remove_cgroup
 from tests.harness.containers import Response, parse
 from tests.harness.fast import forbid
+from tests.harness.kept_namespaces import KeptNamespaces
 from tests.harness.waiting import TIMEOUT, until
 
 #: The directory into which tools/unpack-daemon unpacks the packages.
@@ -95,18 +96,10 @@ class Daemon:
     def __enter__(self) -> Daemon:
         self._directory = Path(tempfile.mkdtemp(prefix="guestapi-daemon-", dir="/run"))
         self._cgroup = self._directory.name
-        self._holder = subprocess.Popen(
-            [
-                *("unshare", "--mount", "--net", "/bin/sh", "-c", _PREPARE, "sh"),
-                *(self._directory, self.kind, self._state, self._cgroup, self._over_usr or ""),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
+        self._namespaces = KeptNamespaces(
+            _PREPARE, self._directory, self.kind, self._state, self._cgroup, self._over_usr or ""
         )
-        assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == "ready\n"
-        self.root = Path(f"/proc/{self._holder.pid}/root")
+        self.root = self._namespaces.root
         self.socket = self.root / self._state[1:] / "unix.socket"
         try:
             self.start()
@@ -122,7 +115,7 @@ class Daemon:
         # The cgroup has the daemon's processes and containers, and no others (cgroups(7)).
         cgroup = self.root / str(self._directory)[1:] / "cgroup" / self._cgroup
         (cgroup / "cgroup.kill").write_text("1")
-        self._holder.wait()
+        self._namespaces.wait()
         remove_cgroup(self._cgroup)
         shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -233,7 +226,7 @@ class Daemon:
     @property
     def enter_mounts(self) -> Sequence[str]:
         """The beginning of a command that runs where the daemon's files are."""
-        return ["nsenter", "-t", str(self._holder.pid), "-m"]
+        return self._namespaces.enter("-m")
 
     @property
     def _enter(self) -> Sequence[str | Path]:

@@ -8,7 +8,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +20,9 @@ from tests.harness import rootfs
 from tests.harness.containers import BASE
 from tests.harness.daemon import packages
 from tests.harness.images import Image
+from tests.harness.kept_namespaces import KeptNamespaces
 from tests.harness.scratch import SCRATCH
-from tests.harness.waiting import TIMEOUT
+from tests.harness.waiting import TIMEOUT, until
 
 #: Run by sh: makes a mount namespace with only version 2 of cgroups, as both engines need it, and with a state
 #: directory of the OCI runtimes that is separate from other tests.
@@ -58,13 +58,9 @@ class Engine(ABC):
         rootfs.make(self.rootfs)
         self.socket = self.path / "sock"
         self.log = self.path / "log"
-        self._holder = subprocess.Popen(
-            ["unshare", "--mount", "--net", "sh", "-c", _PREPARE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
-        assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"ready\n"
+        self._namespaces = KeptNamespaces(_PREPARE)
         #: A prefix that runs a command in the engine's namespaces.
-        self.enter = ["nsenter", "-t", str(self._holder.pid), "-m", "-n"]
+        self.enter = self._namespaces.enter("-m", "-n")
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self.start()
@@ -84,8 +80,7 @@ class Engine(ABC):
             # Remove the containers' cgroups; those of other tests are in use, so they stay.
             clean = "find /sys/fs/cgroup/libpod_parent /sys/fs/cgroup/docker -depth -type d -exec rmdir {} +"
             subprocess.run([*self.enter, "sh", "-c", clean], check=False, capture_output=True)
-            self._holder.kill()
-            self._holder.wait()
+            self._namespaces.kill()
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
@@ -120,15 +115,16 @@ class Engine(ABC):
                 env=self.environment(),
                 start_new_session=True,
             )
-        until = time.monotonic() + TIMEOUT
-        while True:
-            try:
-                Api(str(self.socket)).containers()
-                return
-            except EngineError:
-                assert self._process.poll() is None, self.log.read_text()
-                assert time.monotonic() < until, self.log.read_text()
-                time.sleep(0.05)
+        until(self._answers, self.log.read_text, pause=0.05)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        try:
+            Api(str(self.socket)).containers()
+        except EngineError:
+            assert self._process.poll() is None, self.log.read_text()
+            return False
+        return True
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the API server with this signal."""
@@ -161,10 +157,16 @@ class Engine(ABC):
 
     def remove_all(self) -> None:
         """Remove all containers. podman needs a second try for one whose conmon was killed."""
-        until = time.monotonic() + TIMEOUT
-        while keys := [one.id for one in Api(str(self.socket)).containers()]:
-            said = self(*self.remove, *keys, check=False)
-            assert time.monotonic() < until, said
+        said = ""
+
+        def has_none() -> bool:
+            nonlocal said
+            keys = [one.id for one in Api(str(self.socket)).containers()]
+            if keys:
+                said = self(*self.remove, *keys, check=False)
+            return not keys
+
+        until(has_none, lambda: said)
 
     def run(self, name: str, image: Sequence[str], *options: str, check: bool = True) -> str:
         """Start a sleeping container with ``run --detach``; return its id.

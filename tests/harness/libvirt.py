@@ -18,6 +18,7 @@ from types import TracebackType
 
 from tests.harness.daemon import packages
 from tests.harness.fast import forbid
+from tests.harness.kept_namespaces import KeptNamespaces
 from tests.harness.scratch import SCRATCH
 from tests.harness.service import USER
 from tests.harness.waiting import TIMEOUT, until
@@ -86,27 +87,8 @@ class Libvirt:
         forbid()
         place = packages("libvirt")
         self._directory = tempfile.mkdtemp(prefix="guestapi-libvirt-", dir=SCRATCH)
-        self._holder = subprocess.Popen(
-            [
-                "unshare",
-                "--mount",
-                "--net",
-                "/bin/sh",
-                "-c",
-                _PREPARE,
-                "sh",
-                str(place),
-                self._directory,
-                str(USER),
-                _REAPER,
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == "ready\n"
-        self.root = Path(f"/proc/{self._holder.pid}/root")
+        self._namespaces = KeptNamespaces(_PREPARE, place, self._directory, str(USER), _REAPER)
+        self.root = self._namespaces.root
         try:
             self.start()
         except BaseException:
@@ -121,22 +103,17 @@ class Libvirt:
             if file.stem != "driver":
                 os.kill(int(file.read_text()), signal.SIGKILL)
         self.stop()
-        self._holder.kill()
-        self._holder.communicate()
+        self._namespaces.kill()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
     def enter(self) -> Sequence[str]:
         """The beginning of a command that runs where libvirt is."""
-        return ["nsenter", "-t", str(self._holder.pid), "-m"]
+        return self._namespaces.enter("-m")
 
     def start(self) -> None:
         """Start libvirtd, and wait until it answers."""
-        assert self._holder.stdin is not None
-        assert self._holder.stdout is not None
-        self._holder.stdin.write("start\n")
-        self._holder.stdin.flush()
-        self._pid = int(self._holder.stdout.readline())
+        self._pid = int(self._namespaces.ask("start"))
 
         def answers() -> bool:
             assert self._runs, (self.root / "run/log").read_text()

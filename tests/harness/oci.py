@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +15,9 @@ from typing import Any
 from tests.harness import rootfs
 from tests.harness.containers import BASE
 from tests.harness.daemon import packages
+from tests.harness.kept_namespaces import KeptNamespaces
 from tests.harness.scratch import SCRATCH
-from tests.harness.waiting import TIMEOUT
+from tests.harness.waiting import TIMEOUT, until
 
 #: runc needs a system with only version 2 of cgroups.
 _PREPARE = """
@@ -56,12 +56,8 @@ class OciRuntime:
         rootfs.make(self.rootfs)
         for path in [self.rootfs, *self.rootfs.rglob("*")]:
             os.chown(path, BASE, BASE, follow_symlinks=False)
-        self._holder = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", _PREPARE], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-        )
-        assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == b"ready\n"
-        self._enter = ["nsenter", "-t", str(self._holder.pid), "-m"]
+        self._namespaces = KeptNamespaces(_PREPARE, unshare=["--mount"])
+        self._enter = self._namespaces.enter("-m")
         return self
 
     def __exit__(
@@ -71,11 +67,8 @@ class OciRuntime:
             for one in self.root.iterdir():
                 self("delete", "--force", one.name, check=False)
         # runc does not wait until the last process has left the cgroup.
-        until = time.monotonic() + TIMEOUT
-        while self._cgroups() and time.monotonic() < until:
-            time.sleep(0.05)
-        self._holder.kill()
-        self._holder.wait()
+        until(lambda: not self._cgroups(), "the end of its cgroups", pause=0.05)
+        self._namespaces.kill()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _cgroups(self) -> bool:

@@ -8,8 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,8 @@ import pytest
 
 from tests.harness.machine import CHECKOUT
 from tests.harness.postgresql import USER, Postgres, as_user, binaries, signal_all
-from tests.harness.replicated import Replicas
+from tests.harness.replicated import Replicas, running
+from tests.harness.waiting import until
 
 #: Where `make test-fleet` unpacks Patroni and etcd.
 PACKAGES = CHECKOUT / ".venv/patroni"
@@ -31,7 +30,7 @@ _LOOPBACK = ["host replication all 127.0.0.1/32 trust", "host all postgres 127.0
 
 
 class PatroniReplicas(Replicas):
-    """The servers. Whoever of them is the primary is Patroni's to say."""
+    """The servers. Patroni decides which of them is the primary."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, {})
@@ -61,18 +60,18 @@ class PatroniReplicas(Replicas):
 
     def find_primary(self) -> None:
         """Wait until a server takes changes; from then on, it is `primary`."""
-        until = time.monotonic() + _SECONDS
-        while True:
-            for node in self.nodes:
-                try:
-                    with node.connect() as connection:
-                        if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,):
-                            self.primary = node
-                            return
-                except psycopg.Error:
-                    pass
-            assert time.monotonic() < until, self.logs
-            time.sleep(0.2)
+        until(self._has_primary, lambda: self.logs, pause=0.2, seconds=_SECONDS)
+
+    def _has_primary(self) -> bool:
+        for node in self.nodes:
+            try:
+                with node.connect() as connection:
+                    if connection.execute("SELECT pg_is_in_recovery()").fetchone() == (False,):
+                        self.primary = node
+                        return True
+            except psycopg.Error:
+                pass
+        return False
 
     def kill_primary(self) -> None:
         """End the primary and its Patroni at once, without a word."""
@@ -149,11 +148,5 @@ def patroni() -> Iterator[PatroniReplicas]:
     """Three servers that run until the end of the block; skip the test if Patroni is not unpacked."""
     if not PACKAGES.is_dir():
         pytest.skip("needs Patroni and etcd, which 'make test-fleet' unpacks")
-    directory = Path(tempfile.mkdtemp(prefix="pg-"))
-    replicas = PatroniReplicas(directory)
-    try:
-        replicas.make()
+    with running(PatroniReplicas) as replicas:
         yield replicas
-    finally:
-        replicas.stop_all()
-        shutil.rmtree(directory)

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import psycopg
 import pytest
 
 from tests.harness import fast
+from tests.harness.waiting import until
 
 #: Who the server runs as: PostgreSQL refuses root.
 USER = "nobody"
@@ -106,16 +106,16 @@ class Postgres:
         with (self.directory / "log").open("ab") as log:
             environment = {**os.environ, **self.environment}
             self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
-        until = time.monotonic() + _SECONDS
-        while True:
-            try:
-                psycopg.connect(self.url()).close()
-            except psycopg.OperationalError:
-                assert self._process.poll() is None, (self.directory / "log").read_text()
-                assert time.monotonic() < until, (self.directory / "log").read_text()
-                time.sleep(0.05)
-            else:
-                return
+        until(self._takes_connections, (self.directory / "log").read_text, pause=0.05, seconds=_SECONDS)
+
+    def _takes_connections(self) -> bool:
+        assert self._process is not None
+        try:
+            psycopg.connect(self.url()).close()
+        except psycopg.OperationalError:
+            assert self._process.poll() is None, (self.directory / "log").read_text()
+            return False
+        return True
 
     def stop(self) -> None:
         """End it at once, and its children with it."""

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tests.harness.postgresql import Postgres, binaries
+from tests.harness.waiting import until
 
 _SECONDS = 30.0
 #: A change is acknowledged when one standby has it, so the one that has received most has all.
 _SYNCHRONOUS = "ANY 1 (*)"
+#: How many standbys confirm changes.
+_CONFIRMING = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')"
+
+R = TypeVar("R", bound="Replicas")
 
 
 class Replicas:
@@ -49,7 +55,7 @@ class Replicas:
             connection.execute("SELECT pg_reload_conf()")
 
     def url(self, database: str, user: str) -> str:
-        """The URL with all servers; whoever takes changes is meant."""
+        """The URL with all servers; clients use the one that takes changes."""
         hosts = ",".join(str(node.directory) for node in self.nodes)
         ports = ",".join(str(node.port) for node in self.nodes)
         return f"postgresql://{user}@/{database}?host={hosts}&port={ports}"
@@ -83,18 +89,15 @@ class Replicas:
         return self.primary
 
     def wait_for_standbys(self, count: int) -> None:
-        """Wait until so many standbys confirm changes."""
-        until = time.monotonic() + _SECONDS
-        query = (
-            "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')"
-        )
-        while True:
+        """Wait until this many standbys confirm changes."""
+
+        def confirm() -> bool:
             with self.primary.connect() as connection:
-                row = connection.execute(query).fetchone()
-            if row is not None and row[0] >= count:
-                return
-            assert time.monotonic() < until, (self.primary.directory / "log").read_text()[-2000:]
-            time.sleep(0.1)
+                row = connection.execute(_CONFIRMING).fetchone()
+            return row is not None and row[0] >= count
+
+        log = self.primary.directory / "log"
+        until(confirm, lambda: log.read_text()[-2000:], pause=0.1, seconds=_SECONDS)
 
     def stop_all(self) -> None:
         """End all servers."""
@@ -102,11 +105,21 @@ class Replicas:
             node.kill()
 
 
-@contextmanager
-def replicated(environment: Mapping[str, str]) -> Iterator[Replicas]:
+def replicated(environment: Mapping[str, str]) -> AbstractContextManager[Replicas]:
     """Three servers that run until the end of the block, with these variables in their environment."""
+    return running(partial(Replicas, environment=environment))
+
+
+@contextmanager
+def running(describe: Callable[[Path], R]) -> Iterator[R]:
+    """Make and start servers, which run until the end of the block.
+
+    Args:
+        describe: describes them, with a directory for all that they have.
+    """
+    # A socket's path has at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="pg-"))
-    replicas = Replicas(directory, environment)
+    replicas = describe(directory)
     try:
         replicas.make()
         yield replicas

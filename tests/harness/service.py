@@ -28,7 +28,7 @@ from guestapi.store.writing import Writer
 from tests.harness.containers import BASE, Container
 from tests.harness.fast import forbid
 from tests.harness.scratch import SCRATCH
-from tests.harness.waiting import TIMEOUT
+from tests.harness.waiting import TIMEOUT, until
 
 #: An unused user ID. The service needs no entry in /etc/passwd.
 USER = 64_042
@@ -103,13 +103,13 @@ class Service:
     def start(self) -> Service:
         """Start the service, and wait until it answers and all its workers run."""
         self._process = self.launch("--workers", str(self._workers))
-        until = time.monotonic() + TIMEOUT
-        for path in self.sockets.values():
-            while not _answers(path) or len(self.workers) < self._workers:
-                assert self._process.poll() is None, self.log.read_text()
-                assert time.monotonic() < until, self.log.read_text()
-                time.sleep(0.02)
+        until(self._is_up, self.log.read_text, pause=0.02)
         return self
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()
+        return all(map(_answers, self.sockets.values())) and len(self.workers) >= self._workers
 
     def launch(self, *words: str) -> subprocess.Popen[bytes]:
         """Run `guestapi serve` with these arguments, in a session of its own, which the test's signals do not reach."""

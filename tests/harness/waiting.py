@@ -12,15 +12,18 @@ from collections.abc import Callable
 TIMEOUT = 300.0
 
 
-def until(true: Callable[[], object], what: str, *, pause: float = 0.01) -> None:
+def until(
+    true: Callable[[], object], what: str | Callable[[], str], *, pause: float = 0.01, seconds: float = TIMEOUT
+) -> None:
     """Wait until a condition is true.
 
     Args:
         true: the condition; it is asked again and again.
-        what: the message if it does not become true within `TIMEOUT` seconds.
+        what: the message if it does not become true in time, or what returns it.
         pause: seconds between two questions.
+        seconds: after which to give up.
     """
-    end = time.monotonic() + TIMEOUT
+    end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, f"{what}: not within {TIMEOUT} s"
+        assert time.monotonic() < end, f"not within {seconds} s: {what if isinstance(what, str) else what()}"
         time.sleep(pause)
