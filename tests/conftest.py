@@ -143,7 +143,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=parsers.find_parsers(), ids=lambda parser: f"gunicorn_h1c-{parser.version}")
-def parser(request: pytest.FixtureRequest) -> Iterator[parsers.Parser]:
+def parser(request: pytest.FixtureRequest) -> Iterator[parsers.ParserVersion]:
     """Parse heads of requests with this version of gunicorn_h1c, in this process."""
     with parsers.use(request.param, guestapi.http.request):
         yield request.param

@@ -7,17 +7,7 @@ from hypothesis import strategies as st
 
 from guestapi import rate_limit
 from guestapi.rate_limit import RateLimit
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Return the time in seconds."""
-        return self.now
+from tests.harness.clock import ManualClock
 
 
 def taken(limit: RateLimit, instance_id: int, tries: int) -> int:
@@ -27,7 +17,7 @@ def taken(limit: RateLimit, instance_id: int, tries: int) -> int:
 
 def test_burst_and_then_each_second() -> None:
     """The burst is available at once, then as many as the elapsed seconds give, and never more than the burst."""
-    clock = Clock()
+    clock = ManualClock()
     limit = RateLimit(2.0, 3, clock)
     assert taken(limit, 1, 10) == 3
     clock.now += 0.5
@@ -43,7 +33,7 @@ def test_burst_and_then_each_second() -> None:
 
 def test_each_instance_has_its_own_bucket() -> None:
     """An instance without tokens takes none from another one."""
-    limit = RateLimit(1.0, 2, Clock())
+    limit = RateLimit(1.0, 2, ManualClock())
     assert taken(limit, 1, 5) == 2
     assert taken(limit, 2, 5) == 2
     assert taken(limit, 1, 5) == 0
@@ -56,7 +46,7 @@ def test_retry_after() -> None:
 
 def test_number_of_buckets_is_bounded() -> None:
     """Of many instances, the least recently used bucket is dropped, and starts full again."""
-    limit = RateLimit(1.0, 1, Clock())
+    limit = RateLimit(1.0, 1, ManualClock())
     assert rate_limit._REMEMBERED == 4096
     for instance_id in range(rate_limit._REMEMBERED):
         assert limit.take(instance_id)
@@ -71,7 +61,7 @@ def test_number_of_buckets_is_bounded() -> None:
 @given(st.floats(0.1, 100), st.integers(1, 20), st.lists(st.tuples(st.floats(0, 3), st.integers(1, 30)), max_size=20))
 def test_never_more_than_burst_and_rate(per_second: float, burst: int, waits: list[tuple[float, int]]) -> None:
     """In any sequence of tries, no more succeed than the burst and the rate permit."""
-    clock = Clock()
+    clock = ManualClock()
     limit = RateLimit(per_second, burst, clock)
     begin, total = clock.now, 0
     for seconds, tries in waits:

@@ -98,14 +98,14 @@ class RootError(Exception):
 
 
 @dataclass(frozen=True)
-class Bind:
+class BoundDirectory:
     """A directory of the host, and its path for the command."""
 
     host: Path
     inside: str
 
     @classmethod
-    def parse(cls, text: str) -> Bind:
+    def parse(cls, text: str) -> BoundDirectory:
         """Parse "HOST:ROOT", or "DIRECTORY" for the same path in both.
 
         Args:
@@ -238,7 +238,7 @@ def copy_checkout(target: Path) -> None:
     )
 
 
-def run(root: Path, command: Sequence[str], *, binds: Sequence[Bind] = (), checkout: bool = False) -> int:
+def run(root: Path, command: Sequence[str], *, binds: Sequence[BoundDirectory] = (), checkout: bool = False) -> int:
     """Run a command over a root; everything that it writes is removed when it ends, except in `binds`.
 
     Args:
@@ -262,10 +262,10 @@ def run(root: Path, command: Sequence[str], *, binds: Sequence[Bind] = (), check
         mounted = list(binds)
         if checkout:
             copy_checkout(scratch / "checkout")
-            mounted.insert(0, Bind(scratch / "checkout", INSIDE))
+            mounted.insert(0, BoundDirectory(scratch / "checkout", INSIDE))
         pip = Path.home() / ".cache/pip"
         pip.mkdir(parents=True, exist_ok=True)
-        mounted.append(Bind(pip, "/root/.cache/pip"))
+        mounted.append(BoundDirectory(pip, "/root/.cache/pip"))
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
         environment |= {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -304,7 +304,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb.add_argument("suite", help="a suite of Debian: bookworm, trixie")
         verb.add_argument("--package", dest="packages", action="extend", nargs="+", default=[], metavar="PACKAGE")
     enter.add_argument("--checkout", action="store_true", help=f"run it in {INSIDE}, a copy of the checkout")
-    enter.add_argument("--bind", dest="binds", action="append", type=Bind.parse, default=[], metavar="HOST:ROOT")
+    enter.add_argument(
+        "--bind", dest="binds", action="append", type=BoundDirectory.parse, default=[], metavar="HOST:ROOT"
+    )
     words = list(sys.argv[1:] if arguments is None else arguments)
     cut = words.index("--") if "--" in words else len(words)
     given, command = parser.parse_args(words[:cut]), words[cut + 1 :]

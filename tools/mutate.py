@@ -50,7 +50,7 @@ LEAST_SECONDS, TIMES = 60.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MutationPlan:
     """The modules for faults, and their tests.
 
     Attributes:
@@ -63,7 +63,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class MutationResult:
     """The result of a fault: the tests that killed it, or a survivor (`by` is empty)."""
 
     mutant: Mutant
@@ -71,7 +71,7 @@ class Result:
     seconds: float
 
 
-def load_plan(modules: Path = MODULES, equivalent: Path = EQUIVALENT, checkout: Path = CHECKOUT) -> Plan:
+def load_plan(modules: Path = MODULES, equivalent: Path = EQUIVALENT, checkout: Path = CHECKOUT) -> MutationPlan:
     """Read the two files.
 
     Raises:
@@ -86,7 +86,7 @@ def load_plan(modules: Path = MODULES, equivalent: Path = EQUIVALENT, checkout: 
         if not entry.get("why"):
             sys.exit(f"{equivalent.name}: {entry.get('module')}: {entry.get('before')!r} has no reason")
         known[entry["module"], entry["scope"], entry["before"], entry["after"]] = entry["why"]
-    return Plan(tests, known)
+    return MutationPlan(tests, known)
 
 
 def choose(mutants: Sequence[Mutant], seed: int, size: int) -> list[Mutant]:
@@ -99,7 +99,7 @@ def choose(mutants: Sequence[Mutant], seed: int, size: int) -> list[Mutant]:
 class Runner:
     """Runs tests with and without faults. Tests of one file never run twice at a time."""
 
-    def __init__(self, plan: Plan, state: Path) -> None:
+    def __init__(self, plan: MutationPlan, state: Path) -> None:
         self._plan = plan
         self._state = state
         self._locks: dict[str, threading.Lock] = {}
@@ -125,7 +125,7 @@ class Runner:
                 noted.write_text(json.dumps(known))
             self._limits[file] = max(LEAST_SECONDS, TIMES * float(str(known[file][1])))
 
-    def judge(self, mutant: Mutant) -> Result:
+    def judge(self, mutant: Mutant) -> MutationResult:
         """Put a fault into its module, and run its tests until one fails or hangs."""
         began = time.monotonic()
         source = (CHECKOUT / mutant.path).read_bytes()
@@ -135,8 +135,8 @@ class Runner:
             with lock:
                 code = self._run([file], (mutant.path, mutant.apply(source)), self._limits[file])
             if code:
-                return Result(mutant, file, time.monotonic() - began)
-        return Result(mutant, "", time.monotonic() - began)
+                return MutationResult(mutant, file, time.monotonic() - began)
+        return MutationResult(mutant, "", time.monotonic() - began)
 
     def _run(self, files: list[str], fault: tuple[str, bytes] | None, seconds: float) -> int:
         """Run tests; return the exit code, 0 if all passed."""
@@ -195,7 +195,7 @@ class Notes:
     while its module is unchanged, and a survivor is tried again after a change of its tests.
     """
 
-    def __init__(self, file: Path, plan: Plan) -> None:
+    def __init__(self, file: Path, plan: MutationPlan) -> None:
         self._file = file
         self._lock = threading.Lock()
         self._plan = plan
@@ -206,14 +206,14 @@ class Notes:
                 note = json.loads(line)
                 self._known[note["fault"]] = note
 
-    def find(self, mutant: Mutant) -> Result | None:
+    def find(self, mutant: Mutant) -> MutationResult | None:
         """Return the recorded result of a fault, if it is still valid."""
         note = self._known.get(self._name(mutant))
         if note is None or (not note["by"] and note["tests"] != self._digest(mutant)[1]):
             return None
-        return Result(mutant, str(note["by"]), float(str(note["seconds"])))
+        return MutationResult(mutant, str(note["by"]), float(str(note["seconds"])))
 
-    def add(self, result: Result) -> None:
+    def add(self, result: MutationResult) -> None:
         """Record the result of a fault."""
         note = {
             "fault": self._name(result.mutant),
@@ -236,7 +236,7 @@ class Notes:
         return f"{mutant.path}@{self._digest(mutant)[0]}:{mutant.start}-{mutant.end}:{mutant.text}"
 
 
-def report(results: Sequence[Result], plan: Plan, at_least: float) -> int:
+def report(results: Sequence[MutationResult], plan: MutationPlan, at_least: float) -> int:
     """Print the results; return the exit code, 0 if enough faults were killed."""
     equivalent = [one for one in results if not one.by and one.mutant.key in plan.equivalent]
     survivors = [one for one in results if not one.by and one.mutant.key not in plan.equivalent]
@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _work(plan, sample, options.jobs, options.at_least)
 
 
-def _work(plan: Plan, sample: list[Mutant], jobs: int, at_least: float) -> int:
+def _work(plan: MutationPlan, sample: list[Mutant], jobs: int, at_least: float) -> int:
     STATE.mkdir(exist_ok=True)
     notes = Notes(STATE / "found.jsonl", plan)
     results = [found for one in sample if (found := notes.find(one)) is not None]
@@ -300,7 +300,7 @@ def _work(plan: Plan, sample: list[Mutant], jobs: int, at_least: float) -> int:
     runner = Runner(plan, STATE)
     runner.baseline(dict.fromkeys(test for one in left for test in plan.tests[one.path]))
 
-    def judge(mutant: Mutant) -> Result:
+    def judge(mutant: Mutant) -> MutationResult:
         result = runner.judge(mutant)
         notes.add(result)
         fate = f"killed by {result.by}" if result.by else "SURVIVES"

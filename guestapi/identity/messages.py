@@ -99,4 +99,4 @@ def decode_answer(data: bytes) -> TokenAnswer:
     try:
         return _answers.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise MessageError(f"not an answer of the signer: {error}") from None
+        raise MessageError(f"malformed: {error}") from None

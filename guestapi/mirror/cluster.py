@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from guestapi.mirror import translate
-from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon import DaemonClient
 from guestapi.mirror.daemon_model import (
     DaemonEvent,
     DaemonInstance,
@@ -32,7 +32,7 @@ _AT_ONCE = 16
 
 
 @dataclass(slots=True)
-class Found:
+class MemberInstances:
     """The instances of this member.
 
     Attributes:
@@ -49,7 +49,7 @@ class Found:
 class Members:
     """Finds out which instances are of this member."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: DaemonClient) -> None:
         """Send no request yet.
 
         Args:
@@ -59,7 +59,7 @@ class Members:
         #: Until when an instance is taken to be of another member (time.monotonic()).
         self._elsewhere: dict[Place, float] = {}
 
-    def find(self, server: Server, known: Collection[Place], progress: Callable[[], None]) -> Found:
+    def find(self, server: Server, known: Collection[Place], progress: Callable[[], None]) -> MemberInstances:
         """Find the instances of this member, or all of a daemon that is in no cluster.
 
         Args:
@@ -72,11 +72,11 @@ class Members:
         """
         if not server.environment.server_clustered:
             listed, unreadable = self._daemon.instances()
-            return Found([one for one in listed if translate.is_here(one, server)], unreadable)
+            return MemberInstances([one for one in listed if translate.is_here(one, server)], unreadable)
         places, now = self._daemon.places(), time.monotonic()
         progress()
         self._elsewhere = {place: until for place, until in self._elsewhere.items() if place in places and until > now}
-        found = Found()
+        found = MemberInstances()
         threads = ThreadPoolExecutor(_AT_ONCE)
         try:
             # Known instances first: they are here, or were.
@@ -112,7 +112,9 @@ class Members:
         old = (what.context or {}).get("old_name")
         return (project, name) in known or (project, old) in known
 
-    def _sort(self, found: Found, place: Place, answer: Future[DaemonInstance], server: Server, is_known: bool) -> None:
+    def _sort(
+        self, found: MemberInstances, place: Place, answer: Future[DaemonInstance], server: Server, is_known: bool
+    ) -> None:
         seconds = _KEEP_SECONDS
         try:
             instance = answer.result()

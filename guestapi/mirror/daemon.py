@@ -57,7 +57,7 @@ _SILENT = logging.Logger("guestapi.mirror.websocket", logging.CRITICAL + 1)
 T = TypeVar("T")
 
 
-class Daemon:
+class DaemonClient:
     """A client of one daemon. `events` may be used by another thread than the other methods."""
 
     def __init__(self, socket: str) -> None:

@@ -21,7 +21,7 @@ from falcon.util.reader import BufferedReader
 
 from guestapi import model, names
 from guestapi.dialects import DIALECTS
-from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon import DaemonClient
 from guestapi.mirror.daemon_model import DaemonError, DaemonImage, GoneError, RefusedError
 from guestapi.settings import Settings
 from guestapi.store import images
@@ -43,7 +43,7 @@ _ENDLESS = 1 << 62
 class ImageMirror:
     """Copies one daemon's images."""
 
-    def __init__(self, settings: Settings, writer: Writer, store: Views, name: str, daemon: Daemon) -> None:
+    def __init__(self, settings: Settings, writer: Writer, store: Views, name: str, daemon: DaemonClient) -> None:
         """Copy nothing yet.
 
         Args:

@@ -21,7 +21,7 @@ from guestapi.callers.namespaces import NotAnInitError, examine, is_alive
 from guestapi.journal import StateLog
 from guestapi.mirror import keys, translate
 from guestapi.mirror.cluster import Members
-from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon import DaemonClient
 from guestapi.mirror.daemon_model import DaemonError, DaemonInstance, GoneError, RefusedError, Server, SlowError
 from guestapi.mirror.images import ImageMirror, may_export
 from guestapi.mirror.keys import Place
@@ -75,8 +75,8 @@ class Mirror:
         self._writer = Writer(settings, create=True, keep=True, audit=by_source(name))
         self._store = Views(self._url)
         self._name = name
-        self._daemon = Daemon(socket)
-        self._images = ImageMirror(settings, self._writer, self._store, name, Daemon(socket))
+        self._daemon = DaemonClient(socket)
+        self._images = ImageMirror(settings, self._writer, self._store, name, DaemonClient(socket))
         self._readiness = Readiness(self._writer, self._store, name, self._daemon)
         self._tell = tell
         self._queue = SyncQueue()

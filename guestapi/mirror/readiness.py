@@ -10,7 +10,7 @@ from functools import partial
 from guestapi.callers.namespaces import is_alive
 from guestapi.journal import StateLog
 from guestapi.mirror import translate
-from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon import DaemonClient
 from guestapi.mirror.daemon_model import GoneError, RefusedError, SlowError
 from guestapi.mirror.keys import Place
 from guestapi.model import Instance
@@ -33,7 +33,7 @@ _UNTOLD_SECONDS = 60.0
 class Readiness:
     """The readiness that one daemon's instances have reported, until the daemon has it."""
 
-    def __init__(self, writer: Writer, store: Views, name: str, daemon: Daemon) -> None:
+    def __init__(self, writer: Writer, store: Views, name: str, daemon: DaemonClient) -> None:
         """Forward nothing yet.
 
         Args:

@@ -78,7 +78,7 @@ class SignerClient:
             ) from None
         except MessageError as error:
             self._disconnect()
-            raise self._error(str(error)) from None
+            raise self._error(f"has sent an answer that is {error}") from None
         except BaseException:
             # Nobody shall receive the answer to another's request.
             self._disconnect()

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct, field
 
 from guestapi.errors import SourceError
-from guestapi.sources.docker_model import ID, Annotated, Container, LibpodContainer, Listed, Volume
+from guestapi.sources.docker_model import ID, Annotated, EngineContainer, LibpodContainer, Listed, Volume
 
 #: Seconds until an answer must be complete: for the list, and for one container. podman's list was seen to take
 #: 1.3 s while twenty containers start, and a container that is just being made blocks it.
@@ -84,7 +84,7 @@ class Engine:
             self._check_id(one.id)
         return found
 
-    def container(self, key: str) -> Container:
+    def container(self, key: str) -> EngineContainer:
         """One container.
 
         Args:
@@ -94,7 +94,7 @@ class Engine:
             ContainerGoneError: there is none.
             EngineError: it cannot be asked, or answers something else.
         """
-        found = self._get(f"/containers/{quote(key, safe='')}/json", Container)
+        found = self._get(f"/containers/{quote(key, safe='')}/json", EngineContainer)
         if found.id != key:
             raise EngineError(f"{self.path}: the engine was asked for container {key[:12]} and answered with another")
         return found

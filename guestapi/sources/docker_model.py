@@ -75,7 +75,7 @@ class NetworkSettings(Struct, frozen=True, rename="pascal"):
     networks: dict[str, Network | None] | None = None
 
 
-class Container(Struct, frozen=True, rename="pascal"):
+class EngineContainer(Struct, frozen=True, rename="pascal"):
     """The answer to inspect. ``image``: the container's image; ``sha256:`` alone if it has none."""
 
     id: str

@@ -21,7 +21,7 @@ from guestapi.settings import PodmanSettings, Settings
 from guestapi.sources import bundles
 from guestapi.sources.bundles import CONFIG_PREFIX, configuration
 from guestapi.sources.docker_api import ContainerGoneError, Engine, EngineError, Events
-from guestapi.sources.docker_model import Container, ContainerMount, operators
+from guestapi.sources.docker_model import ContainerMount, EngineContainer, operators
 from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.places import Look, Places
@@ -253,7 +253,9 @@ class EngineSource:
             return Unclear(key, str(error))
         return Unclear(key, f"{self.name} container {key[:_SHORT_ID]} has changed during each of {_TRIES} looks")
 
-    def _describe(self, container: Container, mounts: list[ContainerMount], known: Init | None) -> Observed | None:
+    def _describe(
+        self, container: EngineContainer, mounts: list[ContainerMount], known: Init | None
+    ) -> Observed | None:
         """Observe a container with our mount and other `mounts`; None: it changed during the look."""
         key, name, problems = container.id, container.name.removeprefix("/"), list[str]()
         init = None
@@ -286,7 +288,7 @@ class EngineSource:
             problems=(*problems, *of_devices, *of_config),
         )
 
-    def _shares(self, container: Container) -> Problem | None:
+    def _shares(self, container: EngineContainer) -> Problem | None:
         """Report a container that shares another's PID namespace; nothing if it does not run."""
         if container.state.pid <= 0:
             return None
@@ -311,14 +313,14 @@ class EngineSource:
             this.volumes[mount.name] = is_bind and this.look.has(options.get("device", ""))
         return this.volumes[mount.name]
 
-    def _told(self, container: Container) -> dict[str, str]:
+    def _told(self, container: EngineContainer) -> dict[str, str]:
         """Return annotations and labels, the image's and the operator's merged."""
         found = dict(container.config.labels or {})
         if self._runtime.has_annotations:
             found |= self._engine.annotations(container.id)
         return found
 
-    def _relies(self, container: Container, name: str, told: Mapping[str, str]) -> tuple[str, ...]:
+    def _relies(self, container: EngineContainer, name: str, told: Mapping[str, str]) -> tuple[str, ...]:
         """Yield a sentence for each annotation of the operator that guestapi 0.1 used, but none for the image's."""
         wanted = {key: value for key, value in told.items() if key.startswith("guestapi.")}
         if not wanted or not self._runtime.has_annotations:
@@ -349,7 +351,7 @@ class EngineSource:
         return tuple(found)
 
 
-def _devices(container: Container, mounts: list[ContainerMount]) -> tuple[dict[str, Device], tuple[str, ...]]:
+def _devices(container: EngineContainer, mounts: list[ContainerMount]) -> tuple[dict[str, Device], tuple[str, ...]]:
     """Return the operator's mounts, and networks, from the engine: no guest can change them."""
     devices, problems = bundles.disk_devices(
         bundles.disk(mount.name or mount.source, mount.destination, readonly=not mount.rw) for mount in mounts
@@ -374,7 +376,7 @@ def _is_gone(pid: int) -> bool:
     return False
 
 
-def _belongs(init: Init, container: Container) -> bool:
+def _belongs(init: Init, container: EngineContainer) -> bool:
     """Whether a process is a container's init, and not one that reuses the PID of an ended init."""
     if in_cgroup(init.pid, container.id):
         return True

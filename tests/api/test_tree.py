@@ -76,14 +76,14 @@ def test_large_values_are_in_the_tree() -> None:
 def test_large_values_are_read_once_for_each_state() -> None:
     """A client that knows the tree is told so without its large values, until the instance changes."""
 
-    class Counting(MemoryStore):
+    class CountingStore(MemoryStore):
         reads = 0
 
         def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
-            Counting.reads += 1
+            CountingStore.reads += 1
             return super().read_whole(instance, build)
 
-    store = Counting(replace(instance({"user.foo": "x"}), large=frozenset({"user.large"})))
+    store = CountingStore(replace(instance({"user.foo": "x"}), large=frozenset({"user.large"})))
     store.large_values["user.large"] = "y" * 100_000
     client = Client(store)
     first = client.ask(TREE)
@@ -91,23 +91,23 @@ def test_large_values_are_read_once_for_each_state() -> None:
     for _time in range(3):
         again = client.ask(TREE, fields={"If-None-Match": tag})
         assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
-    assert Counting.reads == 1
+    assert CountingStore.reads == 1
     assert client.ask(TREE).body == first.body
     assert client.ask(TREE, fields={"If-None-Match": '"other"'}).body == first.body
-    assert Counting.reads == 3
+    assert CountingStore.reads == 3
     assert store.held is not None
     # Another object: the store has read it anew, so anything may have changed.
     store.held = replace(store.held)
     store.large_values["user.large"] = "z"
     changed = client.ask(TREE, fields={"If-None-Match": tag})
-    assert (changed.status, Counting.reads) == (200, 4)
+    assert (changed.status, CountingStore.reads) == (200, 4)
     assert changed.headers["etag"] != tag
 
 
 def test_tag_of_a_newer_state_is_not_remembered() -> None:
     """If the instance changes between two looks, the ETag of the later state does not count for the earlier one."""
 
-    class Changing(MemoryStore):
+    class ChangingStore(MemoryStore):
         is_changing = True
 
         def read_whole(self, instance: Instance, build: Callable[[Instance], T]) -> tuple[Instance, int, T] | None:
@@ -117,7 +117,7 @@ def test_tag_of_a_newer_state_is_not_remembered() -> None:
             newer = replace(self.held, config={"user.foo": "new"}, revision=self.held.revision + 1)
             return newer, self.event_id, build(newer)
 
-    store = Changing(replace(instance({"user.foo": "x"}), large=frozenset({"user.large"})))
+    store = ChangingStore(replace(instance({"user.foo": "x"}), large=frozenset({"user.large"})))
     client = Client(store)
     tag = client.ask(TREE).headers["etag"]
     store.is_changing = False
@@ -157,12 +157,12 @@ def test_gate_holds() -> None:
 def test_gate_checks_the_state_of_the_response() -> None:
     """The gate also checks the state that is read for the response, which may be newer than the admission."""
 
-    class Changing(MemoryStore):
+    class NewerStore(MemoryStore):
         def snapshot_of(self, instance_id: int) -> tuple[None, int] | tuple[object, int]:  # type: ignore[override]  # as the store's
             return replace(instance({"user.foo": "other"}), init=replace(INIT, pid=1)), 5
 
     for path in (TREE, FOO):
-        answer = Client(Changing(instance({"user.foo": "x"}))).ask(path)
+        answer = Client(NewerStore(instance({"user.foo": "x"}))).ask(path)
         assert_error(answer, 500, "pid not in container?")
 
 

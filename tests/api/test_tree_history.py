@@ -39,7 +39,7 @@ WORKERS = 2
 
 
 @dataclass(eq=False)
-class Client:
+class TreeClient:
     """A client that requests one path in a loop, as in docs/guests.md."""
 
     path: str
@@ -51,7 +51,7 @@ class Client:
     at: int = 0
 
 
-class History(RuleBasedStateMachine):
+class TreeHistory(RuleBasedStateMachine):
     """One instance, and two workers with waiting clients; meanwhile the operator restores stores."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class History(RuleBasedStateMachine):
         self.applications: list[Callable[..., Any]] = []
         #: The content of each ETag by path, for all stores and workers.
         self.named: dict[tuple[str, str], bytes] = {}
-        self.clients: list[Client] = []
+        self.clients: list[TreeClient] = []
         self.backups: list[Path] = []
 
     def teardown(self) -> None:
@@ -133,7 +133,7 @@ class History(RuleBasedStateMachine):
     def add_client(self, path: str, number: int) -> None:
         """Connect another client."""
         if len(self.clients) < 6:
-            self.clients.append(Client(path, number))
+            self.clients.append(TreeClient(path, number))
             self.ask(self.clients[-1])
 
     @rule(number=st.integers(0, WORKERS - 1), most=st.integers(1, 3))
@@ -182,7 +182,7 @@ class History(RuleBasedStateMachine):
                 value = metadata["value"]
         assert value == "3"
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: TreeClient) -> None:
         """A client goes, and waits no more."""
         if client.waiter is not None:
             client.waiter.cancel()
@@ -195,13 +195,13 @@ class History(RuleBasedStateMachine):
         if path != PATHS[0]:
             value = config.get(path.rpartition("/")[2])
             return None if value is None else value.encode()
-        status, _headers, body = self.call(Client(path, 0), {})
+        status, _headers, body = self.call(TreeClient(path, 0), {})
         assert status == 200
         tree = json.loads(body)
         assert tree["config"] == config
         return body
 
-    def ask(self, client: Client, *, at_once: bool = False) -> None:
+    def ask(self, client: TreeClient, *, at_once: bool = False) -> None:
         """Send a request, or repeat it after a wait."""
         fields = {} if client.tag is None else {"HTTP_IF_NONE_MATCH": client.tag}
         waiter, client.waiter = client.waiter, None
@@ -234,11 +234,11 @@ class History(RuleBasedStateMachine):
                 assert tag == client.tag
         client.seen.append(client.content)
 
-    def call(self, client: Client, fields: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    def call(self, client: TreeClient, fields: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
         """Send a request without a wait."""
         return self.send(client, self.environ(client, "", fields))
 
-    def send(self, client: Client, environ: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+    def send(self, client: TreeClient, environ: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
         """Call the application of the client's worker."""
         head: list[Any] = []
 
@@ -248,7 +248,7 @@ class History(RuleBasedStateMachine):
         body = b"".join(self.applications[client.worker](cast("Environ", environ), start_response))
         return head[0], head[1], body
 
-    def environ(self, client: Client, query: str, fields: dict[str, str]) -> dict[str, Any]:
+    def environ(self, client: TreeClient, query: str, fields: dict[str, str]) -> dict[str, Any]:
         """Return the environ of a request."""
         return {
             "REQUEST_METHOD": "GET",
@@ -269,7 +269,7 @@ class History(RuleBasedStateMachine):
         }
 
 
-TestHistory = History.TestCase
+TestHistory = TreeHistory.TestCase
 TestHistory.settings = hypothesis_settings(max_examples=40, stateful_step_count=30, deadline=None)
 
 

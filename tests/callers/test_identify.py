@@ -171,7 +171,7 @@ def test_users_inside(listener: IdentifyingListener, become: list[str], uid: int
 def test_users_of_the_id_map() -> None:
     """A user inside is one of the map's ranges, from the first to the last of each; any other is none."""
 
-    class Mapped(Ending):
+    class MappedInit(Ending):
         """An init with a map of two ranges."""
 
         __slots__ = ()
@@ -181,7 +181,7 @@ def test_users_of_the_id_map() -> None:
             assert caller == 7
             return ((0, 100_000, 10), (50, 200_000, 1))
 
-    init = Mapped(1)
+    init = MappedInit(1)
     found = {
         uid: Caller(Credentials(7, uid, uid), 1, 1, init).uid_inside
         for uid in (0, 99_999, 100_000, 100_009, 100_010, 199_999, 200_000, 200_001)

@@ -22,7 +22,7 @@ from tests.harness.vmm import Vmm
 pytestmark = pytest.mark.root
 
 
-class Registered:
+class RegisteredMachines:
     """A stand-in for the store: the running instances, with ids from 1."""
 
     def __init__(self, *inits: Init) -> None:
@@ -50,7 +50,7 @@ def connection() -> Iterator[socket.socket]:
 
 def test_a_machine_is_recognised_by_its_cid(vmm: Vmm, connection: socket.socket) -> None:
     """The instance is the one that is registered with the CID; another CID is nobody's."""
-    identifier = Identifier(Registered(examine_machine(vmm.pid, 42)))
+    identifier = Identifier(RegisteredMachines(examine_machine(vmm.pid, 42)))
     caller = identifier.identify(connection, machine_credentials(42))
     assert (caller.instance_id, caller.run, caller.credentials.pid) == (1, 7, vmm.pid)
     assert caller.is_root
@@ -64,7 +64,7 @@ def test_a_machine_is_recognised_by_its_cid(vmm: Vmm, connection: socket.socket)
 
 def test_a_closed_device_ends_the_identity(vmm: Vmm, connection: socket.socket) -> None:
     """As soon as the device is closed, the CID may be another's: the process that goes on proves nothing."""
-    identifier = Identifier(Registered(examine_machine(vmm.pid, 42)))
+    identifier = Identifier(RegisteredMachines(examine_machine(vmm.pid, 42)))
     caller = identifier.identify(connection, machine_credentials(42))
     vmm.close_device()
     assert caller.init is not None
@@ -76,7 +76,7 @@ def test_a_closed_device_ends_the_identity(vmm: Vmm, connection: socket.socket) 
 def test_a_cid_that_is_given_to_another(vmm: Vmm, connection: socket.socket) -> None:
     """A CID that another VMM has now is the other's, although the one before is still registered, or still ends."""
     with Vmm() as other:
-        identifier = Identifier(Registered(examine_machine(vmm.pid, 42), examine_machine(other.pid, 42)))
+        identifier = Identifier(RegisteredMachines(examine_machine(vmm.pid, 42), examine_machine(other.pid, 42)))
         vmm.close_device()
         assert identifier.identify(connection, machine_credentials(42)).instance_id == 2
         other.kill()
@@ -88,7 +88,7 @@ def test_another_process_of_the_same_pid(vmm: Vmm, connection: socket.socket) ->
     init = examine_machine(vmm.pid, 42)
     for wrong in (replace(init, start_time=init.start_time - 1), replace(init, boot_id="another")):
         assert not machines.is_alive(wrong)
-        assert Identifier(Registered(wrong)).identify(connection, machine_credentials(42)).instance_id is None
+        assert Identifier(RegisteredMachines(wrong)).identify(connection, machine_credentials(42)).instance_id is None
     assert machines.is_alive(init)
     vmm.close_device()
     assert not machines.is_alive(init)
@@ -99,7 +99,7 @@ def test_cids_of_the_host_belong_to_nobody(vmm: Vmm, connection: socket.socket, 
     """The hypervisor, the loopback and the host are no instances, even if the store says so."""
     with pytest.raises(NotAMachineError, match="belongs to no virtual machine"):
         examine_machine(vmm.pid, cid)
-    registered = Registered(replace(examine_machine(vmm.pid, 42), namespace=vsock_place(cid)))
+    registered = RegisteredMachines(replace(examine_machine(vmm.pid, 42), namespace=vsock_place(cid)))
     caller = Identifier(registered).identify(connection, machine_credentials(cid))
     assert caller.instance_id is None
 
@@ -131,7 +131,7 @@ def own_hybrid() -> Init:
 
 def test_hybrid_machine_is_known_by_its_process(connection: socket.socket) -> None:
     """A VMM that connects to a Unix socket is the instance that is registered with its process; another one is not."""
-    identifier = Identifier(Registered(own_hybrid()))
+    identifier = Identifier(RegisteredMachines(own_hybrid()))
     number = hybrid_number(os.getpid())
     before = len(os.listdir("/proc/self/fd"))
     first, second = (identifier.identify(connection, machine_credentials(number)) for _time in "ab")
@@ -151,7 +151,7 @@ def test_hybrid_machine_whose_vmm_has_ended(connection: socket.socket, monkeypat
     monkeypatch.setattr("guestapi.callers.identify.peer_pidfd", lambda _connection: os.pidfd_open(os.getpid()))
     before = len(os.listdir("/proc/self/fd"))
     number = hybrid_number(os.getpid())
-    caller = Identifier(Registered(own_hybrid())).identify(connection, machine_credentials(number))
+    caller = Identifier(RegisteredMachines(own_hybrid())).identify(connection, machine_credentials(number))
     assert caller == Caller(machine_credentials(number))
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -160,12 +160,14 @@ def test_hybrid_machine_on_an_older_kernel(connection: socket.socket, monkeypatc
     """Where the kernel has no pidfd of the peer, the VMM's process is recognised all the same."""
     monkeypatch.setattr(identify, "peer_pidfd", lambda _connection: None)
     number = hybrid_number(os.getpid())
-    assert Identifier(Registered(own_hybrid())).identify(connection, machine_credentials(number)).instance_id == 1
+    assert (
+        Identifier(RegisteredMachines(own_hybrid())).identify(connection, machine_credentials(number)).instance_id == 1
+    )
 
 
 def test_machine_is_checked_before_bytes_are_sent(vmm: Vmm, connection: socket.socket) -> None:
     """What is sent to a CID is refused as soon as the device is closed, since another machine may have it."""
-    caller = Identifier(Registered(examine_machine(vmm.pid, 42))).identify(connection, machine_credentials(42))
+    caller = Identifier(RegisteredMachines(examine_machine(vmm.pid, 42))).identify(connection, machine_credentials(42))
     assert isinstance(caller.init, LiveMachine)
     caller.init.check()
     vmm.close_device()
@@ -177,7 +179,7 @@ def test_hybrid_machine_that_ends(connection: socket.socket) -> None:
     """A VMM without a CID is alive until its process ends, whatever it has open."""
     with Vmm(held=False) as running:
         number = hybrid_number(running.pid)
-        identifier = Identifier(Registered(examine_hybrid(running.pid)))
+        identifier = Identifier(RegisteredMachines(examine_hybrid(running.pid)))
         caller = identifier.identify(connection, machine_credentials(number))
         assert caller.instance_id == 1
         assert caller.init is not None
@@ -191,26 +193,26 @@ def test_hybrid_machine_that_ends(connection: socket.socket) -> None:
 
 def test_machine_whose_device_was_not_recorded(vmm: Vmm, connection: socket.socket) -> None:
     """A registration with a CID proves nothing without the open device that holds it."""
-    registered = Registered(replace(examine_machine(vmm.pid, 42), user_namespace=None))
+    registered = RegisteredMachines(replace(examine_machine(vmm.pid, 42), user_namespace=None))
     assert Identifier(registered).identify(connection, machine_credentials(42)).instance_id is None
 
 
 def test_least_cid_of_a_machine(vmm: Vmm, connection: socket.socket) -> None:
     """A virtual machine may have any CID from 3 to the one before the greatest number of 32 bits."""
     for cid in (3, (1 << 32) - 2):
-        registered = Registered(examine_machine(vmm.pid, cid))
+        registered = RegisteredMachines(examine_machine(vmm.pid, cid))
         assert Identifier(registered).identify(connection, machine_credentials(cid)).instance_id == 1
     beyond = (1 << 32) - 1
     with pytest.raises(NotAMachineError):
         examine_machine(vmm.pid, beyond)
-    registered = Registered(replace(examine_machine(vmm.pid, 42), namespace=vsock_place(beyond)))
+    registered = RegisteredMachines(replace(examine_machine(vmm.pid, 42), namespace=vsock_place(beyond)))
     assert Identifier(registered).identify(connection, machine_credentials(beyond)).instance_id is None
 
 
 def test_machine_whose_vmm_is_not_reaped(connection: socket.socket) -> None:
     """A VMM that has ended, and for which its parent has not waited yet, is no machine's."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        registered = Registered(examine_hybrid(process.pid))
+        registered = RegisteredMachines(examine_hybrid(process.pid))
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         number = hybrid_number(process.pid)

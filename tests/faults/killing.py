@@ -48,7 +48,7 @@ def killed_before(pid: int, count: int, calls: str = CALLS) -> Iterator[None]:
             process.kill()
 
 
-class Commands:
+class KilledCommands:
     """The operator's command, to be killed."""
 
     def __init__(self, config: Path, *words: str) -> None:

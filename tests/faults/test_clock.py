@@ -15,7 +15,7 @@ from guestapi.store.view import view
 from tests.harness.clock import Clock, moved_clock
 from tests.harness.service import COMMAND, Service
 from tests.harness.waiting import TIMEOUT, until
-from tests.server.test_events import Follower, latest
+from tests.server.test_events import EventReader, latest
 from tests.server.test_notices import acknowledge, listed
 
 pytestmark = pytest.mark.root
@@ -38,7 +38,7 @@ def test_clock_set_back(clock: Clock) -> None:
         c1.listening("follow", str(latest(own))) as client,
     ):
         begin = latest(own)
-        follower = Follower(client)
+        follower = EventReader(client)
         ids = []
         for number, moved in enumerate([0, -3600, 100 * 365 * 86400, -3600]):
             clock.set(moved)

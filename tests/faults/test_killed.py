@@ -18,7 +18,7 @@ from guestapi.store import steps
 from guestapi.store.lookup import get_instance
 from guestapi.store.reading import Reader
 from guestapi.store.writing import Writer
-from tests.faults.killing import Commands, killed_before
+from tests.faults.killing import KilledCommands, killed_before
 from tests.harness.containers import BASE, Container
 from tests.harness.service import Service
 from tests.harness.waiting import until
@@ -50,7 +50,7 @@ def test_killed_operator_s_command(tmp_path: Path, beside_a_worker: bool) -> Non
             # The last process to close the database removes the log; with the reader, that is not the command.
             stack.callback(reader.close)
             reader.latest()
-        commands = Commands(config, "config", "set", "c1", "user.a=NUMBER", "user.b=NUMBER")
+        commands = KilledCommands(config, "config", "set", "c1", "user.a=NUMBER", "user.b=NUMBER")
         stack.callback(commands.end)
         whole = 0
         for number in count(1):

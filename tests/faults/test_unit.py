@@ -135,20 +135,20 @@ INCUS, LXD = "/var/lib/incus/guestapi/sock", "/var/lib/lxd/devlxd/sock"
 
 
 @dataclass
-class Load:
+class SocketLoad:
     """A client that sends requests to one socket. `counts` is set when it has ended."""
 
     counts: dict[str, int]
 
 
 @contextmanager
-def load(machine: Installed, path: str) -> Iterator[Load]:
+def load(machine: Installed, path: str) -> Iterator[SocketLoad]:
     """Run a client of that socket, after its first response."""
     command = [*machine.enter, "python3", "-c", LOOP, path]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "answered\n"
-        running = Load({})
+        running = SocketLoad({})
         yield running
         out, _none = process.communicate(timeout=TIMEOUT)
         running.counts = json.loads(out.splitlines()[-1])

@@ -24,7 +24,7 @@ def settings_of(fleet: Fleet, host: str = "h1") -> Settings:
     return Settings(store=StoreSettings(url=url), fleet=FleetSettings(host=host))
 
 
-class Host:
+class FollowingHost:
     """A host of the fleet, with a store of its own."""
 
     def __init__(self, fleet: Fleet, name: str = "h1") -> None:
@@ -65,7 +65,7 @@ def this_process() -> Init:
     return Init(os.getpid(), 1, "boot", 7)
 
 
-def observe(host: Host, name: str, key: str, *, running: bool = True) -> None:
+def observe(host: FollowingHost, name: str, key: str, *, running: bool = True) -> None:
     """What a follower of LXC sees."""
     init = this_process() if running else None
     observed = Observed(key, "default", name, init=init, devices={"root": {"type": "disk", "path": "/"}})

@@ -9,7 +9,7 @@ from tests.fleet.conftest import Fleet
 from tests.harness.service import COMMAND
 
 
-class Operator:
+class FleetOperator:
     """`guestapi --fleet`, by a role in guestapi_operator."""
 
     def __init__(self, fleet: Fleet) -> None:

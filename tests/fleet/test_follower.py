@@ -28,7 +28,7 @@ from guestapi.store.transaction import Change
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
 from tests.fleet.conftest import Fleet
-from tests.fleet.host import Host, observe, this_process
+from tests.fleet.host import FollowingHost, observe, this_process
 from tests.harness.service import COMMAND
 
 pytestmark = pytest.mark.root
@@ -54,7 +54,7 @@ def until(met: Callable[[], bool]) -> None:
 
 def test_first_look(fleet: Fleet) -> None:
     """A host gets its own instances, with their configuration and devices, and no other's; and says what it has."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     host.follow()
     assert host.names == {"web1"}
     shown = host.shown("web1")
@@ -73,7 +73,7 @@ def test_first_look(fleet: Fleet) -> None:
 
 def test_changes(fleet: Fleet) -> None:
     """What is changed, renamed, added and removed is so in the store after one look, with the cursor."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     other = fleet.place("h1", "other")
     host.follow()
     with fleet.admin() as connection:
@@ -97,7 +97,7 @@ def test_changes(fleet: Fleet) -> None:
 
 def test_names_go_round(fleet: Fleet) -> None:
     """Two instances that change their names with each other are the same instances afterwards."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     first, second = fleet.place("h1", "a"), fleet.place("h1", "b")
     host.follow()
     before = {name: host.shown(name).id for name in ("a", "b")}
@@ -111,7 +111,7 @@ def test_names_go_round(fleet: Fleet) -> None:
 
 def test_much_has_changed(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than is read at once is read in parts, and all of it is there after one look; so is what is gone."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     numbers = [fleet.place("h1", f"i{number}", b"before") for number in range(6)]
     host.follow()
     monkeypatch.setattr(inventory, "_CHUNK_BYTES", 100)
@@ -176,7 +176,7 @@ def test_fifty_a_transaction(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, conn
 
     The cursor never stands for what is not in the store.
     """
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     host.follow()
     sizes: list[int] = []
 
@@ -210,7 +210,7 @@ def test_fifty_a_transaction(fleet: Fleet, monkeypatch: pytest.MonkeyPatch, conn
 
 def test_too_old_a_cursor(fleet: Fleet) -> None:
     """A host that has missed what the log does not have any more looks at everything."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     host.follow()
     with fleet.admin() as connection:
         connection.execute("DELETE FROM guestapi.instances WHERE host = 'h1'")
@@ -233,7 +233,7 @@ def test_the_log_is_trimmed(fleet: Fleet) -> None:
 
 def test_store_lost_or_restored(fleet: Fleet) -> None:
     """A running follower whose store is lost, or replaced by an older copy, makes it equal to the database again."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     database = fleet.guestapi.directory / "h1.db"
     rounds = iter(range(100))
 
@@ -257,7 +257,7 @@ def test_store_lost_or_restored(fleet: Fleet) -> None:
 
 def test_older_timeline(fleet: Fleet) -> None:
     """A primary that was replaced, and any other fleet, is refused, and the store stays as it is."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     host.follow()
     cursor = host.cursor
     with host.writer.change() as change:
@@ -273,7 +273,7 @@ def test_older_timeline(fleet: Fleet) -> None:
 
 def test_version(fleet: Fleet) -> None:
     """A follower that is too old, or newer than the tables, does not follow."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     with fleet.admin() as connection:
         connection.execute("UPDATE guestapi.fleet SET version = 9, oldest_version = 9")
     with pytest.raises(FleetError) as raised:
@@ -287,7 +287,7 @@ def test_version(fleet: Fleet) -> None:
 
 def test_fenced(fleet: Fleet) -> None:
     """A fenced host cannot follow; it keeps what it knows."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     host.follow()
     assert fleet.guestapi.good("fleet", "host", "fence", "h1").startswith("fenced h1")
     with pytest.raises(FleetError):
@@ -297,7 +297,7 @@ def test_fenced(fleet: Fleet) -> None:
 
 def test_stopped_server(fleet: Fleet) -> None:
     """A server whose processes are stopped in the middle of a session is noticed within seconds."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     stopped: list[int] = []
 
     def stop() -> bool:
@@ -321,7 +321,7 @@ def test_stopped_server(fleet: Fleet) -> None:
 
 def test_moves_away(fleet: Fleet) -> None:
     """An instance that is to go to another host is out of the old store before the new one has it."""
-    old, new = Host(fleet), Host(fleet, "h2")
+    old, new = FollowingHost(fleet), FollowingHost(fleet, "h2")
     old.follow()
     new.follow()
     with fleet.admin() as connection:
@@ -344,7 +344,7 @@ def test_moves_away(fleet: Fleet) -> None:
 
 def test_reports(fleet: Fleet) -> None:
     """What instances say of themselves reaches the database, also from a store that was lost."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     host.follow()
     with host.writer.change() as change:
         steps.start(change, get_instance(change, "default", "web1"), this_process())
@@ -367,7 +367,7 @@ def test_a_container_of_that_name(fleet: Fleet) -> None:
 
     The fleet's configuration wins, this host's profiles do not count, and the name is the fleet's.
     """
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     observe(host, "web1", "/var/lib/lxc web1")
     host.follow()
     shown = host.shown("web1")
@@ -389,7 +389,7 @@ def test_a_container_of_that_name(fleet: Fleet) -> None:
 
 def test_a_name_that_is_taken(fleet: Fleet) -> None:
     """An instance of this host's own keeps its name; the placement is a problem until it is free."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     with host.writer.change() as change:
         steps.add(change, "default", "web1", config={"user.own": "1"})
     host.follow()
@@ -409,7 +409,7 @@ def test_a_name_that_is_taken(fleet: Fleet) -> None:
 
 def test_what_cannot_be_taken(fleet: Fleet) -> None:
     """A key that the store cannot take is left out alone, and named."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     uuid = fleet.place("h1", "bad")
     with changing(fleet, "h1", uuid) as connection:
         connection.execute("INSERT INTO guestapi.config VALUES (%s, 'user.bytes', '\\xff')", (uuid,))
@@ -430,7 +430,7 @@ def test_local_commands(fleet: Fleet) -> None:
     """A command for this host alone does not change what the fleet has placed here; it registers its init."""
     config = fleet.guestapi.config
     config.write_text(config.read_text().replace("/store.db", "/h1.db"))
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     host.follow()
     guestapi = fleet.guestapi
     for words in (
@@ -451,7 +451,7 @@ def test_check(fleet: Fleet) -> None:
     """`guestapi check` says up to where the store is as the database, and what it serves while that is away."""
     config = fleet.guestapi.config
     config.write_text(config.read_text().replace("/store.db", "/h1.db"))
-    host = Host(fleet)
+    host = FollowingHost(fleet)
 
     def found() -> dict[str, Any]:
         done = fleet.guestapi("check", "--format", "json")

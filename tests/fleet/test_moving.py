@@ -15,28 +15,28 @@ from guestapi.store import steps
 from guestapi.store.lookup import get_instance, list_instances, read_entries
 from guestapi.store.view import view
 from tests.fleet.conftest import Fleet
-from tests.fleet.host import Host, observe
-from tests.fleet.operator import Operator
+from tests.fleet.host import FollowingHost, observe
+from tests.fleet.operator import FleetOperator
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def operator(fleet: Fleet) -> Operator:
+def operator(fleet: Fleet) -> FleetOperator:
     """An operator of a fleet with hosts h1 and h2, whose instances are web1 and web2."""
-    return Operator(fleet)
+    return FleetOperator(fleet)
 
 
 @pytest.fixture
-def hosts(fleet: Fleet) -> tuple[Host, Host]:
+def hosts(fleet: Fleet) -> tuple[FollowingHost, FollowingHost]:
     """Both hosts, with what they have."""
-    both = Host(fleet), Host(fleet, "h2")
+    both = FollowingHost(fleet), FollowingHost(fleet, "h2")
     for one in both:
         one.follow()
     return both
 
 
-def test_move(operator: Operator, hosts: tuple[Host, Host]) -> None:
+def test_move(operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost]) -> None:
     """An instance goes when its host has released it; until then, the move says what it waits for."""
     old, new = hosts
     before = operator.info("web1")
@@ -58,7 +58,7 @@ def test_move(operator: Operator, hosts: tuple[Host, Host]) -> None:
     assert new.shown("web1").config == {"user.password": "secret"}
 
 
-def test_calling_off(operator: Operator, hosts: tuple[Host, Host]) -> None:
+def test_calling_off(operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost]) -> None:
     """A move that its host has not carried out yet is called off; the host keeps the instance all the time."""
     old, new = hosts
     operator.good("instance", "move", "web1", "--to", "h2")
@@ -69,7 +69,7 @@ def test_calling_off(operator: Operator, hosts: tuple[Host, Host]) -> None:
     assert operator.info("web1")["next_host"] is None
 
 
-def test_mistakes(operator: Operator, hosts: tuple[Host, Host]) -> None:
+def test_mistakes(operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost]) -> None:
     """What cannot be moved is refused."""
     assert operator.fails("instance", "move", "web9", "--to", "h2").startswith("no instance 'web9'")
     assert operator.fails("instance", "move", "web1", "--to", "h9").startswith("there is no host 'h9'")
@@ -79,7 +79,7 @@ def test_mistakes(operator: Operator, hosts: tuple[Host, Host]) -> None:
     assert operator.info("web1")["next_host"] is None
 
 
-def test_a_dead_host(operator: Operator, fleet: Fleet, hosts: tuple[Host, Host]) -> None:
+def test_a_dead_host(operator: FleetOperator, fleet: Fleet, hosts: tuple[FollowingHost, FollowingHost]) -> None:
     """An instance of a fenced host goes at once; that host, when it is let in again, has lost it at its first look.
 
     What it says of the instance until then changes nothing.
@@ -105,7 +105,7 @@ def test_a_dead_host(operator: Operator, fleet: Fleet, hosts: tuple[Host, Host])
     assert old.names == set()
 
 
-def test_a_move_twice(operator: Operator, hosts: tuple[Host, Host]) -> None:
+def test_a_move_twice(operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost]) -> None:
     """An order that is repeated changes nothing."""
     operator.good("instance", "move", "web1", "--to", "h2")
     before = operator.revisions()
@@ -132,7 +132,7 @@ class CutSession(Session):
 
 @pytest.mark.parametrize("after", [False, True])
 def test_cut_off_at_every_step(
-    operator: Operator, hosts: tuple[Host, Host], monkeypatch: pytest.MonkeyPatch, after: bool
+    operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost], monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
     """A host that is cut off at any question of a move never has the instance at the same moment as the other."""
     old, new = hosts
@@ -153,7 +153,7 @@ def test_cut_off_at_every_step(
     assert operator.info("web1")["epoch"] == 2
 
 
-def local(fleet: Fleet, operator: Operator, host: Host) -> Settings:
+def local(fleet: Fleet, operator: FleetOperator, host: FollowingHost) -> Settings:
     """Have the test's commands be those of this host."""
     config = fleet.guestapi.config
     url = fleet.server.url(fleet.database, "anna")
@@ -163,9 +163,9 @@ def local(fleet: Fleet, operator: Operator, host: Host) -> Settings:
     return host.settings
 
 
-def test_join_and_leave(operator: Operator, fleet: Fleet) -> None:
+def test_join_and_leave(operator: FleetOperator, fleet: Fleet) -> None:
     """A host's own instances become the fleet's and back; they keep what guests read, their runs and their UUIDs."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     local(fleet, operator, host)
     guestapi = operator.local
     guestapi.good("instance", "add", "own", "-c", "user.a=1")
@@ -207,9 +207,9 @@ def test_join_and_leave(operator: Operator, fleet: Fleet) -> None:
         assert len(list_instances(store)) == 3
 
 
-def test_taken_names(operator: Operator, fleet: Fleet) -> None:
+def test_taken_names(operator: FleetOperator, fleet: Fleet) -> None:
     """Names that the fleet has already stop an import, all of it, and are listed."""
-    host = Host(fleet)
+    host = FollowingHost(fleet)
     local(fleet, operator, host)
     operator.local.good("instance", "add", "web2")
     operator.local.good("instance", "add", "new")
@@ -218,14 +218,16 @@ def test_taken_names(operator: Operator, fleet: Fleet) -> None:
     assert len(json.loads(operator.good("list", "-f", "json"))) == 2
 
 
-def test_leaving_while_something_moves(operator: Operator, fleet: Fleet, hosts: tuple[Host, Host]) -> None:
+def test_leaving_while_something_moves(
+    operator: FleetOperator, fleet: Fleet, hosts: tuple[FollowingHost, FollowingHost]
+) -> None:
     """A host does not leave while an instance is to go from it, nor takes that with it."""
     local(fleet, operator, hosts[0])
     operator.good("instance", "move", "web1", "--to", "h2")
     assert operator.local.fails("fleet", "leave").startswith("instances are to go to another host: web1; wait")
 
 
-def test_forgetting(operator: Operator, fleet: Fleet, hosts: tuple[Host, Host]) -> None:
+def test_forgetting(operator: FleetOperator, fleet: Fleet, hosts: tuple[FollowingHost, FollowingHost]) -> None:
     """A host whose database is gone for good keeps its instances as its own."""
     local(fleet, operator, hosts[0])
     assert operator.local.good("fleet", "leave", "--forget").startswith("1 instances are this host's own")

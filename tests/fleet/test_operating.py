@@ -14,18 +14,18 @@ import pytest
 
 from guestapi.fleet import checks, engine, plan
 from tests.fleet.conftest import Fleet
-from tests.fleet.operator import Operator
+from tests.fleet.operator import FleetOperator
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def operator(fleet: Fleet) -> Operator:
+def operator(fleet: Fleet) -> FleetOperator:
     """An operator of a fleet with hosts h1 and h2, whose instances are web1 and web2."""
-    return Operator(fleet)
+    return FleetOperator(fleet)
 
 
-def test_an_instance(operator: Operator) -> None:
+def test_an_instance(operator: FleetOperator) -> None:
     """An instance is added, configured, shown, renamed and removed, as one of this host would be."""
     operator.good("instance", "add", "web", "--host", "h1", "-c", "user.role=front\0end".replace("\0", "-"))
     before = operator.info("web")
@@ -50,7 +50,7 @@ def test_an_instance(operator: Operator) -> None:
     assert operator.fails("instance", "info", "db").startswith("no instance 'db'")
 
 
-def test_many_instances(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_instances(operator: FleetOperator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of many instances is written in parts, in one transaction, and raises a host's revision once."""
     monkeypatch.setattr(plan, "_BATCH_ROWS", 2)
     before = operator.revisions()
@@ -70,7 +70,7 @@ def test_many_instances(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> 
     assert operator.revisions() == {host: number + 2 for host, number in before.items()}
 
 
-def test_mistakes(operator: Operator) -> None:
+def test_mistakes(operator: FleetOperator) -> None:
     """What cannot be is refused with the sentences of this host's commands, and nothing is changed."""
     before = operator.revisions()
     assert operator.fails("config", "set", "web9", "user.a=1").startswith("no instance 'web9'")
@@ -93,7 +93,7 @@ def test_mistakes(operator: Operator) -> None:
     assert operator.revisions() == before
 
 
-def test_fenced_hosts_get_nothing(operator: Operator) -> None:
+def test_fenced_hosts_get_nothing(operator: FleetOperator) -> None:
     """Nothing is placed on a host that is fenced; what it has can be changed."""
     with operator.fleet.admin() as connection:
         connection.execute("UPDATE guestapi.hosts SET state = 'fenced' WHERE name = 'h1'")
@@ -101,7 +101,7 @@ def test_fenced_hosts_get_nothing(operator: Operator) -> None:
     operator.good("config", "set", "web1", "user.a=1")
 
 
-def test_lists(operator: Operator) -> None:
+def test_lists(operator: FleetOperator) -> None:
     """Instances are listed of all hosts or one, with what their hosts say of them, and by filters."""
     with operator.fleet.host("h1") as connection:
         uuid = operator.info("web1")["uuid"]
@@ -117,7 +117,7 @@ def test_lists(operator: Operator) -> None:
     operator.good("instance", "remove", "web1", "--force")
 
 
-def test_revisions(operator: Operator) -> None:
+def test_revisions(operator: FleetOperator) -> None:
     """A change raises the revision of its host by one, and that of no other; --if-revision compares."""
     before = operator.revisions()
     operator.good("config", "set", "web1", "user.a=1", "user.b=2")
@@ -132,7 +132,7 @@ def test_revisions(operator: Operator) -> None:
     assert operator.info("web1")["revision"] == revision + 1, "nothing was to be changed"
 
 
-def test_an_operation_twice(operator: Operator) -> None:
+def test_an_operation_twice(operator: FleetOperator) -> None:
     """A command that is asked again with the same operation changes nothing."""
     number = str(uuid4())
     operator.good("config", "set", "web1", "user.a=1", "--operation", number)
@@ -143,7 +143,7 @@ def test_an_operation_twice(operator: Operator) -> None:
     assert operator.info("web1")["config"]["user.a"] == "2"
 
 
-def test_wait(operator: Operator) -> None:
+def test_wait(operator: FleetOperator) -> None:
     """--wait ends when the host has applied the change; with a timeout it says who has not, and that it stays."""
     error = operator.fails("config", "set", "web1", "user.a=1", "--wait", "--timeout", "0.2")
     assert error.startswith("the change is made and stays, but h1 (last contact never) has not applied it within 0.2 s")
@@ -153,7 +153,7 @@ def test_wait(operator: Operator) -> None:
     operator.good("config", "set", "web1", "user.a=2", "--wait")
 
 
-def test_apply_and_export(operator: Operator) -> None:
+def test_apply_and_export(operator: FleetOperator) -> None:
     """Definitions say the host by their location; what was exported is applied again and changes nothing."""
     exported = operator.good("export", "--all")
     assert "location: h1" in exported
@@ -175,7 +175,7 @@ def test_apply_and_export(operator: Operator) -> None:
     assert operator.good("list", "-f", "csv", "-c", "n").count("\n") == 21
 
 
-def test_two_at_once(operator: Operator) -> None:
+def test_two_at_once(operator: FleetOperator) -> None:
     """Commands at the same time, of instances of two hosts in any order, are all done; no key is lost."""
     running = [
         subprocess.Popen(operator.program("config", "set", f"web{1 + number % 2}", f"user.n{number}=1"))
@@ -186,7 +186,7 @@ def test_two_at_once(operator: Operator) -> None:
     assert {f"user.n{number}" for number in range(8)} <= found
 
 
-def test_a_commit_whose_answer_was_lost(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_whose_answer_was_lost(operator: FleetOperator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command whose server is lost in its commit finds out what became of the change: it is made once."""
     real = engine.commit
     for made in (True, False):
@@ -210,7 +210,7 @@ def test_a_commit_whose_answer_was_lost(operator: Operator, monkeypatch: pytest.
         assert operator.revisions()["h1"] == before + 1
 
 
-def test_without_a_standby(operator: Operator) -> None:
+def test_without_a_standby(operator: FleetOperator) -> None:
     """A change that no standby confirms is not certain, and Ctrl-C says so; one more does not say it is."""
     fleet = operator.fleet
     with fleet.admin() as connection:
@@ -257,7 +257,7 @@ def waiting(fleet: Fleet) -> int:
             time.sleep(0.02)
 
 
-def test_ctrl_c_before_the_commit(operator: Operator) -> None:
+def test_ctrl_c_before_the_commit(operator: FleetOperator) -> None:
     """Ctrl-C while a command waits for another one's lock changes nothing, and says so."""
     before = operator.revisions()
     with operator.fleet.admin() as connection, connection.transaction():

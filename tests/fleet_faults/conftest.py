@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fleet_faults.field import Field
+from tests.fleet_faults.field import FaultyFleet
 from tests.harness.clock import moved_clock
 from tests.harness.replicated import replicated
 
@@ -18,19 +18,19 @@ collect_ignore_glob = [] if os.environ.get("GUESTAPI_FLEET") else ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyFleet]:
     """The fleet, for all tests."""
     with (
         moved_clock() as servers,
         moved_clock() as hosts,
         replicated(servers.environment) as replicas,
-        Field(replicas, tmp_path_factory.mktemp("hosts"), (servers, hosts)) as field,
+        FaultyFleet(replicas, tmp_path_factory.mktemp("hosts"), (servers, hosts)) as field,
     ):
         yield field
 
 
 @pytest.fixture
-def field(everything: Field) -> Iterator[Field]:
+def field(everything: FaultyFleet) -> Iterator[FaultyFleet]:
     """The fleet, with a writer that changes instances all the time; afterwards, all of it agrees."""
     everything.write()
     yield everything

@@ -148,7 +148,7 @@ class FieldHost:
         return found
 
 
-class Field:
+class FaultyFleet:
     """The fleet."""
 
     def __init__(self, replicas: Replicas, directory: Path, clocks: tuple[Clock, Clock]) -> None:
@@ -177,7 +177,7 @@ class Field:
         self._stop = Event()
         self._writer: Thread | None = None
 
-    def __enter__(self) -> Field:
+    def __enter__(self) -> FaultyFleet:
         names = [f"i{number}" for number in range(HOSTS * EACH)]
         with self.fleet.change([("default", name) for name in names], Wishes(new_operation()), self._names) as change:
             for number, name in enumerate(names):

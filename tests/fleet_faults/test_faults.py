@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet_faults.field import DATABASE, Field, FieldHost, copy, lose, put_back, until
+from tests.fleet_faults.field import DATABASE, FaultyFleet, FieldHost, copy, lose, put_back, until
 
 pytestmark = pytest.mark.root
 
 
-def test_the_primary_is_killed(field: Field) -> None:
+def test_the_primary_is_killed(field: FaultyFleet) -> None:
     """Changes go on at the standby that has received most; the old primary comes back as an empty standby."""
     field.wait_for_changes()
     old = field.replicas.primary
@@ -27,7 +27,7 @@ def test_the_primary_is_killed(field: Field) -> None:
     field.wait_for_changes()
 
 
-def test_the_primary_is_stopped_and_continued(field: Field) -> None:
+def test_the_primary_is_stopped_and_continued(field: FaultyFleet) -> None:
     """A primary that was replaced and wakes up is followed by nobody, and takes no change that counts."""
     field.wait_for_changes()
     old = field.replicas.primary
@@ -45,13 +45,13 @@ def test_the_primary_is_stopped_and_continued(field: Field) -> None:
     field.replicas.rebuild(old)
 
 
-def _is_first(field: Field, port: int) -> bool:
+def _is_first(field: FaultyFleet, port: int) -> bool:
     """Whether servers that are named before this one take changes, so that nobody comes to it."""
     ports = [node.port for node in field.replicas.nodes]
     return ports.index(field.replicas.primary.port) < ports.index(port)
 
 
-def test_a_standby_loses_its_disk(field: Field) -> None:
+def test_a_standby_loses_its_disk(field: FaultyFleet) -> None:
     """One standby is enough; the other is made anew."""
     field.wait_for_changes()
     lost = next(node for node in field.replicas.nodes if node is not field.replicas.primary)
@@ -62,7 +62,7 @@ def test_a_standby_loses_its_disk(field: Field) -> None:
     field.wait_for_changes()
 
 
-def test_both_standbys_are_away(field: Field) -> None:
+def test_both_standbys_are_away(field: FaultyFleet) -> None:
     """Changes wait, hosts serve what they have and stay connected, and changes go on when a standby is there."""
     field.wait_for_changes()
     standbys = [node for node in field.replicas.nodes if node is not field.replicas.primary]
@@ -82,7 +82,7 @@ def test_both_standbys_are_away(field: Field) -> None:
 
 
 @pytest.mark.parametrize("when", ["commit", "committed"])
-def test_followers_are_killed_at_every_commit(field: Field, when: str) -> None:
+def test_followers_are_killed_at_every_commit(field: FaultyFleet, when: str) -> None:
     """A follower that is killed before or after any commit goes on where its store is, from an empty store onwards.
 
     With one instance a transaction: the first commits are those of the first look, the others those of changes.
@@ -99,7 +99,7 @@ def test_followers_are_killed_at_every_commit(field: Field, when: str) -> None:
     field.wait_for_changes()
 
 
-def test_stores_are_lost_and_put_back(field: Field, tmp_path: Path) -> None:
+def test_stores_are_lost_and_put_back(field: FaultyFleet, tmp_path: Path) -> None:
     """A store that is lost, or replaced by an older copy while its follower runs, becomes as the database again."""
     saved = tmp_path / "saved.db"
     copy(field.hosts[1], saved)
@@ -111,7 +111,7 @@ def test_stores_are_lost_and_put_back(field: Field, tmp_path: Path) -> None:
     field.wait_for_changes(40)
 
 
-def test_the_log_is_trimmed_while_a_host_is_away(field: Field) -> None:
+def test_the_log_is_trimmed_while_a_host_is_away(field: FaultyFleet) -> None:
     """A host that has missed what the log does not have any more looks at everything."""
     host = field.hosts[2]
     host.kill()
@@ -123,7 +123,7 @@ def test_the_log_is_trimmed_while_a_host_is_away(field: Field) -> None:
     field.wait_for_changes()
 
 
-def test_clocks_are_set_back(field: Field) -> None:
+def test_clocks_are_set_back(field: FaultyFleet) -> None:
     """With the clocks of all servers, then of all hosts, set back by a day and forth again, hosts follow on."""
     day = 24 * 3600
     servers, hosts = field.clocks
@@ -149,7 +149,7 @@ def test_clocks_are_set_back(field: Field) -> None:
     until(lambda: host.ask("SELECT contact FROM fleet") > [(time.time() - day / 2,)])
 
 
-def _goes_on(field: Field, host: FieldHost) -> None:
+def _goes_on(field: FaultyFleet, host: FieldHost) -> None:
     """Changes are made, and a follower that begins anew applies them."""
     host.kill()
     host.start()
@@ -157,13 +157,13 @@ def _goes_on(field: Field, host: FieldHost) -> None:
     _follows(field, host)
 
 
-def _follows(field: Field, host: FieldHost) -> None:
+def _follows(field: FaultyFleet, host: FieldHost) -> None:
     """Wait until a host has a change that is newer than this moment."""
     before = field.applied(host.name)
     until(lambda: field.applied(host.name) > before, lambda: host.log[-2000:])
 
 
-def test_the_network_drops_and_delays(field: Field) -> None:
+def test_the_network_drops_and_delays(field: FaultyFleet) -> None:
     """Connections that are slow, that are cut after any number of bytes, and that go silent, cost time alone."""
     for host in field.hosts:
         host.wire.delay = 0.05
@@ -183,18 +183,18 @@ def test_the_network_drops_and_delays(field: Field) -> None:
         _follows(field, host)
 
 
-def _is_on(field: Field, name: str, host: str) -> bool:
+def _is_on(field: FaultyFleet, name: str, host: str) -> bool:
     return name in field.rows(host)
 
 
-def _to_move(field: Field) -> tuple[FieldHost, FieldHost, str]:
+def _to_move(field: FaultyFleet) -> tuple[FieldHost, FieldHost, str]:
     """Two hosts, and an instance of the first, which has more than the second."""
     target, source = sorted(field.hosts[5:7], key=lambda host: len(field.rows(host.name)))
     return source, target, next(iter(field.rows(source.name)))
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_host_is_cut_off_before_it_hears_of_a_move(field: Field, silent: bool) -> None:
+def test_a_host_is_cut_off_before_it_hears_of_a_move(field: FaultyFleet, silent: bool) -> None:
     """It goes on serving the instance, and the move waits."""
     source, target, name = _to_move(field)
     if silent:
@@ -212,7 +212,7 @@ def test_a_host_is_cut_off_before_it_hears_of_a_move(field: Field, silent: bool)
 
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("point", ["leaving", "left", "released", "arriving", "arrived"])
-def test_a_host_is_cut_off_at_a_step_of_a_move(field: Field, point: str, killed: bool) -> None:
+def test_a_host_is_cut_off_at_a_step_of_a_move(field: FaultyFleet, point: str, killed: bool) -> None:
     """Wherever a host is cut off, or also killed, no two hosts have the instance, and the move is completed later."""
     source, target, name = _to_move(field)
     host = target if point.startswith("arriv") else source
@@ -236,7 +236,7 @@ def test_a_host_is_cut_off_at_a_step_of_a_move(field: Field, point: str, killed:
     assert name not in source.placed
 
 
-def test_the_answer_to_a_release_is_lost(field: Field) -> None:
+def test_the_answer_to_a_release_is_lost(field: FaultyFleet) -> None:
     """The old host has released the instance, and does not hear of it: nothing is done twice."""
     source, target, name = _to_move(field)
     source.tell("hold", "left")
@@ -251,7 +251,7 @@ def test_the_answer_to_a_release_is_lost(field: Field) -> None:
     assert name not in source.placed
 
 
-def test_instances_move_meanwhile(field: Field) -> None:
+def test_instances_move_meanwhile(field: FaultyFleet) -> None:
     """Instances that go from host to host, whose followers are killed, are with one host each, and nothing is lost."""
     for number in range(6):
         source, target = field.hosts[3 + number % 2], field.hosts[4 - number % 2]

@@ -31,7 +31,7 @@ _POINT, _REACHED = _DIRECTORY / "point", _DIRECTORY / "reached"
 _change, _release = Writer.change, inventory.release
 
 
-class _Watch:
+class _Records:
     """What is recorded."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ def _pass(name: str) -> None:
         time.sleep(0.01)
 
 
-_watch = _Watch()
+_watch = _Records()
 
 
 def _record(what: str, left: str, arrived: str, before: set[str], after: set[str]) -> None:

@@ -126,7 +126,7 @@ class Complaints(logging.Handler):
         self.records.append(self.format(record))
 
 
-class Worker:
+class FuzzedWorker:
     """The parts of a worker in one process."""
 
     def __init__(self) -> None:
@@ -233,9 +233,9 @@ def _maker() -> TokenMaker:
 
 
 @cache
-def worker() -> Worker:
+def worker() -> FuzzedWorker:
     """Return the worker of this process."""
-    return Worker()
+    return FuzzedWorker()
 
 
 def check_exchange(data: bytes) -> None:

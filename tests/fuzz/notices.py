@@ -107,7 +107,7 @@ class Announced:
     over: bool = False
 
 
-class Field:
+class NoticeModel:
     """Two instances, their guests, the operator and the clocks; and what the model knows of them."""
 
     def __init__(self, store: RealNotices, client: Client) -> None:
@@ -293,7 +293,7 @@ def check_notices(data: bytes) -> None:
     """
     store, client = _parts()
     began = store.reader.latest()
-    field_ = Field(store, client)
+    field_ = NoticeModel(store, client)
     with field_.clocks():
         for part in data.split(b"\0")[:_MOST]:
             _step(field_, part.decode("utf-8", "surrogateescape"))
@@ -314,7 +314,7 @@ def check_notices(data: bytes) -> None:
     }
 
 
-def _step(field_: Field, line: str) -> None:
+def _step(field_: NoticeModel, line: str) -> None:
     """Take a step: a line that is none does nothing."""
     verb, number, words = [*line.split(" ", 2), "", ""][:3]
     if not (number.isascii() and number.isdigit() and len(number) < 8):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from guestapi.client import AsyncGuest, Guest, GuestError, HostRefusedError, HostUnavailableError
-from tests.guest.test_guestctl import Stub, answer
+from tests.guest.test_guestctl import RawServer, answer
 from tests.harness.containers import Container
 from tests.harness.machine import CHECKOUT
 from tests.harness.service import Service
@@ -84,7 +84,7 @@ def test_tour(kind: str) -> None:
 @pytest.mark.parametrize("status", ["403 Forbidden", "429 Too Many Requests"])
 def test_refusal(tmp_path: Path, status: str) -> None:
     """A refusal is raised at once, with the response's text and status."""
-    stub = Stub(tmp_path / "sock", *2 * [answer(status, "because\n", Retry_After="60")])
+    stub = RawServer(tmp_path / "sock", *2 * [answer(status, "because\n", Retry_After="60")])
     with Guest(stub.path) as guest, pytest.raises(HostRefusedError, match=r"^because$") as refused:
         len(guest.config)
     assert refused.value.status == int(status[:3])
@@ -107,7 +107,7 @@ def test_missing_socket(tmp_path: Path) -> None:
 def test_temporary_failures(tmp_path: Path) -> None:
     """After a server error or an incomplete response, the request is repeated."""
     good = answer("200 OK", '["/1.0/config/user.a"]')
-    stub = Stub(tmp_path / "sock", answer("500 Internal Server Error", "later\n"), good[:-3], good)
+    stub = RawServer(tmp_path / "sock", answer("500 Internal Server Error", "later\n"), good[:-3], good)
     with Guest(stub.path) as guest:
         assert next(iter(guest.config)) == "user.a"
     stub.close()

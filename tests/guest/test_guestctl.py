@@ -42,7 +42,7 @@ def interpreters() -> dict[str, str]:
 PYTHONS = interpreters()
 
 
-class Guest:
+class GuestctlInstance:
     """An instance in which guestctl runs."""
 
     def __init__(self, container: Container, python: str) -> None:
@@ -76,15 +76,15 @@ def instance(service: Service) -> Iterator[Container]:
 
 
 @pytest.fixture(params=list(PYTHONS))
-def guest(request: pytest.FixtureRequest, instance: Container) -> Guest:
+def guest(request: pytest.FixtureRequest, instance: Container) -> GuestctlInstance:
     """guestctl, run with each interpreter."""
-    return Guest(instance, PYTHONS[request.param])
+    return GuestctlInstance(instance, PYTHONS[request.param])
 
 
 @pytest.fixture(params=sorted({min(PYTHONS, key=list(PYTHONS).index), list(PYTHONS)[-1]}))
-def edge(request: pytest.FixtureRequest, instance: Container) -> Guest:
+def edge(request: pytest.FixtureRequest, instance: Container) -> GuestctlInstance:
     """guestctl, run with the oldest and the newest interpreter."""
-    return Guest(instance, PYTHONS[request.param])
+    return GuestctlInstance(instance, PYTHONS[request.param])
 
 
 def test_python_3_6() -> None:
@@ -96,7 +96,7 @@ def test_python_3_6() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_reading(guest: Guest) -> None:
+def test_reading(guest: GuestctlInstance) -> None:
     """Values, names, devices and meta-data equal those of the API, byte for byte."""
     assert guest("get", "user.key") == Ran(0, "värde\n", "")
     assert guest("list") == Ran(0, "user.key\n", "")
@@ -104,7 +104,7 @@ def test_reading(guest: Guest) -> None:
     assert guest("metadata").out.startswith("#cloud-config\ninstance-id: ")
 
 
-def test_missing_and_unreadable_keys(guest: Guest) -> None:
+def test_missing_and_unreadable_keys(guest: GuestctlInstance) -> None:
     """A key that is not set gives status 1, one that guests may not read status 4, each with the host's text."""
     assert guest("get", "user.no") == Ran(1, "", "guestctl: not found\n")
     assert guest("get", "limits.cpu") == Ran(4, "", "guestctl: not authorized\n")
@@ -141,14 +141,14 @@ def test_misuse(capfd: pytest.CaptureFixture[str], words: list[str], text: str) 
     assert text in capfd.readouterr().err
 
 
-def test_readiness(guest: Guest, service: Service) -> None:
+def test_readiness(guest: GuestctlInstance, service: Service) -> None:
     """The store gets the readiness that the command reports."""
     for words, ready in ((["ready"], True), (["ready", "--not"], False)):
         assert guest(*words) == Ran(0, "", "")
         assert service.instance("guestctl").ready is ready
 
 
-def test_wait_for_a_key(edge: Guest, service: Service) -> None:
+def test_wait_for_a_key(edge: GuestctlInstance, service: Service) -> None:
     """A wait ends when the key is set, or after its time."""
     assert edge("get", "user.late", "--wait", "0.1").code == 1
     setting = threading.Timer(0.5, lambda: service.configure("guestctl", user_late="now"))
@@ -159,7 +159,7 @@ def test_wait_for_a_key(edge: Guest, service: Service) -> None:
     service.configure("guestctl", user_late="")
 
 
-def test_events(edge: Guest, service: Service, request: pytest.FixtureRequest) -> None:
+def test_events(edge: GuestctlInstance, service: Service, request: pytest.FixtureRequest) -> None:
     """Each change is printed as one line, in order, after those since the given id."""
     key = f"user.{request.node.callspec.id}"
     service.configure("guestctl", **{key: "0"})
@@ -181,7 +181,7 @@ def test_events(edge: Guest, service: Service, request: pytest.FixtureRequest) -
 def test_restart_of_the_host() -> None:
     """During a restart of the service, commands wait, and the stream of events continues without a gap."""
     with Service(workers=1) as service, service.container("again", {"user.key": "1"}, base=None) as container:
-        guest = Guest(container, shutil.which("python3") or "python3")
+        guest = GuestctlInstance(container, shutil.which("python3") or "python3")
         with guest.following("events", "--since", "0", "--type", "config") as events:
             service.configure("again", user_key="2")
             assert "user.key" in str(next(events))
@@ -201,11 +201,11 @@ def test_restart_of_the_host() -> None:
 def test_unregistered_caller() -> None:
     """In an unregistered container, requests are repeated until the timeout, because it may be registered soon."""
     with Service(workers=1) as service, Container(service.binds, base=None) as container:
-        ran = Guest(container, shutil.which("python3") or "python3")("--timeout", "0.3", "list")
+        ran = GuestctlInstance(container, shutil.which("python3") or "python3")("--timeout", "0.3", "list")
     assert ran == Ran(2, "", "guestctl: the host answers: pid not in container?\n")
 
 
-class Stub:
+class RawServer:
     """A server that answers each connection with the next of the given bytes."""
 
     def __init__(self, path: Path, *answers: bytes) -> None:
@@ -246,7 +246,7 @@ REFUSED += ["413 Content Too Large", "429 Too Many Requests", "507 Insufficient 
 @pytest.mark.parametrize("status", REFUSED)
 def test_refusals(tmp_path: Path, capfd: pytest.CaptureFixture[str], status: str) -> None:
     """A refusal that another attempt cannot change is final; its text is printed."""
-    stub = Stub(tmp_path / "sock", answer(status, "because\n", Retry_After="60"))
+    stub = RawServer(tmp_path / "sock", answer(status, "because\n", Retry_After="60"))
     assert guestctl.main(["--socket", stub.path, "list"]) == guestctl.REFUSED
     assert capfd.readouterr().err == "guestctl: because\n"
     stub.close()
@@ -256,7 +256,7 @@ def test_temporary_failures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     """After a server error, an incomplete response or a short Retry-After, the request is repeated."""
     good = answer("200 OK", '["/1.0/config/user.a"]')
     bad = [answer("500 Internal Server Error", "later\n"), good[:-3], answer("429 Too Many Requests", Retry_After="0")]
-    stub = Stub(tmp_path / "sock", *bad, b"", good)
+    stub = RawServer(tmp_path / "sock", *bad, b"", good)
     assert guestctl.main(["list", "--socket", stub.path]) == guestctl.FOUND
     assert capfd.readouterr().out == "user.a\n"
     assert len(stub.requests) == 5
@@ -275,7 +275,7 @@ def test_exit_statuses(tmp_path: Path, python: str) -> None:
         (["list"], [answer("401 Unauthorized", "because\n")], 4, "", "guestctl: because\n"),
     )
     for number, (words, answers, status, out, err) in enumerate(asked):
-        stub = Stub(tmp_path / f"sock{number}", *answers)
+        stub = RawServer(tmp_path / f"sock{number}", *answers)
         done = run_with(PYTHONS[python], "--socket", stub.path, *words)
         assert (done.returncode, done.stdout) == (status, out), done.stderr
         assert err in done.stderr
@@ -288,7 +288,7 @@ def test_exit_statuses(tmp_path: Path, python: str) -> None:
 def test_value_on_a_terminal(tmp_path: Path) -> None:
     """On a terminal, a value that has no newline gets one, and a value that has one gets no other."""
     for number, value in enumerate(("value", "value\n")):
-        stub = Stub(tmp_path / f"sock{number}", answer("200 OK", value))
+        stub = RawServer(tmp_path / f"sock{number}", answer("200 OK", value))
         ours, theirs = pty.openpty()
         with subprocess.Popen([sys.executable, "-I", PROGRAM, "--socket", stub.path, "get", "user.a"], stdout=theirs):
             os.close(theirs)
@@ -307,7 +307,7 @@ def test_wait_by_requests(tmp_path: Path, capfd: pytest.CaptureFixture[str], mon
     """If the host cannot wait for a key, as Incus and LXD, the request is repeated until the key is set."""
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     absent = answer("404 Not Found", "not found\n")
-    stub = Stub(tmp_path / "sock", absent, absent, absent, answer("200 OK", "value"))
+    stub = RawServer(tmp_path / "sock", absent, absent, absent, answer("200 OK", "value"))
     assert guestctl.main(["--socket", stub.path, "get", "user.a", "--wait", "60"]) == guestctl.FOUND
     assert capfd.readouterr().out == "value"
     assert [request.split()[1] for request in stub.requests] == [b"/1.0/guestapi", *3 * [b"/1.0/config/user.a"]]
@@ -318,7 +318,7 @@ def test_wait_by_the_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     """If the host can wait for a key, each request asks it to wait."""
     features = answer("200 OK", '{"features":["tree"]}')
     absent = answer("404 Not Found", "not found\n")
-    stub = Stub(tmp_path / "sock", features, absent, answer("200 OK", "value"))
+    stub = RawServer(tmp_path / "sock", features, absent, answer("200 OK", "value"))
     assert guestctl.main(["--socket", stub.path, "get", "user.a", "--wait", "90"]) == guestctl.FOUND
     assert capfd.readouterr().out == "value"
     waits = [re.search(rb"wait=(\d+)", request) for request in stub.requests[1:]]
@@ -326,7 +326,7 @@ def test_wait_by_the_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     stub.close()
 
 
-def test_attributes(guest: Guest, service: Service) -> None:
+def test_attributes(guest: GuestctlInstance, service: Service) -> None:
     """Values come as bytes from the command line and from standard input; refusals have the host's sentence."""
     assert guest("put", "app/version", "1") == Ran(4, "", "guestctl: not authorized\n")
     service.command("policy", "allow", "attributes", "--instance", "guestctl")
@@ -352,14 +352,14 @@ def test_attributes(guest: Guest, service: Service) -> None:
 
 def test_attributes_of_incus(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A host that has no attributes refuses: they are not absent."""
-    stub = Stub(tmp_path / "sock", *[answer("404 Not Found", "404 page not found\n")] * 6)
+    stub = RawServer(tmp_path / "sock", *[answer("404 Not Found", "404 page not found\n")] * 6)
     for words in (["put", "a/b", "x"], ["delete", "a/b"], ["attribute", "get", "a/b"], ["attribute", "list"]):
         assert guestctl.main(["--socket", stub.path, *words]) == guestctl.REFUSED
         assert capfd.readouterr().err == "guestctl: 404 page not found\n"
     stub.close()
 
 
-def test_notices(edge: Guest, service: Service) -> None:
+def test_notices(edge: GuestctlInstance, service: Service) -> None:
     """A notice is listed, followed and acknowledged, which ends the operator's wait; streams of all types lack it."""
     assert edge("notices") == Ran(0, "[]\n", "")
     words = [str(COMMAND), "--config", str(service.config), "notice", "guestctl", "stop", "--in", "5m", "--wait"]
@@ -401,7 +401,7 @@ def test_token() -> None:
         signer.start(running.config)
         with running, running.container("signed", base=None) as container:
             for python in (next(iter(PYTHONS.values())), list(PYTHONS.values())[-1]):
-                guestctl_ = Guest(container, python)
+                guestctl_ = GuestctlInstance(container, python)
                 for words, nonce in (((), None), (("--nonce", "4 7=11"), "4 7=11")):
                     done = guestctl_("token", audience, *words)
                     assert (done.code, done.err, "\n" in done.out) == (0, "", False)
@@ -414,7 +414,7 @@ def test_token() -> None:
                 assert guestctl_("token").code == 3
 
 
-def test_no_tokens(edge: Guest) -> None:
+def test_no_tokens(edge: GuestctlInstance) -> None:
     """Where the host signs nothing, there is none."""
     assert edge("token", "x") == Ran(1, "", "guestctl: 404 page not found\n")
 

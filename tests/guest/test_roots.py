@@ -32,7 +32,7 @@ exec chroot "$root" "$@"
 
 
 @dataclass(frozen=True)
-class Guest:
+class RootedGuest:
     """An instance with a root file system of Debian, and one of its interpreters."""
 
     container: Container
@@ -55,13 +55,13 @@ def instance(service: Service) -> Iterator[Container]:
 
 
 @pytest.fixture(params=INTERPRETERS, ids=["-".join(one) for one in INTERPRETERS])
-def guest(request: pytest.FixtureRequest, instance: Container) -> Guest:
+def guest(request: pytest.FixtureRequest, instance: Container) -> RootedGuest:
     """guestctl, run with each interpreter of each root."""
     suite, python = request.param
-    return Guest(instance, debian_root.build_root(suite, SUITES[suite]), python)
+    return RootedGuest(instance, debian_root.build_root(suite, SUITES[suite]), python)
 
 
-def test_every_command(guest: Guest, service: Service) -> None:
+def test_every_command(guest: RootedGuest, service: Service) -> None:
     """Reading, waiting, events, readiness and attributes work, with the statuses and texts of the manual."""
     assert guest("get", "user.key") == Ran(0, "värde\n", "")
     assert guest("get", "user.no") == Ran(1, "", "guestctl: not found\n")

@@ -12,6 +12,21 @@ from pathlib import Path
 from tests.harness.scratch import SCRATCH
 
 
+class ManualClock:
+    """A clock within one process that a test sets.
+
+    Attributes:
+        now: seconds.
+    """
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Return the time in seconds."""
+        return self.now
+
+
 class Clock:
     """The clock of the processes that are started with `environment`: they get their time from clock.c."""
 

@@ -19,7 +19,7 @@ from guestapi.sources.docker_api import EngineError
 from tests.harness import rootfs
 from tests.harness.containers import BASE
 from tests.harness.daemon import packages
-from tests.harness.images import Image
+from tests.harness.images import ContainerImage
 from tests.harness.kept_namespaces import KeptNamespaces
 from tests.harness.scratch import SCRATCH
 from tests.harness.waiting import TIMEOUT, until
@@ -42,7 +42,7 @@ UNPRIVILEGED = (f"--uidmap=0:{BASE}:65536", f"--gidmap=0:{BASE}:65536")
 CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
 
 
-class Engine(ABC):
+class RealEngine(ABC):
     """The common parts of podman and Docker. `path` is the engine's own directory, `socket` its API socket."""
 
     #: Options of ``run`` that are needed on this machine.
@@ -50,7 +50,7 @@ class Engine(ABC):
     #: The command that removes a running container.
     remove: Sequence[str] = ("rm", "--force")
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> RealEngine:
         # podman derives an image's name from its path, so not every path is possible.
         self.path = Path(f"{SCRATCH}/guestapi-engine-{secrets.token_hex(6)}")
         self.path.mkdir(mode=0o755)
@@ -89,7 +89,7 @@ class Engine(ABC):
         """The arguments of ``run`` for a container without special properties."""
 
     @abstractmethod
-    def load(self, image: Image, tag: str) -> Sequence[str]:
+    def load(self, image: ContainerImage, tag: str) -> Sequence[str]:
         """Load an image; return the arguments of ``run`` for a container of it."""
 
     @abstractmethod
@@ -199,7 +199,7 @@ class Engine(ABC):
         return int(self.inspect(container)["State"]["Pid"])
 
 
-class Podman(Engine):
+class Podman(RealEngine):
     """podman, as root, with hooks in `hooks`."""
 
     modest = MODEST
@@ -234,7 +234,7 @@ class Podman(Engine):
                 os.chown(path, BASE, BASE, follow_symlinks=False)
         return (*UNPRIVILEGED, "--rootfs", str(self.rootfs))
 
-    def load(self, image: Image, tag: str) -> tuple[str, ...]:
+    def load(self, image: ContainerImage, tag: str) -> tuple[str, ...]:
         """Load an image; return the arguments of ``run`` for a container of it."""
         place = self.path / f"image-{tag}"
         image.write_layout(place)
@@ -242,7 +242,7 @@ class Podman(Engine):
         return (*UNPRIVILEGED, f"localhost/{tag}")
 
 
-class Docker(Engine):
+class Docker(RealEngine):
     """Docker's engine from unpacked packages, without networks."""
 
     modest = ("--network=none",)
@@ -269,7 +269,7 @@ class Docker(Engine):
         """As Engine."""
         return [str(self._packages / "usr/bin/docker"), f"--host=unix://{self.socket}", *words]
 
-    def load(self, image: Image, tag: str) -> tuple[str, ...]:
+    def load(self, image: ContainerImage, tag: str) -> tuple[str, ...]:
         """Load an image; return the arguments of ``run`` for a container of it."""
         place = self.path / f"{tag}.tar"
         image.write_archive(place, f"{tag}:latest")
@@ -280,5 +280,5 @@ class Docker(Engine):
     def plain(self) -> tuple[str, ...]:
         """The arguments for a container of an image without labels, annotations and volumes."""
         if not getattr(self, "_plain", None):
-            self._plain = self.load(Image(self.rootfs), "plain")
+            self._plain = self.load(ContainerImage(self.rootfs), "plain")
         return self._plain

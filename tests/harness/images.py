@@ -20,7 +20,7 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 
 @dataclass(frozen=True)
-class Image:
+class ContainerImage:
     """The content and the metadata of an image.
 
     Attributes:

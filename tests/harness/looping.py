@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Connection(http.client.HTTPConnection):
+class LoopingConnection(http.client.HTTPConnection):
     """An HTTP connection over the socket."""
 
     def connect(self) -> None:
@@ -27,7 +27,7 @@ class Connection(http.client.HTTPConnection):
 def ask(keep: bool, go_on: Callable[[], bool], pause: float = 0.0) -> dict[str, Any]:
     """Request the same key repeatedly; return the number of correct responses, other results, and the longest time."""
     good, failed, longest = 0, [], 0.0
-    connection = Connection("x")
+    connection = LoopingConnection("x")
     while go_on():
         began = time.monotonic()
         try:

@@ -1,7 +1,7 @@
 """The versions of gunicorn_h1c that tests run with: the installed one, and those from tools/parsers.
 
 What guests receive must not depend on a parser's version. Tests of accepted and refused requests use the fixture
-`parser` (tests/conftest.py), which runs them with each version. `Parser.environment` makes a service use one.
+`parser` (tests/conftest.py), which runs them with each version. `ParserVersion.environment` makes a service use one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DIRECTORIES = (Path(sys.prefix) / "parsers", Path(sys.prefix).parent / "parsers"
 
 
 @dataclass(frozen=True)
-class Parser:
+class ParserVersion:
     """A version of gunicorn_h1c.
 
     Attributes:
@@ -40,14 +40,14 @@ class Parser:
         return {"PYTHONPATH": str(self.directory)} if self.directory else {}
 
 
-def find_parsers() -> list[Parser]:
+def find_parsers() -> list[ParserVersion]:
     """Return the installed version, and the others from the directories."""
-    installed = Parser(version(NAME))
-    found = [Parser(each.name, each) for directory in DIRECTORIES for each in sorted(directory.glob("*"))]
+    installed = ParserVersion(version(NAME))
+    found = [ParserVersion(each.name, each) for directory in DIRECTORIES for each in sorted(directory.glob("*"))]
     return [installed, *(each for each in found if each.version != installed.version)]
 
 
-def load(parser: Parser) -> ModuleType:
+def load(parser: ParserVersion) -> ModuleType:
     """Import a version of gunicorn_h1c; ``import gunicorn_h1c`` still yields the installed one.
 
     Args:
@@ -70,7 +70,7 @@ def load(parser: Parser) -> ModuleType:
 
 
 @contextmanager
-def use(parser: Parser, module: ModuleType) -> Iterator[None]:
+def use(parser: ParserVersion, module: ModuleType) -> Iterator[None]:
     """Let a module use a version of gunicorn_h1c for the length of the block.
 
     Args:

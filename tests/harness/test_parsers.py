@@ -13,7 +13,7 @@ def test_two_versions_are_tested() -> None:
     assert len(parsers.find_parsers()) >= 2, "'make test' and 'make test-fast' call tools/parsers; call it yourself"
 
 
-def test_each_version_is_used(parser: parsers.Parser) -> None:
+def test_each_version_is_used(parser: parsers.ParserVersion) -> None:
     """The module that parses heads uses the given version."""
     given = parsers.load(parser)
     assert given.__version__ == parser.version

@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Inside:
+class ArenaProgram:
     """A program that runs in a container."""
 
     process: subprocess.Popen[bytes]
@@ -36,7 +36,7 @@ class Inside:
 
 
 @contextmanager
-def inside(container: Container, program: str, *arguments: str) -> Iterator[Inside]:
+def inside(container: Container, program: str, *arguments: str) -> Iterator[ArenaProgram]:
     """Run a program of this directory in a container."""
     enter = ["nsenter", "-t", str(container.pid), "-a", "--setuid", "0", "--setgid", "0"]
     source = (HERE / program).read_text()
@@ -49,14 +49,14 @@ def inside(container: Container, program: str, *arguments: str) -> Iterator[Insi
         start_new_session=True,
     )
     try:
-        yield Inside(process)
+        yield ArenaProgram(process)
     finally:
         process.kill()
         process.communicate()
 
 
 @dataclass
-class Report:
+class AttackReport:
     """The result of an attack.
 
     Attributes:
@@ -106,12 +106,12 @@ class Arena:
 
     service: Service
     victim: Container
-    reports: list[Report] = field(default_factory=list)
+    reports: list[AttackReport] = field(default_factory=list)
 
-    def attack(self, name: str, attacker: Container, seconds: float = 2) -> Report:
+    def attack(self, name: str, attacker: Container, seconds: float = 2) -> AttackReport:
         """Run an attack while the victim sends requests; then wait until its descriptors are closed."""
         service = self.service
-        report = Report(name)
+        report = AttackReport(name)
         self.reports.append(report)
         workers = service.workers
         before = {pid: (memory(pid), descriptors(pid)) for pid in workers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hostile.arena import Report
+from tests.hostile.arena import AttackReport
 
 #: The name of the property of a test's report that holds an attack.
 PROPERTY = "attack"
@@ -13,7 +13,7 @@ PROPERTY = "attack"
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the victim's figures for each attack. For tests/conftest.py, the only plugin that all processes load."""
     ended = [one for ones in terminalreporter.stats.values() for one in ones if getattr(one, "when", "") == "teardown"]
-    lines = [Report(**value) for one in ended for name, value in one.user_properties if name == PROPERTY]
+    lines = [AttackReport(**value) for one in ended for name, value in one.user_properties if name == PROPERTY]
     if not lines:
         return
     terminalreporter.section("what another instance noticed of attacks: ms; how often it found the queue full; MiB")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.containers import Container
-from tests.hostile.arena import Arena, Report
+from tests.hostile.arena import Arena, AttackReport
 from tests.hostile.attacks import ATTACKS
 
 MIB = 1 << 20
@@ -17,7 +17,7 @@ GROWN = {"waits": HOLDING, "unread": HOLDING, "slow_readers": HOLDING, "endless"
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
 
 
-def assert_harmless(arena: Arena, report: Report) -> None:
+def assert_harmless(arena: Arena, report: AttackReport) -> None:
     """The victim got correct answers, and the workers held little for the attack and have released its memory."""
     assert report.victim["failed"] == []
     assert report.victim["answered"] >= 10

@@ -14,7 +14,7 @@ import sys
 import time
 
 
-class Connection(http.client.HTTPConnection):
+class VictimConnection(http.client.HTTPConnection):
     """A connection to the guest API."""
 
     #: How often the kernel's queue was full.
@@ -28,11 +28,11 @@ class Connection(http.client.HTTPConnection):
             try:
                 return self.sock.connect("/dev/incus/sock")
             except BlockingIOError:
-                Connection.full += 1
+                VictimConnection.full += 1
                 time.sleep(0.001)
 
 
-def ask(connection: Connection) -> str:
+def ask(connection: VictimConnection) -> str:
     """Send one request; return what was wrong with the response."""
     try:
         connection.request("GET", "/1.0/config/user.foo")
@@ -48,13 +48,13 @@ def main() -> None:
     """Send requests until the standard input ends."""
     # PR_SET_PDEATHSIG: a test ends nsenter, which started this process.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    kept = Connection("x")
+    kept = VictimConnection("x")
     took: list[float] = []
     failed: list[str] = []
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     while not select.select([sys.stdin], [], [], 0.002)[0]:
-        for connection in (kept, Connection("x")):
+        for connection in (kept, VictimConnection("x")):
             began = time.monotonic()
             if wrong := ask(connection):
                 failed.append(wrong)
@@ -64,7 +64,7 @@ def main() -> None:
     took.sort()
     figures = {"p50": took[len(took) // 2], "p99": took[len(took) * 99 // 100], "max": took[-1]}
     sys.stdout.write(
-        json.dumps({"answered": len(took) - len(failed), "failed": failed, "full": Connection.full, **figures})
+        json.dumps({"answered": len(took) - len(failed), "failed": failed, "full": VictimConnection.full, **figures})
     )
 
 

@@ -114,7 +114,7 @@ def statuses(vm: VirtualMachine) -> dict[str, str]:
 
 
 @dataclass
-class Load:
+class ContainerLoad:
     """The results of a container's continuous requests."""
 
     requests: int = 0
@@ -123,7 +123,7 @@ class Load:
 
 
 @contextmanager
-def load(vm: VirtualMachine, name: str) -> Iterator[Load]:
+def load(vm: VirtualMachine, name: str) -> Iterator[ContainerLoad]:
     """Have an LXC container send requests all the time, on kept connections and on new ones.
 
     Args:
@@ -135,7 +135,7 @@ def load(vm: VirtualMachine, name: str) -> Iterator[Load]:
     """
     root = f"/var/lib/lxc/{name}/rootfs"
     vm.run("rm", "-f", f"{root}/stop", f"{root}/started")
-    outcome = Load()
+    outcome = ContainerLoad()
     asking = vm.spawn("lxc-attach", "--clear-env", "-n", name, "--", "/usr/bin/python3", "/load.py", f"role of {name}")
     try:
         vm.wait_until(f"[ -e {root}/started ]", 300)

@@ -99,7 +99,7 @@ mke2fs -q -t ext4 -L root -d /mnt /srv/image/disk "$1"
 
 
 @dataclass(frozen=True)
-class Image:
+class DiskImage:
     """The files from which QEMU boots; `key` is the SSH key of the image's root."""
 
     suite: str
@@ -126,7 +126,7 @@ class Image:
         return self.directory / "key"
 
 
-def build_image(suite: str) -> Image:
+def build_image(suite: str) -> DiskImage:
     """Return an image of a suite of Debian; build it if the cache has none.
 
     Args:
@@ -146,7 +146,7 @@ def build_image(suite: str) -> Image:
     with (images / f"{suite}.lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if directory.is_dir():
-            return Image(suite, directory)
+            return DiskImage(suite, directory)
         # Images of older roots are not used any more.
         for old in images.glob(f"{suite}-*"):
             shutil.rmtree(old)
@@ -158,7 +158,7 @@ def build_image(suite: str) -> Image:
         bind = f"--bind={building}:/srv/image"
         subprocess.run([*_tool("run", suite), bind, "--", "sh", "-c", _MAKE, "make", SIZE], check=True)
         building.rename(directory)
-    return Image(suite, directory)
+    return DiskImage(suite, directory)
 
 
 def _root(suite: str) -> Path:

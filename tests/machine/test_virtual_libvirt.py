@@ -56,7 +56,7 @@ _DOMAIN = """<domain type='kvm'>
 """
 
 
-class Libvirt:
+class LibvirtMachine:
     """libvirt on the machine, and what guestapi has of it."""
 
     def __init__(self, vm: VirtualMachine) -> None:
@@ -99,12 +99,12 @@ class Libvirt:
 
 
 @pytest.fixture(scope="module")
-def libvirt(vsock_host: VirtualMachine) -> Iterator[Libvirt]:
+def libvirt(vsock_host: VirtualMachine) -> Iterator[LibvirtMachine]:
     """libvirt with a domain that has a vsock device and does not run, and the follower."""
     vm = vsock_host
     vm.script(_PREPARE)
     vm.script(f"systemctl unmask --quiet {UNITS} {LOCKING}; systemctl start libvirtd.service")
-    made = Libvirt(vm)
+    made = LibvirtMachine(vm)
     try:
         vm.run("systemctl", "enable", "--now", "guestapi-libvirt.service")
         words = ("--type", "virtual-machine", "--config", "user.role=frontend")
@@ -118,7 +118,7 @@ def libvirt(vsock_host: VirtualMachine) -> Iterator[Libvirt]:
         vm.run("guestapi", "follow", "libvirt", "--forget")
 
 
-def test_a_machine_of_libvirt(libvirt: Libvirt) -> None:
+def test_a_machine_of_libvirt(libvirt: LibvirtMachine) -> None:
     """A domain registers itself when it starts, is answered about its instance, and its end is noticed."""
     vm = libvirt.vm
     libvirt.virsh("start", "web")
@@ -141,7 +141,7 @@ def test_a_machine_of_libvirt(libvirt: Libvirt) -> None:
     libvirt.wait_for("web", "stopped")
 
 
-def test_definitions(libvirt: Libvirt) -> None:
+def test_definitions(libvirt: LibvirtMachine) -> None:
     """An instance has its domain's name and UUID, follows its renaming, and is gone with it if nothing was set."""
     libvirt.define("plain", "<vsock model='virtio'><cid auto='yes'/></vsock>")
     libvirt.define("mute", "")

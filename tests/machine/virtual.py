@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tests.machine.image import Image
+from tests.machine.image import DiskImage
 
 #: Seconds that a boot may take until SSH answers; 20 are usual on an idle host.
 BOOT_SECONDS = 600.0
@@ -46,7 +46,7 @@ class VirtualMachine:
         processors: how many it has from its next start on.
     """
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: DiskImage) -> None:
         self.suite = image.suite
         self.processors = 2
         self._image = image

@@ -23,7 +23,7 @@ from tests.harness.service import Service
 from tests.harness.waiting import TIMEOUT
 
 
-class Host:
+class MirrorHost:
     """A daemon, its mirror, and a service."""
 
     def __init__(self, daemon: Daemon, service: Service, mirror: MirrorProcess) -> None:
@@ -95,16 +95,16 @@ class Host:
             self.daemon.client("--project", project, "delete", "--force", name, check=False)
 
 
-class Inside:
+class ContainerShell:
     """A shell in a container, for use while the daemon does not run."""
 
-    def __init__(self, host: Host, name: str) -> None:
+    def __init__(self, host: MirrorHost, name: str) -> None:
         enter = ["nsenter", "-t", str(host.daemon.init(name)), "-a", "--setuid", "0", "--setgid", "0", "--"]
         self._process = subprocess.Popen(
             [*enter, "/bin/sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
-    def __enter__(self) -> Inside:
+    def __enter__(self) -> ContainerShell:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -122,7 +122,7 @@ class Inside:
 class Heard:
     """The events that a program in a container receives from one socket."""
 
-    def __init__(self, host: Host, name: str, socket: str) -> None:
+    def __init__(self, host: MirrorHost, name: str, socket: str) -> None:
         self._process = host.daemon.listen(name, socket)
         self._lines: SimpleQueue[str] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()

@@ -15,7 +15,7 @@ import pytest
 
 from guestapi.mirror import report
 from guestapi.mirror.cluster import Members
-from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon import DaemonClient
 from guestapi.mirror.daemon_model import DaemonEvent, Environment, Server, SlowError
 from guestapi.mirror.report import Report
 from guestapi.store.lookup import list_instances, list_sources
@@ -65,10 +65,10 @@ def stub(tmp_path: Path) -> Iterator[Stub]:
 
 
 @pytest.fixture
-def client(stub: Stub, tmp_path: Path) -> Iterator[Daemon]:
+def client(stub: Stub, tmp_path: Path) -> Iterator[DaemonClient]:
     """A client of it, with little time for questions about one instance."""
     with patch("guestapi.mirror.daemon.ONE_SECONDS", 0.2):
-        yield Daemon(str(tmp_path / "daemon"))
+        yield DaemonClient(str(tmp_path / "daemon"))
 
 
 def find(members: Members, *known: str) -> tuple[list[str], set[str], set[str]]:
@@ -87,7 +87,7 @@ def of(stub: Stub, name: str) -> int:
     return sum(path.startswith(f"/1.0/instances/{name}?") for path in stub.asked)
 
 
-def test_own_instances_are_found(stub: Stub, client: Daemon) -> None:
+def test_own_instances_are_found(stub: Stub, client: DaemonClient) -> None:
     """Of all names, those that are not known to be elsewhere are asked for; those that are elsewhere, once."""
     stub.answers |= member(stub.over.wait, instance("own", "n1"), instance("theirs", "n2"), hung=("lost",))
     members = Members(client)
@@ -96,13 +96,13 @@ def test_own_instances_are_found(stub: Stub, client: Daemon) -> None:
     assert [of(stub, name) for name in ("own", "theirs", "lost")] == [2, 1, 1]
 
 
-def test_an_own_instance_that_hangs_is_named(stub: Stub, client: Daemon) -> None:
+def test_an_own_instance_that_hangs_is_named(stub: Stub, client: DaemonClient) -> None:
     """An instance that the store has, and of which nothing is told, is reported and not taken to be gone."""
     stub.answers |= member(stub.over.wait, instance("own", "n1"), hung=("known",))
     assert find(Members(client), "known") == (["own"], set(), {"known"})
 
 
-def test_malformed_descriptions(stub: Stub, client: Daemon) -> None:
+def test_malformed_descriptions(stub: Stub, client: DaemonClient) -> None:
     """A description that cannot be read concerns this member only if the instance is known."""
     stub.answers |= member(
         stub.over.wait, instance("own", "n1"), {"name": "odd", "type": 7}, {"name": "far", "type": 7}
@@ -110,7 +110,7 @@ def test_malformed_descriptions(stub: Stub, client: Daemon) -> None:
     assert find(Members(client), "odd") == (["own"], {"odd"}, set())
 
 
-def test_an_instance_that_moves_here_is_found(stub: Stub, client: Daemon) -> None:
+def test_an_instance_that_moves_here_is_found(stub: Stub, client: DaemonClient) -> None:
     """An event of this member makes an instance asked for that was elsewhere."""
     stub.answers |= member(stub.over.wait, instance("moving", "n2"))
     members = Members(client)
@@ -144,7 +144,7 @@ def event(action: str, name: str, location: str, kind: str = "instances") -> Dae
     ],
 )
 def test_events_of_other_members(
-    client: Daemon, one: DaemonEvent, known: tuple[tuple[str, str], ...], expected: bool
+    client: DaemonClient, one: DaemonEvent, known: tuple[tuple[str, str], ...], expected: bool
 ) -> None:
     """Another member's event concerns this one if it is about an instance that was here, or about many."""
     assert Members(client).concerns(one, CLUSTER, known) is expected
@@ -229,7 +229,7 @@ def test_a_look_that_stalls_is_written_down(tmp_path: Path) -> None:
         with view(guestapi.settings.store.url) as store:
             return "".join(one.fault for one in list_sources(store))
 
-    class EndError(Exception):
+    class WatchEndedError(Exception):
         """Ends the watch."""
 
     slept: list[float] = []
@@ -237,12 +237,12 @@ def test_a_look_that_stalls_is_written_down(tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) > 2:
-            raise EndError
+            raise WatchEndedError
 
     reporting = Report(writer, Views(guestapi.settings.store.url), "incus", "/socket", lambda _text: None, list)
     with patch.object(report, "_STALLED_SECONDS", -1.0), patch("guestapi.mirror.report.time.sleep", sleep):
         reporting.progress.renew()
-        with pytest.raises(EndError):
+        with pytest.raises(WatchEndedError):
             reporting.watch()
     assert fault() == "the daemon does not answer, so changes are not known"
     # A question is given up after that and the next look at the watch: within ten seconds in all.

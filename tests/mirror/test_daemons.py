@@ -26,20 +26,20 @@ from guestapi.store.view import view
 from tests.harness.machine import CHECKOUT
 from tests.harness.mirroring import OURS, beside
 from tests.harness.waiting import TIMEOUT
-from tests.mirror.host import Heard, Host, Inside
+from tests.mirror.host import ContainerShell, Heard, MirrorHost
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture(scope="module", params=["incus", "incus-7", "lxd"])
-def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest) -> Iterator[MirrorHost]:
     """A daemon of each kind, for all tests."""
     with beside(request.param) as (daemon, service, mirror):
-        yield Host(daemon, service, mirror)
+        yield MirrorHost(daemon, service, mirror)
 
 
 @pytest.fixture(scope="module")
-def c1(host: Host) -> Iterator[str]:
+def c1(host: MirrorHost) -> Iterator[str]:
     """A container for many tests."""
     # Incus 7.0 refuses user-data that has no YAML.
     data = "cloud-init.user-data=#cloud-config\n{}\n"
@@ -54,7 +54,7 @@ PATHS = [
 ]
 
 
-def test_first_request_of_a_new_container_is_answered(host: Host) -> None:
+def test_first_request_of_a_new_container_is_answered(host: MirrorHost) -> None:
     """A container whose init sends a request at once, before the mirror has its start, is answered at the first try."""
     ask = f"curl -s --max-time 20 --unix-socket {OURS} http://x/1.0/config/user.first"
     host.daemon.client("init", "busybox", "first")
@@ -74,7 +74,7 @@ def test_first_request_of_a_new_container_is_answered(host: Host) -> None:
         host.daemon.client("delete", "--force", "first")
 
 
-def test_answers_are_the_daemons(host: Host, c1: str) -> None:
+def test_answers_are_the_daemons(host: MirrorHost, c1: str) -> None:
     """Status, type and body of every response equal those of the daemon, requested by the same program."""
     for path in PATHS:
         ours, theirs = host.ask(c1, path), host.ask_daemon(c1, path)
@@ -92,7 +92,7 @@ def test_answers_are_the_daemons(host: Host, c1: str) -> None:
             ), path
 
 
-def begin(host: Host, name: str, *listeners: Heard) -> None:
+def begin(host: MirrorHost, name: str, *listeners: Heard) -> None:
     """Change a key until every listener receives events."""
     for listener in listeners:
         for number in range(100):
@@ -107,7 +107,7 @@ def begin(host: Host, name: str, *listeners: Heard) -> None:
         listener.until("user.begin", "now")
 
 
-def put(host: Host, name: str, config: dict[str, str], devices: dict[str, dict[str, str]]) -> None:
+def put(host: MirrorHost, name: str, config: dict[str, str], devices: dict[str, dict[str, str]]) -> None:
     """Change an instance in one request: set these keys, unset the empty ones, and replace all devices."""
     path = f"/1.0/instances/{name}"
     instance = host.daemon.query(path)
@@ -115,7 +115,7 @@ def put(host: Host, name: str, config: dict[str, str], devices: dict[str, dict[s
     host.daemon.query(path, "PUT", {**instance, "config": wanted, "devices": devices})
 
 
-def changes(host: Host, name: str) -> Iterator[None]:
+def changes(host: MirrorHost, name: str) -> Iterator[None]:
     """Make changes of all kinds, one at a time."""
     client = host.daemon.client
     client("config", "set", name, "user.a=1")
@@ -153,7 +153,7 @@ def kind(event: tuple[str, dict[str, str]]) -> str:
     return event[1].get("action", event[0])
 
 
-def test_events_are_the_daemons(host: Host, c1: str) -> None:
+def test_events_are_the_daemons(host: MirrorHost, c1: str) -> None:
     """For each change, direct or by a profile, guestapi sends the same events as the daemon."""
     with Heard(host, c1, OURS) as ours, Heard(host, c1, host.theirs) as theirs:
         begin(host, c1, ours, theirs)
@@ -167,7 +167,7 @@ def test_events_are_the_daemons(host: Host, c1: str) -> None:
             assert list(map(kind, received)) == list(map(kind, wanted)), number
 
 
-def test_restart_is_noticed(host: Host) -> None:
+def test_restart_is_noticed(host: MirrorHost) -> None:
     """After a restart from outside or inside, and after a crash and a start, the new run is registered."""
     with host.launched("again", "-c", "user.a=1"):
         for words in (("restart", "--force"), ("stop", "--force"), ("start",), ("restart", "--force")):
@@ -181,7 +181,7 @@ def test_restart_is_noticed(host: Host) -> None:
         assert host.ask("again", "/1.0/config/user.a").text == "1"
 
 
-def test_rename_and_delete_are_noticed(host: Host) -> None:
+def test_rename_and_delete_are_noticed(host: MirrorHost) -> None:
     """An instance keeps its identity when it is renamed, and is removed when it is deleted."""
     names = ["old", "new", "other"]
     host.daemon.client("init", "busybox", names[0], "-c", "user.a=1")
@@ -207,7 +207,7 @@ def test_rename_and_delete_are_noticed(host: Host) -> None:
     host.wait(lambda: host.instance("new") is None)
 
 
-def test_two_projects_with_one_name(host: Host, c1: str) -> None:
+def test_two_projects_with_one_name(host: MirrorHost, c1: str) -> None:
     """Two instances of one name in two projects each get their own configuration, with their project's profiles."""
     # Incus 7.0 permits no such characters.
     client, other = host.daemon.client, "other-1" if host.daemon.release == "incus-7" else "other+1@x"
@@ -232,7 +232,7 @@ def test_two_projects_with_one_name(host: Host, c1: str) -> None:
         client("project", "delete", other, check=False)
 
 
-def test_nested_container_is_its_instance(host: Host, c1: str) -> None:
+def test_nested_container_is_its_instance(host: MirrorHost, c1: str) -> None:
     """A process in a nested container is identified as the daemon's instance."""
     inside = ["nsenter", "-t", str(host.daemon.init(c1)), "-a", "--setuid", "0", "--setgid", "0"]
     nest = ["/bin/busybox", "unshare", "--user", "--map-root-user", "--pid", "--fork", "/bin/busybox", "sh", "-c"]
@@ -246,7 +246,7 @@ def test_nested_container_is_its_instance(host: Host, c1: str) -> None:
 
 
 @contextmanager
-def changing(host: Host, name: str) -> Iterator[None]:
+def changing(host: MirrorHost, name: str) -> Iterator[None]:
     """Change the key ``user.now`` repeatedly until the end of the block."""
     ended = threading.Event()
 
@@ -267,7 +267,7 @@ def changing(host: Host, name: str) -> Iterator[None]:
 
 # Without Incus 7.0: in its namespace /usr, from which the container gets Python, has another C library.
 @pytest.mark.parametrize("host", ["incus", "lxd"], indirect=True)
-def test_guestctl_and_client(host: Host) -> None:
+def test_guestctl_and_client(host: MirrorHost) -> None:
     """At the daemon's own socket, `guestctl` and `guestapi.client` get keys, devices and events, and set readiness."""
     with host.launched("ctl", "-c", "user.key=bar"):
         for path in ("/usr", *{str(Path(each).resolve()) for each in (sys.prefix, CHECKOUT)}):
@@ -297,7 +297,7 @@ def test_guestctl_and_client(host: Host) -> None:
                 assert event["metadata"]["key"] == "user.now"
 
 
-def test_key_policies(host: Host) -> None:
+def test_key_policies(host: MirrorHost) -> None:
     """Key policies hold for what a daemon sets: in values, the tree and events, whatever else is changed there."""
     kinds = ("hidden", "secret", "once")
     with host.launched("policies"):
@@ -328,7 +328,7 @@ def test_key_policies(host: Host) -> None:
         host.until("policies", "/1.0/config/user.once", "another")
 
 
-def test_switch_of_the_daemon(host: Host) -> None:
+def test_switch_of_the_daemon(host: MirrorHost) -> None:
     """The daemon's own key switches guestapi's answers to an instance off and on."""
     key = DIALECTS[host.daemon.kind].switch
     with host.launched("off", "-c", "user.a=1"):
@@ -339,7 +339,7 @@ def test_switch_of_the_daemon(host: Host) -> None:
         host.wait(lambda: host.ask("off", "/1.0/config/user.a").status == 200)
 
 
-def test_switch_with_the_device_in_the_daemons_place(host: Host) -> None:
+def test_switch_with_the_device_in_the_daemons_place(host: MirrorHost) -> None:
     """As docs/incus.md says: the key takes the mount of a profile's device away, and a restart brings it back.
 
     An instance that masks the device has the daemon's own socket; with Incus 7.0 it must be stopped for that.
@@ -376,7 +376,7 @@ def test_switch_with_the_device_in_the_daemons_place(host: Host) -> None:
         client("profile", "delete", "in-place")
 
 
-def test_ready_reaches_the_daemon(host: Host) -> None:
+def test_ready_reaches_the_daemon(host: MirrorHost) -> None:
     """Ready and Started are reported to the daemon, and a restart resets them; LXD has no such state."""
     with host.launched("ready"):
         for state, shown in (("Ready", "Ready"), ("Started", "Running"), ("Ready", "Ready")):
@@ -404,7 +404,7 @@ while :; do sleep 0.1; done
 
 
 @pytest.mark.parametrize("host", ["incus"], indirect=True)
-def test_readiness_during_a_restart(host: Host) -> None:
+def test_readiness_during_a_restart(host: MirrorHost) -> None:
     """Readiness that an instance reports during its restart does not disturb the restart."""
     host.daemon.client("init", "busybox", "leaving")
     try:
@@ -422,7 +422,7 @@ def test_readiness_during_a_restart(host: Host) -> None:
 
 
 @pytest.mark.parametrize("host", ["incus"], indirect=True)
-def test_readiness_in_a_restricted_project(host: Host, c1: str) -> None:
+def test_readiness_in_a_restricted_project(host: MirrorHost, c1: str) -> None:
     """In a restricted project, whose daemon refuses readiness, guestapi still stores it; others are unaffected."""
     client = host.daemon.client
     client("project", "create", "strict", "-c", "features.images=false", "-c", "restricted=true")
@@ -450,14 +450,14 @@ def test_readiness_in_a_restricted_project(host: Host, c1: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["incus"], indirect=True)
-def test_readiness_reported_to_the_daemon_is_mirrored(host: Host) -> None:
+def test_readiness_reported_to_the_daemon_is_mirrored(host: MirrorHost) -> None:
     """Readiness that a guest reports to Incus itself is mirrored; LXD's guests cannot report it."""
     with host.launched("told"):
         host.ask_daemon("told", "/1.0", method="PATCH", body='{"state": "Ready"}')
         host.wait(lambda: json.loads(host.ask("told", "/1.0").text)["state"] == "Ready")
 
 
-def test_backup_with_the_same_uuid(host: Host) -> None:
+def test_backup_with_the_same_uuid(host: MirrorHost) -> None:
     """An instance and its imported backup, which have the same UUID, each get their own configuration."""
     with host.launched("origin", "-c", "user.me=origin"):
         backup = "/var/cache/origin.tar"
@@ -475,7 +475,7 @@ def test_backup_with_the_same_uuid(host: Host) -> None:
         assert host.ask("origin", "/1.0/config/user.me").text == "origin"
 
 
-def test_images_are_the_daemons(host: Host, c1: str, tmp_path: Path) -> None:
+def test_images_are_the_daemons(host: MirrorHost, c1: str, tmp_path: Path) -> None:
     """An instance that may export images gets the daemon's public ones from guestapi, byte for byte, and no others."""
     for name, content in (("metadata.tar", b"metadata.yaml"), ("rootfs.tar", b"rootfs/etc/hostname")):
         with tarfile.open(tmp_path / name, "w") as tar:
@@ -516,12 +516,12 @@ def test_images_are_the_daemons(host: Host, c1: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
-def test_daemon_that_stops_and_starts(host: Host, c1: str, ending: signal.Signals) -> None:
+def test_daemon_that_stops_and_starts(host: MirrorHost, c1: str, ending: signal.Signals) -> None:
     """Without the daemon, guestapi answers from the last known state and check reports it; then it catches up."""
     host.ask(c1, "/1.0", method="PATCH", body='{"state": "Ready"}')
     if host.daemon.kind == "incus":
         host.wait(lambda: host.status(c1) == "Ready")
-    with Inside(host, c1) as inside:
+    with ContainerShell(host, c1) as inside:
         inside.ask("/1.0/config/user.foo")
         host.daemon.kill(ending)
         try:
@@ -542,7 +542,7 @@ def test_daemon_that_stops_and_starts(host: Host, c1: str, ending: signal.Signal
     assert json.loads(host.ask(c1, "/1.0").text)["state"] == state
 
 
-def test_changes_while_the_mirror_is_down(host: Host, c1: str) -> None:
+def test_changes_while_the_mirror_is_down(host: MirrorHost, c1: str) -> None:
     """A mirror that was killed finds the changes at its next start, and listeners receive them as events."""
     with Heard(host, c1, OURS) as ours:
         begin(host, c1, ours)
@@ -558,7 +558,7 @@ def test_changes_while_the_mirror_is_down(host: Host, c1: str) -> None:
         host.wait(lambda: host.instance("meanwhile") is None)
 
 
-def test_many_instances(host: Host) -> None:
+def test_many_instances(host: MirrorHost) -> None:
     """Each of 50 instances, created one after another, gets its own configuration and a profile's change."""
     names = [f"many{number}" for number in range(50)]
     for name in names:
@@ -566,7 +566,7 @@ def test_many_instances(host: Host) -> None:
         host.daemon.query("/1.0/instances", "POST", document)
         host.daemon.query(f"/1.0/instances/{name}/state", "PUT", {"action": "start", "timeout": 30})
     for name in names:
-        with Inside(host, name) as inside:
+        with ContainerShell(host, name) as inside:
             assert inside.ask("/1.0/config/user.me") == name
     host.daemon.client("profile", "set", "default", "user.all=1")
     for name in names:

@@ -173,7 +173,7 @@ def test_endless_answer(guestapi: Guestapi) -> None:
     """Of an endless answer the client reads only up to its limit, and raises an error."""
     with patch.object(daemon, "_ANSWER_BYTES", 1 << 16), Stub(guestapi.directory / "daemon", {}) as stub:
         stub.answers["/1.0/instances"] = [instance("a", user_data="x" * (1 << 17))]
-        client = daemon.Daemon(str(guestapi.directory / "daemon"))
+        client = daemon.DaemonClient(str(guestapi.directory / "daemon"))
         with pytest.raises(DaemonError, match="the answer is larger than"):
             client.instances()
         stub.answers["/1.0/instances"] = []
@@ -263,7 +263,7 @@ def test_hanging_daemon_is_an_error_of_one_sentence(tmp_path: Path, caplog: pyte
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         try:
-            with patch.object(daemon, "_SIGN_OF_LIFE_SECONDS", 0.2), daemon.Daemon(str(path)).events() as events:
+            with patch.object(daemon, "_SIGN_OF_LIFE_SECONDS", 0.2), daemon.DaemonClient(str(path)).events() as events:
                 process.send_signal(signal.SIGSTOP)
                 with pytest.raises(DaemonError, match=r"^\S+: the daemon gives no sign of life in 0\.2 s$"):
                     next(events)

@@ -12,7 +12,7 @@ import pytest
 
 from guestapi.dialects import DIALECTS
 from tests.harness.mirroring import beside
-from tests.mirror.host import Host
+from tests.mirror.host import MirrorHost
 
 pytestmark = pytest.mark.root
 
@@ -24,25 +24,25 @@ LARGE = {"incus": 3 << 20, "incus-7": 128 << 10, "lxd": 3 << 20}
 
 
 @pytest.fixture(scope="module", params=["incus", "incus-7", "lxd"])
-def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest) -> Iterator[MirrorHost]:
     """A daemon of each kind, for all tests."""
     with beside(request.param) as (daemon, service, mirror):
-        yield Host(daemon, service, mirror)
+        yield MirrorHost(daemon, service, mirror)
 
 
-def configure(host: Host, path: str, **config: str) -> None:
+def configure(host: MirrorHost, path: str, **config: str) -> None:
     """Set keys by the daemon's API, which accepts any; an empty value unsets."""
     document = host.daemon.query(path)
     document["config"] = {key: value for key, value in {**document["config"], **config}.items() if value}
     host.daemon.query(path, "PUT", document)
 
 
-def left_out(host: Host) -> list[str]:
+def left_out(host: MirrorHost) -> list[str]:
     """Return the findings of `guestapi check` about parts that are left out."""
     return [one["text"] for one in host.findings() if one["check"] == f"source {host.daemon.kind}"]
 
 
-def test_unusual_keys_of_an_instance(host: Host) -> None:
+def test_unusual_keys_of_an_instance(host: MirrorHost) -> None:
     """Long keys, control characters and large values are served; only a key that is too long is left out, and named."""
     switch = DIALECTS[host.daemon.kind].switch
     with host.launched("odd", "-c", "user.secret=1"):
@@ -71,7 +71,7 @@ def test_unusual_keys_of_an_instance(host: Host) -> None:
     host.wait(lambda: host.instance("odd") is None)
 
 
-def test_invalid_key_of_a_profile(host: Host) -> None:
+def test_invalid_key_of_a_profile(host: MirrorHost) -> None:
     """A profile's key that is too long is left out of each instance, and nothing else is, also after a restart."""
     with host.launched("p1", "-c", "user.me=p1"), host.launched("p2", "-c", "user.me=p2"):
         configure(host, "/1.0/profiles/default", **{TOO_LONG: "x", "user.shared": "1"})
@@ -91,7 +91,7 @@ def test_invalid_key_of_a_profile(host: Host) -> None:
         assert host.ask("p2", "/1.0/config/user.shared").status == 404
 
 
-def test_configuration_beyond_the_bound(host: Host) -> None:
+def test_configuration_beyond_the_bound(host: MirrorHost) -> None:
     """A value beyond the size limit is left out, and its old value is not served; Incus 7 itself refuses it."""
     with host.launched("big", "-c", "user.me=big", "-c", "user.large=old"):
         host.until("big", "/1.0/config/user.large", "old")
@@ -108,14 +108,14 @@ def test_configuration_beyond_the_bound(host: Host) -> None:
 
 
 @pytest.mark.parametrize("name", ["a" * 63, "x--y", "index"])
-def test_names_that_the_daemon_accepts(host: Host, name: str) -> None:
+def test_names_that_the_daemon_accepts(host: MirrorHost, name: str) -> None:
     """An instance with any name that the daemon accepts is registered, with the same meta-data as the daemon's."""
     with host.launched(name, "-c", "user.me=1"):
         host.until(name, "/1.0/config/user.me", "1")
         assert host.ask(name, "/1.0/meta-data").text == host.ask_daemon(name, "/1.0/meta-data").text
 
 
-def test_root_is_recorded(host: Host) -> None:
+def test_root_is_recorded(host: MirrorHost) -> None:
     """The recorded root UID is the one in the init's ID map."""
     with host.launched("root"):
         host.wait(lambda: (known := host.instance("root")) is not None and known.running)
@@ -127,7 +127,7 @@ def test_root_is_recorded(host: Host) -> None:
         assert known.init.root_uid == int(outside)
 
 
-def test_name_of_another_owner(host: Host) -> None:
+def test_name_of_another_owner(host: MirrorHost) -> None:
     """An instance with the name of one that was added by hand is a problem until that one is removed."""
     host.service.command("instance", "add", "taken", "--config", "user.me=hand")
     with host.launched("taken", "-c", "user.me=daemon"):

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from guestapi.callers.namespaces import boot_id, start_time
-from guestapi.mirror.daemon import Daemon
+from guestapi.mirror.daemon import DaemonClient
 from guestapi.mirror.daemon_model import RefusedError, SlowError
 from guestapi.mirror.readiness import Readiness
 from guestapi.model import Init
@@ -25,7 +25,7 @@ KEY = ("default", "c1")
 UUID = "11111111-2222-3333-4444-555555555555"
 
 
-class Listening(Daemon):
+class ReadinessDaemon(DaemonClient):
     """A daemon that records the readiness it gets."""
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ class Listening(Daemon):
         return True
 
 
-class Guest:
+class ReadyGuest:
     """A running instance, its daemon, and the readiness between them, with a clock that the test sets."""
 
     def __init__(self, settings: Settings) -> None:
         self._writer = Writer(settings, create=True)
-        self.daemon = Listening()
+        self.daemon = ReadinessDaemon()
         self.readiness = Readiness(self._writer, Views(settings.store.url), "incus", self.daemon)
         self.now = 1000.0
         init = Init(os.getpid(), start_time(os.getpid()), boot_id(), 1)
@@ -72,14 +72,14 @@ class Guest:
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Iterator[Guest]:
+def guest(tmp_path: Path) -> Iterator[ReadyGuest]:
     """An instance that has not reported readiness."""
-    guest = Guest(Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db")))
+    guest = ReadyGuest(Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db")))
     with patch("guestapi.mirror.readiness.time.monotonic", lambda: guest.now):
         yield guest
 
 
-def test_readiness_is_sent_once(guest: Guest) -> None:
+def test_readiness_is_sent_once(guest: ReadyGuest) -> None:
     """Reported readiness is sent at once, and only once; without a report nothing is sent."""
     assert guest.readiness.pass_on() == float("inf")
     guest.report(True)
@@ -88,7 +88,7 @@ def test_readiness_is_sent_once(guest: Guest) -> None:
     assert guest.daemon.written == ["true"]
 
 
-def test_frequent_changes(guest: Guest) -> None:
+def test_frequent_changes(guest: ReadyGuest) -> None:
     """Of many changes in a second the daemon gets the first, and later the last."""
     for number in range(101):
         guest.report(number % 2 == 0)
@@ -101,7 +101,7 @@ def test_frequent_changes(guest: Guest) -> None:
     assert guest.daemon.written == ["true", "false"]
 
 
-def test_running_operation_of_the_daemon(guest: Guest) -> None:
+def test_running_operation_of_the_daemon(guest: ReadyGuest) -> None:
     """While the daemon has an operation on the instance, such as a restart, it gets no readiness."""
     guest.daemon.busy = {KEY}
     guest.report(True)
@@ -112,7 +112,7 @@ def test_running_operation_of_the_daemon(guest: Guest) -> None:
     assert guest.daemon.written == ["true"]
 
 
-def test_daemon_that_refuses(guest: Guest) -> None:
+def test_daemon_that_refuses(guest: ReadyGuest) -> None:
     """Refused readiness is sent again only after an event of the instance."""
     guest.daemon.refuses = True
     guest.report(True)
@@ -126,7 +126,7 @@ def test_daemon_that_refuses(guest: Guest) -> None:
     assert guest.daemon.written == ["true", "true"]
 
 
-def test_another_member_hangs(guest: Guest) -> None:
+def test_another_member_hangs(guest: ReadyGuest) -> None:
     """Where the daemon cannot tell what it is doing, it gets readiness all the same, and is not asked all the time."""
     guest.daemon.hangs = True
     for number in range(5):

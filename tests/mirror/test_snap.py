@@ -18,7 +18,7 @@ from tests.cli.command import Guestapi
 from tests.harness.daemon import Daemon
 from tests.harness.mirroring import MirrorProcess
 from tests.harness.service import COMMAND, Service
-from tests.mirror.host import Host
+from tests.mirror.host import MirrorHost
 
 #: LXD's socket in its instances, where docs/incus.md puts guestapi's.
 SOCKET = "/dev/lxd/sock"
@@ -47,7 +47,7 @@ def test_the_snap_is_found_and_mirrored(snap: tuple[Daemon, Service]) -> None:
     assert found["ok"]
     assert "guestapi-mirror-lxd-snap does not run" in str(found["text"])
     with MirrorProcess(service, "lxd", None, daemon.enter_mounts) as mirror:
-        host = Host(daemon, service, mirror)
+        host = MirrorHost(daemon, service, mirror)
         place = [f"source={service.sockets['lxd'].parent}", f"path={Path(SOCKET).parent}"]
         daemon.client("profile", "device", "add", "default", "guestapi", "disk", *place)
         with host.launched("web", "-c", "user.foo=bar"):

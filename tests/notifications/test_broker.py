@@ -34,7 +34,7 @@ from guestapi.store.tables import BEGINNING_BYTES, PART_BYTES
 from guestapi.store.writing import Writer
 
 
-class Client:
+class ResumingClient:
     """A client that stores the last id, and resumes after it."""
 
     def __init__(self, first: int) -> None:
@@ -69,7 +69,7 @@ class Queue(RuleBasedStateMachine):
         self.log = Reader(url)
         self.truth: dict[int, int] = {}
         self.brokers: list[Broker] = []
-        self.clients: list[Client] = []
+        self.clients: list[ResumingClient] = []
         self.value = 0
 
     def teardown(self) -> None:
@@ -133,7 +133,7 @@ class Queue(RuleBasedStateMachine):
     def client_comes(self, which: int, back: int) -> None:
         """Connect a new client that resumes after an older id."""
         broker = self.brokers[which % len(self.brokers)]
-        client = Client(max(0, max(self.truth, default=0) - back))
+        client = ResumingClient(max(0, max(self.truth, default=0) - back))
         self.clients.append(client)
         self.connect(client, broker)
 
@@ -145,7 +145,7 @@ class Queue(RuleBasedStateMachine):
         if client.subscription is None:
             self.connect(client, self.brokers[which % len(self.brokers)])
 
-    def connect(self, client: Client, broker: Broker) -> None:
+    def connect(self, client: ResumingClient, broker: Broker) -> None:
         """Subscribe, then send the missed events, as a stream does."""
         try:
             client.subscription = broker.subscribe(self.ids[0], None, client.last, lambda: None)

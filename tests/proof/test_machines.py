@@ -41,7 +41,7 @@ PATHS = ("/1.0/config/user.token", "/1.0/guestapi/tree", "/1.0/meta-data")
 
 
 @dataclass(eq=False)
-class Machine:
+class CidMachine:
     """A virtual machine that holds its CID, or does not any more.
 
     Attributes:
@@ -59,13 +59,13 @@ class Machine:
     open: list[socket.socket] = field(default_factory=list)
 
 
-class Walk:
+class MachineWalk:
     """The machines, the service, and what each CID may be told."""
 
     def __init__(self, service: Service, vsock: FakeVsock, choose: random.Random, stack: ExitStack) -> None:
         self.service, self.vsock, self.choose, self.stack = service, vsock, choose, stack
-        self.holders: dict[int, Machine] = {}
-        self.gone: list[Machine] = []
+        self.holders: dict[int, CidMachine] = {}
+        self.gone: list[CidMachine] = []
         self.count = self.answers = self.told = 0
 
     def step(self) -> None:
@@ -86,34 +86,34 @@ class Walk:
         with self.service.writer.change() as change:
             config = {"user.token": token}
             steps.add(change, "default", name, type="virtual-machine", config=config)
-        self.holders[cid] = Machine(name, cid, self.stack.enter_context(Vmm(f"guest-cid={cid}")), token)
+        self.holders[cid] = CidMachine(name, cid, self.stack.enter_context(Vmm(f"guest-cid={cid}")), token)
 
-    def _register(self, machine: Machine) -> None:
+    def _register(self, machine: CidMachine) -> None:
         init = examine_machine(machine.vmm.pid, machine.cid)
         with self.service.writer.change() as change:
             steps.start(change, get_instance(change, "default", machine.name), init)
         machine.registered = True
 
-    def _lose(self, machine: Machine) -> None:
+    def _lose(self, machine: CidMachine) -> None:
         """The VMM goes on, but has closed its device: the CID is free."""
         machine.vmm.close_device()
         self._retire(machine)
 
-    def _end(self, machine: Machine) -> None:
+    def _end(self, machine: CidMachine) -> None:
         machine.vmm.kill()
         self._retire(machine)
 
-    def _retire(self, machine: Machine) -> None:
+    def _retire(self, machine: CidMachine) -> None:
         machine.holds = False
         del self.holders[machine.cid]
         self.gone.append(machine)
 
-    def _unregister(self, machine: Machine) -> None:
+    def _unregister(self, machine: CidMachine) -> None:
         with self.service.writer.change() as change:
             steps.stop(change, get_instance(change, "default", machine.name))
         machine.registered = False
 
-    def _rename(self, machine: Machine) -> None:
+    def _rename(self, machine: CidMachine) -> None:
         """Two machines exchange their secrets."""
         other = self.choose.choice(list(self.holders.values()))
         machine.token, other.token = other.token, machine.token
@@ -141,7 +141,7 @@ class Walk:
             machine.open = kept
         self.gone.clear()
 
-    def _ask(self, sock: socket.socket, machine: Machine | None) -> None:
+    def _ask(self, sock: socket.socket, machine: CidMachine | None) -> None:
         sock.settimeout(TIMEOUT)
         data = b""
         try:
@@ -171,7 +171,7 @@ def service() -> Iterator[Service]:
 def test_no_machine_is_told_another_secret(service: Service) -> None:
     """In no step of the walk has an answer a secret of another machine than the one that holds the CID."""
     with relaying(Path(service.settings.handover)) as vsock, ExitStack() as stack:
-        walk = Walk(service, vsock, random.Random(SEED), stack)
+        walk = MachineWalk(service, vsock, random.Random(SEED), stack)
         for _step in range(STEPS):
             walk.step()
             walk.look()

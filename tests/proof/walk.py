@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.proof.policies import KINDS, PATTERNS, READER
-from tests.proof.world import CLAIM, LATER, NOTICES, PATHS, SOON, TOKEN, TREE, TREE_TOKEN, Held, Node, World
+from tests.proof.world import CLAIM, LATER, NOTICES, PATHS, SOON, TOKEN, TREE, TREE_TOKEN, HeldConnection, Node, World
 
 #: The highest numbers of processes, held connections and streams at a time.
 NODES, HELD, STREAMS = 16, 40, 12
@@ -76,7 +76,7 @@ class Walk(RuleBasedStateMachine):
         """Return the inits of the running containers."""
         return [node for node in self.world.nodes if node.is_init]
 
-    def idle(self) -> list[Held]:
+    def idle(self) -> list[HeldConnection]:
         """Return connections without a pending request; those of running instances are repeated, for more weight."""
         idle = [held for held in self.world.held if held.asked is None]
         return idle + 2 * [held for held in idle if any(map(self.world.lasts, held.identities))]

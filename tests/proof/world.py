@@ -169,7 +169,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PossibleOutcome:
     """A possible response to a request whose connection was identified as `identity`. `body` None: any body.
 
     A token of identity stands there as `described` has it.
@@ -181,7 +181,7 @@ class Outcome:
 
 
 @dataclass(eq=False)
-class Held:
+class HeldConnection:
     """A connection that is held open.
 
     Attributes:
@@ -206,7 +206,7 @@ class Held:
     waits: bool = False
     tag: str = '""'
     received: bytes = b""
-    outcomes: set[Outcome] = field(default_factory=set)
+    outcomes: set[PossibleOutcome] = field(default_factory=set)
     may_end: bool = False
     forbidden: set[bytes] = field(default_factory=set)
 
@@ -242,8 +242,8 @@ class World:
         self.policies: dict[str, KeyPolicy] = {}
         #: All instances may have attributes.
         self.allowed = False
-        self.held: list[Held] = []
-        self.streams: list[Held] = []
+        self.held: list[HeldConnection] = []
+        self.streams: list[HeldConnection] = []
         #: PIDs that have been in use.
         self.pids: list[int] = []
         #: The last observation of each container, and the process of each init.
@@ -643,22 +643,22 @@ class World:
 
     # Connections.
 
-    def connect(self, node: Node, dialect: str) -> Held:
+    def connect(self, node: Node, dialect: str) -> HeldConnection:
         """Have a process connect."""
         _answer, (number,) = node.command("connect", path=str(self.service.sockets[dialect]))
         connection = socket.socket(fileno=number)
         connection.settimeout(TIMEOUT)
-        held = Held(connection, node, DIALECTS[dialect], {self.recognised(node)})
+        held = HeldConnection(connection, node, DIALECTS[dialect], {self.recognised(node)})
         self.held.append(held)
         self.happened["connections"] += 1
         return held
 
-    def send(self, held: Held, path: str) -> None:
+    def send(self, held: HeldConnection, path: str) -> None:
         """Send a request without waiting for the response."""
         self._ask(held, path)
         held.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
-    def wait(self, held: Held, path: str) -> None:
+    def wait(self, held: HeldConnection, path: str) -> None:
         """Send a request that waits, while what the last answer told is still so, or while there is nothing."""
         self._ask(held, path)
         held.waits = True
@@ -673,7 +673,7 @@ class World:
             if held.waits:
                 self.receive(held)
 
-    def receive(self, held: Held) -> None:
+    def receive(self, held: HeldConnection) -> None:
         """Receive the response, and check it. If the request still waits, another one ends that."""
         if not held.waits:
             self._judge(held, self._response(held))
@@ -684,12 +684,12 @@ class World:
         self._ask(held, "/1.0")
         self._judge(held, self._response(held))
 
-    def ask(self, held: Held, path: str) -> None:
+    def ask(self, held: HeldConnection, path: str) -> None:
         """Send a request and check its response."""
         self.send(held, path)
         self.receive(held)
 
-    def ask_from(self, node: Node, held: Held, path: str) -> None:
+    def ask_from(self, node: Node, held: HeldConnection, path: str) -> None:
         """Pass the connection to another process, which sends the request; check the response."""
         self._ask(held, path)
         question = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -697,7 +697,7 @@ class World:
         self.happened["asked by another instance"] += not node.inside(held.node.container or node)
         self._judge(held, answer["answer"].encode("latin-1"))
 
-    def say_ready(self, held: Held) -> None:
+    def say_ready(self, held: HeldConnection) -> None:
         """Send PATCH with Ready on a connection whose instance is known."""
         (identity,) = held.identities
         self._ask(held, "PATCH")
@@ -707,7 +707,7 @@ class World:
             assert identity is not None
             identity.row.ready = True
 
-    def say(self, held: Held, *, named: bool, removed: bool) -> None:
+    def say(self, held: HeldConnection, *, named: bool, removed: bool) -> None:
         """Send PUT or DELETE of an attribute on a connection whose instance is known.
 
         Args:
@@ -736,7 +736,7 @@ class World:
             self._changed()
             self.happened["said"] += 1
 
-    def acknowledge(self, held: Held, number: str) -> int:
+    def acknowledge(self, held: HeldConnection, number: str) -> int:
         """Send an acknowledgement of a notice, of whomever it is; return the status."""
         path = f"POST {NOTICES}/{number}/ack"
         self._ask(held, path)
@@ -755,7 +755,7 @@ class World:
             self.happened["acknowledged by another" if running else "acknowledged what is over"] += 1
         return status
 
-    def listen_on(self, held: Held, websocket: bool, *, resumes: bool = False) -> None:
+    def listen_on(self, held: HeldConnection, websocket: bool, *, resumes: bool = False) -> None:
         """Turn a connection into an event stream, perhaps one that begins with all that the change log has."""
         path = RESUMED if resumes else EVENTS if websocket else NAMED_EVENTS
         self._ask(held, path)
@@ -772,7 +772,7 @@ class World:
             self.streams.append(held)
             self.happened["streams"] += 1
 
-    def drop(self, held: Held) -> None:
+    def drop(self, held: HeldConnection) -> None:
         """Close a connection."""
         held.socket.close()
         self.held.remove(held)
@@ -794,7 +794,7 @@ class World:
             self.streams.remove(stream)
             self.happened["streams ended"] += 1
 
-    def _must_end(self, stream: Held) -> None:
+    def _must_end(self, stream: HeldConnection) -> None:
         until = time.monotonic() + TIMEOUT
         try:
             while data := stream.socket.recv(1 << 20):
@@ -806,7 +806,7 @@ class World:
         stream.socket.close()
         self.happened["streams ended"] += 1
 
-    def _response(self, held: Held) -> bytes:
+    def _response(self, held: HeldConnection) -> bytes:
         held.socket.settimeout(TIMEOUT)
         data, held.received = held.received, b""
         while b"\r\n\r\n" not in data:
@@ -852,7 +852,7 @@ class World:
             }
             stream.may_end = stream.may_end or statuses != {200}
 
-    def _ask(self, held: Held, path: str) -> None:
+    def _ask(self, held: HeldConnection, path: str) -> None:
         if not held.answered and not held.node.alive:
             # At the first request the process must be alive; otherwise another process may hold its socket.
             held.identities = {None}
@@ -868,7 +868,7 @@ class World:
         old |= {one.init.pid for one in held.identities if one is not None and not one.init.alive}
         self.happened["asked after the pid was used again"] += bool(old & others)
 
-    def _expect(self, held: Held, path: str) -> None:
+    def _expect(self, held: HeldConnection, path: str) -> None:
         held.outcomes |= {outcome for identity in held.identities for outcome in self._outcomes(held, identity, path)}
 
     def lasts(self, identity: Identity | None) -> bool:
@@ -879,9 +879,9 @@ class World:
         known = self.rows.get(row.stored.name) is row
         return known and row.stored.run == identity.run and row.init is identity.init and identity.init.alive
 
-    def _outcomes(self, held: Held, identity: Identity | None, path: str) -> Iterator[Outcome]:
+    def _outcomes(self, held: HeldConnection, identity: Identity | None, path: str) -> Iterator[PossibleOutcome]:
         if identity is None or not self.lasts(identity):
-            yield Outcome(identity, 500, b"pid not in container?\n")
+            yield PossibleOutcome(identity, 500, b"pid not in container?\n")
             return
         row, dialect = identity.row, held.dialect
         rule = self.rule(row)
@@ -890,59 +890,59 @@ class World:
             inside = held.node.uid - init.root
             known = init.privileged or 0 <= inside < init.count
             if path not in (TOKEN, TREE_TOKEN) or not known or inside not in rule.readers:
-                yield Outcome(identity, 401, b"Access denied for non-root user\n")
+                yield PossibleOutcome(identity, 401, b"Access denied for non-root user\n")
                 return
             self.happened["asked as a reader"] += 1
         method = path.split()[0] if path[0] != "/" else "GET"
         if row.stored.config.get(dialect.switch) and (method, path) not in dialect.open_when_off:
-            yield Outcome(identity, 403, b"not authorized\n")
+            yield PossibleOutcome(identity, 403, b"not authorized\n")
         elif path in (TOKEN, TREE_TOKEN):
             token = row.token
             token.perhaps_spent = token.perhaps_spent or rule.once
             if rule.hidden or token.perhaps_spent:
-                yield Outcome(identity, 404, b"not found\n")
+                yield PossibleOutcome(identity, 404, b"not found\n")
             if not rule.hidden:
-                yield Outcome(identity, 200, token.value)
+                yield PossibleOutcome(identity, 200, token.value)
                 if held.waits:
-                    yield Outcome(identity, 304, b"")
+                    yield PossibleOutcome(identity, 304, b"")
         elif path.rpartition(" ")[2].startswith(ATTRIBUTES):
             yield self._attribute_outcome(identity, method, path.rpartition(" ")[2])
         elif path == NOTICES:
             self.happened["asked for notices"] += bool(row.notices)
             documents = [one.document for one in self._listed(row)]
-            yield Outcome(identity, 200, json.dumps(documents, separators=(",", ":")).encode() + b"\n")
+            yield PossibleOutcome(identity, 200, json.dumps(documents, separators=(",", ":")).encode() + b"\n")
         elif method == "POST":
             its_own = any(path == f"POST {NOTICES}/{one.id}/ack" for one in row.notices)
-            yield Outcome(identity, 204, b"") if its_own else Outcome(identity, 404, b"not found\n")
+            yield PossibleOutcome(identity, 204, b"") if its_own else PossibleOutcome(identity, 404, b"not found\n")
         elif path in (EVENTS, NAMED_EVENTS, RESUMED):
-            yield Outcome(identity, 200, None)
+            yield PossibleOutcome(identity, 200, None)
         elif path == IDENTITY:
-            yield Outcome(identity, 200, described(row.stored))
+            yield PossibleOutcome(identity, 200, described(row.stored))
         else:
             if held.waits:
-                yield Outcome(identity, 304, b"")
-            yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=True))
+                yield PossibleOutcome(identity, 304, b"")
+            yield PossibleOutcome(identity, 200, _body(self, row, dialect, path, with_token=True))
             if row.token.perhaps_spent:
-                yield Outcome(identity, 200, _body(self, row, dialect, path, with_token=False))
+                yield PossibleOutcome(identity, 200, _body(self, row, dialect, path, with_token=False))
 
     def _listed(self, row: Row) -> list[Notice]:
         """Return the notices of an instance, the next first."""
         return sorted(row.notices, key=lambda one: (one.due, one.id))
 
-    def _attribute_outcome(self, identity: Identity, method: str, path: str) -> Outcome:
+    def _attribute_outcome(self, identity: Identity, method: str, path: str) -> PossibleOutcome:
         row = identity.row
         if not (row.allowed or self.allowed):
-            return Outcome(identity, 403, b"not authorized\n")
+            return PossibleOutcome(identity, 403, b"not authorized\n")
         if path == ATTRIBUTES:
-            return Outcome(identity, 200, json.dumps(sorted(row.said), separators=(",", ":")).encode() + b"\n")
+            return PossibleOutcome(identity, 200, json.dumps(sorted(row.said), separators=(",", ":")).encode() + b"\n")
         if method != "GET":
-            return Outcome(identity, 201 if method == "PUT" and path not in row.said else 204, b"")
+            return PossibleOutcome(identity, 201 if method == "PUT" and path not in row.said else 204, b"")
         if path not in row.said:
-            return Outcome(identity, 404, b"not found\n")
+            return PossibleOutcome(identity, 404, b"not found\n")
         self.happened["asked for what was said"] += 1
-        return Outcome(identity, 200, row.said[path])
+        return PossibleOutcome(identity, 200, row.said[path])
 
-    def _judge(self, held: Held, response: bytes) -> int:
+    def _judge(self, held: HeldConnection, response: bytes) -> int:
         """Check a response, and keep only the identities that explain it."""
         self._check_secrets(held, response)
         head, end, body = response.partition(b"\r\n\r\n")
@@ -964,7 +964,7 @@ class World:
         self.happened[f"answered {status}"] += 1
         return status
 
-    def _verified(self, held: Held, token: str) -> bytes:
+    def _verified(self, held: HeldConnection, token: str) -> bytes:
         """Verify a token of identity; return the instance that it names, as `described`."""
         key = self.keys[jwt.get_unverified_header(token)["kid"]]
         claims = jwt.decode(token, key, algorithms=["ES256"], audience=AUDIENCE)
@@ -974,7 +974,7 @@ class World:
         assert claims["sub"] == f"spiffe://{TRUST_DOMAIN}/guestapi/{said['uuid']}"
         return " ".join(map(str, (said["uuid"], said["name"], said["project"], said["run"]))).encode()
 
-    def _check_secrets(self, held: Held, data: bytes) -> None:
+    def _check_secrets(self, held: HeldConnection, data: bytes) -> None:
         known = {one for identity in held.identities if identity is not None for one in identity.row.secrets}
         for found in SECRET.findall(data):
             self.happened["secrets"] += 1

@@ -9,25 +9,15 @@ import pytest
 from gevent.hub import get_hub
 
 from guestapi.server.arrivals import ALONE_FACTOR, FREE_STARTS, STARTS, TURN_SECONDS, ArrivalQueue
+from tests.harness.clock import ManualClock
 from tests.harness.waiting import TIMEOUT
-
-
-class Clock:
-    """A clock that advances by the time that an identification takes."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        """Return the time in seconds."""
-        return self.now
 
 
 class Arrivals:
     """Connections that arrive at a queue; records their order of identification and the event loop's iterations."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = ManualClock(0.0)
         self.queue = ArrivalQueue(self.clock)
         self.order: list[tuple[int, int]] = []
         self.iterations: list[int] = []

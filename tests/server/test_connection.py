@@ -13,7 +13,6 @@ import pytest
 
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
-from guestapi.model import Init
 from guestapi.server.acceptor import admit
 from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.server.connection import Connection
@@ -23,6 +22,7 @@ from guestapi.store import steps
 from guestapi.store.lookup import get_instance
 from tests.harness.containers import Container, parse, request
 from tests.harness.service import Service
+from tests.server.fakes import EmptyStore
 from tests.server.inside import Talk, asking, talk, talks
 
 READY = b'{"state":"Ready"}'
@@ -386,14 +386,6 @@ def test_curl_sees_the_refusal() -> None:
             assert (ran.out, ran.err) == ("429", "")
 
 
-class EmptyStore:
-    """A store without instances."""
-
-    def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
-        """Return no instance."""
-        return []
-
-
 @pytest.mark.parametrize("size", [0, 10, 20_000, 100_000])
 def test_one_send_for_a_response(size: int) -> None:
     """Head and body are sent by one system call: on a socket that preserves message boundaries they are one message."""
@@ -433,7 +425,7 @@ def test_one_send_for_a_response(size: int) -> None:
             gevent.sleep(0.001)
 
 
-class Counting(Identifier):
+class RecordingIdentifier(Identifier):
     """An identifier that records its calls."""
 
     def __init__(self) -> None:
@@ -471,7 +463,7 @@ def test_one_identification_for_a_connection(first: bytes, asked: list[str]) -> 
         start_response("200 OK", [("Content-Length", "0")])
         return [b""]
 
-    identifier = Counting()
+    identifier = RecordingIdentifier()
     context = WorkerContext(
         application,
         identifier,

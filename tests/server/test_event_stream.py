@@ -195,13 +195,13 @@ def test_end_within_a_large_event(store: Fixture) -> None:
     played.on_turn = lambda number: subscription.close(CloseCode.GOING_AWAY) if number == 2 else None
     clock = iter(range(1000))
 
-    class Clock:
+    class ScriptedTime:
         @staticmethod
         def monotonic() -> float:
             return next(clock)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("guestapi.server.event_stream.time", Clock)
+        patch.setattr("guestapi.server.event_stream.time", ScriptedTime)
         run(played, subscription)
     assert len(played.sent) <= 4
 

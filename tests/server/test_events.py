@@ -61,7 +61,7 @@ def own_ids(service: Service, after: int) -> list[int]:
         return [entry.id for entry in read_entries(store, after, 100_000).found if entry.for_guest]
 
 
-class Follower:
+class EventReader:
     """Reads the output of a resuming client in a thread."""
 
     def __init__(self, listening: Listening) -> None:
@@ -122,7 +122,7 @@ def test_killed_workers_lose_nothing(own: Service) -> None:
     """While keys change and workers are killed, a client that resumes receives each change once, in order."""
     with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
         begin = latest(own)
-        follower = Follower(client)
+        follower = EventReader(client)
         for number in range(120):
             own.configure("c1", user_n=str(number))
             if number % 15 == 7:
@@ -139,7 +139,7 @@ def test_reload_closes_with_1001_and_loses_nothing(own: Service) -> None:
     """Each reload closes streams with 1001, and a resuming client has received every event after three reloads."""
     with own.container("c1") as container, container.listening("follow", str(latest(own))) as client:
         begin = latest(own)
-        follower = Follower(client)
+        follower = EventReader(client)
         own.configure("c1", user_n="first")
         follower.wait_for(latest(own))
         for number in range(90):
@@ -172,7 +172,7 @@ def test_end_of_an_instance_ends_its_streams(service: Service, how: str) -> None
     with Container(service.binds, hostname=name) as container:
         service.add(name, container)
         with container.listening("follow", "0") as client:
-            follower = Follower(client)
+            follower = EventReader(client)
             service.configure(name, user_x="1")
             follower.wait_for(latest(service))
             began = time.monotonic()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from guestapi.callers.credentials import Credentials
 from guestapi.callers.identify import Caller, Identifier
-from guestapi.model import Init, SourceStatus
+from guestapi.model import SourceStatus
 from guestapi.server import identification_retry
 from guestapi.server.acceptor import admit
 from guestapi.server.admission import Admission, ConnectionQuota
@@ -32,6 +32,7 @@ from guestapi.store.statuses import forget_source, record_status
 from tests.harness.containers import Container, from_host, receive, request, send
 from tests.harness.service import Service
 from tests.harness.waiting import until
+from tests.server.fakes import EmptyStore
 from tests.server.inside import Talk, asking, talk, talks
 
 #: The longest wait in seconds. LONG tells an immediate refusal from one after the wait on any machine.
@@ -216,14 +217,6 @@ def test_one_container_cannot_take_all_places() -> None:
         assert {guest.receive()[0].status for guest in answered} == {500}
 
 
-class EmptyStore:
-    """A store without instances."""
-
-    def running_in(self, _namespace: int) -> list[tuple[int, int, Init]]:
-        """Return no instance."""
-        return []
-
-
 class Endless(IdentificationRetry):
     """A retry that waits until the test ends it."""
 
@@ -270,7 +263,7 @@ def test_waiting_connection_is_not_pending() -> None:
         pairs[2][0].close()
 
 
-class Counting(Identifier):
+class CountingIdentifier(Identifier):
     """An identifier that counts its calls, and finds an unregistered container."""
 
     def __init__(self) -> None:
@@ -287,7 +280,7 @@ class Counting(Identifier):
 def test_identified_again_only_after_a_commit(commits: bool, looks: range) -> None:
     """A caller is identified again only after a commit, because that is expensive in nested namespaces."""
     versions = itertools.count() if commits else itertools.repeat(0)
-    identifier = Counting()
+    identifier = CountingIdentifier()
     retry = IdentificationRetry(identifier, lambda: True, lambda: next(versions), CallerSettings(wait_seconds=0.5))
     ours, theirs = socket.socketpair()
     with ours, theirs:

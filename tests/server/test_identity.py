@@ -33,7 +33,7 @@ PATH = f"/1.0/guestapi/identity?audience={AUDIENCE}"
 GENEROUS = "[limits]\nwrites_per_second = 1000.0\nwrites_burst = 100000\n"
 
 
-class Host:
+class SigningHost:
     """A service with a signer and its first key."""
 
     def __init__(self, service: Service, signer: SigningProcess) -> None:
@@ -58,12 +58,12 @@ class Host:
 
 
 @contextmanager
-def hosting(toml: str = "", audiences: tuple[str, ...] = (AUDIENCE, "other"), more: str = "") -> Iterator[Host]:
+def hosting(toml: str = "", audiences: tuple[str, ...] = (AUDIENCE, "other"), more: str = "") -> Iterator[SigningHost]:
     """A host; both processes run as users of their own. `more`: what else its settings of identity have."""
     service = Service(dialects=["incus"])
     with SigningProcess(service.root, audiences) as signer:
         service.write_config(toml + signer.toml + more)
-        made = Host(service, signer)
+        made = SigningHost(service, signer)
         made.rotate()
         signer.start(service.config)
         with service:
@@ -71,7 +71,7 @@ def hosting(toml: str = "", audiences: tuple[str, ...] = (AUDIENCE, "other"), mo
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
+def host() -> Iterator[SigningHost]:
     """A host for tests that change nothing of it."""
     with hosting(GENEROUS) as made:
         yield made
@@ -110,7 +110,7 @@ def published(path: Path) -> Iterator[str]:
         server.server_close()
 
 
-def test_token(host: Host) -> None:
+def test_token(host: SigningHost) -> None:
     """A container gets a token that says what it is, and nobody else's; the same request gets another one."""
     with host.service.container("web", project="shop"), host.service.container("db") as container:
         assert json.loads(container.ask("/1.0/guestapi").body)["features"][-1] == "identity"
@@ -137,7 +137,7 @@ def test_token(host: Host) -> None:
         assert container.ask("/1.0/guestapi/identity").status == 400
 
 
-def test_nothing_is_cached(host: Host) -> None:
+def test_nothing_is_cached(host: SigningHost) -> None:
     """On one connection, each of many equal requests gets a token of its own."""
     with host.service.container("web") as container, talk(container) as guest:
         found = []
@@ -147,7 +147,7 @@ def test_nothing_is_cached(host: Host) -> None:
         assert len({host.verify(one)["jti"] for one in found}) == 20
 
 
-def test_subject(host: Host) -> None:
+def test_subject(host: SigningHost) -> None:
     """An instance that was removed and added again has another subject; a restart and a new name keep it."""
     subjects = []
     with Container(host.service.binds, hostname="web") as container:
@@ -163,7 +163,7 @@ def test_subject(host: Host) -> None:
     assert subjects[0] != subjects[1]
 
 
-def test_copy(host: Host, tmp_path: Path) -> None:
+def test_copy(host: SigningHost, tmp_path: Path) -> None:
     """A copy, made of a definition under another name, has another subject than its original."""
     with host.service.container("web", {"user.role": "frontend"}) as original:
         first = host.verify(token_of(original.ask(PATH)))
@@ -197,7 +197,7 @@ def test_rate() -> None:
         assert host_ok(made, calm)
 
 
-def host_ok(made: Host, container: Container) -> bool:
+def host_ok(made: SigningHost, container: Container) -> bool:
     """Whether the container gets a token that is valid."""
     return bool(made.verify(token_of(container.ask(PATH))))
 
@@ -279,7 +279,7 @@ def test_signer_restarts_under_load() -> None:
         assert set(statuses) == {200}
 
 
-def test_faults(host: Host) -> None:
+def test_faults(host: SigningHost) -> None:
     """Without a usable key the guest gets 500 and the log says why; with one again, it gets its tokens."""
     with host.service.container("web") as container:
         file = host.signer.keys / FILE
@@ -292,7 +292,7 @@ def test_faults(host: Host) -> None:
         assert host_ok(host, container)
 
 
-def test_reload(host: Host) -> None:
+def test_reload(host: SigningHost) -> None:
     """The signer takes a new list of audiences on SIGHUP, and keeps the old one if the file cannot be used."""
     with host.service.container("web") as container:
         text = host.service.config.read_text()
@@ -324,7 +324,7 @@ def memory_of(pid: int) -> Iterator[bytes]:
                     continue  # vvar and vsyscall.
 
 
-def test_key_is_nowhere_else(host: Host, tmp_path: Path) -> None:
+def test_key_is_nowhere_else(host: SigningHost, tmp_path: Path) -> None:
     """The private key is in the signer's memory, and neither in a worker's nor in the store, a backup or a log.
 
     A core dump of a worker is its memory. The signer writes none: its memory is not dumpable.
@@ -362,7 +362,7 @@ def test_token_is_in_no_log() -> None:
             assert token.rpartition(".")[2] not in log.read_text()
 
 
-def test_socket_is_the_services(host: Host) -> None:
+def test_socket_is_the_services(host: SigningHost) -> None:
     """Root of a container, which is another user of the host, cannot reach the signer."""
     found = host.signer.path.stat()
     assert (found.st_mode & 0o777, found.st_uid) == (0o600, USER)

@@ -14,18 +14,8 @@ from guestapi.server.log_budget import BURST_SECONDS, LogBudget
 from guestapi.settings import LogSettings
 from guestapi.wsgi import CALLER, INSTANCE, Environ
 from tests.api.fakes import caller, instance
+from tests.harness.clock import ManualClock
 from tests.server.test_access_log import Records
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 def written(budget: LogBudget, key: int, count: int, size: int = 100) -> int:
@@ -40,14 +30,14 @@ def written(budget: LogBudget, key: int, count: int, size: int = 100) -> int:
 
 def test_many_lines_do_not_suppress_another_instance_s() -> None:
     """However many lines an instance writes, another one can write all its twenty in the same second."""
-    budget = LogBudget(100, 1 << 20, Clock())
+    budget = LogBudget(100, 1 << 20, ManualClock())
     assert written(budget, 1, 100_000) == 100
     assert written(budget, 2, 20) == 20
 
 
 def test_equal_parts() -> None:
     """In a second, all instances together write at most twice the limit of lines, and each gets an equal share."""
-    clock = Clock()
+    clock = ManualClock()
     budget = LogBudget(100, 1 << 20, clock)
     for _second in range(3):
         clock.now += 1
@@ -63,7 +53,7 @@ def test_equal_parts() -> None:
 
 def test_bytes_over_a_long_time() -> None:
     """In an hour, an instance can write its bytes per second plus its burst, and no more."""
-    clock = Clock()
+    clock = ManualClock()
     budget = LogBudget(100, 1024, clock)
     lines = 0
     for _second in range(3600):
@@ -75,7 +65,7 @@ def test_bytes_over_a_long_time() -> None:
 
 def test_entries_are_bounded() -> None:
     """The number of entries of instances that no longer write is bounded."""
-    clock = Clock()
+    clock = ManualClock()
     budget = LogBudget(100, 1024, clock)
     for key in range(10_000):
         clock.now += 0.01
@@ -128,7 +118,7 @@ def test_unknown_paths_have_an_instance(records: Records) -> None:
 
 def test_suppressed_lines_are_counted(records: Records) -> None:
     """The number of suppressed lines is logged once in ten seconds for each instance."""
-    clock = Clock()
+    clock = ManualClock()
     log = RequestLog(LogSettings(requests_per_second=10), {7: instance()}.get, clock)
     stranger = Caller(Credentials(1, 0, 0), container=4026532999)
     for _request in range(500):

@@ -52,7 +52,7 @@ class NextCaller(Identifier):
         return caller
 
 
-class Guest:
+class PollingGuest:
     """A client of an instance."""
 
     def __init__(self, connection: gevent.socket.socket) -> None:
@@ -89,7 +89,7 @@ class Guest:
             self.socket.setblocking(True)
 
 
-class Worker:
+class WorkerParts:
     """The parts of a worker; it delivers entries of the change log only when the test calls `deliver`."""
 
     def __init__(self, directory: Path) -> None:
@@ -133,13 +133,13 @@ class Worker:
             wanted = {f"user.{key}": value for key, value in config.items()}
             steps.configure(change, get_instance(change, "default", name), wanted)
 
-    def connect(self, caller: Caller) -> Guest:
+    def connect(self, caller: Caller) -> PollingGuest:
         """Connect as this caller."""
         ours, theirs = socket.socketpair()
         self.identifier.next = caller
         Connection(self.context, ours, "incus", None).start()
         gevent.sleep(0.001)
-        return Guest(self.open.enter_context(gevent.socket.socket(fileno=theirs.detach())))
+        return PollingGuest(self.open.enter_context(gevent.socket.socket(fileno=theirs.detach())))
 
     def deliver(self) -> bool:
         """Deliver one part of the change log, and let the woken requests be answered."""
@@ -159,9 +159,9 @@ def replace_limits() -> LimitSettings:
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
+def worker(tmp_path: Path) -> Iterator[WorkerParts]:
     """A worker with a store of its own."""
-    made = Worker(tmp_path)
+    made = WorkerParts(tmp_path)
     with made.open:
         yield made
     with gevent.Timeout(10):
@@ -170,7 +170,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     assert len(made.store.broker.waiting) == 0, "an ended wait is still counted"
 
 
-def test_change_wakes_only_its_requests(worker: Worker) -> None:
+def test_change_wakes_only_its_requests(worker: WorkerParts) -> None:
     """A change of a key calls the application only for the requests that wait for this key or for the tree."""
     caller, stranger = worker.add("c1"), worker.add("c2", 1)
     key, other, tree, foreign = (worker.connect(one) for one in (caller, caller, caller, stranger))
@@ -196,7 +196,7 @@ def test_change_wakes_only_its_requests(worker: Worker) -> None:
     assert worker.calls == {caller.instance_id: 2}
 
 
-def test_change_back_to_the_same_content(worker: Worker) -> None:
+def test_change_back_to_the_same_content(worker: WorkerParts) -> None:
     """A request that is woken by a change back to its content keeps waiting until the next change."""
     caller = worker.add("c1")
     worker.configure("c1", a="1")
@@ -212,7 +212,7 @@ def test_change_back_to_the_same_content(worker: Worker) -> None:
     assert guest.receive().text == "3"
 
 
-def test_mass_change_wakes_small_groups(worker: Worker) -> None:
+def test_mass_change_wakes_small_groups(worker: WorkerParts) -> None:
     """After one change for 300 waiting instances, another instance is answered between small groups of them."""
     callers = [worker.add(f"c{number}", number) for number in range(300)]
     guests = [worker.connect(caller) for caller in callers]
@@ -238,7 +238,7 @@ def test_mass_change_wakes_small_groups(worker: Worker) -> None:
     assert {guest.receive().text for guest in guests} == {"1"}
 
 
-def test_limit_is_per_instance(worker: Worker) -> None:
+def test_limit_is_per_instance(worker: WorkerParts) -> None:
     """The limit of waiting requests is per instance; a request that ends frees its place."""
     caller, stranger = worker.add("c1"), worker.add("c2", 1)
     guests = [worker.connect(caller) for _number in range(4)]
@@ -255,7 +255,7 @@ def test_limit_is_per_instance(worker: Worker) -> None:
     assert len(worker.store.broker.waiting) == 4
 
 
-def test_switched_off(worker: Worker) -> None:
+def test_switched_off(worker: WorkerParts) -> None:
     """A wait ends with 403 if its instance is switched off, and with 500 if it stops."""
     first, second = worker.add("c1"), worker.add("c2", 1)
     one, other = worker.connect(first), worker.connect(second)
@@ -268,7 +268,7 @@ def test_switched_off(worker: Worker) -> None:
     assert (one.receive().status, other.receive().status) == (403, 500)
 
 
-def test_dead_init(worker: Worker) -> None:
+def test_dead_init(worker: WorkerParts) -> None:
     """A wait of an instance whose init has ended without notice ends at the next regular check."""
     caller = worker.add("c1")
     guest = worker.connect(caller)
@@ -281,7 +281,7 @@ def test_dead_init(worker: Worker) -> None:
     assert guest.receive().status == 500
 
 
-def test_stop_answers_at_once(worker: Worker) -> None:
+def test_stop_answers_at_once(worker: WorkerParts) -> None:
     """A stopping worker answers each wait as after its time, and closes the connection."""
     caller = worker.add("c1")
     worker.configure("c1", a="1")
@@ -297,13 +297,13 @@ def test_stop_answers_at_once(worker: Worker) -> None:
     assert first.headers["connection"] == second.headers["connection"] == "close"
 
 
-def test_waits_with_a_replaced_store(worker: Worker, tmp_path: Path) -> None:
+def test_waits_with_a_replaced_store(worker: WorkerParts, tmp_path: Path) -> None:
     """If another store replaces this one, waiting requests are answered from the new one."""
     caller = worker.add("c1")
     guest = worker.connect(caller)
     guest.send(KEY)
     (tmp_path / "other").mkdir()
-    other = Worker(tmp_path / "other")
+    other = WorkerParts(tmp_path / "other")
     other.add("c1")
     other.configure("c1", a="from the other")
     for suffix in ("-wal", "-shm", ""):
@@ -316,7 +316,7 @@ def test_waits_with_a_replaced_store(worker: Worker, tmp_path: Path) -> None:
     assert guest.receive().text == "from the other"
 
 
-def put(worker: Worker, policy: KeyPolicy, name: str | None = "c1") -> None:
+def put(worker: WorkerParts, policy: KeyPolicy, name: str | None = "c1") -> None:
     """Add a policy for an instance, or for the project."""
     with worker.writer.change() as change:
         found = None if name is None else get_instance(change, "default", name)
@@ -324,7 +324,7 @@ def put(worker: Worker, policy: KeyPolicy, name: str | None = "c1") -> None:
 
 
 @pytest.mark.parametrize("name", ["c1", None])
-def test_policy_that_comes(worker: Worker, name: str | None) -> None:
+def test_policy_that_comes(worker: WorkerParts, name: str | None) -> None:
     """A new policy of an instance or its project applies to a cached response and to a waiting request."""
     caller = worker.add("c1")
     worker.configure("c1", a="hush")
@@ -339,7 +339,7 @@ def test_policy_that_comes(worker: Worker, name: str | None) -> None:
     assert waiting.receive().status == 404
 
 
-def test_one_waiting_request_gets_the_value(worker: Worker) -> None:
+def test_one_waiting_request_gets_the_value(worker: WorkerParts) -> None:
     """Of three requests that wait for a key that is given once, one gets each value; the others continue to wait."""
     caller = worker.add("c1")
     put(worker, KeyPolicy("user.a", once=True))
@@ -358,7 +358,7 @@ def test_one_waiting_request_gets_the_value(worker: Worker) -> None:
     assert len(guests) == 1
 
 
-def test_closed_connection_spends_nothing(worker: Worker) -> None:
+def test_closed_connection_spends_nothing(worker: WorkerParts) -> None:
     """A client that closed its connection while it waited does not get the value of a key that is given once."""
     caller = worker.add("c1")
     put(worker, KeyPolicy("user.a", once=True))
@@ -371,7 +371,7 @@ def test_closed_connection_spends_nothing(worker: Worker) -> None:
     assert other.ask("/1.0/config/user.a").text == "hush"
 
 
-def test_other_users_leave_root_a_place(worker: Worker) -> None:
+def test_other_users_leave_root_a_place(worker: WorkerParts) -> None:
     """A user that a policy names cannot take all places of an instance's waiting requests; root gets the last one."""
     root = worker.add("c1")
     put(worker, KeyPolicy("user.a", uids=frozenset({1000})))

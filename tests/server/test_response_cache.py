@@ -29,7 +29,7 @@ from tests.server.inside import asking, talk
 REQUEST = request("/1.0/config/user.foo")
 
 
-class Host:
+class CachingHost:
     """A stand-in for the store with one instance, number 7, and a response cache."""
 
     def __init__(self) -> None:
@@ -59,19 +59,19 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Host:
+def host() -> CachingHost:
     """A host with one instance."""
-    return Host()
+    return CachingHost()
 
 
-def found(host: Host, who: Caller, raw: bytes = REQUEST, dialect: str = "incus") -> bytes | None:
+def found(host: CachingHost, who: Caller, raw: bytes = REQUEST, dialect: str = "incus") -> bytes | None:
     """Return the cached response for the caller, or None."""
     assert who.init is not None
     cached = host.cache_of(who, dialect).get(raw, who.init)
     return None if cached is None else cached.to_bytes()
 
 
-def test_same_request_gets_the_same_response(host: Host) -> None:
+def test_same_request_gets_the_same_response(host: CachingHost) -> None:
     """The same request of the same caller gets the same bytes with a Date; a differing request misses the cache."""
     guest = caller()
     host.answer(guest)
@@ -81,7 +81,7 @@ def test_same_request_gets_the_same_response(host: Host) -> None:
         assert found(host, guest, other) is None
 
 
-def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_date_is_of_now(host: CachingHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cached response has the date of the moment at which it is sent."""
     guest = caller()
     host.answer(guest)
@@ -94,7 +94,7 @@ def test_date_is_of_now(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(dates) == 2
 
 
-def test_bytes_are_joined_once_a_second(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_are_joined_once_a_second(host: CachingHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a second the same bytes object is sent, because joining the bytes takes time."""
     monkeypatch.setattr("guestapi.http.response.time.time", lambda: 1_000_000_000)
     guest = caller()
@@ -103,7 +103,7 @@ def test_bytes_are_joined_once_a_second(host: Host, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("what", ["changed", "same again", "removed", "fault", "ended"])
-def test_not_reused_after_a_change(host: Host, what: str) -> None:
+def test_not_reused_after_a_change(host: CachingHost, what: str) -> None:
     """A response is not reused when the store returns another object or fails, or when the init has ended."""
     init = StandIn()
     guest = caller()._replace(init=init)
@@ -124,7 +124,7 @@ def test_not_reused_after_a_change(host: Host, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["user", "run", "init", "dialect"])
-def test_not_reused_for_another_caller(host: Host, what: str) -> None:
+def test_not_reused_for_another_caller(host: CachingHost, what: str) -> None:
     """A response is not reused for another caller whom the gate could treat differently."""
     guest = caller()
     host.answer(guest)
@@ -139,7 +139,7 @@ def test_not_reused_for_another_caller(host: Host, what: str) -> None:
     assert found(host, same) is not None
 
 
-def test_only_cacheable_responses(host: Host) -> None:
+def test_only_cacheable_responses(host: CachingHost) -> None:
     """Responses that depend on more than request and instance are not cached, nor are internal errors."""
     guest = caller()
     host.answer(guest, cacheable=False)
@@ -150,7 +150,7 @@ def test_only_cacheable_responses(host: Host) -> None:
     assert host.cache.of(caller(instance_id=None), "incus") is None
 
 
-def test_memory_of_one_caller(host: Host) -> None:
+def test_memory_of_one_caller(host: CachingHost) -> None:
     """The cache of one caller is bounded, whatever it requests."""
     guest = caller()
     for number in range(1000):
@@ -160,10 +160,10 @@ def test_memory_of_one_caller(host: Host) -> None:
     assert found(host, guest) is None
 
 
-def test_responses_that_are_not_logged(host: Host) -> None:
+def test_responses_that_are_not_logged(host: CachingHost) -> None:
     """A response that is not logged takes less memory, and its bytes are the same."""
     guest = caller()
-    quiet = Host()
+    quiet = CachingHost()
     quiet.stored = host.stored
     quiet.cache = ResponseCache(quiet.look, logged_from=400)
     for one in (host, quiet):
@@ -178,7 +178,7 @@ def test_responses_that_are_not_logged(host: Host) -> None:
     assert quiet.cache_of(guest).size < host.cache_of(guest).size * 2 / 3
 
 
-def test_memory_of_all_callers(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_all_callers(host: CachingHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache has a size limit, beyond which the least recently extended cache of a caller is dropped."""
     guests = [caller(uid=uid) for uid in range(100)]
     host.answer(guests[0])
@@ -197,7 +197,7 @@ def test_memory_of_all_callers(host: Host, monkeypatch: pytest.MonkeyPatch) -> N
     assert [number for number, guest in enumerate(guests) if found(host, guest)] == [*range(80, 100)]
 
 
-def test_one_guest_does_not_evict_the_cache_of_another(host: Host) -> None:
+def test_one_guest_does_not_evict_the_cache_of_another(host: CachingHost) -> None:
     """However many responses a guest requests, the cached responses of another one stay."""
     modest, greedy = caller(uid=1), caller(uid=2)
     host.answer(modest)
@@ -207,7 +207,7 @@ def test_one_guest_does_not_evict_the_cache_of_another(host: Host) -> None:
     assert host.cache.size <= host.cache_of(modest).size + response_cache.CALLER_BYTES
 
 
-def test_documented_size_limits(host: Host) -> None:
+def test_documented_size_limits(host: CachingHost) -> None:
     """The limits are 8 MiB in all and 128 KiB for one caller, as security.md states."""
     mib, kib = 1 << 20, 1 << 10
     for uid in range(4000):
@@ -219,11 +219,11 @@ def test_documented_size_limits(host: Host) -> None:
         host.answer(guest, raw=request(f"/{number}"), body=b"x" * 500)
         assert host.cache_of(guest).size <= 128 * kib
     # For a lone caller, the largest body that fits is cached, and one with a byte more is not. Each byte counts twice.
-    small = Host()
+    small = CachingHost()
     small.answer(caller())
     most = len(b"bar") + (128 * kib - small.cache.size) // 2
     for size, kept in ((most, True), (most + 1, False)):
-        alone = Host()
+        alone = CachingHost()
         guest = caller()
         alone.answer(guest, body=b"x" * size)
         assert (found(alone, guest) is not None) == kept
@@ -247,7 +247,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_size_is_the_sum_of_all_caches(steps: list[tuple[int, int, int, str]]) -> None:
     """After any sequence of responses, restarts and changes, the total is the sum of all caches and limited."""
-    host = Host()
+    host = CachingHost()
     guests = [caller(uid=uid) for uid in range(6)]
     for who, path, size, what in steps:
         if what == "r":
@@ -261,7 +261,7 @@ def test_size_is_the_sum_of_all_caches(steps: list[tuple[int, int, int, str]]) -
         assert sum(sizes) == host.cache.size <= response_cache.CACHE_BYTES
 
 
-def test_nothing_is_kept_alive(host: Host) -> None:
+def test_nothing_is_kept_alive(host: CachingHost) -> None:
     """The cache keeps neither an instance nor an init alive."""
     guest = caller()
     host.answer(guest)
@@ -317,14 +317,14 @@ def test_requests_are_kept_from_the_second_on() -> None:
     assert new > 9000
 
 
-def test_seen_requests_outlive_a_connection(host: Host) -> None:
+def test_seen_requests_outlive_a_connection(host: CachingHost) -> None:
     """A caller whose requests were never cached has seen them all the same when it connects again."""
     assert not host.cache_of(caller()).seen.add(REQUEST)
     assert host.cache_of(caller()).seen.add(REQUEST)
     assert not host.cache_of(caller()._replace(credentials=caller().credentials._replace(uid=1))).seen.add(REQUEST)
 
 
-def test_callers_that_are_remembered_are_bounded(host: Host) -> None:
+def test_callers_that_are_remembered_are_bounded(host: CachingHost) -> None:
     """Of more than 4,096 callers, those that came first are forgotten."""
     for uid in range(4097):
         host.cache_of(caller(uid=uid)).seen.add(REQUEST)
@@ -332,7 +332,7 @@ def test_callers_that_are_remembered_are_bounded(host: Host) -> None:
     assert not host.cache_of(caller(uid=0)).seen.add(REQUEST)
 
 
-def test_estimated_size_of_a_response(host: Host) -> None:
+def test_estimated_size_of_a_response(host: CachingHost) -> None:
     """A response takes its bytes twice, its request, and what Python keeps beside them, more if it is logged."""
     assert CachedResponse(None, b"x" * 10, b"y" * 100, b"z" * 1000, Durations()).size == 512 + 2 * 110 + 1000
     host.answer(caller(), raw=b"", body=b"")
@@ -341,7 +341,7 @@ def test_estimated_size_of_a_response(host: Host) -> None:
 
 def test_just_identified_caller_needs_no_second_look() -> None:
     """Where the look that identified the caller saw the same instance, the store is not asked again; else it is."""
-    host = Host()
+    host = CachingHost()
     seen: list[Instance | None] = []
     host.cache = ResponseCache(host.look, 0, lambda _number: seen.pop())
     guest = caller()
@@ -363,7 +363,7 @@ def test_just_identified_caller_needs_no_second_look() -> None:
     assert seen == []
 
 
-def test_hits_of_removed_responses_are_counted(host: Host) -> None:
+def test_hits_of_removed_responses_are_counted(host: CachingHost) -> None:
     """How often a response was sent again is taken once, also of one that was removed before."""
     guest = caller()
     host.answer(guest)
@@ -398,7 +398,7 @@ def test_uncached_request_does_not_ask_the_store() -> None:
     assert looks == [7]
 
 
-def test_hits_of_a_cache_that_is_dropped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hits_of_a_cache_that_is_dropped(host: CachingHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hits in a cache that is dropped because all caches are too large are counted all the same."""
     guest, other = caller(uid=1), caller(uid=2)
     host.answer(guest)

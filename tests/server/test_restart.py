@@ -66,7 +66,7 @@ with writer.change() as change:
 """
 
 
-class Operator:
+class ChangingOperator:
     """The running OPERATOR. `begin` is the id of the last entry of the log before its first change."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -84,13 +84,13 @@ class Operator:
 
 
 @contextmanager
-def operating(machine: Installed, containers: dict[str, Container]) -> Iterator[Operator]:
+def operating(machine: Installed, containers: dict[str, Container]) -> Iterator[ChangingOperator]:
     """Run an operator on that machine, with these containers as instances."""
     words = [f"{name}:{container.pid}" for name, container in containers.items()]
     command = [*machine.enter, "/opt/guestapi/bin/python", "-c", OPERATOR, *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            yield Operator(process)
+            yield ChangingOperator(process)
             process.communicate(timeout=TIMEOUT)
         finally:
             process.kill()

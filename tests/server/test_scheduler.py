@@ -22,6 +22,7 @@ from guestapi.server.scheduler import (
     FairScheduler,
     InstanceQueue,
 )
+from tests.harness.clock import ManualClock
 from tests.harness.waiting import TIMEOUT
 
 
@@ -203,22 +204,11 @@ def test_closed_queue_gives_no_turn(connections: Connections) -> None:
     assert connections.order == []
 
 
-class Clock:
-    """A clock that advances by the time that a request takes."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        """Return the time in seconds."""
-        return self.now
-
-
 @pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize("turns", [0.6, 1, 3, 20])
 def test_instances_share_time(connections: Connections, turns: float, pipelined: bool) -> None:
     """An instance with expensive requests gets about as much time as another one with cheap requests."""
-    clock, cheap = Clock(), TURN_SECONDS / QUANTUM / 1.01
+    clock, cheap = ManualClock(0.0), TURN_SECONDS / QUANTUM / 1.01
     dear = turns * TURN_SECONDS
     spent = {"dear": 0.0, "cheap": 0.0}
     queues = {name: InstanceQueue(lambda: False, clock) for name in spent}
@@ -252,7 +242,7 @@ def test_instances_share_time(connections: Connections, turns: float, pipelined:
 
 def test_debt_is_bounded_and_not_inherited(connections: Connections) -> None:
     """An instance's debt of time is bounded, and a queue that is reused for another instance has no debt."""
-    clock = Clock()
+    clock = ManualClock(0.0)
     queue = InstanceQueue(lambda: False, clock)
 
     def take() -> None:
@@ -268,7 +258,7 @@ def test_debt_is_bounded_and_not_inherited(connections: Connections) -> None:
 
 def test_no_connection_starves_in_an_expensive_instance(connections: Connections) -> None:
     """Where each request takes more than a turn, all connections of an instance are served equally often."""
-    clock, order = Clock(), connections.order
+    clock, order = ManualClock(0.0), connections.order
     queue = InstanceQueue(lambda: False, clock)
     sockets: list[socket.socket] = []
 

@@ -157,7 +157,7 @@ def test_nonsense(tmp_path: Path) -> None:
         with connection:
             connection.recv(MESSAGE_BYTES)
             connection.send(b'{"token":"' + b"x" * 20000)
-            with pytest.raises(SignerUnavailableError, match="no answer of the signer"):
+            with pytest.raises(SignerUnavailableError, match="has sent an answer that is malformed"):
                 asking.get(timeout=30)
             assert connection.recv(1) == b""
 

@@ -42,7 +42,7 @@ CLIENTS = 6
 SOON = 25
 
 
-class World:
+class ServedTree:
     """A service, one instance, and what its configuration has been."""
 
     def __init__(self, service: Service, container: Container) -> None:
@@ -77,10 +77,10 @@ class World:
         return self.states[max(self.states)]
 
 
-class Client:
+class TreeReader:
     """A program in the instance that asks for one path, again and again, and waits for news of it."""
 
-    def __init__(self, world: World, path: str) -> None:
+    def __init__(self, world: ServedTree, path: str) -> None:
         self.world = world
         self.path = path
         self.at = 0
@@ -180,14 +180,14 @@ def _received(talk: Talk) -> bytes:
         return b""
 
 
-class History(RuleBasedStateMachine):
+class ServedHistory(RuleBasedStateMachine):
     """What operator and clients do, in any order."""
 
-    world: ClassVar[World]
+    world: ClassVar[ServedTree]
 
     def __init__(self) -> None:
         super().__init__()
-        self.clients: list[Client] = []
+        self.clients: list[TreeReader] = []
 
     def teardown(self) -> None:
         """Have all see the last state, and go."""
@@ -205,7 +205,7 @@ class History(RuleBasedStateMachine):
     def add_client(self, path: str) -> None:
         """Start another client."""
         if len(self.clients) < CLIENTS:
-            self.clients.append(Client(self.world, path))
+            self.clients.append(TreeReader(self.world, path))
 
     @rule(changes=st.lists(st.tuples(st.sampled_from(KEYS), VALUES), min_size=1, max_size=4), last=st.booleans())
     def configure(self, changes: list[tuple[str, str]], last: bool) -> None:
@@ -285,9 +285,9 @@ def test_history() -> None:
     """A client sees each state that lasts, and no older one after a newer one; an ETag names one content."""
     toml = "[limits]\nhead_seconds = 600\nidle_seconds = 600\n"
     with Service(dialects=["incus"], toml=toml) as service, service.container("history") as container:
-        History.world = World(service, container)
+        ServedHistory.world = ServedTree(service, container)
         run_state_machine_as_test(
-            History,
+            ServedHistory,
             settings=settings(
                 max_examples=6,
                 stateful_step_count=20,

@@ -16,9 +16,9 @@ import pytest
 from guestapi.callers.namespaces import examine
 from tests.docs.test_guides import block
 from tests.harness.containers import Container
-from tests.harness.engines import CURL, Docker, Engine, Podman
+from tests.harness.engines import CURL, Docker, Podman, RealEngine
 from tests.harness.followers import RealFollower, hook_program, instances, status
-from tests.harness.images import Image
+from tests.harness.images import ContainerImage
 from tests.harness.service import COMMAND, Service
 from tests.harness.waiting import TIMEOUT, until
 
@@ -28,10 +28,10 @@ SHIPPED = Path(__file__).parents[2] / "conf/oci-guestapi.json"
 UNKNOWN = "pid not in container?"
 
 
-class Host:
+class EngineHost:
     """An engine, a service, and the follower between them."""
 
-    def __init__(self, engine: Engine, service: Service) -> None:
+    def __init__(self, engine: RealEngine, service: Service) -> None:
         self.engine, self.service = engine, service
         self.source = "podman" if isinstance(engine, Podman) else "docker"
         self.mount = f"--volume={service.socket.parent}:/dev/incus"
@@ -52,7 +52,7 @@ class Host:
 
 
 @pytest.fixture(scope="module", params=[Podman, Docker])
-def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest) -> Iterator[EngineHost]:
     """Each engine, with a follower of its own."""
     with request.param() as engine:
         toml = (
@@ -62,7 +62,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
         service = Service(dialects=["incus"])
         service.write_config(toml.replace("{root}", str(service.root)))
         with service:
-            made = Host(engine, service)
+            made = EngineHost(engine, service)
             if isinstance(engine, Podman):
                 install_hook(engine, service)
             with made.follower:
@@ -83,7 +83,7 @@ only_podman = pytest.mark.parametrize("host", [Podman], indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def clean(host: Host) -> Iterator[None]:
+def clean(host: EngineHost) -> Iterator[None]:
     """Remove all containers and instances after each test."""
     yield
     host.engine.remove_all()
@@ -102,13 +102,13 @@ def kill(pid: int) -> None:
         os.close(pidfd)
 
 
-def test_first_request_is_answered(host: Host) -> None:
+def test_first_request_is_answered(host: EngineHost) -> None:
     """The first request of a container's first program is answered: before, or after a wait for its registration."""
     out = host.engine.once(host.engine.plain, "http://x/1.0/config/user.template", host.mount)
     assert out == "yes"
 
 
-def test_name_and_host_name(host: Host) -> None:
+def test_name_and_host_name(host: EngineHost) -> None:
     """The instance has the container's name; its host name is the operator's, or else the instance's name."""
     host.run("web")
     host.run("db", "--hostname=inside")
@@ -118,7 +118,7 @@ def test_name_and_host_name(host: Host) -> None:
     assert instances(host.service)["web"]["pid"] == host.engine.pid("web")
 
 
-def test_untrusted_image(host: Host) -> None:
+def test_untrusted_image(host: EngineHost) -> None:
     """Labels and annotations of an image, which 0.1 obeyed, give it no name, key or switch."""
     words = {
         "guestapi.enable": "true",
@@ -126,7 +126,7 @@ def test_untrusted_image(host: Host) -> None:
         "guestapi.config.user.template": "evil",
         "guestapi.config.security.guestapi.images": "true",
     }
-    image = Image(host.engine.rootfs, words, words, volumes=["/dev/incus", str(host.service.socket.parent)])
+    image = ContainerImage(host.engine.rootfs, words, words, volumes=["/dev/incus", str(host.service.socket.parent)])
     stranger = host.engine.load(image, "stranger")
     host.run("web")
     until(lambda: host.is_running("web"), "web")
@@ -144,7 +144,7 @@ def test_untrusted_image(host: Host) -> None:
     assert host.is_running("web")
 
 
-def test_name_of_another_owner(host: Host) -> None:
+def test_name_of_another_owner(host: EngineHost) -> None:
     """A container with the name of another owner's running instance is refused; check names both."""
     with Container(host.service.binds, hostname="web") as other:
         host.service.add("web", other, {"user.secret": "s"})
@@ -162,7 +162,7 @@ def test_name_of_another_owner(host: Host) -> None:
     host.service.command("instance", "stop", "web", check=False)
 
 
-def test_restart_and_rename(host: Host) -> None:
+def test_restart_and_rename(host: EngineHost) -> None:
     """After a restart and a rename it is the same instance, with the operator's settings."""
     host.run("web")
     until(lambda: host.is_running("web"), "web")
@@ -178,7 +178,7 @@ def test_restart_and_rename(host: Host) -> None:
     assert "web" not in instances(host.service)
 
 
-def test_stop_and_removal_keep_settings(host: Host) -> None:
+def test_stop_and_removal_keep_settings(host: EngineHost) -> None:
     """A removed container's instance stays only with settings of the operator's, which the next of its name gets."""
     host.run("web")
     host.run("db")
@@ -195,7 +195,7 @@ def test_stop_and_removal_keep_settings(host: Host) -> None:
     assert host.engine.ask("db", "/1.0/config/user.mine") == "kept"
 
 
-def test_twelve_at_once(host: Host) -> None:
+def test_twelve_at_once(host: EngineHost) -> None:
     """Twelve containers that start at once are all registered, each with its own init."""
     names = [f"c{number}" for number in range(12)]
     threads = [threading.Thread(target=host.run, args=(name,)) for name in names]
@@ -208,7 +208,7 @@ def test_twelve_at_once(host: Host) -> None:
     assert {name: found[name]["pid"] for name in names} == {name: host.engine.pid(name) for name in names}
 
 
-def test_changes_without_a_follower(host: Host) -> None:
+def test_changes_without_a_follower(host: EngineHost) -> None:
     """Without a follower containers start and end as usual; a new follower brings the store up to date."""
     host.run("ends")
     until(lambda: host.is_running("ends"), "ends")
@@ -223,7 +223,7 @@ def test_changes_without_a_follower(host: Host) -> None:
     assert host.engine.ask("begins", "/1.0/config/user.template") == "yes"
 
 
-def test_init_is_killed(host: Host) -> None:
+def test_init_is_killed(host: EngineHost) -> None:
     """The end of an init that was killed is noticed at once, even if podman's conmon is killed, too."""
     host.run("web")
     until(lambda: host.is_running("web"), "web")
@@ -236,14 +236,14 @@ def test_init_is_killed(host: Host) -> None:
     until(lambda: host.is_running("other"), "other")
 
 
-def test_command_that_cannot_be_run(host: Host) -> None:
+def test_command_that_cannot_be_run(host: EngineHost) -> None:
     """A container whose program is missing is not registered as running."""
     out = host.engine("run", "--name=web", *host.engine.modest, host.mount, *host.engine.plain, "/no/such", check=False)
     assert "/no/such" in out
     until(lambda: status(host.service, "web") in ("", "stopped"), status(host.service, "web"))
 
 
-def test_shared_pid_namespace(host: Host) -> None:
+def test_shared_pid_namespace(host: EngineHost) -> None:
     """A container that shares another's PID namespace is named by check, and gets the other instance's answers."""
     host.run("web")
     until(lambda: host.is_running("web"), "web")
@@ -254,7 +254,7 @@ def test_shared_pid_namespace(host: Host) -> None:
 
 
 @only_podman
-def test_registered_before_its_own_process(host: Host) -> None:
+def test_registered_before_its_own_process(host: EngineHost) -> None:
     """The hook registers the container before its program runs, without podman's API."""
     host.engine.stop(signal.SIGKILL)
     try:
@@ -270,7 +270,7 @@ def test_registered_before_its_own_process(host: Host) -> None:
 
 
 @only_podman
-def test_containers_of_0_1(host: Host) -> None:
+def test_containers_of_0_1(host: EngineHost) -> None:
     """An instance of a 0.1 hook is adopted with its UUID; keys from its annotations become the operator's."""
     annotations = ("--annotation=guestapi.enable=true", "--annotation=guestapi.config.user.role=frontend")
     host.follower.kill()
@@ -295,7 +295,7 @@ def test_containers_of_0_1(host: Host) -> None:
 
 
 @only_podman
-def test_annotation_with_a_running_name(host: Host) -> None:
+def test_annotation_with_a_running_name(host: EngineHost) -> None:
     """An annotation with another instance's name has no effect: the container has its own name."""
     with Container(host.service.binds, hostname="web") as other:
         host.service.add("web", other, {"user.secret": "s"})
@@ -312,7 +312,7 @@ def test_annotation_with_a_running_name(host: Host) -> None:
 
 @only_podman
 @pytest.mark.parametrize("policy", ["continue", "refuse"])
-def test_hook_never_prevents_a_start(host: Host, policy: str, tmp_path: Path) -> None:
+def test_hook_never_prevents_a_start(host: EngineHost, policy: str, tmp_path: Path) -> None:
     """Without a follower, or as a user that may not ring, the hook prints nothing, and the container starts."""
     config = tmp_path / "guestapi.toml"
     config.write_text(f'[hooks]\non-failure = "{policy}"\n[sources]\ndoorbells = "{tmp_path}/nobody"\n')
@@ -324,9 +324,9 @@ def test_hook_never_prevents_a_start(host: Host, policy: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("host", [Docker], indirect=True)
-def test_dockers_documented_commands(host: Host) -> None:
+def test_dockers_documented_commands(host: EngineHost) -> None:
     """The commands of docs/docker.md work, from `docker run` on, with a test image that has curl as `debian`."""
-    host.engine.load(Image(host.engine.rootfs), "debian")
+    host.engine.load(ContainerImage(host.engine.rootfs), "debian")
     client = host.engine.command()
     environment = {
         **host.engine.environment(),

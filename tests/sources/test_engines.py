@@ -19,18 +19,18 @@ from guestapi.sources.doorbell import Ring
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.podman import DOCKER, PODMAN, EngineChanges, EngineSource
 from tests.harness.containers import BASE
-from tests.harness.engines import Docker, Engine, Podman
+from tests.harness.engines import Docker, Podman, RealEngine
 from tests.harness.holding import HoldingHook
-from tests.harness.images import Image
+from tests.harness.images import ContainerImage
 from tests.harness.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.root
 
 
-class Seen:
+class SeenEngine:
     """An engine, its source, and a directory that stands for guestapi's socket directory."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: RealEngine) -> None:
         self.engine = engine
         self.place = engine.path / "guestapi"
         self.place.mkdir()
@@ -71,14 +71,14 @@ only_podman = pytest.mark.parametrize("seen", [Podman], indirect=True)
 
 
 @pytest.fixture(scope="module", params=[Podman, Docker])
-def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
+def seen(request: pytest.FixtureRequest) -> Iterator[SeenEngine]:
     """Each engine."""
     with request.param() as engine:
-        yield Seen(engine)
+        yield SeenEngine(engine)
 
 
 @pytest.fixture(autouse=True)
-def clean(seen: Seen) -> Iterator[None]:
+def clean(seen: SeenEngine) -> Iterator[None]:
     """Remove all containers after each test."""
     yield
     seen.engine.remove_all()
@@ -94,7 +94,7 @@ def kill(pid: int) -> None:
         os.close(pidfd)
 
 
-def test_name_and_key(seen: Seen) -> None:
+def test_name_and_key(seen: SeenEngine) -> None:
     """A container with guestapi's mount has its complete id as key; one without the mount is not observed."""
     key = seen.run("web", "--hostname=inside")
     seen.engine.run("other", seen.engine.plain)
@@ -109,12 +109,12 @@ def test_name_and_key(seen: Seen) -> None:
     assert web.problems == ()
 
 
-def test_generated_host_name_is_ignored(seen: Seen) -> None:
+def test_generated_host_name_is_ignored(seen: SeenEngine) -> None:
     """A host name that an engine derives from the id is ignored; the container's name is the better one."""
     assert seen.one(seen.run("web")).hostname is None
 
 
-def test_life(seen: Seen) -> None:
+def test_life(seen: SeenEngine) -> None:
     """The key survives renames and restarts; a stopped container has no init, and a removed one is gone."""
     key = seen.run("web")
     first = seen.one(key).init
@@ -130,7 +130,7 @@ def test_life(seen: Seen) -> None:
     assert seen.all() == {}
 
 
-def test_killed_init(seen: Seen) -> None:
+def test_killed_init(seen: SeenEngine) -> None:
     """A container whose init was killed does not run, whatever the engine reports."""
     key = seen.run("web")
     if isinstance(seen.engine, Podman):
@@ -142,15 +142,15 @@ def test_killed_init(seen: Seen) -> None:
 
 
 @only_podman
-def test_without_cgroups(seen: Seen) -> None:
+def test_without_cgroups(seen: SeenEngine) -> None:
     """The init of a container without a cgroup of its own is recognised by its start time."""
     key = seen.run("web", "--cgroups=disabled")
     assert seen.one(key).init == examine(seen.engine.pid("web"))
 
 
-def strangers(seen: Seen) -> Image:
+def strangers(seen: SeenEngine) -> ContainerImage:
     """Return an untrusted image, with metadata that imitates what 0.1 and other tools obeyed."""
-    return Image(
+    return ContainerImage(
         seen.engine.rootfs,
         annotations={
             "guestapi.enable": "true",
@@ -166,7 +166,7 @@ def strangers(seen: Seen) -> Image:
     )
 
 
-def test_image_metadata_has_no_effect(seen: Seen) -> None:
+def test_image_metadata_has_no_effect(seen: SeenEngine) -> None:
     """Metadata of an image never makes an instance, and gives the operator's container no name, key or device."""
     image = seen.engine.load(strangers(seen), "stranger")
     seen.engine.run("alone", image)
@@ -178,7 +178,7 @@ def test_image_metadata_has_no_effect(seen: Seen) -> None:
     assert found.problems == ()
 
 
-def test_trusted_annotations(seen: Seen) -> None:
+def test_trusted_annotations(seen: SeenEngine) -> None:
     """With ``annotations = true`` annotations are configuration, except switches of the guest API; never a name."""
     image = seen.engine.load(strangers(seen), "trusted")
     found = seen.one(seen.engine.run("mine", image, seen.mount, "--label=guestapi.config.user.a=b"), annotations=True)
@@ -186,7 +186,7 @@ def test_trusted_annotations(seen: Seen) -> None:
     assert ["security." in problem for problem in found.problems] == [True]
 
 
-def test_operators_volume(seen: Seen) -> None:
+def test_operators_volume(seen: SeenEngine) -> None:
     """A named volume that shows guestapi's directory counts as the mount, running or not; another volume does not."""
     options = ("--opt=type=none", "--opt=o=bind", f"--opt=device={seen.place}")
     seen.engine("volume", "create", *options, "ours")
@@ -205,7 +205,7 @@ def test_operators_volume(seen: Seen) -> None:
         seen.engine("volume", "rm", "ours", "theirs")
 
 
-def test_mount_is_compared_by_inode(seen: Seen) -> None:
+def test_mount_is_compared_by_inode(seen: SeenEngine) -> None:
     """A link to guestapi's directory counts as the mount; a directory elsewhere with the same name does not."""
     link, false = seen.engine.path / "link", seen.engine.path / "false/guestapi"
     link.symlink_to(seen.place)
@@ -215,7 +215,7 @@ def test_mount_is_compared_by_inode(seen: Seen) -> None:
     assert seen.all().keys() == {"linked"}
 
 
-def test_mounts_are_disks(seen: Seen) -> None:
+def test_mounts_are_disks(seen: SeenEngine) -> None:
     """Other mounts of the operator's are disks named by their path; a name that occurs twice is a problem."""
     for name in ("one", "two"):
         (seen.engine.path / name).mkdir(exist_ok=True)
@@ -229,7 +229,7 @@ def test_mounts_are_disks(seen: Seen) -> None:
     assert "/srv" in problem
 
 
-def test_shared_pid_namespace(seen: Seen) -> None:
+def test_shared_pid_namespace(seen: SeenEngine) -> None:
     """A container that shares another's PID namespace is a problem and no instance; the other is unaffected."""
     key = seen.run("web")
     init = seen.one(key).init
@@ -243,7 +243,7 @@ def test_shared_pid_namespace(seen: Seen) -> None:
     assert web.init == init
 
 
-def test_events(seen: Seen) -> None:
+def test_events(seen: SeenEngine) -> None:
     """The start, rename, end and removal of a container each give its id."""
     events = seen.source().changes()
     try:
@@ -272,7 +272,7 @@ def wait(events: EngineChanges) -> frozenset[str]:
             return found
 
 
-def test_stopped_engine(seen: Seen) -> None:
+def test_stopped_engine(seen: SeenEngine) -> None:
     """A stopped engine is an error with a hint what to do; its event stream ends."""
     events = seen.source().changes()
     seen.engine.stop()
@@ -289,7 +289,7 @@ def test_stopped_engine(seen: Seen) -> None:
 
 
 @only_podman
-def test_annotations_of_0_1_are_problems(seen: Seen) -> None:
+def test_annotations_of_0_1_are_problems(seen: SeenEngine) -> None:
     """A container with annotations that 0.1 obeyed has problems that state the replacement."""
     annotations = ("--annotation=guestapi.enable=true", "--annotation=guestapi.name=web")
     key = seen.run("mine", *annotations, "--annotation=guestapi.config.user.role=frontend")
@@ -307,12 +307,12 @@ _PODS = (
 
 
 @only_podman
-def test_member_of_a_pod(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_member_of_a_pod(seen: SeenEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A member of a pod is an instance with its own name and the pod's host name; the pod itself is none."""
     conf = seen.engine.path / "containers.conf"
     conf.write_text(_PODS)
     monkeypatch.setenv("CONTAINERS_CONF", str(conf))
-    image = seen.engine.load(Image(seen.engine.rootfs), "pod")[-1]
+    image = seen.engine.load(ContainerImage(seen.engine.rootfs), "pod")[-1]
     infra = (f"--infra-image={image}", "--infra-command=sleep 1000")
     seen.engine("pod", "create", "--name=shop", "--share=uts,ipc", *infra)
     try:
@@ -329,7 +329,7 @@ def test_member_of_a_pod(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @only_podman
-def test_restart_policy(seen: Seen) -> None:
+def test_restart_policy(seen: SeenEngine) -> None:
     """A container that podman restarts has the same key and another init."""
     key = seen.run("web", "--restart=always")
     first = seen.one(key).init
@@ -340,7 +340,7 @@ def test_restart_policy(seen: Seen) -> None:
 
 
 @only_podman
-def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
+def test_doorbell_before_the_first_instruction(seen: SeenEngine) -> None:
     """While a hook runs, podman's API does not answer; bundle and conmon give name, init and host name."""
     hook = HoldingHook(seen.engine.path / "hook")
     shipped = {"version": "1.0.0", "hook": {"path": str(hook.path)}, "when": {"hasBindMounts": True}}
@@ -375,7 +375,7 @@ def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
 
 
 @only_podman
-def test_doorbell_of_another_container(seen: Seen) -> None:
+def test_doorbell_of_another_container(seen: SeenEngine) -> None:
     """A ring at the end of a container, and one with a bundle that is not podman's, register nothing."""
     source = seen.source()
     stopped = {"id": "a" * 64, "status": "stopped", "bundle": "/nowhere"}
@@ -384,7 +384,7 @@ def test_doorbell_of_another_container(seen: Seen) -> None:
 
 @pytest.mark.parametrize("state", [b"", b"{", b"null", b'{"id":7}', b'{"id":"a/b"}', b'{"id":"a"}', b"[" * 100_000])
 @only_podman
-def test_doorbell_garbage(seen: Seen, state: bytes) -> None:
+def test_doorbell_garbage(seen: SeenEngine, state: bytes) -> None:
     """A malformed state is an error."""
     with pytest.raises(SourceError, match=r"hook|id of a container|config\.json|OCI") as caught:
         seen.source().at_doorbell(Ring("podman", state=state))

@@ -59,7 +59,7 @@ def domain(
 """
 
 
-class Host:
+class LibvirtHost:
     """What libvirt has, and the source that looks at it."""
 
     def __init__(self, path: Path) -> None:
@@ -86,9 +86,9 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LibvirtHost:
     """A host whose libvirt has no domain."""
-    made = Host(tmp_path)
+    made = LibvirtHost(tmp_path)
     monkeypatch.setattr(libvirt, "_RUNNING", str(made.running))
     monkeypatch.setattr(libvirt, "_DEFINED", str(made.defined))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -105,7 +105,7 @@ def vmm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vmm]:
 
 
 @pytest.mark.root
-def test_a_running_domain(host: Host, vmm: Vmm) -> None:
+def test_a_running_domain(host: LibvirtHost, vmm: Vmm) -> None:
     """A domain with a CID is a virtual machine of its name; its UUID is its key, its VMM holds the CID."""
     nic = "<interface type='bridge'><mac address='52:54:00:11:22:33'/><source bridge='br0'/></interface>"
     host.define(WEB, domain(WEB, "web", more=nic))
@@ -123,7 +123,7 @@ def test_a_running_domain(host: Host, vmm: Vmm) -> None:
     assert host.source.observe_one(WEB, None) == found
 
 
-def test_domains_that_do_not_run_or_have_no_vsock(host: Host) -> None:
+def test_domains_that_do_not_run_or_have_no_vsock(host: LibvirtHost) -> None:
     """A domain that does not run exists; one without a vsock device is not an instance, nor is one that is gone."""
     host.define(WEB, domain(WEB, "web", None, running=False))
     host.define(DB, domain(DB, "db", vsock=False))
@@ -149,7 +149,7 @@ def test_domains_that_do_not_run_or_have_no_vsock(host: Host) -> None:
         ("ended", "no process"),
     ],
 )
-def test_a_vmm_that_is_not_the_domains(host: Host, vmm: Vmm, case: str, reason: str) -> None:
+def test_a_vmm_that_is_not_the_domains(host: LibvirtHost, vmm: Vmm, case: str, reason: str) -> None:
     """A process that is not proven to be the domain's VMM, and to hold its CID, is never taken for it."""
     uuid = DB if case == "another domain's PID" else WEB
     cid = {"another CID": "43", "no CID yet": None}.get(case, "42")
@@ -169,7 +169,7 @@ def test_a_vmm_that_is_not_the_domains(host: Host, vmm: Vmm, case: str, reason: 
     assert host.source.observe_one(uuid, None) == found
 
 
-def test_many_domains(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_domains(host: LibvirtHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Domains are asked for some at a time, and each is seen once; one that virsh cannot tell of stays as it is."""
     monkeypatch.setattr(libvirt, "_AT_ONCE", 3)
     keys = [f"0d7c2ff8-8a55-4b0e-8a4c-0000000000{number}" for number in range(10, 18)]
@@ -181,7 +181,7 @@ def test_many_domains(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(host.source.observe_one(keys[4], None), Unclear)
 
 
-def test_libvirt_that_cannot_be_asked(host: Host) -> None:
+def test_libvirt_that_cannot_be_asked(host: LibvirtHost) -> None:
     """If libvirt does not answer, that is an error, and not a host without domains."""
     host.define(WEB, domain(WEB, "web"))
     (host.place / "down").touch()
@@ -215,7 +215,7 @@ def test_addresses(address: str, cid: int | None) -> None:
     assert found.cid == cid
 
 
-def test_changes(host: Host) -> None:
+def test_changes(host: LibvirtHost) -> None:
     """Starts and ends of known domains name these; of unknown ones, and definitions, they ask for a look at all."""
     host.define(WEB, domain(WEB, "web", running=False))
     host.all()
@@ -240,7 +240,7 @@ def test_changes(host: Host) -> None:
     changes.close()
 
 
-def test_a_host_without_libvirt(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_without_libvirt(host: LibvirtHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Directories that are missing, or vanish, and a missing virsh, are errors with a hint."""
     changes = host.source.changes()
     host.running.rmdir()
@@ -264,6 +264,6 @@ def test_a_program_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert programs.run("sh", "-c", "echo a; exit 3", named="it", most=1 << 20, package="dash") == (3, b"a\n")
 
 
-def test_no_doorbell(host: Host) -> None:
+def test_no_doorbell(host: LibvirtHost) -> None:
     """Nothing can be registered by a ring: libvirt has no hook of ours."""
     assert host.source.at_doorbell(Ring("libvirt", ("start", "web"))) is None

@@ -37,7 +37,7 @@ lxc.hook.post-stop = COMMAND hook lxc
 """
 
 
-class Host:
+class LxcHost:
     """A service, and LXC containers that a follower registers with it."""
 
     def __init__(self, toml: str = "") -> None:
@@ -47,7 +47,7 @@ class Host:
         self.follower = RunningFollower(self.service, sources=f'[sources.lxc]\npaths = ["{self.path}"]\n', start=False)
         self._made: list[Lxc] = []
 
-    def __enter__(self) -> Host:
+    def __enter__(self) -> LxcHost:
         self.service.__enter__()
         self.follower.start()
         return self
@@ -92,13 +92,13 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[Host]:
+def host() -> Iterator[LxcHost]:
     """A host whose containers get a template."""
-    with Host(toml='[hooks.template]\n"user.foo" = "from the template"\n') as one:
+    with LxcHost(toml='[hooks.template]\n"user.foo" = "from the template"\n') as one:
         yield one
 
 
-def test_registered_before_its_first_instruction(host: Host) -> None:
+def test_registered_before_its_first_instruction(host: LxcHost) -> None:
     """A new container is registered with the template and its devices before its first request, which is answered."""
     first = host.made("first")
     first.start()
@@ -113,7 +113,7 @@ def test_registered_before_its_first_instruction(host: Host) -> None:
     until(lambda: host.status("first") == "stopped", "its end")
 
 
-def test_settings_of_the_operator(host: Host) -> None:
+def test_settings_of_the_operator(host: LxcHost) -> None:
     """An instance that the operator added before keeps its settings, and gets a new run at each start."""
     host.service.add("known", None, {"user.foo": "its own"})
     known = host.made("known")
@@ -127,7 +127,7 @@ def test_settings_of_the_operator(host: Host) -> None:
     assert known.ask("/1.0/config/user.foo") == "its own"
 
 
-def test_two_containers_with_different_maps(host: Host) -> None:
+def test_two_containers_with_different_maps(host: LxcHost) -> None:
     """Two containers with different ID maps read only their own data."""
     one, two = host.made("one"), host.made("two", BASE + 65536)
     one.start()
@@ -138,7 +138,7 @@ def test_two_containers_with_different_maps(host: Host) -> None:
     assert "local-hostname: two\n" in two.ask("/1.0/meta-data")
 
 
-def test_nested_container(host: Host) -> None:
+def test_nested_container(host: LxcHost) -> None:
     """A namespace that a program in a container creates belongs to the outer instance."""
     outer = host.made("outer")
     outer.start()
@@ -148,14 +148,14 @@ def test_nested_container(host: Host) -> None:
     assert "local-hostname: outer\n" in outer.run("/usr/bin/sh", "-c", nested).out
 
 
-def test_without_an_id_map(host: Host) -> None:
+def test_without_an_id_map(host: LxcHost) -> None:
     """A privileged container is registered, although its init has more capabilities than the follower."""
     privileged = host.made("privileged", None)
     privileged.start()
     assert privileged.ask("/1.0/config/user.foo") == "from the template"
 
 
-def test_monitor_is_killed(host: Host) -> None:
+def test_monitor_is_killed(host: LxcHost) -> None:
     """After kill -9 of the monitor, which runs no hook, the end is noticed, and the next start works."""
     container = host.made("killed")
     container.start()
@@ -170,7 +170,7 @@ def test_monitor_is_killed(host: Host) -> None:
     assert container.ask("/1.0/config/user.foo") == "from the template"
 
 
-def test_reboot_from_inside(host: Host) -> None:
+def test_reboot_from_inside(host: LxcHost) -> None:
     """A container that reboots is registered with its new init before that runs."""
     container = host.made("rebooting")
     container.start()
@@ -182,7 +182,7 @@ def test_reboot_from_inside(host: Host) -> None:
     assert host.init("rebooting").pid == container.pid
 
 
-def test_device_changes_between_two_starts(host: Host) -> None:
+def test_device_changes_between_two_starts(host: LxcHost) -> None:
     """A renamed NIC and a removed mount take effect at the next start; the operator's devices stay."""
     container = host.made(
         "changing", config="lxc.net.0.type = veth\nlxc.net.0.name = lan0\nlxc.mount.entry = /srv srv none bind 0 0\n"
@@ -200,7 +200,7 @@ def test_device_changes_between_two_starts(host: Host) -> None:
     assert devices["disk1"]["path"] == "/mine"
 
 
-def test_assigned_nic_names(host: Host) -> None:
+def test_assigned_nic_names(host: LxcHost) -> None:
     """A NIC without a configured name has the one that LXC or the kernel gave it in the container."""
     phys = f"gl{os.getpid() % 100_000}"
     subprocess.run(["ip", "link", "add", phys, "type", "veth", "peer", "name", f"{phys}p"], check=True)
@@ -221,7 +221,7 @@ def test_assigned_nic_names(host: Host) -> None:
         subprocess.run(["ip", "link", "delete", f"{phys}p"], check=False)
 
 
-def test_mounts_that_lxc_made(host: Host) -> None:
+def test_mounts_that_lxc_made(host: LxcHost) -> None:
     """The devices match the actual mounts: absolute, dotted and escaped targets, fstab files, optional entries."""
     where = host.service.root / "sources of mounts"
     where.mkdir()
@@ -247,7 +247,7 @@ def test_mounts_that_lxc_made(host: Host) -> None:
     }
 
 
-def test_devices_that_are_problems(host: Host) -> None:
+def test_devices_that_are_problems(host: LxcHost) -> None:
     """Two mounts with one device name, and one whose name is too long, are problems and affect no other device."""
     long = "/".join(["x" * 200] * 6)
     container = host.made(
@@ -265,14 +265,14 @@ def test_devices_that_are_problems(host: Host) -> None:
     assert "xxx" in problems
 
 
-def test_hostname(host: Host) -> None:
+def test_hostname(host: LxcHost) -> None:
     """The host name is the container's own, also with a dot in it, and when it is read after the start."""
     container = host.made("naming2", config="lxc.uts.name = inside.example.org\n")
     container.start()
     assert "local-hostname: inside.example.org\n" in container.ask("/1.0/meta-data")
 
 
-def test_any_name(host: Host) -> None:
+def test_any_name(host: LxcHost) -> None:
     """Names that are no host names, names of copies, and names too long for a socket's address are registered."""
     for name in ("under_score", "index-", "l" * 90):
         container = host.made(name, config="lxc.uts.name = short\n")
@@ -289,7 +289,7 @@ def test_any_name(host: Host) -> None:
     until(lambda: host.status(name) is None, "the removal of the ephemeral container")
 
 
-def test_changes_without_a_running_follower(host: Host) -> None:
+def test_changes_without_a_running_follower(host: LxcHost) -> None:
     """Starts, ends and restarts that happened without a follower are written when one runs again."""
     config = "lxc.net.0.type = veth\nlxc.uts.name = x.example\n"
     before, restarted, ended = (host.made(name, config=config) for name in ("before", "restarted", "ended"))
@@ -318,7 +318,7 @@ def test_changes_without_a_running_follower(host: Host) -> None:
     assert "missed" in host.problems()
 
 
-def test_destroyed(host: Host) -> None:
+def test_destroyed(host: LxcHost) -> None:
     """The instance of a destroyed container is removed, unless it has settings of the operator's."""
     plain, set_up = host.made("plain"), host.made("set-up")
     for container in (plain, set_up):
@@ -334,7 +334,7 @@ def test_destroyed(host: Host) -> None:
     assert again.ask("/1.0/config/user.foo") == "mine"
 
 
-def test_attributes_of_a_destroyed_container(host: Host) -> None:
+def test_attributes_of_a_destroyed_container(host: LxcHost) -> None:
     """What a container says of itself stays over its restart, and is gone when it is destroyed.
 
     One that is made anew under its name has none, whether the instance was removed or has stayed for it.
@@ -370,7 +370,7 @@ def test_attributes_of_a_destroyed_container(host: Host) -> None:
     host.service.command("policy", "disallow", "attributes")
 
 
-def test_twelve_at_once(host: Host) -> None:
+def test_twelve_at_once(host: LxcHost) -> None:
     """Twelve containers that start at once are all registered before their first request."""
     some = [host.made(f"crowd{number}") for number in range(12)]
     started = [
@@ -384,7 +384,7 @@ def test_twelve_at_once(host: Host) -> None:
         one.stop()
 
 
-def test_other_lxcpath(host: Host) -> None:
+def test_other_lxcpath(host: LxcHost) -> None:
     """A container of an lxcpath that is not followed starts, and the journal states what to do."""
     path = host.service.root / "other"
     path.mkdir()
@@ -394,7 +394,7 @@ def test_other_lxcpath(host: Host) -> None:
     assert "add its lxcpath to 'paths' under [sources.lxc]" in host.follower.log.read_text()
 
 
-def test_installed_by_an_older_version(host: Host) -> None:
+def test_installed_by_an_older_version(host: LxcHost) -> None:
     """The configuration that 0.1 installed still works: its command rings the doorbell, only at starts."""
     snippet = OLD_SNIPPET.replace("COMMAND", f"{COMMAND} --config {host.service.config}")
     container = host.made("older", snippet=snippet)
@@ -409,7 +409,7 @@ def test_installed_by_an_older_version(host: Host) -> None:
 @pytest.mark.parametrize("policy", ["continue", "refuse"])
 def test_start_without_a_follower(policy: str) -> None:
     """Without a follower a container starts at once, or does not start, according to the policy."""
-    with Host(toml=f'[hooks]\non-failure = "{policy}"\n') as own:
+    with LxcHost(toml=f'[hooks]\non-failure = "{policy}"\n') as own:
         own.follower.kill()
         container = own.made("alone")
         started = container.command("lxc-start", check=False)
@@ -422,7 +422,7 @@ def test_start_without_a_follower(policy: str) -> None:
 
 def test_name_in_two_lxcpaths() -> None:
     """A container with the name of one in another lxcpath is refused until the first one is destroyed."""
-    with Host() as own:
+    with LxcHost() as own:
         other = own.service.root / "other"
         other.mkdir()
         own.follower.kill()
@@ -446,7 +446,7 @@ def test_name_in_two_lxcpaths() -> None:
         until(lambda: own.status("same") == "running", "the second container, with the free name")
 
 
-def test_wrong_calls_of_the_hook(host: Host) -> None:
+def test_wrong_calls_of_the_hook(host: LxcHost) -> None:
     """The hook reports a wrong call in one sentence, and never prevents a start."""
     hook: list[str | Path] = [*HOOK, "--config", host.service.config, "lxc"]
     for environ, sentence in (

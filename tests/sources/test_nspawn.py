@@ -50,7 +50,7 @@ esac
 _WAIT = "import sys; print('ready', flush=True); sys.stdin.read()"
 
 
-class Host:
+class NspawnHost:
     """What machined has, and the source that looks at it."""
 
     def __init__(self, path: Path) -> None:
@@ -76,9 +76,9 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NspawnHost:
     """A host whose machined knows nothing."""
-    made = Host(tmp_path)
+    made = NspawnHost(tmp_path)
     monkeypatch.setattr(nspawn, "_KEPT", (f"{made.kept}/{{}}",))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return made
@@ -92,7 +92,7 @@ def vmm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vmm]:
         yield running
 
 
-def test_a_vmm_that_is_the_leader(host: Host, vmm: Vmm) -> None:
+def test_a_vmm_that_is_the_leader(host: NspawnHost, vmm: Vmm) -> None:
     """A machine whose leader is a VMM is a virtual machine of its name, with the CID of the command line."""
     host.register("web", vmm.pid)
     (found,) = host.all()
@@ -104,7 +104,7 @@ def test_a_vmm_that_is_the_leader(host: Host, vmm: Vmm) -> None:
     assert host.source.observe_one("web", None) == found
 
 
-def test_a_vmm_below_the_leader(host: Host, vmm: Vmm) -> None:
+def test_a_vmm_below_the_leader(host: NspawnHost, vmm: Vmm) -> None:
     """The VMM may be a child of the leader, which may have the same words on its command line."""
     host.register("web", os.getpid())
     (found,) = host.all()
@@ -113,7 +113,7 @@ def test_a_vmm_below_the_leader(host: Host, vmm: Vmm) -> None:
     assert found.init.pid == vmm.pid
 
 
-def test_what_is_no_instance(host: Host, vmm: Vmm) -> None:
+def test_what_is_no_instance(host: NspawnHost, vmm: Vmm) -> None:
     """A machine without a CID, one of libvirt's and one whose leader is another user's are no instances."""
     with Vmm("-name", "mute", held=False, user=0) as mute, Vmm(*QEMU) as others:
         host.register("mute", mute.pid)
@@ -131,7 +131,7 @@ def test_what_is_no_instance(host: Host, vmm: Vmm) -> None:
         ("two VMMs", "both have a vsock device"),
     ],
 )
-def test_what_is_not_clear(host: Host, vmm: Vmm, case: str, reason: str) -> None:
+def test_what_is_not_clear(host: NspawnHost, vmm: Vmm, case: str, reason: str) -> None:
     """While a machine starts or ends, or if it has several VMMs, what the store has of it stays."""
     host.register("web", vmm.pid)
     if case == "starting":
@@ -152,7 +152,7 @@ def test_what_is_not_clear(host: Host, vmm: Vmm, case: str, reason: str) -> None
     assert reason in found.reason
 
 
-def test_a_machine_that_does_not_run(host: Host, vmm: Vmm) -> None:
+def test_a_machine_that_does_not_run(host: NspawnHost, vmm: Vmm) -> None:
     """What is stopped exists as long as its image does; whether it is a virtual machine, the store knows."""
     (host.kept / "web").touch()
     (found,) = host.all({"web": None})

@@ -27,7 +27,7 @@ from tests.harness.waiting import TIMEOUT
 pytestmark = pytest.mark.root
 
 
-class Seen:
+class SeenRuntime:
     """A runtime, its source, and a directory that stands for guestapi's socket directory."""
 
     def __init__(self, runtime: OciRuntime) -> None:
@@ -52,10 +52,10 @@ class Seen:
 
 
 @pytest.fixture(params=["crun", "runc"])
-def seen(request: pytest.FixtureRequest) -> Iterator[Seen]:
+def seen(request: pytest.FixtureRequest) -> Iterator[SeenRuntime]:
     """Each runtime."""
     with OciRuntime(request.param) as runtime:
-        yield Seen(runtime)
+        yield SeenRuntime(runtime)
 
 
 def kill(pid: int) -> None:
@@ -68,7 +68,7 @@ def kill(pid: int) -> None:
         os.close(pidfd)
 
 
-def test_ids_with_a_common_prefix(seen: Seen) -> None:
+def test_ids_with_a_common_prefix(seen: SeenRuntime) -> None:
     """Two containers whose ids share the first 12 characters are two instances, each with its own init."""
     bundle = seen.runtime.bundle("b", [seen.ours, (seen.runtime.path, "/srv/data")])
     names = ("exampleproject-db-1", "exampleproject-web-1")
@@ -84,7 +84,7 @@ def test_ids_with_a_common_prefix(seen: Seen) -> None:
     assert found[names[0]].init != found[names[1]].init
 
 
-def test_container_without_the_mount(seen: Seen) -> None:
+def test_container_without_the_mount(seen: SeenRuntime) -> None:
     """A container without guestapi's mount is not observed, nor is one with another directory of the same name."""
     false = seen.runtime.path / "false/guestapi"
     false.mkdir(parents=True)
@@ -93,7 +93,7 @@ def test_container_without_the_mount(seen: Seen) -> None:
     assert seen.all() == {}
 
 
-def test_ended(seen: Seen) -> None:
+def test_ended(seen: SeenRuntime) -> None:
     """A dead container, whose entry the runtime keeps, has no init; it is gone when it is deleted."""
     key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
     kill(seen.runtime.pid("web"))
@@ -103,7 +103,7 @@ def test_ended(seen: Seen) -> None:
     assert seen.source().observe_one(key, None) is None
 
 
-def test_reused_pid(seen: Seen) -> None:
+def test_reused_pid(seen: SeenRuntime) -> None:
     """A recorded PID with another start time than the recorded one is not accepted as the init."""
     key = seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
     file = Path(key) / ("status" if seen.runtime.kind == "crun" else "state.json")
@@ -118,7 +118,7 @@ def test_reused_pid(seen: Seen) -> None:
         file.write_text(text)
 
 
-def test_bundles_of_podman_are_ignored(seen: Seen) -> None:
+def test_bundles_of_podman_are_ignored(seen: SeenRuntime) -> None:
     """A bundle in podman's storage is left to podman's source, whatever its annotations say."""
     seen.runtime.bundle("x", [seen.ours], annotations={"io.container.manager": "nobody"})
     stored = seen.runtime.path / "vfs-containers/web/userdata"
@@ -130,7 +130,7 @@ def test_bundles_of_podman_are_ignored(seen: Seen) -> None:
 
 # crun 1.8 can do this only with podman's preparation.
 @pytest.mark.parametrize("seen", ["runc"], indirect=True)
-def test_shared_pid_namespace(seen: Seen) -> None:
+def test_shared_pid_namespace(seen: SeenRuntime) -> None:
     """A container in another's PID namespace is a problem and no instance."""
     seen.runtime.start("web", seen.runtime.bundle("b", [seen.ours]))
     other = seen.runtime.bundle("c", [seen.ours], pid_namespace=f"/proc/{seen.runtime.pid('web')}/ns/pid")
@@ -142,7 +142,7 @@ def test_shared_pid_namespace(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("trusted", [False, True])
-def test_annotations(seen: Seen, trusted: bool) -> None:
+def test_annotations(seen: SeenRuntime, trusted: bool) -> None:
     """Annotations are configuration only if the operator trusts them, and never a name or a switch."""
     given = {
         "guestapi.name": "other",
@@ -156,7 +156,7 @@ def test_annotations(seen: Seen, trusted: bool) -> None:
     assert len(found.problems) == trusted
 
 
-def held(seen: Seen, source: OciSource) -> Observed | Problem | None:
+def held(seen: SeenRuntime, source: OciSource) -> Observed | Problem | None:
     """Return a source's answer at the doorbell, for a container that waits for its hook."""
     hook = HoldingHook(seen.runtime.path / "hook")
     bundle = seen.runtime.bundle("b", [seen.ours], hook=[str(hook.path)])
@@ -169,7 +169,7 @@ def held(seen: Seen, source: OciSource) -> Observed | Problem | None:
         starting.join()
 
 
-def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
+def test_doorbell_before_the_first_instruction(seen: SeenRuntime) -> None:
     """During the hook, before the runtime has recorded the container, its bundle gives the observation."""
     found = held(seen, seen.source(roots=("/nowhere", str(seen.runtime.root))))
     assert isinstance(found, Observed)
@@ -178,7 +178,7 @@ def test_doorbell_before_the_first_instruction(seen: Seen) -> None:
     assert found == seen.all()["web"]
 
 
-def test_doorbell_of_another_state_directory(seen: Seen) -> None:
+def test_doorbell_of_another_state_directory(seen: SeenRuntime) -> None:
     """A container in a state directory that is not configured is an error that names the setting."""
     with pytest.raises(SourceError, match=r"sources\.oci\.roots"):
         held(seen, seen.source(roots=("/nowhere",)))
@@ -193,7 +193,7 @@ def wait(changes: Directories) -> frozenset[str] | None:
             return found
 
 
-def test_changes(seen: Seen) -> None:
+def test_changes(seen: SeenRuntime) -> None:
     """A new state directory asks for a full look; a container is reported when it is started and deleted."""
     changes = seen.source().changes()
     try:
@@ -216,7 +216,7 @@ def test_changes(seen: Seen) -> None:
 def test_both_runtimes_at_once() -> None:
     """A crun and a runc container with the same id have two keys; the reconciler registers one of them."""
     with OciRuntime("crun") as crun, OciRuntime("runc") as runc:
-        seen = Seen(crun)
+        seen = SeenRuntime(crun)
         keys = {runtime.start("web", runtime.bundle("b", [seen.ours])) for runtime in (crun, runc)}
         source = seen.source(roots=(str(crun.root), str(runc.root)))
         assert {one.key for one in source.observe({}) if isinstance(one, Observed)} == keys

@@ -21,7 +21,7 @@ UNKNOWN = "pid not in container?"
 CURL = ("curl", "-sS", "--max-time", "10", "--unix-socket", "/dev/incus/sock")
 
 
-class Host:
+class OciHost:
     """crun and runc, a service, and the follower between them."""
 
     def __init__(self, crun: OciRuntime, runc: OciRuntime, service: Service) -> None:
@@ -37,7 +37,7 @@ class Host:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host() -> Iterator[OciHost]:
     """Both runtimes, and their follower."""
     with OciRuntime("crun") as crun, OciRuntime("runc") as runc:
         service = Service(dialects=["incus"])
@@ -46,12 +46,12 @@ def host() -> Iterator[Host]:
             f'[sources.oci]\nroots = ["{crun.root}", "{runc.root}"]\n'
         )
         with service:
-            made = Host(crun, runc, service)
+            made = OciHost(crun, runc, service)
             with made.follower:
                 yield made
 
 
-def test_first_request_is_answered(host: Host) -> None:
+def test_first_request_is_answered(host: OciHost) -> None:
     """With the hook, the container is registered before its program runs."""
     answer = host.crun.path / "answer"
     answer.mkdir(mode=0o777)
@@ -65,7 +65,7 @@ def test_first_request_is_answered(host: Host) -> None:
         assert (answer / "it").read_text() == "yes", host.follower.log.read_text()
 
 
-def test_ids_with_a_common_beginning(host: Host) -> None:
+def test_ids_with_a_common_beginning(host: OciHost) -> None:
     """Two containers whose ids share 12 characters are two instances with separate configurations."""
     names = ("exampleproject-db-1", "exampleproject-web-1")
     bundle = host.crun.bundle("b", host.mounts)
@@ -78,7 +78,7 @@ def test_ids_with_a_common_beginning(host: Host) -> None:
         assert "local-hostname: inside-b" in host.crun.execute(name, *CURL, "http://x/1.0/meta-data")
 
 
-def test_one_id_of_two_runtimes(host: Host) -> None:
+def test_one_id_of_two_runtimes(host: OciHost) -> None:
     """A second runtime's container with the same name is refused, and named by check; the first is unaffected."""
     host.crun.start("web", host.crun.bundle("b", host.mounts))
     until(lambda: host.is_running("web", host.crun), "web")
@@ -94,7 +94,7 @@ def test_one_id_of_two_runtimes(host: Host) -> None:
     assert host.runc.execute("web", *CURL, "http://x/1.0/config/user.template") == "yes"
 
 
-def test_life(host: Host) -> None:
+def test_life(host: OciHost) -> None:
     """A dead container stays until it is deleted; changes without a follower are written when one runs again."""
     bundle = host.runc.bundle("b", host.mounts)
     host.runc.start("web", bundle)
@@ -112,7 +112,7 @@ def test_life(host: Host) -> None:
     until(lambda: status(host.service, "web") == "", "web is gone")
 
 
-def test_hook_of_0_1(host: Host) -> None:
+def test_hook_of_0_1(host: OciHost) -> None:
     """`guestapi hook oci` in bundles of 0.1, at start and end, rings the doorbell of the follower."""
     old = [str(COMMAND), "--config", str(host.service.config), "hook", "oci"]
     bundle = host.crun.bundle("b", host.mounts, hook=["/bin/sh", "-c", f"exec {' '.join(old)}"])
@@ -125,7 +125,7 @@ def test_hook_of_0_1(host: Host) -> None:
 
 
 @pytest.mark.parametrize("state", [b"", b"nonsense", b"[" * 100_000, b'{"id":"web","pid":1,"bundle":"/nowhere"}'])
-def test_hook_with_garbage(host: Host, state: bytes) -> None:
+def test_hook_with_garbage(host: OciHost, state: bytes) -> None:
     """With malformed input the container starts; the hook and the follower report the reason in one line."""
     done = subprocess.run(host.hook, input=state, capture_output=True, check=False)
     assert done.returncode == 0

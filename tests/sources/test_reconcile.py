@@ -29,7 +29,7 @@ NIC: Device = {"type": "nic", "name": "eth0"}
 DISK: Device = {"type": "disk", "path": "/srv", "source": "/data"}
 
 
-class Host:
+class ObservedHost:
     """A host whose runtimes are observed; the test sets which processes are alive."""
 
     def __init__(self, settings: Settings) -> None:
@@ -82,9 +82,9 @@ class Host:
 
 
 @pytest.fixture
-def host(settings: Settings) -> Host:
+def host(settings: Settings) -> ObservedHost:
     """A host with an empty store."""
-    return Host(settings)
+    return ObservedHost(settings)
 
 
 def seen(name: str, running: Init | None = None, key: str = "", **more: Any) -> Observed:
@@ -92,7 +92,7 @@ def seen(name: str, running: Init | None = None, key: str = "", **more: Any) -> 
     return Observed(key or f"/var/lib/lxc {name}", "default", name, init=running, **more)
 
 
-def test_life_of_a_container(host: Host, settings: Settings) -> None:
+def test_life_of_a_container(host: ObservedHost, settings: Settings) -> None:
     """A container is one instance for its life; each start is another run and one event; it is removed with it."""
     first = host.start_process()
     assert host.observe(seen("web", first, devices={"eth0": NIC})) == []
@@ -116,7 +116,7 @@ def test_life_of_a_container(host: Host, settings: Settings) -> None:
     assert host.instances() == {}
 
 
-def test_devices_are_those_of_the_start(host: Host) -> None:
+def test_devices_are_those_of_the_start(host: ObservedHost) -> None:
     """The devices are those of the first observation of an init; its root cannot change them later."""
     running = host.start_process()
     host.observe(seen("web", running, devices={"eth0": NIC}))
@@ -125,7 +125,7 @@ def test_devices_are_those_of_the_start(host: Host) -> None:
         assert host.instances()["web"].devices == {"eth0": NIC}
 
 
-def test_incomplete_observations_change_nothing(host: Host) -> None:
+def test_incomplete_observations_change_nothing(host: ObservedHost) -> None:
     """Host name, devices and problems of an init stay if later observations lack them; a restart clears them."""
     running = host.start_process()
     host.observe(seen("web", running, devices={"eth0": NIC}, hostname="inside", problems=("a mount is missing",)))
@@ -141,7 +141,7 @@ def test_incomplete_observations_change_nothing(host: Host) -> None:
     assert host.problems() == []
 
 
-def test_layer_of_the_operator_takes_precedence(host: Host) -> None:
+def test_layer_of_the_operator_takes_precedence(host: ObservedHost) -> None:
     """The operator's settings survive restarts and take precedence; the source's are replaced by each observation."""
     running = host.start_process()
     host.observe(seen("web", running, config={"user.a": "source", "user.b": "source"}, devices={"eth0": NIC}))
@@ -166,7 +166,7 @@ def test_layer_of_the_operator_takes_precedence(host: Host) -> None:
     assert host.instances()["web"].config == {"user.c": "source"}
 
 
-def test_source_takes_precedence_over_profile_default(host: Host) -> None:
+def test_source_takes_precedence_over_profile_default(host: ObservedHost) -> None:
     """Every instance of a source has the current keys of the profile ``default`` of its project."""
     host.set_default({"user.a": "profile", "user.b": "1"})
     host.observe(seen("web", config={"user.a": "source"}))
@@ -177,7 +177,7 @@ def test_source_takes_precedence_over_profile_default(host: Host) -> None:
     assert host.instances()["web"].config == {"security.guestapi": "false"}
 
 
-def test_profile_default_is_assigned_once(host: Host) -> None:
+def test_profile_default_is_assigned_once(host: ObservedHost) -> None:
     """An instance gets the profile once, when it gets a container; after that only the operator assigns profiles."""
     host.set_default({"user.by": "default"})
     add(host.writer, "hand")
@@ -192,7 +192,7 @@ def test_profile_default_is_assigned_once(host: Host) -> None:
     assert host.instances()["m1"].profiles == ()
 
 
-def test_instance_with_other_profiles_is_kept(host: Host) -> None:
+def test_instance_with_other_profiles_is_kept(host: ObservedHost) -> None:
     """An instance to which the operator has assigned profiles is kept when its container is gone."""
     host.observe(seen("web", host.start_process()), seen("db", host.start_process(), key="db"))
     with host.writer.change() as change:
@@ -204,7 +204,7 @@ def test_instance_with_other_profiles_is_kept(host: Host) -> None:
     assert list(host.instances()) == ["web"]
 
 
-def test_mirrored_instance_with_a_profile(host: Host) -> None:
+def test_mirrored_instance_with_a_profile(host: ObservedHost) -> None:
     """A daemon's values take precedence over a profile's; the assigned profile stays when the mirror writes."""
     host.set_default({"user.a": "profile", "user.b": "profile"})
     first = seen(
@@ -221,7 +221,7 @@ def test_mirrored_instance_with_a_profile(host: Host) -> None:
         assert found.cloud_init_id == "of the daemon"
 
 
-def test_profile_leaves_too_little_for_the_source(host: Host) -> None:
+def test_profile_leaves_too_little_for_the_source(host: ObservedHost) -> None:
     """If profiles leave too little of the limit for a key of the source, only that key is left out."""
     host.set_default({"user.large": "x" * ((16 << 20) - 50_000)})
     (problem,) = host.observe(seen("web", host.start_process(), config={"user.own": "x" * 100_000, "user.small": "1"}))
@@ -230,7 +230,7 @@ def test_profile_leaves_too_little_for_the_source(host: Host) -> None:
     assert host.instances()["web"].config.keys() == {"user.large", "user.small"}
 
 
-def test_name_of_another_owner_is_refused(host: Host) -> None:
+def test_name_of_another_owner_is_refused(host: ObservedHost) -> None:
     """A container with the name of another source's instance is refused; that instance is unaffected."""
     running = host.start_process()
     host.observe(seen("web", running, config={"user.secret": "of lxc"}))
@@ -248,7 +248,7 @@ def test_name_of_another_owner_is_refused(host: Host) -> None:
     assert host.problems() == []
 
 
-def test_rename_to_a_name_of_another_owner(host: Host) -> None:
+def test_rename_to_a_name_of_another_owner(host: ObservedHost) -> None:
     """A registered container that takes another owner's name keeps its instance, but counts as not running."""
     running = host.start_process()
     host.observe(seen("web", host.start_process()))
@@ -263,7 +263,7 @@ def test_rename_to_a_name_of_another_owner(host: Host) -> None:
     assert host.problems() == []
 
 
-def test_recreated_container_keeps_settings(host: Host) -> None:
+def test_recreated_container_keeps_settings(host: ObservedHost) -> None:
     """A container that is recreated with another id gets the instance of its name, with the operator's settings."""
     first = host.start_process()
     host.observe(seen("web", first, key="1"), seen("db", host.start_process(), key="2"), source="podman")
@@ -281,7 +281,7 @@ def test_recreated_container_keeps_settings(host: Host) -> None:
     assert (web.id, web.key, web.config, web.running) == (number, "3", {"user.a": "operator"}, True)
 
 
-def test_rename_to_a_released_name(host: Host) -> None:
+def test_rename_to_a_released_name(host: ObservedHost) -> None:
     """A container that is created under another name, and then renamed, gets the instance of that name."""
     host.observe(seen("web", key="1"), source="podman")
     host.configure("web", user_a="operator")
@@ -292,7 +292,7 @@ def test_rename_to_a_released_name(host: Host) -> None:
     assert host.instances()["web"].config == {"user.a": "operator"}
 
 
-def test_instance_added_by_hand_gets_its_container(host: Host) -> None:
+def test_instance_added_by_hand_gets_its_container(host: ObservedHost) -> None:
     """An instance that was added by hand gets its container later, and keeps its settings when that is gone."""
     number = add(host.writer, "web", **{"user.a": "hand"}).id
     running = host.start_process()
@@ -304,7 +304,7 @@ def test_instance_added_by_hand_gets_its_container(host: Host) -> None:
     assert (host.instances()["web"].key, host.instances()["web"].init) == (None, None)
 
 
-def test_instance_started_by_hand_is_not_adopted(host: Host) -> None:
+def test_instance_started_by_hand_is_not_adopted(host: ObservedHost) -> None:
     """An instance that the operator started is not given to another container."""
     with host.writer.change() as change:
         steps.start(change, steps.add(change, "default", "web"), host.start_process())
@@ -314,7 +314,7 @@ def test_instance_started_by_hand_is_not_adopted(host: Host) -> None:
     assert host.instances() == before
 
 
-def test_container_of_an_earlier_version_is_adopted(host: Host) -> None:
+def test_container_of_an_earlier_version_is_adopted(host: ObservedHost) -> None:
     """A container of an earlier version, registered under the first digits of its id, is recognised by its init."""
     running = host.start_process()
     with host.writer.change() as change:
@@ -325,7 +325,7 @@ def test_container_of_an_earlier_version_is_adopted(host: Host) -> None:
     assert web.run == old.run, "the container still runs, so its run has not changed"
 
 
-def test_outdated_observation(host: Host) -> None:
+def test_outdated_observation(host: ObservedHost) -> None:
     """An observation from before a start that is written after it neither stops nor removes the instance."""
     first = host.start_process()
     host.observe(seen("web", first))
@@ -346,7 +346,7 @@ def test_outdated_observation(host: Host) -> None:
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_simultaneous_renames(host: Host, order: tuple[int, ...]) -> None:
+def test_simultaneous_renames(host: ObservedHost, order: tuple[int, ...]) -> None:
     """Chains and circles of renames, in any order, keep every instance, and send one event each."""
     inits = [host.start_process() for _number in range(3)]
     host.observe(*[seen(f"c{number}", inits[number], key=str(number)) for number in range(3)])
@@ -363,7 +363,7 @@ def test_simultaneous_renames(host: Host, order: tuple[int, ...]) -> None:
         assert len(log_entries(host.settings)) - log == 3
 
 
-def test_duplicate_names_and_keys(host: Host) -> None:
+def test_duplicate_names_and_keys(host: ObservedHost) -> None:
     """Of two containers with one name the first gets it; of one key only the first observation counts."""
     problems = host.observe(seen("web", key="1"), seen("web", key="2"), seen("db", key="1"))
     assert [(one.key, one.name, one.refused, one.holder) for one in problems] == [
@@ -389,7 +389,7 @@ def test_duplicate_names_and_keys(host: Host) -> None:
         {"cloud_init_id": "\ud800"},
     ],
 )
-def test_invalid_container_among_others(host: Host, bad: dict[str, Any]) -> None:
+def test_invalid_container_among_others(host: ObservedHost, bad: dict[str, Any]) -> None:
     """One of ten containers that cannot be written is a problem; the other nine are registered."""
     observations = [seen(f"c{number}", host.start_process()) for number in range(10)]
     observations[4] = replace(observations[4], **bad)
@@ -399,7 +399,7 @@ def test_invalid_container_among_others(host: Host, bad: dict[str, Any]) -> None
     assert host.instances().keys() == {f"c{number}" for number in range(10)} - {"c4"}
 
 
-def test_invalid_parts_are_left_out(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_parts_are_left_out(host: ObservedHost, caplog: pytest.LogCaptureFixture) -> None:
     """A part that cannot be written is left out, recorded, logged once, and forgotten when it is corrected."""
     running = host.start_process()
     observed = seen(
@@ -417,7 +417,7 @@ def test_invalid_parts_are_left_out(host: Host, caplog: pytest.LogCaptureFixture
     assert host.instances()["web"].config == {"user.a": "2"}
 
 
-def test_switch_applies_despite_invalid_keys(host: Host) -> None:
+def test_switch_applies_despite_invalid_keys(host: ObservedHost) -> None:
     """A switch that is set to false applies, also when other parts of the instance cannot be written."""
     host.observe(seen("web", key="1", config={"user.secret": "1"}), source="incus")
     config = {"security.guestapi": "false", "user." + "x" * 2000: "1", "user.secret": "2", "user.\ud800": "1"}
@@ -425,7 +425,7 @@ def test_switch_applies_despite_invalid_keys(host: Host) -> None:
     assert host.instances()["web"].config == {"security.guestapi": "false", "user.secret": "2"}
 
 
-def test_configuration_beyond_the_bound(host: Host) -> None:
+def test_configuration_beyond_the_bound(host: ObservedHost) -> None:
     """Beyond the size limit the source's largest keys are left out, not the operator's, and old values are removed."""
     host.observe(seen("web", config={"user.a": "old"}))
     host.configure("web", user_mine="x" * (8 << 20))
@@ -434,7 +434,7 @@ def test_configuration_beyond_the_bound(host: Host) -> None:
     assert "too much" in host.problems()[0].reason
 
 
-def test_refusals_of_the_source(host: Host) -> None:
+def test_refusals_of_the_source(host: ObservedHost) -> None:
     """A container that a source refuses is recorded as a problem; if it was registered, it counts as not running."""
     host.observe(seen("web", host.start_process()), seen("db", host.start_process()))
     why = "it shares its PID namespace"
@@ -447,7 +447,7 @@ def test_refusals_of_the_source(host: Host) -> None:
     assert [one.name for one in host.problems()] == ["x"]
 
 
-def test_root_that_is_recorded_later(host: Host) -> None:
+def test_root_that_is_recorded_later(host: ObservedHost) -> None:
     """A root UID that is found later for a running init is recorded without a new run."""
     running = host.start_process()
     host.observe(seen("web", running))
@@ -460,7 +460,7 @@ def test_root_that_is_recorded_later(host: Host) -> None:
     assert host.instances()["web"] == again
 
 
-def test_uuid_of_another_instance(host: Host) -> None:
+def test_uuid_of_another_instance(host: ObservedHost) -> None:
     """A daemon's UUID that another instance has is replaced by another one, the same at each observation."""
     identity = "11111111-2222-3333-4444-555555555555"
     with host.writer.change() as change:
@@ -484,7 +484,7 @@ STATES = st.fixed_dictionaries(dict.fromkeys(SOURCES, CONTAINERS))
 @given(st.lists(STATES, min_size=1, max_size=5))
 def test_any_sequence_of_observations(tmp_path_factory: pytest.TempPathFactory, states: list[dict[str, Any]]) -> None:
     """After any sequence of observations, an instance has one owner, and its owner's last observation."""
-    host = Host(Settings(store=_store(tmp_path_factory)))
+    host = ObservedHost(Settings(store=_store(tmp_path_factory)))
     owners: dict[int, tuple[str | None, str | None]] = {}
     for state in states:
         for source in SOURCES:
@@ -514,7 +514,7 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> StoreSettings:
     return StoreSettings(url=f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db")
 
 
-def test_batch_is_one_commit(host: Host) -> None:
+def test_batch_is_one_commit(host: ObservedHost) -> None:
     """A hundred containers that start at once are registered in one commit, with an event each."""
     reader = Reader(host.settings.store.url)
     observations = [seen(f"c{number}", host.start_process()) for number in range(100)]
@@ -527,7 +527,7 @@ def test_batch_is_one_commit(host: Host) -> None:
     reader.close()
 
 
-def test_current_without_an_id_for_cloud_init(host: Host) -> None:
+def test_current_without_an_id_for_cloud_init(host: ObservedHost) -> None:
     """What a daemon reports is current, whatever cloud-init's id is, if the daemon says nothing of it."""
     running = host.start_process()
     observed = seen("web", running, key="1", location="n1", devices={})
@@ -540,7 +540,7 @@ def test_current_without_an_id_for_cloud_init(host: Host) -> None:
     assert not is_current(web, "lxd", observed)
 
 
-def test_location_follows_the_daemon(host: Host) -> None:
+def test_location_follows_the_daemon(host: ObservedHost) -> None:
     """An instance of a cluster that has moved has its new location; one of a follower has none."""
     host.observe(seen("web", key="1", location="n1"), source="incus")
     assert host.instances()["web"].location == "n1"
@@ -549,14 +549,14 @@ def test_location_follows_the_daemon(host: Host) -> None:
 
 
 @pytest.mark.parametrize("length", [499, 500, 501])
-def test_long_reason_is_cut(host: Host, length: int) -> None:
+def test_long_reason_is_cut(host: ObservedHost, length: int) -> None:
     """Of the reason of a problem 500 characters are recorded, so that a name at the source cannot fill the store."""
     (problem,) = host.observe(refused=[Problem("", "key", "default", "web", "x" * length)])
     assert problem.reason == "x" * min(length, 500)
     assert host.problems() == [problem]
 
 
-def test_readiness_is_of_running_instances(host: Host) -> None:
+def test_readiness_is_of_running_instances(host: ObservedHost) -> None:
     """What a daemon says of readiness counts while the instance runs; where it says nothing, nothing changes."""
     running = host.start_process()
     for ready in (True, None):
@@ -570,7 +570,7 @@ def test_readiness_is_of_running_instances(host: Host) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("bad", [0, 1])
-def test_refused_in_a_circle_of_renames(host: Host, order: tuple[int, ...], bad: int) -> None:
+def test_refused_in_a_circle_of_renames(host: ObservedHost, order: tuple[int, ...], bad: int) -> None:
     """Of two containers that exchange their names one is refused: both keep their instances, under valid names."""
     host.observe(seen("a", host.start_process(), key="1"), seen("b", host.start_process(), key="2"))
     before = {one.key: one.id for one in host.instances().values()}
@@ -588,14 +588,14 @@ def test_refused_in_a_circle_of_renames(host: Host, order: tuple[int, ...], bad:
         assert one.name == observed.name or not one.running
 
 
-def test_new_instance_has_what_daemons_take(host: Host) -> None:
+def test_new_instance_has_what_daemons_take(host: ObservedHost) -> None:
     """An instance whose configuration the daemon takes, such as a key with a control character, is registered so."""
     config = {"user.\n": "1", "user.a": "2"}
     assert host.observe(seen("web", key="1", config=config), source="incus") == []
     assert host.instances()["web"].config == config
 
 
-def test_type_that_the_source_does_not_know(host: Host) -> None:
+def test_type_that_the_source_does_not_know(host: ObservedHost) -> None:
     """An instance whose type its source does not know stays what it was; a new one is a container."""
     running = host.start_process()
     host.observe(seen("vm", running, type="virtual-machine"))

@@ -59,7 +59,7 @@ def test_each_look_sees_what_others_have_committed(settings: Settings, kept: Wri
         assert len(names(views)) == number + 1
         opened.append(open_files())
     # SQLite may leave some open for their next use while other connections have locks (os_unix.c, setPendingFd).
-    assert opened[-1] == opened[3]
+    assert opened[-1] <= opened[3]
 
 
 def test_another_file_in_its_place(settings: Settings, kept: Writer, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_sample_depends_on_its_seed() -> None:
     assert mutate.choose(found, 1, 100) == found
 
 
-def plan(tmp_path: Path, equivalent: str) -> mutate.Plan:
+def plan(tmp_path: Path, equivalent: str) -> mutate.MutationPlan:
     """Return a plan with one existing module and these entries."""
     (tmp_path / "m.py").write_bytes(SOURCE)
     (tmp_path / "modules.toml").write_text('[modules]\n"m.py" = ["m.py"]\n')
@@ -96,10 +96,10 @@ def plan(tmp_path: Path, equivalent: str) -> mutate.Plan:
 ENTRY = '[[equivalent]]\nmodule = "m.py"\nscope = "Guard.check"\nbefore = "return True"\nafter = "return False"\n'
 
 
-def result(by: str, after: str = "return False") -> mutate.Result:
+def result(by: str, after: str = "return False") -> mutate.MutationResult:
     """Return the result of a fault."""
     (fault,) = (one for one in find_mutants("m.py", SOURCE) if (one.before, one.after) == ("return True", after))
-    return mutate.Result(fault, by, 1.0)
+    return mutate.MutationResult(fault, by, 1.0)
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +143,7 @@ def test_notes_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.Monke
     notes.add(killed)
     notes.add(survived)
 
-    def found(one: mutate.Result) -> mutate.Result | None:
+    def found(one: mutate.MutationResult) -> mutate.MutationResult | None:
         return mutate.Notes(tmp_path / "found", made).find(one.mutant)
 
     assert (found(killed), found(survived)) == (killed, survived)

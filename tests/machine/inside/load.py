@@ -26,7 +26,7 @@ failures: list[str] = []
 counting = threading.Lock()
 
 
-class Connection(http.client.HTTPConnection):
+class LoadConnection(http.client.HTTPConnection):
     """An HTTP connection over the guest socket."""
 
     def connect(self) -> None:
@@ -36,7 +36,7 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect("/dev/incus/sock")
 
 
-def ask(connection: Connection) -> None:
+def ask(connection: LoadConnection) -> None:
     """Send one request, and count it."""
     global requests, longest
     began = time.monotonic()
@@ -57,7 +57,7 @@ def ask(connection: Connection) -> None:
 
 def ask_on_one() -> None:
     """Send requests on one connection; http.client opens another one after a response with Connection: close."""
-    connection = Connection("x")
+    connection = LoadConnection("x")
     while not os.path.exists("/stop"):
         ask(connection)
         time.sleep(0.02)
@@ -67,7 +67,7 @@ def ask_on_one() -> None:
 def ask_anew() -> None:
     """Send each request on a new connection."""
     while not os.path.exists("/stop"):
-        connection = Connection("x")
+        connection = LoadConnection("x")
         ask(connection)
         connection.close()
         time.sleep(0.02)

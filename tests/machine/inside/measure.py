@@ -12,7 +12,7 @@ import sys
 import time
 
 
-class Connection(http.client.HTTPConnection):
+class MeasuredConnection(http.client.HTTPConnection):
     """An HTTP connection over the guest socket."""
 
     def connect(self) -> None:
@@ -28,7 +28,7 @@ failures: list[str] = []
 end = time.monotonic() + seconds
 while time.monotonic() < end:
     began = time.monotonic()
-    connection = Connection("x")
+    connection = MeasuredConnection("x")
     try:
         connection.request("GET", "/1.0/config/user.role")
         answer = connection.getresponse()
