@@ -380,6 +380,20 @@ def test_hits_of_removed_responses_are_counted(host: CachingHost) -> None:
     assert host.cache.take_hits() == []
 
 
+def test_cache_of_an_earlier_run(host: Host) -> None:
+    """When a caller of another run gets a cache, that of the run before is emptied, and its hits are counted."""
+    guest = caller()
+    host.answer(guest)
+    assert guest.init is not None
+    old = host.cache_of(guest)
+    cached = old.get(REQUEST, guest.init)
+    assert cached is not None
+    cached.hits = 3
+    host.answer(guest._replace(run=guest.run + 1))
+    assert host.cache.take_hits() == [(7, cached.durations, 3)]
+    assert (old.size, old.get(REQUEST, guest.init)) == (0, None)
+
+
 def test_uncached_request_does_not_ask_the_store() -> None:
     """A request without a cached response costs no look at the store, which the application will do."""
     guest, looks = caller(), list[int]()
