@@ -31,6 +31,16 @@ def test_burst_and_then_each_second() -> None:
     assert taken(limit, 1, 10) == 3
 
 
+def test_tokens_that_are_left() -> None:
+    """Who leaves two of five tokens gets three, and one more when there are three again; the two are for others."""
+    clock = Clock()
+    limit = RateLimit(1.0, 5, clock)
+    assert [limit.take(1, 2) for _time in range(5)] == [True] * 3 + [False] * 2
+    clock.now += 1
+    assert [limit.take(1, 2) for _time in range(2)] == [True, False]
+    assert taken(limit, 1, 5) == 2
+
+
 def test_each_instance_has_its_own_bucket() -> None:
     """An instance without tokens takes none from another one."""
     limit = RateLimit(1.0, 2, ManualClock())

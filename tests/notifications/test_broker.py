@@ -564,6 +564,19 @@ def test_gap_of_a_foreign_id(store: Settings) -> None:
     assert events[0]["id"] == 0
 
 
+def test_gap_of_a_foreign_id_in_a_trimmed_log(store: Settings) -> None:
+    """A client with an id that the log has not reached is told of one gap, and then what the log still has."""
+    for value in ("1", "2", "3"):
+        set_key(store, value)
+    last = Reader(store.store.url).latest()
+    with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:
+        connection.execute("DELETE FROM notifications WHERE id < ?", (last - 1,))
+    broker = Broker(Reader(store.store.url), queue_limit=10, subscriptions_per_instance=2)
+    resumed = broker.subscribe(1, None, 10**9, lambda: None)
+    found = [(event.id, event.type) for batch in resumed.missed() for event in batch]
+    assert found == [(last - 2, "gap"), (last - 1, "config"), (last, "config")]
+
+
 def test_gap_before_the_first_entry(store: Settings) -> None:
     """A client with an id that the log has not reached is told the log's very first entry, too."""
     with closing(sqlite3.connect(database_file(store.store.url))) as connection, connection:

@@ -160,6 +160,17 @@ def test_memory_of_one_caller(host: CachingHost) -> None:
     assert found(host, guest) is None
 
 
+@pytest.mark.parametrize("short", [0, 1])
+def test_cache_that_is_just_full(host: CachingHost, monkeypatch: pytest.MonkeyPatch, short: int) -> None:
+    """Two responses of exactly the permitted bytes are kept; with one byte less, the second one displaces the first."""
+    guest, first, second = caller(), request("/1.0/config/user.a"), request("/1.0/config/user.b")
+    host.answer(guest, raw=first)
+    monkeypatch.setattr(response_cache, "CALLER_BYTES", 2 * host.cache.size - short)
+    host.answer(guest, raw=second)
+    assert found(host, guest, second) is not None
+    assert (found(host, guest, first) is not None) == (short == 0)
+
+
 def test_responses_that_are_not_logged(host: CachingHost) -> None:
     """A response that is not logged takes less memory, and its bytes are the same."""
     guest = caller()
@@ -380,7 +391,7 @@ def test_hits_of_removed_responses_are_counted(host: CachingHost) -> None:
     assert host.cache.take_hits() == []
 
 
-def test_cache_of_an_earlier_run(host: Host) -> None:
+def test_cache_of_an_earlier_run(host: CachingHost) -> None:
     """When a caller of another run gets a cache, that of the run before is emptied, and its hits are counted."""
     guest = caller()
     host.answer(guest)
