@@ -33,7 +33,7 @@ def test_burst_and_then_each_second() -> None:
 
 def test_tokens_that_are_left() -> None:
     """Who leaves two of five tokens gets three, and one more when there are three again; the two are for others."""
-    clock = Clock()
+    clock = ManualClock()
     limit = RateLimit(1.0, 5, clock)
     assert [limit.take(1, 2) for _time in range(5)] == [True] * 3 + [False] * 2
     clock.now += 1
