@@ -64,11 +64,19 @@ class MutationPlan:
 
 @dataclass(frozen=True, slots=True)
 class MutationResult:
-    """The result of a fault: the tests that killed it, or a survivor (`by` is empty)."""
+    """The result of a fault: the tests that killed it, or a survivor (`by` is empty).
+
+    Attributes:
+        mutant: the fault.
+        by: the tests that killed it.
+        seconds: how long its tests took.
+        timed_out: they took too long, because the fault makes them hang or because the machine was busy.
+    """
 
     mutant: Mutant
     by: str
     seconds: float
+    timed_out: bool = False
 
 
 def load_plan(modules: Path = MODULES, equivalent: Path = EQUIVALENT, checkout: Path = CHECKOUT) -> MutationPlan:
@@ -133,9 +141,11 @@ class Runner:
             with self._guard:
                 lock = self._locks.setdefault(file, threading.Lock())
             with lock:
+                started = time.monotonic()
                 code = self._run([file], (mutant.path, mutant.apply(source)), self._limits[file])
             if code:
-                return MutationResult(mutant, file, time.monotonic() - began)
+                now = time.monotonic()
+                return MutationResult(mutant, file, now - began, now - started >= round(self._limits[file]))
         return MutationResult(mutant, "", time.monotonic() - began)
 
     def _run(self, files: list[str], fault: tuple[str, bytes] | None, seconds: float) -> int:
@@ -211,7 +221,7 @@ class Notes:
         note = self._known.get(self._name(mutant))
         if note is None or (not note["by"] and note["tests"] != self._digest(mutant)[1]):
             return None
-        return MutationResult(mutant, str(note["by"]), float(str(note["seconds"])))
+        return MutationResult(mutant, str(note["by"]), float(str(note["seconds"])), bool(note.get("timed_out")))
 
     def add(self, result: MutationResult) -> None:
         """Record the result of a fault."""
@@ -221,6 +231,7 @@ class Notes:
             "after": result.mutant.after,
             "by": result.by,
             "seconds": round(result.seconds, 2),
+            "timed_out": result.timed_out,
             "tests": self._digest(result.mutant)[1],
         }
         with self._lock, self._file.open("a") as file:
@@ -240,8 +251,9 @@ def report(results: Sequence[MutationResult], plan: MutationPlan, at_least: floa
     """Print the results; return the exit code, 0 if enough faults were killed."""
     equivalent = [one for one in results if not one.by and one.mutant.key in plan.equivalent]
     survivors = [one for one in results if not one.by and one.mutant.key not in plan.equivalent]
-    for one in sorted(survivors, key=lambda result: (result.mutant.path, result.mutant.line)):
-        print(f"{one.mutant.path}:{one.mutant.line}: survives: {one.mutant.before}  ->  {one.mutant.after}")
+    for fate, found in (("killed by its timeout", [one for one in results if one.timed_out]), ("survives", survivors)):
+        for one in sorted(found, key=lambda result: (result.mutant.path, result.mutant.line)):
+            print(f"{one.mutant.path}:{one.mutant.line}: {fate}: {one.mutant.before}  ->  {one.mutant.after}")
     counted = len(results) - len(equivalent)
     share = 100.0 * (counted - len(survivors)) / max(1, counted)
     print(f"{len(results)} faults, {len(equivalent)} equivalent, {len(survivors)} survive: {share:.1f} % killed")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,26 @@ def test_fault_is_mounted_for_its_tests_only(tmp_path: Path, monkeypatch: pytest
         runner.baseline(tests)
         assert runner.judge(limit).by == by
     assert (tmp_path / "m.py").read_bytes() == SOURCE
+
+
+@pytest.mark.root
+def test_fault_that_hangs_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fault counts as killed if its tests take too long, and is listed, because a busy machine is slow, too."""
+    monkeypatch.setattr(mutate, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(mutate, "LEAST_SECONDS", 1.0)
+    made = plan(tmp_path, "")
+    (tmp_path / "test_it.py").write_text("def test_it():\n    import m\n    while m.LIMIT != 5:\n        pass\n")
+    made.tests["m.py"] = ("test_it.py",)
+    runner = mutate.Runner(made, tmp_path)
+    runner.baseline(["test_it.py"])
+    found = runner.judge(find_mutants("m.py", SOURCE)[0])
+    assert (found.by, found.timed_out) == ("test_it.py", True)
+    notes = mutate.Notes(tmp_path / "found.jsonl", made)
+    notes.add(found)
+    assert mutate.Notes(tmp_path / "found.jsonl", made).find(found.mutant) == replace(
+        found, seconds=round(found.seconds, 2)
+    )
+    assert mutate.report([found], made, 100.0) == 0
+    assert "m.py:3: killed by its timeout: LIMIT: int = 5  ->  LIMIT: int = (5 + 1)" in capsys.readouterr().out
