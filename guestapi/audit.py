@@ -55,7 +55,7 @@ FIELDS = {
     "AUDIT_COUNT": "instances that noticed the change of a profile; or further changes",
     "AUDIT_LEFT_OUT": "entries about this instance that were left out before this one",
 }
-#: So many changes of a transaction are recorded, and so many names of a kind for each.
+#: The most changes of a transaction that are recorded, and the most names of a kind for each.
 MOST_RECORDS, MOST_NAMES = 1000, 64
 
 

@@ -95,6 +95,32 @@ class StateLog:
         self._latest.pop(subject, None)
 
 
+class ThrottledLog:
+    """Logs a sentence about a subject at most once in some seconds, then with how often it was left out."""
+
+    def __init__(self, logger: logging.Logger, level: int) -> None:
+        """Log nothing yet.
+
+        Args:
+            logger: where the sentences go.
+            level: their level.
+        """
+        self._logger = logger
+        self._level = level
+        self._throttle = LogThrottle()
+
+    def log(self, sentence: str, subject: Hashable = None) -> None:
+        """Log the sentence, unless one about this subject was logged a moment ago.
+
+        Args:
+            sentence: what is logged.
+            subject: what it is about; None: the sentence itself.
+        """
+        left_out = self._throttle.admit(sentence if subject is None else subject)
+        if left_out is not None:
+            self._logger.log(self._level, "%s", _counted(sentence, left_out))
+
+
 class JournalHandler(logging.Handler):
     """Sends a record to the journal, with the fields in its attribute ``fields``, if it has any."""
 
@@ -128,8 +154,12 @@ class ErrorThrottle(logging.Filter):
         if left_out is None:
             return False
         if left_out:
-            record.msg, record.args = "%s (%d more times before)", (message, left_out)
+            record.msg, record.args = "%s", (_counted(message, left_out),)
         return True
+
+
+def _counted(sentence: str, left_out: int) -> str:
+    return f"{sentence} ({left_out} more times before)" if left_out else sentence
 
 
 def to_journal() -> bool:

@@ -13,6 +13,7 @@ import pytest
 import guestapi
 
 PACKAGE = Path(guestapi.__file__).parent
+CHECKOUT = Path(__file__).parents[1]
 
 #: The levels from the lowest to the highest. A module imports from its own level and from lower ones. A package stands
 #: for all its modules, except those that are named themselves.
@@ -104,24 +105,25 @@ def test_no_circular_import() -> None:
         pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_workers_know_nothing_of_fleets() -> None:
-    """No module of a worker imports `fleet`, not even through others; one module alone imports psycopg."""
+def reached_by_workers() -> set[str]:
+    """Return every module that a worker imports, also through others."""
     reached, new = set(), {"server.worker", "server.arbiter", "api.app", "store.reading"}
     while new:
         reached |= new
         new = {other for name in new for other in GRAPH[name]} - reached
-    assert not [name for name in reached if name.startswith("fleet")]
+    return reached
+
+
+def test_workers_know_nothing_of_fleets() -> None:
+    """No module of a worker imports `fleet`, not even through others; one module alone imports psycopg."""
+    assert not [name for name in reached_by_workers() if name.startswith("fleet")]
     drivers = {name for name, file in MODULES.items() if "psycopg" in {one.split(".")[0] for one in runtime(file)}}
     assert drivers == {"fleet.engine"}
 
 
 def test_workers_know_no_keys() -> None:
     """No module of a worker imports what signs, not even through others; two modules alone import the libraries."""
-    reached, new = set(), {"server.worker", "server.arbiter", "api.app", "store.reading"}
-    while new:
-        reached |= new
-        new = {other for name in new for other in GRAPH[name]} - reached
-    assert {name for name in reached if name.startswith("identity")} == {"identity.messages"}
+    assert {name for name in reached_by_workers() if name.startswith("identity")} == {"identity.messages"}
     libraries = {"jwt", "cryptography"}
     users = {name for name, file in MODULES.items() if libraries & {one.split(".")[0] for one in runtime(file)}}
     assert users == {"identity.keys", "identity.signer"}
@@ -144,12 +146,13 @@ def runtime(file: Path) -> Iterator[str]:
 
 
 def test_class_names_are_unique() -> None:
-    """A class name is defined once in the whole package."""
+    """A class name is defined once in package, tests and tools."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for name, file in MODULES.items():
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.ClassDef):
-                found[node.name].append(name)
+    for place in ("guestapi", "tests", "tools"):
+        for file in (CHECKOUT / place).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_bytes())):
+                if isinstance(node, ast.ClassDef):
+                    found[node.name].append(str(file.relative_to(CHECKOUT)))
     assert not {name: where for name, where in found.items() if len(where) > 1}
 
 

@@ -59,7 +59,7 @@ _RUNTIMES = {
     "oci": ("crun", "runc"),
     "podman": ("podman",),
 }
-#: So many problems of a source are shown.
+#: The most problems of a source that are shown.
 _MOST_PROBLEMS = 50
 
 

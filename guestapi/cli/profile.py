@@ -26,7 +26,7 @@ from guestapi.known import check_settings
 from guestapi.store import profiles, steps
 from guestapi.store.lookup import get_instance, list_projects
 
-#: So many instances that have a profile are named.
+#: The most instances that are named of those that have a profile.
 _MOST_USERS = 1000
 
 

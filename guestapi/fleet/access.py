@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from guestapi.fleet.schema import HOSTS, OPERATORS, OWNER, VIEWERS
 
-#: So many revisions of a host are kept in the log, and a tenth more.
+#: Revisions of a host that are kept in the log; up to a tenth more may be there.
 _KEEP = 10_000
 _FUNCTION = (
     "CREATE OR REPLACE FUNCTION guestapi.{head} LANGUAGE {language} {volatility} SECURITY DEFINER "

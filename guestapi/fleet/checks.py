@@ -1,4 +1,4 @@
-"""Whether the database of a fleet is as a fleet needs it."""
+"""Checks whether the database of a fleet is as a fleet needs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _OLDEST_SERVER = 150000
 #: Seconds that a transaction may be open and idle: while it is, the queue of notifications is not emptied.
 _IDLE_SECONDS = 60
-#: Seconds after which a host that has said nothing is cut off; it should every five. So many of them are shown.
+#: Seconds without contact after which a host counts as cut off: it makes contact every five. The most that are shown.
 _STALE_SECONDS, _MOST_HOSTS = 30, 50
 #: Part of the queue of notifications that may be full. When all of it is, no change can be committed.
 _QUEUE = 0.5
@@ -76,7 +76,7 @@ def _tables(connection: psycopg.Connection[Any]) -> FleetFinding:
 
 
 def _hosts(connection: psycopg.Connection[Any]) -> Iterator[FleetFinding]:
-    """How far the hosts are, and why one is behind. One that was added and has no instances need not follow yet."""
+    """Yield which hosts are behind, and why. A host that was added and has no instances need not follow yet."""
     hosts = [one for one in list_hosts(connection) if one.state == "active"]
     late = [one for one in hosts if one.fault or (one.age is None and one.instances) or (one.age or 0) > _STALE_SECONDS]
     yield FleetFinding("hosts", not late, f"{len(hosts)} active, {len(hosts) - len(late)} follow or need not")

@@ -1,8 +1,9 @@
 """The connection to a fleet's database. This module alone imports psycopg.
 
-A server whose process is stopped never answers, and no option of libpq ends the wait: the kernel answers for it. So a
-`Session` has a thread that shuts the socket down when a question has no answer in time. An operator's change may wait
-for a lock or a standby as long as it takes; `session` shuts the socket down if the server takes no new session either.
+A server whose process is stopped never answers. Its kernel still acknowledges what is sent, so no option of libpq ends
+the wait. Therefore a `Session` has a thread that shuts the socket down when a question has no answer in time. An
+operator's change may wait for a lock or a standby as long as it takes: `session` shuts the socket down only if the
+server takes no new session either.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 5
 #: Seconds between two looks whether a question has no answer in time.
 _WATCH_SECONDS = 0.2
-#: Seconds for which an operator's question has no answer before the server is asked whether it lives.
+#: Seconds for which an operator's question has no answer before a new session finds out whether the server lives.
 _DOUBT_SECONDS = 3.0
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*@)")
 _SUPERUSER = (
@@ -46,7 +47,7 @@ class UncertainError(FleetError):
     """A change was sent, and it is not certain that it was made and stays.
 
     Attributes:
-        lost: the server was lost before it has answered, so that another one may know.
+        lost: the server was lost before it answered. Another one may know what became of the change.
     """
 
     def __init__(self, message: str, hint: str | None = None, *, lost: bool = False) -> None:
@@ -122,7 +123,7 @@ class Session:
         self.ask("COMMIT")
 
     def wait(self, seconds: float) -> bool:
-        """Wait until a notification comes, at most so long; whether one came, or the connection was closed."""
+        """Wait at most `seconds` for a notification; return whether one came, or the connection was closed."""
         if not self._heard:
             poll = select.poll()
             poll.register(self._connection.fileno(), select.POLLIN)
@@ -198,7 +199,7 @@ class _Watch:
                 asked = 0.0
 
     def _answers(self) -> bool:
-        """Whether the server takes a new session, or says why not."""
+        """Whether the server takes a new session, or refuses it with an error."""
         import psycopg.conninfo
 
         info = self._connection.info
@@ -217,7 +218,7 @@ class _Watch:
 
 @contextmanager
 def _watching(connection: psycopg.Connection[Any], url: str) -> Iterator[_Watch]:
-    """Within the block, a question ends with an error when the server of the connection does not live any more."""
+    """Within the block, a question ends with an error when the server of the connection is dead or stopped."""
     watch = _Watch(connection, url)
     Thread(target=watch.run, daemon=True).start()
     try:
@@ -238,7 +239,7 @@ def commit(connection: psycopg.Connection[Any]) -> None:
     notices: list[str] = []
     connection.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     try:
-        with _patient():
+        with _delayed_interrupt():
             connection.execute("COMMIT")
     except _GivenUpError:
         connection.close()
@@ -264,8 +265,8 @@ class _GivenUpError(Exception):
 
 
 @contextmanager
-def _patient() -> Iterator[None]:
-    """Within the block, the first Ctrl-C says what is being waited for, and the second raises _GivenUpError.
+def _delayed_interrupt() -> Iterator[None]:
+    """Within the block, the first Ctrl-C prints what is being waited for, and the second raises _GivenUpError.
 
     KeyboardInterrupt would make psycopg cancel the wait for standbys, and the change look as if it were made.
     """

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     import psycopg
 
 _FENCE = "UPDATE guestapi.hosts SET state = 'fenced' WHERE name = %s"
-#: So many names are named in an error.
+#: The most names in an error.
 _MOST_NAMES = 20
 
 
 def import_instances(connection: psycopg.Connection[Any], store: Moment, host: str) -> int:
-    """Add this host's own instances to the fleet, all in one transaction; how many were not there yet.
+    """Add this host's own instances to the fleet, all in one transaction; return how many were not there yet.
 
     Args:
         connection: by the role of an operator.
@@ -67,7 +67,7 @@ def import_instances(connection: psycopg.Connection[Any], store: Moment, host: s
 
 
 def leave(connection: psycopg.Connection[Any], writer: Writer, host: str) -> int:
-    """Take this host out of the fleet: its instances become its own; how many these are.
+    """Take this host out of the fleet: its instances become its own. Return how many there are.
 
     First the host is fenced, so that its follower changes nothing any more. Then its store gets what the database has,
     and only after that the instances are removed there.

@@ -3,8 +3,8 @@
     next_host is set ----> the old host removes it from its store, and commits ----> it calls release:
     host = next_host, epoch + 1, in one transaction ----> the new host sees it
 
-A host that cannot be reached does not release anything, and goes on serving. `fenced` is the operator's word that it is
-off; then the instance goes at once.
+A host that cannot be reached does not release anything, and goes on serving. With `fenced`, the operator says that it
+is off; then the instance goes at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _CONTACT = (
     "LEFT JOIN guestapi.seen ON seen.host = name WHERE name = %s"
 )
 _APPLIED = "SELECT coalesce(applied, -1) FROM guestapi.seen WHERE host = %s"
-#: Seconds between two looks whether an instance is there, and to find out what became of a move.
+#: Seconds between two looks whether an instance is there; for which a move is ordered again after its server was lost;
+#: and between two such orders.
 _WAIT_SECONDS, _ASK_AGAIN_SECONDS, _ASK_AGAIN_PAUSE = 0.05, 60.0, 0.5
 
 Connect = Callable[[], "AbstractContextManager[psycopg.Connection[Any]]"]
@@ -55,13 +56,13 @@ class Move(NamedTuple):
 
 
 def move(connect: Connect, place: Place, to: str, *, fenced: bool, wishes: Wishes) -> Move:
-    """Have an instance go to another host; back to its own host: the move is called off.
+    """Order that an instance goes to another host. To its own host: call the move off.
 
     Args:
         connect: opens a session by the role of an operator.
         place: project and name of the instance.
         to: the host that is to have it.
-        fenced: its host is off, by the operator's word, so it need not release it.
+        fenced: the operator says that the old host is off, so it need not release the instance.
         wishes: what the operator wants.
 
     Raises:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 #: Sessions that a host may have: one listens, one reads, and both once more while an old one has not ended yet.
 _SESSIONS = 4
-#: Held while tables are made or upgraded, so that two commands do not do it at once. Any number does that no other
-#: program uses for such a lock in this database.
+#: Key of the advisory lock that is held while tables are made or upgraded, so that two commands do not do it at once.
+#: Any number that no other program uses for such a lock in this database.
 _LOCK = 0x67_75_65_73_74
 
 
@@ -40,7 +40,7 @@ class HostStatus:
         behind: how many changes of its instances it has not applied yet.
         contact: when it was last in contact, by the primary's clock; None: never.
         age: seconds since then, by the same clock.
-        fault: what it has said is wrong.
+        fault: the fault that it has reported.
     """
 
     name: str
@@ -104,7 +104,7 @@ def add_host(connection: psycopg.Connection[Any], name: str) -> str:
     """Add a host, and return the role that it logs in as. A host that was fenced becomes active again.
 
     Raises:
-        FleetMisuseError: it cannot have that name, or is there already.
+        FleetMisuseError: the name is invalid, or the host is there already.
     """
     if len(name) > HOST_BYTES or not _HOST.fullmatch(name):
         raise FleetMisuseError(
@@ -135,7 +135,7 @@ def add_host(connection: psycopg.Connection[Any], name: str) -> str:
 
 
 def fence_host(connection: psycopg.Connection[Any], name: str) -> int:
-    """Take a host its right to log in and to read, end its sessions, and return how many these were.
+    """Revoke a host's right to log in and to read, and end its sessions; return how many there were.
 
     The host's instances stay its own. A host that is still running goes on serving them as last known.
 

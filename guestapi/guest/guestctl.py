@@ -334,8 +334,8 @@ def token(host: Host, audience: str, nonce: Optional[str]) -> bytes:
 
     Args:
         host: to ask.
-        audience: for whom it is.
-        nonce: what it repeats; None: nothing.
+        audience: for whom the token is.
+        nonce: a word that the token repeats; None: there is none.
 
     Raises:
         CommandError: the host gives none, or cannot be asked, or refuses.
@@ -547,7 +547,9 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="COMMAND", parser_class=Parser)
     one = verbs.add_parser("get", parents=[common], help="print the value of a configuration key")
     one.add_argument("key", metavar="KEY")
-    one.add_argument("--wait", metavar="SECONDS", type=positive, default=0.0, help="wait so long until the key is set")
+    one.add_argument(
+        "--wait", metavar="SECONDS", type=positive, default=0.0, help="wait at most this long until the key is set"
+    )
     verbs.add_parser("list", parents=[common], help="print the names of the configuration keys that are set")
     verbs.add_parser("devices", parents=[common], help="print the devices, as JSON")
     verbs.add_parser("metadata", parents=[common], help="print cloud-init's meta-data")
@@ -571,8 +573,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--follow", action="store_true", help="go on with what is announced from now on, one a line")
     what.add_argument("--ack", metavar="ID", help="acknowledge this notice")
     signed = verbs.add_parser("token", parents=[common], help="print a signed token that says which instance this is")
-    signed.add_argument("audience", metavar="AUDIENCE", help="for whom it is")
-    signed.add_argument("--nonce", metavar="NONCE", help="what it repeats")
+    signed.add_argument("audience", metavar="AUDIENCE", help="for whom the token is")
+    signed.add_argument("--nonce", metavar="NONCE", help="a word that the token repeats")
     return top
 
 

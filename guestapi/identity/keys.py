@@ -36,7 +36,7 @@ LIFETIME = 300
 RETAINED = 2 * LIFETIME
 #: The name of the file in its directory.
 FILE = "keys.json"
-#: The file has two keys at most, so a larger one is none of ours.
+#: The most bytes of the file. It has two keys at most, so a larger one is not ours.
 _MOST_BYTES = 65536
 
 
@@ -52,7 +52,7 @@ class StoredKey(Struct, frozen=True, kw_only=True):
         nbf: Unix time in seconds from which it signs.
         x: of the point.
         y: of the point.
-        d: what nobody else knows.
+        d: the private number.
         kty: always ``EC``.
         crv: always ``P-256``.
     """
@@ -66,7 +66,7 @@ class StoredKey(Struct, frozen=True, kw_only=True):
     crv: Literal["P-256"] = "P-256"
 
     def __repr__(self) -> str:
-        """Its name alone, in whatever log or traceback it comes to be."""
+        """Return its name alone, so that no log or traceback shows the private number."""
         return f"StoredKey({self.kid})"
 
     def public(self, use: str) -> dict[str, str]:
@@ -177,7 +177,7 @@ def read(directory: Path) -> KeyRing | None:
     try:
         keys = msgspec.json.decode(data, type=_Document).keys
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # What the decoder says might repeat what it has read.
+        # The decoder's message might repeat parts of the key.
         keys = []
     if not keys or len(data) > _MOST_BYTES:
         raise KeysError(f"{file}: no keys can be read from it", "'guestapi identity keys rotate --compromised'")
@@ -191,7 +191,7 @@ def _check(directory: Path, owner: os.stat_result, file: Path, found: os.stat_re
     for path, one in ((directory, owner), (file, found)):
         if one.st_mode & 0o077:
             raise KeysError(
-                f"{path}: mode {stat.S_IMODE(one.st_mode):04o} lets others in than its owner",
+                f"{path}: mode {stat.S_IMODE(one.st_mode):04o} lets others in, not only its owner",
                 f"'chmod go= {path}', and 'guestapi identity keys rotate --compromised' if they may have read it",
             )
     if found.st_uid != owner.st_uid:

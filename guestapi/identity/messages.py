@@ -1,4 +1,4 @@
-"""What a worker asks of the signer, and what that answers: JSON, a message of a SOCK_SEQPACKET socket each.
+"""Requests of workers to the signer, and its answers: JSON, each one message of a SOCK_SEQPACKET socket.
 
 Neither trusts the other's bytes: each side decodes into these types, whose bounds are those of the store.
 """
@@ -24,15 +24,15 @@ _Name = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
 class MessageError(GuestapiError):
-    """A message is none of those that the signer and its clients send."""
+    """A message is not one that the signer or a worker sends."""
 
 
 class TokenRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which token an instance gets.
 
     Attributes:
-        audience: for whom it is.
-        nonce: what it repeats; None: nothing.
+        audience: for whom the token is.
+        nonce: a word that the token repeats; None: there is none.
         uuid: of the instance, and so of its subject.
         name: of the instance.
         project: of the instance.
@@ -78,7 +78,7 @@ def decode_request(data: bytes) -> TokenRequest:
     """Return the request of a worker.
 
     Raises:
-        MessageError: it is none.
+        MessageError: it is not a request.
     """
     try:
         found = _requests.decode(data)
@@ -94,7 +94,7 @@ def decode_answer(data: bytes) -> TokenAnswer:
     """Return the answer of the signer.
 
     Raises:
-        MessageError: it is none.
+        MessageError: it is not an answer.
     """
     try:
         return _answers.decode(data)

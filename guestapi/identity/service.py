@@ -1,4 +1,4 @@
-"""The process that signs: its socket from systemd, its signals, and what keeps its memory to itself."""
+"""The process that signs: its socket from systemd, its signals, and the protection of its memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def serve(load: Callable[[], IdentitySettings]) -> None:
         )
     listener = socket.socket(fileno=systemd.descriptors(1)[0])
     if (listener.family, listener.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
-        raise OperatorError("the socket from systemd is none of ListenSequentialPacket=")
+        raise OperatorError("the socket from systemd is not one of ListenSequentialPacket=")
     stopping: list[int] = []
     reloading: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):

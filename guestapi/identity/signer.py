@@ -19,7 +19,7 @@ import jwt
 from guestapi.identity import keys
 from guestapi.identity.keys import KeyRing, KeysError
 from guestapi.identity.messages import MESSAGE_BYTES, MessageError, TokenAnswer, TokenRequest, decode_request, encode
-from guestapi.journal import LogThrottle
+from guestapi.journal import ThrottledLog
 from guestapi.settings import IdentitySettings
 
 if TYPE_CHECKING:
@@ -49,22 +49,22 @@ class TokenMaker:
         self._ring: KeyRing | None = None
         self._read: tuple[int, int, int] | None = None
         self._loaded: dict[str, EllipticCurvePrivateKey] = {}
-        self._throttle = LogThrottle()
+        self._errors = ThrottledLog(log, logging.ERROR)
 
     def answer(self, message: bytes) -> bytes:
         """Answer a message of a worker, whatever it is."""
         try:
             request = decode_request(message)
         except MessageError:
-            self._report("a worker has sent what is not a request for a token")
+            self._errors.log("a worker has sent what is not a request for a token")
             return encode(TokenAnswer(refused="request"))
         try:
             now = self._clock()
             name, key = self._key(now)
         except KeysError as error:
-            self._report(str(error))
+            self._errors.log(str(error))
             return encode(TokenAnswer(refused="keys"))
-        # Asked last, so that a request for no audience finds out whether there could be tokens ('guestapi check').
+        # Checked last: 'guestapi check' finds out by a request for no audience whether there could be tokens.
         if request.audience not in self._audiences:
             return encode(TokenAnswer(refused="audience"))
         token = jwt.encode(self.claims(request, int(now)), key, algorithm="ES256", headers={"kid": name})
@@ -108,10 +108,6 @@ class TokenMaker:
         assert self._ring is not None, "read above"
         name = self._ring.signing(now).kid
         return name, self._loaded[name]
-
-    def _report(self, sentence: str) -> None:
-        if (left_out := self._throttle.admit(sentence)) is not None:
-            log.error("%s%s", sentence, f" ({left_out} more times before)" if left_out else "")
 
 
 class SignerLoop:
@@ -162,13 +158,13 @@ class SignerLoop:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            # One byte more than a message has: a longer one is cut there, and is none.
+            # One byte more than a message may have: a longer one is cut there, and refused.
             message = connection.recv(MESSAGE_BYTES + 1)
             if message:
                 connection.send(self.answer(message))
                 return
         except BlockingIOError:
-            # A worker that asks without reading answers is none.
+            # Not a worker: it asks without reading the answers.
             pass
         except OSError:
             pass

@@ -22,7 +22,7 @@ OTHER, REFUSED = "other", "refused"
 #: Of responses that are sent again, one in so many is measured and stands for the others: reading the clock twice takes
 #: as long as all else that counts them. A power of two.
 MEASURED = 16
-#: So many instances, the busiest of a second, are handed over.
+#: The most instances that are handed over: the busiest of a second.
 _MOST_INSTANCES = 100
 
 

@@ -26,7 +26,7 @@ from guestapi.metrics.handover import ReportDirectory
 from guestapi.metrics.health import find_failure, find_fault
 from guestapi.settings import Settings
 
-#: So many connections are served at a time, each for so many seconds: local users may connect to a loopback port.
+#: The most connections at a time, and the most seconds of each: local users may connect to a loopback port.
 _MOST_CONNECTIONS = 64
 _CONNECTION_SECONDS = 10.0
 _BACKLOG = 16

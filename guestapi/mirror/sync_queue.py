@@ -1,6 +1,6 @@
 """Collects from a daemon's events where a mirror has to look. Uses neither the store nor the daemon.
 
-An event only says where to look. So many events of one instance cause one look, and the queue grows with the number of
+An event only says where to look. Many events of one instance cause one look, and the queue grows with the number of
 instances, not of events.
 """
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from guestapi.journal import LogThrottle
+from guestapi.journal import ThrottledLog
 from guestapi.relay import handover
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ HANDED = 64
 WAIT_SECONDS = 10.0
 #: How often a connection is handed over to another worker when one has ended before it took it.
 _ATTEMPTS = 5
-#: How long connections are accepted, in seconds, before each machine has one handed over: some hundred times as long as
-#: that takes. A machine can connect about as fast as others are accepted.
+#: Seconds for which connections are accepted before each machine has one handed over: about a hundred times as long as
+#: a handover takes. A machine can connect about as fast as others are accepted.
 _ACCEPT_SECONDS = 0.005
 #: Seconds until the handover socket, or the accepting, is tried again.
 _PAUSE_SECONDS = 0.05
@@ -102,7 +102,7 @@ class Relay:
         self._hand_again = 0.0
         #: Whether more of what waits may be handed over at once, or is to be tried again at `_hand_again`.
         self._ready = False
-        self._throttle = LogThrottle()
+        self._warnings = ThrottledLog(log, logging.WARNING)
         self._resume()
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class Relay:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
-                self._report(None, f"cannot accept: {error.strerror}; raise LimitNOFILE= of the unit")
+                self._warnings.log(f"cannot accept: {error.strerror}; raise LimitNOFILE= of the unit")
                 self._evict()
                 self._pause()
                 break
@@ -186,7 +186,7 @@ class Relay:
                 self._evict()
             self._add(_Arrival(descriptor, cid, dialect, now + WAIT_SECONDS))
         for cid in closed:
-            self._report(cid, f"CID {cid} has {MOST_OF_ONE} connections that wait; more of them are closed")
+            self._warnings.log(f"CID {cid} has {MOST_OF_ONE} connections that wait; more of them are closed", cid)
 
     def _add(self, arrival: _Arrival, *, first: bool = False) -> None:
         waiting = self._waiting.setdefault(arrival.cid, deque())
@@ -209,22 +209,18 @@ class Relay:
         greediest = max(self._waiting, key=lambda cid: len(self._waiting[cid]), default=None)
         if greediest is not None:
             os.close(self._take(greediest, newest=True).descriptor)
-            self._report(greediest, f"too many connections wait; those of CID {greediest} are closed first")
+            self._warnings.log(f"too many connections wait; those of CID {greediest} are closed first", greediest)
 
     def _expire(self) -> None:
         now = self._clock()
         for cid, waiting in list(self._waiting.items()):
             while waiting and waiting[0].until <= now:
                 os.close(self._take(cid).descriptor)
-                self._report("late", "no worker takes connections; 'systemctl status guestapi' may say why")
+                self._warnings.log("no worker takes connections; 'systemctl status guestapi' may say why", "late")
         for descriptor, (_worker, arrival) in list(self._handed.items()):
             if arrival.until <= now:
                 os.close(self._release(descriptor).descriptor)
-                self._report("late", "no worker takes connections; 'systemctl status guestapi' may say why")
-
-    def _report(self, key: object, sentence: str) -> None:
-        if (left_out := self._throttle.admit(str(key))) is not None:
-            log.warning("%s%s", sentence, f" ({left_out} more times before)" if left_out else "")
+                self._warnings.log("no worker takes connections; 'systemctl status guestapi' may say why", "late")
 
     # Handing over.
 
@@ -251,7 +247,7 @@ class Relay:
         try:
             worker = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
-            self._report(None, f"cannot hand over: {error.strerror}")
+            self._warnings.log(f"cannot hand over: {error.strerror}")
             return False
         try:
             worker.connect(self._path)
@@ -259,7 +255,9 @@ class Relay:
         except OSError as error:
             worker.close()
             if not isinstance(error, BlockingIOError):
-                self._report("unreachable", f"{self._path}: {error.strerror}; is guestapi-handover.socket active?")
+                self._warnings.log(
+                    f"{self._path}: {error.strerror}; is guestapi-handover.socket active?", "unreachable"
+                )
             return False
         self._handed[worker.fileno()] = (worker, arrival)
         self._handed_of[arrival.cid] = self._handed_of.get(arrival.cid, 0) + 1

@@ -80,5 +80,7 @@ def _bind(port: int) -> socket.socket:
         listening.listen(_BACKLOG)
     except OSError as error:
         listening.close()
-        raise OperatorError(f"vsock port {port} cannot be bound: {error.strerror}", "another relay runs?") from None
+        raise OperatorError(
+            f"vsock port {port} cannot be bound: {error.strerror}", "is another relay running?"
+        ) from None
     return listening

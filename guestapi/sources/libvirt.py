@@ -29,7 +29,7 @@ from guestapi.sources.processes import arguments
 from guestapi.sources.programs import run
 from guestapi.sources.source import Unclear
 
-#: Where libvirt's driver of QEMU has what runs, with PID files (src/qemu/qemu_process.c), and what is defined.
+#: The directories of libvirt's driver for QEMU: PID files of what runs (src/qemu/qemu_process.c), and definitions.
 _RUNNING, _DEFINED = "/run/libvirt/qemu", "/etc/libvirt/qemu"
 #: Most bytes of an answer, and most domains that one is asked for. A domain has 5 to 10 KiB.
 _BYTES, _AT_ONCE = 32 << 20, 100
@@ -250,10 +250,10 @@ def parse(text: bytes) -> dict[str, Domain | None]:
 
 
 def _find_vmm(domain: Domain) -> Init:
-    """Find the process that is a running domain.
+    """Find the VMM of a running domain.
 
     Raises:
-        LibvirtError: libvirt says nothing of it, or what is not so.
+        LibvirtError: libvirt has no PID file of it, or a wrong one.
         NotAMachineError: it does not hold its CID.
     """
     path = f"{_RUNNING}/{domain.name}.pid"

@@ -21,7 +21,7 @@ SWITCHES = frozenset(key for dialect in DIALECTS.values() for key in (dialect.sw
 FLEET = "fleet"
 #: What no container may set for itself: what its image, its labels or its annotations bring.
 _RESERVED = "security."
-#: So many sentences of one instance are kept; further ones are counted.
+#: The most sentences of one instance that are kept; further ones are counted.
 _SENTENCES = 20
 
 

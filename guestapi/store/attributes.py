@@ -105,7 +105,7 @@ def write(
         owner: the instance, in the run and as the init as which it was identified: the store may be another by now.
         path: for which `is_path` holds.
         value: at most `VALUE_BYTES`; None: remove it.
-        holds: what the instance demands of the present value, which is None if there is none; None: nothing.
+        holds: the instance's condition on the present value, which is None if there is none; None: no condition.
 
     Returns:
         What became of it.
@@ -119,7 +119,7 @@ def write(
     if holds is not None and not holds(present):
         return Outcome.CONDITION
     if present == value:
-        # Said again, it is no news: a guest could fill the log with it.
+        # No event for the same value: a guest could fill the log with it.
         return Outcome.DONE
     if value is None:
         change.connection.execute(_REMOVE, (instance.id, path))

@@ -29,14 +29,14 @@ TEXT = "text"
 MOST_NOTICES = 16
 #: The most bytes of a text.
 TEXT_BYTES = 1024
-#: The longest time before which something is announced, in seconds: a week.
+#: The longest time ahead for which something is announced, in seconds: a week.
 MOST_SECONDS = 7 * 86400
 
 PENDING, ACKNOWLEDGED, CANCELLED = "pending", "acknowledged", "cancelled"
 
 #: How long a notice that is past is kept, so that whoever waits for it learns how it ended.
 _KEPT_SECONDS = 60.0
-#: By how many seconds the time of day may differ from what it was computed to be, until it is computed anew.
+#: Seconds by which the recorded time of day may differ from the computed one before the computed one is used.
 _TOLERANCE = 1.0
 
 _COLUMNS = "notices.id, notices.type, text, not_before, due, acknowledged"
@@ -157,7 +157,7 @@ def list_current(store: Moment, instance_id: int) -> list[Notice]:
 
 
 def find(store: Moment, notice_id: str) -> Notice | None:
-    """A notice, be it past or not; None if it was cancelled."""
+    """A notice, past or not; None if it was cancelled."""
     row = store.connection.execute(_BY_ID, (notice_id,)).fetchone()
     return None if row is None else _notice(row)
 
@@ -175,8 +175,8 @@ def acknowledge(change: Change, instance_id: int, run: int, init: Init | None, n
     Args:
         change: the transaction.
         instance_id: the instance that says so.
-        run: in which run it was identified.
-        init: as which it was identified, for the store may be another by now.
+        run: the run in which it was identified.
+        init: the init as which it was identified. Both are compared, because the store may have been replaced since.
         notice_id: which notice.
 
     Returns:
@@ -209,7 +209,7 @@ class AcknowledgementReport(NamedTuple):
 
 
 def cancel(change: Change, instance: Instance, notice_id: str | None) -> list[Notice]:
-    """Take a notice of an instance back, or all of them.
+    """Cancel a notice of an instance, or all of them.
 
     Raises:
         ConflictError: there is none with this id.
@@ -245,7 +245,7 @@ def _notice(row: tuple[object, ...] | list[object]) -> Notice:
     assert isinstance(not_before, float), "a column of this type"
     assert isinstance(due, float), "a column of this type"
     computed = time.time() + due - now()
-    # By the clock of today, which may have been set. Otherwise as it was told before, to the digit.
+    # If the clock was set meanwhile, the time is computed anew. Otherwise it is exactly the one that was told before.
     moment = not_before if abs(computed - not_before) < _TOLERANCE else computed
     return Notice(str(number), str(kind), str(text), moment, due, ACKNOWLEDGED if acknowledged else PENDING)
 

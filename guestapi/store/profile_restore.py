@@ -16,7 +16,7 @@ from guestapi.store.transaction import Change
 
 #: Stands before the name of a profile that is about to go: no name begins so.
 _PARKED = "\0"
-#: So many instances are looked at together.
+#: The most instances that are looked at together.
 _BATCH = 100
 
 

@@ -22,9 +22,9 @@ from guestapi.store.layers import OPERATOR, SOURCE, Layer, Layers
 from guestapi.store.rows import load_layers, load_profile
 from guestapi.store.transaction import Change, Told, WrittenEvent, tell_all, write_event
 
-#: So many users are looked at in one statement.
+#: The most users that are looked at in one statement.
 _BATCH = 100
-#: So many results are kept for further users; and as much of other profiles, in bytes.
+#: The most results that are kept for further users, and the most bytes of other profiles.
 _KEPT, _KEPT_BYTES = 64, 32 << 20
 
 _USERS = (
