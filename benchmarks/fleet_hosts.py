@@ -66,17 +66,18 @@ class SimulatedHost:
             self._take(session, listed)
         cursor = state.cursor
         contacted = 0.0
+        heard = True
         while True:
-            found = inventory.look(session, cursor)
-            changed = found.state.cursor != cursor
+            changed = heard or inventory.read_state(session).cursor != cursor
             if changed:
+                found = inventory.look(session, cursor)
                 assert found.placements is not None, "these are small changes"
                 self._instances.update(found.placements)
                 cursor = found.state.cursor
             if changed or time.monotonic() > contacted + _CONTACT_SECONDS:
                 inventory.say_contact(session, cursor.revision, "")
                 contacted = time.monotonic()
-            session.wait(LOOK_SECONDS)
+            heard = session.wait(LOOK_SECONDS)
 
     def _take(self, session: Session, listed: list[PlacedRow]) -> None:
         self._instances.update((one.observed.key, one) for one in inventory.read_placements(session, listed))

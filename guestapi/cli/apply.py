@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -29,6 +30,8 @@ _SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 
 #: Called with what happened to an instance: added, changed, removed or unchanged; its label; its text before and after.
 _Report = Callable[[str, str, str, str], None]
+#: Begins a bar for a part of the work, with how much it is; what it returns is called with how much more is done.
+_Bar = Callable[[str, int], Callable[[int], None]]
 
 
 class _UndoneError(Exception):
@@ -55,10 +58,6 @@ def apply(
     if (sources or force) and not prune:
         raise MisuseError(f"{'--prune-source' if sources else '--force'} says nothing without --prune")
     operator: Operator = ctx.obj
-    wanted = _read(files, project_of(ctx))
-    if not wanted and prune:
-        raise OperatorError("nothing is defined, so --prune would remove everything", "'guestapi instance remove' does")
-    warnings = [warning for one in wanted for warning in check(one)]
     counts: Counter[str] = Counter()
 
     def report(what: str, label: str, before: str, after: str) -> None:
@@ -69,19 +68,27 @@ def apply(
                 lines.extend(_difference(before, after))
 
     lines: list[str] = []
-    try:
-        with operator.change_instances(*_places(operator, wanted, prune), hosts=_hosts(wanted)) as change:
-            with _progress(len(wanted)) as advance:
+    with _bars() as bar:
+        wanted = _read(files, project_of(ctx), bar)
+        if not wanted and prune:
+            raise OperatorError(
+                "nothing is defined, so --prune would remove everything", "'guestapi instance remove' does"
+            )
+        warnings = [warning for one in wanted for warning in check(one)]
+        places, writing = _places(operator, wanted, prune), partial(bar, "writing")
+        try:
+            with operator.change_instances(*places, hosts=_hosts(wanted), writing=writing) as change:
+                advance = bar("applying", len(wanted))
                 for one in wanted:
                     _define(change, one, report, texts=dry_run)
-                    advance()
-            if prune:
-                _refuse_running(operator, change, wanted, force)
-                _prune(change, wanted, frozenset(sources), force, report, texts=dry_run)
-            if dry_run:
-                raise _UndoneError
-    except _UndoneError:
-        pass
+                    advance(1)
+                if prune:
+                    _refuse_running(operator, change, wanted, force)
+                    _prune(change, wanted, frozenset(sources), force, report, texts=dry_run)
+                if dry_run:
+                    raise _UndoneError
+        except _UndoneError:
+            pass
     for line in lines:
         click.echo(printable(line))
     click.echo(
@@ -115,39 +122,51 @@ def _refuse_running(operator: Operator, change: Change, wanted: Iterable[Definit
             raise ConflictError(f"{_label(one.project, one.name)} is not defined, but runs", "--force removes it")
 
 
-def _read(files: Iterable[str], project: str | None) -> list[Definition]:
+def _read(files: Iterable[str], project: str | None, bar: _Bar) -> list[Definition]:
     """All definitions, each of another instance."""
     if list(files).count("-") > 1:
         raise MisuseError("'-' is given twice, but standard input can be read once only")
     found: dict[tuple[str, str], str] = {}
     wanted: list[Definition] = []
-    for where, text in (part for file in files for part in _texts(file)):
-        for one in parse(text, where, project=project):
+    parts = [part for file in files for part in _parts(file)]
+    advance = bar("reading", len(parts))
+    for where, path in parts:
+        for one in parse(_content(where, path), where, project=project):
             label = (one.project, one.name)
             if label in found:
                 raise OperatorError(f"{where}: {_label(*label)} is defined already in {found[label]}", "define it once")
             found[label] = where
             wanted.append(one)
+        advance(1)
     return wanted
 
 
-def _texts(file: str) -> Iterator[tuple[str, bytes]]:
-    """What is read of a file or a directory, with what it is called."""
+def _parts(file: str) -> list[tuple[str, Path | None]]:
+    """What is read of a file or a directory, by what it is called; None: standard input."""
     if file == "-":
-        yield "standard input", sys.stdin.buffer.read()
-        return
+        return [("standard input", None)]
     try:
         path = Path(file)
-        parts = [path]
-        if path.is_dir():
-            parts = sorted(one for one in path.iterdir() if one.suffix in _SUFFIXES and one.is_file())
-            if not parts:
-                raise OperatorError(f"{file}: has no definitions", "they are in files named *.yaml, *.yml or *.json")
-        for part in parts:
-            yield str(part), part.read_bytes()
+        if not path.is_dir():
+            return [(file, path)]
+        parts = sorted(one for one in path.iterdir() if one.suffix in _SUFFIXES and one.is_file())
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no file can be called so"
-        raise OperatorError(f"{file}: {reason}", "-f takes a file or a directory, or '-'") from None
+        raise _unreadable(file, error) from None
+    if not parts:
+        raise OperatorError(f"{file}: has no definitions", "they are in files named *.yaml, *.yml or *.json")
+    return [(str(part), part) for part in parts]
+
+
+def _content(where: str, path: Path | None) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if path is None else path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise _unreadable(where, error) from None
+
+
+def _unreadable(file: str, error: Exception) -> OperatorError:
+    reason = getattr(error, "strerror", None) or "no file can be called so"
+    return OperatorError(f"{file}: {reason}", "-f takes a file or a directory, or '-'")
 
 
 def _define(change: Change, wanted: Definition, report: _Report, *, texts: bool) -> None:
@@ -202,15 +221,18 @@ def _label(project: str, name: str) -> str:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr, if that is a terminal."""
+def _bars() -> Iterator[_Bar]:
+    """Bars on stderr, if that is a terminal: one for each part of the work."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield lambda _what, _total: lambda _count: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("applying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("applying", total=total)
-        yield lambda: bar.advance(task)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def begin(what: str, total: int) -> Callable[[int], None]:
+            return partial(bars.advance, bars.add_task(what, total=total))
+
+        yield begin

@@ -32,6 +32,7 @@ from guestapi.store.writing import Writer
 
 if TYPE_CHECKING:
     from guestapi.cli.fleet_side import FleetSide
+    from guestapi.fleet.plan import Writing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,14 +73,17 @@ class Operator:
 
         return FleetSide(self.settings)
 
-    def change_instances(self, *places: tuple[str, str], hosts: Sequence[str] = ()) -> AbstractContextManager[Change]:
+    def change_instances(
+        self, *places: tuple[str, str], hosts: Sequence[str] = (), writing: Writing | None = None
+    ) -> AbstractContextManager[Change]:
         """Change instances, of this host or of the fleet, in one transaction.
 
         Args:
             places: project and name of each instance that is changed or added.
             hosts: where added ones may be, besides --host.
+            writing: is told how far the fleet's database has got.
         """
-        return self.fleet.change(places, hosts) if self.is_fleet else self.writer.change()
+        return self.fleet.change(places, hosts, writing) if self.is_fleet else self.writer.change()
 
     def view_instances(self, *places: tuple[str, str]) -> AbstractContextManager[Moment]:
         """Look at instances, of this host or of the fleet, by project and name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -71,7 +72,7 @@ def follow(operator: Operator, anew: bool) -> None:
     settings = operator.settings
     journal.set_up(settings.log.level)
     url = fleet_url(settings)
-    FleetFollower(settings, lambda: connect_host(url, settings.fleet), _say).run()
+    FleetFollower(settings, partial(connect_host, url, settings.fleet), _say).run()
 
 
 @fleet.command()

@@ -17,7 +17,7 @@ from guestapi.fleet import moving
 from guestapi.fleet.engine import session
 from guestapi.fleet.moving import Move
 from guestapi.fleet.operating import AlreadyDoneError, FleetStore, Place, Wishes, new_operation
-from guestapi.fleet.plan import FleetInstance, Result
+from guestapi.fleet.plan import FleetInstance, Result, Writing
 from guestapi.model import Instance
 from guestapi.settings import Settings
 from guestapi.store.transaction import Change
@@ -41,14 +41,16 @@ class FleetSide:
         return self._store.view(places)
 
     @contextmanager
-    def change(self, places: Sequence[Place], hosts: Sequence[str] = ()) -> Iterator[Change]:
+    def change(
+        self, places: Sequence[Place], hosts: Sequence[str] = (), writing: Writing | None = None
+    ) -> Iterator[Change]:
         """Change instances, which are named; afterwards, say what is certain, and wait if that is wanted."""
         context = click.get_current_context()
         given: dict[str, Any] = given_options(context)
         operation: UUID = given.get("operation") or new_operation()
         wishes = Wishes(operation, given.get("host"), given.get("if_revision"))
         try:
-            with self._store.change(places, wishes, hosts) as change:
+            with self._store.change(places, wishes, hosts, writing) as change:
                 yield change
         except KeyboardInterrupt:
             done = "the change is made and stays" if self._store.committed else "nothing was changed"

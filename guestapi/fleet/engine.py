@@ -32,6 +32,10 @@ _CONNECT_SECONDS = 5
 _WATCH_SECONDS = 0.2
 #: Seconds for which an operator's question has no answer before a new session finds out whether the server lives.
 _DOUBT_SECONDS = 3.0
+#: Nothing of a schema that somebody else can write to is found by accident.
+_OPTIONS = "-c search_path=pg_catalog -c client_encoding=UTF8"
+#: A session that was given up ends, also while it waits for a lock: a host may have few.
+_HOSTS_OPTIONS = f"{_OPTIONS} -c client_connection_check_interval=1s"
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*@)")
 _SUPERUSER = (
     "to change instances needs a role in guestapi_operator; "
@@ -41,6 +45,10 @@ _SUPERUSER = (
 
 class FleetError(SourceError):
     """The fleet's database cannot be used."""
+
+
+class LateError(FleetError):
+    """The fleet's database has not answered in time."""
 
 
 class UncertainError(FleetError):
@@ -56,7 +64,11 @@ class UncertainError(FleetError):
 
 
 class Session:
-    """A session in which each question has an answer in time, or fails. Used by one thread."""
+    """A session in which each question has an answer in time, or fails. Used by one thread.
+
+    Attributes:
+        patience: how many times as long as usual an answer may take.
+    """
 
     def __init__(self, connection: psycopg.Connection[Any], seconds: float) -> None:
         """Watch a connection.
@@ -65,6 +77,7 @@ class Session:
             connection: in autocommit mode.
             seconds: after which a question without an answer fails.
         """
+        self.patience = 1.0
         self._connection = connection
         self._seconds = seconds
         self._until: float | None = None
@@ -84,21 +97,31 @@ class Session:
         with suppress(Exception):
             self._connection.close()
 
-    def ask(self, query: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> list[tuple[Any, ...]]:
+    def ask(
+        self, query: str, parameters: Sequence[object] | Mapping[str, object] = (), *, often: bool = False
+    ) -> list[tuple[Any, ...]]:
         """Execute a statement, and return its rows.
 
+        Args:
+            query: the statement.
+            parameters: of it.
+            often: it is asked again and again, so it is planned once for the session. To plan it can take ten times as
+                long as to execute it.
+
         Raises:
-            FleetError: it fails, or has no answer in time.
+            LateError: it has no answer in time.
+            FleetError: it fails.
         """
         import psycopg
 
-        self._until = monotonic() + self._seconds
+        seconds = self._seconds * self.patience
+        self._until = monotonic() + seconds
         try:
-            cursor = self._connection.execute(query.encode(), parameters or None)
+            cursor = self._connection.execute(query.encode(), parameters or None, prepare=often or None)
             return cursor.fetchall() if cursor.description is not None else []
         except psycopg.Error as error:
             if self._late:
-                raise FleetError(f"the fleet's database has not answered for {self._seconds:g} s") from None
+                raise LateError(f"the fleet's database has not answered for {seconds:g} s") from None
             raise FleetError(f"the fleet's database refuses: {_first_line(error)}") from None
         finally:
             self._until = None
@@ -289,18 +312,24 @@ def _delayed_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def open_session(url: str, options: Mapping[str, str | os.PathLike[str]], seconds: float) -> Session:
+def open_session(
+    url: str, options: Mapping[str, str | os.PathLike[str]], seconds: float, patience: float = 1.0
+) -> Session:
     """Open a session whose questions are answered in time, or fail.
 
     Args:
         url: as of `session`.
         options: parameters of libpq that win over those of the URL.
         seconds: as of `Session`.
+        patience: of the session.
 
     Raises:
         FleetError: psycopg is not installed, or no server takes changes.
     """
-    return Session(_connect(url, {name: str(value) for name, value in options.items()}), seconds)
+    connection = _connect(url, {name: str(value) for name, value in options.items()}, _HOSTS_OPTIONS)
+    opened = Session(connection, seconds)
+    opened.patience = patience
+    return opened
 
 
 def printable_url(url: str) -> str:
@@ -308,7 +337,7 @@ def printable_url(url: str) -> str:
     return _PASSWORD.sub("", url.partition("?")[0])
 
 
-def _connect(url: str, options: Mapping[str, str]) -> psycopg.Connection[Any]:
+def _connect(url: str, options: Mapping[str, str], settings: str = _OPTIONS) -> psycopg.Connection[Any]:
     try:
         import psycopg
         import psycopg.conninfo
@@ -324,8 +353,7 @@ def _connect(url: str, options: Mapping[str, str]) -> psycopg.Connection[Any]:
             connect_timeout=_CONNECT_SECONDS,
             target_session_attrs="read-write",
             application_name="guestapi",
-            # Nothing of a schema that somebody else can write to is found by accident.
-            options="-c search_path=pg_catalog -c client_encoding=UTF8",
+            options=settings,
         )
     except psycopg.Error as error:
         raise FleetError(f"the fleet at {printable_url(url)} cannot be reached: {_first_line(error)}") from None

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from guestapi.audit_log import by_source
 from guestapi.errors import SourceError
 from guestapi.fleet import inventory
-from guestapi.fleet.engine import FleetError, Session
+from guestapi.fleet.engine import FleetError, LateError, Session
 from guestapi.fleet.inventory import HostLook, HostState, PlacedRow, Placement, Said
 from guestapi.fleet.placing import is_same, write_placements
 from guestapi.settings import Settings
@@ -42,6 +42,9 @@ _CONTACT_SECONDS = 5.0
 _COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
 #: Seconds until the next try after the database was lost: first, and longest; they double between.
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+#: How many times as long as usual the database may take when it was too slow before; doubled for each time. When all
+#: hosts come at once, each has its answer late, and would be later still if they ended each other's questions.
+_MOST_PATIENCE = 8.0
 #: Most instances in a transaction, which takes about a tenth of a second.
 BATCH = 50
 
@@ -60,12 +63,12 @@ class _Step(NamedTuple):
 class FleetFollower:
     """Keeps the store as the fleet's database has this host."""
 
-    def __init__(self, settings: Settings, connect: Callable[[], Session], tell: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, connect: Callable[[float], Session], tell: Callable[[str], None]) -> None:
         """Open the store.
 
         Args:
             settings: the store's.
-            connect: opens a session by the role of this host.
+            connect: opens a session by the role of this host, with this patience.
             tell: called with one sentence about the status, again and again while it works.
 
         Raises:
@@ -74,6 +77,7 @@ class FleetFollower:
         self._settings = settings
         self._connect, self._tell = connect, tell
         self._open()
+        self._patience = 1.0
         #: What the database has of what this host has said, by UUID; and when an instance was last reported.
         self._said: dict[str, Said] = {}
         self._reported: dict[str, float] = {}
@@ -92,6 +96,8 @@ class FleetFollower:
                 self.follow()
             except SourceError as error:
                 self._lose(error)
+                if isinstance(error, LateError):
+                    self._patience = min(2 * self._patience, _MOST_PATIENCE)
             except StoreError as error:
                 log.error("%s", error)
                 self._reopen()
@@ -111,28 +117,31 @@ class FleetFollower:
             FleetError: the database is lost, or not the one that this host follows.
             StoreError: the store cannot be used.
         """
-        with self._connect() as session:
+        with self._connect(self._patience) as session:
             state = inventory.read_state(session)
             self._admit(state)
             inventory.listen(session, state.host)
             self._compared = self._contacted = -_COMPARE_SECONDS
-            heard = time.monotonic()
+            # As if there had been a notification: to plan that question takes longer than to answer it.
+            began, heard = time.monotonic(), True
             while True:
-                self._look(session)
+                self._look(session, heard)
                 # Only what was written for a notification says how long that took.
                 self._report(session, state.host)
-                self._contact(session, time.monotonic() - heard)
+                self._contact(session, time.monotonic() - began)
+                self._patience = session.patience = 1.0
                 if until():
                     return
-                session.wait(LOOK_SECONDS)
-                heard = time.monotonic()
+                heard = session.wait(LOOK_SECONDS)
+                began = time.monotonic()
 
-    def _look(self, session: Session) -> None:
+    def _look(self, session: Session, heard: bool) -> None:
+        """Look whether something has changed, and at what; if there was a notification, with one question."""
         with self._store.view() as store:
             stored = placements.read_cursor(store)
             troubled = bool(statuses.list_problem_keys(store, FLEET))
-        found = inventory.look(session, stored)
-        state = found.state
+        found = inventory.look(session, stored) if heard else None
+        state = inventory.read_state(session) if found is None else found.state
         self._admit(state)
         late = time.monotonic() > self._compared + (_REPAIR_SECONDS if troubled else _COMPARE_SECONDS)
         same = stored[:2] == state.cursor[:2]
@@ -145,7 +154,7 @@ class FleetFollower:
                 )
             self._look_at_all(session, stored)
         elif state.cursor.revision > stored.revision:
-            self._take_changes(session, stored, found)
+            self._take_changes(session, stored, found or inventory.look(session, stored))
         with self._store.view() as store:
             self._status = self._status._replace(cursor=placements.read_cursor(store))
 

@@ -133,7 +133,7 @@ def read_state(session: Session) -> HostState:
     Raises:
         FleetError: this host does not belong to the fleet, or its program does not fit.
     """
-    return _as_state(session.ask(_STATE))
+    return _as_state(session.ask(_STATE, often=True))
 
 
 def look(session: Session, cursor: Cursor) -> HostLook:
@@ -146,7 +146,7 @@ def look(session: Session, cursor: Cursor) -> HostLook:
         FleetError: as `read_state`.
     """
     parameters = {**cursor._asdict(), "timeline": f"{cursor.timeline:08X}", "most": _CHUNK_BYTES}
-    rows = session.ask(_LOOK, parameters)
+    rows = session.ask(_LOOK, parameters, often=True)
     state = _as_state([row[:_STATE_COLUMNS] for row in rows])
     found = [row[_STATE_COLUMNS + 1 :] for row in rows if row[_STATE_COLUMNS] is not None]
     changed = [(uuid, first, None if one[0] is None else PlacedRow(*one[:6])) for uuid, first, *one in found]
@@ -175,6 +175,8 @@ def listen(session: Session, host: str) -> None:
     What a host says is said again after it was lost with a server, so no commit of these waits for a disk or a standby.
     """
     session.ask("SET synchronous_commit = off")
+    # What is asked often is planned once, not five times more.
+    session.ask("SET plan_cache_mode = force_generic_plan")
     name = f"guestapi_{host}".replace('"', "")
     session.ask(f'LISTEN "{name}"')
 
@@ -214,12 +216,13 @@ def read_said(session: Session, host: str) -> dict[str, Said]:
 
 def say_contact(session: Session, applied: int, fault: str) -> None:
     """Say that this host follows, and up to which revision its store is as the database."""
-    session.ask(_CONTACT, (applied, guestapi.__version__[:100], fault.encode()[:1000].decode(errors="ignore")))
+    words = (applied, guestapi.__version__[:100], fault.encode()[:1000].decode(errors="ignore"))
+    session.ask(_CONTACT, words, often=True)
 
 
 def report(session: Session, uuid: str, said: Said) -> bool:
     """Say something of an instance; False: it is not this host's any more, or something newer was said."""
-    return bool(session.ask(_REPORT, (uuid, *said))[0][0])
+    return bool(session.ask(_REPORT, (uuid, *said), often=True)[0][0])
 
 
 def release(session: Session, uuid: str, epoch: int) -> bool:

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from guestapi.errors import OperatorError
 from guestapi.fleet import plan
 from guestapi.fleet.engine import FleetError, UncertainError, commit
-from guestapi.fleet.plan import FleetInstance, Plan, Result
+from guestapi.fleet.plan import FleetInstance, Plan, Result, Writing
 from guestapi.model import Instance
 from guestapi.store.errors import ConflictError
 from guestapi.store.scratch import load_instances, scratch
@@ -29,8 +29,8 @@ Place = tuple[str, str]
 
 #: Seconds to find out what became of a change whose confirmation was lost with its server, and between two tries.
 _ASK_AGAIN_SECONDS, _ASK_AGAIN_PAUSE = 60.0, 0.5
-#: Seconds between two looks whether hosts have applied a change.
-_WAIT_SECONDS = 0.05
+#: Seconds between two looks whether hosts have applied a change; and at least, as a multiple of what a look takes.
+_WAIT_SECONDS, _PAUSES = 0.05, 9
 
 
 class Wishes(NamedTuple):
@@ -96,13 +96,16 @@ class FleetStore:
         return [plan.as_instance(number, one) for number, one in self.known.items()]
 
     @contextmanager
-    def change(self, places: Sequence[Place], wishes: Wishes, hosts: Iterable[str] = ()) -> Iterator[Change]:
+    def change(
+        self, places: Sequence[Place], wishes: Wishes, hosts: Iterable[str] = (), writing: Writing | None = None
+    ) -> Iterator[Change]:
         """Change instances: all that the block does, or nothing.
 
         Args:
             places: projects and names of all instances that are changed or added.
             wishes: what the operator wants.
             hosts: hosts that instances may be placed on, besides that of `wishes`.
+            writing: is told how many instances are written.
 
         Raises:
             ConflictError: the instance has another revision.
@@ -122,7 +125,7 @@ class FleetStore:
             yield change
             differences = plan.compare(change, self.known, wishes.host)
             plan.refuse_fenced(states, (one.host for one in differences.added))
-            self.result = plan.write(connection, differences, wishes.operation)
+            self.result = plan.write(connection, differences, wishes.operation, writing)
             try:
                 commit(connection)
             except UncertainError as error:
@@ -143,10 +146,13 @@ class FleetStore:
         """
         with self._connect() as connection:
             while True:
+                asked = time.monotonic()
                 behind = [Behind(*one) for one in plan.find_behind(connection, result)]
-                if not behind or (until is not None and time.monotonic() > until):
+                now = time.monotonic()
+                if not behind or (until is not None and now > until):
                     return behind
-                time.sleep(_WAIT_SECONDS)
+                # Of very many hosts, the question takes its time.
+                time.sleep(max(_WAIT_SECONDS, _PAUSES * (now - asked)))
 
     def _load(self, change: Change, found: Iterable[FleetInstance]) -> None:
         self.known = dict(enumerate(found, 1))

@@ -7,9 +7,9 @@ each other; a host's revision is raised once for a change.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from guestapi.errors import OperatorError
@@ -45,7 +45,8 @@ _ALL = (
     "WHERE (%(project)s::text IS NULL OR project = %(project)s) "
     "AND (%(host)s::text IS NULL OR instances.host = %(host)s) ORDER BY project, name"
 )
-_LOCK = "SELECT name, state FROM guestapi.hosts WHERE name = ANY(%s) ORDER BY name FOR UPDATE"
+# What hosts say meanwhile refers to these rows, and must not wait: a large change takes minutes.
+_LOCK = "SELECT name, state FROM guestapi.hosts WHERE name = ANY(%s) ORDER BY name FOR NO KEY UPDATE"
 _OP = "SELECT result FROM guestapi.ops WHERE op = %s"
 _NOTE_OP = "INSERT INTO guestapi.ops (op, result) VALUES (%s, %s)"
 #: Operations that nobody asks for again any more.
@@ -83,8 +84,13 @@ _NOTE = (
     "SELECT host, guestapi.note(host, array_agg(uuid)) FROM unnest(%s::text[], %s::uuid[]) AS changed (host, uuid) "
     "GROUP BY host ORDER BY host"
 )
-#: Rows, and characters and bytes of them, that a statement has at the most; one row alone may have more.
-_BATCH_ROWS, _BATCH_SIZE = 5_000, 4 << 20
+#: Instances that are written by the same statements; and characters and bytes of the rows that a statement has at the
+#: most, unless one row alone has more.
+_PART, _BATCH_SIZE = 1_000, 4 << 20
+
+#: Called with how much there is to do, before it is done; what it returns is called with how much more is done.
+Writing = Callable[[int], Callable[[int], None]]
+_Row = TypeVar("_Row")
 _BEHIND = (
     "SELECT name, extract(epoch FROM clock_timestamp() - contact)::float8 FROM guestapi.hosts "
     "LEFT JOIN guestapi.seen ON seen.host = name "
@@ -318,8 +324,14 @@ def check_unchanged(connection: psycopg.Connection[Any], plan: Plan) -> None:
             raise ConflictError(f"instance {one.name!r} was changed meanwhile; nothing was changed", "call this again")
 
 
-def write(connection: psycopg.Connection[Any], plan: Plan, operation: UUID) -> Result:
+def write(connection: psycopg.Connection[Any], plan: Plan, operation: UUID, writing: Writing | None = None) -> Result:
     """Write what differs, and the operation; the transaction is not committed yet.
+
+    Args:
+        connection: in the transaction that has locked the hosts.
+        plan: what is to be written.
+        operation: of the operator.
+        writing: is told how many instances are added and changed, then how many more are written.
 
     Raises:
         psycopg.Error: the database refuses it.
@@ -330,37 +342,20 @@ def write(connection: psycopg.Connection[Any], plan: Plan, operation: UUID) -> R
     # First what is gone, then what gets another name: names are free then.
     if plan.removed:
         connection.execute(_REMOVE, ([one.uuid for one in plan.removed],))
-    _write_changed(connection, plan.changed, revisions)
-    _write_rows(
-        connection,
-        _ADD,
-        (
-            (one.uuid, one.project, one.name, one.type, one.cloud_init_id, one.host, revisions[one.host])
-            for one in plan.added
-        ),
-    )
+    for before, after in plan.changed:
+        if (before.project, before.name) != (after.project, after.name):
+            # In this order, since one may get the name that another one had.
+            connection.execute(_RENAME, (after.project, after.name, after.uuid))
+    advance = (writing or _tell_nobody)(len(plan.changed) + len(plan.added))
+    for some in _parts(plan.changed):
+        _write_changed(connection, some, revisions)
+        _write_content(connection, some)
+        advance(len(some))
     nothing = FleetInstance("", "", "", "container", "", "")
-    pairs = [*((nothing, one) for one in plan.added), *plan.changed]
-    _write_rows(
-        connection,
-        _ADD_CONFIG,
-        (
-            (after.uuid, key, value.encode())
-            for before, after in pairs
-            for key, value in after.config.items()
-            if before.config.get(key) != value
-        ),
-    )
-    _write_rows(
-        connection,
-        _ADD_DEVICES,
-        (
-            (after.uuid, name, json.dumps(device))
-            for before, after in pairs
-            for name, device in after.devices.items()
-            if before.devices.get(name) != device
-        ),
-    )
+    for added in _parts(plan.added):
+        _write_added(connection, added, revisions)
+        _write_content(connection, [(nothing, one) for one in added])
+        advance(len(added))
     return note_operation(connection, operation, revisions)
 
 
@@ -383,10 +378,6 @@ def _write_changed(
     changed: Sequence[tuple[FleetInstance, FleetInstance]],
     revisions: Mapping[str, int],
 ) -> None:
-    for before, after in changed:
-        if (before.project, before.name) != (after.project, after.name):
-            # In this order, since one may get the name that another one had.
-            connection.execute(_RENAME, (after.project, after.name, after.uuid))
     rows = ((one.uuid, one.type, one.cloud_init_id, revisions[one.host]) for _before, one in changed)
     _write_rows(connection, _UPDATE, rows)
     for statement, part in ((_REMOVE_CONFIG, "config"), (_REMOVE_DEVICES, "devices")):
@@ -398,13 +389,49 @@ def _write_changed(
         _write_rows(connection, statement, gone)
 
 
+def _write_added(
+    connection: psycopg.Connection[Any], added: Sequence[FleetInstance], revisions: Mapping[str, int]
+) -> None:
+    rows = (
+        (one.uuid, one.project, one.name, one.type, one.cloud_init_id, one.host, revisions[one.host]) for one in added
+    )
+    _write_rows(connection, _ADD, rows)
+
+
+def _write_content(connection: psycopg.Connection[Any], changed: Sequence[tuple[FleetInstance, FleetInstance]]) -> None:
+    """Write configuration and devices that instances have got."""
+    config = (
+        (after.uuid, key, value.encode())
+        for before, after in changed
+        for key, value in after.config.items()
+        if before.config.get(key) != value
+    )
+    _write_rows(connection, _ADD_CONFIG, config)
+    devices = (
+        (after.uuid, name, json.dumps(device))
+        for before, after in changed
+        for name, device in after.devices.items()
+        if before.devices.get(name) != device
+    )
+    _write_rows(connection, _ADD_DEVICES, devices)
+
+
+def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+    for start in range(0, len(rows), _PART):
+        yield rows[start : start + _PART]
+
+
+def _tell_nobody(_total: int) -> Callable[[int], None]:
+    return lambda _count: None
+
+
 def _write_rows(connection: psycopg.Connection[Any], statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
     """Execute a statement that takes an array for each column of its rows, for some of them at a time."""
     batch: list[tuple[Any, ...]] = []
     size = 0
     for row in rows:
         more = sum(len(value) for value in row if isinstance(value, (str, bytes)))
-        if batch and (len(batch) == _BATCH_ROWS or size + more > _BATCH_SIZE):
+        if batch and size + more > _BATCH_SIZE:
             connection.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
             batch, size = [], 0
         batch.append(row)

@@ -10,6 +10,7 @@ CHECKOUT = Path(__file__).parents[2]
 TESTS = {
     "the database cannot be reached": "fleet/test_follower.py::test_check",
     "the process of a server is stopped": "fleet_faults/test_faults.py::test_the_primary_is_stopped_and_continued",
+    "the database is busy": "fleet/test_follower.py::test_a_database_that_is_busy",
     "a command's server is stopped": "fleet/test_stopped_server.py::test_a_question_ends",
     "the server is lost while it commits": "fleet/test_operating.py::test_a_commit_whose_answer_was_lost",
     "no standby confirms a change": "fleet/test_operating.py::test_without_a_standby",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from guestapi.fleet.follower import FleetFollower
@@ -36,7 +37,7 @@ class FollowingHost:
 
     def follower(self) -> FleetFollower:
         """A follower in this process, whose rounds the test counts."""
-        return FleetFollower(self.settings, lambda: connect_host(self.url, self.settings.fleet), self.told.append)
+        return FleetFollower(self.settings, partial(connect_host, self.url, self.settings.fleet), self.told.append)
 
     def follow(self) -> None:
         """Connect, and look once."""

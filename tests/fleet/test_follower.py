@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
-from guestapi.fleet import follower, inventory
+from guestapi.fleet import follower, inventory, joining
 from guestapi.fleet.engine import FleetError
 from guestapi.fleet.follower import BATCH, FleetFollower
 from guestapi.fleet.inventory import Placement
 from guestapi.fleet.joining import connect_host
 from guestapi.fleet.placing import write_placements
+from guestapi.metrics.exposition import write_metrics
+from guestapi.metrics.handover import ReportDirectory
 from guestapi.sources.reconcile import reconcile
 from guestapi.store import placements, steps
 from guestapi.store.lookup import find_instance, get_instance, list_problems
@@ -319,6 +323,38 @@ def test_stopped_server(fleet: Fleet) -> None:
     assert time.monotonic() - began < SECONDS
 
 
+def test_a_database_that_is_busy(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While answers take long, each try waits twice as long as the one before; after one that was in time, as usual.
+
+    Otherwise hosts that all come at once would end each other's questions for ever.
+    """
+    monkeypatch.setattr(joining, "ANSWER_SECONDS", 0.25)
+    host = FollowingHost(fleet)
+    told: list[str] = []
+
+    class EndError(BaseException):
+        pass
+
+    with ExitStack() as locks:
+        busy = locks.enter_context(fleet.admin())
+        busy.execute("BEGIN; LOCK TABLE guestapi.fleet IN ACCESS EXCLUSIVE MODE")
+
+        def tell(what: str) -> None:
+            if what.startswith("follows") and "ended" not in told:
+                busy.execute("BEGIN; LOCK TABLE guestapi.fleet IN ACCESS EXCLUSIVE MODE")
+                told.append("ended")
+            elif found := re.search("has not answered for (.*) s$", what):
+                told.append(found[1])
+                if "ended" in told:
+                    raise EndError
+                if len(told) == 5:
+                    busy.execute("COMMIT")
+
+        with pytest.raises(EndError):
+            FleetFollower(host.settings, partial(connect_host, host.url, host.settings.fleet), tell).run()
+    assert told == ["0.25", "0.5", "1", "2", "2", "ended", "0.25"]
+
+
 def test_moves_away(fleet: Fleet) -> None:
     """An instance that is to go to another host is out of the old store before the new one has it."""
     old, new = FollowingHost(fleet), FollowingHost(fleet, "h2")
@@ -472,8 +508,25 @@ def test_check(fleet: Fleet) -> None:
         raise EndError
 
     with pytest.raises(EndError):
-        FleetFollower(host.settings, lambda: connect_host(host.url, host.settings.fleet), end).run()
+        FleetFollower(host.settings, partial(connect_host, host.url, host.settings.fleet), end).run()
     assert not found()["ok"]
     assert found()["text"].startswith("1 instances as last known (revision 1); last contact ")
     assert "the fleet at postgresql://127.0.0.1:1/guestapi cannot be reached: " in found()["text"]
     assert fleet.guestapi.good("config", "get", "web1", "user.password") == "secret\n"
+
+
+def test_metrics(fleet: Fleet) -> None:
+    """Metrics say up to which revision the store is as the database, of how many instances, and how the follower is."""
+    host = FollowingHost(fleet)
+    fleet.place("h1", "second")
+    host.follow()
+
+    def metrics() -> dict[str, float]:
+        text = write_metrics(ReportDirectory(fleet.guestapi.directory), host.settings.store.url).decode()
+        return {name: float(value) for name, value in re.findall(r"^(guestapi_\S+) (\S+)$", text, re.MULTILINE)}
+
+    shown = metrics()
+    assert (shown["guestapi_fleet_revision"], shown["guestapi_fleet_instances"]) == (2, 2)
+    assert shown['guestapi_source_connected{source="fleet"}'] == 1
+    assert 'guestapi_source_contact_seconds{source="fleet"}' in shown
+    assert shown['guestapi_source_problems{source="fleet"}'] == 0

@@ -119,14 +119,14 @@ class CutSession(Session):
     left = 0
     after = False
 
-    def ask(self, query: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    def ask(self, query: str, parameters: Any = (), *, often: bool = False) -> list[tuple[Any, ...]]:
         """As `Session`."""
         cls = CutSession
         cls.left -= 1
         if cls.left >= 0:
-            return super().ask(query, parameters)
+            return super().ask(query, parameters, often=often)
         if cls.left == -1 and cls.after:
-            super().ask(query, parameters)
+            super().ask(query, parameters, often=often)
         raise FleetError("cut off")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,7 +14,9 @@ from uuid import uuid4
 import pytest
 
 from guestapi.fleet import checks, engine, plan
+from tests.cli.test_common import STYLE, on_terminal
 from tests.fleet.conftest import Fleet
+from tests.fleet.host import FollowingHost, observe
 from tests.fleet.operator import FleetOperator
 
 pytestmark = pytest.mark.root
@@ -52,7 +55,8 @@ def test_an_instance(operator: FleetOperator) -> None:
 
 def test_many_instances(operator: FleetOperator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of many instances is written in parts, in one transaction, and raises a host's revision once."""
-    monkeypatch.setattr(plan, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(plan, "_PART", 3)
+    monkeypatch.setattr(plan, "_BATCH_SIZE", 100)
     before = operator.revisions()
 
     def apply(config: dict[str, str], devices: dict[str, Any]) -> None:
@@ -68,6 +72,29 @@ def test_many_instances(operator: FleetOperator, monkeypatch: pytest.MonkeyPatch
     apply({"user.a": "1", "user.b": "\0x"}, {"eth0": {"type": "nic"}, "eth1": {"type": "nic", "mtu": "9000"}})
     apply({"user.b": "2", "user.c": "3"}, {"eth1": {"type": "nic"}, "eth2": {"type": "nic"}})
     assert operator.revisions() == {host: number + 2 for host, number in before.items()}
+
+
+def test_a_long_change_keeps_no_host_waiting(operator: FleetOperator) -> None:
+    """While an operator's change has locked a host, that host goes on reporting, also of what is new."""
+    host = FollowingHost(operator.fleet, "h1")
+    operator.fleet.place("h1", "web")
+    host.follow()
+    observe(host, "web", "lxc:web")
+    with operator.fleet.admin() as connection, connection.transaction():
+        plan.lock_hosts(connection, ["h1", "h2"])
+        host.follow()
+        with operator.fleet.admin() as other:
+            assert other.execute("SELECT host, running FROM guestapi.said").fetchall() == [("h1", True)]
+
+
+def test_progress_of_apply(operator: FleetOperator) -> None:
+    """On a terminal, a large apply shows how far reading, applying and writing have got."""
+    text = "".join(f"---\nname: i{number}\nlocation: h1\n" for number in range(20))
+    file = operator.local.directory / "definitions.yaml"
+    file.write_text(text)
+    shown = on_terminal(operator.local, [["--fleet", "apply", "-f", str(file)]])
+    for part, count in (("reading", "1/1"), ("applying", "20/20"), ("writing", "20/20")):
+        assert re.search(rf"{part} .*{count}", STYLE.sub("", shown)), shown
 
 
 def test_mistakes(operator: FleetOperator) -> None:

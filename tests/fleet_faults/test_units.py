@@ -12,20 +12,14 @@ from guestapi.fleet import moving, setup
 from guestapi.fleet.engine import session
 from guestapi.fleet.operating import FleetStore, Wishes, new_operation
 from guestapi.store import steps
+from tests.harness.fleet_host import UNIT, join
 from tests.harness.machine import CHECKOUT, Installed
 from tests.harness.postgresql import Postgres, running
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.root
 
-DATABASE, UNIT = "guestapi", "guestapi-fleet.service"
-FLEET = """[fleet]
-url = "postgresql://localhost:{port}/guestapi?hostaddr=127.0.0.1"
-host = "{name}"
-certificate = "/etc/ssl/guestapi/fleet.crt"
-key = "/etc/ssl/guestapi/fleet.key"
-ca = "/etc/ssl/guestapi/fleet-ca.crt"
-"""
+DATABASE = "guestapi"
 LXC = """
 lxc.uts.name = web
 lxc.rootfs.path = dir:{path}/web/rootfs
@@ -45,25 +39,11 @@ class FleetHost:
     def __init__(self, machine: Installed, name: str, server: Postgres) -> None:
         self.machine, self.name = machine, name
         self._path = f"/var/lib/lxc-{name}"
-        machine.run("mkdir", "-p", "/etc/ssl/guestapi", f"{self._path}/web")
-        own = server.directory / name
-        server.certificate(name, own)
-        for source, target in (
-            (f"{own}.crt", "fleet.crt"),
-            (f"{own}.key", "fleet.key"),
-            (server.directory / "ca.crt", "fleet-ca.crt"),
-        ):
-            machine.write(f"/etc/ssl/guestapi/{target}", Path(source).read_text())
-        machine.run("chmod", "600", "/etc/ssl/guestapi/fleet.key")
-        toml = machine.run("cat", "/etc/guestapi/guestapi.toml").stdout
-        toml = toml.replace("[fleet]\n", FLEET.format(port=server.port, name=name))
-        toml = toml.replace('paths = ["/var/lib/lxc"]', f'paths = ["{self._path}"]')
-        machine.write("/etc/guestapi/guestapi.toml", toml)
         # As docs/fleet.md has it.
         words = ("-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(CHECKOUT / "requirements/fleet.txt"))
         machine.run("/opt/guestapi/bin/python", *words)
-        assert machine.run("guestapi", "fleet", "join").stdout.startswith(f"host {name} can follow fleet ")
-        machine.run("systemctl", "enable", "--now", UNIT, "guestapi-lxc.service")
+        join(machine, name, server, DATABASE, self._path, "127.0.0.1")
+        machine.run("mkdir", f"{self._path}/web")
         rootfs = str(CHECKOUT / "tests/harness/rootfs.py")
         machine.run("/usr/bin/python3", "-I", "-S", rootfs, f"{self._path}/web/rootfs")
         machine.write(f"{self._path}/web/config", LXC.format(path=self._path))

@@ -21,8 +21,8 @@ from tests.harness.waiting import TIMEOUT, until
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 #: Run by /bin/sh as PID 1 of new mount, PID, UTS and IPC namespaces, with a directory, the checkout, the name of a
-#: cgroup and _BECOME_SYSTEMD.
-_BOOT = """
+#: cgroup and BECOME_SYSTEMD.
+BOOT = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$1"
@@ -33,7 +33,7 @@ mkdir "$1/cgroup/$3"
 echo 0 >"$1/cgroup/$3/cgroup.procs"
 exec unshare --cgroup /bin/sh -c "$4" boot "$1" "$2"
 """
-_BECOME_SYSTEMD = """
+BECOME_SYSTEMD = """
 set -e
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" "$1/root"
 cd "$1/root"
@@ -67,7 +67,7 @@ exec env -i container=guestapi-test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/syst
 
 
 #: Whatever is run on the machine from outside is in a cgroup of the machine too.
-_JOIN = 'echo 0 >/sys/fs/cgroup/entered/cgroup.procs && exec "$@"'
+JOIN = 'echo 0 >/sys/fs/cgroup/entered/cgroup.procs && exec "$@"'
 
 
 @contextmanager
@@ -87,7 +87,7 @@ class Machine:
         self._cgroup = Path(self._directory).name
         unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
         self._process = subprocess.Popen(
-            [*unshare, "/bin/sh", "-c", _BOOT, "boot", self._directory, CHECKOUT, self._cgroup, _BECOME_SYSTEMD],
+            [*unshare, "/bin/sh", "-c", BOOT, "boot", self._directory, CHECKOUT, self._cgroup, BECOME_SYSTEMD],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -136,7 +136,7 @@ class Machine:
     @property
     def enter(self) -> list[str]:
         """A prefix that runs a command on the machine."""
-        return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-C", "/bin/sh", "-c", _JOIN, "enter"]
+        return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u", "-i", "-C", "/bin/sh", "-c", JOIN, "enter"]
 
 
 def stage(directory: Path) -> Path:
