@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +30,16 @@ ln -sf /srv/image/boot/vmlinuz-* /srv/vmlinuz
 ln -sf /srv/image/boot/initrd.img-* /srv/initrd
 """
 
-#: $1: name, $2: CID, $3: the disk, $4: more of the kernel's command line.
+#: $1: name, $2: CID, $3: the disk, $4: more of the kernel's command line, $5: MiB of memory, then more options.
 _START = """
-name=$1 cid=$2 disk=$3 append=$4
+name=$1 cid=$2 disk=$3 append=$4 megabytes=$5
+shift 5
 rm -f /run/$name.pid
-qemu-system-x86_64 -enable-kvm -cpu host -m 256 -nodefaults -no-user-config -no-reboot \
+qemu-system-x86_64 -enable-kvm -cpu host -m $megabytes -nodefaults -no-user-config -no-reboot \
     -kernel /srv/vmlinuz -initrd /srv/initrd \
     -append "root=/dev/vda rw console=ttyS0 quiet mitigations=off tsc=reliable panic=-1 $append" \
     -serial file:/run/$name.console -drive "file=$disk" -device vhost-vsock-pci,guest-cid=$cid \
-    -display none -daemonize -pidfile /run/$name.pid
+    -display none -daemonize -pidfile /run/$name.pid "$@"
 cat /run/$name.pid
 """
 
@@ -82,12 +83,14 @@ class Nested:
         text = base64.b64encode(given).decode()
         self.run(f"mkdir -p '{Path(path).parent}'; echo {text} | base64 -d >'{path}'; chmod {mode} '{path}'")
 
+    def copy(self, name: str, path: str, mode: str = "0644") -> None:
+        """Copy a file that the host has for its virtual machines."""
+        found = f"cat /usr/share/guestapi/{name} || cat /usr/local/share/guestapi/{name}"
+        self.put(self.vm.run("sh", "-c", found).stdout.encode(), path, mode)
+
     def start_agent(self) -> None:
         """Copy guestapi-agent from the host, as docs/virtual-machines.md has it, and start it without systemd."""
-        agent = self.vm.run(
-            "sh", "-c", "cat /usr/share/guestapi/guestapi-agent || cat /usr/local/share/guestapi/guestapi-agent"
-        )
-        self.put(agent.stdout.encode(), "/usr/local/sbin/guestapi-agent", "0755")
+        self.copy("guestapi-agent", "/usr/local/sbin/guestapi-agent", "0755")
         self.run(
             "setsid guestapi-agent >/tmp/agent.log 2>&1 </dev/null & until [ -S /dev/lxd/sock ]; do sleep 0.1; done"
         )
@@ -122,7 +125,14 @@ def prepare(vm: VirtualMachine) -> None:
 
 @contextmanager
 def started(
-    vm: VirtualMachine, name: str, cid: int, *, disk: str = "", append: str = "init=/usr/local/sbin/test-init"
+    vm: VirtualMachine,
+    name: str,
+    cid: int,
+    *,
+    disk: str = "",
+    append: str = "init=/usr/local/sbin/test-init",
+    megabytes: int = 256,
+    options: Sequence[str] = (),
 ) -> Iterator[Nested]:
     """Start a virtual machine, without waiting for its boot.
 
@@ -132,12 +142,14 @@ def started(
         cid: its context ID.
         disk: a file in qcow2 that it writes; by default it writes nothing that is kept.
         append: more of its kernel's command line; by default a shell is its only process.
+        megabytes: of memory, in MiB.
+        options: more of QEMU's.
 
     Yields:
         the machine, which is killed afterwards if it runs then.
     """
     drive = f"{disk},if=virtio,format=qcow2" if disk else "/dev/vdb,if=virtio,format=raw,snapshot=on"
-    pid = vm.script(_START, name, str(cid), drive, append)
+    pid = vm.script(_START, name, str(cid), drive, append, str(megabytes), *options)
     nested = Nested(vm, name, cid, int(pid))
     try:
         yield nested
