@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -12,6 +11,7 @@ from guestapi.store import steps
 from guestapi.store.lookup import get_instance
 from tests.harness.containers import Container
 from tests.harness.service import Service
+from tests.harness.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -44,7 +44,7 @@ def test_acknowledgements(service: Service) -> None:
         assert [acknowledge(web, number) for _time in range(2)] == [204, 204]
         assert [one["status"] for one in listed(web)] == ["acknowledged"]
         soon = announce(service, "1s")
-        time.sleep(1.1)
+        until(lambda: soon not in [one["id"] for one in listed(web)], "its time")
         assert acknowledge(web, soon) == 404
         assert [one["id"] for one in listed(web)] == [number]
         with service.writer.change() as change:
