@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 
 import pytest
@@ -60,11 +61,17 @@ def test_clock_set_back(clock: Clock) -> None:
         assert "Traceback" not in own.log.read_text()
 
 
-def announcing(own: Service, clock: Clock, seconds: str) -> subprocess.Popen[str]:
+@contextmanager
+def announcing(own: Service, clock: Clock, seconds: str) -> Iterator[subprocess.Popen[str]]:
     """Announce a stop to web and wait for its acknowledgement, by a command that has the clock."""
     command = [str(COMMAND), "--config", str(own.config), "notice", "web", "stop", "--in", seconds, "--wait"]
     environment = {**os.environ, **clock.environment}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as waiting:
+        try:
+            yield waiting
+        finally:
+            # It may wait for an hour.
+            waiting.kill()
 
 
 @pytest.mark.parametrize("moved", [-DAY, DAY], ids=["back", "on"])
