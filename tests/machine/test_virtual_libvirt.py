@@ -24,13 +24,19 @@ UNITS = (
 LOCKING = "virtlockd.socket virtlockd-admin.socket"
 SOCKETS = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
 
+#: A vsock device whose CID is in the domain's definition, and one whose CID libvirt chooses.
+FIXED = "<vsock model='virtio'><cid auto='no' address='77'/></vsock>"
+CHOSEN = "<vsock model='virtio'><cid auto='yes'/></vsock>"
+
 #: The disks' backing file is a device of the machine, from which libvirt's own confinement keeps QEMU.
 _PREPARE = r"""
 printf '%s\n' 'security_driver = "none"' 'namespaces = []' >>/etc/libvirt/qemu.conf
 chmod o+r /dev/vdb
 mkdir -p /var/lib/libvirt/boot
 cp -L /srv/vmlinuz /srv/initrd /var/lib/libvirt/boot/
-qemu-img create -q -f qcow2 -F raw -b /dev/vdb /var/lib/libvirt/images/web.qcow2
+for name in web old new; do
+    qemu-img create -q -f qcow2 -F raw -b /dev/vdb /var/lib/libvirt/images/$name.qcow2
+done
 """
 
 _DOMAIN = """<domain type='kvm'>
@@ -109,11 +115,12 @@ def libvirt(vsock_host: VirtualMachine) -> Iterator[LibvirtMachine]:
         vm.run("systemctl", "enable", "--now", "guestapi-libvirt.service")
         words = ("--type", "virtual-machine", "--config", "user.role=frontend")
         vm.run("guestapi", "instance", "add", "web", *words)
-        made.define("web", "<vsock model='virtio'><cid auto='yes'/></vsock>")
+        made.define("web", CHOSEN)
         yield made
     finally:
-        vm.run("virsh", "--quiet", "destroy", "web", check=False)
-        vm.run("virsh", "--quiet", "undefine", "web", check=False)
+        for name in ("web", "old", "new"):
+            vm.run("virsh", "--quiet", "destroy", name, check=False)
+            vm.run("virsh", "--quiet", "undefine", name, check=False)
         vm.script(f"systemctl disable --now --quiet guestapi-libvirt.service {UNITS}; systemctl mask --quiet {UNITS}")
         vm.run("guestapi", "follow", "libvirt", "--forget")
 
@@ -143,7 +150,7 @@ def test_a_machine_of_libvirt(libvirt: LibvirtMachine) -> None:
 
 def test_definitions(libvirt: LibvirtMachine) -> None:
     """An instance has its domain's name and UUID, follows its renaming, and is gone with it if nothing was set."""
-    libvirt.define("plain", "<vsock model='virtio'><cid auto='yes'/></vsock>")
+    libvirt.define("plain", CHOSEN)
     libvirt.define("mute", "")
     libvirt.wait_for("plain", "stopped")
     one = libvirt.instance("plain")
@@ -156,3 +163,32 @@ def test_definitions(libvirt: LibvirtMachine) -> None:
     libvirt.virsh("undefine", "other")
     libvirt.virsh("undefine", "mute")
     libvirt.wait_for("other", "")
+
+
+def test_a_cid_that_another_domain_gets(libvirt: Libvirt) -> None:
+    """Who gets a domain's CID is never answered as that domain, even if nobody has noticed that it has ended."""
+    vm = libvirt.vm
+    for name in ("old", "new"):
+        words = ("--type", "virtual-machine", "--config", f"user.role=role of {name}")
+        vm.run("guestapi", "instance", "add", name, *words)
+        libvirt.define(name, FIXED)
+    libvirt.virsh("start", "old")
+    libvirt.wait_for("old", "running")
+    old = libvirt.machine("old")
+    assert old.ask("/1.0/config/user.role") == (200, "role of old")
+
+    vm.run("systemctl", "stop", "guestapi-libvirt.service")
+    libvirt.virsh("destroy", "old")
+    libvirt.virsh("start", "new")
+    new = libvirt.machine("new")
+    assert new.cid == old.cid
+    assert new.ask("/1.0/config/user.role") == (500, "pid not in container?\n")
+    vm.run("systemctl", "start", "guestapi-libvirt.service")
+    libvirt.wait_for("new", "running")
+    assert new.ask("/1.0/config/user.role") == (200, "role of new")
+    assert libvirt.instance("old")["status"] == "stopped"
+
+    # With the follower, the domain is registered while it boots.
+    libvirt.virsh("destroy", "new")
+    libvirt.virsh("start", "old")
+    assert libvirt.machine("old").ask("/1.0/config/user.role") == (200, "role of old")
