@@ -110,6 +110,9 @@ def ask_and_be_killed(own: Service, container: Container, calls: str, number: in
     """
     with ExitStack() as stack:
         guests = stack.enter_context(talks(container, 200))
+        # All are accepted: a worker that comes after a killed one serves none of them.
+        for guest in guests:
+            assert guest.ask("/1.0").status == 200
         for worker in own.workers:
             stack.enter_context(killed_before(worker, number, calls))
         for index, guest in enumerate(guests):
