@@ -165,7 +165,7 @@ def test_definitions(libvirt: LibvirtMachine) -> None:
     libvirt.wait_for("other", "")
 
 
-def test_a_cid_that_another_domain_gets(libvirt: Libvirt) -> None:
+def test_a_cid_that_another_domain_gets(libvirt: LibvirtMachine) -> None:
     """Who gets a domain's CID is never answered as that domain, even if nobody has noticed that it has ended."""
     vm = libvirt.vm
     for name in ("old", "new"):
