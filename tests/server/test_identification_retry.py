@@ -167,6 +167,16 @@ def test_container_with_few_evicts_from_one_with_most() -> None:
     assert len(made) == 2
 
 
+def test_containers_that_have_gone() -> None:
+    """Of a container without a waiting caller nothing is kept, whether its callers left or were evicted."""
+    made, taken = places(3, 1, 1, 2)
+    assert made.add(3) is not None
+    assert evicted(taken) == [0]
+    for place in taken:
+        made.remove(*place)
+    assert list(vars(made)["_waiting"]) == [3]
+
+
 def test_no_places() -> None:
     """With a limit of zero, no caller waits."""
     made, _taken = places(0)

@@ -318,7 +318,7 @@ for number in range(1, 100_000):
 
 
 def test_backup(writer: Writer, web: Instance, settings: Settings, tmp_path: Path) -> None:
-    """A lost instance says again what it said; one that says something now goes on saying that."""
+    """A lost instance says again what it said, which is told; one that says something now goes on saying that."""
     put(writer, web, "a/b", b"\0\xff")
     put(writer, named(settings, "db"), "a/b", b"db")
     back_up(settings.store.url, tmp_path / "backup")
@@ -330,8 +330,10 @@ def test_backup(writer: Writer, web: Instance, settings: Settings, tmp_path: Pat
     assert said(settings) == {"a/b": b"\0\xff"}
     assert said(settings, "db") == {"c/d": b"newer"}
     put(writer, named(settings, "db"), "c/d", None)
+    before = told(settings)
     restore(settings, tmp_path / "backup")
     assert said(settings, "db") == {"a/b": b"db"}
+    assert told(settings) == [*before, ("set", "a/b", True)]
     elsewhere = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/new.db"))
     restore(elsewhere, tmp_path / "backup")
     assert said(elsewhere) == {"a/b": b"\0\xff"}
