@@ -58,6 +58,24 @@ def test_move(operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost
     assert new.shown("web1").config == {"user.password": "secret"}
 
 
+def test_a_container_that_is_left(operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost]) -> None:
+    """The container on the old host belongs to nothing, then to a new instance, without the data of the fleet."""
+    old, new = hosts
+    observe(old, "web1", "lxc:web1")
+    before = old.shown("web1")
+    assert before.init is not None
+    operator.good("instance", "move", "web1", "--to", "h2")
+    old.follow()
+    with view(old.settings.store.url) as store:
+        assert list_instances(store) == []
+    observe(old, "web1", "lxc:web1")
+    new.follow()
+    left = old.shown("web1")
+    assert (left.config, left.init) == ({}, before.init)
+    assert left.uuid != before.uuid
+    assert new.shown("web1").uuid == before.uuid
+
+
 def test_calling_off(operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost]) -> None:
     """A move that its host has not carried out yet is called off; the host keeps the instance all the time."""
     old, new = hosts
