@@ -62,7 +62,7 @@ devices:
 _OF_HOSTS = "SELECT count(*) FROM guestapi.seen WHERE host <> 'h0' AND contact > %s"
 
 
-class Fleet:
+class BenchFleet:
     """The servers, and an operator."""
 
     def __init__(self, primary: Postgres) -> None:
@@ -107,7 +107,7 @@ class Fleet:
 def measure() -> Iterator[Figure]:
     """Measure one change with one host, then with 1,000; how these connect; and a change of 10,000 instances."""
     with _servers() as primary:
-        fleet = Fleet(primary)
+        fleet = BenchFleet(primary)
         yield from _apply(fleet)
         with service() as (running, container), _following(fleet, running):
             yield from _single(fleet, container, "1 host", _CHANGES)
@@ -122,7 +122,7 @@ def measure() -> Iterator[Figure]:
                 yield from _storm(fleet)
 
 
-def _apply(fleet: Fleet) -> Iterator[Figure]:
+def _apply(fleet: BenchFleet) -> Iterator[Figure]:
     """The operator's command that adds all instances, on a terminal, so with its bars."""
     with tempfile.TemporaryDirectory(prefix="apply-", dir="/var/tmp") as name:
         directory, config = Path(name, "definitions"), Path(name, "guestapi.toml")
@@ -159,7 +159,7 @@ def _last_shown(terminal: int) -> str:
     return shown.decode(errors="replace")
 
 
-def _single(fleet: Fleet, container: Container, hosts: str, times: int) -> Iterator[Figure]:
+def _single(fleet: BenchFleet, container: Container, hosts: str, times: int) -> Iterator[Figure]:
     """One change, from the operator's first question to the event at the listener."""
     with listening(Inside(container.pid, None), 1) as listeners:
         fleet.change([INSTANCE], 1)
@@ -186,7 +186,7 @@ def _single(fleet: Fleet, container: Container, hosts: str, times: int) -> Itera
     yield Figure("  p99", _ms(whole, 99), "ms")
 
 
-def _idle(fleet: Fleet, seconds: float = 5.0) -> Iterator[Figure]:
+def _idle(fleet: BenchFleet, seconds: float = 5.0) -> Iterator[Figure]:
     before = fleet.used()
     time.sleep(seconds)
     yield Figure(
@@ -196,7 +196,7 @@ def _idle(fleet: Fleet, seconds: float = 5.0) -> Iterator[Figure]:
     )
 
 
-def _many(fleet: Fleet) -> Iterator[Figure]:
+def _many(fleet: BenchFleet) -> Iterator[Figure]:
     names = [f"i{number}" for number in range(_CHANGED)]
     began = time.monotonic()
     fleet.change(names, 1)
@@ -208,7 +208,7 @@ def _many(fleet: Fleet) -> Iterator[Figure]:
     yield Figure("  and every host has it after", time.monotonic() - began, "s", 10)
 
 
-def _storm(fleet: Fleet) -> Iterator[Figure]:
+def _storm(fleet: BenchFleet) -> Iterator[Figure]:
     """The primary ends, and all hosts come back at once."""
     fleet.primary.stop()
     fleet.primary.start()
@@ -269,7 +269,7 @@ def _servers() -> Iterator[Postgres]:
 
 
 @contextmanager
-def _following(fleet: Fleet, running: Service) -> Iterator[None]:
+def _following(fleet: BenchFleet, running: Service) -> Iterator[None]:
     """Have the service's host be h0, and its instance belong to the fleet."""
     url = fleet.of_host.format("h0")
     running.write_config(f'{TOML}\n[fleet]\nurl = "{url}"\nhost = "h0"\n')
@@ -285,7 +285,7 @@ def _following(fleet: Fleet, running: Service) -> Iterator[None]:
 
 
 @contextmanager
-def _simulated(fleet: Fleet) -> Iterator[None]:
+def _simulated(fleet: BenchFleet) -> Iterator[None]:
     """Run the other hosts."""
     each = -(-(HOSTS - 1) // _PROCESSES)
     words = [sys.executable, "-m", "benchmarks.fleet_hosts", fleet.of_host]

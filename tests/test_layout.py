@@ -146,9 +146,9 @@ def runtime(file: Path) -> Iterator[str]:
 
 
 def test_class_names_are_unique() -> None:
-    """A class name is defined once in package, tests and tools."""
+    """A class name is defined once in the whole tree: package, tests, benchmarks and tools."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for place in ("guestapi", "tests", "tools"):
+    for place in ("guestapi", "tests", "benchmarks", "tools"):
         for file in (CHECKOUT / place).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_bytes())):
                 if isinstance(node, ast.ClassDef):

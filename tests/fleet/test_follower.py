@@ -48,6 +48,10 @@ def changing(fleet: Fleet, host: str, *uuids: UUID) -> Iterator[psycopg.Connecti
         yield connection
 
 
+class EndError(BaseException):
+    """Ends a follower that goes on after every other error."""
+
+
 def until(met: Callable[[], bool]) -> None:
     """Wait until something is so."""
     end = time.monotonic() + SECONDS
@@ -332,9 +336,6 @@ def test_a_database_that_is_busy(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) 
     host = FollowingHost(fleet)
     told: list[str] = []
 
-    class EndError(BaseException):
-        pass
-
     with ExitStack() as locks:
         busy = locks.enter_context(fleet.admin())
         busy.execute("BEGIN; LOCK TABLE guestapi.fleet IN ACCESS EXCLUSIVE MODE")
@@ -500,9 +501,6 @@ def test_check(fleet: Fleet) -> None:
     host.url = "postgresql://127.0.0.1:1/guestapi"
     with pytest.raises(FleetError):
         follower.follow()
-
-    class EndError(Exception):
-        pass
 
     def end(_status: str) -> None:
         raise EndError

@@ -19,7 +19,7 @@ ca = "/etc/ssl/guestapi/fleet-ca.crt"
 """
 
 
-class Commands(Protocol):
+class MachineCommands(Protocol):
     """A machine on which root runs commands."""
 
     def run(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ class Commands(Protocol):
         """Write a file, whose directory is there."""
 
 
-def join(machine: Commands, name: str, server: Postgres, database: str, lxcpath: str, address: str) -> None:
+def join(machine: MachineCommands, name: str, server: Postgres, database: str, lxcpath: str, address: str) -> None:
     """Have a machine, on which psycopg is installed, follow a fleet, and see containers of LXC.
 
     Args:
