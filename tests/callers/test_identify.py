@@ -682,9 +682,11 @@ def test_init_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch, caplog:
         monkeypatch.setattr(namespaces, "open_namespace", refuse)
         who = credentials(ours)
         before = os.listdir("/proc/self/fd")
-        assert Identifier(Registered(init=init)).identify(ours, who) == Caller(who)
-        assert os.listdir("/proc/self/fd") == before
-        child.kill()
+        try:
+            assert Identifier(Registered(init=init)).identify(ours, who) == Caller(who)
+            assert os.listdir("/proc/self/fd") == before
+        finally:
+            child.kill()
     assert [record.message for record in caplog.records] == [
         f"process {os.getpid()} cannot be looked at: the service needs CAP_SYS_PTRACE"
     ]
