@@ -67,7 +67,7 @@ systems: ## build the roots and the image that test-debian13 and test-machine bu
 	tools/debian_root.py build trixie --package $$(tools/packages list debian)
 	$(PYTHON) -m tests.machine.image $(SUITE)
 
-test-machine: $(VENV)/ready ## boot a virtual machine of SUITE (trixie, bookworm) and test on it (as root, ten minutes)
+test-machine: $(VENV)/ready ## boot a virtual machine of SUITE (trixie, bookworm) and test on it (as root, half an hour)
 	@tools/packages install machine
 	GUESTAPI_MACHINE=$(SUITE) $(VENV)/bin/pytest tests/machine
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from guestapi.relay.loop import MOST_OF_ONE
 from tests.harness.waiting import until
 from tests.machine import guests, nested
 from tests.machine.nested import Nested
@@ -38,6 +39,12 @@ else: print("bound")
 _LOOPBACK = """
 modprobe vsock_loopback
 printf 'GET /1.0/config/user.role HTTP/1.0\\r\\n\\r\\n' | socat -t60 - VSOCK-CONNECT:1:8444
+"""
+#: The command of docs/virtual-machines.md, at another path than the agent's.
+_SOCAT = """
+mkdir -p /tmp/socat
+setsid socat UNIX-LISTEN:/tmp/socat/sock,fork,mode=0600 VSOCK-CONNECT:2:8444 >/dev/null 2>&1 </dev/null &
+until [ -S /tmp/socat/sock ]; do sleep 0.1; done
 """
 #: $1: the file. It begins as a file of gzip does (RFC 1952). Prints its fingerprint.
 _IMAGE = """
@@ -92,6 +99,16 @@ def test_own_configuration(both: dict[str, Nested], name: str) -> None:
     assert one.run(f"setpriv --reuid=1000 --clear-groups {url}") == "401"
 
 
+def test_socat(both: dict[str, Nested]) -> None:
+    """The line of docs/virtual-machines.md does for root what the agent does, and lets no other user connect."""
+    one = both["vm2"]
+    one.run(_SOCAT)
+    assert one.ask("/1.0/config/user.role", "/tmp/socat/sock") == (200, "role of vm2")
+    url = "curl -sS -o /dev/null -w '%{exitcode}' --unix-socket /tmp/socat/sock http://x/1.0 2>/dev/null || true"
+    # curl(1), EXIT CODES: 7, failed to connect to host.
+    assert [one.run(f"{user}{url}") for user in ("", "setpriv --reuid=1000 --clear-groups ")] == ["0", "7"]
+
+
 def test_what_the_operator_sees(host: VirtualMachine, both: dict[str, Nested]) -> None:
     """The list shows both as running, and `guestapi check` finds nothing wrong."""
     listed = host.run("guestapi", "instance", "list", "--format", "csv", "--columns", "nts").stdout.splitlines()
@@ -139,6 +156,22 @@ def test_containers_at_the_same_time(host: VirtualMachine, both: dict[str, Neste
         assert times.requests > 5
 
 
+def test_vsock_beside_a_unix_socket(
+    host: VirtualMachine, both: dict[str, Nested], record_property: Callable[[str, object], None]
+) -> None:
+    """A machine alone is answered each time, and so is a container alone; how fast, is recorded: one run has both."""
+    host.script("lxc-info -q -s -n web1 | grep -q RUNNING || lxc-start -n web1")
+    host.put(INSIDE / "measure.py", "/var/lib/lxc/web1/rootfs/measure.py")
+    both["vm1"].put(INSIDE / "measure.py", "/tmp/measure.py")
+    words = ("lxc-attach", "--clear-env", "-n", "web1", "--", "/usr/bin/python3", "/measure.py", "15", "role of web1")
+    container = Times(**json.loads(host.run(*words).stdout))
+    machine = _measured(_measuring(both["vm1"], 15))
+    record_property("a container over a Unix socket, a machine over vsock", str((container, machine)))
+    for times in (container, machine):
+        assert times.failures == []
+        assert times.requests > 5
+
+
 def test_events(host: VirtualMachine, both: dict[str, Nested]) -> None:
     """A machine is told of a change at once, and after a break of what it has missed, and of nothing of the other's."""
     one = both["vm1"]
@@ -181,7 +214,8 @@ def test_flood(host: VirtualMachine, both: dict[str, Nested], record_property: C
     beside = _measured(_measuring(victim, 25))
     output, _ = flood.communicate(timeout=300)
     connected = int(output.split()[0])
-    assert connected > 1000
+    # More than wait in the relay, however slow the processor is.
+    assert connected > MOST_OF_ONE
     record_property("seconds without and beside a flood", str((quiet, beside)))
     assert beside.failures == []
     assert beside.requests >= 5
