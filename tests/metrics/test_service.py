@@ -125,6 +125,18 @@ def test_everything_is_counted_once(service: Service) -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_attributes_are_in_no_metric(service: Service) -> None:
+    """Requests for attributes are counted under their route; neither a name nor a value of one is in any metric."""
+    with service.container("web") as guest, endpoint(service) as path:
+        service.command("policy", "allow", "attributes", "--instance", "web")
+        place = "/1.0/guestapi/attributes/guest/hushed-name"
+        assert guest.ask(place, "PUT", b"hushed value").status == 201
+        assert guest.ask(place).text == "hushed value"
+        route = "/1.0/guestapi/attributes/{namespace}/{name}"
+        wait(lambda: summed(scrape(path), "guestapi_requests_total", route=route) == 2)
+        assert "hushed" not in ask(path, "/metrics")[1]
+
+
 def test_no_counter_goes_back_when_workers_are_killed(service: Service) -> None:
     """Of a killed worker at most what it counted in its last second is lost; sums never become smaller."""
     with service.container("web", {"user.foo": "bar"}) as guest, endpoint(service) as path:
