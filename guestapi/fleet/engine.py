@@ -67,7 +67,7 @@ class Session:
     """A session in which each question has an answer in time, or fails. Used by one thread.
 
     Attributes:
-        patience: how many times as long as usual an answer may take.
+        deadline_factor: how many times as long as usual an answer may take.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], seconds: float) -> None:
@@ -77,7 +77,7 @@ class Session:
             connection: in autocommit mode.
             seconds: after which a question without an answer fails.
         """
-        self.patience = 1.0
+        self.deadline_factor = 1.0
         self._connection = connection
         self._seconds = seconds
         self._until: float | None = None
@@ -114,7 +114,7 @@ class Session:
         """
         import psycopg
 
-        seconds = self._seconds * self.patience
+        seconds = self._seconds * self.deadline_factor
         self._until = monotonic() + seconds
         try:
             cursor = self._connection.execute(query.encode(), parameters or None, prepare=often or None)
@@ -313,7 +313,7 @@ def _delayed_interrupt() -> Iterator[None]:
 
 
 def open_session(
-    url: str, options: Mapping[str, str | os.PathLike[str]], seconds: float, patience: float = 1.0
+    url: str, options: Mapping[str, str | os.PathLike[str]], seconds: float, deadline_factor: float = 1.0
 ) -> Session:
     """Open a session whose questions are answered in time, or fail.
 
@@ -321,14 +321,14 @@ def open_session(
         url: as of `session`.
         options: parameters of libpq that win over those of the URL.
         seconds: as of `Session`.
-        patience: of the session.
+        deadline_factor: of the session.
 
     Raises:
         FleetError: psycopg is not installed, or no server takes changes.
     """
     connection = _connect(url, {name: str(value) for name, value in options.items()}, _HOSTS_OPTIONS)
     opened = Session(connection, seconds)
-    opened.patience = patience
+    opened.deadline_factor = deadline_factor
     return opened
 
 

@@ -44,7 +44,7 @@ _COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 #: How many times as long as usual the database may take when it was too slow before; doubled for each time. When all
 #: hosts come at once, each has its answer late, and would be later still if they ended each other's questions.
-_MOST_PATIENCE = 8.0
+_MOST_FACTOR = 8.0
 #: Most instances in a transaction, which takes about a tenth of a second.
 BATCH = 50
 
@@ -68,7 +68,7 @@ class FleetFollower:
 
         Args:
             settings: the store's.
-            connect: opens a session by the role of this host, with this patience.
+            connect: opens a session by the role of this host, with this deadline factor.
             tell: called with one sentence about the status, again and again while it works.
 
         Raises:
@@ -77,7 +77,7 @@ class FleetFollower:
         self._settings = settings
         self._connect, self._tell = connect, tell
         self._open()
-        self._patience = 1.0
+        self._deadline_factor = 1.0
         #: What the database has of what this host has said, by UUID; and when an instance was last reported.
         self._said: dict[str, Said] = {}
         self._reported: dict[str, float] = {}
@@ -97,7 +97,7 @@ class FleetFollower:
             except SourceError as error:
                 self._lose(error)
                 if isinstance(error, LateError):
-                    self._patience = min(2 * self._patience, _MOST_PATIENCE)
+                    self._deadline_factor = min(2 * self._deadline_factor, _MOST_FACTOR)
             except StoreError as error:
                 log.error("%s", error)
                 self._reopen()
@@ -117,7 +117,7 @@ class FleetFollower:
             FleetError: the database is lost, or not the one that this host follows.
             StoreError: the store cannot be used.
         """
-        with self._connect(self._patience) as session:
+        with self._connect(self._deadline_factor) as session:
             state = inventory.read_state(session)
             self._admit(state)
             inventory.listen(session, state.host)
@@ -129,7 +129,7 @@ class FleetFollower:
                 # Only what was written for a notification says how long that took.
                 self._report(session, state.host)
                 self._contact(session, time.monotonic() - began)
-                self._patience = session.patience = 1.0
+                self._deadline_factor = session.deadline_factor = 1.0
                 if until():
                     return
                 heard = session.wait(LOOK_SECONDS)

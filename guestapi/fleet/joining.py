@@ -19,13 +19,13 @@ def host_name(settings: FleetSettings) -> str:
     return settings.host or socket.gethostname().lower()
 
 
-def connect_host(url: str, settings: FleetSettings, patience: float = 1.0) -> Session:
+def connect_host(url: str, settings: FleetSettings, deadline_factor: float = 1.0) -> Session:
     """Open a session by the role of this host.
 
     Args:
         url: of the database.
         settings: the host's name and certificate.
-        patience: of the session.
+        deadline_factor: of the session.
 
     Raises:
         FleetError: it cannot be opened.
@@ -37,7 +37,7 @@ def connect_host(url: str, settings: FleetSettings, patience: float = 1.0) -> Se
         options["sslcert"] = settings.certificate
     if settings.key is not None:
         options["sslkey"] = _credential(settings.key)
-    return open_session(url, options, ANSWER_SECONDS, patience)
+    return open_session(url, options, ANSWER_SECONDS, deadline_factor)
 
 
 def _credential(path: str) -> str:

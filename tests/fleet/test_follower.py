@@ -497,10 +497,9 @@ def test_check(fleet: Fleet) -> None:
     host.follow()
     assert found()["ok"]
     assert found()["text"].startswith("follows, 1 instances, revision 1; last contact 0 s ago, lag ")
-    follower = host.follower()
     host.url = "postgresql://127.0.0.1:1/guestapi"
     with pytest.raises(FleetError):
-        follower.follow()
+        host.follow()
 
     def end(_status: str) -> None:
         raise EndError
