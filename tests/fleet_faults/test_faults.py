@@ -169,7 +169,7 @@ def test_the_network_drops_and_delays(field: FaultyFleet) -> None:
         host.wire.delay = 0.05
     field.wait_for_changes(40)
     for host in field.hosts[:5]:
-        host.wire.cut_bytes = 8000
+        host.wire.cut_bytes = 3000
         host.kill()
         host.start()
     for host in field.hosts[5:8]:
