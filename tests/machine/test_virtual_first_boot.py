@@ -23,8 +23,9 @@ DISK = "/var/tmp/first.qcow2"
 #: What is copied into the image.
 FILES = ("guestapi-agent", "guestapi-agent.socket", "guestapi-agent.service")
 
-#: Keys of SSH, and what is made of the disk, would take minutes on an emulated processor.
+#: Keys of SSH, and what is made of the disk, would take minutes on an emulated processor. The image has no locales.
 USER_DATA = """#cloud-config
+locale: false
 ssh_deletekeys: false
 ssh_genkeytypes: []
 ssh: {emit_keys_to_console: false}
