@@ -76,12 +76,13 @@ _PART = (
     "SELECT part FROM notification_parts JOIN notifications ON id = notification_id "
     "WHERE notification_id = ? AND start = ? AND instance_id = ? AND timestamp = ? AND for_guest = ?"
 )
-# PERF: all in one statement, which is a snapshot of its own. Workers need it at every event. There is always a row; its
-# id is NULL if there is no such entry.
+# PERF: all in one statement, which is a snapshot of its own. Workers need it at every event. The first row has the
+# oldest id and whether there are policies, since NULL sorts first; the entries follow as they are read, without a sort.
 _ENTRIES, _OWN_ENTRIES = (
-    "SELECT oldest, any_policies, id, instance_id, project, instance, type, timestamp, metadata, for_guest, parts_size "
-    "FROM (SELECT min(id) AS oldest, EXISTS (SELECT 1 FROM policies) AS any_policies FROM notifications) "
-    f"LEFT JOIN notifications ON id > :after AND id <= :until{own} ORDER BY id"
+    "SELECT NULL AS id, min(id), EXISTS (SELECT 1 FROM policies), NULL, NULL, NULL, NULL, NULL, NULL "
+    "FROM notifications UNION ALL "
+    "SELECT id, instance_id, project, instance, type, timestamp, metadata, for_guest, parts_size FROM notifications "
+    f"WHERE id > :after AND id <= :until{own} ORDER BY id"
     for own in ("", " AND instance_id = :instance_id AND for_guest")
 )
 
@@ -284,14 +285,13 @@ def entries(
     size, more = 0, False
     # Closed: rows that are not fetched would keep the snapshot open.
     with closing(connection.execute(_ENTRIES if instance_id is None else _OWN_ENTRIES, parameters)) as rows:
+        _none, oldest, any_policies, *_rest = next(rows)
         for row in rows:
-            oldest, any_policies, entry_id, *columns = row
             if len(found) == limit or size > most_bytes:
                 more = True
                 break
-            if entry_id is not None:
-                found.append(_entry(entry_id, *columns))
-                size += len(found[-1].metadata)
+            found.append(_entry(*row))
+            size += len(found[-1].metadata)
     return Entries(found, more, oldest or 0, bool(any_policies))
 
 

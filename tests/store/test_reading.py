@@ -22,7 +22,7 @@ from guestapi.model import Device, KeyPolicy
 from guestapi.settings import EventSettings, Settings, StoreSettings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
-from guestapi.store import engine, policies, reading, steps
+from guestapi.store import engine, policies, reading, rows, steps
 from guestapi.store.errors import StoreError, UnknownInstanceError
 from guestapi.store.lookup import find_instance, get_instance, list_instances, read_entries
 from guestapi.store.reading import INSTANCE_BYTES, Reader, ValueReader
@@ -825,3 +825,14 @@ def test_whole_instance(settings: Settings, writer: Writer, reader: Reader) -> N
         steps.remove(change, one)
     assert reads.whole(seen) == (None, 2)
     assert reads.value_at(seen, "user.a") == (None, 2)
+
+
+@pytest.mark.parametrize("statement", [rows._ENTRIES, rows._OWN_ENTRIES])
+def test_entries_are_not_sorted(tmp_path: Path, statement: str) -> None:
+    """Entries are read from an index, in order: for a batch of a resuming client, not the whole log is read."""
+    Writer(Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/store.db")), create=True)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        parameters = {"after": 0, "until": 1, "instance_id": 1}
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+    assert plan
+    assert not [step for step in plan if "TEMP B-TREE" in step]
