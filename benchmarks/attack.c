@@ -5,6 +5,7 @@
  * REQUEST is sent as it is, after "\n" in it became CR LF. MANNER, always COUNT at a time, until it is killed:
  *
  *   keep    ask on a connection that is kept, again as soon as anything is answered
+ *   pace    the same, five times a second on each connection, whatever is answered
  *   head    ask, and close the connection as soon as anything is answered
  *   stuck   ask, and take nothing
  *   drain   ask once, and take all that comes
@@ -26,14 +27,16 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { MOST = 4096, DEPTH = 31 };
+enum { MOST = 4096, DEPTH = 31, PACE = 5 };
 
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
 static char *request = "";
 static const char *manner;
 static char answer[1 << 18];
+static int held[MOST];
 
 static int is(const char *name)
 {
@@ -116,37 +119,58 @@ static void processes(int count)
 	pause();
 }
 
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+/* Ask on each connection whose time has come. */
+static void pace(int count, double began)
+{
+	static long asked;
+
+	for (; asked < (now() - began) * count * PACE; asked++)
+		send(held[asked % count], request, strlen(request), MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 static void connections(int count)
 {
 	struct epoll_event events[256];
 	int poller = epoll_create1(0);
+	double began = now();
 
 	for (int one = 0; one < count; one++) {
-		struct epoll_event event = { .events = EPOLLIN | EPOLLRDHUP, .data.fd = begin(0) };
+		struct epoll_event event = { .events = EPOLLIN | EPOLLRDHUP, .data.u32 = one };
 
+		held[one] = begin(0);
 		if (is("stuck"))
 			event.events = EPOLLHUP;
-		epoll_ctl(poller, EPOLL_CTL_ADD, event.data.fd, &event);
+		epoll_ctl(poller, EPOLL_CTL_ADD, held[one], &event);
 	}
 	puts("ready");
 	fflush(stdout);
 	for (;;) {
-		int ready = epoll_wait(poller, events, 256, 1000);
+		int ready = epoll_wait(poller, events, 256, is("pace") ? 10 : 1000);
 
+		if (is("pace"))
+			pace(count, began);
 		for (int one = 0; one < ready; one++) {
-			int connection = events[one].data.fd;
+			int place = events[one].data.u32, connection = held[place];
 			ssize_t got = is("stuck") ? 0 : recv(connection, answer, sizeof answer, MSG_DONTWAIT);
 
 			if (got < 0 && errno == EAGAIN)
 				continue;
-			if (got > 0 && (is("drain") || is("idle")))
+			if (got > 0 && (is("drain") || is("idle") || is("pace")))
 				continue;
 			if (got > 0 && is("keep") && send(connection, request, strlen(request), MSG_NOSIGNAL) > 0)
 				continue;
 			close(connection);
-			events[one].data.fd = begin(0);
+			held[place] = begin(0);
 			events[one].events = is("stuck") ? EPOLLHUP : EPOLLIN | EPOLLRDHUP;
-			epoll_ctl(poller, EPOLL_CTL_ADD, events[one].data.fd, &events[one]);
+			epoll_ctl(poller, EPOLL_CTL_ADD, held[place], &events[one]);
 		}
 	}
 }

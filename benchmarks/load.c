@@ -1,12 +1,13 @@
 /* A load generator for HTTP over a Unix socket: one thread, many connections, each with one request at a time.
  *
- *   load SOCKET keep|new CONNECTIONS SECONDS PATH...
+ *   load SOCKET keep|new|calm CONNECTIONS SECONDS PATH...
  *
  * SOCKET is a path. As CID@PATH, each connection is first bound to an abstract address that names the CID, for a relay that
  * takes Unix sockets in the place of vsock (tests/harness/vmm.py).
  *
  * keep: each connection sends its next request when the response to the last one is complete.
  * new: each request has a connection of its own, which the client closes, as curl does.
+ * calm: connections are kept, and each asks once a second, evenly spread.
  * With several paths, requests take turns through them.
  * Prints one JSON object; times are in microseconds, of a request from before connect(2) or send(2) to its last byte.
  */
@@ -23,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MOST = 1024, BUFFER = 1 << 16, SAMPLES = 16 << 20 };
+enum { MOST = 4096, BUFFER = 1 << 16, SAMPLES = 16 << 20 };
 
 /* The first part of a run is not counted: connections are made, caches fill. */
 static const double WARM_UP = 0.1;
@@ -38,7 +39,7 @@ struct connection {
 static struct connection connections[MOST];
 static struct sockaddr_un address = { .sun_family = AF_UNIX };
 static char **requests;
-static int paths, next_path, poller, fresh;
+static int paths, next_path, poller, fresh, calm;
 static long cid;
 static float *samples;
 static size_t counted, errors;
@@ -84,7 +85,7 @@ static void ask(struct connection *connection)
 	next_path = (next_path + 1) % paths;
 	connection->received = connection->expected = 0;
 	connection->began = now();
-	if (fresh)
+	if (fresh || connection->socket < 0)
 		open_connection(connection);
 	if (send(connection->socket, request, length, MSG_NOSIGNAL) != (ssize_t) length)
 		errors++;
@@ -113,7 +114,8 @@ static int hear(struct connection *connection)
 		/* The server has closed the connection before the response. */
 		errors++;
 		close(connection->socket);
-		if (!fresh)
+		connection->socket = -1;
+		if (!fresh && !calm)
 			open_connection(connection);
 		connection->received = 0;
 		return 1;
@@ -140,11 +142,12 @@ static int by_size(const void *one, const void *other)
 int main(int count, char **words)
 {
 	struct epoll_event events[MOST];
-	double start, end, time;
+	double began, start, end, time;
+	long asked = 0;
 	int number;
 
 	if (count < 6 || strlen(words[1]) >= sizeof address.sun_path) {
-		fprintf(stderr, "usage: load SOCKET keep|new CONNECTIONS SECONDS PATH...\n");
+		fprintf(stderr, "usage: load SOCKET keep|new|calm CONNECTIONS SECONDS PATH...\n");
 		return 2;
 	}
 	if (strchr(words[1], '@')) {
@@ -153,6 +156,7 @@ int main(int count, char **words)
 	}
 	strcpy(address.sun_path, words[1]);
 	fresh = !strcmp(words[2], "new");
+	calm = !strcmp(words[2], "calm");
 	number = atoi(words[3]);
 	if (number < 1 || number > MOST)
 		return 2;
@@ -167,12 +171,17 @@ int main(int count, char **words)
 	for (int one = 0; one < number; one++) {
 		if (!fresh)
 			open_connection(&connections[one]);
-		ask(&connections[one]);
+		if (!calm)
+			ask(&connections[one]);
 	}
-	start = now() + WARM_UP;
+	began = now();
+	start = began + WARM_UP;
 	end = start + atof(words[4]);
 	do {
-		int ready = epoll_wait(poller, events, MOST, 1000);
+		int ready = epoll_wait(poller, events, MOST, calm ? 10 : 1000);
+
+		for (; calm && asked < (now() - began) * number; asked++)
+			ask(&connections[asked % number]);
 
 		for (int one = 0; one < ready; one++) {
 			struct connection *connection = events[one].data.ptr;
@@ -182,7 +191,8 @@ int main(int count, char **words)
 			time = now();
 			if (time >= start && counted < SAMPLES)
 				samples[counted++] = (time - connection->began) * 1e6;
-			ask(connection);
+			if (!calm)
+				ask(connection);
 		}
 		time = now();
 	} while (time < end);
