@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from guestapi.fleet import follower, inventory, joining
+from guestapi.fleet import engine, follower, inventory, joining
 from guestapi.fleet.engine import FleetError
 from guestapi.fleet.follower import BATCH, FleetFollower
 from guestapi.fleet.inventory import Placement
@@ -150,6 +150,19 @@ def test_a_look_reads_no_other_host(fleet: Fleet) -> None:
         assert connection.execute("SELECT guestapi.me()").fetchone() == ("h1",)
         read = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'hosts'"
         assert connection.execute(read).fetchone() == (0, 1)
+
+
+def test_nothing_is_compiled(fleet: Fleet) -> None:
+    """PostgreSQL compiles nothing of what hosts and operators ask, however costly it takes that for."""
+    costly = "EXPLAIN SELECT count(*) FROM pg_class AS a, pg_class AS b, pg_class AS c WHERE a.reltuples > b.reltuples"
+    with fleet.admin() as connection:
+        connection.execute("SET jit = on")
+        assert any("JIT" in row for (row,) in connection.execute(costly.encode()))
+    host = FollowingHost(fleet)
+    with connect_host(host.url, host.settings.fleet) as of_host:
+        assert not any("JIT" in row for (row,) in of_host.ask(costly))
+    with engine.session(host.url) as of_operator:
+        assert not any("JIT" in row for (row,) in of_operator.execute(costly.encode()))
 
 
 def test_process(fleet: Fleet) -> None:
