@@ -28,6 +28,9 @@ _AGAIN_SECONDS = 0.01
 #: How long a reader waits at most for the process that closes the database last and removes the write-ahead log: the
 #: one time that a reader can find it locked (sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode").
 _TIDYING_SECONDS = 0.1
+#: How long a process waits at most until the write-ahead log is the database owner's: root makes it, and only then
+#: gives it away. It takes microseconds, but a busy machine can stop root's process in between.
+_GIVING_SECONDS = 2.0
 #: Bytes that stand for themselves in a URI.
 _PLAIN = frozenset(b"/-._~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 #: A URL: name of a kind of database and perhaps of its driver, host, path, options.
@@ -183,7 +186,7 @@ def _create_file(path: str) -> None:
 
 
 def _check_tables(path: str, *, lock_seconds: float, create: bool) -> None:
-    until = time.monotonic() + lock_seconds
+    began = time.monotonic()
     while True:
         try:
             with closing(_connect(path, lock_seconds)) as connection:
@@ -196,7 +199,15 @@ def _check_tables(path: str, *, lock_seconds: float, create: bool) -> None:
             return
         except sqlite3.Error as error:
             explained = explain(error, path)
-            # A change of the journal mode does not wait for locks by itself.
-            if not isinstance(explained, StoreBusyError) or time.monotonic() > until:
+            if isinstance(explained, StoreBusyError):
+                # A change of the journal mode does not wait for locks by itself.
+                seconds = lock_seconds
+            elif getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN and os.access(
+                path, os.R_OK | os.W_OK
+            ):
+                seconds = _GIVING_SECONDS
+            else:
+                raise explained from None
+            if time.monotonic() > began + seconds:
                 raise explained from None
             time.sleep(_AGAIN_SECONDS)

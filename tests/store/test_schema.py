@@ -394,3 +394,20 @@ for opened in (lambda: Writer(settings), lambda: Writer(settings, create=True), 
         sentences = other.done().splitlines()
     assert len(sentences) == 3
     assert all(sentence.startswith(f"{database(settings)}: ") for sentence in sentences)
+
+
+def test_log_that_is_not_the_owners_yet(
+    settings: Settings, writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root makes the write-ahead log, and only then gives it to the owner: who opens the store meanwhile waits."""
+    add(writer)
+    copy = tmp_path / "copy.db"
+    with closing(sqlite3.connect(database_file(settings.store.url))) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    copy.write_bytes(database_file(settings.store.url).read_bytes())
+    log = Path(f"{copy}-wal")
+    # Like another user's file: it is there, and cannot be opened.
+    log.mkdir()
+    monkeypatch.setattr("guestapi.store.engine.time.sleep", lambda _seconds: log.rmdir())
+    with view(f"sqlite:///{copy}") as store:
+        assert [one.name for one in list_instances(store)] == ["c1"]
