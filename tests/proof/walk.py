@@ -47,6 +47,11 @@ def pick(among: Sequence[T], which: int) -> T:
     return among[which % len(among)]
 
 
+def tell(found: AssertionError) -> None:
+    """Say on standard error what a step has found."""
+    sys.stderr.write(f"found by a step: {found}\n")
+
+
 class Walk(RuleBasedStateMachine):
     """A state machine whose rules are the steps. A rule does nothing if its step is not possible.
 
@@ -57,7 +62,12 @@ class Walk(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world.clear()
+        try:
+            # What a stream still has is looked at here.
+            self.world.clear()
+        except AssertionError as found:
+            tell(found)
+            raise
         for name in range(INSTANCES):
             self.occupy(name, self.world.make(self.world.host, container=True, privileged=name > 0))
 
@@ -65,7 +75,7 @@ class Walk(RuleBasedStateMachine):
         """Say what a step has found. What the kernel hands out again may differ when hypothesis repeats the steps."""
         found = sys.exc_info()[1]
         if isinstance(found, AssertionError):
-            sys.stderr.write(f"found by a step: {found}\n")
+            tell(found)
 
     def step(self, name: str) -> None:
         """Count a step."""
