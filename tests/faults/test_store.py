@@ -46,7 +46,7 @@ def c1(own: Service) -> Iterator[Container]:
 
 def put_back(own: Service, copy: Path) -> None:
     """Restore a backup as in docs/operations.md."""
-    own.command("restore", str(copy))
+    own.program("restore", str(copy))
 
 
 def copy_of(own: Service) -> Path:
@@ -138,7 +138,7 @@ def test_disk_full(narrow: Service) -> None:
         fill = ["dd", "if=/dev/zero", f"of={filling}", "bs=4096", "status=none"]
         assert "No space" in subprocess.run(fill, capture_output=True, text=True, check=False).stderr
         before = narrow.instance("c1")
-        done = narrow.command("config", "set", "c1", f"user.large={'x' * 100_000}", "user.foo=new", check=False)
+        done = narrow.program("config", "set", "c1", f"user.large={'x' * 100_000}", "user.foo=new", check=False)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert "full" in done.stderr
         assert narrow.instance("c1") == before
@@ -230,7 +230,7 @@ def test_service_does_not_start_on_a_damaged_store(own: Service) -> None:
     """A service that is started on a damaged store reports it, and leaves the store unchanged."""
     own.stop()
     replace(own.state / "store.db")
-    done = own.command("serve", check=False)
+    done = own.program("serve", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"Error: {own.state}/store.db: ")
     assert done.stderr.count("\n") == 1

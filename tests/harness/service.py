@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,10 @@ UNPRIVILEGED = [
     "--bounding-set=-all,+sys_ptrace",
     "--no-new-privs",
 ]
+
+
+#: One command runs in this process at a time.
+_ONE_COMMAND = threading.Lock()
 
 
 class Service:
@@ -222,7 +227,22 @@ class Service:
                 self.remove(name, project)
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run the operator's command."""
+        """Run the operator's command in this process: it takes a tenth of the time of `program`."""
+        # Imported here, because containers and walks use this module without any command.
+        from click.testing import CliRunner
+
+        from guestapi.cli.main import main
+
+        # The runner replaces the standard streams of the whole process.
+        with _ONE_COMMAND:
+            ran = CliRunner().invoke(main, ["--config", str(self.config), *words], prog_name="guestapi")
+        if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+            raise ran.exception
+        assert not check or ran.exit_code == 0, ran.stderr
+        return subprocess.CompletedProcess(words, ran.exit_code, ran.stdout, ran.stderr)
+
+    def program(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the operator's command in a process of its own."""
         done = subprocess.run([COMMAND, "--config", self.config, *words], capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, done.stderr
         return done

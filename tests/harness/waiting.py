@@ -18,12 +18,17 @@ def until(
     """Wait until a condition is true.
 
     Args:
-        true: the condition; it is asked again and again.
+        true: the condition; it is asked again and again. A question that takes long, such as a command, is asked less
+            often: two thirds of the time are left to what is waited for.
         what: the message if it does not become true in time, or what returns it.
-        pause: seconds between two questions.
+        pause: seconds between two questions, at least.
         seconds: after which to give up.
     """
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds} s: {what if isinstance(what, str) else what()}"
-        time.sleep(pause)
+    while True:
+        asked = time.monotonic()
+        if true():
+            return
+        now = time.monotonic()
+        assert now < end, f"not within {seconds} s: {what if isinstance(what, str) else what()}"
+        time.sleep(max(pause, min(2 * (now - asked), 1)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,7 +19,7 @@ from tests.harness.containers import Response
 from tests.harness.daemon import Daemon
 from tests.harness.mirroring import OURS, MirrorProcess
 from tests.harness.service import Service
-from tests.harness.waiting import TIMEOUT
+from tests.harness.waiting import TIMEOUT, until
 
 
 class MirrorHost:
@@ -47,16 +46,11 @@ class MirrorHost:
 
     def until(self, name: str, path: str, text: str, project: str = "default") -> None:
         """Wait until guestapi answers with this text."""
-        end = time.monotonic() + TIMEOUT
-        while (answer := self.ask(name, path, project=project)).text != text:
-            assert time.monotonic() < end, answer
+        until(lambda: self.ask(name, path, project=project).text == text, f"{name}: {path} is {text!r}")
 
     def wait(self, what: Callable[[], object]) -> None:
         """Poll until a condition holds."""
-        end = time.monotonic() + TIMEOUT
-        while not what():
-            assert time.monotonic() < end, self.service.log.read_text()[-4000:]
-            time.sleep(0.02)
+        until(what, lambda: self.service.log.read_text()[-4000:], pause=0.02)
 
     def settle(self, name: str) -> None:
         """Wait until the stored configuration and devices equal the daemon's."""

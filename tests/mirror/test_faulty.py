@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.containers import Container
 from tests.harness.service import COMMAND
-from tests.harness.waiting import TIMEOUT
+from tests.harness.waiting import until
 from tests.mirror.stub import Stub
 
 CHECKOUT = Path(__file__).parents[2]
@@ -71,10 +70,7 @@ def known(guestapi: Guestapi) -> dict[str, Instance]:
 
 def wait(what: Callable[[], object]) -> None:
     """Poll until a condition holds."""
-    end = time.monotonic() + TIMEOUT
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(what, "the expected state", pause=0.05)
 
 
 def finding(guestapi: Guestapi) -> str:
@@ -208,7 +204,7 @@ _SERVE = """
 import sys, time
 from pathlib import Path
 from tests.mirror.stub import Stub
-from tests.harness.waiting import TIMEOUT
+from tests.harness.waiting import until
 with Stub(Path(sys.argv[1]), {"/1.0/instances": []}):
     print("ready", flush=True)
     sys.stdin.read()

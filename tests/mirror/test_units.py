@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,7 +11,7 @@ import pytest
 from guestapi.dialects import DIALECTS
 from tests.harness.daemon_units import CLIENTS, install_daemon
 from tests.harness.machine import Installed
-from tests.harness.waiting import TIMEOUT, until
+from tests.harness.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -108,10 +107,7 @@ def wait(what: Callable[[], object]) -> None:
 
 def wait_until_none(what: Callable[[], list[object]]) -> None:
     """Wait until the list is empty."""
-    end = time.monotonic() + TIMEOUT
-    while found := what():
-        assert time.monotonic() < end, found
-        time.sleep(0.05)
+    until(lambda: not what(), lambda: str(what()))
 
 
 @pytest.fixture(params=["incus", "lxd"])
