@@ -22,7 +22,7 @@ from benchmarks.scale import listening
 from guestapi.fleet import engine, membership, operating, setup
 from guestapi.fleet.engine import session
 from guestapi.fleet.operating import FleetStore, Wishes, new_operation
-from guestapi.store import steps
+from guestapi.store import profiles, steps
 from guestapi.store.lookup import get_instance
 from guestapi.store.view import view
 from tests.harness.containers import Container
@@ -50,6 +50,7 @@ _ANY_HOST = "hostssl all +guestapi_host 127.0.0.1/32 trust clientcert=verify-ca\
 _DEFINITION = f"""---
 name: i{{number}}
 location: h{{host}}
+profiles: {{profiles}}
 config:
   user.number: "0"
   user.data: {"a" * 1000}
@@ -119,6 +120,7 @@ def measure() -> Iterator[Figure]:
                 yield from _idle(fleet)
                 yield from _single(fleet, container, f"{HOSTS:,} hosts", _CHANGES_OF_ALL)
                 yield from _many(fleet)
+                yield from _shared(fleet)
                 yield from _storm(fleet)
 
 
@@ -129,9 +131,14 @@ def _apply(fleet: BenchFleet) -> Iterator[Figure]:
         directory.mkdir()
         for host in range(HOSTS):
             numbers = range(host, HOSTS * EACH, HOSTS)
-            text = "".join(_DEFINITION.format(number=number, host=host) for number in numbers)
+            text = "".join(
+                _DEFINITION.format(number=number, host=host, profiles="[shared]" if number < _CHANGED else "[]")
+                for number in numbers
+            )
             (directory / f"h{host}.yaml").write_text(text)
         config.write_text(f'[store]\nurl = "sqlite:///{name}/guestapi.db"\n[fleet]\nurl = "{fleet.operator}"\n')
+        with fleet.store.change((), Wishes(new_operation()), edited=[("default", "shared")]) as change:
+            profiles.create(change, "default", "shared", config={"user.shared": "0"})
         began = time.monotonic()
         ours, theirs = pty.openpty()
         words = ["--config", str(config), "--fleet", "apply", "-f", str(directory)]
@@ -205,6 +212,19 @@ def _many(fleet: BenchFleet) -> Iterator[Figure]:
     assert result is not None
     assert not fleet.store.wait(result, time.monotonic() + 300)
     yield Figure(f"a change of {_CHANGED:,} instances of {HOSTS:,} hosts is committed after", answered - began, "s")
+    yield Figure("  and every host has it after", time.monotonic() - began, "s")
+
+
+def _shared(fleet: BenchFleet) -> Iterator[Figure]:
+    """A change of the profile that the same instances have."""
+    began = time.monotonic()
+    with fleet.store.change((), Wishes(new_operation()), edited=[("default", "shared")]) as change:
+        profiles.edit(change, profiles.get_profile(change, "default", "shared"), config={"user.shared": "1"})
+    answered = time.monotonic()
+    result = fleet.store.result
+    assert result is not None
+    assert not fleet.store.wait(result, time.monotonic() + 300)
+    yield Figure(f"a change of a profile of {_CHANGED:,} instances of {HOSTS:,} hosts", answered - began, "s")
     yield Figure("  and every host has it after", time.monotonic() - began, "s", 10)
 
 

@@ -61,6 +61,7 @@ class SimulatedHost:
         inventory.listen(session, state.host)
         with session.snapshot():
             state = inventory.read_state(session)
+            self._instances.update((one.uuid, one) for one in inventory.read_my_profiles(session))
             listed = inventory.list_mine(session, state.host)
             inventory.read_said(session, state.host)
             self._take(session, listed)
@@ -73,6 +74,7 @@ class SimulatedHost:
                 found = inventory.look(session, cursor)
                 assert found.placements is not None, "these are small changes"
                 self._instances.update(found.placements)
+                self._instances.update((one.uuid, one) for one in found.profiles)
                 cursor = found.state.cursor
             if changed or time.monotonic() > contacted + _CONTACT_SECONDS:
                 inventory.say_contact(session, cursor.revision, "")

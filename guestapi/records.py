@@ -18,6 +18,7 @@ class Profile:
         description: what the operator says of it.
         config: its configuration.
         devices: its devices; each has a type.
+        uuid: the fleet's key of it, if it is the fleet's; None: it is this host's own.
     """
 
     id: int
@@ -26,6 +27,7 @@ class Profile:
     description: str = ""
     config: Mapping[str, str] = field(default_factory=dict)
     devices: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    uuid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,8 @@ def apply(
         warnings = [warning for one in wanted for warning in check(one)]
         places, writing = _places(operator, wanted, prune), partial(bar, "writing")
         try:
-            with operator.change_instances(*places, hosts=_hosts(wanted), writing=writing) as change:
+            named = sorted({(one.project, name) for one in wanted for name in one.profiles})
+            with operator.change_instances(*places, hosts=_hosts(wanted), writing=writing, profiles=named) as change:
                 advance = bar("applying", len(wanted))
                 for one in wanted:
                     _define(change, one, report, texts=dry_run)

@@ -33,6 +33,7 @@ from guestapi.store.writing import Writer
 if TYPE_CHECKING:
     from guestapi.cli.fleet_side import FleetSide
     from guestapi.fleet.plan import Writing
+    from guestapi.records import Profile
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,7 +75,11 @@ class Operator:
         return FleetSide(self.settings)
 
     def change_instances(
-        self, *places: tuple[str, str], hosts: Sequence[str] = (), writing: Writing | None = None
+        self,
+        *places: tuple[str, str],
+        hosts: Sequence[str] = (),
+        writing: Writing | None = None,
+        profiles: Sequence[tuple[str, str]] = (),
     ) -> AbstractContextManager[Change]:
         """Change instances, of this host or of the fleet, in one transaction.
 
@@ -82,8 +87,27 @@ class Operator:
             places: project and name of each instance that is changed or added.
             hosts: where added ones may be, besides --host.
             writing: is told how far the fleet's database has got.
+            profiles: project and name of each profile that an instance gets.
         """
-        return self.fleet.change(places, hosts, writing) if self.is_fleet else self.writer.change()
+        return self.fleet.change(places, hosts, writing, profiles) if self.is_fleet else self.writer.change()
+
+    def change_profiles(self, *places: tuple[str, str]) -> AbstractContextManager[Change]:
+        """Change profiles, of this host or of the fleet, in one transaction; `places` as of `change_instances`."""
+        return self.fleet.change((), edited=places) if self.is_fleet else self.writer.change()
+
+    def view_profiles(self, *places: tuple[str, str]) -> AbstractContextManager[Moment]:
+        """Look at profiles, of this host or of the fleet, by project and name."""
+        return self.fleet.view((), places) if self.is_fleet else self.view()
+
+    def list_profiles(self, project: str | None) -> list[tuple[Profile, int]]:
+        """The profiles of a project, or of all (None), each with the number of instances that have it."""
+        # PERF: loaded where it is asked for.
+        from guestapi.store.profiles import list_profiles
+
+        if self.is_fleet:
+            return self.fleet.list_profiles(project)
+        with self.view() as store:
+            return list_profiles(store, project)
 
     def view_instances(self, *places: tuple[str, str]) -> AbstractContextManager[Moment]:
         """Look at instances, of this host or of the fleet, by project and name."""
@@ -99,7 +123,7 @@ class Operator:
         if not self.is_fleet:
             return document
         facts = self.fleet.facts(instance)
-        for key in ("pid", "location", "source", "key", "hostname", "profiles"):
+        for key in ("pid", "location", "source", "key", "hostname"):
             del document[key]
         return {
             **{key: document.pop(key) for key in ("name", "project", "type")},
@@ -109,7 +133,7 @@ class Operator:
             "next_host": facts.next_host,
             "epoch": facts.epoch,
             "revision": facts.revision,
-            **{key: document[key] for key in ("uuid", "cloud_init_id", "config", "devices")},
+            **{key: document[key] for key in ("uuid", "cloud_init_id", "config", "devices", "profiles")},
         }
 
     def _refuse_fleet(self) -> None:

@@ -132,7 +132,8 @@ def edit(operator: Operator, name: str, project: str) -> None:
             "'guestapi instance rename' gives an instance another name",
         )
     warnings = check_definition(found[0])
-    with operator.change_instances((project, name)) as change:
+    named = [(project, one) for one in found[0].profiles]
+    with operator.change_instances((project, name), profiles=named) as change:
         if is_by_hand() and read_definition(change, get_instance(change, project, name)) != before:
             fail(f"instance {name!r} was changed meanwhile", "edit it again")
         define(change, found[0])

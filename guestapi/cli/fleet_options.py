@@ -35,6 +35,17 @@ def fleet_url(settings: Settings) -> str:
 
 def changes_instances(command: F) -> F:
     """Give a command that changes instances the options of a fleet."""
+    option = click.option(
+        "--if-revision",
+        **_remembered("With --fleet: if the instance has this revision."),
+        type=click.IntRange(min=0),
+        metavar="N",
+    )
+    return changes_profiles(option(command))
+
+
+def changes_profiles(command: F) -> F:
+    """Give a command that changes profiles the options of a fleet."""
     for option in reversed(
         (
             click.option("--wait", **_remembered("With --fleet: until the hosts have applied it."), is_flag=True),
@@ -43,12 +54,6 @@ def changes_instances(command: F) -> F:
                 **_remembered("With --wait: give up then, with exit 1."),
                 type=Seconds(min=0),
                 metavar="SECONDS",
-            ),
-            click.option(
-                "--if-revision",
-                **_remembered("With --fleet: if the instance has this revision."),
-                type=click.IntRange(min=0),
-                metavar="N",
             ),
             click.option(
                 "--operation",

@@ -18,7 +18,7 @@ from guestapi.fleet.engine import session
 from guestapi.fleet.moving import Move
 from guestapi.fleet.operating import AlreadyDoneError, FleetStore, Place, Wishes, new_operation
 from guestapi.fleet.plan import FleetInstance, Result, Writing
-from guestapi.model import Instance
+from guestapi.model import Instance, Profile
 from guestapi.settings import Settings
 from guestapi.store.transaction import Change
 
@@ -36,21 +36,35 @@ class FleetSide:
         self._connect = lambda: session(url)
         self._store = FleetStore(self._connect, settings.store.configuration_bytes)
 
-    def view(self, places: Sequence[Place]) -> AbstractContextManager[Change]:
-        """Look at instances, which are named."""
-        return self._store.view(places)
+    def view(self, places: Sequence[Place], profiles: Sequence[Place] = ()) -> AbstractContextManager[Change]:
+        """Look at instances and profiles, which are named."""
+        return self._store.view(places, profiles)
 
     @contextmanager
     def change(
-        self, places: Sequence[Place], hosts: Sequence[str] = (), writing: Writing | None = None
+        self,
+        places: Sequence[Place],
+        hosts: Sequence[str] = (),
+        writing: Writing | None = None,
+        profiles: Sequence[Place] = (),
+        *,
+        edited: Sequence[Place] = (),
     ) -> Iterator[Change]:
-        """Change instances, which are named; afterwards, say what is certain, and wait if that is wanted."""
+        """Change instances or profiles; afterwards, say what is certain, and wait if that is wanted.
+
+        Args:
+            places: as of `FleetStore.change`, like all that follows.
+            hosts: as there.
+            writing: as there.
+            profiles: as there.
+            edited: as there.
+        """
         context = click.get_current_context()
         given: dict[str, Any] = given_options(context)
         operation: UUID = given.get("operation") or new_operation()
         wishes = Wishes(operation, given.get("host"), given.get("if_revision"))
         try:
-            with self._store.change(places, wishes, hosts, writing) as change:
+            with self._store.change(places, wishes, hosts, writing, profiles, edited=edited) as change:
                 yield change
         except KeyboardInterrupt:
             done = "the change is made and stays" if self._store.committed else "nothing was changed"
@@ -87,6 +101,14 @@ class FleetSide:
         """Return instances by project and name, of the host that was given or of all."""
         given = given_options(click.get_current_context())
         return self._store.list_instances(project, given.get("host"), whole=whole)
+
+    def list_profiles(self, project: str | None) -> list[tuple[Profile, int]]:
+        """Return the profiles of a project, or of all (None), each with the number of instances that have it."""
+        return self._store.list_profiles(project)
+
+    def list_users(self, profile: Profile, limit: int) -> list[Place]:
+        """Return project and name of the first instances that have a profile that was looked at."""
+        return self._store.list_users(profile, limit)
 
     def facts(self, instance: Instance) -> FleetInstance:
         """Return what the database has of an instance that was read."""

@@ -105,7 +105,8 @@ def add(
     )
     warnings = check(definition)
     hosts = [] if definition.location is None else [definition.location]
-    with operator.change_instances((project, name), hosts=hosts) as change:
+    named = [(project, one) for one in definition.profiles]
+    with operator.change_instances((project, name), hosts=hosts, profiles=named) as change:
         if find_instance(change, project, name) is not None:
             raise ConflictError(
                 f"instance {name!r} exists already in project {project!r}", "'guestapi apply' changes one that exists"

@@ -33,7 +33,7 @@ _PROPERTIES: Mapping[str, tuple[str, Callable[[Instance], str]]] = {
     "profiles": ("P", lambda one: ",".join(one.profiles)),
 }
 #: What cannot be had of a fleet's instances, and what is shown of them by default.
-_OF_THIS_HOST = frozenset({"pid", "source", "hostname", "key", "profiles"})
+_OF_THIS_HOST = frozenset({"pid", "source", "hostname", "key"})
 _DEFAULT_OF_FLEET = "entsrL"
 _LETTERS = {letter: word for word, (letter, _get) in _PROPERTIES.items()}
 _DEFAULT = "entsrpo"
@@ -109,8 +109,9 @@ def _find(operator: Operator, project: str | None, *, whole: bool) -> list[Insta
 
 
 def _has_keys(shown: Iterable[str], filters: Iterable[str]) -> bool:
-    """Whether keys of the configuration are shown or filtered by."""
-    return any("." in word for word in (*shown, *(_key(word) for word in filters if "=" in word)))
+    """Whether keys of the configuration, or profiles, are shown or filtered by."""
+    words = (*shown, *(_key(word) for word in filters if "=" in word))
+    return any("." in word or word == "profiles" for word in words)
 
 
 def _key(word: str) -> str:

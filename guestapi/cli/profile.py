@@ -16,6 +16,7 @@ from guestapi.cli.common import (
     warn,
 )
 from guestapi.cli.editing import edit_document, is_by_hand
+from guestapi.cli.fleet_options import changes_instances, changes_profiles
 from guestapi.cli.grouping import Noun
 from guestapi.cli.printing import print_yaml
 from guestapi.cli.profile_definition import as_document, parse
@@ -50,6 +51,7 @@ profile.add_command(device)
 
 @profile.command()
 @takes_profile
+@changes_profiles
 @click.option("--description", default="", help="What it is for.")
 @click.argument("setting", nargs=-1, metavar="[KEY=VALUE]...")
 @click.pass_obj
@@ -57,20 +59,21 @@ def create(operator: Operator, name: str, project: str, description: str, settin
     """Make a profile. KEY=@FILE takes the value from a file, KEY=@- from standard input."""
     wanted = pairs(setting, files=True)
     warnings = check_settings(wanted)
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name)) as change:
         profiles.create(change, project, name, description=description, config=wanted)
     warn(warnings)
 
 
 @profile.command(name="set")
 @takes_profile
+@changes_profiles
 @click.argument("setting", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.pass_obj
 def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) -> None:
     """Set keys, all at once; KEY= unsets one. All instances that have the profile get them in the same transaction."""
     wanted = pairs(setting, files=True)
     warnings = check_settings(wanted)
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name)) as change:
         found = profiles.get_profile(change, project, name)
         profiles.edit(change, found, config={**found.config, **wanted})
     warn(warnings)
@@ -78,11 +81,12 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
 
 @profile.command()
 @takes_profile
+@changes_profiles
 @click.argument("key", nargs=-1, required=True)
 @click.pass_obj
 def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> None:
     """Unset keys, all at once. Unsetting one that is not set changes nothing."""
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name)) as change:
         found = profiles.get_profile(change, project, name)
         profiles.edit(change, found, config={**found.config, **dict.fromkeys(key, "")})
 
@@ -94,7 +98,7 @@ def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> 
 @click.pass_obj
 def get(operator: Operator, name: str, project: str, key: str, as_json: bool) -> None:
     """Print a key's value."""
-    with operator.view() as store:
+    with operator.view_profiles((project, name)) as store:
         value = profiles.get_profile(store, project, name).config.get(key)
     if value is None:
         fail(f"{key} is not set", f"'guestapi profile show {name}' shows what is")
@@ -118,9 +122,14 @@ def get(operator: Operator, name: str, project: str, key: str, as_json: bool) ->
 @click.pass_obj
 def show(operator: Operator, name: str, project: str, form: str) -> None:
     """Print the definition of a profile, which edit takes back, and which instances have the profile."""
-    with operator.view() as store:
+    with operator.view_profiles((project, name)) as store:
         found = profiles.get_profile(store, project, name)
-        users = profiles.list_users(store, found, _MOST_USERS)
+        # Of a fleet, only the profile itself is in this store.
+        users = (
+            operator.fleet.list_users(found, _MOST_USERS)
+            if operator.is_fleet
+            else profiles.list_users(store, found, _MOST_USERS)
+        )
     if form != "table":
         used_by = [{"project": one, "name": instance} for one, instance in users]
         (print_json if form == "json" else print_yaml)({**as_document(found), "used_by": used_by})
@@ -139,10 +148,11 @@ def show(operator: Operator, name: str, project: str, form: str) -> None:
 @click.pass_obj
 def list_(operator: Operator, project: str | None, as_json: bool) -> None:
     """List profiles, and how many instances have each."""
-    with operator.view() as store:
-        found = profiles.list_profiles(store, project)
-        if project not in (None, "default") and not found and project not in list_projects(store):
-            fail(f"no project {project!r}", "'guestapi project list' shows all")
+    found = operator.list_profiles(project)
+    if not operator.is_fleet and not found and project not in (None, "default"):
+        with operator.view() as store:
+            if project not in list_projects(store):
+                fail(f"no project {project!r}", "'guestapi project list' shows all")
     if as_json:
         print_json([{**as_document(one), "users": users} for one, users in found])
     else:
@@ -152,6 +162,7 @@ def list_(operator: Operator, project: str | None, as_json: bool) -> None:
 
 @profile.command()
 @takes_profile
+@changes_profiles
 @click.pass_obj
 def edit(operator: Operator, name: str, project: str) -> None:
     """Edit the definition of a profile in $EDITOR; or take it from standard input, if that is not a terminal.
@@ -159,14 +170,14 @@ def edit(operator: Operator, name: str, project: str) -> None:
     All instances that have the profile get the differences in one transaction; nothing is written if the profile was
     changed meanwhile.
     """
-    with operator.view() as store:
+    with operator.view_profiles((project, name)) as store:
         before = profiles.get_profile(store, project, name)
     text = edit_document(as_document(before))
     if text is None:
         return
     wanted = parse(text)
     warnings = wanted.check()
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name)) as change:
         current = profiles.get_profile(change, project, name)
         if is_by_hand() and current != before:
             fail(f"profile {name!r} was changed meanwhile", "edit it again")
@@ -176,42 +187,47 @@ def edit(operator: Operator, name: str, project: str) -> None:
 
 @profile.command()
 @takes_profile
+@changes_profiles
 @click.argument("new")
 @click.pass_obj
 def rename(operator: Operator, name: str, project: str, new: str) -> None:
     """Give a profile another name. Its instances keep it."""
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name), (project, new)) as change:
         profiles.rename(change, profiles.get_profile(change, project, name), new)
 
 
 @profile.command()
 @takes_profile
+@changes_profiles
 @click.pass_obj
 def delete(operator: Operator, name: str, project: str) -> None:
     """Delete a profile that no instance has."""
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name)) as change:
         profiles.remove(change, profiles.get_profile(change, project, name))
 
 
 @profile.command()
 @takes_instance
+@changes_instances
 @click.argument("profiles_", metavar="[PROFILE,...]", default="")
 @click.pass_obj
 def assign(operator: Operator, name: str, project: str, profiles_: str) -> None:
     """Give the instance NAME exactly these profiles, the weakest first; none, if none is named."""
     wanted = [word for word in profiles_.split(",") if word]
-    with operator.writer.change() as change:
+    named = [(project, one) for one in wanted]
+    with operator.change_instances((project, name), profiles=named) as change:
         instance = get_instance(change, project, name)
         steps.assign(change, instance, tuple(in_project(change, instance.project, one) for one in wanted))
 
 
 @profile.command()
 @takes_instance
+@changes_instances
 @click.argument("profile_", metavar="PROFILE")
 @click.pass_obj
 def add(operator: Operator, name: str, project: str, profile_: str) -> None:
     """Give the instance NAME another profile, the strongest of those that it has."""
-    with operator.writer.change() as change:
+    with operator.change_instances((project, name), profiles=[(project, profile_)]) as change:
         instance = get_instance(change, project, name)
         new = in_project(change, instance.project, profile_)
         steps.assign(change, instance, (*profiles.get_profiles(change, instance), new))
@@ -219,11 +235,12 @@ def add(operator: Operator, name: str, project: str, profile_: str) -> None:
 
 @profile.command()
 @takes_instance
+@changes_instances
 @click.argument("profile_", metavar="PROFILE")
 @click.pass_obj
 def remove(operator: Operator, name: str, project: str, profile_: str) -> None:
     """Take a profile from the instance NAME."""
-    with operator.writer.change() as change:
+    with operator.change_instances((project, name)) as change:
         instance = get_instance(change, project, name)
         having = profiles.get_profiles(change, instance)
         left = tuple(one for one in having if one.name != profile_)

@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from guestapi.cli.common import Operator, fail, has_format, print_devices, print_json, warn
+from guestapi.cli.fleet_options import changes_profiles
 from guestapi.cli.grouping import Noun
 from guestapi.cli.profile_name import takes_profile
 from guestapi.cli.words import MisuseError, pairs
@@ -23,6 +24,7 @@ def device() -> None:
 
 @device.command()
 @takes_profile
+@changes_profiles
 @click.argument("device_name", metavar="DEVICE")
 @click.argument("kind", metavar="TYPE")
 @click.argument("option", nargs=-1, metavar="[KEY=VALUE]...")
@@ -36,7 +38,7 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
         raise MisuseError(
             f"{kind!r} is not a type", f"the type is given by itself: {device_name} {kind.partition('=')[2]}"
         )
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name)) as change:
         found = profiles.get_profile(change, project, name)
         if device_name in found.devices:
             fail(f"profile {name} has a device {device_name!r} already", "'guestapi profile device set' changes it")
@@ -46,6 +48,7 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
 
 @device.command(name="set")
 @takes_profile
+@changes_profiles
 @click.argument("device_name", metavar="DEVICE")
 @click.argument("option", nargs=-1, required=True, metavar="KEY=VALUE...")
 @click.pass_obj
@@ -56,6 +59,7 @@ def set_(operator: Operator, name: str, project: str, device_name: str, option: 
 
 @device.command()
 @takes_profile
+@changes_profiles
 @click.argument("device_name", metavar="DEVICE")
 @click.argument("option", nargs=-1, required=True, metavar="KEY...")
 @click.pass_obj
@@ -72,7 +76,7 @@ def unset(operator: Operator, name: str, project: str, device_name: str, option:
 @click.pass_obj
 def get(operator: Operator, name: str, project: str, device_name: str, option: str, as_json: bool) -> None:
     """Print the value of a device's option."""
-    with operator.view() as store:
+    with operator.view_profiles((project, name)) as store:
         value = _get_device(profiles.get_profile(store, project, name), device_name).get(option)
     if value is None:
         fail(f"{option} is not set", f"'guestapi profile show {name}' shows what is")
@@ -84,11 +88,12 @@ def get(operator: Operator, name: str, project: str, device_name: str, option: s
 
 @device.command()
 @takes_profile
+@changes_profiles
 @click.argument("device_name", metavar="DEVICE")
 @click.pass_obj
 def remove(operator: Operator, name: str, project: str, device_name: str) -> None:
     """Remove a device."""
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name)) as change:
         found = profiles.get_profile(change, project, name)
         _get_device(found, device_name)
         left = {one: definition for one, definition in found.devices.items() if one != device_name}
@@ -101,7 +106,7 @@ def remove(operator: Operator, name: str, project: str, device_name: str) -> Non
 @click.pass_obj
 def list_(operator: Operator, name: str, project: str, as_json: bool) -> None:
     """Print all devices of a profile."""
-    with operator.view() as store:
+    with operator.view_profiles((project, name)) as store:
         devices = dict(profiles.get_profile(store, project, name).devices)
     if as_json:
         print_json(devices)
@@ -110,7 +115,7 @@ def list_(operator: Operator, name: str, project: str, as_json: bool) -> None:
 
 
 def _change(operator: Operator, project: str, name: str, device_name: str, options: Mapping[str, str]) -> None:
-    with operator.writer.change() as change:
+    with operator.change_profiles((project, name)) as change:
         found = profiles.get_profile(change, project, name)
         definition = {**_get_device(found, device_name), **options}
         profiles.edit(change, found, devices={**found.devices, device_name: definition})

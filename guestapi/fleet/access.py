@@ -103,6 +103,22 @@ BEGIN
 END
 """.replace("{keep}", str(_KEEP)).replace("{every}", str(_KEEP // 10))
 
+# PERF: a policy that looks through instance_profiles by itself would read those of all hosts. PL/pgSQL keeps the plan.
+_MY_PROFILES = """
+BEGIN
+    RETURN QUERY SELECT DISTINCT profile FROM guestapi.instances JOIN guestapi.instance_profiles USING (uuid)
+        WHERE host = guestapi.me();
+END
+"""
+
+# What an operator may change of the fleet's own row.
+_REQUIRE = """
+BEGIN
+    UPDATE guestapi.fleet SET oldest_version = version_ WHERE oldest_version < version_ AND version >= version_;
+    RETURN FOUND;
+END
+"""
+
 #: Functions by their signature, then what they return, language, volatility and body.
 _FUNCTIONS = {
     "me()": ("text", "plpgsql", "STABLE", _ME),
@@ -115,13 +131,16 @@ _FUNCTIONS = {
         _REPORT,
     ),
     "release(uuid_ uuid, epoch_ bigint)": ("boolean", "plpgsql", "", _RELEASE),
+    "my_profiles()": ("SETOF uuid", "plpgsql", "STABLE", _MY_PROFILES),
+    "require(version_ integer)": ("boolean", "plpgsql", "", _REQUIRE),
 }
 #: Those that a host calls.
-_CALLED = ("me", "contact", "report", "release")
+_CALLED = ("me", "contact", "report", "release", "my_profiles")
 
 #: Whose the rows of a table are. The subquery is evaluated once for a query, not for each row.
 _MINE = "host = (SELECT guestapi.me())"
 _INSTANCE_MINE = f"uuid IN (SELECT uuid FROM guestapi.instances WHERE {_MINE})"
+_PROFILE_MINE = "IN (SELECT guestapi.my_profiles())"
 #: The rows of each table that a host reads.
 _READ = {
     "fleet": "(SELECT guestapi.me()) IS NOT NULL",
@@ -129,13 +148,28 @@ _READ = {
     "instances": _MINE,
     "config": _INSTANCE_MINE,
     "devices": _INSTANCE_MINE,
+    "profiles": f"id {_PROFILE_MINE}",
+    "profile_config": f"profile {_PROFILE_MINE}",
+    "profile_devices": f"profile {_PROFILE_MINE}",
+    "instance_profiles": _INSTANCE_MINE,
     "log": _MINE,
     "ops": "false",
     "said": _MINE,
     "seen": _MINE,
 }
 #: What operators change.
-_CHANGED = ("hosts", "instances", "config", "devices", "log", "ops")
+_CHANGED = (
+    "hosts",
+    "instances",
+    "config",
+    "devices",
+    "profiles",
+    "profile_config",
+    "profile_devices",
+    "instance_profiles",
+    "log",
+    "ops",
+)
 
 #: Functions of PostgreSQL with which a role without any right on a table could fill the disk, or the table of locks
 #: that all sessions share. Everybody may call them by default.

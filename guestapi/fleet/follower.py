@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,8 +22,14 @@ from guestapi.audit_log import by_source
 from guestapi.errors import SourceError
 from guestapi.fleet import inventory
 from guestapi.fleet.engine import FleetError, LateError, Session
-from guestapi.fleet.inventory import HostLook, HostState, PlacedRow, Placement, Said
-from guestapi.fleet.placing import is_same, write_placements
+from guestapi.fleet.inventory import HostLook, HostState, PlacedProfile, PlacedRow, Placement, Said
+from guestapi.fleet.placing import (
+    is_same,
+    is_same_profile,
+    remove_unused_profiles,
+    write_placements,
+    write_profile,
+)
 from guestapi.settings import Settings
 from guestapi.sources.sanitize import FLEET
 from guestapi.store import placements, statuses
@@ -58,6 +64,7 @@ class _Step(NamedTuple):
     placements: list[Placement]
     gone: Collection[str]
     cursor: Cursor | None
+    profiles: Sequence[PlacedProfile] = ()
 
 
 class FleetFollower:
@@ -183,7 +190,9 @@ class FleetFollower:
                 placed = placements.list_placed(store)
                 troubled = statuses.list_problem_keys(store, FLEET)
             staying = [one for one in listed if not one.leaving]
-            gone = (placed.keys() | troubled) - {one.uuid for one in staying}
+            # Before the instances that have them.
+            known = self._write_profiles(inventory.read_my_profiles(session), (stored, state.cursor))
+            gone = (placed.keys() | troubled) - {one.uuid for one in staying} - known
             order = {one.uuid: state.cursor.revision for one in staying}
             read = partial(inventory.read_placements, session)
             self._write(read, (staying, sorted(gone), order), placed, (stored, state.cursor))
@@ -200,16 +209,28 @@ class FleetFollower:
                 state = inventory.read_state(session)
                 changed = inventory.list_changed(session, state.host, stored.revision)
                 found = HostLook(state, changed, None)
-                self._write_changes(partial(inventory.read_placements, session), stored, found)
+                shared = inventory.read_changed_profiles(session, (uuid for uuid, _first, _row in changed))
+                known = self._write_profiles(shared, (stored, state.cursor))
+                self._write_changes(partial(inventory.read_placements, session), stored, found, known)
         self._release(session, [one for _uuid, _first, one in found.changed if one is not None and one.leaving])
 
-    def _write_changes(self, read: _Read, stored: Cursor, found: HostLook) -> None:
+    def _write_changes(self, read: _Read, stored: Cursor, found: HostLook, known: Collection[str] = ()) -> None:
+        """Write what has changed.
+
+        Args:
+            read: yields instances with all that they have.
+            stored: the cursor of the store.
+            found: what has changed, with its profiles, unless these are written already.
+            known: UUIDs of those that are.
+        """
         with self._store.view() as store:
             placed = placements.list_placed(store)
         staying = [one for _uuid, _first, one in found.changed if one is not None and not one.leaving]
-        gone = [uuid for uuid, _first, one in found.changed if one is None or one.leaving]
+        shared = {*known, *(one.uuid for one in found.profiles)}
+        gone = [uuid for uuid, _first, one in found.changed if uuid not in shared and (one is None or one.leaving)]
         order = {uuid: first for uuid, first, _one in found.changed}
-        self._write(read, (staying, gone, order), placed, (stored, found.state.cursor))
+        differing = self._differing_profiles(found.profiles)
+        self._write(read, (staying, gone, order), placed, (stored, found.state.cursor), differing)
 
     def _write(
         self,
@@ -217,6 +238,7 @@ class FleetFollower:
         found: tuple[list[PlacedRow], list[str], Mapping[str, int]],
         placed: Mapping[str, Placed],
         cursors: tuple[Cursor, Cursor],
+        profiles: Sequence[PlacedProfile] = (),
     ) -> None:
         """Write differences in transactions of 50 instances, the cursor with them.
 
@@ -226,16 +248,39 @@ class FleetFollower:
                 revision that changed it; the first are in that order.
             placed: what the store has.
             cursors: the store's, and the one that it is to have.
+            profiles: those that the store does not have so.
         """
         stored, wanted = cursors
-        for step in _steps(found, placed, wanted, lambda some: self._differing(read(some), placed)):
+        steps = _steps(found, placed, wanted, lambda some: self._differing(read(some), placed), profiles)
+        self._write_steps(steps, stored, wanted)
+
+    def _write_steps(self, steps: Iterable[_Step], stored: Cursor, wanted: Cursor) -> None:
+        for step in steps:
             with self._writer.change() as change:
                 if placements.read_cursor(change) != stored:
                     raise FleetError("the store was replaced meanwhile, so everything is looked at anew")
+                for profile in step.profiles:
+                    write_profile(change, profile)
                 write_placements(change, step.placements, step.gone)
+                if step.cursor == wanted:
+                    remove_unused_profiles(change)
                 if step.cursor is not None:
                     placements.write_cursor(change, step.cursor)
                     stored = step.cursor
+
+    def _write_profiles(self, found: Iterable[PlacedProfile], cursors: tuple[Cursor, Cursor]) -> set[str]:
+        """Write those that the store does not have so, a transaction each; the UUIDs of all."""
+        known = set()
+        for one in found:
+            known.add(one.uuid)
+            if differing := self._differing_profiles([one]):
+                self._write_steps([_Step([], (), None, differing)], *cursors)
+        return known
+
+    def _differing_profiles(self, found: Iterable[PlacedProfile]) -> list[PlacedProfile]:
+        """Those of the profiles that the store does not have so."""
+        with self._store.view() as store:
+            return [one for one in found if not is_same_profile(store, one)]
 
     def _differing(self, found: Iterable[Placement], placed: Mapping[str, Placed]) -> Iterator[Placement]:
         """Yield those of the instances that the store does not have so."""
@@ -319,9 +364,18 @@ def _steps(
     placed: Mapping[str, Placed],
     wanted: Cursor,
     read: _Read,
+    profiles: Sequence[PlacedProfile],
 ) -> Iterator[_Step]:
-    """Yield what to write, a transaction each: what is gone, then what is renamed, since names are free then."""
+    """Yield what to write, a transaction each: what is gone, then what is renamed, since names are free then.
+
+    Profiles come first, since instances refer to them. A change of few instances is one transaction.
+    """
     staying, gone, first = found
+    if len(staying) + len(gone) + len(profiles) <= BATCH:
+        yield _Step(list(read(staying)), gone, wanted, profiles)
+        return
+    for profile in profiles:
+        yield _Step([], (), None, [profile])
     for start in range(0, len(gone), BATCH):
         yield _Step([], gone[start : start + BATCH], None)
     renamed = [

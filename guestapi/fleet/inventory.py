@@ -1,7 +1,7 @@
 """What a host reads of the fleet's database, and says to it, by the role of the host.
 
 Rules: row-level security decides what is this host's. Nothing that is read is larger than `_CHUNK_BYTES`, but for one
-instance alone.
+instance or profile alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import guestapi
 from guestapi.fleet.engine import FleetError, Session
 from guestapi.fleet.schema import VERSION
+from guestapi.fleet.statements import is_device
+from guestapi.model import Device
 from guestapi.sources.observed import Observed
 from guestapi.store.placements import Cursor
 
@@ -27,7 +29,11 @@ _STATE = (
     "left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline "
     "FROM guestapi.fleet JOIN guestapi.hosts ON name = guestapi.me()"
 )
+#: Bytes that an instance's configuration has; and a profile's.
 _SIZE = "(SELECT coalesce(sum(octet_length(value)), 0) FROM guestapi.config WHERE config.uuid = instances.uuid)"
+_PROFILE_SIZE = (
+    "(SELECT coalesce(sum(octet_length(value)), 0) FROM guestapi.profile_config WHERE profile = profiles.id)"
+)
 _ROW = "uuid::text, project, name, epoch, next_host IS NOT NULL"
 _MINE = f"SELECT {_ROW}, {_SIZE} FROM guestapi.instances WHERE host = %s ORDER BY uuid"
 _CHANGED = (
@@ -38,21 +44,50 @@ _CHANGED = (
 #: What an instance has, as objects: a row for each key would take several times as long to read.
 _VALUES = "(SELECT json_object_agg(key, encode(value, 'hex')) FROM guestapi.config WHERE config.uuid = {0}.uuid)"
 _DEVICES = "(SELECT json_object_agg(devices.name, definition) FROM guestapi.devices WHERE devices.uuid = {0}.uuid)"
+_PROFILES_OF = (
+    "(SELECT array_agg(profile ORDER BY position) FROM guestapi.instance_profiles "
+    "WHERE instance_profiles.uuid = {0}.uuid)"
+)
 _INSTANCES = (
     f"SELECT uuid::text, project, name, epoch, type, cloud_init_id::text, {_VALUES.format('instances')}, "
-    f"{_DEVICES.format('instances')} FROM guestapi.instances WHERE uuid = ANY(%s::uuid[])"
+    f"{_DEVICES.format('instances')}, {_PROFILES_OF.format('instances')}::text[] "
+    "FROM guestapi.instances WHERE uuid = ANY(%s::uuid[])"
+)
+_PROFILE = (
+    "{0}.id::text, {0}.project, {0}.name, encode({0}.description, 'hex'), "
+    "(SELECT json_object_agg(key, encode(value, 'hex')) FROM guestapi.profile_config WHERE profile = {0}.id), "
+    "(SELECT json_object_agg(profile_devices.name, definition) FROM guestapi.profile_devices WHERE profile = {0}.id)"
+)
+#: Row-level security leaves those that instances of this host have.
+_MY_PROFILES = f"SELECT id::text, {_PROFILE_SIZE} FROM guestapi.profiles ORDER BY id"
+_PROFILES = f"SELECT {_PROFILE.format('profiles')} FROM guestapi.profiles WHERE id = ANY(%s::uuid[])"
+#: Of what changed, the profiles, and those of the instances: a host that had none with a profile has not heard of its
+#: changes.
+_CHANGED_PROFILES = (
+    f"SELECT id::text, {_PROFILE_SIZE} FROM guestapi.profiles WHERE id IN (SELECT unnest(%(changed)s::uuid[]) "
+    "UNION SELECT profile FROM guestapi.instance_profiles WHERE uuid = ANY(%(changed)s::uuid[])) ORDER BY id"
 )
 #: The state, and what changed since a cursor that fits it. All of it is of one moment, since it is one statement.
 _LOOK = (
     f"WITH state AS MATERIALIZED ({_STATE}), changes AS MATERIALIZED (SELECT log.uuid AS changed, "
     "min(log.revision) AS first FROM state JOIN guestapi.log ON log.host = state.host "
     "AND log.revision > %(revision)s WHERE (id, timeline) = (%(fleet)s, %(timeline)s) AND oldest <= %(revision)s "
-    f"GROUP BY log.uuid), found AS MATERIALIZED (SELECT changes.*, instances.*, {_SIZE} AS size FROM changes "
+    f"GROUP BY log.uuid), found AS MATERIALIZED (SELECT changes.*, instances.*, {_SIZE} AS size, "
+    f"{_PROFILES_OF.format('instances')} AS applied FROM changes "
     "LEFT JOIN guestapi.instances ON instances.uuid = changed AND instances.host = (SELECT state.host FROM state)), "
-    "size AS (SELECT sum(size) <= %(most)s AS readable FROM found) "
-    f"SELECT state.*, (SELECT readable FROM size), changed::text, first, {_ROW}, size, type, cloud_init_id::text, "
-    f"CASE WHEN (SELECT readable FROM size) THEN {_VALUES.format('found')} END, {_DEVICES.format('found')} "
-    "FROM state LEFT JOIN found ON true ORDER BY first"
+    # PERF: what is no instance of this host's may be a profile. Mostly there is none, and nothing is looked for.
+    "wanted AS MATERIALIZED (SELECT changed FROM found WHERE uuid IS NULL UNION SELECT unnest(applied) FROM found), "
+    f"shared AS MATERIALIZED (SELECT profiles.*, {_PROFILE_SIZE} AS size FROM guestapi.profiles "
+    "WHERE EXISTS (SELECT FROM wanted) AND id = ANY(ARRAY(SELECT changed FROM wanted))), "
+    "size AS (SELECT coalesce(sum(size), 0) <= %(most)s AS readable FROM "
+    "(SELECT size FROM found UNION ALL SELECT size FROM shared) AS sizes) "
+    "SELECT state.*, (SELECT readable FROM size), "
+    # All profiles stand in the first row.
+    f"CASE WHEN (SELECT readable FROM size) AND row_number() OVER (ORDER BY first) = 1 THEN "
+    f"(SELECT json_agg(json_build_array({_PROFILE.format('shared')})) FROM shared) END, "
+    f"changed::text, first, {_ROW}, size, type, cloud_init_id::text, "
+    f"CASE WHEN (SELECT readable FROM size) THEN {_VALUES.format('found')} END, {_DEVICES.format('found')}, "
+    "applied::text[] FROM state LEFT JOIN found ON true ORDER BY first"
 )
 _SAID = "SELECT uuid::text, epoch, seq, run, running, ready FROM guestapi.said WHERE host = %s"
 _CONTACT = "SELECT guestapi.contact(%s, %s, %s)"
@@ -96,10 +131,40 @@ class PlacedRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """An instance that the fleet has placed on this host, with all that it has."""
+    """An instance that the fleet has placed on this host, with all that it has.
+
+    Attributes:
+        observed: the instance.
+        epoch: as of `PlacedRow`.
+        profiles: the UUIDs of its profiles, the weakest first.
+    """
 
     observed: Observed
     epoch: int
+    profiles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedProfile:
+    """A profile that instances of this host have, with all that it has.
+
+    Attributes:
+        uuid: of it.
+        project: of it.
+        name: of it.
+        description: what the operator says of it.
+        config: its configuration.
+        devices: its devices.
+        problems: one sentence for each thing that is left out.
+    """
+
+    uuid: str
+    project: str
+    name: str
+    description: str
+    config: Mapping[str, str]
+    devices: Mapping[str, Device]
+    problems: tuple[str, ...] = ()
 
 
 class Said(NamedTuple):
@@ -118,13 +183,15 @@ class HostLook(NamedTuple):
     Attributes:
         state: of the database.
         changed: what changed after a revision: UUID, the first revision that changed it, and the instance, in that
-            order; None: it is not this host's any more.
+            order; None: it is not this host's any more, or a profile.
         placements: these instances with all that they have, by UUID; None: that would be too much at once.
+        profiles: profiles that have changed, and those of these instances.
     """
 
     state: HostState
     changed: list[tuple[str, int, PlacedRow | None]]
     placements: Mapping[str, Placement] | None
+    profiles: tuple[PlacedProfile, ...] = ()
 
 
 def read_state(session: Session) -> HostState:
@@ -148,12 +215,12 @@ def look(session: Session, cursor: Cursor) -> HostLook:
     parameters = {**cursor._asdict(), "timeline": f"{cursor.timeline:08X}", "most": _CHUNK_BYTES}
     rows = session.ask(_LOOK, parameters, often=True)
     state = _as_state([row[:_STATE_COLUMNS] for row in rows])
-    found = [row[_STATE_COLUMNS + 1 :] for row in rows if row[_STATE_COLUMNS] is not None]
+    found = [row[_STATE_COLUMNS + 2 :] for row in rows if row[_STATE_COLUMNS + 2] is not None]
     changed = [(uuid, first, None if one[0] is None else PlacedRow(*one[:6])) for uuid, first, *one in found]
     if found and not rows[0][_STATE_COLUMNS]:
         return HostLook(state, changed, None)
     placements = {uuid: _placement((*one[:4], *one[6:])) for uuid, _first, *one in found if one[0] is not None}
-    return HostLook(state, changed, placements)
+    return HostLook(state, changed, placements, tuple(_profile(*one) for one in rows[0][_STATE_COLUMNS + 1] or ()))
 
 
 def _as_state(found: list[tuple[Any, ...]]) -> HostState:
@@ -189,7 +256,7 @@ def list_mine(session: Session, host: str) -> list[PlacedRow]:
 def list_changed(session: Session, host: str, revision: int) -> list[tuple[str, int, PlacedRow | None]]:
     """Return what changed after a revision: UUID, the first revision that changed it, and the instance, in that order.
 
-    None: it is not this host's any more.
+    None: it is not this host's any more, or a profile.
     """
     rows = session.ask(_CHANGED, {"host": host, "revision": revision})
     return [(uuid, first, None if one[0] is None else PlacedRow(*one)) for uuid, first, *one in rows]
@@ -197,16 +264,19 @@ def list_changed(session: Session, host: str, revision: int) -> list[tuple[str, 
 
 def read_placements(session: Session, listed: Iterable[PlacedRow]) -> Iterator[Placement]:
     """Yield instances with all that they have, in order."""
-    chunk: list[str] = []
-    size = 0
-    for one in listed:
-        if chunk and size + one.size > _CHUNK_BYTES:
-            yield from _read(session, chunk)
-            chunk, size = [], 0
-        chunk.append(one.uuid)
-        size += one.size
-    if chunk:
-        yield from _read(session, chunk)
+    for chunk in _chunks((one.uuid, one.size) for one in listed):
+        rows = {row[0]: row for row in session.ask(_INSTANCES, (chunk,))}
+        yield from (_placement(rows[uuid]) for uuid in chunk if uuid in rows)
+
+
+def read_my_profiles(session: Session) -> Iterator[PlacedProfile]:
+    """Yield all profiles that instances of this host have."""
+    yield from _read_profiles(session, session.ask(_MY_PROFILES))
+
+
+def read_changed_profiles(session: Session, changed: Iterable[str]) -> Iterator[PlacedProfile]:
+    """Yield this host's profiles that are among these UUIDs of instances and profiles, or that these instances have."""
+    yield from _read_profiles(session, session.ask(_CHANGED_PROFILES, {"changed": list(changed)}))
 
 
 def read_said(session: Session, host: str) -> dict[str, Said]:
@@ -234,29 +304,40 @@ def release(session: Session, uuid: str, epoch: int) -> bool:
     return done
 
 
-def _read(session: Session, uuids: list[str]) -> Iterator[Placement]:
-    rows = {row[0]: row for row in session.ask(_INSTANCES, (uuids,))}
-    for uuid in uuids:
-        if uuid in rows:
-            yield _placement(rows[uuid])
+def _read_profiles(session: Session, listed: Iterable[tuple[Any, ...]]) -> Iterator[PlacedProfile]:
+    for chunk in _chunks((uuid, int(size)) for uuid, size in listed):
+        yield from (_profile(*row) for row in session.ask(_PROFILES, (chunk,)))
+
+
+def _chunks(listed: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """Yield UUIDs by the part that can be read at a time.
+
+    Args:
+        listed: each with the bytes that it has.
+    """
+    chunk: list[str] = []
+    total = 0
+    for uuid, size in listed:
+        if chunk and total + size > _CHUNK_BYTES:
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(uuid)
+        total += size
+    if chunk:
+        yield chunk
+
+
+def _profile(uuid: str, project: str, name: str, description: str, values: Any, definitions: Any) -> PlacedProfile:
+    config, devices, problems = _content(values, definitions)
+    # A description is for operators, who see what of it is no text.
+    said = bytes.fromhex(description).decode(errors="replace")
+    return PlacedProfile(uuid, project, name, said, config, devices, problems)
 
 
 def _placement(row: tuple[Any, ...]) -> Placement:
-    """A placement from its UUID, project, name, epoch, type, cloud-init id, configuration and devices."""
-    uuid, project, name, epoch, kind, cloud_init_id, values, definitions = row
-    config: dict[str, str] = {}
-    devices: dict[str, dict[str, str]] = {}
-    problems: list[str] = []
-    for key, value in (values or {}).items():
-        try:
-            config[key] = bytes.fromhex(value).decode()
-        except UnicodeDecodeError:
-            problems.append(f"the value of {key[:40]!r} is not valid UTF-8, so it is left out")
-    for device, definition in (definitions or {}).items():
-        if _is_device(definition):
-            devices[device] = definition
-        else:
-            problems.append(f"device {device[:40]!r} is not an object of texts, so it is left out")
+    """A placement from its UUID, project, name, epoch, type, cloud-init id, configuration, devices and profiles."""
+    uuid, project, name, epoch, kind, cloud_init_id, values, definitions, applied = row
+    config, devices, problems = _content(values, definitions)
     observed = Observed(
         uuid,
         project,
@@ -266,10 +347,24 @@ def _placement(row: tuple[Any, ...]) -> Placement:
         devices=devices,
         uuid=uuid,
         cloud_init_id=cloud_init_id,
-        problems=tuple(problems),
+        problems=problems,
     )
-    return Placement(observed, epoch)
+    return Placement(observed, epoch, tuple(applied or ()))
 
 
-def _is_device(definition: Any) -> bool:
-    return isinstance(definition, dict) and all(isinstance(value, str) for value in definition.values())
+def _content(values: Any, definitions: Any) -> tuple[dict[str, str], dict[str, Device], tuple[str, ...]]:
+    """Configuration and devices out of what the database says, and a sentence for each thing that is left out."""
+    config: dict[str, str] = {}
+    devices: dict[str, Device] = {}
+    problems: list[str] = []
+    for key, value in (values or {}).items():
+        try:
+            config[key] = bytes.fromhex(value).decode()
+        except UnicodeDecodeError:
+            problems.append(f"the value of {key[:40]!r} is not valid UTF-8, so it is left out")
+    for device, definition in (definitions or {}).items():
+        if is_device(definition):
+            devices[device] = definition
+        else:
+            problems.append(f"device {device[:40]!r} is not an object of texts, so it is left out")
+    return config, devices, tuple(problems)

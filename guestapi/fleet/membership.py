@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from guestapi.fleet import plan
+from guestapi.fleet import plan, sharing
 from guestapi.fleet.engine import commit
 from guestapi.fleet.follower import BATCH
-from guestapi.fleet.inventory import Placement
-from guestapi.fleet.placing import write_placements
+from guestapi.fleet.inventory import PlacedProfile, Placement
+from guestapi.fleet.placing import write_placements, write_profile
 from guestapi.fleet.plan import FleetInstance, Plan
 from guestapi.fleet.setup import FleetMisuseError
+from guestapi.fleet.sharing import FleetProfile
 from guestapi.model import DAEMONS, Instance
 from guestapi.sources.observed import Observed
 from guestapi.store import placements
@@ -83,6 +84,7 @@ def leave(connection: psycopg.Connection[Any], writer: Writer, host: str) -> int
     connection.execute("BEGIN")
     plan.lock_hosts(connection, [host])
     found = plan.read_all(connection, None, host, whole=True)
+    shared = sharing.read(connection, (), {uuid for one in found for uuid in one.profiles})
     leaving = [one.name for one in found if one.next_host is not None]
     if leaving:
         raise FleetMisuseError(
@@ -91,7 +93,7 @@ def leave(connection: psycopg.Connection[Any], writer: Writer, host: str) -> int
         )
     connection.execute(_FENCE, (host,))
     commit(connection)
-    _take_home(writer, found)
+    _take_home(writer, found, shared)
     connection.execute("BEGIN")
     plan.lock_hosts(connection, [host])
     plan.write(connection, Plan(removed=found), uuid4())
@@ -99,8 +101,11 @@ def leave(connection: psycopg.Connection[Any], writer: Writer, host: str) -> int
     return len(found)
 
 
-def _take_home(writer: Writer, found: list[FleetInstance]) -> None:
-    """Make the store as the database is, then have its instances be this host's own."""
+def _take_home(writer: Writer, found: list[FleetInstance], shared: list[FleetProfile]) -> None:
+    """Make the store as the database is, then have its instances and profiles be this host's own."""
+    for profile in shared:
+        with writer.change() as change:
+            write_profile(change, _as_placed_profile(profile))
     with writer.change() as change:
         placed = placements.list_placed(change)
         gone = placed.keys() - {one.uuid for one in found}
@@ -116,6 +121,10 @@ def _take_home(writer: Writer, found: list[FleetInstance]) -> None:
         placements.forget_fleet(change)
 
 
+def _as_placed_profile(one: FleetProfile) -> PlacedProfile:
+    return PlacedProfile(one.uuid, one.project, one.name, one.description, one.config, one.devices)
+
+
 def _as_placement(one: FleetInstance) -> Placement:
     observed = Observed(
         one.uuid,
@@ -127,7 +136,7 @@ def _as_placement(one: FleetInstance) -> Placement:
         uuid=one.uuid,
         cloud_init_id=one.cloud_init_id,
     )
-    return Placement(observed, one.epoch)
+    return Placement(observed, one.epoch, one.profiles)
 
 
 def _as_placed(instance: Instance, layers: Layers, host: str) -> FleetInstance:

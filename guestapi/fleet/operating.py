@@ -7,28 +7,34 @@ functions that know no fleet, and what differs afterwards is written to the data
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID, uuid4
 
 from guestapi.errors import OperatorError
-from guestapi.fleet import plan
+from guestapi.fleet import plan, sharing
 from guestapi.fleet.engine import FleetError, UncertainError, commit
 from guestapi.fleet.plan import FleetInstance, Plan, Result, Writing
-from guestapi.model import Instance
+from guestapi.fleet.sharing import FleetProfile
+from guestapi.model import Instance, Profile
+from guestapi.store import profiles as profile_steps
 from guestapi.store.errors import ConflictError
-from guestapi.store.scratch import load_instances, scratch
+from guestapi.store.layers import Layer, Layers
+from guestapi.store.scratch import load_instances, load_profiles, scratch
 from guestapi.store.transaction import Change
 
 if TYPE_CHECKING:
     import psycopg
 
-#: Project and name of an instance.
+#: Project and name of an instance, or of a profile.
 Place = tuple[str, str]
 
 #: Seconds to find out what became of a change whose confirmation was lost with its server, and between two tries.
 _ASK_AGAIN_SECONDS, _ASK_AGAIN_PAUSE = 60.0, 0.5
+#: Instances that are read at a time to see what a change of their profile means for them.
+_USERS = 1_000
 #: Seconds between two looks whether hosts have applied a change; and at least, as a multiple of what a look takes.
 _WAIT_SECONDS, _PAUSES = 0.05, 9
 
@@ -68,18 +74,19 @@ class FleetStore:
         """
         self._connect = connect
         self._configuration_bytes = configuration_bytes
-        #: The fleet's instances that were read last, by the ids that they have in memory.
+        #: The fleet's instances and profiles that were read last, by the ids that they have in memory.
         self.known: dict[int, FleetInstance] = {}
+        self.known_profiles: dict[int, FleetProfile] = {}
         #: Whether a change is made, and certain to stay.
         self.committed = False
         #: What the last change has done.
         self.result: Result | None = None
 
     @contextmanager
-    def view(self, places: Sequence[Place]) -> Iterator[Change]:
-        """Look at instances; only those of these projects and names are there."""
+    def view(self, places: Sequence[Place], profiles: Sequence[Place] = ()) -> Iterator[Change]:
+        """Look at instances and profiles; only those of these projects and names are there, and what instances have."""
         with self._connect() as connection, scratch(self._configuration_bytes) as change:
-            self._load(change, plan.read(connection, places))
+            self._load(connection, change, plan.read(connection, places), profiles)
             yield change
 
     def list_instances(self, project: str | None, host: str | None, *, whole: bool = True) -> list[Instance]:
@@ -92,38 +99,66 @@ class FleetStore:
         """
         with self._connect() as connection:
             found = plan.read_all(connection, project, host, whole=whole)
+            applied = {uuid for one in found for uuid in one.profiles}
+            shared = {one.uuid: one for one in sharing.read(connection, (), applied)} if applied else {}
         self.known = dict(enumerate(found, 1))
-        return [plan.as_instance(number, one) for number, one in self.known.items()]
+        return [_merged(plan.as_instance(number, one), one, shared) for number, one in self.known.items()]
+
+    def list_profiles(self, project: str | None) -> list[tuple[Profile, int]]:
+        """Return the profiles of a project, or of all (None), each with the number of instances that have it."""
+        with self._connect() as connection:
+            found = sharing.read_all(connection, project)
+        return [(sharing.as_profile(number, one), users) for number, (one, users) in enumerate(found, 1)]
+
+    def list_users(self, profile: Profile, limit: int) -> list[Place]:
+        """Return project and name of the first instances that have a profile that was read last."""
+        known = self.known_profiles.get(profile.id)
+        if known is None:
+            return []
+        with self._connect() as connection:
+            return sharing.list_users(connection, known.uuid, limit)
 
     @contextmanager
     def change(
-        self, places: Sequence[Place], wishes: Wishes, hosts: Iterable[str] = (), writing: Writing | None = None
+        self,
+        places: Sequence[Place],
+        wishes: Wishes,
+        hosts: Iterable[str] = (),
+        writing: Writing | None = None,
+        profiles: Sequence[Place] = (),
+        *,
+        edited: Sequence[Place] = (),
     ) -> Iterator[Change]:
-        """Change instances: all that the block does, or nothing.
+        """Change instances or profiles: all that the block does, or nothing.
 
         Args:
             places: projects and names of all instances that are changed or added.
             wishes: what the operator wants.
             hosts: hosts that instances may be placed on, besides that of `wishes`.
             writing: is told how many instances are written.
+            profiles: projects and names of profiles that instances get.
+            edited: projects and names of profiles that are changed, added or removed.
 
         Raises:
-            ConflictError: the instance has another revision.
+            ConflictError: the instance has another revision, or an instance would have too much.
             UncertainError: it was written, but it is not certain that it stays.
             FleetError: nothing was changed.
         """
         with self._connect() as connection, scratch(self._configuration_bytes) as change:
             connection.execute("BEGIN")
             wanted = {*hosts, *([] if wishes.host is None else [wishes.host])}
-            known, states = plan.lock(connection, places, wanted)
+            known, states = plan.lock(connection, places, wanted, edited)
             if (done := plan.find_operation(connection, wishes.operation)) is not None:
                 connection.execute("ROLLBACK")
                 self.result = done
                 raise AlreadyDoneError("this operation was carried out before; nothing was changed now")
             check_revision(known, wishes.if_revision)
-            self._load(change, known)
+            self._load(connection, change, known, [*profiles, *edited])
             yield change
-            differences = plan.compare(change, self.known, wishes.host)
+            differences = plan.compare(change, self.known, self.known_profiles, wishes.host)
+            sharing.check(connection, differences.shared)
+            for before, after in differences.shared.changed:
+                differences.changed.extend(self._find_changed(connection, before, after))
             plan.refuse_fenced(states, (one.host for one in differences.added))
             self.result = plan.write(connection, differences, wishes.operation, writing)
             try:
@@ -154,13 +189,50 @@ class FleetStore:
                 # Of very many hosts, the question takes its time.
                 time.sleep(max(_WAIT_SECONDS, _PAUSES * (now - asked)))
 
-    def _load(self, change: Change, found: Iterable[FleetInstance]) -> None:
-        self.known = dict(enumerate(found, 1))
-        load_instances(change, (plan.as_instance(number, one) for number, one in self.known.items()))
+    def _load(
+        self,
+        connection: psycopg.Connection[Any],
+        change: Change,
+        found: Sequence[FleetInstance],
+        profiles: Sequence[Place],
+    ) -> None:
+        applied = {uuid for one in found for uuid in one.profiles}
+        shared = sharing.read(connection, profiles, applied) if profiles or applied else []
+        self.known, self.known_profiles = load(change, found, shared)
+
+    def _find_changed(
+        self, connection: psycopg.Connection[Any], before: FleetProfile, after: FleetProfile
+    ) -> list[tuple[FleetInstance, FleetInstance]]:
+        """Return the instances that get another cloud-init id by the change of a profile, before and afterwards.
+
+        Raises:
+            ConflictError: an instance would have too much.
+        """
+        if sharing.starts_over(before, after):
+            uuids = sharing.list_instances_of(connection, before.uuid)
+        else:
+            uuids = sharing.find_large(connection, before, after, self._configuration_bytes)
+        changed: list[tuple[FleetInstance, FleetInstance]] = []
+        for start in range(0, len(uuids), _USERS):
+            found = plan.read_whole(connection, uuids[start : start + _USERS])
+            applied = {uuid for one in found for uuid in one.profiles}
+            with scratch(self._configuration_bytes) as change:
+                known, shared = load(change, found, sharing.read(connection, (), applied))
+                number = next(number for number, one in shared.items() if one.uuid == before.uuid)
+                profile_steps.edit(
+                    change,
+                    sharing.as_profile(number, before),
+                    description=after.description,
+                    config=after.config,
+                    devices=after.devices,
+                )
+                changed.extend(plan.compare(change, known, shared, None).changed)
+        return changed
 
     def _ask_again(self, differences: Plan, operation: UUID, lost: UncertainError) -> None:
         """Find out what became of a change whose confirmation was lost, and make it if it was not made."""
         until = time.monotonic() + _ASK_AGAIN_SECONDS
+        has_conflicted = False
         while True:
             try:
                 with self._connect() as connection:
@@ -175,6 +247,11 @@ class FleetStore:
                     self.result = plan.write(connection, differences, operation)
                     commit(connection)
                     return
+            except ConflictError:
+                # Whoever commits it may hold no locks: of a new profile there are none.
+                if has_conflicted:
+                    raise
+                has_conflicted = True
             except UncertainError as error:
                 if not error.lost:
                     raise
@@ -187,6 +264,31 @@ class FleetStore:
 
 class AlreadyDoneError(OperatorError):
     """The operation was carried out before."""
+
+
+def load(
+    change: Change, instances: Iterable[FleetInstance], shared: Iterable[FleetProfile]
+) -> tuple[dict[int, FleetInstance], dict[int, FleetProfile]]:
+    """Have instances of the fleet in an empty store in memory, and profiles; both by the ids that they have there."""
+    known, profiles_known = dict(enumerate(instances, 1)), dict(enumerate(shared, 1))
+    load_profiles(change, (sharing.as_profile(number, one) for number, one in profiles_known.items()))
+    numbers = {one.uuid: number for number, one in profiles_known.items()}
+    load_instances(
+        change,
+        (plan.as_instance(number, one) for number, one in known.items()),
+        {number: [numbers[uuid] for uuid in one.profiles] for number, one in known.items()},
+    )
+    return known, profiles_known
+
+
+def _merged(instance: Instance, one: FleetInstance, shared: Mapping[str, FleetProfile]) -> Instance:
+    """An instance with what its profiles give it."""
+    applied = tuple(sharing.as_profile(0, shared[uuid]) for uuid in one.profiles if uuid in shared)
+    if not applied:
+        return instance
+    layers = Layers(operator=Layer(one.config, one.devices), profiles=applied)
+    names = tuple(profile.name for profile in applied)
+    return replace(instance, config=layers.config, devices=layers.devices, profiles=names)
 
 
 def new_operation() -> UUID:

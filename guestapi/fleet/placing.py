@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from guestapi.errors import OperatorError
-from guestapi.fleet.inventory import Placement
-from guestapi.model import DAEMONS, Instance, Problem
+from guestapi.fleet.inventory import PlacedProfile, Placement
+from guestapi.model import DAEMONS, Instance, Problem, Profile
 from guestapi.names import check_uuid, size_of
 from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import FLEET, sanitize
-from guestapi.store import profiles, statuses, steps
+from guestapi.store import placed_profiles, profiles, statuses, steps
 from guestapi.store.layers import Layer, Layers
 from guestapi.store.lookup import Moment, find_instance
 from guestapi.store.placements import Placed, list_placed, place
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _PARKED = "\0"
 #: Most characters of a reason that are recorded.
 _REASON = 500
+#: What a store raises for what it cannot take.
+_NOT_TAKEN = (OperatorError, sqlite3.IntegrityError, sqlite3.DataError, OverflowError, UnicodeError)
 
 
 class _RefusedError(OperatorError):
@@ -53,7 +55,7 @@ def is_same(store: Moment, one: Placement, placed: Placed | None) -> bool:
         instance.uuid,
         instance.cloud_init_id,
         layers.operator,
-        layers.profiles,
+        tuple(profile.uuid for profile in layers.profiles),
     ) == (
         observed.project,
         observed.name,
@@ -61,8 +63,54 @@ def is_same(store: Moment, one: Placement, placed: Placed | None) -> bool:
         observed.key,
         observed.cloud_init_id,
         Layer({key: value for key, value in observed.config.items() if value}, observed.devices or {}),
-        (),
+        one.profiles,
     )
+
+
+def is_same_profile(store: Moment, one: PlacedProfile) -> bool:
+    """Whether the store has a profile as it is, so that `write_profile` would change nothing."""
+    found = placed_profiles.find(store, one.uuid)
+    return (
+        found is not None
+        and not one.problems
+        and (found.project, found.name, found.description, found.config, found.devices)
+        == (
+            one.project,
+            one.name,
+            one.description,
+            {key: value for key, value in one.config.items() if value},
+            one.devices,
+        )
+    )
+
+
+def write_profile(change: Change, one: PlacedProfile) -> None:
+    """Write a profile as it is in the fleet's database; of one that cannot be taken, nothing is given to instances."""
+    observed = Observed(one.uuid, one.project, one.name, config=one.config, devices=one.devices, problems=one.problems)
+    try:
+        with savepoint(change):
+            acceptable = sanitize(FLEET, observed, change.configuration_bytes - len(one.description.encode()))
+            placed_profiles.put(
+                change,
+                one.uuid,
+                one.project,
+                one.name,
+                description=one.description,
+                config=acceptable.config,
+                devices=acceptable.devices or {},
+            )
+            problems = [_problem(observed, f"profile: {reason}") for reason in acceptable.left_out]
+    except _NOT_TAKEN as error:
+        problems = [_refusal(observed, error, "the profile is empty here")]
+        if (found := placed_profiles.find(change, one.uuid)) is not None:
+            profiles.edit(change, found, description="", config={}, devices={})
+    _record(change, one.uuid, problems)
+
+
+def remove_unused_profiles(change: Change) -> None:
+    """Remove profiles that no placed instance has any more."""
+    for uuid in placed_profiles.remove_unused(change):
+        _record(change, uuid, [])
 
 
 def write_placements(change: Change, placements: Iterable[Placement], gone: Collection[str]) -> None:
@@ -88,8 +136,7 @@ def write_placements(change: Change, placements: Iterable[Placement], gone: Coll
     for one in wanted:
         problems = _settle(change, one, placed.get(one.observed.key))
         if problems or one.observed.key in troubled:
-            for problem in statuses.record_problems(change, FLEET, one.observed.key, problems):
-                log.warning("%s in project %s: %s", problem.name, problem.project, problem.reason)
+            _record(change, one.observed.key, problems)
 
 
 def _settle(change: Change, one: Placement, placed: Placed | None) -> list[Problem]:
@@ -99,15 +146,13 @@ def _settle(change: Change, one: Placement, placed: Placed | None) -> list[Probl
         with savepoint(change):
             left_out = _write(change, one, placed)
             return [_problem(observed, reason) for reason in left_out]
-    except (OperatorError, sqlite3.IntegrityError, sqlite3.DataError, OverflowError, UnicodeError) as error:
+    except _NOT_TAKEN as error:
         if placed is not None:
             own = steps.reload(change, placed.id)
             if own.name.startswith(_PARKED):
                 steps.park(change, own, f"{placed.name[:200]}.{own.id}")
             steps.remove(change, steps.reload(change, own.id))
-        reason = error.message if isinstance(error, OperatorError) else f"the store refuses it ({error})"
-        hint = error.hint if isinstance(error, OperatorError) else None
-        return [replace(_problem(observed, f"it is not here: {reason}"), hint=hint, refused=True)]
+        return [_refusal(observed, error, "it is not here")]
 
 
 def _write(change: Change, one: Placement, placed: Placed | None) -> tuple[str, ...]:
@@ -115,8 +160,10 @@ def _write(change: Change, one: Placement, placed: Placed | None) -> tuple[str, 
     own = steps.reload(change, placed.id) if placed is not None else _find_unplaced(change, observed)
     own = _take_name(change, observed, own)
     before = load_layers(change.connection, own.id) if own is not None else Layers()
-    room = change.configuration_bytes - size_of(before.source.config, before.source.devices)
-    acceptable = sanitize(FLEET, observed, max(room, 0))
+    applied, missing = _find_profiles(change, one.profiles)
+    others = Layers(before.source, profiles=applied)
+    room = change.configuration_bytes - size_of(others.config, others.devices)
+    acceptable = sanitize(FLEET, observed, max(room, 0), amending=others.devices)
     layer = Layer(acceptable.config, acceptable.devices or {})
     if own is None:
         own = steps.add(
@@ -129,6 +176,7 @@ def _write(change: Change, one: Placement, placed: Placed | None) -> tuple[str, 
             config=layer.config,
             devices=layer.devices,
             checked=True,
+            profiles=applied,
         )
     else:
         columns: dict[str, object] = {
@@ -140,10 +188,17 @@ def _write(change: Change, one: Placement, placed: Placed | None) -> tuple[str, 
             "kept": True,
             "location": None,
         }
-        after = Layers(before.source, layer)
+        after = Layers(before.source, layer, applied)
         own = steps.write(change, own, steps.Wanted(before, after, own.init, columns))
     place(change, own, one.epoch)
-    return acceptable.left_out
+    return (*acceptable.left_out, *missing)
+
+
+def _find_profiles(change: Change, uuids: Iterable[str]) -> tuple[tuple[Profile, ...], list[str]]:
+    """The profiles of a placement, and a sentence for each that is not here."""
+    found = [(uuid, placed_profiles.find(change, uuid)) for uuid in uuids]
+    missing = [f"its profile {uuid} is not here" for uuid, profile in found if profile is None]
+    return tuple(profile for _uuid, profile in found if profile is not None), missing
 
 
 def _find_unplaced(change: Change, observed: Observed) -> Instance | None:
@@ -182,6 +237,17 @@ def _is_empty(change: Change, instance: Instance) -> bool:
     if instance.kept or instance.profiles not in ((), (profiles.DEFAULT,)):
         return False
     return not load_layers(change.connection, instance.id).operator
+
+
+def _record(change: Change, key: str, problems: list[Problem]) -> None:
+    for problem in statuses.record_problems(change, FLEET, key, problems):
+        log.warning("%s in project %s: %s", problem.name, problem.project, problem.reason)
+
+
+def _refusal(observed: Observed, error: Exception, what: str) -> Problem:
+    reason = error.message if isinstance(error, OperatorError) else f"the store refuses it ({error})"
+    hint = error.hint if isinstance(error, OperatorError) else None
+    return replace(_problem(observed, f"{what}: {reason}"), hint=hint, refused=True)
 
 
 def _problem(observed: Observed, reason: str) -> Problem:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from guestapi.errors import OperatorError
+from guestapi.fleet import sharing
 from guestapi.fleet.setup import FleetMisuseError
+from guestapi.fleet.sharing import FleetProfile, SharedPlan
+from guestapi.fleet.statements import as_devices, as_texts, write_rows
 from guestapi.model import Device, Instance, InstanceType
 from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import get_layers
@@ -31,7 +34,9 @@ _COLUMNS = (
 #: What an instance has, as objects: a row for each key would take several times as long to read.
 _CONTENT = (
     "(SELECT json_object_agg(key, encode(value, 'hex')) FROM guestapi.config WHERE config.uuid = instances.uuid), "
-    "(SELECT json_object_agg(devices.name, definition) FROM guestapi.devices WHERE devices.uuid = instances.uuid)"
+    "(SELECT json_object_agg(devices.name, definition) FROM guestapi.devices WHERE devices.uuid = instances.uuid), "
+    "(SELECT array_agg(profile::text ORDER BY position) FROM guestapi.instance_profiles "
+    "WHERE instance_profiles.uuid = instances.uuid)"
 )
 _FROM = (
     "FROM guestapi.instances LEFT JOIN guestapi.said ON said.uuid = instances.uuid AND said.epoch = instances.epoch "
@@ -79,14 +84,18 @@ _ADD_DEVICES = (
     "INSERT INTO guestapi.devices (uuid, name, definition) SELECT * FROM unnest(%s::uuid[], %s::text[], %s::json[]) "
     "ON CONFLICT (uuid, name) DO UPDATE SET definition = excluded.definition"
 )
+_REMOVE_PROFILES = "DELETE FROM guestapi.instance_profiles WHERE uuid = ANY(%s::uuid[])"
+_ADD_PROFILES = (
+    "INSERT INTO guestapi.instance_profiles (uuid, position, profile) "
+    "SELECT * FROM unnest(%s::uuid[], %s::integer[], %s::uuid[])"
+)
 #: Raises the revision of each host once.
 _NOTE = (
     "SELECT host, guestapi.note(host, array_agg(uuid)) FROM unnest(%s::text[], %s::uuid[]) AS changed (host, uuid) "
     "GROUP BY host ORDER BY host"
 )
-#: Instances that are written by the same statements; and characters and bytes of the rows that a statement has at the
-#: most, unless one row alone has more.
-_PART, _BATCH_SIZE = 1_000, 4 << 20
+#: Instances that are written by the same statements.
+_PART = 1_000
 
 #: Called with how much there is to do, before it is done; what it returns is called with how much more is done.
 Writing = Callable[[int], Callable[[int], None]]
@@ -112,6 +121,9 @@ class FleetInstance:
         revision: of its host, with its last change.
         running: what its host says of it; None: nothing.
         ready: as `running`.
+        config: its own configuration.
+        devices: its own devices.
+        profiles: the UUIDs of its profiles, the weakest first.
     """
 
     uuid: str
@@ -127,6 +139,7 @@ class FleetInstance:
     ready: bool | None = None
     config: Mapping[str, str] = field(default_factory=dict)
     devices: Mapping[str, Device] = field(default_factory=dict)
+    profiles: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:
@@ -148,21 +161,34 @@ class Plan:
         removed: instances that are no more.
         added: new ones.
         changed: before and afterwards.
+        shared: what is to be written of profiles.
     """
 
     removed: list[FleetInstance] = field(default_factory=list)
     added: list[FleetInstance] = field(default_factory=list)
     changed: list[tuple[FleetInstance, FleetInstance]] = field(default_factory=list)
+    shared: SharedPlan = field(default_factory=SharedPlan)
+
+    @property
+    def concerned(self) -> list[tuple[str, str]]:
+        """Hosts, and the UUIDs of what changes there."""
+        instances = (*self.removed, *self.added, *(after for _, after in self.changed))
+        return [*((one.host, one.uuid) for one in instances), *self.shared.users]
 
     @property
     def hosts(self) -> list[str]:
         """The hosts concerned, by name."""
-        return sorted({one.host for one in (*self.removed, *self.added, *(after for _, after in self.changed))})
+        return sorted({host for host, _uuid in self.concerned})
 
 
 def read(connection: psycopg.Connection[Any], places: Iterable[tuple[str, str]]) -> list[FleetInstance]:
     """Read instances by project and name; those that are not there are left out."""
     return _read_whole(connection, _OF_PLACES, _at(places))
+
+
+def read_whole(connection: psycopg.Connection[Any], uuids: Sequence[str]) -> list[FleetInstance]:
+    """Read instances by UUID; those that are not there are left out."""
+    return _read_whole(connection, "WHERE instances.uuid = ANY(%(uuids)s::uuid[])", {"uuids": list(uuids)})
 
 
 def read_one(connection: psycopg.Connection[Any], uuid: str) -> FleetInstance | None:
@@ -201,9 +227,19 @@ def as_instance(number: int, one: FleetInstance) -> Instance:
 
 
 def lock(
-    connection: psycopg.Connection[Any], places: Sequence[tuple[str, str]], hosts: Collection[str]
+    connection: psycopg.Connection[Any],
+    places: Sequence[tuple[str, str]],
+    hosts: Collection[str],
+    profiles: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[FleetInstance], dict[str, str]]:
     """Lock the hosts of instances, and others, and read the instances.
+
+    Args:
+        connection: in a transaction that has done nothing yet.
+        places: projects and names of the instances.
+        hosts: the others.
+        profiles: projects and names of profiles that are to be changed. They are locked, and the hosts of all instances
+            that have one.
 
     Returns:
         The instances, and the states of all these hosts.
@@ -214,14 +250,22 @@ def lock(
     locked: set[str] = set()
     states: dict[str, str] = {}
     parameters = _at(places)
+    has_profiles = not profiles
     for _try in range(_TRIES):
-        wanted = {*hosts, *(host for (host,) in connection.execute(_HOSTS.encode(), parameters))}
-        if wanted <= locked:
+        found = connection.execute(_HOSTS.encode(), parameters).fetchall()
+        wanted = {*hosts, *(host for (host,) in found), *sharing.find_hosts(connection, profiles)}
+        if wanted <= locked and has_profiles:
             return read(connection, places), states
+        if wanted <= locked:
+            # After all hosts. Then once more: an instance may have got one meanwhile.
+            sharing.lock(connection, profiles)
+            has_profiles = True
+            continue
         if locked:
             # In the order of names, so all anew.
             connection.execute("ROLLBACK")
             connection.execute("BEGIN")
+            has_profiles = not profiles
         states = lock_hosts(connection, wanted)
         locked = wanted
     raise ConflictError("instances go from host to host; nothing was changed", "call this again")
@@ -264,26 +308,28 @@ def find_behind(connection: psycopg.Connection[Any], result: Result) -> list[tup
     return connection.execute(_BEHIND, (names, revisions)).fetchall()
 
 
-def compare(change: Change, known: Mapping[int, FleetInstance], host: str | None) -> Plan:
+def compare(
+    change: Change, known: Mapping[int, FleetInstance], shared: Mapping[int, FleetProfile], host: str | None
+) -> Plan:
     """Find out what a command has changed in memory.
 
     Args:
         change: the store in memory.
-        known: what it was made of, by id.
+        known: the instances that it was made of, by id.
+        shared: the profiles, by id.
         host: where instances are placed that name no host.
 
     Raises:
         OperatorError: the fleet cannot have that.
     """
-    found = Plan()
+    profiles, uuids = sharing.compare(change, shared)
+    found = Plan(shared=profiles)
     present = set()
     for number, revision in list_revisions(change):
         present.add(number)
         if number in known and revision == UNCHANGED:
             continue
         instance = reload(change, number)
-        if instance.profiles:
-            raise OperatorError(f"instance {instance.name!r} has profiles, but a fleet has none", "leave them out")
         before = known.get(instance.id)
         where = instance.location or (before.host if before is not None else host)
         if where is None:
@@ -293,15 +339,16 @@ def compare(change: Change, known: Mapping[int, FleetInstance], host: str | None
                 f"instance {instance.name!r} is on host {before.host}, not {where}",
                 f"'guestapi --fleet instance move {instance.name} --to {where}' moves it",
             )
-        own = get_layers(change, instance).operator
+        layers = get_layers(change, instance)
         after = replace(
             before or FleetInstance(instance.uuid, "", "", instance.type, "", where),
             project=instance.project,
             name=instance.name,
             type=instance.type,
             cloud_init_id=instance.cloud_init_id,
-            config=dict(own.config),
-            devices=dict(own.devices),
+            config=dict(layers.operator.config),
+            devices=dict(layers.operator.devices),
+            profiles=tuple(uuids[one.id] for one in layers.profiles),
         )
         if before is None:
             found.added.append(after)
@@ -317,6 +364,7 @@ def check_unchanged(connection: psycopg.Connection[Any], plan: Plan) -> None:
     Raises:
         ConflictError: somebody else has changed one.
     """
+    sharing.check_unchanged(connection, plan.shared)
     before = [*plan.removed, *(one for one, _ in plan.changed)]
     now = {one.uuid: one for one in read(connection, [(one.project, one.name) for one in before])}
     for one in before:
@@ -336,9 +384,11 @@ def write(connection: psycopg.Connection[Any], plan: Plan, operation: UUID, writ
     Raises:
         psycopg.Error: the database refuses it.
     """
-    concerned = [*plan.removed, *plan.added, *(after for _, after in plan.changed)]
-    found = connection.execute(_NOTE, ([one.host for one in concerned], [one.uuid for one in concerned]))
+    concerned = plan.concerned
+    found = connection.execute(_NOTE, ([host for host, _uuid in concerned], [uuid for _host, uuid in concerned]))
     revisions = dict(found.fetchall())
+    # Before the instances that have them.
+    sharing.write(connection, plan.shared)
     # First what is gone, then what gets another name: names are free then.
     if plan.removed:
         connection.execute(_REMOVE, ([one.uuid for one in plan.removed],))
@@ -379,14 +429,14 @@ def _write_changed(
     revisions: Mapping[str, int],
 ) -> None:
     rows = ((one.uuid, one.type, one.cloud_init_id, revisions[one.host]) for _before, one in changed)
-    _write_rows(connection, _UPDATE, rows)
+    write_rows(connection, _UPDATE, rows)
     for statement, part in ((_REMOVE_CONFIG, "config"), (_REMOVE_DEVICES, "devices")):
         gone = (
             (after.uuid, key)
             for before, after in changed
             for key in sorted(getattr(before, part).keys() - getattr(after, part).keys())
         )
-        _write_rows(connection, statement, gone)
+        write_rows(connection, statement, gone)
 
 
 def _write_added(
@@ -395,7 +445,7 @@ def _write_added(
     rows = (
         (one.uuid, one.project, one.name, one.type, one.cloud_init_id, one.host, revisions[one.host]) for one in added
     )
-    _write_rows(connection, _ADD, rows)
+    write_rows(connection, _ADD, rows)
 
 
 def _write_content(connection: psycopg.Connection[Any], changed: Sequence[tuple[FleetInstance, FleetInstance]]) -> None:
@@ -406,14 +456,19 @@ def _write_content(connection: psycopg.Connection[Any], changed: Sequence[tuple[
         for key, value in after.config.items()
         if before.config.get(key) != value
     )
-    _write_rows(connection, _ADD_CONFIG, config)
+    write_rows(connection, _ADD_CONFIG, config)
     devices = (
         (after.uuid, name, json.dumps(device))
         for before, after in changed
         for name, device in after.devices.items()
         if before.devices.get(name) != device
     )
-    _write_rows(connection, _ADD_DEVICES, devices)
+    write_rows(connection, _ADD_DEVICES, devices)
+    applied = [after for before, after in changed if before.profiles != after.profiles]
+    if applied:
+        connection.execute(_REMOVE_PROFILES, ([one.uuid for one in applied],))
+        rows = ((one.uuid, position, profile) for one in applied for position, profile in enumerate(one.profiles))
+        write_rows(connection, _ADD_PROFILES, rows)
 
 
 def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
@@ -423,21 +478,6 @@ def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
 
 def _tell_nobody(_total: int) -> Callable[[int], None]:
     return lambda _count: None
-
-
-def _write_rows(connection: psycopg.Connection[Any], statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Execute a statement that takes an array for each column of its rows, for some of them at a time."""
-    batch: list[tuple[Any, ...]] = []
-    size = 0
-    for row in rows:
-        more = sum(len(value) for value in row if isinstance(value, (str, bytes)))
-        if batch and size + more > _BATCH_SIZE:
-            connection.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
-            batch, size = [], 0
-        batch.append(row)
-        size += more
-    if batch:
-        connection.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
 
 
 def _at(places: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -450,7 +490,8 @@ def _read_whole(
 ) -> list[FleetInstance]:
     """Read instances with their configuration and devices."""
     found = []
-    for *facts, values, devices in connection.execute((_WHOLE_INSTANCES + condition).encode(), parameters):
-        config = {key: bytes.fromhex(value).decode(errors="replace") for key, value in (values or {}).items()}
-        found.append(replace(FleetInstance(*facts), config=config, devices=devices or {}))
+    for *facts, values, devices, applied in connection.execute((_WHOLE_INSTANCES + condition).encode(), parameters):
+        one = FleetInstance(*facts)
+        own = replace(one, config=as_texts(values), devices=as_devices(devices), profiles=tuple(applied or ()))
+        found.append(own)
     return found

@@ -7,7 +7,7 @@ in the row of that host, whose lock is held until the commit: revisions are in t
 from __future__ import annotations
 
 #: The version of these tables. Grows with every change of them.
-VERSION = 1
+VERSION = 2
 
 #: Roles that cannot log in: the owner of everything, and the groups of those who can.
 OWNER, HOSTS, OPERATORS, VIEWERS = "guestapi_fleet", "guestapi_host", "guestapi_operator", "guestapi_viewer"
@@ -63,7 +63,8 @@ _VERSION_1 = (
         definition json NOT NULL,
         PRIMARY KEY (uuid, name)
     )""",
-    # Which instance changed, not how. No foreign key: it has instances that are gone.
+    # Which instance changed, not how; or which profile that instances of the host have. No foreign key: it has those
+    # that are gone.
     """CREATE TABLE guestapi.log (
         host text NOT NULL REFERENCES guestapi.hosts ON DELETE CASCADE,
         revision bigint NOT NULL,
@@ -96,5 +97,39 @@ _VERSION_1 = (
     )""",
 )
 
+#: The version that followers must know from the first profile on: an older one would serve instances without theirs.
+PROFILES_SINCE = 2
+_VERSION_2 = (
+    """CREATE TABLE guestapi.profiles (
+        id uuid PRIMARY KEY,
+        project text NOT NULL CHECK (octet_length(project) BETWEEN 1 AND 1024),
+        name text NOT NULL CHECK (octet_length(name) BETWEEN 1 AND 255),
+        -- Bytes, as values are.
+        description bytea NOT NULL,
+        UNIQUE (project, name)
+    )""",
+    """CREATE TABLE guestapi.profile_config (
+        profile uuid NOT NULL REFERENCES guestapi.profiles ON DELETE CASCADE,
+        key text NOT NULL CHECK (octet_length(key) BETWEEN 1 AND 1024),
+        value bytea NOT NULL,
+        PRIMARY KEY (profile, key)
+    )""",
+    """CREATE TABLE guestapi.profile_devices (
+        profile uuid NOT NULL REFERENCES guestapi.profiles ON DELETE CASCADE,
+        name text NOT NULL CHECK (octet_length(name) BETWEEN 1 AND 1024),
+        definition json NOT NULL,
+        PRIMARY KEY (profile, name)
+    )""",
+    # Which profiles an instance has; the one with the greatest position is the strongest of them. Whoever adds a row
+    # waits for a change of that profile, which finds the hosts of its instances under the same lock (`plan`).
+    """CREATE TABLE guestapi.instance_profiles (
+        uuid uuid NOT NULL REFERENCES guestapi.instances ON DELETE CASCADE,
+        position integer NOT NULL,
+        profile uuid NOT NULL REFERENCES guestapi.profiles,
+        PRIMARY KEY (uuid, position),
+        UNIQUE (profile, uuid)
+    )""",
+)
+
 #: The statements that make each version out of the one before.
-UPGRADES: dict[int, tuple[str, ...]] = {1: _VERSION_1}
+UPGRADES: dict[int, tuple[str, ...]] = {1: _VERSION_1, 2: _VERSION_2}

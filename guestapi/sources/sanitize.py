@@ -6,7 +6,7 @@ operator switched off is off whatever else the instance has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 from guestapi import names
@@ -44,13 +44,14 @@ class Acceptable:
     left_out: tuple[str, ...]
 
 
-def sanitize(source: str, observed: Observed, limit: int) -> Acceptable:
+def sanitize(source: str, observed: Observed, limit: int, *, amending: Container[str] = ()) -> Acceptable:
     """Leave out what the store cannot take.
 
     Args:
         source: name of the source.
         observed: what it sees.
         limit: how many bytes configuration and devices may have in all.
+        amending: names of devices that need no type, since the instance has them otherwise.
 
     Returns:
         What is left.
@@ -65,7 +66,11 @@ def sanitize(source: str, observed: Observed, limit: int) -> Acceptable:
         else:
             config[key] = value
     config = _valid_config(config, left_out, control=by_daemon)
-    devices = None if observed.devices is None else _valid_devices(observed.devices, left_out, control=by_daemon)
+    devices = (
+        None
+        if observed.devices is None
+        else _valid_devices(observed.devices, left_out, control=by_daemon, amending=amending)
+    )
     if names.size_of(config, devices or {}) > limit:
         config, devices = _fitting(config, devices, limit, left_out)
     hostname = _valid_or_none(names.check_hostname, observed.hostname, left_out)
@@ -91,12 +96,14 @@ def _valid_config(config: Mapping[str, str], left_out: list[str], *, control: bo
     return valid
 
 
-def _valid_devices(devices: Mapping[str, Device], left_out: list[str], *, control: bool) -> dict[str, Device]:
+def _valid_devices(
+    devices: Mapping[str, Device], left_out: list[str], *, control: bool, amending: Container[str]
+) -> dict[str, Device]:
     valid = {}
     for name, definition in devices.items():
         try:
             names.check_key(name, "device name", control=control)
-            if not definition.get("type"):
+            if not definition.get("type") and name not in amending:
                 raise InvalidNameError(f"device {_quoted(name)} has no type")
             valid[name] = names.check_options(name, definition, control=control)
         except InvalidNameError as error:

@@ -83,7 +83,11 @@ def define(change: Change, definition: Definition) -> Outcome:
         UnknownProfileError: there is no such profile.
     """
     found = find_instance(change, definition.project, definition.name)
-    applied = tuple(_profile(change, definition.project, name) for name in definition.profiles)
+    if found is not None and definition.profiles == found.profiles:
+        # A fleet's are not found by their names.
+        applied = get_layers(change, found).profiles
+    else:
+        applied = tuple(_profile(change, definition.project, name) for name in definition.profiles)
     steps.refuse_twice(definition.name, applied)
     if found is None:
         steps.add(

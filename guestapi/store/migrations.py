@@ -212,6 +212,27 @@ def _from_7_to_8(connection: sqlite3.Connection) -> None:
         connection.execute(INDEXES[index])
 
 
+def _from_8_to_9(connection: sqlite3.Connection) -> None:
+    """Profiles of a fleet. Only names of this host's own profiles are unique from now on.
+
+    SQLite takes a constraint away by making the table anew (sqlite.org/lang_altertable.html, section 7). References are
+    not enforced meanwhile: whoever upgrades has not switched that on.
+    """
+    connection.execute(TABLES["profiles"].replace("TABLE profiles", "TABLE profiles_9", 1))
+    connection.execute(
+        "INSERT INTO profiles_9 (id, project, name, description, has_template) "
+        "SELECT id, project, name, description, has_template FROM profiles"
+    )
+    # Numbers of profiles that are gone are not given again.
+    connection.execute("DELETE FROM sqlite_sequence WHERE name = 'profiles_9'")
+    connection.execute(
+        "INSERT INTO sqlite_sequence (name, seq) SELECT 'profiles_9', seq FROM sqlite_sequence WHERE name = 'profiles'"
+    )
+    connection.execute("DROP TABLE profiles")
+    connection.execute("ALTER TABLE profiles_9 RENAME TO profiles")
+    connection.execute(INDEXES["profiles_by_name"])
+
+
 #: What makes a database of one version into one of the next.
 _UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {
     1: _from_1_to_2,
@@ -221,4 +242,5 @@ _UPGRADES: dict[int, Callable[[sqlite3.Connection], None]] = {
     5: _from_5_to_6,
     6: _from_6_to_7,
     7: _from_7_to_8,
+    8: _from_8_to_9,
 }

@@ -133,7 +133,12 @@ def record_fleet_status(change: Change, status: FleetStatus) -> None:
 
 
 def forget_fleet(change: Change) -> None:
-    """Record that this host follows no fleet. Its placed instances become its own."""
+    """Record that this host follows no fleet. Its placed instances become its own, and so do their profiles."""
+    # PERF: loaded for this alone.
+    from guestapi.store import placed_profiles
+
+    placed_profiles.remove_unused(change)
+    placed_profiles.keep_all(change)
     change.connection.execute("DELETE FROM placements")
     change.connection.execute("DELETE FROM fleet")
     change.connection.execute("DELETE FROM source_problems WHERE source = 'fleet'")

@@ -144,8 +144,9 @@ class _Spreading:
         live = changes.LIVE_OPTIONS if by_daemon else None
         states = (before.config, after.config, before.devices, after.devices)
         events = [write_event(event) for event in changes.find_differences(*states, live)]
-        # The cloud-init id of a daemon's instance is the daemon's.
-        result = _Result(events, not by_daemon and changes.cloud_init_starts_over(*states))
+        # The cloud-init id of a daemon's instance is the daemon's; of one that a fleet has placed here, the fleet's.
+        is_own = not by_daemon and self._after.uuid is None
+        result = _Result(events, is_own and changes.cloud_init_starts_over(*states))
         self._results[pattern] = result
         return result
 

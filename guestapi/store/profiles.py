@@ -23,10 +23,11 @@ from guestapi.store.transaction import Change
 #: The profile of instances that followers add.
 DEFAULT = "default"
 
-_BY_NAME = "SELECT id FROM profiles WHERE project = ? AND name = ?"
+_BY_NAME = "SELECT id FROM profiles WHERE project = ? AND name = ? AND uuid IS NULL"
+_OF_FLEET = "SELECT 1 FROM profiles WHERE project = ? AND name = ? AND uuid IS NOT NULL"
 _ALL = (
     "SELECT id, (SELECT count(*) FROM instance_profiles WHERE profile_id = id) FROM profiles "
-    "WHERE :project IS NULL OR project = :project ORDER BY project, name"
+    "WHERE uuid IS NULL AND (:project IS NULL OR project = :project) ORDER BY project, name"
 )
 _USERS = (
     "SELECT project, name FROM instances JOIN instance_profiles ON instance_id = id WHERE profile_id = ? "
@@ -38,7 +39,7 @@ _ADD_DEVICE = "INSERT INTO profile_devices (profile_id, name, definition) VALUES
 
 
 def find_profile(store: Moment, project: str, name: str) -> Profile | None:
-    """The profile of that name, or None. The profile ``default`` is empty until something is written to it."""
+    """This host's own profile of that name, or None. ``default`` is empty until something is written to it."""
     if not (names.is_text(project) and names.is_text(name)):
         return None
     row = store.connection.execute(_BY_NAME, (project, name)).fetchone()
@@ -56,12 +57,22 @@ def get_profile(store: Moment, project: str, name: str) -> Profile:
     found = find_profile(store, project, name)
     if found is None:
         where = "" if project == "default" else f" in project {project!r}"
+        if _is_fleets(store, project, name):
+            raise UnknownProfileError(
+                f"profile {name!r}{where} is the fleet's", "'guestapi --fleet profile ...' shows and changes it"
+            )
         raise UnknownProfileError(f"no profile {name!r}{where}", "'guestapi profile list' shows all")
     return found
 
 
+def _is_fleets(store: Moment, project: str, name: str) -> bool:
+    if not (names.is_text(project) and names.is_text(name)):
+        return False
+    return store.connection.execute(_OF_FLEET, (project, name)).fetchone() is not None
+
+
 def list_profiles(store: Moment, project: str | None = None) -> list[tuple[Profile, int]]:
-    """Profiles by project and name, with the number of instances that have each.
+    """This host's own profiles by project and name, with the number of instances that have each.
 
     Args:
         store: where to look.
@@ -124,7 +135,7 @@ def create(
         )
     made = _insert(change, project, name)
     wanted = _with_content(change, made, description, config or {}, devices or {})
-    _write(change, made, wanted)
+    write_content(change, made, wanted)
     _record(change, "profile.create", wanted, tuple(wanted.config), tuple(wanted.devices))
     return wanted
 
@@ -164,7 +175,7 @@ def edit(
     wanted = _with_content(change, profile, description, config, devices)
     if wanted != profile:
         noticed = spread(change, profile, wanted)
-        _write(change, profile, wanted)
+        write_content(change, profile, wanted)
         touched = (_different(profile.config, wanted.config), _different(profile.devices, wanted.devices))
         _record(change, "profile.edit", wanted, *touched, noticed=noticed)
     return wanted
@@ -306,7 +317,14 @@ def _insert(change: Change, project: str, name: str) -> Profile:
     return Profile(made.lastrowid, project, name)
 
 
-def _write(change: Change, before: Profile, after: Profile) -> None:
+def write_content(change: Change, before: Profile, after: Profile) -> None:
+    """Write what a profile has, and nothing of the instances that have it.
+
+    Args:
+        change: the transaction.
+        before: what is written of it.
+        after: what is to be.
+    """
     connection, number = change.connection, after.id
     connection.execute("UPDATE profiles SET description = ? WHERE id = ?", (after.description, number))
     keys = [

@@ -48,7 +48,7 @@ _PROFILES_OF = (
     "SELECT {} FROM instance_profiles JOIN profiles ON profiles.id = profile_id WHERE instance_id = ? ORDER BY position"
 )
 _PROFILE_NAMES = _PROFILES_OF.format("name")
-_PROFILE_COLUMNS = "id, project, name, description"
+_PROFILE_COLUMNS = "id, project, name, description, uuid"
 _APPLIED = _PROFILES_OF.format(_PROFILE_COLUMNS)
 _PROFILE = f"SELECT {_PROFILE_COLUMNS} FROM profiles WHERE id = ?"
 _PROFILE_CONFIG = "SELECT key, value FROM profile_config WHERE profile_id = ? ORDER BY key"
@@ -186,13 +186,15 @@ def load_profile(connection: sqlite3.Connection, profile_id: int) -> Profile | N
         return None if row is None else _profile(connection, row)
 
 
-def _profile(connection: sqlite3.Connection, row: tuple[int, str, str, str]) -> Profile:
+def _profile(connection: sqlite3.Connection, row: tuple[int, str, str, str, str | None]) -> Profile:
     settings = dict(connection.execute(_PROFILE_CONFIG, (row[0],)).fetchall())
     definitions = connection.execute(_PROFILE_DEVICES, (row[0],))
     # PERF: loaded where there is a profile.
     from guestapi.records import Profile
 
-    return Profile(*row, settings, {name: json.loads(text) for name, text in definitions})
+    number, project, name, description, uuid = row
+    devices = {name: json.loads(text) for name, text in definitions}
+    return Profile(number, project, name, description, settings, devices, uuid)
 
 
 def load_image(connection: sqlite3.Connection, fingerprint: str) -> Image | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Kept in SQLite's ``user_version``. Grows with every change of the tables.
-VERSION = 8
+VERSION = 9
 #: Bytes of a part of an entry's metadata, and of the largest metadata that is not divided.
 PART_BYTES = 64 * 1024
 #: How much of large metadata stands in the entry itself: it names the key, which has 1,024 bytes, six for each in JSON.
@@ -112,7 +112,9 @@ TABLES = {
         description TEXT DEFAULT '' NOT NULL,
         -- hooks.template of guestapi.toml was taken over into it: that is done once.
         has_template BOOLEAN DEFAULT 0 NOT NULL,
-        UNIQUE (project, name)
+        -- The fleet's key of it; null: it is this host's own. Of a fleet, those are here that placed instances have.
+        uuid TEXT,
+        UNIQUE (uuid)
     )""",
     "profile_config": """CREATE TABLE profile_config (
         profile_id INTEGER NOT NULL,
@@ -268,6 +270,8 @@ INDEXES = {
         "CREATE INDEX notifications_by_guest ON notifications (instance_id, id) WHERE by_guest = 1"
     ),
     "notifications_not_by_guest": "CREATE INDEX notifications_not_by_guest ON notifications (id) WHERE by_guest = 0",
+    # The fleet's may have the same names as this host's own.
+    "profiles_by_name": "CREATE UNIQUE INDEX profiles_by_name ON profiles (project, name) WHERE uuid IS NULL",
     "instance_profiles_by_profile": (
         "CREATE UNIQUE INDEX instance_profiles_by_profile ON instance_profiles (profile_id, instance_id)"
     ),

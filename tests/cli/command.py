@@ -50,13 +50,13 @@ class Guestapi:
     def good(self, *words: str, stdin: str | bytes = "") -> str:
         """Run a command that must succeed without a message on standard error; return its output."""
         done = self(*words, stdin=stdin)
-        assert (done.code, done.err) == (0, "")
+        assert (done.code, done.err) == (0, ""), done.err
         return done.out
 
     def fails(self, *words: str, stdin: str | bytes = "") -> str:
         """Run a command that must fail with exit code 1 and no output; return its error and its hint, if it has one."""
         done = self(*words, stdin=stdin)
-        assert (done.code, done.out) == (1, "")
+        assert (done.code, done.out) == (1, ""), done.out
         error, *hints = done.err.splitlines()
         assert error.startswith("Error: ")
         assert [hint.startswith("Hint: ") for hint in hints] in ([], [True])

@@ -33,6 +33,7 @@ TESTS = {
     "a host is fenced": "fleet/test_follower.py::test_fenced",
     "guestapi on a host is too old": "fleet/test_follower.py::test_version",
     "a value that a store cannot take": "fleet/test_follower.py::test_what_cannot_be_taken",
+    "a profile cannot be taken": "fleet/test_profiles.py::test_an_instance_that_is_too_large_on_its_host",
 }
 
 

@@ -14,7 +14,7 @@ from tests.fleet.conftest import Fleet
 pytestmark = pytest.mark.root
 
 #: What a host may call; everything else in the schema is refused.
-CALLED = {"contact", "me", "release", "report"}
+CALLED = {"contact", "me", "my_profiles", "release", "report"}
 
 
 def tables(connection: psycopg.Connection[Any]) -> list[str]:
@@ -39,6 +39,11 @@ def fill(fleet: Fleet) -> dict[str, UUID]:
         for host, number in rows:
             connection.execute("INSERT INTO guestapi.said VALUES (%s, %s, 1, 1, 1, true, true)", (number, host))
             connection.execute("INSERT INTO guestapi.seen VALUES (%s, now(), 0, 'x', '')", (host,))
+            profile = uuid4()
+            connection.execute("INSERT INTO guestapi.profiles VALUES (%s, 'default', %s, '')", (profile, f"of-{host}"))
+            connection.execute("INSERT INTO guestapi.profile_config VALUES (%s, %s, 'x')", (profile, f"user.{host}"))
+            connection.execute("INSERT INTO guestapi.profile_devices VALUES (%s, %s, '{}')", (profile, f"eth-{host}"))
+            connection.execute("INSERT INTO guestapi.instance_profiles VALUES (%s, 0, %s)", (number, profile))
     return dict(rows)
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from guestapi.fleet import checks, engine, plan
+from guestapi.fleet import checks, engine, plan, statements
 from tests.cli.test_common import STYLE, on_terminal
 from tests.fleet.conftest import Fleet
 from tests.fleet.host import FollowingHost, observe
@@ -56,7 +56,7 @@ def test_an_instance(operator: FleetOperator) -> None:
 def test_many_instances(operator: FleetOperator, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of many instances is written in parts, in one transaction, and raises a host's revision once."""
     monkeypatch.setattr(plan, "_PART", 3)
-    monkeypatch.setattr(plan, "_BATCH_SIZE", 100)
+    monkeypatch.setattr(statements, "_BATCH_SIZE", 100)
     before = operator.revisions()
 
     def apply(config: dict[str, str], devices: dict[str, Any]) -> None:
@@ -105,13 +105,12 @@ def test_mistakes(operator: FleetOperator) -> None:
     assert operator.fails("instance", "add", "web1", "--host", "h1").startswith("instance 'web1' exists already")
     assert operator.fails("instance", "add", "new") == "it is not said on which host 'new' is to be; --host says it"
     assert operator.fails("instance", "add", "new", "--host", "h9").startswith("there is no host 'h9'")
-    error = operator.fails("instance", "add", "n", "--host", "h1", "-p", "default")
-    assert "has profiles, but a fleet has none" in error
+    assert operator.fails("instance", "add", "n", "--host", "h1", "-p", "none").startswith("no profile 'none'")
     assert operator.fails("instance", "add", "web", "--host", "h1", "--uuid", operator.info("web1")["uuid"]).startswith(
         "another instance has that name or UUID already"
     )
     operator.local.good("fleet", "host", "list")
-    for words in (("instance", "unregister", "web1"), ("profile", "list"), ("policy", "list")):
+    for words in (("instance", "unregister", "web1"), ("image", "list"), ("policy", "list")):
         assert operator.fails(*words) == "this command is for this host alone; leave --fleet out"
     assert operator.local.misuse("config", "set", "web1", "user.a=1", "--wait").startswith("--wait is for a fleet")
     misuse = operator.local.misuse("--fleet", "config", "set", "web1", "user.a=1", "--timeout", "1")

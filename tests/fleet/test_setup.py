@@ -20,11 +20,11 @@ def test_init_and_upgrade(empty: Fleet) -> None:
     )
     assert guestapi.good("fleet", "init").startswith("made fleet ")
     assert "'guestapi fleet upgrade'" in guestapi.fails("fleet", "init")
-    assert guestapi.good("fleet", "upgrade") == "version 1\n"
+    assert guestapi.good("fleet", "upgrade") == "version 2\n"
     with empty.admin() as connection:
         connection.execute("UPDATE guestapi.fleet SET version = 9")
     assert guestapi.fails("fleet", "upgrade") == (
-        "the fleet has tables of version 9, this guestapi knows version 1; upgrade guestapi on this host"
+        "the fleet has tables of version 9, this guestapi knows version 2; upgrade guestapi on this host"
     )
 
 
@@ -45,7 +45,7 @@ def test_upgrade_repairs_access(fleet: Fleet) -> None:
         connection.execute("DROP POLICY host ON guestapi.instances")
         connection.execute("GRANT EXECUTE ON FUNCTION lo_create(oid), guestapi.note(text, uuid[]) TO PUBLIC")
         connection.execute("DROP FUNCTION guestapi.release")
-    assert fleet.guestapi.good("fleet", "upgrade") == "version 1\n"
+    assert fleet.guestapi.good("fleet", "upgrade") == "version 2\n"
     with fleet.host("h1") as connection:
         assert connection.execute("SELECT name FROM guestapi.instances").fetchall() == [("web1",)]
         for call in ("lo_create(0)", "guestapi.note('h1', '{}')"):

@@ -21,7 +21,7 @@ from types import TracebackType
 from guestapi.fleet import moving, setup
 from guestapi.fleet.engine import FleetError, session
 from guestapi.fleet.operating import FleetStore, Wishes, new_operation
-from guestapi.store import steps
+from guestapi.store import profiles, steps
 from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import get_instance
 from tests.fleet_faults.wire import Wire
@@ -33,6 +33,9 @@ from tests.harness.replicated import Replicas
 HOSTS, EACH = 10, 3
 SECONDS = 90.0
 DATABASE = "guestapi"
+#: A profile that half of the instances have.
+PROFILE = "shared"
+_PROFILE = ("default", PROFILE)
 _WATCHED = "tests.fleet_faults.watched"
 
 
@@ -138,11 +141,13 @@ class FieldHost:
 
     @property
     def placed(self) -> dict[str, dict[str, str]]:
-        """The configuration of each placed instance, by name."""
+        """The configuration of each placed instance, with that of its profile, by name."""
         found: dict[str, dict[str, str]] = {}
         for name, key, value in self.ask(
             "SELECT name, key, value FROM placements JOIN instances ON id = placements.instance_id "
-            "LEFT JOIN config ON config.instance_id = id"
+            "LEFT JOIN config ON config.instance_id = id UNION ALL "
+            "SELECT name, key, value FROM placements JOIN instances ON id = placements.instance_id "
+            "JOIN instance_profiles ON instance_profiles.instance_id = id JOIN profile_config USING (profile_id)"
         ):
             found.setdefault(str(name), {}).update({str(key): str(value)} if key is not None else {})
         return found
@@ -179,11 +184,14 @@ class FaultyFleet:
 
     def __enter__(self) -> FaultyFleet:
         names = [f"i{number}" for number in range(HOSTS * EACH)]
-        with self.fleet.change([("default", name) for name in names], Wishes(new_operation()), self._names) as change:
+        places = [("default", name) for name in names]
+        with self.fleet.change(places, Wishes(new_operation()), self._names, edited=[_PROFILE]) as change:
+            profile = profiles.create(change, *_PROFILE, config={"user.p": "0"})
             for number, name in enumerate(names):
-                steps.add(change, "default", name, location=f"h{number % HOSTS}", config={"user.n": "0"})
-        self.acknowledged = dict.fromkeys(names, 0)
-        self.maybe = {name: {0} for name in names}
+                location, applied = f"h{number % HOSTS}", (profile,) if number % 2 else ()
+                steps.add(change, "default", name, location=location, config={"user.n": "0"}, profiles=applied)
+        self.acknowledged = dict.fromkeys([*names, PROFILE], 0)
+        self.maybe = {name: {0} for name in self.acknowledged}
         for host in self.hosts:
             host.start()
         self.settle()
@@ -201,7 +209,7 @@ class FaultyFleet:
             host.end()
 
     def write(self) -> None:
-        """Begin to change instances, one after the other, all the time."""
+        """Begin to change instances, one after the other, and their profile, all the time."""
         self._stop.clear()
         self._writer = Thread(target=self._write, daemon=True)
         self._writer.start()
@@ -236,8 +244,11 @@ class FaultyFleet:
                 for (name,) in connection.execute("SELECT name FROM guestapi.instances WHERE host = %s", (host,))
             }
             for name, key, value in connection.execute(
-                "SELECT name, key, value FROM guestapi.instances JOIN guestapi.config USING (uuid) WHERE host = %s",
-                (host,),
+                "SELECT name, key, value FROM guestapi.instances JOIN guestapi.config USING (uuid) WHERE host = %s "
+                "UNION ALL SELECT name, key, value FROM guestapi.instances "
+                "JOIN guestapi.instance_profiles USING (uuid) JOIN guestapi.profile_config USING (profile) "
+                "WHERE host = %s",
+                (host, host),
             ):
                 found[name][key] = value.decode()
         return found
@@ -245,11 +256,13 @@ class FaultyFleet:
     def verify(self) -> None:
         """Everything that was acknowledged is there, and what listeners were told leads to what there is."""
         found = {name: config for host in self.hosts for name, config in self.rows(host.name).items()}
-        assert found.keys() == self.acknowledged.keys()
+        assert {*found, PROFILE} == self.acknowledged.keys()
+        assert len([config for config in found.values() if "user.p" in config]) == HOSTS * EACH // 2
         for name, config in found.items():
-            value = int(config["user.n"])
-            assert value >= self.acknowledged[name], f"{name}: {value} is older than what was acknowledged"
-            assert value in self.maybe[name]
+            for changed, key in ((name, "user.n"), (PROFILE, "user.p")):
+                value = int(config.get(key, self.acknowledged[changed]))
+                assert value >= self.acknowledged[changed], f"{changed}: {value} is older than what was acknowledged"
+                assert value in self.maybe[changed]
         for host in self.hosts:
             self._replay(host)
         everywhere = [name for host in self.hosts for name in host.placed]
@@ -268,29 +281,35 @@ class FaultyFleet:
 
     def _replay(self, host: FieldHost) -> None:
         """Each event begins where the one before has ended, and the last one ends where the store is."""
-        state: dict[object, str] = {}
+        state: dict[tuple[object, str], str] = {}
         names = {number: str(name) for number, name in host.ask("SELECT id, name FROM instances")}
         for number, text in host.ask(
             "SELECT instance_id, metadata FROM notifications WHERE type = 'config' ORDER BY id"
         ):
             event = json.loads(str(text))
-            assert state.get(number, event["old_value"]) == event["old_value"], (host.name, number, event)
-            state[number] = event["value"]
+            key = event["key"]
+            assert state.get((number, key), event["old_value"]) == event["old_value"], (host.name, number, event)
+            state[number, key] = event["value"]
         placed = host.placed
-        for number, value in state.items():
+        for (number, key), value in state.items():
             if number in names:
-                assert placed[names[number]]["user.n"] == value, (host.name, names[number])
+                assert placed[names[number]][key] == value, (host.name, names[number])
 
     def _write(self) -> None:
         number = 0
         while not self._stop.is_set():
             number += 1
-            name = f"i{number % (HOSTS * EACH)}"
+            name = PROFILE if number % 7 == 0 else f"i{number % (HOSTS * EACH)}"
             value = max(self.maybe[name]) + 1
             self.maybe[name].add(value)
             try:
-                with self.fleet.change([("default", name)], Wishes(new_operation())) as change:
-                    steps.configure(change, get_instance(change, "default", name), {"user.n": str(value)})
+                if name == PROFILE:
+                    with self.fleet.change((), Wishes(new_operation()), edited=[_PROFILE]) as change:
+                        profile = profiles.get_profile(change, *_PROFILE)
+                        profiles.edit(change, profile, config={"user.p": str(value)})
+                else:
+                    with self.fleet.change([("default", name)], Wishes(new_operation())) as change:
+                        steps.configure(change, get_instance(change, "default", name), {"user.n": str(value)})
             except (FleetError, ConflictError):
                 time.sleep(0.1)
                 continue

@@ -13,9 +13,9 @@ import pytest
 
 from guestapi.model import SourceStatus
 from guestapi.settings import Settings, StoreSettings
-from guestapi.store import steps
+from guestapi.store import profiles, steps
 from guestapi.store.engine import database_file
-from guestapi.store.errors import StoreError
+from guestapi.store.errors import ConflictError, StoreError
 from guestapi.store.lookup import get_instance, get_layers, list_images, list_instances, list_sources, read_entries
 from guestapi.store.migrations import was_written_by_hook
 from guestapi.store.profiles import list_profiles
@@ -197,6 +197,24 @@ def test_store_of_version_3_is_upgraded(settings: Settings) -> None:
     assert found["shop", "web"].config == {"user.by": "template", "user.role": "frontend"}
 
 
+def test_store_of_version_8_is_upgraded(settings: Settings) -> None:
+    """Profiles stay, with the instances that have them; the number of one that is gone is not given again."""
+    restore(settings, 8)
+    with view(settings.store.url) as store:
+        (instance,) = list_instances(store)
+        assert [(one.id, one.name, one.uuid, users) for one, users in list_profiles(store)] == [
+            (1, "default", None, 1),
+            (2, "web", None, 1),
+        ]
+        assert store.connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert instance.config == {"user.foo": "bar", "user.role": "front"}
+    assert (instance.profiles, instance.devices) == (("default", "web"), {"eth0": {"type": "nic"}})
+    with Writer(settings).change() as change:
+        assert profiles.create(change, "default", "new").id == 4
+        with pytest.raises(ConflictError):
+            profiles.remove(change, profiles.get_profile(change, "default", "web"))
+
+
 @pytest.mark.parametrize(
     ("name", "definition", "hooks"),
     [
@@ -220,7 +238,7 @@ def test_devices_in_the_form_of_the_hook(name: str, definition: dict[str, str], 
     assert was_written_by_hook(name, definition) == hooks
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 8])
 def test_upgraded_store_equals_a_new_one(settings: Settings, tmp_path: Path, version: int) -> None:
     """An upgraded store has the same tables, columns and indexes as a new one."""
     new = Settings(store=StoreSettings(url=f"sqlite:///{tmp_path}/new.db"))
@@ -246,7 +264,7 @@ def test_upgraded_large_entry(settings: Settings, version: int) -> None:
         assert read_entries(store, 1, 1).found[0].metadata == metadata
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 8])
 def test_killed_upgrade(settings: Settings, version: int) -> None:
     """An upgrade is one transaction: a process that is killed during it leaves the complete older store."""
     restore(settings, version)

@@ -1,0 +1,453 @@
+"""Profiles of a fleet: what operators do with them, and what hosts make of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from guestapi.fleet import access, follower, inventory, setup
+from guestapi.fleet.engine import FleetError
+from guestapi.fleet.schema import UPGRADES
+from guestapi.store import profiles
+from guestapi.store.errors import UnknownProfileError
+from guestapi.store.lookup import get_instance, get_layers, list_problems, read_entries
+from guestapi.store.view import view
+from tests.fleet.conftest import Fleet
+from tests.fleet.host import FollowingHost, observe
+from tests.fleet.operator import FleetOperator
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def operator(fleet: Fleet) -> FleetOperator:
+    """An operator of a fleet with hosts h1 and h2, whose instances are web1 and web2."""
+    return FleetOperator(fleet)
+
+
+def rows(fleet: Fleet, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """What the database has."""
+    with fleet.admin() as connection:
+        return connection.execute(query.encode(), parameters).fetchall()
+
+
+def told(host: FollowingHost, after: int = 0) -> list[tuple[str, Any]]:
+    """What the host's listeners have heard of configuration: instance, key, old and new value."""
+    with view(host.settings.store.url) as store:
+        entries = read_entries(store, after, 1000).found
+    return [(one.instance, json.loads(one.metadata)) for one in entries if one.type == "config"]
+
+
+def latest(host: FollowingHost) -> int:
+    """The last entry of the host's change log."""
+    with view(host.settings.store.url) as store:
+        return max((one.id for one in read_entries(store, 0, 1000).found), default=0)
+
+
+@contextmanager
+def committing(operator: FleetOperator, *words: str) -> Iterator[psycopg.Connection[Any]]:
+    """A command that has locked what it changes and cannot commit yet; it has ended after the block."""
+    with operator.fleet.admin() as connection:
+        connection.execute("BEGIN")
+        # Written last, before COMMIT.
+        connection.execute("LOCK TABLE guestapi.ops IN SHARE MODE")
+        thread = threading.Thread(target=operator.good, args=words)
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        until = time.monotonic() + 60
+        with operator.fleet.admin() as looking:
+            while looking.execute(waiting).fetchone() == (0,):
+                assert time.monotonic() < until, "the command waits for nothing"
+                time.sleep(0.01)
+        yield connection
+        connection.execute("ROLLBACK")
+    thread.join()
+
+
+def test_a_profile(operator: FleetOperator) -> None:
+    """A profile is made, changed, shown, renamed and deleted, and an instance that has it has what it gives."""
+    operator.good("profile", "create", "web", "--description", "front", "user.role=front", "user.a=1")
+    operator.good("profile", "device", "add", "web", "eth0", "nic", "mtu=1500")
+    operator.good("instance", "add", "i1", "--host", "h1", "-p", "web", "-c", "user.a=own")
+    shown = operator.info("i1")
+    assert (shown["profiles"], shown["config"]) == (["web"], {"user.a": "own", "user.role": "front"})
+    assert shown["devices"] == {"eth0": {"type": "nic", "mtu": "1500"}}
+    operator.good("profile", "set", "web", "user.role=back")
+    operator.good("profile", "device", "set", "web", "eth0", "mtu=9000")
+    assert operator.info("i1")["config"]["user.role"] == operator.good("profile", "get", "web", "user.role").strip()
+    assert operator.info("i1")["devices"] == {"eth0": {"type": "nic", "mtu": "9000"}}
+    operator.good("profile", "rename", "web", "front")
+    assert operator.info("i1")["profiles"] == ["front"]
+    found = json.loads(operator.good("profile", "show", "front", "--format", "json"))
+    assert (found["description"], found["used_by"]) == ("front", [{"project": "default", "name": "i1"}])
+    (listed,) = json.loads(operator.good("profile", "list", "--format", "json"))
+    assert (listed["name"], listed["users"]) == ("front", 1)
+    assert "cannot be removed: instance 'i1' has it" in operator.fails("profile", "delete", "front")
+    operator.good("profile", "remove", "i1", "front")
+    assert operator.info("i1")["config"] == {"user.a": "own"}
+    operator.good("profile", "delete", "front")
+    assert operator.good("profile", "list", "--format", "json").strip() == "[]"
+    assert operator.fails("profile", "show", "front").startswith("no profile 'front'")
+
+
+def test_several_profiles(operator: FleetOperator) -> None:
+    """Of several profiles the last one wins; a definition names them, and is exported and applied with them."""
+    for name in ("one", "two"):
+        operator.good("profile", "create", name, f"user.role={name}", f"user.{name}=1")
+    operator.good("profile", "assign", "web1", "two,one")
+    assert operator.info("web1")["config"]["user.role"] == "one"
+    assert "cannot have profile 'one' twice" in operator.fails("profile", "add", "web1", "one")
+    definition = {"name": "new", "location": "h2", "profiles": ["one", "two"], "config": {"user.own": "1"}}
+    operator.good("apply", "-f", "-", stdin=json.dumps(definition))
+    shown = operator.info("new")
+    assert (shown["profiles"], shown["config"]["user.role"], shown["host"]) == (["one", "two"], "two", "h2")
+    exported = operator.good("export", "--all")
+    assert "user.role" not in exported
+    assert "0 changed" in operator.good("apply", "-f", "-", stdin=exported)
+    table = operator.good("list", "--columns", "n,profiles,user.role", "--format", "csv")
+    assert 'new,"one,two",two' in table
+    assert operator.fails("profile", "assign", "web1", "none").startswith("no profile 'none'")
+    assert operator.info("web1")["profiles"] == ["two", "one"]
+
+
+def test_a_change_is_one_entry_for_a_host(operator: FleetOperator) -> None:
+    """A changed profile is one entry in the log of each host that has an instance with it, and none of others."""
+    operator.good("profile", "create", "web", "user.role=a")
+    for number in range(5):
+        operator.good("instance", "add", f"i{number}", "--host", "h1", "-p", "web")
+    host, other = FollowingHost(operator.fleet, "h1"), FollowingHost(operator.fleet, "h2")
+    host.follow()
+    other.follow()
+    before = operator.revisions()
+    entry = latest(host)
+    operator.good("profile", "set", "web", "user.role=b")
+    assert operator.revisions() == {**before, "h1": before["h1"] + 1}
+    query = "SELECT host FROM guestapi.log WHERE revision > %s AND host = 'h1' OR host = 'h2' AND revision > %s"
+    assert rows(operator.fleet, query, before["h1"], before["h2"]) == [("h1",)]
+    host.follow()
+    heard = told(host, entry)
+    assert sorted(name for name, _what in heard) == [f"i{number}" for number in range(5)]
+    assert all(what == {"key": "user.role", "old_value": "a", "value": "b"} for _name, what in heard)
+    assert host.shown("i3").config == {"user.role": "b"}
+    assert host.shown("i3").profiles == ("web",)
+    entry = latest(host)
+    host.follow()
+    assert told(host, entry) == []
+
+
+def test_a_host_with_many_instances_of_a_profile(operator: FleetOperator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a transaction's worth of instances, and profiles that are read in parts, end as the database has it."""
+    monkeypatch.setattr(follower, "BATCH", 3)
+    documents = [{"name": f"i{number}", "location": "h1", "profiles": ["one", "two"]} for number in range(8)]
+    for name in ("one", "two"):
+        operator.good("profile", "create", name, f"user.{name}={'x' * 200}")
+    operator.good("apply", "-f", "-", stdin=json.dumps(documents))
+    host = FollowingHost(operator.fleet)
+    host.follow()
+    assert {host.shown(f"i{number}").config["user.two"] for number in range(8)} == {"x" * 200}
+    monkeypatch.setattr(inventory, "_CHUNK_BYTES", 300)
+    for name in ("one", "two"):
+        operator.good("profile", "set", name, f"user.{name}={'y' * 200}")
+    operator.good("profile", "assign", "i0", "two")
+    host.follow()
+    assert host.shown("i0").config == {"user.two": "y" * 200}
+    assert {host.shown(f"i{number}").config["user.one"] for number in range(1, 8)} == {"y" * 200}
+
+
+def test_cloud_init_starts_over(operator: FleetOperator) -> None:
+    """User data of a profile gives those that do not hide it new cloud-init ids, which their host has, too."""
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("instance", "add", "plain", "--host", "h1", "-p", "web")
+    operator.good("instance", "add", "own", "--host", "h1", "-p", "web", "-c", "cloud-init.user-data=own")
+    host = FollowingHost(operator.fleet)
+    host.follow()
+    before = {name: operator.info(name)["cloud_init_id"] for name in ("plain", "own")}
+    assert {name: host.shown(name).cloud_init_id for name in before} == before
+    operator.good("profile", "set", "web", "user.role=b")
+    host.follow()
+    assert {name: operator.info(name)["cloud_init_id"] for name in before} == before
+    assert {name: host.shown(name).cloud_init_id for name in before} == before
+    operator.good("profile", "set", "web", "cloud-init.user-data=#cloud-config")
+    host.follow()
+    after = {name: operator.info(name)["cloud_init_id"] for name in before}
+    assert after["own"] == before["own"]
+    assert after["plain"] != before["plain"]
+    assert {name: host.shown(name).cloud_init_id for name in before} == after
+    assert host.shown("plain").config["cloud-init.user-data"] == "#cloud-config"
+
+
+def test_a_host_that_had_no_user_meanwhile(operator: FleetOperator) -> None:
+    """A profile that was changed while no instance of a host had it is not served as it was."""
+    operator.good("profile", "create", "web", "user.role=old")
+    operator.good("profile", "assign", "web1", "web")
+    host = FollowingHost(operator.fleet)
+    host.follow()
+    # The host hears of all this at once.
+    operator.good("profile", "assign", "web1", "")
+    operator.good("profile", "set", "web", "user.role=new")
+    operator.good("instance", "add", "other", "--host", "h1", "-p", "web")
+    host.follow()
+    assert host.shown("other").config == {"user.role": "new"}
+    operator.good("instance", "remove", "other")
+    host.follow()
+    with view(host.settings.store.url) as store:
+        assert store.connection.execute("SELECT count(*) FROM profiles WHERE uuid IS NOT NULL").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("first", ["change", "assign"])
+def test_profile_is_changed_and_assigned_at_once(operator: FleetOperator, first: str) -> None:
+    """Who gets a profile while it is changed has what was changed, whichever of both commits first."""
+    operator.good("profile", "create", "web", "user.role=old")
+    operator.good("profile", "assign", "web1", "web")
+    hosts = [FollowingHost(operator.fleet, name) for name in ("h1", "h2")]
+    change, assign = ("profile", "set", "web", "user.role=new"), ("profile", "assign", "web2", "web")
+    begun, then = (change, assign) if first == "change" else (assign, change)
+    second = threading.Thread(target=operator.good, args=then)
+    with committing(operator, *begun):
+        for host in hosts:
+            host.follow()
+        second.start()
+        time.sleep(0.3)
+    second.join()
+    for host in hosts:
+        host.follow()
+    assert [host.shown(name).config["user.role"] for host, name in zip(hosts, ("web1", "web2"), strict=True)] == [
+        "new",
+        "new",
+    ]
+
+
+def test_an_instance_moves_with_its_profiles(operator: FleetOperator) -> None:
+    """The host that gets an instance gets its profiles; the one that had it keeps none."""
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("profile", "assign", "web1", "web")
+    old, new = FollowingHost(operator.fleet, "h1"), FollowingHost(operator.fleet, "h2")
+    old.follow()
+    new.follow()
+    operator.good("instance", "move", "web1", "--to", "h2")
+    old.follow()
+    new.follow()
+    assert new.shown("web1").config["user.role"] == "a"
+    for host, count in ((old, 0), (new, 1)):
+        with view(host.settings.store.url) as store:
+            query = "SELECT count(*) FROM profiles WHERE uuid IS NOT NULL"
+            assert store.connection.execute(query).fetchone() == (count,)
+
+
+def test_names_of_the_host_and_of_the_fleet(operator: FleetOperator) -> None:
+    """A profile of the host's own may have the name of one of the fleet's; each is for its own instances."""
+    host = FollowingHost(operator.fleet)
+    with host.writer.change() as change:
+        profiles.create(change, "default", "web", config={"user.role": "host"})
+    observe(host, "ct", "ct")
+    operator.good("profile", "create", "web", "user.role=fleet")
+    operator.good("profile", "create", "other", "user.other=fleet")
+    operator.good("profile", "assign", "web1", "web,other")
+    host.follow()
+    assert host.shown("web1").config["user.role"] == "fleet"
+    with host.writer.change() as change:
+        profiles.edit(change, profiles.get_profile(change, "default", "web"), config={"user.role": "changed"})
+        with pytest.raises(UnknownProfileError, match="is the fleet's"):
+            profiles.get_profile(change, "default", "other")
+    assert host.shown("web1").config["user.role"] == "fleet"
+    assert [one.name for one in owned(host)] == ["default", "web"]
+
+
+def owned(host: FollowingHost) -> list[Any]:
+    """The host's own profiles."""
+    with view(host.settings.store.url) as store:
+        return [one for one, _users in profiles.list_profiles(store)]
+
+
+def test_leave(operator: FleetOperator) -> None:
+    """A host that leaves keeps the profiles of its instances; one whose name is taken gets another name."""
+    from guestapi.fleet import membership
+    from guestapi.fleet.engine import session
+
+    host = FollowingHost(operator.fleet)
+    with host.writer.change() as change:
+        profiles.create(change, "default", "web", config={"user.role": "host"})
+    for name in ("web", "db"):
+        operator.good("profile", "create", name, f"user.{name}=fleet")
+    operator.good("profile", "assign", "web1", "web,db")
+    host.follow()
+    before, entry = host.shown("web1"), latest(host)
+    with session(operator.fleet.server.url(operator.fleet.database)) as connection:
+        membership.leave(connection, host.writer, "h1")
+    after = host.shown("web1")
+    assert (after.config, after.revision, after.profiles) == (before.config, before.revision, ("web.1", "db"))
+    assert told(host, entry) == []
+    assert [one.name for one in owned(host)] == ["db", "web", "web.1"]
+    with host.writer.change() as change:
+        profiles.edit(change, profiles.get_profile(change, "default", "db"), config={"user.db": "host"})
+    assert host.shown("web1").config["user.db"] == "host"
+
+
+def test_export_of_a_host(operator: FleetOperator) -> None:
+    """What a host exports of a placed instance with profiles can be applied there: nothing changes."""
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("profile", "assign", "web1", "web")
+    host = FollowingHost(operator.fleet)
+    host.follow()
+    local = operator.local
+    local.config.write_text(local.config.read_text().replace("/store.db", "/h1.db"))
+    exported = local.good("export", "--all")
+    assert "profiles" in exported
+    assert "1 unchanged" in local.good("apply", "-f", "-", stdin=exported)
+    assert "belongs to the fleet" in local.fails("profile", "assign", "web1", "")
+
+
+def test_a_device_of_a_profile_is_amended(operator: FleetOperator) -> None:
+    """An instance changes options of a device that its profile gives it, also on its host."""
+    operator.good("profile", "create", "web")
+    operator.good("profile", "device", "add", "web", "root", "disk", "path=/", "pool=a", "size=1GiB")
+    operator.good("profile", "assign", "web1", "web")
+    operator.good("device", "set", "web1", "root", "size=2GiB")
+    host = FollowingHost(operator.fleet)
+    host.follow()
+    with view(host.settings.store.url) as store:
+        assert list_problems(store) == []
+    assert host.shown("web1").devices["root"] == {"type": "disk", "path": "/", "pool": "a", "size": "2GiB"}
+    operator.good("profile", "device", "set", "web", "root", "pool=fast")
+    host.follow()
+    assert host.shown("web1").devices["root"] == {"type": "disk", "path": "/", "pool": "fast", "size": "2GiB"}
+
+
+def test_too_much(operator: FleetOperator) -> None:
+    """A profile that would make an instance too large is refused with the instance's name, and nothing is changed."""
+    config = operator.local.config
+    config.write_text(config.read_text().replace("[store]", "[store]\nconfiguration_bytes = 1048576"))
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("profile", "assign", "web1", "web")
+    operator.good("config", "set", "web1", f"user.own={'x' * 1000000}")
+    before = operator.revisions()
+    said = operator.fails("profile", "set", "web", f"user.role={'y' * 100000}")
+    assert "'web1'" in said
+    assert "1048576 bytes" in said
+    assert operator.revisions() == before
+    # Hidden by what the instance has itself, it is not too much.
+    operator.good("config", "set", "web1", "user.role=own")
+    operator.good("profile", "set", "web", f"user.role={'y' * 100000}")
+
+
+def test_what_a_store_cannot_take(operator: FleetOperator) -> None:
+    """Of a profile that somebody has written by hand, what cannot be taken is left out and named; the rest is there."""
+    operator.good("profile", "create", "web", "user.role=a", "user.b=1")
+    operator.good("profile", "assign", "web1", "web")
+    (uuid,) = rows(operator.fleet, "SELECT id FROM guestapi.profiles")[0]
+    with operator.fleet.admin() as connection, connection.transaction():
+        connection.execute("SELECT guestapi.note('h1', ARRAY[%s])", (uuid,))
+        connection.execute("UPDATE guestapi.profile_config SET value = '\\xff' WHERE key = 'user.b'")
+        connection.execute("INSERT INTO guestapi.profile_devices VALUES (%s, 'eth0', '[1]')", (uuid,))
+    host = FollowingHost(operator.fleet)
+    for _look in range(2):
+        host.follow()
+        assert host.shown("web1").config == {"user.password": "secret", "user.role": "a"}
+        with view(host.settings.store.url) as store:
+            reasons = sorted(one.reason for one in list_problems(store))
+        assert reasons == [
+            "profile: device 'eth0' is not an object of texts, so it is left out",
+            "profile: the value of 'user.b' is not valid UTF-8, so it is left out",
+        ]
+    with operator.fleet.admin() as connection, connection.transaction():
+        connection.execute("SELECT guestapi.note('h1', ARRAY[%s])", (uuid,))
+        connection.execute("UPDATE guestapi.profiles SET name = 'a,b'")
+    host.follow()
+    with view(host.settings.store.url) as store:
+        (problem,) = list_problems(store)
+        assert get_instance(store, "default", "web1").config == {"user.password": "secret"}
+    assert problem.reason.startswith("the profile is empty here: profile name 'a,b' cannot be one")
+    operator.good("profile", "assign", "web1", "")
+    host.follow()
+    with view(host.settings.store.url) as store:
+        assert list_problems(store) == []
+
+
+def test_an_instance_that_is_too_large_on_its_host(operator: FleetOperator) -> None:
+    """What a runtime provides may leave no room for a profile; then it is empty there, and the host says so."""
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("profile", "assign", "web1", "web")
+    host = FollowingHost(operator.fleet)
+    host.follow()
+    operator.good("profile", "set", "web", f"user.role={'y' * 200}")
+    settings = host.settings
+    host.settings = replace(settings, store=replace(settings.store, configuration_bytes=220))
+    host.follow()
+    assert "user.role" not in host.shown("web1").config
+    with view(host.settings.store.url) as store:
+        assert "the profile is empty here" in list_problems(store)[0].reason
+    host.settings = settings
+    host.follow()
+    assert host.shown("web1").config["user.role"] == "y" * 200
+
+
+def test_an_operation_that_is_repeated(operator: FleetOperator) -> None:
+    """A change of a profile with the id of one that was made changes nothing."""
+    name = str(uuid4())
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("profile", "set", "web", "user.role=b", "--operation", name)
+    operator.good("profile", "set", "web", "user.role=c")
+    done = operator.local("--fleet", "profile", "set", "web", "user.role=b", "--operation", name)
+    assert (done.code, "was carried out before" in done.err) == (0, True)
+    assert operator.good("profile", "get", "web", "user.role") == "c\n"
+
+
+def test_wait(operator: FleetOperator) -> None:
+    """A change of a profile waits for all hosts that have an instance with it."""
+    operator.good("profile", "create", "web", "user.role=a", "--wait")
+    operator.good("profile", "assign", "web1", "web")
+    said = operator.fails("profile", "set", "web", "user.role=b", "--wait", "--timeout", "0.1")
+    assert "h1 (last contact never) has not applied it" in said
+    assert "h2" not in said
+    FollowingHost(operator.fleet).follow()
+    operator.good("profile", "set", "web", "user.role=b", "--wait", "--timeout", "0.1")
+
+
+def test_upgrade(empty: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts with an older guestapi follow an upgraded database until it has a profile, which they would not serve."""
+    with empty.admin() as connection:
+        monkeypatch.setattr(setup, "VERSION", 1)
+        monkeypatch.setattr(access, "statements", lambda: iter(()))
+        setup.init(connection)
+        monkeypatch.undo()
+        assert setup.upgrade(connection) == (1, len(UPGRADES))
+        setup.add_host(connection, "h1")
+    empty.place("h1", "web1")
+    operator, host = FleetOperator(empty), FollowingHost(empty)
+    monkeypatch.setattr(inventory, "VERSION", 1)
+    host.follow()
+    monkeypatch.undo()
+    operator.good("profile", "create", "web", "user.role=a")
+    monkeypatch.setattr(inventory, "VERSION", 1)
+    with pytest.raises(FleetError, match="takes followers that know version 2"):
+        host.follow()
+    monkeypatch.undo()
+    operator.good("profile", "assign", "web1", "web")
+    host.follow()
+    assert host.shown("web1").config["user.role"] == "a"
+
+
+def test_layers(operator: FleetOperator) -> None:
+    """What a runtime provides is stronger than a profile of the fleet's."""
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("profile", "device", "add", "web", "root", "disk", "path=/profile")
+    operator.good("profile", "assign", "web1", "web")
+    host = FollowingHost(operator.fleet)
+    host.follow()
+    observe(host, "web1", "ct")
+    assert host.shown("web1").devices["root"]["path"] == "/"
+    operator.good("profile", "device", "set", "web", "root", "path=/other")
+    host.follow()
+    shown = host.shown("web1")
+    assert (shown.devices["root"]["path"], shown.source, shown.config["user.role"]) == ("/", "lxc", "a")
+    with view(host.settings.store.url) as store:
+        assert get_layers(store, shown).origin("user.role") == "profile web"
