@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the Debian package of this checkout for the running release of Debian, into a directory.
 
-    tools/build_deb.py DIRECTORY
+    tools/build_deb.py DIRECTORY [--environment ENVIRONMENT]
 
 `make deb` runs it in a root of each release (tools/debian_root.py), with the packages of `tools/packages list deb`. The
 package has the locked environment in /usr/lib/guestapi, without files that only builds and tests need, and the files of
@@ -55,11 +55,12 @@ PROGRAMS = frozenset({"guestapi", "guestapi-hook", "python", "python3"})
 MOMENTARY = "guestapi-rebind@.service"
 
 
-def build(directory: Path) -> Path:
+def build(directory: Path, environment: Path | None = None) -> Path:
     """Build the package.
 
     Args:
         directory: the directory of the package file.
+        environment: an environment that `tools/venv` has made for "run" already; it is copied.
 
     Returns:
         the package file.
@@ -68,7 +69,10 @@ def build(directory: Path) -> Path:
     release = read_release()
     with tempfile.TemporaryDirectory(prefix="guestapi-deb-") as name:
         stage = Path(name) / "stage"
-        run("tools/venv", stage / PREFIX, "run", environment={"PYTHON": "/usr/bin/python3"})
+        if environment is None:
+            run("tools/venv", stage / PREFIX, "run", environment={"PYTHON": "/usr/bin/python3"})
+        else:
+            shutil.copytree(environment, stage / PREFIX, symlinks=True)
         manuals = Path(name) / "manuals"
         run(stage / PREFIX / "bin/python", "tools/manual.py", manuals)
         run("/usr/bin/python3", "tools/installation.py", "stage", stage, "--manuals", manuals)
@@ -176,8 +180,10 @@ def remove(path: Path) -> None:
 def relocate(stage: Path) -> None:
     """Set the environment's paths to its final place, and its interpreter to Debian's of its minor version."""
     binaries = stage / PREFIX / "bin"
+    made = re.match(r"#!(/.*)/bin/python", (binaries / "guestapi").read_text())
+    assert made, "the program names the environment's interpreter"
     for file in (binaries / "guestapi", stage / PREFIX / "pyvenv.cfg"):
-        text = file.read_text().replace(f"{stage}/", "/")
+        text = file.read_text().replace(made[1], f"/{PREFIX}")
         # The command that created it is of no use on the target.
         file.write_text(re.sub(r"^command = .*\n", "", text, flags=re.MULTILINE))
     for name in ("python", "python3"):
@@ -345,7 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="where the package is written to")
-    print(build(parser.parse_args(arguments).directory.absolute()))
+    parser.add_argument("--environment", type=Path, help="an environment of tools/venv to copy, instead of a new one")
+    given = parser.parse_args(arguments)
+    print(build(given.directory.absolute(), given.environment))
     return 0
 
 

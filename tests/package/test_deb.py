@@ -14,7 +14,7 @@ import pytest
 import guestapi
 from guestapi.cli.main import main
 from tests.harness.containers import Container
-from tests.harness.machine import CHECKOUT, Machine, building
+from tests.harness.machine import CHECKOUT, Machine
 from tests.package.test_manual import commands
 
 pytestmark = pytest.mark.root
@@ -62,10 +62,10 @@ for command in sys.argv[1:]:
 class Packages:
     """The package of this checkout, and the same with a later version."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, environment: Path) -> None:
         self.directory = directory
-        with building():
-            subprocess.run([CHECKOUT / "tools/build_deb.py", directory], check=True, stdout=subprocess.DEVNULL)
+        build: list[str | Path] = [CHECKOUT / "tools/build_deb.py", directory, "--environment", environment]
+        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
         (self.this,) = directory.glob("*.deb")
         self.later = directory / "later.deb"
         unpacked = directory / "later"
@@ -77,9 +77,12 @@ class Packages:
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """The packages for this release of Debian; building them takes a minute."""
-    return Packages(tmp_path_factory.mktemp("packages"))
+def packages(tmp_path_factory: pytest.TempPathFactory, staged: Path) -> Packages:
+    """The packages for this release of Debian, with the environment that ``make install`` has made.
+
+    One of its own, as `make deb` makes it, is in the package that tests/machine installs.
+    """
+    return Packages(tmp_path_factory.mktemp("packages"), staged / "opt/guestapi")
 
 
 @pytest.fixture(scope="module")
