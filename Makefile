@@ -16,12 +16,18 @@ DEB_SUITES ?= bookworm trixie
 DEBFULLNAME ?= The guestapi maintainers
 DEBEMAIL ?= guestapi@localhost
 
-# Tests mostly wait for other processes, so two modules of them run at a time; 'make test AT_ONCE=' runs one.
-AT_ONCE ?= --numprocesses 2 --dist loadscope --no-loadscope-reorder
+# How many test processes run at a time, each with a module. Most of 'make test' waits for other processes.
+# 'make test AT_ONCE=' runs one module after the other in one process.
+PROCESSES ?= 2
+test: PROCESSES = 4
+AT_ONCE ?= --numprocesses $(PROCESSES) --dist loadscope --no-loadscope-reorder
 
 # What 'make mutate' is told: see tools/mutate.py.
 MUTATE ?=
 
+# Bytecode is kept, whatever the environment says: tests start thousands of processes. 'make test' makes it beforehand,
+# because the service, which is another user, could not keep it.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The help of a target stands behind it.
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -38,6 +44,7 @@ test: $(VENV)/ready $(VENV)/parsers daemons ## the whole test suite (as root)
 	@tools/packages install test
 	@[ -d $(VENV)/cloud-init ] || tools/unpack $(VENV)/cloud-init cloud-init
 	@[ -d $(VENV)/openssh ] || tools/unpack $(VENV)/openssh openssh-server libwrap0 libnsl2
+	@$(VENV)/bin/python -m compileall -q guestapi
 	$(VENV)/bin/pytest $(AT_ONCE)
 
 test-fast: $(VENV)/ready $(VENV)/parsers ## the tests that need no service, container, daemon or machine, nor root (two minutes)

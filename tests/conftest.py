@@ -37,23 +37,18 @@ _MACHINE = (
     *("faults/test_unit.py", "mirror/test_units.py", "server/test_restart.py", "server/test_sandbox.py"),
     *("sources/test_lxc_unit.py", "server/test_signer_unit.py", "server/test_systemd.py"),
 )
-#: Parameters for each of which a module starts a daemon or an engine of its own.
-_KINDS = re.compile("incus-7|incus|lxd|Podman|Docker")
+#: Parameters for each of which a module starts a daemon or an engine, or builds a root, of its own.
+_KINDS = re.compile("incus-7|incus|lxd|Podman|Docker|bookworm|trixie|testing")
 #: The modules that do.
-_EACH = ("test_daemons.py", "test_oddities.py", "test_engine_followers.py", "test_engines.py")
+_EACH = ("test_daemons.py", "test_oddities.py", "test_engine_followers.py", "test_engines.py", "test_roots.py")
 #: What takes longest begins first, so that no process has it left when the others have ended.
 _LONG = (
-    *("test_deb.py", "test_follower_units.py", "test_isolation.py", "test_guides.py", "test_daemons.py"),
-    *(
-        "test_engine_followers.py",
-        "test_faulty.py",
-        "test_replay.py",
-        "test_replay_lxd.py",
-        "faults/test_follower.py",
-        "test_demo.py",
-        "test_announced_stops.py",
-    ),
-    *("test_engines.py", "test_oddities.py", "test_events.py", "test_worker.py", "test_attacks.py", "test_images.py"),
+    "test_daemons.py",
+    # The machine's tests have begun to make what these install (`staged`), or make it themselves meanwhile.
+    *("test_isolation.py", "test_deb.py", "test_guides.py", "test_follower_units.py"),
+    *("test_engine_followers.py", "test_faulty.py", "test_replay.py", "test_replay_lxd.py", "faults/test_follower.py"),
+    *("test_tree_history.py", "test_roots.py", "test_demo.py", "test_announced_stops.py", "test_engines.py"),
+    *("test_oddities.py", "test_events.py", "test_worker.py", "test_attacks.py", "test_images.py"),
 )
 
 

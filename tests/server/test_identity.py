@@ -22,7 +22,7 @@ from tests.harness.containers import Container, Response
 from tests.harness.machine import CHECKOUT
 from tests.harness.service import USER, Service
 from tests.harness.signing import TRUST_DOMAIN, SigningProcess
-from tests.harness.waiting import until
+from tests.harness.waiting import TIMEOUT, until
 from tests.server.inside import asking, talk
 
 pytestmark = pytest.mark.root
@@ -275,7 +275,7 @@ def test_signer_restarts_under_load() -> None:
                 # It has answered again when each guest has had another answer: the last one is asked for below.
                 assert container.ask(PATH).status == 200
             stopped.set()
-            statuses = [status for one in asked for status in one.result(60)]
+            statuses = [status for one in asked for status in one.result(TIMEOUT)]
         assert set(statuses) == {200}
 
 
