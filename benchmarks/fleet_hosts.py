@@ -1,7 +1,7 @@
 """`python -m benchmarks.fleet_hosts URL FIRST COUNT`: hosts of a fleet that ask as followers do, without stores.
 
-Each host is a thread. It listens, looks at the database each second, and has in memory what its store would have. `{}`
-in the URL stands for the name of a host.
+Each host is a thread. It listens, looks at the database each second, and has in memory what its store would have. It
+gives up and comes back as a follower does. `{}` in the URL stands for the name of a host.
 """
 
 from __future__ import annotations
@@ -9,26 +9,53 @@ from __future__ import annotations
 import random
 import sys
 import time
-from threading import Thread
-
-import psycopg
+from threading import Lock, Thread
+from types import TracebackType
+from typing import ClassVar
 
 from guestapi.fleet import inventory
-from guestapi.fleet.engine import FleetError, Session
+from guestapi.fleet.engine import FleetError, LateError, Session, open_session
 from guestapi.fleet.follower import LOOK_SECONDS
 from guestapi.fleet.inventory import PlacedRow
+from guestapi.fleet.joining import ANSWER_SECONDS
+from guestapi.store.placements import Cursor
 
 #: As in `guestapi.fleet.follower`.
-_CONTACT_SECONDS, _FIRST_RETRY, _LAST_RETRY = 5.0, 0.1, 5.0
-#: As in `guestapi.fleet.engine`; longer, since a thousand hosts share the processors of the database.
-_CONNECT_SECONDS, _ANSWER_SECONDS = 30, 30.0
+_CONTACT_SECONDS, _FIRST_RETRY, _LAST_RETRY, _MOST_FACTOR = 5.0, 0.1, 5.0, 8.0
+#: As in `guestapi.fleet.engine`.
+_WATCH_SECONDS = 0.2
 
 
-class _Unwatched(Session):
-    """A session without the thread that ends it: a thousand of these would be what is measured."""
+class _WatchedTogether(Session):
+    """A session that one thread watches for all: a thousand such threads would be what is measured."""
+
+    _all: ClassVar[set[_WatchedTogether]] = set()
+    _lock = Lock()
 
     def _watch(self) -> None:
         pass
+
+    def __enter__(self) -> _WatchedTogether:
+        with self._lock:
+            self._all.add(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._all.discard(self)
+        super().__exit__(kind, error, trace)
+
+    @classmethod
+    def watch_all(cls) -> None:
+        """End those whose question has no answer in time."""
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            with cls._lock:
+                those = list(cls._all)
+            for one in those:
+                one.end_if_late()
 
 
 class SimulatedHost:
@@ -37,49 +64,57 @@ class SimulatedHost:
     def __init__(self, url: str, name: str) -> None:
         self._url = url.format(name)
         self._instances: dict[str, object] = {}
+        self._cursor = Cursor()
+        self._place: tuple[int, int] | None = None
+        self._deadline_factor = 1.0
 
     def run(self) -> None:
         """Follow, and connect again when the database was lost."""
         retry = _FIRST_RETRY
         while True:
+            began = time.monotonic()
             try:
-                with self._connect() as session:
-                    retry = _FIRST_RETRY
+                with open_session(self._url, {}, ANSWER_SECONDS, self._deadline_factor, _WatchedTogether) as session:
                     self._follow(session)
-            except (FleetError, psycopg.Error):
-                time.sleep(retry * random.uniform(0.5, 1))
-                retry = min(2 * retry, _LAST_RETRY)
-
-    def _connect(self) -> Session:
-        connection = psycopg.connect(
-            self._url, autocommit=True, connect_timeout=_CONNECT_SECONDS, target_session_attrs="read-write"
-        )
-        return _Unwatched(connection, _ANSWER_SECONDS)
+            except LateError:
+                self._deadline_factor = min(2 * self._deadline_factor, _MOST_FACTOR)
+            except FleetError:
+                pass
+            if time.monotonic() - began > _LAST_RETRY:
+                retry = _FIRST_RETRY
+            time.sleep(retry * random.uniform(0.5, 1))
+            retry = min(2 * retry, _LAST_RETRY)
 
     def _follow(self, session: Session) -> None:
         state = inventory.read_state(session)
         inventory.listen(session, state.host)
-        with session.snapshot():
-            state = inventory.read_state(session)
-            self._instances.update((one.uuid, one) for one in inventory.read_my_profiles(session))
-            listed = inventory.list_mine(session, state.host)
-            inventory.read_said(session, state.host)
-            self._take(session, listed)
-        cursor = state.cursor
+        place = inventory.read_place(session)
+        inventory.read_said(session, state.host)
+        if place != self._place or state.cursor[:2] != self._cursor[:2]:
+            self._look_at_all(session)
+            self._place = place
         contacted = 0.0
-        heard = True
+        heard, first = False, True
         while True:
-            changed = heard or inventory.read_state(session).cursor != cursor
+            changed = heard or inventory.read_state(session).cursor != self._cursor
             if changed:
-                found = inventory.look(session, cursor)
+                found = inventory.look(session, self._cursor)
                 assert found.placements is not None, "these are small changes"
                 self._instances.update(found.placements)
                 self._instances.update((one.uuid, one) for one in found.profiles)
-                cursor = found.state.cursor
+                self._cursor = found.state.cursor
             if changed or time.monotonic() > contacted + _CONTACT_SECONDS:
-                inventory.say_contact(session, cursor.revision, "")
+                inventory.say_contact(session, self._cursor.revision, "")
                 contacted = time.monotonic()
-            heard = session.wait(LOOK_SECONDS)
+            self._deadline_factor = session.deadline_factor = 1.0
+            heard, first = session.wait(LOOK_SECONDS) or first, False
+
+    def _look_at_all(self, session: Session) -> None:
+        with session.snapshot():
+            state = inventory.read_state(session)
+            self._instances.update((one.uuid, one) for one in inventory.read_my_profiles(session))
+            self._take(session, inventory.list_mine(session, state.host))
+        self._cursor = state.cursor
 
     def _take(self, session: Session, listed: list[PlacedRow]) -> None:
         self._instances.update((one.observed.key, one) for one in inventory.read_placements(session, listed))
@@ -88,6 +123,7 @@ class SimulatedHost:
 def main() -> None:
     """Run hosts until the end of standard input."""
     url, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    Thread(target=_WatchedTogether.watch_all, daemon=True).start()
     for number in range(first, first + count):
         Thread(target=SimulatedHost(url, f"h{number}").run, daemon=True).start()
     sys.stdin.read()

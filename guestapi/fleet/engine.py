@@ -13,7 +13,7 @@ import re
 import select
 import signal
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from threading import Event, Thread, current_thread, main_thread
 from time import monotonic
@@ -160,11 +160,17 @@ class Session:
 
     def _watch(self) -> None:
         while not self._closed.wait(_WATCH_SECONDS):
-            until = self._until
-            if until is not None and monotonic() > until:
-                self._late = True
-                _shut(self._connection)
+            if self.end_if_late():
                 return
+
+    def end_if_late(self) -> bool:
+        """Shut the socket down if a question has no answer in time; return whether that is so."""
+        until = self._until
+        if until is None or monotonic() <= until:
+            return False
+        self._late = True
+        _shut(self._connection)
+        return True
 
 
 @contextmanager
@@ -314,7 +320,11 @@ def _delayed_interrupt() -> Iterator[None]:
 
 
 def open_session(
-    url: str, options: Mapping[str, str | os.PathLike[str]], seconds: float, deadline_factor: float = 1.0
+    url: str,
+    options: Mapping[str, str | os.PathLike[str]],
+    seconds: float,
+    deadline_factor: float = 1.0,
+    kind: Callable[[psycopg.Connection[Any], float], Session] = Session,
 ) -> Session:
     """Open a session whose questions are answered in time, or fail.
 
@@ -323,12 +333,13 @@ def open_session(
         options: parameters of libpq that win over those of the URL.
         seconds: as of `Session`.
         deadline_factor: of the session.
+        kind: makes the session.
 
     Raises:
         FleetError: psycopg is not installed, or no server takes changes.
     """
     connection = _connect(url, {name: str(value) for name, value in options.items()}, _HOSTS_OPTIONS)
-    opened = Session(connection, seconds)
+    opened = kind(connection, seconds)
     opened.deadline_factor = deadline_factor
     return opened
 

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 1.0
 #: Seconds between two records of the contact, here and in the database.
 _CONTACT_SECONDS = 5.0
-#: Seconds between two looks at everything; and while a placement cannot be taken.
+#: Seconds between two looks at everything, at most; and while a placement cannot be taken.
 _COMPARE_SECONDS, _REPAIR_SECONDS = 600.0, 60.0
 #: Seconds until the next try after the database was lost: first, and longest; they double between.
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
@@ -88,7 +88,11 @@ class FleetFollower:
         #: What the database has of what this host has said, by UUID; and when an instance was last reported.
         self._said: dict[str, Said] = {}
         self._reported: dict[str, float] = {}
-        self._compared = self._contacted = -_COMPARE_SECONDS
+        self._contacted = -_CONTACT_SECONDS
+        #: When everything is to be looked at; and the tables with which the store agrees up to its cursor. None: what
+        #: they had was not written to its end, or what leaves was not released.
+        self._compare_at = 0.0
+        self._settled_at: tuple[int, int] | None = None
         self._applied = -1
         with self._store.view() as store:
             self._status = placements.read_status(store) or FleetStatus()
@@ -128,19 +132,35 @@ class FleetFollower:
             state = inventory.read_state(session)
             self._admit(state)
             inventory.listen(session, state.host)
-            self._compared = self._contacted = -_COMPARE_SECONDS
-            # As if there had been a notification: to plan that question takes longer than to answer it.
-            began, heard = time.monotonic(), True
+            place = self._resume(session, state)
+            self._contacted = -_CONTACT_SECONDS
+            began, heard, first = time.monotonic(), False, True
             while True:
                 self._look(session, heard)
+                self._settled_at = place
                 # Only what was written for a notification says how long that took.
                 self._report(session, state.host)
                 self._contact(session, time.monotonic() - began)
                 self._deadline_factor = session.deadline_factor = 1.0
                 if until():
                     return
-                heard = session.wait(LOOK_SECONDS)
+                # The second look is as if there had been a notification: to plan that question takes longer than to
+                # answer it. When all hosts come at once, a second later is soon enough.
+                heard, first = session.wait(LOOK_SECONDS) or first, False
                 began = time.monotonic()
+
+    def _resume(self, session: Session, state: HostState) -> tuple[int, int]:
+        """Go on from the cursor, if the tables are those that were followed before; otherwise look at everything.
+
+        When all hosts come back at once, the log costs the database much less.
+        """
+        place = inventory.read_place(session)
+        if place == self._settled_at:
+            # What was said last may have been lost with the server.
+            self._said = inventory.read_said(session, state.host)
+        else:
+            self._compare_at = 0.0
+        return place
 
     def _look(self, session: Session, heard: bool) -> None:
         """Look whether something has changed, and at what; if there was a notification, with one question."""
@@ -150,7 +170,9 @@ class FleetFollower:
         found = inventory.look(session, stored) if heard else None
         state = inventory.read_state(session) if found is None else found.state
         self._admit(state)
-        late = time.monotonic() > self._compared + (_REPAIR_SECONDS if troubled else _COMPARE_SECONDS)
+        if troubled:
+            self._compare_at = min(self._compare_at, time.monotonic() + _REPAIR_SECONDS)
+        late = time.monotonic() > self._compare_at
         same = stored[:2] == state.cursor[:2]
         if late or not same or state.oldest > stored.revision or state.cursor.revision < stored.revision:
             if state.cursor.revision < stored.revision:
@@ -182,6 +204,7 @@ class FleetFollower:
             )
 
     def _look_at_all(self, session: Session, stored: Cursor) -> None:
+        self._settled_at = None
         with session.snapshot():
             state = inventory.read_state(session)
             listed = inventory.list_mine(session, state.host)
@@ -196,11 +219,13 @@ class FleetFollower:
             order = {one.uuid: state.cursor.revision for one in staying}
             read = partial(inventory.read_placements, session)
             self._write(read, (staying, sorted(gone), order), placed, (stored, state.cursor))
-        self._compared = time.monotonic()
+        # A random part, so that hosts that were equally late are not so again.
+        self._compare_at = time.monotonic() + _COMPARE_SECONDS * random.uniform(0.5, 1)
         self._release(session, [one for one in listed if one.leaving])
 
     def _take_changes(self, session: Session, stored: Cursor, found: HostLook) -> None:
         """Write what has changed; what is too much at once is read in parts."""
+        self._settled_at = None
         if found.placements is not None:
             read = found.placements.__getitem__
             self._write_changes(lambda listed: (read(one.uuid) for one in listed), stored, found)

@@ -89,6 +89,8 @@ _LOOK = (
     f"CASE WHEN (SELECT readable FROM size) THEN {_VALUES.format('found')} END, {_DEVICES.format('found')}, "
     "applied::text[] FROM state LEFT JOIN found ON true ORDER BY first"
 )
+#: Where these tables are: in another cluster, or put back from a dump, they are others.
+_PLACE = "SELECT system_identifier, 'guestapi.fleet'::regclass::oid::bigint FROM pg_control_system()"
 _SAID = "SELECT uuid::text, epoch, seq, run, running, ready FROM guestapi.said WHERE host = %s"
 _CONTACT = "SELECT guestapi.contact(%s, %s, %s)"
 _REPORT = "SELECT guestapi.report(%s, %s, %s, %s, %s, %s)"
@@ -246,6 +248,12 @@ def listen(session: Session, host: str) -> None:
     session.ask("SET plan_cache_mode = force_generic_plan")
     name = f"guestapi_{host}".replace('"', "")
     session.ask(f'LISTEN "{name}"')
+
+
+def read_place(session: Session) -> tuple[int, int]:
+    """Return what tells these tables from others of the same fleet, as from those that a dump has brought back."""
+    ((cluster, table),) = session.ask(_PLACE)
+    return cluster, table
 
 
 def list_mine(session: Session, host: str) -> list[PlacedRow]:

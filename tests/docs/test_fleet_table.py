@@ -21,6 +21,7 @@ TESTS = {
     "another database answers": "fleet/test_follower.py::test_older_timeline",
     "the network is slow, or loses connections": "fleet_faults/test_faults.py::test_the_network_drops_and_delays",
     "a clock is set": "fleet_faults/test_faults.py::test_clocks_are_set_back",
+    "a host was away for a while": "fleet/test_follower.py::test_a_lost_session",
     "a host was away for long": "fleet_faults/test_faults.py::test_the_log_is_trimmed_while_a_host_is_away",
     "the store of a host is lost or replaced": "fleet_faults/test_faults.py::test_stores_are_lost_and_put_back",
     "the follower is killed": "fleet_faults/test_faults.py::test_followers_are_killed_at_every_commit",

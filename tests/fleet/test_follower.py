@@ -369,6 +369,69 @@ def test_a_database_that_is_busy(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) 
     assert told == ["0.25", "0.5", "1", "2", "2", "ended", "0.25"]
 
 
+def test_a_lost_session(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower that connects again goes on from the log, and says anew what the database has lost of it."""
+    host = FollowingHost(fleet)
+    follower = host.follower()
+    follower.follow(until=lambda: True)
+    with host.writer.change() as change:
+        steps.start(change, get_instance(change, "default", "web1"), this_process())
+    follower.follow(until=lambda: True)
+    said = "SELECT run, running FROM guestapi.said WHERE host = 'h1'"
+    with fleet.admin() as connection:
+        assert connection.execute(said).fetchall() == [(1, True)]
+        connection.execute("DELETE FROM guestapi.said")
+    fleet.place("h1", "second")
+    time.sleep(1)  # An instance is reported once a second.
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory, "list_mine", None)
+        follower.follow(until=lambda: True)
+    assert host.names == {"web1", "second"}
+    with fleet.admin() as connection:
+        assert connection.execute(said).fetchall() == [(1, True)]
+
+
+def test_a_dump_is_put_back(fleet: Fleet) -> None:
+    """A follower that connects again finds tables from a dump, which others have changed, and looks at everything."""
+    host = FollowingHost(fleet)
+    follower = host.follower()
+    follower.follow(until=lambda: True)
+    dump = fleet.server.dump(fleet.database)
+    fleet.place("h1", "second")
+    follower.follow(until=lambda: True)
+    assert host.names == {"web1", "second"}
+    with fleet.admin() as connection:
+        connection.execute("DROP SCHEMA guestapi CASCADE")
+    fleet.server.put_back(fleet.database, dump)
+    fleet.place("h1", "third")
+    follower.follow(until=lambda: True)
+    assert host.names == {"web1", "third"}
+
+
+def test_a_session_is_lost_before_a_release(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a follower has removed, and could not release, it releases when it connects again."""
+    host = FollowingHost(fleet)
+    follower = host.follower()
+    follower.follow(until=lambda: True)
+    with fleet.admin() as connection:
+        (uuid,) = connection.execute("SELECT uuid FROM guestapi.instances WHERE name = 'web1'").fetchone() or (None,)
+    assert isinstance(uuid, UUID)
+    with changing(fleet, "h1", uuid) as connection:
+        connection.execute("UPDATE guestapi.instances SET next_host = 'h2' WHERE uuid = %s", (uuid,))
+
+    def lose(*_words: object) -> bool:
+        raise FleetError("the server is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inventory, "release", lose)
+        with pytest.raises(FleetError):
+            follower.follow(until=lambda: True)
+    assert host.names == set()
+    follower.follow(until=lambda: True)
+    with fleet.admin() as connection:
+        assert connection.execute("SELECT host FROM guestapi.instances WHERE uuid = %s", (uuid,)).fetchone() == ("h2",)
+
+
 def test_moves_away(fleet: Fleet) -> None:
     """An instance that is to go to another host is out of the old store before the new one has it."""
     old, new = FollowingHost(fleet), FollowingHost(fleet, "h2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,22 +13,15 @@ from guestapi.fleet import moving, setup
 from guestapi.fleet.engine import session
 from guestapi.fleet.operating import FleetStore, Wishes, new_operation
 from guestapi.store import steps
-from tests.harness.fleet_host import UNIT, join
+from tests.harness.fleet_host import UNIT, join, make_container, reached_at
 from tests.harness.machine import CHECKOUT, Installed
 from tests.harness.postgresql import Postgres, running
 from tests.harness.waiting import until
+from tests.harness.witness import WitnessedAnswer, check_order, read_record, those_with
 
 pytestmark = pytest.mark.root
 
-DATABASE = "guestapi"
-LXC = """
-lxc.uts.name = web
-lxc.rootfs.path = dir:{path}/web/rootfs
-lxc.init.cmd = /sbin/init
-lxc.net.0.type = empty
-lxc.mount.auto = proc:rw
-lxc.include = /etc/guestapi/lxc-guestapi.conf
-"""
+DATABASE, ROLE = "guestapi", "frontend"
 
 
 class FleetHost:
@@ -42,21 +36,37 @@ class FleetHost:
         # As docs/fleet.md has it.
         words = ("-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(CHECKOUT / "requirements/fleet.txt"))
         machine.run("/opt/guestapi/bin/python", *words)
-        join(machine, name, server, DATABASE, self._path, "127.0.0.1")
+        join(machine, name, server.authority, reached_at("127.0.0.1", server.port, DATABASE), self._path)
         machine.run("mkdir", f"{self._path}/web")
         rootfs = str(CHECKOUT / "tests/harness/rootfs.py")
         machine.run("/usr/bin/python3", "-I", "-S", rootfs, f"{self._path}/web/rootfs")
-        machine.write(f"{self._path}/web/config", LXC.format(path=self._path))
-        machine.run("lxc-start", "-P", self._path, "-n", "web")
+        self._record = make_container(machine, self._path, "web")
+        self.start()
 
-    def ask(self) -> str:
-        """What the container is told its role is."""
-        ask = ("curl", "-s", "--unix-socket", "/dev/incus/sock", "http://x/1.0/config/user.role")
-        return self.machine.run("lxc-attach", "-P", self._path, "-n", "web", "--", *ask, check=False).stdout
+    def answers(self) -> list[WitnessedAnswer]:
+        """What the container was told."""
+        return read_record(self.machine.run("cat", self._record).stdout)
+
+    def wait_for_role(self, since: float) -> None:
+        """Wait until the container has the instance's role, on both kinds of connections, asked after a moment."""
+
+        def both() -> bool:
+            return {one.how for one in those_with(ROLE, self.answers()) if one.began > since} == {"kept", "new"}
+
+        until(both, f"the instance at {self.name}", pause=0.1)
+
+    def wait_for_others(self, since: float) -> None:
+        """Wait until the container has asked after a moment, on both kinds of connections, whatever it was told."""
+        both = {"kept", "new"}
+        until(lambda: {one.how for one in self.answers() if one.began > since} == both, "questions", pause=0.1)
 
     def property_of(self, name: str) -> str:
         """A property of the follower's unit."""
         return self.machine.run("systemctl", "show", "--value", "-p", name, UNIT).stdout.strip()
+
+    def start(self) -> None:
+        """Start the container."""
+        self.machine.run("lxc-start", "-P", self._path, "-n", "web")
 
     def stop(self) -> None:
         """End the container."""
@@ -93,19 +103,23 @@ def test_a_container_moves(server: Postgres, hosts: list[FleetHost]) -> None:
     url = server.url(DATABASE)
     fleet = FleetStore(lambda: session(url), 1 << 20)
     with fleet.change([("default", "web")], Wishes(new_operation(), "h1")) as change:
-        steps.add(change, "default", "web", location="h1", config={"user.role": "frontend"})
-    until(lambda: hosts[0].ask() == "frontend", "the instance at h1")
-    assert hosts[1].ask() != "frontend"
+        steps.add(change, "default", "web", location="h1", config={"user.role": ROLE})
+    until(lambda: those_with(ROLE, hosts[0].answers()), "the instance at h1", pause=0.1)
+    assert those_with(ROLE, hosts[1].answers()) == []
+    began = 0.0
     for source, target in (hosts, hosts[::-1]):
+        source.wait_for_role(began)
+        # A container whose instance has left is registered as another one when it starts, or a minute later.
+        target.stop()
+        target.start()
         wishes = Wishes(new_operation())
         moving.move(lambda: session(url), ("default", "web"), target.name, fenced=False, wishes=wishes)
-        _wait_for_answer(source, target)
-
-
-def _wait_for_answer(source: FleetHost, target: FleetHost) -> None:
-    """Ask the new host until it answers; from then on, the old one does not."""
-    until(lambda: target.ask() == "frontend", f"the instance at {target.name}", pause=0.0)
-    assert source.ask() != "frontend"
+        target.wait_for_role(began)
+        since = time.monotonic()
+        source.wait_for_others(since)
+        old, new = ([one for one in host.answers() if one.began > began] for host in (source, target))
+        check_order(ROLE, old, new)
+        began = since
 
 
 def test_the_follower_is_killed(server: Postgres, hosts: list[FleetHost]) -> None:
@@ -127,7 +141,7 @@ def test_the_database_is_away(server: Postgres, hosts: list[FleetHost]) -> None:
     server.stop()
     try:
         until(lambda: "as last known" in host.property_of("StatusText"), "the status")
-        assert host.ask() == "frontend"
+        host.wait_for_role(time.monotonic())
         assert "FAIL fleet" in host.machine.run("guestapi", "check", check=False).stdout
     finally:
         server.start()

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from tests.harness import fast
+from tests.harness.certificates import Authority
 from tests.harness.waiting import until
 
 #: Who the server runs as: PostgreSQL refuses root.
@@ -58,6 +59,7 @@ class Postgres:
     def __init__(self, directory: Path, programs: Path) -> None:
         self.directory = directory
         self.data = directory / "data"
+        self.authority = Authority(directory)
         self._programs = programs
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -70,34 +72,15 @@ class Postgres:
         """Make its directory, with certificates signed by a CA of its own."""
         shutil.chown(self.directory, USER)
         self._run(str(self._programs / "initdb"), "-A", "trust", "-U", "postgres", "-E", "UTF8", "-N", str(self.data))
-        self._openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-        self.certificate("localhost", self.data / "server")
-        shutil.copy(self.directory / "ca.crt", self.data)
+        self.authority.make()
+        self.authority.certificate("localhost", self.data / "server")
+        shutil.copy(self.authority.own, self.data)
         for name in ("ca.crt", "server.crt", "server.key"):
             shutil.chown(self.data / name, USER)
         (self.data / "pg_hba.conf").write_text(_LOCAL + documented("pg_hba").replace("192.0.2.0/24", "127.0.0.1/32"))
         (self.data / "pg_ident.conf").write_text(documented("pg_ident"))
         with (self.data / "postgresql.conf").open("a") as conf:
             conf.write(f"{_CONF}port = {self.port}\nunix_socket_directories = '{self.directory}'\n")
-
-    def _openssl(self, *words: str) -> None:
-        ca = str(self.directory / "ca")
-        subprocess.run(
-            ["openssl", *words, "-days", "2", "-subj", "/CN=ca", "-keyout", f"{ca}.key", "-out", f"{ca}.crt"],
-            check=True,
-            capture_output=True,
-        )
-
-    def certificate(self, name: str, path: Path) -> None:
-        """Make `path`.crt and `path`.key for a CommonName."""
-        ca, request = str(self.directory / "ca"), f"{path}.csr"
-        new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj"]
-        subprocess.run(
-            [*new, f"/CN={name}", "-keyout", f"{path}.key", "-out", request], check=True, capture_output=True
-        )
-        sign = ["openssl", "x509", "-req", "-in", request, "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-days", "2"]
-        subprocess.run([*sign, "-CAcreateserial", "-out", f"{path}.crt"], check=True, capture_output=True)
-        Path(f"{path}.key").chmod(0o600)
 
     def start(self) -> None:
         """Start it, and wait until it takes connections."""
@@ -132,7 +115,7 @@ class Postgres:
         """The URL with the certificate of a host, by TLS; it is made if there is none."""
         path = self.directory / name
         if not Path(f"{path}.crt").exists():
-            self.certificate(name, path)
+            self.authority.certificate(name, path)
         return (
             f"postgresql://{user}@localhost:{self.port}/{database}?hostaddr=127.0.0.1&sslmode=verify-full"
             f"&sslrootcert={self.directory}/ca.crt&sslcert={path}.crt&sslkey={path}.key"
@@ -142,9 +125,18 @@ class Postgres:
         """A session of a role, by the Unix socket, in autocommit mode."""
         return psycopg.connect(self.url(database, user), autocommit=True)
 
-    def _run(self, *words: str) -> None:
-        done = subprocess.run(as_user(*words), capture_output=True, text=True, check=False)
+    def dump(self, database: str) -> str:
+        """Return what `pg_dump` writes of a database."""
+        return self._run(str(self._programs / "pg_dump"), "-d", self.url(database))
+
+    def put_back(self, database: str, dump: str) -> None:
+        """Have psql read a dump."""
+        self._run(str(self._programs / "psql"), "-q", "-v", "ON_ERROR_STOP=1", "-d", self.url(database), given=dump)
+
+    def _run(self, *words: str, given: str = "") -> str:
+        done = subprocess.run(as_user(*words), capture_output=True, text=True, check=False, input=given)
         assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def reload(self) -> None:
         """Have it read its files again."""
