@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,8 +45,8 @@ class FleetHost:
         self.start()
 
     def answers(self) -> list[WitnessedAnswer]:
-        """What the container was told."""
-        return read_record(self.machine.run("cat", self._record).stdout)
+        """What the container was told, if it has asked yet."""
+        return read_record(self.machine.run("cat", self._record, check=False).stdout)
 
     def wait_for_role(self, since: float) -> None:
         """Wait until the container has the instance's role, on both kinds of connections, asked after a moment."""
@@ -89,12 +90,12 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def hosts(server: Postgres, staged: Path) -> Iterator[list[FleetHost]]:
     """Both of them."""
-    with ExitStack() as stack:
-        found = []
-        for name in ("h1", "h2"):
-            machine = stack.enter_context(Installed(staged))
-            found.append(FleetHost(machine, name, server))
-            stack.callback(found[-1].stop)
+    names = ("h1", "h2")
+    with ExitStack() as stack, ThreadPoolExecutor() as at_once:
+        machines = [stack.enter_context(Installed(staged)) for _name in names]
+        found = list(at_once.map(lambda machine, name: FleetHost(machine, name, server), machines, names))
+        for host in found:
+            stack.callback(host.stop)
         yield found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from pathlib import Path
 
@@ -30,8 +31,10 @@ class Authority:
         """Make `path`.crt and `path`.key for a CommonName."""
         request = f"{path}.csr"
         _openssl("req", *_NEW, "-subj", f"/CN={name}", "-keyout", f"{path}.key", "-out", request)
-        by = ("-CA", str(self.own), "-CAkey", f"{self.directory}/ca.key", "-CAcreateserial", "-days", "2")
-        _openssl("x509", "-req", "-in", request, *by, "-out", f"{path}.crt")
+        by = ("-CA", str(self.own), "-CAkey", f"{self.directory}/ca.key", "-days", "2")
+        # A file of serial numbers would not be for two at once.
+        serial = ("-set_serial", str(secrets.randbits(63)))
+        _openssl("x509", "-req", "-in", request, *by, *serial, "-out", f"{path}.crt")
         Path(f"{path}.key").chmod(0o600)
 
 
