@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -171,7 +172,7 @@ class Daemon:
 
     def init(self, name: str, project: str = "default") -> int:
         """Return the PID of a running instance's init."""
-        pid: int = self.query(f"/1.0/instances/{name}/state?project={project}")["pid"]
+        pid: int = self.query(f"/1.0/instances/{name}/state?project={quote(project)}")["pid"]
         assert pid > 0, f"{name} does not run"
         return pid
 
@@ -180,24 +181,37 @@ class Daemon:
         return self.client("--project", project, "exec", name, "--", *argv)
 
     def ask(
-        self, name: str, path: str, socket: str, *, method: str = "GET", body: str = "", project: str = "default"
+        self,
+        name: str,
+        path: str,
+        socket: str,
+        *,
+        method: str = "GET",
+        body: str = "",
+        project: str = "default",
+        entered: bool = False,
     ) -> Response:
-        """Send one request with curl from inside an instance; return its response."""
-        words = [
-            "curl",
-            "-s",
-            "-i",
-            "--max-time",
-            str(TIMEOUT),
-            "-X",
-            method,
-            "--unix-socket",
-            socket,
-            f"http://x{path}",
-        ]
+        """Send one request with curl from inside an instance; return its response.
+
+        Args:
+            name: the instance.
+            path: the target of the request.
+            socket: the socket's path in the instance.
+            method: the method.
+            body: the body.
+            project: the instance's project.
+            entered: run curl by nsenter, instead of an exec session of the daemon, which takes ten times as long.
+        """
+        words = ["curl", "-s", "-i", "--max-time", str(TIMEOUT), "-X", method, "--unix-socket", socket]
         words += ["-d", body] if body else []
-        command = [*self._enter, self._client, "--project", project, "exec", name, "--", *words]
-        done = subprocess.run(command, capture_output=True, check=False, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
+        if entered:
+            target = str(self.init(name, project))
+            command = ["nsenter", "-t", target, "-a", "--setuid", "0", "--setgid", "0", "--", *words]
+        else:
+            command = [*map(str, self._enter), str(self._client), "--project", project, "exec", name, "--", *words]
+        done = subprocess.run(
+            [*command, f"http://x{path}"], capture_output=True, check=False, timeout=TIMEOUT, stdin=subprocess.DEVNULL
+        )
         assert done.returncode == 0, done
         (response,) = parse(done.stdout)
         return response

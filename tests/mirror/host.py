@@ -31,13 +31,13 @@ class MirrorHost:
         self.mirror = mirror
         self.theirs = f"{DIALECTS[daemon.kind].directory}/sock"
 
-    def ask(self, name: str, path: str, **options: str) -> Response:
+    def ask(self, name: str, path: str, *, method: str = "GET", body: str = "", project: str = "default") -> Response:
         """Send a request to guestapi."""
-        return self.daemon.ask(name, path, OURS, **options)
+        return self.daemon.ask(name, path, OURS, method=method, body=body, project=project, entered=True)
 
-    def ask_daemon(self, name: str, path: str, **options: str) -> Response:
-        """Send a request to the daemon."""
-        return self.daemon.ask(name, path, self.theirs, **options)
+    def ask_daemon(self, name: str, path: str, *, method: str = "GET", body: str = "") -> Response:
+        """Send a request to the daemon, which looks for the exec session that the caller belongs to."""
+        return self.daemon.ask(name, path, self.theirs, method=method, body=body)
 
     def instance(self, name: str, project: str = "default") -> Instance | None:
         """Return an instance from the store, or None."""
