@@ -58,13 +58,18 @@ def _boot_all(running: Service, number: int) -> float:
         pin([process.pid], LOAD_CORE)
         pids = [int(process.stdout.readline()) for _one in range(INSTANCES)]
         inits = [namespaces.examine(pid) for pid in pids]
+        booted = []
         with running.writer.change() as change:
             for one, init in enumerate(inits):
                 instance = steps.add(change, "default", f"boot{number}-{one}", config=_CONFIG, devices=_DEVICES)
-                steps.start(change, instance, init)
+                booted.append(steps.start(change, instance, init))
         before = processor_seconds(running.workers)
         failed, _none = process.communicate("go\n")
         taken = processor_seconds(running.workers) - before
+    with running.writer.change() as change:
+        # The next ones get their numbers of namespaces.
+        for instance in booted:
+            steps.remove(change, instance)
     if failed.strip() != "0":
         raise RuntimeError(f"{failed.strip()} requests have failed")
     return taken / INSTANCES * 1000

@@ -27,14 +27,13 @@ from benchmarks.requests import PATHS
 from benchmarks.scale import SOCKET
 from guestapi.records import SourceStatus
 from guestapi.server.scheduler import SPARE
-from guestapi.settings import LimitSettings
 from guestapi.sources.observed import Observed
 from guestapi.sources.reconcile import reconcile
 from guestapi.store import statuses
 from tests.harness.containers import Container
 from tests.harness.service import Service
 from tests.harness.waiting import until
-from tests.hostile.arena import KEPT, descriptors, forget_peak, memory
+from tests.hostile.arena import KEPT, descriptors, forget_peak, memory, most_held
 from tests.server.inside import talk
 
 MIB = 1 << 20
@@ -275,7 +274,7 @@ def _measure(
     yield Figure(f"  {attack.name}: workers lost", len(before) - len(alive), "", 0)
     grown = max((memory(pid, "VmHWM") - before[pid][0] for pid in alive), default=0)
     yield Figure(
-        f"  {attack.name}: memory that a worker took more", grown / MIB, "MiB", len(attackers) * _most_held() / MIB
+        f"  {attack.name}: memory that a worker took more", grown / MIB, "MiB", len(attackers) * most_held() / MIB
     )
     # A pidfd for each further instance, and the epoll sets that are kept for the next ones.
     kept = KEPT + (len(attackers) - 1) + min(len(attackers) - 1, SPARE)
@@ -284,12 +283,6 @@ def _measure(
     yield Figure(f"  {attack.name}: descriptors that are left of it", left, "", kept)
     written = running.log.stat().st_size - logged
     yield Figure("  log", written / found.seconds / 1000, "kB/s")
-
-
-def _most_held() -> int:
-    """Bytes that one instance makes a worker hold at most, as docs/security.md says."""
-    limits = LimitSettings()
-    return limits.connections_per_instance * (limits.head + 2 * limits.body) + limits.unsent_per_instance + 2 * MIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ RAW_URI: Final = "RAW_URI"
 QUERY: Final = "guestapi.query"
 #: Who sent the request: a `Caller`. Set by the server.
 CALLER: Final = "guestapi.caller"
+#: True if the caller was identified an instant ago, after the request had come: what was read then holds, and nothing
+#: else has happened in this process since. Set by the server for the first request of a connection.
+JUST_IDENTIFIED: Final = "guestapi.just_identified"
 #: Name of the dialect of the socket. Set by the server.
 DIALECT: Final = "guestapi.dialect"
 #: The `Instance` that the request is about, or None. Set by the application.
@@ -79,6 +82,7 @@ Environ = TypedDict(
         "RAW_URI": str,
         "guestapi.query": str,
         "guestapi.caller": Caller,
+        "guestapi.just_identified": bool,
         "guestapi.dialect": str,
         "guestapi.instance": Instance | None,
         "guestapi.cacheable": bool,

@@ -55,6 +55,10 @@ class Store(Protocol):
         """As `store.reading.Reader.instance`."""
         ...
 
+    def seen(self, instance_id: int) -> Instance | None:
+        """As `store.reading.Reader.seen`."""
+        ...
+
     def policies_of(self, instance_id: int) -> tuple[KeyPolicy, ...]:
         """As `store.reading.Reader.policies_of`."""
         ...
@@ -185,7 +189,7 @@ def _create(
     tokens: GuestTokens,
     identity: IdentityTokens | None,
 ) -> tuple[falcon.App[Any, Any], ShortPath]:
-    gate = Gate(store.instance, dialect)
+    gate = Gate(store.instance, dialect, store.seen)
     router = Router(dialect)
     # Falcon documents custom routers, but its annotations know only its own.
     app: falcon.App[Any, Any] = falcon.App(router=cast("CompiledRouter", router), middleware=[gate])

@@ -17,7 +17,7 @@ from guestapi.callers.identify import Caller
 from guestapi.dialects import Dialect
 from guestapi.key_policy import rule_of, visible
 from guestapi.model import Instance
-from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, ROUTE, Environ
+from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, JUST_IDENTIFIED, ROUTE, Environ
 
 #: The routes of single keys, the only ones that a policy can open for a user other than root.
 _KEY_ROUTES = frozenset({"/1.0/config/{key}", "/1.0/guestapi/tree/config/{key}"})
@@ -30,6 +30,7 @@ def admit(
     method: str,
     template: str,
     key: str | None = None,
+    seen: Instance | None = None,
 ) -> Instance:
     """Decide whether a caller may have an answer.
 
@@ -40,6 +41,8 @@ def admit(
         method: HTTP method of the request.
         template: route of the request, like ``/1.0/config/{key}``.
         key: the configuration key that the request names; None if it names none.
+        seen: the caller's instance as it was when the caller was identified, if that was an instant ago
+            (`wsgi.JUST_IDENTIFIED`). Then the look that has identified the caller stands for this one.
 
     Returns:
         The caller's instance.
@@ -52,8 +55,8 @@ def admit(
     """
     if caller.instance_id is None or caller.init is None:
         raise UnknownCaller
-    instance = get_instance(caller.instance_id)
-    if instance is None or instance.run != caller.run or not caller.init.alive():
+    instance = seen or get_instance(caller.instance_id)
+    if instance is None or instance.run != caller.run or not (seen or caller.init.alive()):
         raise UnknownCaller
     if instance.init != caller.init.init:
         # The store was replaced, and the id belongs to another instance in it.
@@ -78,8 +81,21 @@ def _may_read(caller: Caller, instance: Instance, method: str, template: str, ke
 class Gate:
     """Falcon middleware. It lets a request through to its resource, with the instance in ``req.context``."""
 
-    def __init__(self, get_instance: Callable[[int], Instance | None], dialect: Dialect) -> None:
+    def __init__(
+        self,
+        get_instance: Callable[[int], Instance | None],
+        dialect: Dialect,
+        get_seen: Callable[[int], Instance | None] | None = None,
+    ) -> None:
+        """Decide by a store.
+
+        Args:
+            get_instance: returns what the store has under an instance's id now.
+            dialect: of the socket.
+            get_seen: as `get_instance`, as of the last identification of a caller; None if nothing knows that.
+        """
         self._get_instance = get_instance
+        self._get_seen = get_seen
         self._dialect = dialect
 
     def process_resource(
@@ -107,6 +123,14 @@ class Gate:
     def admit(self, caller: Caller, method: str, template: str, key: str | None = None) -> Instance:
         """As the function `admit`, with this gate's store and dialect."""
         return admit(caller, self._get_instance, self._dialect, method, template, key)
+
+    def admit_first(self, environ: Environ, template: str, key: str | None = None) -> Instance:
+        """As `admit`, a GET; of a caller that was identified an instant ago, nothing is looked at twice."""
+        caller = environ[CALLER]
+        seen = None
+        if self._get_seen is not None and caller.instance_id is not None and JUST_IDENTIFIED in environ:
+            seen = self._get_seen(caller.instance_id)
+        return admit(caller, self._get_instance, self._dialect, "GET", template, key, seen)
 
     def readmit(self, req: falcon.Request, instance: Instance | None, key: str | None = None) -> Instance:
         """As `admit`, for a request that was admitted already and whose instance was read once more.

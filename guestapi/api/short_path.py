@@ -13,7 +13,7 @@ from guestapi.api.gate import Gate
 from guestapi.api.routing import Router
 from guestapi.dialects import Dialect
 from guestapi.model import Instance
-from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, RAW_PATH, ROUTE, Environ, StartResponse
+from guestapi.wsgi import CACHEABLE, INSTANCE, RAW_PATH, ROUTE, Environ, StartResponse
 
 
 class _Context:
@@ -67,7 +67,7 @@ class ShortPath:
             return None
         _resource, methods, params, template = route
         try:
-            instance = self._gate.admit(environ[CALLER], "GET", template, params.get("key"))
+            instance = self._gate.admit_first(environ, template, params.get("key"))
             if instance.policies:
                 return None
             environ[INSTANCE] = instance

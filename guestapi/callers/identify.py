@@ -369,7 +369,8 @@ class LiveInits:
     def get(self, init: Init) -> LiveInit | None:
         """Return the process of `init`, if it is remembered and still alive."""
         live = self._inits.get((init.pid, init.start_time))
-        return live if live is not None and live.init == init and live.alive() else None
+        # PERF: as a rule, both are the same object.
+        return live if live is not None and (live.init is init or live.init == init) and live.alive() else None
 
     def add(self, live: LiveInit) -> None:
         """Remember an init."""

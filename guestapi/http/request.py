@@ -39,8 +39,8 @@ _HOST = re.compile(r"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")
 _LENGTH = re.compile("[0-9]{1,15}")
 #: The request line that the parser sees: `_HEAD` has parsed the client's.
 _ANY_LINE = b"GET / HTTP/1.1\r\n"
-#: How many sets of field lines are kept, and the most bytes of one.
-KNOWN_FIELDS, KNOWN_BYTES = 64, 512
+#: How many sets of field lines are kept, and how many heads; and the most bytes of one.
+KNOWN_FIELDS, KNOWN_HEADS, KNOWN_BYTES = 64, 128, 512
 #: Fields of a head that gunicorn_h1c parses at most (MAX_HEADERS of its C code).
 _PARSER_FIELDS = 256
 
@@ -113,6 +113,33 @@ class KnownFields:
                 del self._found[next(iter(self._found))]
             self._found[lines] = environ.copy(), meanings
         return environ, meanings
+
+
+class KnownHeads:
+    """Heads that came lately, parsed: as `KnownFields`, of whole requests. All guests ask for some paths at a boot."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        self._found: dict[bytes, tuple[Environ, int | None, bool, bool]] = {}
+
+    def get(self, received: bytes) -> Head | None:
+        """Return the head that these bytes are, if it is known; its environ is a new one each time."""
+        found = self._found.get(received)
+        if found is None:
+            return None
+        environ, length, expects, keep_alive = found
+        return Head(environ.copy(), len(received), length, expects, keep_alive, received)
+
+    def add(self, head: Head) -> None:
+        """Keep a head that was just parsed, if it is one that others may send, too: a short GET without a query."""
+        environ, raw = head.environ, head.raw
+        if len(raw) > KNOWN_BYTES or environ["REQUEST_METHOD"] != "GET" or environ["RAW_URI"] != environ["RAW_PATH"]:
+            return
+        if len(self._found) == KNOWN_HEADS:
+            # The oldest.
+            del self._found[next(iter(self._found))]
+        self._found[raw] = environ.copy(), head.length, head.expects, head.keep_alive
 
 
 def ends_head(received: bytes, start: int = 0) -> bool:

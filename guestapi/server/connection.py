@@ -29,7 +29,7 @@ from guestapi.server.refusal import refuse, refuse_uncounted
 from guestapi.server.response_cache import CallerCache
 from guestapi.server.transport import DeadlineError, Transport
 from guestapi.store.errors import StoreError
-from guestapi.wsgi import WAITED, Handover
+from guestapi.wsgi import JUST_IDENTIFIED, WAITED, Handover
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class Connection:
         # Whether the process that connected was seen alive after a whole request had come.
         confirmed = False
         root = caller.is_root
-        just_identified = bool(transport.received)
+        just_identified = late = bool(transport.received)
         transport.set_deadline(limits.head_seconds)
         if just_identified:
             self._state = _READING
@@ -219,7 +219,8 @@ class Connection:
                 if self._send_cached(caller, confirmed, just_identified=just_identified and not confirmed):
                     confirmed = True
                     transport.set_deadline(idle_seconds)
-                    self._wait_for_request()
+                    self._wait_for_request(late=late)
+                    late = False
                     continue
                 head, has_waited = self._read_head()
                 if not confirmed:
@@ -229,6 +230,8 @@ class Connection:
                         self._caller = caller = context.identifier.confirm(transport.sock, caller)
                         if caller.instance_id is None:
                             self._cache = None
+                    else:
+                        head.environ[JUST_IDENTIFIED] = True
                 outcome = self._answer(head, caller)
                 if isinstance(outcome, Waiter):
                     raw = head.raw
@@ -249,10 +252,15 @@ class Connection:
             if not outcome:
                 return
             transport.set_deadline(idle_seconds)
-            self._wait_for_request()
+            self._wait_for_request(late=late)
+            late = False
 
-    def _wait_for_request(self) -> None:
-        """Wait for the begin of the next request, or for the end of the input."""
+    def _wait_for_request(self, *, late: bool = False) -> None:
+        """Wait for the begin of the next request, or for the end of the input.
+
+        Args:
+            late: whether the client is expected to close the connection.
+        """
         transport = self._transport
         if transport.received:
             # A pipelined request waits for its turn as if it came only now.
@@ -260,7 +268,10 @@ class Connection:
             transport.give_way()
             return
         self._state = _IDLE
-        transport.receive()
+        if late:
+            transport.receive_late(self._context.late_looks)
+        else:
+            transport.receive()
         self._state = _READING
 
     def _send_cached(self, caller: Caller, confirmed: bool, *, just_identified: bool) -> bool:
@@ -312,7 +323,15 @@ class Connection:
             ProtocolError: it is not a request, or a part of one that will not be completed.
             DeadlineError: it is not complete in time.
         """
-        limits, transport, known = self._context.limits_of[self._dialect], self._transport, self._context.known_fields
+        context, transport = self._context, self._transport
+        # PERF: what most guests send is known.
+        head = context.known_heads.get(transport.received)
+        if head is not None:
+            received = transport.discard()
+            head.alone = received if head.length == 0 else None
+            self._state = _RESPONDING
+            return head, False
+        limits, known = context.limits_of[self._dialect], context.known_fields
         asterisk = DIALECTS[self._dialect].redirect.covers_all
         head = parse_head(transport.received, limits, asterisk=asterisk, known=known)
         has_waited = head is None
@@ -336,6 +355,7 @@ class Connection:
         # Only a request that was received alone can be compared with what is received later.
         head.alone = transport.received if len(transport.received) == head.size and head.length == 0 else None
         transport.consume(head.size)
+        context.known_heads.add(head)
         self._state = _RESPONDING
         return head, has_waited
 

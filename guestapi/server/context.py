@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.dialects import DIALECTS
-from guestapi.http.request import KnownFields
+from guestapi.http.request import KnownFields, KnownHeads
 from guestapi.model import Instance
 from guestapi.server.admission import Admission
 from guestapi.server.arrivals import ArrivalQueue
@@ -22,6 +22,7 @@ from guestapi.server.identification_retry import IdentificationRetry
 from guestapi.server.response_cache import ResponseCache
 from guestapi.server.scheduler import FairScheduler
 from guestapi.server.sendfile import DISK_THREADS
+from guestapi.server.transport import LateLooks
 from guestapi.settings import LimitSettings
 from guestapi.wsgi import Application, Environ
 
@@ -52,11 +53,12 @@ class WorkerContext:
         admission: which connections and requests are admitted.
         retry: for callers that may be registered in a moment; None for none.
         connections: all connections that are open.
-        known_fields: header fields that came lately.
+        known_fields, known_heads: header fields and heads that came lately.
         scheduler: decides who is served next.
         arrivals: decides which new connection is identified next.
         greenlets: serve the connections.
         cache: responses that may be sent again.
+        late_looks: looks whether clients have closed that were just answered.
         pings: tells streams when to send a ping.
         disk: threads that read image files.
         environ: what is the same in the environ of every request.
@@ -102,11 +104,12 @@ class WorkerContext:
         self.admission = admission
         self.retry = retry
         self.connections: set[OpenConnection] = set()
-        self.known_fields = KnownFields()
+        self.known_fields, self.known_heads = KnownFields(), KnownHeads()
         self.scheduler = FairScheduler()
         self.arrivals = ArrivalQueue()
         self.greenlets = GreenletPool()
         self.cache = ResponseCache(get_instance, logged_from, get_seen)
+        self.late_looks = LateLooks()
         self.pings = PingTimer()
         self.disk = ThreadPool(DISK_THREADS)
         self.stopping = False

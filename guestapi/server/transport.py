@@ -47,6 +47,29 @@ _NOTHING, _INPUT, _INPUT_OR_WAKE, _OUTPUT = _Wait.NOTHING, _Wait.INPUT, _Wait.IN
 _TURN = _Wait.TURN
 
 
+class LateLooks:
+    """Looks at connections at the end of an iteration of the event loop, before the loop waits.
+
+    Most clients close a connection as soon as they have their answer. While others are served in the same iteration,
+    they have the time for it. Who has closed by then needs neither a place in an epoll set nor a timer.
+    """
+
+    def __init__(self) -> None:
+        self._loop = get_hub().loop
+        self._due: list[Callable[[], None]] = []
+
+    def add(self, look: Callable[[], None]) -> None:
+        """Have `look` called once. It must not raise."""
+        if not self._due:
+            self._loop.run_callback(self._run)
+        self._due.append(look)
+
+    def _run(self) -> None:
+        due, self._due = self._due, []
+        for look in due:
+            look()
+
+
 class Transport:
     """A socket and the greenlet that serves it.
 
@@ -160,6 +183,23 @@ class Transport:
             self.received += data
             return len(data)
 
+    def receive_late(self, looks: LateLooks) -> int:
+        """As `receive`, for a client that is expected to close the connection now. If it has sent more, it waits."""
+        self._wait = _TURN
+        looks.add(self._look)
+        try:
+            found: bytes | bool = self._hub.switch()
+        finally:
+            self._wait = _NOTHING
+        if isinstance(found, bool):
+            # It has not closed, and was waited for.
+            size = self.receive_now()
+            return self.receive() if size is None else size
+        self.received += found
+        if found:
+            self.give_way()
+        return len(found)
+
     def receive_now(self) -> int | None:
         """Add what the client has sent to `received`, without waiting.
 
@@ -207,6 +247,7 @@ class Transport:
         if self._timer is not None:
             self._timer.close()
             self._timer = None
+        self._deadline = 0.0
         return self._wait_for_input(_INPUT_OR_WAKE)
 
     def wait_for_wake(self) -> None:
@@ -309,6 +350,8 @@ class Transport:
         if self._writable is None:
             self._writable = self._hub.loop.io(self._socket.fileno(), _WRITABLE)
         self._wait = _OUTPUT
+        if self._timer is None:
+            self._start_timer(self._deadline - time.monotonic())
         self._writable.start(self._on_writable)
         try:
             self._hub.switch()
@@ -340,14 +383,13 @@ class Transport:
     def set_deadline(self, seconds: float) -> None:
         """Let waits end `seconds` from now.
 
-        PERF: a timer that would fire too early is kept, and checks again when it fires. On a busy connection this costs
-        one comparison instead of a timer for each request.
+        PERF: a timer is started when something is waited for. One that would fire too early is kept, and checks again
+        when it fires. On a busy connection this costs one comparison instead of a timer for each request.
         """
-        now = time.monotonic()
-        sooner = now + seconds < self._deadline
-        self._deadline = now + seconds
-        if self._timer is None or sooner:
+        until = time.monotonic() + seconds
+        if self._timer is not None and until < self._deadline:
             self._start_timer(seconds)
+        self._deadline = until
 
     def hurry(self, seconds: float) -> None:
         """Move the deadline to `seconds` from now, if it is later. Any greenlet may call this."""
@@ -357,7 +399,7 @@ class Transport:
     def _start_timer(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.close()
-        self._timer = self._hub.loop.timer(seconds)
+        self._timer = self._hub.loop.timer(max(seconds, 0.0))
         self._timer.start(self._on_timer)
 
     def _on_timer(self) -> None:
@@ -380,16 +422,33 @@ class Transport:
 
     def _wait_for_input(self, wait: _Wait) -> bool:
         """Wait; return whether there is input."""
-        if not self._queued:
-            assert self._queue is not None
-            self._queue.join(self._socket.fileno(), self._on_turn)
-            self._queued = True
-        self._wait = wait
+        self._await_input(wait)
         try:
             has_input: bool = self._hub.switch()
         finally:
             self._wait = _NOTHING
         return has_input
+
+    def _await_input(self, wait: _Wait) -> None:
+        """Have `_on_turn` called when there is input, and the timer when the deadline passes."""
+        if not self._queued:
+            assert self._queue is not None
+            self._queue.join(self._socket.fileno(), self._on_turn)
+            self._queued = True
+        if self._timer is None and self._deadline:
+            self._start_timer(self._deadline - time.monotonic())
+        self._wait = wait
+
+    def _look(self) -> None:
+        """See whether the client of `receive_late` has closed; if not, wait for it."""
+        try:
+            found = self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            self._await_input(_INPUT)
+            return
+        except OSError:
+            found = b""
+        self._greenlet.switch(found)
 
     def _on_turn(self) -> bool:
         """The queue reports input. Return whether it was waited for."""

@@ -27,9 +27,8 @@ from guestapi.store.errors import StoreError, explain, explained, missing
 from guestapi.store.files import Held, Identity, identity
 from guestapi.store.notices import Notice, list_current
 from guestapi.store.rows import (
-    COLUMNS,
     ENTRIES_BYTES,
-    INIT,
+    INIT_COLUMNS,
     LAST_ID,
     Entries,
     entries,
@@ -57,7 +56,7 @@ KEPT_NAMESPACES = 4096
 _HAS_POLICIES = "SELECT EXISTS (SELECT 1 FROM policies)"
 _PROJECT = "SELECT project FROM instances WHERE id = ?"
 _REVISION = "SELECT revision FROM instances WHERE id = ?"
-_IN_NAMESPACE = f"SELECT {COLUMNS} FROM instances WHERE init_namespace = ?"
+_IN_NAMESPACE = f"SELECT id, run, {INIT_COLUMNS} FROM instances WHERE init_namespace = ?"
 _VALUE = (
     "SELECT value FROM config JOIN instances ON instances.id = instance_id "
     "WHERE instances.id = ? AND uuid = ? AND key = ? ORDER BY layer DESC LIMIT 1"
@@ -338,7 +337,7 @@ class Reader:
         found = self._namespaces.get(namespace)
         if found is None:
             rows = connection.execute(_IN_NAMESPACE, (namespace,))
-            found = [(row[0], row[2], init) for row in rows if (init := init_of(row[INIT]))]
+            found = [(row[0], row[1], init) for row in rows if (init := init_of(row[2:]))]
             if len(self._namespaces) >= KEPT_NAMESPACES:
                 self._namespaces.clear()
             self._namespaces[namespace] = found

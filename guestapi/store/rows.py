@@ -24,13 +24,21 @@ LAST_ID = LARGEST
 ENTRIES_BYTES = 256 * 1024
 
 #: The columns of an instance, in the order in which they are read.
+INIT_COLUMNS = "init_pid, init_start_time, init_boot_id, init_namespace, init_root_uid, init_user_namespace"
 COLUMNS = (
     "id, revision, run, project, name, type, uuid, cloud_init_id, location, ready, source, source_key, hostname, kept, "
-    "init_pid, init_start_time, init_boot_id, init_namespace, init_root_uid, init_user_namespace"
+    f"{INIT_COLUMNS}"
 )
 #: Where among these those of the init stand.
 INIT = slice(14, 20)
-_ONE = f"SELECT {COLUMNS} FROM instances WHERE id = ?"
+# PERF: what hardly any instance has is asked for in the same statement, and read by another only if there is some.
+_ONE = (
+    f"SELECT {COLUMNS}, EXISTS (SELECT 1 FROM instance_profiles WHERE instance_id = instances.id), "
+    "EXISTS (SELECT 1 FROM policies WHERE policies.project = instances.project OR instance_id = instances.id), "
+    "EXISTS (SELECT 1 FROM spends WHERE instance_id = instances.id), "
+    "EXISTS (SELECT 1 FROM permissions WHERE permissions.project = instances.project OR instance_id = instances.id) "
+    "FROM instances WHERE id = ?"
+)
 _CONFIG = "SELECT key, CASE WHEN size <= :most THEN value END FROM config WHERE instance_id = :id ORDER BY key, layer"
 _DEVICES = "SELECT name, definition FROM devices WHERE instance_id = :id ORDER BY name, layer"
 # Of an instance with profiles: the same, with the rows of its profiles before its own. No layer is that weak.
@@ -98,15 +106,18 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
     Returns:
         The instance; None if there is none.
     """
-    # Four statements, one snapshot. Inside a writer's transaction there is one already.
+    # Several statements, one snapshot. Inside a writer's transaction there is one already.
     with snapshot(connection):
         row = connection.execute(_ONE, (instance_id,)).fetchone()
         if row is None:
             return None
+        has_profiles, has_policies, has_spends, has_allowed = row[INIT.stop :]
         settings: dict[str, str] = {}
         large: set[str] = set()
         parameters = {"id": instance_id, "most": LARGEST if value_bytes is None else value_bytes}
-        profiles = tuple(name for (name,) in connection.execute(_PROFILE_NAMES, (instance_id,)))
+        profiles: tuple[str, ...] = ()
+        if has_profiles:
+            profiles = tuple(name for (name,) in connection.execute(_PROFILE_NAMES, (instance_id,)))
         for key, value, *_layer in connection.execute(_CONFIG_WITH_PROFILES if profiles else _CONFIG, parameters):
             # Of one key, the layer that wins comes last.
             settings.pop(key, None)
@@ -116,12 +127,14 @@ def load(connection: sqlite3.Connection, instance_id: int, *, value_bytes: int |
             else:
                 settings[key] = value
         devices = _devices(connection, instance_id, _DEVICES_WITH_PROFILES if profiles else _DEVICES)
-        policies = load_policies(connection, row[3], instance_id)
-        for (key,) in connection.execute(_SPENT, (instance_id,)):
+        policies = load_policies(connection, row[3], instance_id) if has_policies else ()
+        for (key,) in connection.execute(_SPENT, (instance_id,)) if has_spends else ():
             # It counts as unset, whatever the layers have, until it is set anew.
             settings.pop(key, None)
             large.discard(key)
-        allowed = frozenset(feature for (feature,) in connection.execute(_ALLOWED, (row[3], instance_id)))
+        allowed: frozenset[str] = frozenset()
+        if has_allowed:
+            allowed = frozenset(feature for (feature,) in connection.execute(_ALLOWED, (row[3], instance_id)))
     number, revision, run, project, name, kind, identity, cloud_init_id, location, ready, *owner = row[: INIT.start]
     source, key, hostname, kept = owner
     return Instance(

@@ -118,6 +118,10 @@ class MemoryStore:
             raise self.fault
         return self.held if self.held is not None and self.held.id == instance_id else None
 
+    def seen(self, instance_id: int) -> Instance | None:
+        """Return what `instance` does."""
+        return self.instance(instance_id)
+
     def set_ready(self, instance_id: int, run: int, ready: bool, init: Init | None = None) -> bool:
         """Record the state; refuse it if the run is over."""
         self.reported.append((instance_id, run, ready))

@@ -16,7 +16,7 @@ from guestapi.callers.identify import Caller
 from guestapi.dialects import DIALECTS
 from guestapi.model import Instance, KeyPolicy
 from guestapi.store.errors import StoreError
-from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE
+from guestapi.wsgi import CACHEABLE, CALLER, INSTANCE, JUST_IDENTIFIED
 from tests.api.fakes import INIT, ROOT, Mapped, caller, instance
 
 INCUS = DIALECTS["incus"]
@@ -48,6 +48,46 @@ def test_unknown_callers() -> None:
     assert refused(caller(run=1), instance(run=2)) is UnknownCaller
     assert refused(caller(run=2), instance(run=1)) is UnknownCaller
     assert refused(caller(living=False), instance()) is UnknownCaller
+
+
+def test_caller_that_was_just_identified() -> None:
+    """What was seen at the identification an instant ago is not looked at again; all else is decided as ever."""
+
+    def look(_instance_id: int) -> Instance | None:
+        pytest.fail("looked")
+
+    held = instance()
+    # Its init is not asked again either.
+    assert admit(caller(living=False), look, INCUS, "GET", "/1.0/config", seen=held) is held
+    wrong: list[tuple[Caller, Instance, type[Refusal]]] = [
+        (caller(run=1), instance(run=2), UnknownCaller),
+        (caller(), replace(held, init=replace(INIT, pid=1)), UnknownCaller),
+        (caller(), replace(held, init=None), UnknownCaller),
+        (caller(uid=ROOT + 1), held, NotRoot),
+        (caller(), instance(OFF), NotAuthorized),
+    ]
+    for who, seen, why in wrong:
+        with pytest.raises(why):
+            admit(who, look, INCUS, "GET", "/1.0/config", seen=seen)
+
+
+@pytest.mark.parametrize("just_identified", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_who_counts_as_just_identified(just_identified: bool, known: bool) -> None:
+    """Only if the server says so, and the instance is known as it was then, the look at the caller is enough."""
+    held = instance()
+    asked: list[int] = []
+
+    def look(instance_id: int) -> Instance | None:
+        asked.append(instance_id)
+        return held
+
+    gate = Gate(look, INCUS, lambda _instance_id: held if known else None)
+    environ: Any = {CALLER: caller()} | ({JUST_IDENTIFIED: True} if just_identified else {})
+    assert gate.admit_first(environ, "/1.0/config") is held
+    assert asked == ([] if just_identified and known else [7])
+    with pytest.raises(UnknownCaller):
+        gate.admit_first(environ | {CALLER: caller(instance_id=None)}, "/1.0/config")
 
 
 @pytest.mark.parametrize("other", [{"pid": 1}, {"start_time": 2}, {"boot_id": "1"}, {"namespace": 1}])

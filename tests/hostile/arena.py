@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guestapi.settings import LimitSettings
 from tests.harness.containers import Container
 from tests.harness.service import Service
 from tests.harness.waiting import until
@@ -82,6 +83,12 @@ def memory(pid: int, name: str = "VmRSS") -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"{pid} has no {name}")
+
+
+def most_held() -> int:
+    """Bytes that one instance makes a worker hold at most, as docs/security.md says."""
+    limits = LimitSettings()
+    return limits.connections_per_instance * (limits.head + 2 * limits.body) + limits.unsent_per_instance + (2 << 20)
 
 
 def forget_peak(pid: int) -> None:

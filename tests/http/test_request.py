@@ -11,9 +11,12 @@ import pytest
 from guestapi.http import request as request_module
 from guestapi.http.errors import ProtocolError
 from guestapi.http.request import (
+    KNOWN_BYTES,
     KNOWN_FIELDS,
+    KNOWN_HEADS,
     Head,
     KnownFields,
+    KnownHeads,
     _body_length,
     ends_head,
     is_too_large,
@@ -439,6 +442,54 @@ def test_fields_that_are_known() -> None:
     for refused in [one for one in wrong for _time in range(2)]:
         with pytest.raises(ProtocolError):
             parse_head(b"\r\n".join([*refused, b"", b""]), LIMITS, known=known)
+
+
+@pytest.mark.parametrize(
+    ("line", "more", "kept"),
+    [
+        (b"GET /a HTTP/1.1", 0, True),
+        (b"GET /a HTTP/1.0", 0, True),
+        (b"GET /%41 HTTP/1.1", 0, True),
+        (b"GET /a HTTP/1.1", 1, False),
+        (b"GET /a?b HTTP/1.1", 0, False),
+        (b"GET http://x/a HTTP/1.1", 0, False),
+        (b"HEAD /a HTTP/1.1", 0, False),
+        (b"OPTIONS * HTTP/1.1", 0, False),
+    ],
+)
+def test_heads_that_are_remembered(line: bytes, more: int, kept: bool) -> None:
+    """A short GET without a query is remembered as it was parsed, and found by all of its bytes alone."""
+    filler = KNOWN_BYTES + more - len(line) - len(b"\r\nHost: x\r\nX: \r\n\r\n")
+    received = line + b"\r\nHost: x\r\nX: " + b"y" * filler + b"\r\n\r\n"
+    known = KnownHeads()
+    assert known.get(received) is None
+    parsed, expected = parse_head(received, LIMITS), parse_head(received, LIMITS)
+    assert parsed is not None
+    assert expected is not None
+    known.add(parsed)
+    for _time in range(2):
+        found = known.get(received)
+        assert (found is not None) == kept
+        if found is not None:
+            assert found.environ == expected.environ
+            for attribute in ("length", "keep_alive", "expects", "size", "raw", "alone"):
+                assert getattr(found, attribute) == getattr(expected, attribute)
+            found.environ["HTTP_X"] = "changed"
+        parsed.environ["HTTP_X"] = "changed"
+    assert known.get(received[:-1]) is None
+    assert known.get(received + b"x") is None
+
+
+def test_number_of_heads_that_are_remembered() -> None:
+    """Only so many heads are remembered; each new one drives out the oldest."""
+    known = KnownHeads()
+    heads = [b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(KNOWN_HEADS + 1)]
+    for one in heads:
+        assert known.get(heads[0]) is not None or one is heads[0]
+        parsed = parse_head(one, LIMITS)
+        assert parsed is not None
+        known.add(parsed)
+    assert [known.get(one) is None for one in heads] == [True] + [False] * KNOWN_HEADS
 
 
 def test_longest_request_line() -> None:

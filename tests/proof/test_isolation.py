@@ -102,7 +102,8 @@ def test_no_answer_carries_a_byte_of_another_instance(record_property: Callable[
 #: Guards: the file, the code that is removed, and its replacement.
 GUARDS = {
     "another run": ("guestapi/api/gate.py", "instance.run != caller.run or ", ""),
-    "an init that has ended": ("guestapi/api/gate.py", " or not caller.init.alive()", ""),
+    "an init that has ended": ("guestapi/api/gate.py", " or not (seen or caller.init.alive())", ""),
+    "a look at each request": ("guestapi/api/gate.py", " and JUST_IDENTIFIED in environ", ""),
     "another process of that PID": (
         "guestapi/callers/identify.py",
         "return live if started == init.start_time and live.alive() else None",

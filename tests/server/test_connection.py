@@ -20,6 +20,7 @@ from guestapi.server.context import WorkerContext
 from guestapi.settings import LimitSettings
 from guestapi.store import steps
 from guestapi.store.lookup import get_instance
+from guestapi.wsgi import JUST_IDENTIFIED, Environ
 from tests.harness.containers import Container, parse, request
 from tests.harness.service import Service
 from tests.server.fakes import EmptyStore
@@ -455,11 +456,14 @@ class RecordingIdentifier(Identifier):
 def test_one_identification_for_a_connection(first: bytes, asked: list[str]) -> None:
     """A connection is identified once, whatever the number of requests.
 
-    It is confirmed once, unless the first request was there, whole, when its caller was identified.
+    It is confirmed once, unless the first request was there, whole, when its caller was identified. The application is
+    told so, for this request alone.
     """
+    just_identified: list[bool] = []
 
-    def application(_environ: object, start_response: object) -> Iterable[bytes]:
+    def application(environ: Environ, start_response: object) -> Iterable[bytes]:
         assert callable(start_response)
+        just_identified.append(JUST_IDENTIFIED in environ)
         start_response("200 OK", [("Content-Length", "0")])
         return [b""]
 
@@ -485,3 +489,4 @@ def test_one_identification_for_a_connection(first: bytes, asked: list[str]) -> 
             client.sendall(rest)
             assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
     assert identifier.asked == asked
+    assert just_identified == [asked == ["identify"], False, False, False, False]
