@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Commands that take --fleet, as hints name them.
+_NOUNS_OF_FLEETS = ("config", "device", "instance", "profile")
+
 
 class Operator:
     """The context of a command (click's ``obj``): where the configuration is, and what it leads to."""
@@ -155,7 +158,14 @@ class OneSentence(Noun):
 
 
 def fail(sentence: str, hint: str | None = None) -> NoReturn:
-    """Print `sentence` on stderr, below it `hint` if there is one, and exit 1."""
+    """Print `sentence` on stderr, below it `hint` if there is one, and exit 1.
+
+    With --fleet, a command that the hint names is one with --fleet, too.
+    """
+    context = click.get_current_context(silent=True)
+    if hint and context is not None and context.find_root().params.get("fleet"):
+        for noun in _NOUNS_OF_FLEETS:
+            hint = hint.replace(f"'guestapi {noun} ", f"'guestapi --fleet {noun} ")
     raise click.ClickException(explain(sentence, hint))
 
 

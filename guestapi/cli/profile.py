@@ -193,7 +193,7 @@ def edit(operator: Operator, name: str, project: str) -> None:
 def rename(operator: Operator, name: str, project: str, new: str) -> None:
     """Give a profile another name. Its instances keep it."""
     with operator.change_profiles((project, name), (project, new)) as change:
-        profiles.rename(change, profiles.get_profile(change, project, name), new)
+        profiles.rename(change, profiles.get_profile(change, project, name), new, is_fleets=operator.is_fleet)
 
 
 @profile.command()
@@ -203,7 +203,7 @@ def rename(operator: Operator, name: str, project: str, new: str) -> None:
 def delete(operator: Operator, name: str, project: str) -> None:
     """Delete a profile that no instance has."""
     with operator.change_profiles((project, name)) as change:
-        profiles.remove(change, profiles.get_profile(change, project, name))
+        profiles.remove(change, profiles.get_profile(change, project, name), is_fleets=operator.is_fleet)
 
 
 @profile.command()

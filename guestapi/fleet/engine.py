@@ -193,7 +193,9 @@ def session(url: str) -> Iterator[psycopg.Connection[Any]]:
             raise FleetError(
                 f"{connection.info.user!r} may not do that in the fleet's database: {_first_line(error)}", _SUPERUSER
             ) from None
-        except psycopg.errors.UniqueViolation:
+        except psycopg.errors.UniqueViolation as error:
+            if error.diag.table_name == "profiles":
+                raise ConflictError("another profile has that name already; nothing was changed") from None
             raise ConflictError("another instance has that name or UUID already; nothing was changed") from None
         except psycopg.errors.UndefinedTable:
             raise FleetError("there is no fleet in this database yet", "'guestapi fleet init' makes one") from None

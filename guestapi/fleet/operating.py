@@ -18,6 +18,7 @@ from guestapi.fleet import plan, sharing
 from guestapi.fleet.engine import FleetError, UncertainError, commit
 from guestapi.fleet.plan import FleetInstance, Plan, Result, Writing
 from guestapi.fleet.sharing import FleetProfile
+from guestapi.fleet.statements import is_storable
 from guestapi.model import Instance, Profile
 from guestapi.store import profiles as profile_steps
 from guestapi.store.errors import ConflictError
@@ -97,6 +98,8 @@ class FleetStore:
             host: of this one; None: of all.
             whole: with their configuration and devices.
         """
+        if not all(map(is_storable, filter(None, (project, host)))):
+            return []
         with self._connect() as connection:
             found = plan.read_all(connection, project, host, whole=whole)
             applied = {uuid for one in found for uuid in one.profiles}
@@ -106,6 +109,8 @@ class FleetStore:
 
     def list_profiles(self, project: str | None) -> list[tuple[Profile, int]]:
         """Return the profiles of a project, or of all (None), each with the number of instances that have it."""
+        if project is not None and not is_storable(project):
+            return []
         with self._connect() as connection:
             found = sharing.read_all(connection, project)
         return [(sharing.as_profile(number, one), users) for number, (one, users) in enumerate(found, 1)]
@@ -147,7 +152,7 @@ class FleetStore:
         with self._connect() as connection, scratch(self._configuration_bytes) as change:
             connection.execute("BEGIN")
             wanted = {*hosts, *([] if wishes.host is None else [wishes.host])}
-            known, states = plan.lock(connection, places, wanted, edited)
+            known, states = plan.lock(connection, places, wanted, edited, profiles)
             if (done := plan.find_operation(connection, wishes.operation)) is not None:
                 connection.execute("ROLLBACK")
                 self.result = done

@@ -16,7 +16,7 @@ from guestapi.errors import OperatorError
 from guestapi.fleet import sharing
 from guestapi.fleet.setup import FleetMisuseError
 from guestapi.fleet.sharing import FleetProfile, SharedPlan
-from guestapi.fleet.statements import as_devices, as_texts, write_rows
+from guestapi.fleet.statements import as_devices, as_places, as_texts, is_storable, write_rows
 from guestapi.model import Device, Instance, InstanceType
 from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import get_layers
@@ -183,7 +183,7 @@ class Plan:
 
 def read(connection: psycopg.Connection[Any], places: Iterable[tuple[str, str]]) -> list[FleetInstance]:
     """Read instances by project and name; those that are not there are left out."""
-    return _read_whole(connection, _OF_PLACES, _at(places))
+    return _read_whole(connection, _OF_PLACES, as_places(places))
 
 
 def read_whole(connection: psycopg.Connection[Any], uuids: Sequence[str]) -> list[FleetInstance]:
@@ -231,6 +231,7 @@ def lock(
     places: Sequence[tuple[str, str]],
     hosts: Collection[str],
     profiles: Sequence[tuple[str, str]] = (),
+    given: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[FleetInstance], dict[str, str]]:
     """Lock the hosts of instances, and others, and read the instances.
 
@@ -240,6 +241,7 @@ def lock(
         hosts: the others.
         profiles: projects and names of profiles that are to be changed. They are locked, and the hosts of all instances
             that have one.
+        given: projects and names of profiles that instances are to get. They are locked against changes.
 
     Returns:
         The instances, and the states of all these hosts.
@@ -247,28 +249,26 @@ def lock(
     Raises:
         FleetMisuseError: there is no such host.
     """
-    locked: set[str] = set()
     states: dict[str, str] = {}
-    parameters = _at(places)
-    has_profiles = not profiles
     for _try in range(_TRIES):
-        found = connection.execute(_HOSTS.encode(), parameters).fetchall()
-        wanted = {*hosts, *(host for (host,) in found), *sharing.find_hosts(connection, profiles)}
-        if wanted <= locked and has_profiles:
+        wanted = {*hosts, *_find_hosts(connection, places), *sharing.find_hosts(connection, profiles)}
+        if wanted:
+            states = lock_hosts(connection, wanted)
+        # After all hosts. Then all is looked up once more: an instance may have gone to another host or have got a
+        # profile meanwhile, and a profile another name.
+        is_held = sharing.lock(connection, profiles, given)
+        if is_held and wanted.issuperset((*_find_hosts(connection, places), *sharing.find_hosts(connection, profiles))):
             return read(connection, places), states
-        if wanted <= locked:
-            # After all hosts. Then once more: an instance may have got one meanwhile.
-            sharing.lock(connection, profiles)
-            has_profiles = True
-            continue
-        if locked:
-            # In the order of names, so all anew.
-            connection.execute("ROLLBACK")
-            connection.execute("BEGIN")
-            has_profiles = not profiles
-        states = lock_hosts(connection, wanted)
-        locked = wanted
+        # In the order of names, so all anew.
+        connection.execute("ROLLBACK")
+        connection.execute("BEGIN")
     raise ConflictError("instances go from host to host; nothing was changed", "call this again")
+
+
+def _find_hosts(connection: psycopg.Connection[Any], places: Sequence[tuple[str, str]]) -> list[str]:
+    if not places:
+        return []
+    return [host for (host,) in connection.execute(_HOSTS.encode(), as_places(places))]
 
 
 def lock_hosts(connection: psycopg.Connection[Any], hosts: Iterable[str]) -> dict[str, str]:
@@ -278,7 +278,7 @@ def lock_hosts(connection: psycopg.Connection[Any], hosts: Iterable[str]) -> dic
         FleetMisuseError: one is not there.
     """
     wanted = sorted(set(hosts))
-    states: dict[str, str] = dict(connection.execute(_LOCK, (wanted,)).fetchall())
+    states: dict[str, str] = dict(connection.execute(_LOCK, (list(filter(is_storable, wanted)),)).fetchall())
     for name in wanted:
         if name not in states:
             raise FleetMisuseError(f"there is no host {name[:80]!r}", "'guestapi fleet host list' shows all")
@@ -478,11 +478,6 @@ def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
 
 def _tell_nobody(_total: int) -> Callable[[int], None]:
     return lambda _count: None
-
-
-def _at(places: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    wanted = list(places)
-    return {"projects": [project for project, _ in wanted], "names": [name for _, name in wanted]}
 
 
 def _read_whole(

@@ -2,8 +2,8 @@
 
 Rules: a change of a profile is one entry in the log of each host that has an instance with it; each host brings it to
 its instances. So the hosts must be known for certain: the rows of hosts are locked first, then the profile's. Whoever
-gives the profile to an instance meanwhile waits for that lock (a foreign key). cloud-init ids are made here, not by
-hosts, so a change that has cloud-init start over is one of its instances, too.
+gives the profile to an instance meanwhile waits for that lock, and reads the profile after that. cloud-init ids are
+made here, not by hosts, so a change that has cloud-init start over is one of its instances, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from guestapi.fleet.schema import PROFILES_SINCE
-from guestapi.fleet.statements import as_devices, as_texts, write_rows
+from guestapi.fleet.statements import as_devices, as_places, as_texts, write_rows
 from guestapi.model import Device, Profile
 from guestapi.store import changes
 from guestapi.store.errors import ConflictError
@@ -45,7 +45,10 @@ _HOSTS = (
     "SELECT DISTINCT host FROM guestapi.instances JOIN guestapi.instance_profiles USING (uuid) "
     f"JOIN guestapi.profiles ON profile = profiles.id WHERE {_AT_PLACES}"
 )
+_IDS = f"SELECT id FROM guestapi.profiles WHERE {_AT_PLACES}"
 _LOCK = f"SELECT id FROM guestapi.profiles WHERE {_AT_PLACES} ORDER BY id FOR UPDATE"
+_SHARE = f"SELECT id FROM guestapi.profiles WHERE {_AT_PLACES} ORDER BY id FOR KEY SHARE"
+_LOCK_ALL = "SELECT id FROM guestapi.profiles WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE"
 _HOSTS_OF = (
     "SELECT DISTINCT host, profile::text FROM guestapi.instances JOIN guestapi.instance_profiles USING (uuid) "
     "WHERE profile = ANY(%s::uuid[]) ORDER BY host, profile::text"
@@ -122,7 +125,7 @@ def read(
     connection: psycopg.Connection[Any], places: Iterable[tuple[str, str]], uuids: Iterable[str] = ()
 ) -> list[FleetProfile]:
     """Read profiles by project and name, and others by UUID; those that are not there are left out."""
-    parameters = {**_at(places), "uuids": sorted(uuids)}
+    parameters = {**as_places(places), "uuids": sorted(uuids)}
     return [_profile(*row) for row in connection.execute(_READ.encode(), parameters)]
 
 
@@ -155,12 +158,26 @@ def find_hosts(connection: psycopg.Connection[Any], places: Sequence[tuple[str, 
     """The hosts of all instances that have one of these profiles."""
     if not places:
         return []
-    return [host for (host,) in connection.execute(_HOSTS.encode(), _at(places))]
+    return [host for (host,) in connection.execute(_HOSTS.encode(), as_places(places))]
 
 
-def lock(connection: psycopg.Connection[Any], places: Sequence[tuple[str, str]]) -> None:
-    """Lock profiles, so that no instance gets one of them meanwhile."""
-    connection.execute(_LOCK.encode(), _at(places))
+def lock(
+    connection: psycopg.Connection[Any], edited: Sequence[tuple[str, str]], given: Sequence[tuple[str, str]]
+) -> bool:
+    """Lock profiles by project and name; False: not the ones that have these names now.
+
+    Args:
+        connection: in a transaction that has locked all hosts.
+        edited: no instance can get one of these meanwhile.
+        given: these are not changed meanwhile.
+    """
+    for statement, places in ((_LOCK, edited), (_SHARE, given)):
+        if places:
+            # A statement that has waited for a row has not seen another one that has got the name meanwhile.
+            locked = set(connection.execute(statement.encode(), as_places(places)).fetchall())
+            if locked != set(connection.execute(_IDS.encode(), as_places(places)).fetchall()):
+                return False
+    return True
 
 
 def as_profile(number: int, one: FleetProfile) -> Profile:
@@ -203,7 +220,7 @@ def check(connection: psycopg.Connection[Any], plan: SharedPlan) -> None:
         if users := list_users(connection, one.uuid, 1):
             raise ConflictError(
                 f"profile {one.name!r} cannot be removed: instance {users[0][1]!r} has it",
-                f"'guestapi --fleet profile show {one.name}' counts them, 'profile remove' takes it from one",
+                f"'guestapi profile show {one.name}' counts them, 'guestapi profile remove' takes it from one",
             )
     if plan.changed:
         uuids = [before.uuid for before, _after in plan.changed]
@@ -222,6 +239,8 @@ def check_unchanged(connection: psycopg.Connection[Any], plan: SharedPlan) -> No
         ConflictError: somebody else has changed one, or given it to an instance of another host.
     """
     before = [*plan.removed, *(one for one, _ in plan.changed)]
+    if before:
+        connection.execute(_LOCK_ALL, ([one.uuid for one in before],))
     now = {one.uuid: one for one in read(connection, (), [one.uuid for one in before])}
     for one in before:
         if now.get(one.uuid) != one:
@@ -262,8 +281,3 @@ def _write_content(connection: psycopg.Connection[Any], before: FleetProfile, af
 def _profile(uuid: str, project: str, name: str, description: str, values: Any, devices: Any) -> FleetProfile:
     said = bytes.fromhex(description).decode(errors="replace")
     return FleetProfile(uuid, project, name, said, as_texts(values), as_devices(devices))
-
-
-def _at(places: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    wanted = list(places)
-    return {"projects": [project for project, _ in wanted], "names": [name for _, name in wanted]}

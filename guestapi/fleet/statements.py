@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from guestapi.model import Device
+from guestapi.names import is_text
 
 if TYPE_CHECKING:
     import psycopg
@@ -27,6 +28,17 @@ def write_rows(connection: psycopg.Connection[Any], statement: str, rows: Iterab
         size += more
     if batch:
         connection.execute(statement.encode(), [list(column) for column in zip(*batch, strict=True)])
+
+
+def as_places(places: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Projects and names as the parameters of a statement, but for those that nothing in the database can have."""
+    wanted = [place for place in places if all(map(is_storable, place))]
+    return {"projects": [project for project, _ in wanted], "names": [name for _, name in wanted]}
+
+
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL takes this as a text."""
+    return is_text(text) and "\0" not in text
 
 
 def as_devices(definitions: Mapping[str, Any] | None) -> dict[str, Device]:

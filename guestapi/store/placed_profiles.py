@@ -27,6 +27,8 @@ _UNUSED = (
 )
 _ALL = "SELECT id, project, name FROM profiles WHERE uuid IS NOT NULL ORDER BY id"
 _KEEP = "UPDATE profiles SET uuid = NULL, name = ? WHERE id = ?"
+_EXCHANGE = "UPDATE instance_profiles SET profile_id = ? WHERE profile_id = ?"
+_REMOVE = "DELETE FROM profiles WHERE id = ?"
 
 
 def find(store: Moment, uuid: str) -> Profile | None:
@@ -83,10 +85,22 @@ def remove_unused(change: Change) -> list[str]:
 
 
 def keep_all(change: Change) -> None:
-    """Make the fleet's profiles this host's own. Where a name is taken, one gets another: ``web`` becomes ``web.1``."""
+    """Make the fleet's profiles this host's own. Where a name is taken, one gets another: ``web`` becomes ``web.1``.
+
+    ``default`` is taken always, since instances of this host get it by themselves. A profile that was kept before, by a
+    call that was interrupted after that, is not kept twice: it is this host's own that says the same.
+    """
     for number, project, name in change.connection.execute(_ALL).fetchall():
+        wanted = load_profile(change.connection, number)
+        assert wanted is not None, "it was listed"
         free, tries = name, 0
-        while (found := profiles.find_profile(change, project, free)) is not None and found.id:
+        while (found := profiles.find_profile(change, project, free)) is not None:
+            if free != profiles.DEFAULT and replace(found, id=number, name=name, uuid=wanted.uuid) == wanted:
+                break
             tries += 1
             free = f"{name[:50]}.{tries}"
-        change.connection.execute(_KEEP, (free, number))
+        if found is None:
+            change.connection.execute(_KEEP, (free, number))
+        else:
+            change.connection.execute(_EXCHANGE, (found.id, number))
+            change.connection.execute(_REMOVE, (number,))

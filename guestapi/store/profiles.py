@@ -56,13 +56,21 @@ def get_profile(store: Moment, project: str, name: str) -> Profile:
     """
     found = find_profile(store, project, name)
     if found is None:
-        where = "" if project == "default" else f" in project {project!r}"
         if _is_fleets(store, project, name):
             raise UnknownProfileError(
-                f"profile {name!r}{where} is the fleet's", "'guestapi --fleet profile ...' shows and changes it"
+                f"profile {name!r}{_where(project)} is the fleet's",
+                "'guestapi --fleet profile ...' shows and changes it",
             )
-        raise UnknownProfileError(f"no profile {name!r}{where}", "'guestapi profile list' shows all")
+        raise _unknown(project, name)
     return found
+
+
+def _where(project: str) -> str:
+    return "" if project == "default" else f" in project {project!r}"
+
+
+def _unknown(project: str, name: str) -> UnknownProfileError:
+    return UnknownProfileError(f"no profile {name!r}{_where(project)}", "'guestapi profile list' shows all")
 
 
 def _is_fleets(store: Moment, project: str, name: str) -> bool:
@@ -221,29 +229,42 @@ def _record(
     change.record(record)
 
 
-def rename(change: Change, profile: Profile, name: str) -> None:
+def rename(change: Change, profile: Profile, name: str, *, is_fleets: bool = False) -> None:
     """Call a profile `name` from now on. Its instances keep it.
+
+    Args:
+        change: the transaction.
+        profile: the profile as it is in this transaction.
+        name: the new name.
+        is_fleets: it is a fleet's, where no instance gets ``default`` by itself.
 
     Raises:
         InvalidNameError: the name cannot be taken.
         ConflictError: another profile has it, or this one is ``default``.
+        UnknownProfileError: nothing was written to ``default`` yet.
     """
     names.check_profile(name)
-    _refuse_default(profile, "renamed")
+    _refuse_default(profile, "renamed", is_fleets)
     found = find_profile(change, profile.project, name)
-    if found is not None:
+    if found is not None and (found.id or not is_fleets):
         raise ConflictError(f"profile {name!r} exists already in project {profile.project!r}", "choose another name")
     park(change, profile, name)
     change.record(AuditRecord("profile.rename", profile.project, profiles=(profile.name, name)))
 
 
-def remove(change: Change, profile: Profile) -> None:
+def remove(change: Change, profile: Profile, *, is_fleets: bool = False) -> None:
     """Remove a profile that no instance has.
+
+    Args:
+        change: the transaction.
+        profile: the profile as it is in this transaction.
+        is_fleets: as of `rename`.
 
     Raises:
         ConflictError: an instance has it, or it is ``default``.
+        UnknownProfileError: as of `rename`.
     """
-    _refuse_default(profile, "removed")
+    _refuse_default(profile, "removed", is_fleets)
     users = list_users(change, profile, 1)
     if users:
         raise ConflictError(
@@ -303,8 +324,10 @@ def take_template(change: Change, project: str, template: Mapping[str, str]) -> 
     return left_out
 
 
-def _refuse_default(profile: Profile, what: str) -> None:
-    if profile.name == DEFAULT:
+def _refuse_default(profile: Profile, what: str, is_fleets: bool) -> None:
+    if is_fleets and not profile.id:
+        raise _unknown(profile.project, profile.name)
+    if profile.name == DEFAULT and not is_fleets:
         raise ConflictError(
             f"profile {DEFAULT!r} cannot be {what}: instances that runtimes start get it",
             "'guestapi profile unset' takes away what it has",

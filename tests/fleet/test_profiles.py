@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
-from guestapi.fleet import access, follower, inventory, setup
+from guestapi.fleet import access, engine, follower, inventory, plan, setup
 from guestapi.fleet.engine import FleetError
 from guestapi.fleet.schema import UPGRADES
 from guestapi.store import profiles
@@ -451,3 +452,193 @@ def test_layers(operator: FleetOperator) -> None:
     assert (shown.devices["root"]["path"], shown.source, shown.config["user.role"]) == ("/", "lxc", "a")
     with view(host.settings.store.url) as store:
         assert get_layers(store, shown).origin("user.role") == "profile web"
+
+
+def test_names_that_no_profile_has(operator: FleetOperator) -> None:
+    """What is no text, or has a NUL, is the name of no profile and no instance; the database is not asked for it."""
+    for name in ("a\0b", "a\ud800b"):
+        definition = json.dumps({"name": "new", "location": "h1", "profiles": [name]})
+        assert "no profile" in operator.fails("apply", "-f", "-", stdin=definition)
+        assert "profile" in operator.fails("instance", "add", "new", "--host", "h1", stdin=definition)
+    for words in (
+        ("profile", "show", "\udcff"),
+        ("profile", "set", "\udcff", "user.a=1"),
+        ("profile", "delete", "web", "--project", "\udcff"),
+        ("profile", "add", "web1", "\udcff"),
+    ):
+        assert operator.fails(*words).startswith("no profile"), words
+    assert operator.fails("profile", "create", "\udcff").startswith("profile name")
+    assert operator.fails("config", "set", "\udcff", "user.a=1").startswith("no instance")
+    assert operator.fails("instance", "add", "new", "--host", "\udcff").startswith("there is no host")
+    for noun in ("profile", "instance"):
+        assert operator.good(noun, "list", "--project", "\udcff", "--format", "json").strip() == "[]"
+
+
+def test_default_is_a_profile_like_others(operator: FleetOperator) -> None:
+    """No instance of a fleet gets ``default`` by itself, so it can be renamed and deleted."""
+    for verb in (("rename", "default", "x"), ("delete", "default")):
+        assert operator.fails("profile", *verb).startswith("no profile 'default'")
+    operator.good("profile", "create", "x", "user.a=1")
+    operator.good("profile", "rename", "x", "default")
+    operator.good("profile", "assign", "web1", "default")
+    assert operator.info("web1")["config"]["user.a"] == "1"
+    assert "cannot be removed: instance 'web1' has it" in operator.fails("profile", "delete", "default")
+    operator.good("profile", "rename", "default", "y")
+    assert operator.info("web1")["profiles"] == ["y"]
+    operator.good("profile", "assign", "web2", "default")
+    operator.good("profile", "assign", "web2", "")
+    operator.good("profile", "delete", "default")
+    assert [one["name"] for one in json.loads(operator.good("profile", "list", "--format", "json"))] == ["y"]
+
+
+def test_hints_name_commands_of_the_fleet(operator: FleetOperator) -> None:
+    """A command that a hint names is about the fleet, as the one that failed."""
+    assert operator.fails("profile", "show", "none").endswith("'guestapi --fleet profile list' shows all")
+    assert operator.fails("config", "set", "none", "user.a=1").endswith("'guestapi --fleet instance list' shows all")
+    operator.good("profile", "create", "web")
+    operator.good("profile", "assign", "web1", "web")
+    for word in operator.fails("profile", "delete", "web").split("'guestapi ")[1:]:
+        assert word.startswith("--fleet profile")
+    operator.local.good("instance", "add", "own")
+    assert operator.local.fails("profile", "show", "none").endswith("'guestapi profile list' shows all")
+
+
+def waiting_too(operator: FleetOperator, connection: psycopg.Connection[Any], *words: str) -> subprocess.Popen[str]:
+    """A second command, which waits while another one is `committing`."""
+    process = subprocess.Popen(operator.program(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while connection.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted").fetchone() != (2,):
+        assert time.monotonic() < until, "the command waits for nothing"
+        time.sleep(0.01)
+    return process
+
+
+def test_user_data_comes_while_a_profile_is_assigned(operator: FleetOperator) -> None:
+    """An instance that waits for its profile's change gets what was changed, and cloud-init starts over for it."""
+    operator.good("profile", "create", "web", "user.role=a")
+    before = operator.info("web2")["cloud_init_id"]
+    with committing(operator, "profile", "set", "web", "cloud-init.user-data=#cloud-config") as connection:
+        second = waiting_too(operator, connection, "profile", "assign", "web2", "web")
+    assert second.communicate(timeout=60) == ("", "")
+    after = operator.info("web2")
+    assert after["config"]["cloud-init.user-data"] == "#cloud-config"
+    assert after["cloud_init_id"] != before
+
+
+def test_a_profile_gets_its_name_while_it_is_locked(operator: FleetOperator) -> None:
+    """Who waits for a profile whose name another one has got meanwhile has locked that other one then."""
+    for name in ("web", "next"):
+        operator.good("profile", "create", name)
+    fleet, place = operator.fleet, ("default", "web")
+    for edited, given in (([place], []), ([], [place])):
+        locked, ended = threading.Event(), threading.Event()
+
+        def hold(edited: Any = edited, given: Any = given, locked: Any = locked, ended: Any = ended) -> None:
+            with fleet.admin() as connection, connection.transaction():
+                plan.lock(connection, [], [], edited, given)
+                locked.set()
+                assert ended.wait(60)
+
+        thread = threading.Thread(target=hold)
+        with fleet.admin() as connection, fleet.admin() as looking:
+            with connection.transaction():
+                connection.execute("UPDATE guestapi.profiles SET name = 'old' WHERE name = 'web'")
+                connection.execute("UPDATE guestapi.profiles SET name = 'web' WHERE name = 'next'")
+                connection.execute("UPDATE guestapi.profiles SET name = 'next' WHERE name = 'old'")
+                thread.start()
+                until = time.monotonic() + 60
+                while looking.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() == (0,):
+                    assert time.monotonic() < until, "the change waits for nothing"
+                    time.sleep(0.01)
+            assert locked.wait(60)
+            free = "SELECT name FROM guestapi.profiles ORDER BY name FOR UPDATE SKIP LOCKED"
+            assert looking.execute(free).fetchall() == [("next",)]
+            ended.set()
+        thread.join()
+
+
+def test_a_profile_is_deleted_while_it_is_assigned(operator: FleetOperator) -> None:
+    """Who gets a profile that is deleted meanwhile hears that it is not there; one that is made twice, that it is."""
+    operator.good("profile", "create", "web", "user.role=a")
+    with committing(operator, "profile", "delete", "web") as connection:
+        second = waiting_too(operator, connection, "profile", "assign", "web2", "web")
+    assert second.communicate(timeout=60)[1].startswith("Error: no profile 'web'\n")
+    with committing(operator, "profile", "create", "web") as connection:
+        second = waiting_too(operator, connection, "profile", "create", "web")
+    assert second.communicate(timeout=60)[1] == "Error: another profile has that name already; nothing was changed\n"
+
+
+def test_leave_that_was_interrupted(operator: FleetOperator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose ``leave`` was interrupted after it had taken everything home keeps each profile once."""
+    from guestapi.fleet import membership
+    from guestapi.fleet.engine import session
+
+    host = FollowingHost(operator.fleet)
+    with host.writer.change() as change:
+        profiles.create(change, "default", "web", config={"user.role": "host"})
+    for name in ("web", "db", "default"):
+        operator.good("profile", "create", name, f"user.{name}=fleet")
+    operator.good("profile", "assign", "web1", "web,db,default")
+    host.follow()
+    before, entry = host.shown("web1"), latest(host)
+    for step in ("write_profile", "write_placements", "lock_hosts", ""):
+        with monkeypatch.context() as patch, session(operator.fleet.server.url(operator.fleet.database)) as connection:
+            real, calls = plan.lock_hosts, list[Any]()
+
+            def fail(*words: Any, step: str = step, calls: list[Any] = calls, real: Any = real) -> Any:
+                calls.append(words)
+                if step != "lock_hosts" or len(calls) == 2:
+                    raise InterruptedError
+                return real(*words)
+
+            if step:
+                patch.setattr(plan if step == "lock_hosts" else membership, step, fail)
+                with pytest.raises(InterruptedError):
+                    membership.leave(connection, host.writer, "h1")
+            else:
+                membership.leave(connection, host.writer, "h1")
+    after = host.shown("web1")
+    assert (after.config, after.cloud_init_id) == (before.config, before.cloud_init_id)
+    assert after.profiles == ("web.1", "db", "default.1")
+    assert told(host, entry) == []
+    assert [one.name for one in owned(host)] == ["db", "default.1", "web", "web.1"]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_change_of_a_profile_whose_answer_was_lost(
+    operator: FleetOperator, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    """A command whose server is lost in its commit finds out what became of the profile: it is made once."""
+    real = engine.commit
+    lost: list[bool] = []
+
+    def lose(connection: Any) -> None:
+        if lost:
+            real(connection)
+            return
+        lost.append(True)
+        if made:
+            real(connection)
+        connection.close()
+        raise engine.UncertainError("not certain", lost=True)
+
+    monkeypatch.setattr("guestapi.fleet.operating.commit", lose)
+    for words in (
+        ("create", "web", "user.a=1"),
+        ("set", "web", "user.a=2"),
+        ("add", "web1", "web"),
+        ("set", "web", "cloud-init.user-data=x"),
+        ("rename", "web", "db"),
+        ("remove", "web1", "db"),
+        ("delete", "db"),
+    ):
+        lost.clear()
+        before = operator.revisions()["h1"]
+        # Only a profile that an instance has concerns its host.
+        concerned = words[0] not in ("create", "delete") and "user.a=2" not in words
+        operator.good("profile", *words)
+        assert lost
+        assert operator.revisions()["h1"] == before + concerned
+        if words[0] == "add":
+            assert operator.info("web1")["config"]["user.a"] == "2"
+    assert operator.good("profile", "list", "--format", "json").strip() == "[]"
