@@ -36,6 +36,12 @@ KEY = "/1.0/guestapi/tree/config/user.a?wait=60"
 TREE = "/1.0/guestapi/tree"
 
 
+def settle(iterations: int = 10) -> None:
+    """Let the worker do all that is ready. It takes some iterations of the event loop, however long each of them is."""
+    for _ in range(iterations):
+        gevent.sleep(0.0005)
+
+
 class NextCaller(Identifier):
     """An identifier that identifies every caller as `next`."""
 
@@ -61,7 +67,7 @@ class PollingGuest:
     def send(self, path: str, *lines: str) -> None:
         """Send a request, and let the worker process it."""
         self.socket.sendall("\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode())
-        gevent.sleep(0.005)
+        settle()
 
     def receive(self) -> Response:
         """Receive one response."""
@@ -138,13 +144,13 @@ class WorkerParts:
         ours, theirs = socket.socketpair()
         self.identifier.next = caller
         Connection(self.context, ours, "incus", None).start()
-        gevent.sleep(0.001)
+        settle(3)
         return PollingGuest(self.open.enter_context(gevent.socket.socket(fileno=theirs.detach())))
 
     def deliver(self) -> bool:
         """Deliver one part of the change log, and let the woken requests be answered."""
         more = _deliver(self.store.broker)
-        gevent.sleep(0.005)
+        settle()
         return more
 
     def deliver_all(self) -> None:
@@ -249,7 +255,7 @@ def test_limit_is_per_instance(worker: WorkerParts) -> None:
     worker.connect(stranger).send(KEY)
     assert len(worker.store.broker.waiting) == 4
     guests[0].socket.close()
-    gevent.sleep(0.005)
+    settle()
     guests[3].send(KEY)
     assert not guests[3].has_answer()
     assert len(worker.store.broker.waiting) == 4
