@@ -46,6 +46,8 @@ mkdir -p /tmp/socat
 setsid socat UNIX-LISTEN:/tmp/socat/sock,fork,mode=0600 VSOCK-CONNECT:2:8444 >/dev/null 2>&1 </dev/null &
 until [ -S /tmp/socat/sock ]; do sleep 0.1; done
 """
+#: {}: the last event that is known. Prints those that follow, one a line.
+_STREAM = "curl -sN --unix-socket /dev/incus/sock 'http://x/1.0/events?since={}'"
 #: $1: the file. It begins as a file of gzip does (RFC 1952). Prints its fingerprint.
 _IMAGE = """
 { printf '\\037\\213'; head -c 67108864 /dev/urandom; } >"$1"
@@ -60,6 +62,7 @@ class Times:
 
     requests: int
     failures: list[str]
+    seconds: float
     p50: float
     p99: float
 
@@ -150,10 +153,10 @@ def test_containers_at_the_same_time(host: VirtualMachine, both: dict[str, Neste
         found = [_measuring(one, 10) for one in both.values()]
         measured = [_measured(process) for process in found]
     assert load.failures == ()
-    assert load.requests > 20
+    # Each of its threads begins with one.
+    assert load.requests >= 4
     for times in measured:
         assert times.failures == []
-        assert times.requests > 5
 
 
 def test_vsock_beside_a_unix_socket(
@@ -163,19 +166,18 @@ def test_vsock_beside_a_unix_socket(
     host.script("lxc-info -q -s -n web1 | grep -q RUNNING || lxc-start -n web1")
     host.put(INSIDE / "measure.py", "/var/lib/lxc/web1/rootfs/measure.py")
     both["vm1"].put(INSIDE / "measure.py", "/tmp/measure.py")
-    words = ("lxc-attach", "--clear-env", "-n", "web1", "--", "/usr/bin/python3", "/measure.py", "15", "role of web1")
+    words = ("lxc-attach", "--clear-env", "-n", "web1", "--", "/usr/bin/python3", "/measure.py", "100", "role of web1")
     container = Times(**json.loads(host.run(*words).stdout))
-    machine = _measured(_measuring(both["vm1"], 15))
+    machine = _measured(_measuring(both["vm1"], 100))
     record_property("a container over a Unix socket, a machine over vsock", str((container, machine)))
     for times in (container, machine):
         assert times.failures == []
-        assert times.requests > 5
 
 
 def test_events(host: VirtualMachine, both: dict[str, Nested]) -> None:
     """A machine is told of a change at once, and after a break of what it has missed, and of nothing of the other's."""
     one = both["vm1"]
-    stream = one.spawn("curl -sN --unix-socket /dev/incus/sock 'http://x/1.0/events?since=0'")
+    stream = one.spawn(_STREAM.format(0))
     assert stream.stdout is not None
     host.run("guestapi", "config", "set", "vm2", "user.mood=other")
     host.run("guestapi", "config", "set", "vm1", "user.mood=fine")
@@ -183,11 +185,14 @@ def test_events(host: VirtualMachine, both: dict[str, Nested]) -> None:
     assert (told["metadata"]["key"], told["metadata"]["value"]) == ("user.mood", "fine")
     one.run("pkill curl")
     stream.communicate()
-    for mood in ("bad", "better"):
-        host.run("guestapi", "config", "set", "vm1", f"user.mood={mood}")
-    resumed = f"curl -sN --max-time 5 --unix-socket /dev/incus/sock 'http://x/1.0/events?since={told['id']}' || true"
-    events = [json.loads(line) for line in one.run(resumed).splitlines()]
+    for name, mood in (("vm1", "bad"), ("vm2", "same"), ("vm1", "better")):
+        host.run("guestapi", "config", "set", name, f"user.mood={mood}")
+    resumed = one.spawn(_STREAM.format(told["id"]))
+    assert resumed.stdout is not None
+    events = [json.loads(resumed.stdout.readline()) for _ in range(2)]
     assert [event["metadata"]["value"] for event in events] == ["bad", "better"]
+    one.run("pkill curl")
+    resumed.communicate()
 
 
 def test_image(host: VirtualMachine, both: dict[str, Nested]) -> None:
@@ -209,16 +214,16 @@ def test_flood(host: VirtualMachine, both: dict[str, Nested], record_property: C
     attacker, victim = both["vm1"], both["vm2"]
     attacker.put(INSIDE / "vsock_flood.py", "/tmp/vsock_flood.py")
     victim.put(INSIDE / "measure.py", "/tmp/measure.py")
-    quiet = _measured(_measuring(victim, 15))
-    flood = attacker.spawn("python3 /tmp/vsock_flood.py 40")
-    beside = _measured(_measuring(victim, 25))
-    output, _ = flood.communicate(timeout=300)
-    connected = int(output.split()[0])
+    quiet = _measured(_measuring(victim, 30))
     # More than wait in the relay, however slow the processor is.
-    assert connected > MOST_OF_ONE
+    flood = attacker.spawn(f"python3 /tmp/vsock_flood.py {MOST_OF_ONE + 1} /tmp/enough")
+    assert flood.stdout is not None
+    assert flood.stdout.readline() == "many\n"
+    beside = _measured(_measuring(victim, 30))
+    attacker.run("touch /tmp/enough")
+    flood.communicate(timeout=300)
     record_property("seconds without and beside a flood", str((quiet, beside)))
     assert beside.failures == []
-    assert beside.requests >= 5
 
 
 def test_a_cid_that_another_machine_gets(host: VirtualMachine, both: dict[str, Nested]) -> None:
@@ -239,8 +244,8 @@ def test_a_cid_that_another_machine_gets(host: VirtualMachine, both: dict[str, N
     assert guests.statuses(host)["vm3"] == "dead"
 
 
-def _measuring(one: Nested, seconds: int) -> subprocess.Popen[str]:
-    return one.spawn(f"python3 /tmp/measure.py {seconds} 'role of {one.name}'")
+def _measuring(one: Nested, requests: int) -> subprocess.Popen[str]:
+    return one.spawn(f"python3 /tmp/measure.py {requests} 'role of {one.name}'")
 
 
 def _measured(process: subprocess.Popen[str]) -> Times:

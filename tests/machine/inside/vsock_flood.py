@@ -1,7 +1,8 @@
-"""vsock_flood.py SECONDS: connects to the host over vsock as fast as it can; prints how often.
+"""vsock_flood.py COUNT FILE: connects to the host over vsock as fast as it can, until FILE is there.
 
-Runs in a virtual machine, on its Python alone, beside the agent, as whoever floods would. Of four processes, each keeps
-its last 100 connections open: two send nothing on them, two a request.
+Prints a line once it has connected COUNT times, and how often it has when it ends. Runs in a virtual machine, on its
+Python alone, beside the agent, as whoever floods would. Of four processes, each keeps its last 100 connections open:
+two send nothing on them, two a request.
 """
 
 from __future__ import annotations
@@ -9,18 +10,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from collections import deque
 
 HOST, PORT, KEPT, PROCESSES = 2, 8444, 100, 4
 REQUEST = b"GET /1.0/config/user.role HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def flood(asks: bool, until: float) -> int:
-    """Connect until then; return how often."""
+def flood(asks: bool, end: str, told: int) -> None:
+    """Connect until the file is there; write a byte for each connection."""
     kept: deque[socket.socket] = deque()
-    count = 0
-    while time.monotonic() < until:
+    while not os.path.exists(end):
         sock = socket.socket(socket.AF_VSOCK)
         sock.settimeout(1)
         try:
@@ -30,18 +29,22 @@ def flood(asks: bool, until: float) -> int:
         except OSError:
             sock.close()
             continue
-        count += 1
+        os.write(told, b".")
         kept.append(sock)
         if len(kept) > KEPT:
             kept.popleft().close()
-    return count
 
 
-end = time.monotonic() + float(sys.argv[1])
+many, end = int(sys.argv[1]), sys.argv[2]
 reading, writing = os.pipe()
 for number in range(PROCESSES):
     if os.fork() == 0:
-        os.write(writing, b"%d\n" % flood(number % 2 == 1, end))
+        flood(number % 2 == 1, end, writing)
         os._exit(0)
 os.close(writing)
-os.write(1, b"%d\n" % sum(map(int, os.fdopen(reading))))
+count = 0
+while told := os.read(reading, 4096):
+    if count < many <= count + len(told):
+        os.write(1, b"many\n")
+    count += len(told)
+os.write(1, b"%d\n" % count)
