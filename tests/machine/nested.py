@@ -1,6 +1,6 @@
 """Virtual machines in the virtual machine: QEMU as docs/virtual-machines.md starts it, with a CID of its own.
 
-They boot from the machine's second disk, which is the image once more, with its kernel and initrd, and are emulated by
+They boot from the machine's second disk, which is the image once more, with its kernel, and are emulated by
 KVM, which the emulated processor offers (SVM). Each is asked over vsock(7) for a shell: see test-shell in image.py.
 """
 
@@ -22,25 +22,47 @@ BOOT_SECONDS = 600.0
 
 #: Once after each boot of the machine: the kernel and the initrd of the image.
 _PREPARE = """
+modprobe kvm halt_poll_ns=0
 modprobe kvm_amd 2>/dev/null || modprobe kvm_intel
 modprobe vhost_vsock
 mkdir -p /srv/image
 mountpoint -q /srv/image || mount -o ro,noload /dev/vdb /srv/image
-ln -sf /srv/image/boot/vmlinuz-* /srv/vmlinuz
+ln -sf /srv/image/boot/vmlinux /srv/image/boot/small-initrd /srv/
 ln -sf /srv/image/boot/initrd.img-* /srv/initrd
 """
+#: What boots to a shell as the only process.
+SMALL_INITRD = "/srv/small-initrd"
+#: Debian's initrd, after which systemd is the init.
+INITRD = "/srv/initrd"
 
-#: $1: name, $2: CID, $3: the disk, $4: more of the kernel's command line, $5: MiB of memory, then more options.
+#: Of the kernel's command line, for all. On a processor of AMD's, the kernel looks for AGP bridges on all buses, twice,
+#: which takes longer than the rest of its boot ("noearly").
+APPEND = "root=/dev/vda rw console=ttyS0 quiet mitigations=off tsc=reliable pci=noearly panic=-1"
+
+#: $1: name, $2: CID, $3: the disk, $4: initrd, $5: the kernel's command line, $6: MiB of memory, then more options.
 _START = """
-name=$1 cid=$2 disk=$3 append=$4 megabytes=$5
-shift 5
+name=$1 cid=$2 disk=$3 initrd=$4 append=$5 megabytes=$6
+shift 6
 rm -f /run/$name.pid
 qemu-system-x86_64 -enable-kvm -cpu host -m $megabytes -nodefaults -no-user-config -no-reboot \
-    -kernel /srv/vmlinuz -initrd /srv/initrd \
-    -append "root=/dev/vda rw console=ttyS0 quiet mitigations=off tsc=reliable panic=-1 $append" \
+    -kernel /srv/vmlinux -initrd "$initrd" -append "$append" \
     -serial file:/run/$name.console -drive "file=$disk" -device vhost-vsock-pci,guest-cid=$cid \
     -display none -daemonize -pidfile /run/$name.pid "$@"
 cat /run/$name.pid
+"""
+
+#: $1: CID, $2: the shell's port, $3: seconds. The agent of the host's installation, started without systemd.
+_AGENT = """
+file=/usr/share/guestapi/guestapi-agent
+[ -e $file ] || file=/usr/local/share/guestapi/guestapi-agent
+{
+    echo "base64 -d >/usr/local/sbin/guestapi-agent <<END"
+    base64 $file
+    echo "END"
+    echo "chmod 0755 /usr/local/sbin/guestapi-agent"
+    echo "setsid guestapi-agent >/tmp/agent.log 2>&1 </dev/null &"
+    echo "until [ -S /dev/lxd/sock ]; do sleep 0.1; done"
+} | timeout $3 socat -t$3 - VSOCK-CONNECT:$1:$2
 """
 
 
@@ -83,17 +105,10 @@ class Nested:
         text = base64.b64encode(given).decode()
         self.run(f"mkdir -p '{Path(path).parent}'; echo {text} | base64 -d >'{path}'; chmod {mode} '{path}'")
 
-    def copy(self, name: str, path: str, mode: str = "0644") -> None:
-        """Copy a file that the host has for its virtual machines."""
-        found = f"cat /usr/share/guestapi/{name} || cat /usr/local/share/guestapi/{name}"
-        self.put(self.vm.run("sh", "-c", found).stdout.encode(), path, mode)
-
     def start_agent(self) -> None:
         """Copy guestapi-agent from the host, as docs/virtual-machines.md has it, and start it without systemd."""
-        self.copy("guestapi-agent", "/usr/local/sbin/guestapi-agent", "0755")
-        self.run(
-            "setsid guestapi-agent >/tmp/agent.log 2>&1 </dev/null & until [ -S /dev/lxd/sock ]; do sleep 0.1; done"
-        )
+        output = self.vm.script(_AGENT, str(self.cid), str(_PORT), "300")
+        assert output == "exit 0\n", output
 
     def register(self) -> None:
         """Register it as the instance of its name."""
@@ -130,7 +145,8 @@ def started(
     cid: int,
     *,
     disk: str = "",
-    append: str = "init=/usr/local/sbin/test-init",
+    initrd: str = SMALL_INITRD,
+    append: str = "",
     megabytes: int = 256,
     options: Sequence[str] = (),
 ) -> Iterator[Nested]:
@@ -140,16 +156,17 @@ def started(
         vm: where, prepared.
         name: of it.
         cid: its context ID.
-        disk: a file in qcow2 that it writes; by default it writes nothing that is kept.
-        append: more of its kernel's command line; by default a shell is its only process.
+        disk: a file in qcow2 that it writes; by default it writes to its memory.
+        initrd: by default that with which a shell is its only process.
+        append: more of its kernel's command line.
         megabytes: of memory, in MiB.
         options: more of QEMU's.
 
     Yields:
         the machine, which is killed afterwards if it runs then.
     """
-    drive = f"{disk},if=virtio,format=qcow2" if disk else "/dev/vdb,if=virtio,format=raw,snapshot=on"
-    pid = vm.script(_START, name, str(cid), drive, append, str(megabytes), *options)
+    drive = f"{disk},if=virtio,format=qcow2" if disk else "/dev/vdb,if=virtio,format=raw,readonly=on"
+    pid = vm.script(_START, name, str(cid), drive, initrd, f"{APPEND} {append}", str(megabytes), *options)
     nested = Nested(vm, name, cid, int(pid))
     try:
         yield nested

@@ -20,8 +20,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 NAME, CID = "first", 44
 DISK = "/var/tmp/first.qcow2"
-#: What is copied into the image.
-FILES = ("guestapi-agent", "guestapi-agent.socket", "guestapi-agent.service")
 
 #: Keys of SSH, and what is made of the disk, would take minutes on an emulated processor. The image has no locales.
 USER_DATA = """#cloud-config
@@ -40,6 +38,20 @@ runcmd:
 - curl -sS --unix-socket /dev/incus/sock http://x/1.0/config/user.role -o /root/asked
 """
 
+#: Opens the disk as a directory of the host: /mnt.
+_OPEN = f"""
+modprobe nbd
+qemu-nbd --connect=/dev/nbd0 {DISK}
+until [ "$(cat /sys/block/nbd0/size)" -gt 0 ]; do sleep 0.1; done
+mount /dev/nbd0 /mnt
+for share in /usr/share /usr/local/share; do
+    [ ! -d $share/guestapi ] || cp $share/guestapi/guestapi-agent* /mnt/root
+done
+"""
+_CLOSE = """
+umount /mnt
+qemu-nbd --disconnect /dev/nbd0 >&2
+"""
 #: docs/virtual-machines.md, "In the virtual machine" and "cloud-init", in the directory with the files.
 _INSTALL = """
 cd /root
@@ -56,7 +68,6 @@ systemctl mask ssh.service lxc.service lxc-net.service lxc-monitord.service appa
     systemd-logind.service systemd-networkd.service systemd-networkd.socket e2scrub_reap.service \
     sys-fs-fuse-connections.mount modprobe@fuse.service modprobe@efi_pstore.service
 touch /etc/.updated /var/.updated
-sync
 """
 #: The console is none that is emulated: each character of a serial port takes its time.
 _APPEND = "test-shell console=tty0"
@@ -79,15 +90,13 @@ def booted(vsock_host: VirtualMachine) -> Iterator[Booted]:
     """A virtual machine after its first boot with cloud-init."""
     vm = vsock_host
     vm.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/dev/vdb", DISK)
-    with nested.started(vm, NAME, CID, disk=DISK) as image:
-        image.wait()
-        for file in FILES:
-            image.copy(file, f"/root/{file}")
-        image.run(_INSTALL + _QUIET)
+    vm.script(_OPEN)
+    vm.script('SYSTEMD_OFFLINE=1 chroot /mnt bash -euc "$1"', _INSTALL + _QUIET)
+    vm.script(_CLOSE)
     words = ("--config", "user.role=frontend", "--config", f"cloud-init.user-data={USER_DATA}")
     vm.run("guestapi", "instance", "add", NAME, "--type", "virtual-machine", *words)
     try:
-        with nested.started(vm, NAME, CID, disk=DISK, append=_APPEND, megabytes=512) as machine:
+        with nested.started(vm, NAME, CID, disk=DISK, initrd=nested.INITRD, append=_APPEND, megabytes=512) as machine:
             machine.register()
             machine.wait()
             yield Booted(machine, json.loads(machine.run(_STATUS, timeout=900).rpartition("\n}")[0] + "\n}"))

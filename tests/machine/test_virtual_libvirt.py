@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.machine import nested
 from tests.machine.nested import Nested
 from tests.machine.virtual import VirtualMachine
 
@@ -28,15 +29,12 @@ SOCKETS = ("libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket")
 FIXED = "<vsock model='virtio'><cid auto='no' address='77'/></vsock>"
 CHOSEN = "<vsock model='virtio'><cid auto='yes'/></vsock>"
 
-#: The disks' backing file is a device of the machine, from which libvirt's own confinement keeps QEMU.
+#: All domains have one disk, which they only read: libvirt would make each QEMU its owner.
 _PREPARE = r"""
 printf '%s\n' 'security_driver = "none"' 'namespaces = []' >>/etc/libvirt/qemu.conf
 chmod o+r /dev/vdb
 mkdir -p /var/lib/libvirt/boot
-cp -L /srv/vmlinuz /srv/initrd /var/lib/libvirt/boot/
-for name in web old new; do
-    qemu-img create -q -f qcow2 -F raw -b /dev/vdb /var/lib/libvirt/images/$name.qcow2
-done
+cp -L /srv/vmlinux /srv/small-initrd /var/lib/libvirt/boot/
 """
 
 _DOMAIN = """<domain type='kvm'>
@@ -44,16 +42,15 @@ _DOMAIN = """<domain type='kvm'>
   <memory unit='MiB'>256</memory>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
-    <kernel>/var/lib/libvirt/boot/vmlinuz</kernel>
-    <initrd>/var/lib/libvirt/boot/initrd</initrd>
-    <cmdline>root=/dev/vda rw console=ttyS0 quiet mitigations=off tsc=reliable init=/usr/local/sbin/test-init</cmdline>
+    <kernel>/var/lib/libvirt/boot/vmlinux</kernel>
+    <initrd>/var/lib/libvirt/boot/small-initrd</initrd>
+    <cmdline>{append}</cmdline>
   </os>
   <cpu mode='host-passthrough' check='none'/>
   <features><acpi/></features>
   <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2'/><source file='/var/lib/libvirt/images/{name}.qcow2'/>
-      <target dev='vda' bus='virtio'/>
+    <disk type='block' device='disk'>
+      <driver name='qemu' type='raw'/><source dev='/dev/vdb'/><target dev='vda' bus='virtio'/><readonly/>
     </disk>
     <serial type='file'><source path='/var/log/libvirt/qemu/{name}.console'/></serial>
     {vsock}
@@ -74,7 +71,7 @@ class LibvirtMachine:
 
     def define(self, name: str, vsock: str) -> None:
         """Define a domain; `vsock`: the XML of its vsock device."""
-        self.vm.put(_DOMAIN.format(name=name, vsock=vsock).encode(), f"/root/{name}.xml")
+        self.vm.put(_DOMAIN.format(name=name, append=nested.APPEND, vsock=vsock).encode(), f"/root/{name}.xml")
         self.virsh("define", f"/root/{name}.xml")
 
     def instance(self, name: str) -> dict[str, Any]:

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
+from tests.machine import nested
 from tests.machine.nested import Nested
 from tests.machine.virtual import VirtualMachine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-#: {name}, {cid}.
+#: {name}, {cid}, {initrd}, {append}.
 _QEMU = r"""qemu-system-x86_64 -enable-kvm -cpu host -m 256 -nodefaults -no-user-config -no-reboot \
-    -kernel /srv/vmlinuz -initrd /srv/initrd \
-    -append "root=/dev/vda rw console=ttyS0 quiet mitigations=off tsc=reliable init=/usr/local/sbin/test-init" \
-    -serial file:/run/{name}.console -drive file=/dev/vdb,if=virtio,format=raw,snapshot=on \
+    -kernel /srv/vmlinux -initrd {initrd} -append "{append}" \
+    -serial file:/run/{name}.console -drive file=/dev/vdb,if=virtio,format=raw,readonly=on \
     -device vhost-vsock-pci,guest-cid={cid} -display none"""
 #: {name}, {command}: a machine is a unit, and machined is told of its main process.
 _REGISTER = """
@@ -58,9 +58,10 @@ def registered(vm: VirtualMachine, name: str, cid: int, *, wrapped: bool = False
         wrapped: whether its leader is a shell that has started QEMU, and not QEMU.
     """
     vm.run("guestapi", "instance", "add", name, "--type", "virtual-machine", "--config", f"user.role=role of {name}")
-    command = _QEMU.format(name=name, cid=cid)
+    command = _QEMU.format(name=name, cid=cid, initrd=nested.SMALL_INITRD, append=nested.APPEND)
     if wrapped:
-        command = f"sh -c {shlex.quote(command + '; exit $?')}"
+        # Its processor need not run (-S): the VMM's process is looked at.
+        command = f"sh -c {shlex.quote(command + ' -S; exit $?')}"
     vm.script(_REGISTER.format(name=name, command=command))
     try:
         yield wait_for(vm, name, "running")

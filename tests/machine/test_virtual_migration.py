@@ -14,7 +14,7 @@ from tests.machine.virtual import VirtualMachine
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 NAME, CID, NEW_CID = "moving", 47, 48
-DISK, MONITOR, WAY = "/var/tmp/moving.qcow2", "/run/moving.monitor", "/run/moving.sock"
+MONITOR, WAY = "/run/moving.monitor", "/run/moving.sock"
 #: A command of QEMU's monitor.
 _TELL = f"socat -t 5 - UNIX-CONNECT:{MONITOR}"
 
@@ -23,18 +23,16 @@ _TELL = f"socat -t 5 - UNIX-CONNECT:{MONITOR}"
 def moving(vsock_host: VirtualMachine) -> Iterator[Nested]:
     """A registered virtual machine with the agent, which can be migrated."""
     vm = vsock_host
-    vm.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/dev/vdb", DISK)
     vm.run("guestapi", "instance", "add", NAME, "--type", "virtual-machine", "--config", f"user.role=role of {NAME}")
     options = ("-monitor", f"unix:{MONITOR},server=on,wait=off")
     try:
-        with nested.started(vm, NAME, CID, disk=DISK, options=options) as machine:
+        with nested.started(vm, NAME, CID, options=options) as machine:
             machine.register()
             machine.wait()
             machine.start_agent()
             yield machine
     finally:
         vm.run("guestapi", "instance", "remove", NAME)
-        vm.run("rm", DISK)
 
 
 def test_migration(vsock_host: VirtualMachine, moving: Nested) -> None:
@@ -42,7 +40,7 @@ def test_migration(vsock_host: VirtualMachine, moving: Nested) -> None:
     vm = vsock_host
     assert moving.ask("/1.0/config/user.role") == (200, f"role of {NAME}")
     agent = moving.run("pgrep -f '[g]uestapi-agent'")
-    with nested.started(vm, "moved", NEW_CID, disk=DISK, options=("-incoming", f"unix:{WAY}")) as moved:
+    with nested.started(vm, "moved", NEW_CID, options=("-incoming", f"unix:{WAY}")) as moved:
         vm.script(f"echo 'migrate -d unix:{WAY}' | {_TELL}")
         vm.wait_until(
             f"echo 'info migrate' | {_TELL} | grep -qi 'status:.*completed'", 300, f"echo 'info migrate' | {_TELL}"

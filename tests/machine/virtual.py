@@ -34,8 +34,10 @@ _EMULATED = "tsc=reliable panic=-1"
 #: What an emulated processor had better not have: a fifth level of page tables, protections that are looked at with
 #: each access, copies byte by byte, and registers of vectors, which are emulated piece by piece and saved with each
 #: process.
-_WITHOUT = ("la57", "smap", "smep", "umip", "pku", "erms", "monitor", "avx", "avx2", "f16c", "fma", "mpx")
-_WITHOUT += ("xsave", "xsaveopt", "xgetbv1")
+_WITHOUT = (
+    *("la57", "smap", "smep", "umip", "pku", "erms", "monitor"),
+    *("avx", "avx2", "f16c", "fma", "mpx", "xsave", "xsaveopt", "xgetbv1"),
+)
 
 _ACCELERATORS = {
     "tcg": ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", ",".join(["max", *(f"{name}=off" for name in _WITHOUT)])],
