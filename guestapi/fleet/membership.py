@@ -80,6 +80,7 @@ def leave(connection: psycopg.Connection[Any], writer: Writer, host: str) -> int
 
     Raises:
         FleetMisuseError: instances are to go to another host.
+        ConflictError: an operator has changed something meanwhile.
     """
     connection.execute("BEGIN")
     plan.lock_hosts(connection, [host])
@@ -96,6 +97,11 @@ def leave(connection: psycopg.Connection[Any], writer: Writer, host: str) -> int
     _take_home(writer, found, shared)
     connection.execute("BEGIN")
     plan.lock_hosts(connection, [host])
+    # What an operator has changed after the first look is not lost: it is taken home by the next call.
+    there = {one.uuid: one.revision for one in plan.read_all(connection, None, host, whole=False)}
+    now = sharing.read(connection, (), [one.uuid for one in shared])
+    if there != {one.uuid: one.revision for one in found} or now != shared:
+        raise ConflictError("the fleet has changed instances of this host meanwhile", "call this again")
     plan.write(connection, Plan(removed=found), uuid4())
     commit(connection)
     return len(found)

@@ -262,7 +262,7 @@ def lock(
         # In the order of names, so all anew.
         connection.execute("ROLLBACK")
         connection.execute("BEGIN")
-    raise ConflictError("instances go from host to host; nothing was changed", "call this again")
+    raise ConflictError("others change these all the time; nothing was changed", "call this again")
 
 
 def _find_hosts(connection: psycopg.Connection[Any], places: Sequence[tuple[str, str]]) -> list[str]:

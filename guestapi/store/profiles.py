@@ -70,7 +70,7 @@ def _where(project: str) -> str:
 
 
 def _unknown(project: str, name: str) -> UnknownProfileError:
-    return UnknownProfileError(f"no profile {name!r}{_where(project)}", "'guestapi profile list' shows all")
+    return UnknownProfileError(f"no profile {name[:80]!r}{_where(project[:80])}", "'guestapi profile list' shows all")
 
 
 def _is_fleets(store: Moment, project: str, name: str) -> bool:

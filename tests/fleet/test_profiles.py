@@ -19,7 +19,7 @@ from guestapi.fleet import access, engine, follower, inventory, plan, setup
 from guestapi.fleet.engine import FleetError
 from guestapi.fleet.schema import UPGRADES
 from guestapi.store import profiles
-from guestapi.store.errors import UnknownProfileError
+from guestapi.store.errors import ConflictError, UnknownProfileError
 from guestapi.store.lookup import get_instance, get_layers, list_problems, read_entries
 from guestapi.store.view import view
 from tests.fleet.conftest import Fleet
@@ -642,3 +642,33 @@ def test_a_change_of_a_profile_whose_answer_was_lost(
         if words[0] == "add":
             assert operator.info("web1")["config"]["user.a"] == "2"
     assert operator.good("profile", "list", "--format", "json").strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [("profile", "set", "web", "user.a=new"), ("config", "set", "web1", "user.a=new")])
+def test_a_change_while_a_host_leaves(
+    operator: FleetOperator, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """What an operator changes after a host has read its instances is not lost: ``leave`` has to be called again."""
+    from guestapi.fleet import membership
+    from guestapi.fleet.engine import session
+
+    host = FollowingHost(operator.fleet)
+    operator.good("profile", "create", "web", "user.a=old")
+    operator.good("profile", "assign", "web1", "web")
+    host.follow()
+    real = membership.write_placements
+
+    def change_too(*parameters: Any) -> None:
+        monkeypatch.undo()
+        operator.good(*words)
+        real(*parameters)
+
+    monkeypatch.setattr(membership, "write_placements", change_too)
+    url = operator.fleet.server.url(operator.fleet.database)
+    with pytest.raises(ConflictError, match="has changed instances of this host meanwhile"), session(url) as connection:
+        membership.leave(connection, host.writer, "h1")
+    assert operator.info("web1")["host"] == "h1"
+    with session(url) as connection:
+        membership.leave(connection, host.writer, "h1")
+    assert host.shown("web1").config["user.a"] == "new"
+    assert operator.fails("instance", "info", "web1").startswith("no instance")
