@@ -41,6 +41,8 @@ MIB = 1 << 20
 MOST_SLOWER = 10
 #: Seconds that others do it before the victim begins, if they do not say when they have begun.
 _LEAD_SECONDS = 0.3
+#: The same for connections that ask once a second: until each has asked.
+_CALM_SECONDS = 1.5
 
 _ASK = "GET %s HTTP/1.1\nHost: x\n\n"
 _EVENTS = "GET /1.0/events HTTP/1.1\nHost: x\n%s\n"
@@ -310,7 +312,7 @@ def _rounds(
         with ExitStack() as stack:
             for container in usual:
                 stack.enter_context(_usual(attack, container))
-            threading.Event().wait(_LEAD_SECONDS)
+            threading.Event().wait(_CALM_SECONDS if attack.usual == "calm" else _LEAD_SECONDS)
             beside_usual.append(attack.ask(running, victim, seconds))
         with ExitStack() as stack:
             for attacker in attackers:
@@ -340,7 +342,11 @@ def _attack(attack: Attack, container: Container) -> Iterator[None]:
 @contextmanager
 def _usual(attack: Attack, container: Container) -> Iterator[None]:
     path = PATHS["config/KEY"]
-    with _session(Inside(container.pid, None).words("load", SOCKET, attack.usual, attack.connections, 3600, *path)):
+    words = Inside(container.pid, None).words("load", SOCKET, attack.usual, attack.connections, 3600, *path)
+    with _session(words) as process:
+        if attack.usual == "calm":
+            assert process.stdout is not None
+            process.stdout.readline()
         yield
 
 

@@ -7,7 +7,7 @@
  *
  * keep: each connection sends its next request when the response to the last one is complete.
  * new: each request has a connection of its own, which the client closes, as curl does.
- * calm: connections are kept, and each asks once a second, evenly spread.
+ * calm: connections are kept, and each asks once a second, evenly spread. Prints "ready" when all are open.
  * With several paths, requests take turns through them.
  * Prints one JSON object; times are in microseconds, of a request from before connect(2) or send(2) to its last byte.
  */
@@ -173,6 +173,10 @@ int main(int count, char **words)
 			open_connection(&connections[one]);
 		if (!calm)
 			ask(&connections[one]);
+	}
+	if (calm) {
+		puts("ready");
+		fflush(stdout);
 	}
 	began = now();
 	start = began + WARM_UP;

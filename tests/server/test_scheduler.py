@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import groupby
 
 import gevent
 import pytest
@@ -14,6 +15,7 @@ from gevent.hub import get_hub
 
 from guestapi.server.scheduler import (
     ALONE_FACTOR,
+    FEW_INSTANCES,
     MOST_DEBT,
     QUANTUM,
     REQUEUED_FACTOR,
@@ -108,6 +110,27 @@ def test_quantum_of_the_only_instance(connections: Connections, monkeypatch: pyt
     queue.close()
     ours.close()
     theirs.close()
+
+
+def test_quantum_beside_many_instances(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When many instances have requests, each has one in a turn; with one instance less, each has its quantum."""
+    monkeypatch.setattr("guestapi.server.scheduler.InstanceQueue", partial(InstanceQueue, clock=lambda: 0.0))
+    scheduler, order = FairScheduler(), connections.order
+    queues = [scheduler.enter(number) for number in range(FEW_INSTANCES + 1)]
+    for number, queue in enumerate(queues[1:]):
+        for _one in range(2 * QUANTUM):
+            connections.ready(queue, f"{number}")
+    found = []
+    for _last in range(2):
+        order.clear()
+        connections.until(lambda: len(order) > 40 * len(queues))
+        # Without the first iterations, of which one may not have begun with this number.
+        turns = [len(list(turn)) for _name, turn in groupby(order[len(order) // 2 :])]
+        found.append(set(turns[1:-1]))
+        connections.ready(queues[0], "first")
+    assert found == [{QUANTUM}, {1}]
+    for queue in queues:
+        queue.close()
 
 
 def test_quantum_of_what_need_not_wait(connections: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
