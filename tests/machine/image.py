@@ -1,4 +1,4 @@
-"""Disk images of Debian with its own kernel, systemd, LXC, nspawn, QEMU, libvirt and an SSH server, for QEMU.
+"""Disk images of Debian with its own kernel, systemd, LXC, nspawn, QEMU, libvirt, PostgreSQL and SSH, for QEMU.
 
     python3 -m tests.machine.image SUITE
 
@@ -30,6 +30,7 @@ PACKAGES = (
     *("openssh-server", "iproute2", "procps", "curl", "sqlite3", "python3", "libsystemd0", "apparmor", "uidmap"),
     *("lxc", "busybox-static", "systemd-container", "strace"),
     *("qemu-system-x86", "qemu-utils", "libvirt-daemon-system", "libvirt-clients", "cloud-init", "socat"),
+    "postgresql",
 )
 
 #: The size of the disk's file system; the file is sparse.
@@ -52,6 +53,8 @@ systemctl mask --quiet systemd-networkd-wait-online.service lxc-net.service apt-
 # A start that takes ten seconds elsewhere takes minutes on an emulated processor of a busy host.
 mkdir -p /etc/systemd/system.conf.d
 printf '[Manager]\nDefaultTimeoutStartSec=900\nDefaultTimeoutStopSec=300\n' >/etc/systemd/system.conf.d/emulated.conf
+# Tests start PostgreSQL.
+echo manual >"$(ls -d /etc/postgresql/*/main)/start.conf"
 # Tests start libvirt. cloud-init runs where its generator is told so: in a virtual machine of a test.
 systemctl mask --quiet libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket virtlockd.socket \
     virtlogd.socket virtlockd-admin.socket virtlogd-admin.socket libvirt-guests.service
