@@ -56,6 +56,8 @@ systemd-tmpfiles --create guestapi.conf
 systemctl daemon-reload
 systemctl start dbus.service
 systemctl enable --now guestapi.socket guestapi-lxc.service
+# Otherwise the first request would start it, which takes long on an emulated processor.
+systemctl start --no-block guestapi.service
 """
 
 _STOP = """
