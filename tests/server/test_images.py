@@ -24,7 +24,7 @@ MIB = 1 << 20
 #: The first bytes of a file of gzip, and enough of them (RFC 1952).
 GZIP = b"\x1f\x8b" + bytes(20)
 #: Seconds after which the service of these tests disconnects a client that reads nothing.
-SEND_SECONDS = 1.0
+SEND_SECONDS = 3.0
 #: curl's option for the socket.
 SOCKET = ["--unix-socket", "/dev/incus/sock"]
 
