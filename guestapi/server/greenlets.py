@@ -26,12 +26,9 @@ class GreenletPool:
         self._tasks: deque[Callable[[], None]] = deque()
 
     def run(self, task: Callable[[], None]) -> None:
-        """Call `task` in a greenlet, now or in the next iteration of the event loop. It must not raise."""
+        """Call `task` in a greenlet, in the next iteration of the event loop. It must not raise."""
         self._tasks.append(task)
-        if self._idle and getcurrent() is self._hub:
-            # PERF: at once, if the loop itself calls; whenever the greenlet waits, this goes on.
-            self._idle.pop().switch()
-        elif self._idle:
+        if self._idle:
             self._hub.loop.run_callback(self._idle.pop().switch)
         else:
             gevent.spawn_raw(self._serve)

@@ -54,29 +54,6 @@ def test_concurrent_tasks_have_a_greenlet_each(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(done[20:]) & set(done[:20])) <= 3
 
 
-def test_the_loop_need_not_wait() -> None:
-    """A task that the event loop itself starts runs at once, and the loop goes on when the task waits."""
-    pool, done, order = GreenletPool(), list[greenlet](), list[str]()
-    with gevent.Timeout(10):
-        pool.run(Work(done).do)
-        while not done:
-            gevent.sleep(0.001)
-
-        def task() -> None:
-            order.append("begins")
-            gevent.sleep(0)
-            order.append("ends")
-
-        def call() -> None:
-            pool.run(task)
-            order.append("called")
-
-        gevent.get_hub().loop.run_callback(call)
-        while len(order) < 3:
-            gevent.sleep(0.001)
-    assert order == ["begins", "called", "ends"]
-
-
 def test_nothing_is_kept() -> None:
     """An idle greenlet keeps no reference to the task that it ran."""
     pool, done = GreenletPool(), list[greenlet]()
