@@ -10,8 +10,10 @@ letter says the kind (``a`` an argument, ``e`` a variable of the environment, ``
 input), and an empty field at the end, without which it is not whole. The answer is one line: ``ok``, or ``no`` and a
 sentence.
 
-There is one deadline for everything. When it has passed, or when no process listens, the container starts without being
-registered; or it does not start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
+It waits two seconds at most for the answer, and for its standard input. What it does before it rings does not count: where
+many containers start at once that may take long, and a container whose hook has not rung is found by the follower's next
+look alone. When the time has passed, or when no process listens, the container starts without being registered; or it does
+not start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
 """
 
 import _signal  # type: ignore[import-not-found]  # typeshed has the module around it alone, which imports enum
@@ -19,7 +21,7 @@ import _socket
 import posix
 import sys
 
-#: Seconds until the hook ends in any case.
+#: Seconds that the hook waits for the answers, and before for its standard input.
 LIMIT_SECONDS = 2.0
 #: Where followers listen, unless guestapi.toml says otherwise.
 DOORBELLS = b"/run/guestapi/sources"
@@ -94,11 +96,11 @@ def _ring(source: bytes, words: list[bytes], environ: dict[bytes, bytes], file: 
     """Ring every follower that may know the container, and wait for those that can answer while the hook runs."""
     _signal.signal(_signal.SIGALRM, _on_alarm)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, [_signal.SIGALRM])
-    _signal.setitimer(_signal.ITIMER_REAL, LIMIT_SECONDS)
     try:
         fields = _fields(source, words, environ)
         directory = _doorbells(file)
         followers = _FOLLOWERS.get(source, (source,))
+        _signal.setitimer(_signal.ITIMER_REAL, LIMIT_SECONDS)
         rung = [_ring_one(directory, follower, fields) for follower in followers]
     except _TooLateError:
         raise HookError(f"not registered within {LIMIT_SECONDS:g} s; the follower registers it later") from None
@@ -162,8 +164,10 @@ def _fields(source: bytes, words: list[bytes], environ: dict[bytes, bytes]) -> l
 
 def _state() -> bytes:
     state = b""
+    _signal.setitimer(_signal.ITIMER_REAL, LIMIT_SECONDS)
     while len(state) < STATE_BYTES and (part := posix.read(0, STATE_BYTES - len(state))):
         state += part
+    _signal.setitimer(_signal.ITIMER_REAL, 0)
     return state
 
 

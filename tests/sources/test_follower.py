@@ -14,6 +14,7 @@ from guestapi.errors import SourceError
 from guestapi.model import Init
 from guestapi.sources import follower
 from guestapi.sources.follower import Follower
+from guestapi.sources.hook import LIMIT_SECONDS
 from guestapi.sources.observed import Observed, Problem
 from guestapi.sources.recorder import Status
 from guestapi.sources.source import Unclear
@@ -260,6 +261,20 @@ def test_locked_store(tmp_path: Path, inits: Inits) -> None:
         until(lambda: ledger.pid("web") == pid, "what was observed")
         # As observed before the init ran.
         assert ledger.entries["key of web"].devices == {}
+
+
+def test_a_hook_that_is_late_rings(tmp_path: Path, inits: Inits) -> None:
+    """A hook that takes longer until it rings than it would wait, on a busy host, has its container registered."""
+    ledger = MemoryLedger()
+    (pid,) = inits.start()
+    config = tmp_path / "guestapi.toml"
+    config.write_text(f'[sources]\ndoorbells = "{tmp_path}"\n')
+    delay = ("-e", "trace=openat", "-P", config, "-e", f"inject=openat:delay_enter={LIMIT_SECONDS + 0.5:g}s")
+    words = ["strace", "-o", "/dev/null", *delay, *HOOK, "--config", config, "lxc", "web", str(pid)]
+    with following(PlayedSource(), ledger, tmp_path):
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ledger.pid("web") == pid
 
 
 def test_store_that_is_created_later(tmp_path: Path, inits: Inits) -> None:
