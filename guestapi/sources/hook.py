@@ -10,10 +10,10 @@ letter says the kind (``a`` an argument, ``e`` a variable of the environment, ``
 input), and an empty field at the end, without which it is not whole. The answer is one line: ``ok``, or ``no`` and a
 sentence.
 
-It waits two seconds at most for the answer, and for its standard input. What it does before it rings does not count: where
-many containers start at once that may take long, and a container whose hook has not rung is found by the follower's next
-look alone. When the time has passed, or when no process listens, the container starts without being registered; or it does
-not start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
+It waits two seconds at most for the answer, and for its standard input. What it does before it rings does not count:
+where many containers start at once that may take long, and a container whose hook has not rung is found by the
+follower's next look alone. When the time has passed, or when no process listens, the container starts without being
+registered; or it does not start, if guestapi.toml says ``on-failure = "refuse"`` under ``[hooks]``.
 """
 
 import _signal  # type: ignore[import-not-found]  # typeshed has the module around it alone, which imports enum
