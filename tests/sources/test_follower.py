@@ -269,8 +269,8 @@ def test_a_hook_that_is_late_rings(tmp_path: Path, inits: Inits) -> None:
     (pid,) = inits.start()
     config = tmp_path / "guestapi.toml"
     config.write_text(f'[sources]\ndoorbells = "{tmp_path}"\n')
-    delay = ("-e", "trace=openat", "-P", config, "-e", f"inject=openat:delay_enter={LIMIT_SECONDS + 0.5:g}s")
-    words = ["strace", "-o", "/dev/null", *delay, *HOOK, "--config", config, "lxc", "web", str(pid)]
+    delay = ("-e", "trace=openat", "-P", str(config), "-e", f"inject=openat:delay_enter={LIMIT_SECONDS + 0.5:g}s")
+    words = ["strace", "-o", "/dev/null", *delay, *HOOK, "--config", str(config), "lxc", "web", str(pid)]
     with following(PlayedSource(), ledger, tmp_path):
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
