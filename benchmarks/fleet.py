@@ -31,8 +31,6 @@ from tests.harness.service import COMMAND, Service
 from tests.harness.waiting import until
 
 HOSTS, EACH = 1000, 100
-#: Simulated hosts are threads of so many processes.
-_PROCESSES = 2
 #: Instances of the large change, as many of each host.
 _CHANGED = 10_000
 #: Single changes with one host and with all, and seconds between two.
@@ -305,15 +303,7 @@ def _following(fleet: BenchFleet, running: Service) -> Iterator[None]:
 @contextmanager
 def _simulated(fleet: BenchFleet) -> Iterator[None]:
     """Run the other hosts."""
-    each = -(-(HOSTS - 1) // _PROCESSES)
-    words = [sys.executable, "-m", "benchmarks.fleet_hosts", fleet.of_host]
-    processes = []
-    try:
-        for first in range(1, HOSTS, each):
-            count = str(min(each, HOSTS - first))
-            processes.append(subprocess.Popen([*words, str(first), count], stdin=subprocess.PIPE, cwd=CHECKOUT))
+    words = [sys.executable, "-m", "benchmarks.fleet_hosts", fleet.of_host, "1", str(HOSTS - 1)]
+    # Its processes end with its standard input.
+    with subprocess.Popen(words, stdin=subprocess.PIPE, cwd=CHECKOUT):
         yield
-    finally:
-        for one in processes:
-            one.kill()
-            one.wait()

@@ -26,15 +26,83 @@ BEGIN
 END
 """
 
+# What a host is told at each look: the state of the database; whether what changed is small enough to be read at once;
+# the profiles of it, in the first row; and a row for each that changed: its UUID, the first revision that changed it,
+# and the instance, if it is one of this host.
+_LOOK_COLUMNS = (
+    "id text, version integer, oldest_version integer, host text, revision bigint, oldest bigint, timeline text, "
+    "readable boolean, profiles json, "
+    "changed text, first bigint, uuid text, project text, name text, epoch bigint, leaving boolean, size bigint, "
+    "type text, cloud_init_id text, config json, devices json, applied text[]"
+)
+_SIZE = "SELECT coalesce(sum(octet_length(value)), 0)::bigint FROM guestapi"
+_CONFIG = "SELECT json_object_agg(key, encode(value, 'hex')) FROM guestapi"
+# PERF: row-level security would find out anew for each table who is calling, and which profiles are this host's. The
+# function is STABLE, so all is of one moment. What changed and is no instance of this host may be a profile, which is
+# read if an instance of this host has it: the scalar subquery is not made a join, which would read other hosts' rows.
+_LOOK = f"""
+#variable_conflict use_column
+BEGIN
+    SELECT fleet.id::text, fleet.version, fleet.oldest_version, hosts.name, hosts.revision, hosts.oldest,
+            -- It begins with the timeline, in hexadecimal digits.
+            left(pg_walfile_name(pg_current_wal_lsn()), 8)
+        INTO look.id, look.version, look.oldest_version, look.host, look.revision, look.oldest, look.timeline
+        FROM guestapi.fleet, guestapi.hosts
+        WHERE hosts.role = session_user COLLATE "default" AND hosts.state = 'active';
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF (look.id, look.timeline) IS DISTINCT FROM (fleet_, timeline_) OR look.oldest > revision_
+            OR look.revision <= revision_ THEN
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    RETURN QUERY
+        WITH changes AS MATERIALIZED (
+            SELECT log.uuid AS changed, min(log.revision) AS first FROM guestapi.log
+            WHERE log.host = look.host AND log.revision > revision_ GROUP BY log.uuid
+        ), found AS MATERIALIZED (
+            SELECT changes.*, instances.*, ({_SIZE}.config WHERE config.uuid = instances.uuid) AS size,
+                (SELECT array_agg(profile ORDER BY position) FROM guestapi.instance_profiles
+                WHERE instance_profiles.uuid = instances.uuid) AS applied
+            FROM changes LEFT JOIN guestapi.instances ON instances.uuid = changed AND instances.host = look.host
+        ), shared AS MATERIALIZED (
+            SELECT profiles.*, ({_SIZE}.profile_config WHERE profile = profiles.id) AS size FROM guestapi.profiles
+            WHERE id = ANY(ARRAY(SELECT changed FROM found WHERE uuid IS NULL UNION SELECT unnest(applied) FROM found))
+            AND EXISTS (SELECT FROM guestapi.instances WHERE instances.host = look.host AND
+                (SELECT true FROM guestapi.instance_profiles AS users
+                WHERE users.profile = profiles.id AND users.uuid = instances.uuid))
+        ), total AS MATERIALIZED (
+            SELECT coalesce(sum(size), 0) <= most_ AS readable
+            FROM (SELECT size FROM found UNION ALL SELECT size FROM shared) AS sizes
+        )
+        SELECT look.id, look.version, look.oldest_version, look.host, look.revision, look.oldest, look.timeline,
+            total.readable,
+            CASE WHEN total.readable AND row_number() OVER (ORDER BY first) = 1 THEN
+                (SELECT json_agg(json_build_array(shared.id, shared.project, shared.name, encode(description, 'hex'),
+                    ({_CONFIG}.profile_config WHERE profile = shared.id),
+                    (SELECT json_object_agg(profile_devices.name, definition) FROM guestapi.profile_devices
+                    WHERE profile = shared.id))) FROM shared) END,
+            changed::text, first, found.uuid::text, project, name, epoch, next_host IS NOT NULL, found.size, type,
+            cloud_init_id::text,
+            CASE WHEN total.readable THEN ({_CONFIG}.config WHERE config.uuid = found.uuid) END,
+            CASE WHEN total.readable THEN
+                (SELECT json_object_agg(devices.name, definition) FROM guestapi.devices WHERE devices.uuid = found.uuid)
+            END, applied::text[]
+        FROM total LEFT JOIN found ON true ORDER BY first;
+END
+"""
+
 _CONTACT = """
 BEGIN
-    IF guestapi.me() IS NULL THEN
-        RAISE EXCEPTION 'this role is not an active host of the fleet' USING ERRCODE = 'insufficient_privilege';
-    END IF;
     INSERT INTO guestapi.seen AS s (host, contact, applied, version, fault)
-        VALUES (guestapi.me(), clock_timestamp(), applied_, version_, fault_)
+        SELECT name, clock_timestamp(), applied_, version_, fault_ FROM guestapi.hosts
+        WHERE role = session_user COLLATE "default" AND state = 'active'
         ON CONFLICT (host) DO UPDATE SET contact = excluded.contact, applied = excluded.applied,
             version = excluded.version, fault = excluded.fault;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'this role is not an active host of the fleet' USING ERRCODE = 'insufficient_privilege';
+    END IF;
 END
 """
 
@@ -125,6 +193,12 @@ END
 _FUNCTIONS = {
     "me()": ("text", "plpgsql", "STABLE", _ME),
     "note(host_ text, uuids uuid[])": ("bigint", "plpgsql", "", _NOTE),
+    "look(fleet_ text, timeline_ text, revision_ bigint, most_ bigint)": (
+        f"TABLE ({_LOOK_COLUMNS})",
+        "plpgsql",
+        "STABLE",
+        _LOOK,
+    ),
     "contact(applied_ bigint, version_ text, fault_ text)": ("void", "plpgsql", "", _CONTACT),
     "report(uuid_ uuid, epoch_ bigint, seq_ bigint, run_ bigint, running_ boolean, ready_ boolean)": (
         "boolean",
@@ -137,7 +211,7 @@ _FUNCTIONS = {
     "require(version_ integer)": ("boolean", "plpgsql", "", _REQUIRE),
 }
 #: Those that a host calls.
-_CALLED = ("me", "contact", "report", "release", "my_profiles")
+_CALLED = ("me", "look", "contact", "report", "release", "my_profiles")
 
 #: Whose the rows of a table are. The subquery is evaluated once for a query, not for each row.
 _MINE = "host = (SELECT guestapi.me())"

@@ -120,6 +120,10 @@ class Session:
         try:
             cursor = self._connection.execute(query.encode(), parameters or None, prepare=often or None)
             return cursor.fetchall() if cursor.description is not None else []
+        except psycopg.errors.UndefinedFunction:
+            raise FleetError(
+                "the fleet's tables are older than this guestapi", "run 'guestapi fleet upgrade'"
+            ) from None
         except psycopg.Error as error:
             if self._late:
                 raise LateError(f"the fleet's database has not answered for {seconds:g} s") from None
@@ -148,12 +152,19 @@ class Session:
 
     def wait(self, seconds: float) -> bool:
         """Wait at most `seconds` for a notification; return whether one came, or the connection was closed."""
-        if not self._heard:
-            poll = select.poll()
-            poll.register(self._connection.fileno(), select.POLLIN)
-            self._heard = bool(poll.poll(max(0.0, seconds) * 1000))
-        heard, self._heard = self._heard, False
-        return heard
+        if self._heard:
+            self._heard = False
+            return True
+        poll = select.poll()
+        poll.register(self._connection.fileno(), select.POLLIN)
+        if not poll.poll(max(0.0, seconds) * 1000):
+            return False
+        # Otherwise the next question would hear it, and one more would be asked for it.
+        with suppress(Exception):
+            self._connection.pgconn.consume_input()
+            while self._connection.pgconn.notifies() is not None:
+                pass
+        return True
 
     def _hear(self, _notify: object) -> None:
         self._heard = True

@@ -1,6 +1,6 @@
 """Follows the fleet's database: the loop of ``guestapi fleet follow``.
 
-    NOTIFY, or a second has passed ----> state: revision, timeline ----> log after the cursor, or everything
+    NOTIFY, or a second has passed ----> state, and the log after the cursor; or everything
                                      ----> differences, 50 instances and the cursor a transaction ----> store
     what the store says of placed instances ----> report
 
@@ -134,9 +134,9 @@ class FleetFollower:
             inventory.listen(session, state.host)
             place = self._resume(session, state)
             self._contacted = -_CONTACT_SECONDS
-            began, heard, first = time.monotonic(), False, True
+            began = time.monotonic()
             while True:
-                self._look(session, heard)
+                self._look(session)
                 self._settled_at = place
                 # Only what was written for a notification says how long that took.
                 self._report(session, state.host)
@@ -144,9 +144,7 @@ class FleetFollower:
                 self._deadline_factor = session.deadline_factor = 1.0
                 if until():
                     return
-                # The second look is as if there had been a notification: to plan that question takes longer than to
-                # answer it. When all hosts come at once, a second later is soon enough.
-                heard, first = session.wait(LOOK_SECONDS) or first, False
+                session.wait(LOOK_SECONDS)
                 began = time.monotonic()
 
     def _resume(self, session: Session, state: HostState) -> tuple[int, int]:
@@ -162,13 +160,13 @@ class FleetFollower:
             self._compare_at = 0.0
         return place
 
-    def _look(self, session: Session, heard: bool) -> None:
-        """Look whether something has changed, and at what; if there was a notification, with one question."""
+    def _look(self, session: Session) -> None:
+        """Look whether something has changed, and at what, with one question."""
         with self._store.view() as store:
             stored = placements.read_cursor(store)
             troubled = bool(statuses.list_problem_keys(store, FLEET))
-        found = inventory.look(session, stored) if heard else None
-        state = inventory.read_state(session) if found is None else found.state
+        found = inventory.look(session, stored)
+        state = found.state
         self._admit(state)
         if troubled:
             self._compare_at = min(self._compare_at, time.monotonic() + _REPAIR_SECONDS)
@@ -183,7 +181,7 @@ class FleetFollower:
                 )
             self._look_at_all(session, stored)
         elif state.cursor.revision > stored.revision:
-            self._take_changes(session, stored, found or inventory.look(session, stored))
+            self._take_changes(session, stored, found)
         with self._store.view() as store:
             self._status = self._status._replace(cursor=placements.read_cursor(store))
 

@@ -20,15 +20,9 @@ from guestapi.store.placements import Cursor
 
 #: Bytes of configuration that are read at a time.
 _CHUNK_BYTES = 4 << 20
-#: How many columns `_STATE` has.
+#: How many columns of a look are the state.
 _STATE_COLUMNS = 7
 
-_STATE = (
-    "SELECT fleet.id::text, version, oldest_version, name AS host, revision, oldest, "
-    # pg_walfile_name begins with the timeline, in hexadecimal digits.
-    "left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline "
-    "FROM guestapi.fleet JOIN guestapi.hosts ON name = guestapi.me()"
-)
 #: Bytes that an instance's configuration has; and a profile's.
 _SIZE = "(SELECT coalesce(sum(octet_length(value)), 0) FROM guestapi.config WHERE config.uuid = instances.uuid)"
 _PROFILE_SIZE = (
@@ -67,28 +61,8 @@ _CHANGED_PROFILES = (
     f"SELECT id::text, {_PROFILE_SIZE} FROM guestapi.profiles WHERE id IN (SELECT unnest(%(changed)s::uuid[]) "
     "UNION SELECT profile FROM guestapi.instance_profiles WHERE uuid = ANY(%(changed)s::uuid[])) ORDER BY id"
 )
-#: The state, and what changed since a cursor that fits it. All of it is of one moment, since it is one statement.
-_LOOK = (
-    f"WITH state AS MATERIALIZED ({_STATE}), changes AS MATERIALIZED (SELECT log.uuid AS changed, "
-    "min(log.revision) AS first FROM state JOIN guestapi.log ON log.host = state.host "
-    "AND log.revision > %(revision)s WHERE (id, timeline) = (%(fleet)s, %(timeline)s) AND oldest <= %(revision)s "
-    f"GROUP BY log.uuid), found AS MATERIALIZED (SELECT changes.*, instances.*, {_SIZE} AS size, "
-    f"{_PROFILES_OF.format('instances')} AS applied FROM changes "
-    "LEFT JOIN guestapi.instances ON instances.uuid = changed AND instances.host = (SELECT state.host FROM state)), "
-    # PERF: what is no instance of this host's may be a profile. Mostly there is none, and nothing is looked for.
-    "wanted AS MATERIALIZED (SELECT changed FROM found WHERE uuid IS NULL UNION SELECT unnest(applied) FROM found), "
-    f"shared AS MATERIALIZED (SELECT profiles.*, {_PROFILE_SIZE} AS size FROM guestapi.profiles "
-    "WHERE EXISTS (SELECT FROM wanted) AND id = ANY(ARRAY(SELECT changed FROM wanted))), "
-    "size AS (SELECT coalesce(sum(size), 0) <= %(most)s AS readable FROM "
-    "(SELECT size FROM found UNION ALL SELECT size FROM shared) AS sizes) "
-    "SELECT state.*, (SELECT readable FROM size), "
-    # All profiles stand in the first row.
-    f"CASE WHEN (SELECT readable FROM size) AND row_number() OVER (ORDER BY first) = 1 THEN "
-    f"(SELECT json_agg(json_build_array({_PROFILE.format('shared')})) FROM shared) END, "
-    f"changed::text, first, {_ROW}, size, type, cloud_init_id::text, "
-    f"CASE WHEN (SELECT readable FROM size) THEN {_VALUES.format('found')} END, {_DEVICES.format('found')}, "
-    "applied::text[] FROM state LEFT JOIN found ON true ORDER BY first"
-)
+#: The state, and what changed since a cursor that fits it.
+_LOOK = "SELECT * FROM guestapi.look(%(fleet)s, %(timeline)s, %(revision)s, %(most)s)"
 #: Where these tables are: in another cluster, or put back from a dump, they are others.
 _PLACE = "SELECT system_identifier, 'guestapi.fleet'::regclass::oid::bigint FROM pg_control_system()"
 _SAID = "SELECT uuid::text, epoch, seq, run, running, ready FROM guestapi.said WHERE host = %s"
@@ -202,7 +176,7 @@ def read_state(session: Session) -> HostState:
     Raises:
         FleetError: this host does not belong to the fleet, or its program does not fit.
     """
-    return _as_state(session.ask(_STATE, often=True))
+    return look(session, Cursor()).state
 
 
 def look(session: Session, cursor: Cursor) -> HostLook:

@@ -14,7 +14,7 @@ from tests.fleet.conftest import Fleet
 pytestmark = pytest.mark.root
 
 #: What a host may call; everything else in the schema is refused.
-CALLED = {"contact", "me", "my_profiles", "release", "report"}
+CALLED = {"contact", "look", "me", "my_profiles", "release", "report"}
 
 
 def tables(connection: psycopg.Connection[Any]) -> list[str]:
@@ -92,6 +92,39 @@ def test_a_host_reads_its_own_rows_alone(fleet: Fleet) -> None:
             assert table == "ops" or rows, f"{table}: nothing of h1's own is seen, so this test proves nothing"
             assert not [row for row in rows if "h2" in row or str(numbers["h2"]) in row], table
         assert connection.execute("SELECT count(*) FROM guestapi.ops").fetchone() == (0,)
+
+
+def test_a_look_shows_its_own_rows_alone(fleet: Fleet) -> None:
+    """Whatever a host asks `look` for, it gets its own instances with their profiles, and nothing of what is gone."""
+    numbers = fill(fleet)
+    with fleet.admin() as connection:
+        profiles = dict(connection.execute("SELECT name, id FROM guestapi.profiles").fetchall())
+        # As if the instance and the profile of h2 had been h1's before.
+        mixed = [numbers["h1"], numbers["h2"], profiles["of-h1"], profiles["of-h2"]]
+        connection.execute("SELECT guestapi.note('h1', %s)", (mixed,))
+        query = "SELECT id::text, left(pg_walfile_name(pg_current_wal_lsn()), 8) FROM guestapi.fleet"
+        identity = connection.execute(query).fetchone()
+        assert identity is not None
+    look = "SELECT * FROM guestapi.look(%s, %s, %s, %s)"
+    with fleet.host("h1") as connection:
+        rows = connection.execute(look, (*identity, 0, 1 << 20)).fetchall()
+        assert "web1" in str(rows)
+        assert "user.h1" in str(rows)
+        for words in ((0, 1 << 62), (-1, 1 << 20), (1, -1), (0, None), (None, 0), (1 << 62, 0)):
+            found = str(connection.execute(look, (*identity, *words)).fetchall())
+            for one in ("web2", "h2", "of-h2"):
+                assert one not in found, words
+        rows = connection.execute(look, (*identity, 0, 1 << 20)).fetchall()
+        by_uuid = {row[9]: row for row in rows}
+        assert set(by_uuid) == {str(one) for one in mixed}
+        for gone in (numbers["h2"], profiles["of-h1"], profiles["of-h2"]):
+            assert set(by_uuid[str(gone)][11:]) <= {None, False}
+        for wrong in (("x", identity[1]), (identity[0], "FFFFFFFF"), (None, None)):
+            ((*state, _last),) = [(*row[:8], row[8:]) for row in connection.execute(look, (*wrong, 0, 1 << 20))]
+            assert state[3] == "h1"
+            assert set(_last) == {None}
+    with fleet.admin() as connection:
+        assert connection.execute(look, (*identity, 0, 1 << 20)).fetchall() == []
 
 
 def test_certificate(fleet: Fleet) -> None:
@@ -275,5 +308,6 @@ def test_a_session_that_survived_fencing_reads_nothing(fleet: Fleet) -> None:
         admin.execute("UPDATE guestapi.hosts SET state = 'fenced' WHERE name = 'h1'")
         for table in tables(admin):
             assert connection.execute(f"SELECT * FROM guestapi.{table}".encode()).fetchall() == [], table
+        assert connection.execute("SELECT * FROM guestapi.look('', '', 0, 0)").fetchall() == []
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("SELECT guestapi.contact(1, 'x', '')")

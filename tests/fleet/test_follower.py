@@ -79,6 +79,36 @@ def test_first_look(fleet: Fleet) -> None:
     assert applied == (1,)
 
 
+def test_a_notification_is_heard_once(fleet: Fleet) -> None:
+    """A notification leads to one look; one that comes while the host asks leads to another."""
+    host = FollowingHost(fleet)
+    with connect_host(host.url, host.settings.fleet) as session:
+        inventory.listen(session, "h1")
+        fleet.place("h1", "other")
+        assert session.wait(SECONDS)
+        assert len(inventory.look(session, inventory.read_state(session).cursor._replace(revision=0)).changed) == 2
+        assert not session.wait(0)
+        session.ask("NOTIFY guestapi_h1")
+        assert session.wait(0)
+        assert not session.wait(0)
+
+
+def test_tables_without_the_function(fleet: Fleet) -> None:
+    """A host whose guestapi is newer than the tables says what is to be done."""
+    with fleet.admin() as connection:
+        connection.execute("DROP FUNCTION guestapi.look")
+    host = FollowingHost(fleet)
+    with pytest.raises(FleetError) as caught:
+        host.follow()
+    assert (caught.value.message, caught.value.hint) == (
+        "the fleet's tables are older than this guestapi",
+        "run 'guestapi fleet upgrade'",
+    )
+    assert fleet.guestapi.good("fleet", "upgrade") == "version 2\n"
+    host.follow()
+    assert host.names == {"web1"}
+
+
 def test_changes(fleet: Fleet) -> None:
     """What is changed, renamed, added and removed is so in the store after one look, with the cursor."""
     host = FollowingHost(fleet)
