@@ -176,7 +176,10 @@ def warn(sentences: Iterable[str]) -> None:
 
 
 def complete_instance(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names of instances that begin like that, for a shell."""
+    """Names of this host's instances that begin like that, for a shell."""
+    # To ask a fleet's database would take longer than a shell waits.
+    if ctx.find_root().params.get("fleet"):
+        return []
     try:
         operator = Operator(ctx.find_root().params.get("config"))
         with operator.view() as store:

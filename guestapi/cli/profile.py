@@ -21,7 +21,7 @@ from guestapi.cli.grouping import Noun
 from guestapi.cli.printing import print_yaml
 from guestapi.cli.profile_definition import as_document, parse
 from guestapi.cli.profile_device import device
-from guestapi.cli.profile_name import in_project, takes_profile
+from guestapi.cli.profile_name import find_named, in_project, takes_profile
 from guestapi.cli.words import pairs
 from guestapi.known import check_settings
 from guestapi.store import profiles, steps
@@ -74,7 +74,7 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
     wanted = pairs(setting, files=True)
     warnings = check_settings(wanted)
     with operator.change_profiles((project, name)) as change:
-        found = profiles.get_profile(change, project, name)
+        found = find_named(operator, change, project, name)
         profiles.edit(change, found, config={**found.config, **wanted})
     warn(warnings)
 
@@ -87,7 +87,7 @@ def set_(operator: Operator, name: str, project: str, setting: tuple[str, ...]) 
 def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> None:
     """Unset keys, all at once. Unsetting one that is not set changes nothing."""
     with operator.change_profiles((project, name)) as change:
-        found = profiles.get_profile(change, project, name)
+        found = find_named(operator, change, project, name)
         profiles.edit(change, found, config={**found.config, **dict.fromkeys(key, "")})
 
 
@@ -99,7 +99,7 @@ def unset(operator: Operator, name: str, project: str, key: tuple[str, ...]) -> 
 def get(operator: Operator, name: str, project: str, key: str, as_json: bool) -> None:
     """Print a key's value."""
     with operator.view_profiles((project, name)) as store:
-        value = profiles.get_profile(store, project, name).config.get(key)
+        value = find_named(operator, store, project, name).config.get(key)
     if value is None:
         fail(f"{key} is not set", f"'guestapi profile show {name}' shows what is")
     if as_json:
@@ -123,7 +123,7 @@ def get(operator: Operator, name: str, project: str, key: str, as_json: bool) ->
 def show(operator: Operator, name: str, project: str, form: str) -> None:
     """Print the definition of a profile, which edit takes back, and which instances have the profile."""
     with operator.view_profiles((project, name)) as store:
-        found = profiles.get_profile(store, project, name)
+        found = find_named(operator, store, project, name)
         # Of a fleet, only the profile itself is in this store.
         users = (
             operator.fleet.list_users(found, _MOST_USERS)
@@ -171,14 +171,16 @@ def edit(operator: Operator, name: str, project: str) -> None:
     changed meanwhile.
     """
     with operator.view_profiles((project, name)) as store:
-        before = profiles.get_profile(store, project, name)
+        before = find_named(operator, store, project, name)
     text = edit_document(as_document(before))
     if text is None:
         return
     wanted = parse(text)
     warnings = wanted.check()
+    if (wanted.name or name, wanted.project or project) != (name, project):
+        warnings.append(f"profile {name!r} keeps its name and project; 'guestapi profile rename' gives it another name")
     with operator.change_profiles((project, name)) as change:
-        current = profiles.get_profile(change, project, name)
+        current = find_named(operator, change, project, name)
         if is_by_hand() and current != before:
             fail(f"profile {name!r} was changed meanwhile", "edit it again")
         profiles.edit(change, current, description=wanted.description, config=wanted.config, devices=wanted.devices)
@@ -193,7 +195,7 @@ def edit(operator: Operator, name: str, project: str) -> None:
 def rename(operator: Operator, name: str, project: str, new: str) -> None:
     """Give a profile another name. Its instances keep it."""
     with operator.change_profiles((project, name), (project, new)) as change:
-        profiles.rename(change, profiles.get_profile(change, project, name), new, is_fleets=operator.is_fleet)
+        profiles.rename(change, find_named(operator, change, project, name), new, is_fleets=operator.is_fleet)
 
 
 @profile.command()
@@ -203,7 +205,7 @@ def rename(operator: Operator, name: str, project: str, new: str) -> None:
 def delete(operator: Operator, name: str, project: str) -> None:
     """Delete a profile that no instance has."""
     with operator.change_profiles((project, name)) as change:
-        profiles.remove(change, profiles.get_profile(change, project, name), is_fleets=operator.is_fleet)
+        profiles.remove(change, find_named(operator, change, project, name), is_fleets=operator.is_fleet)
 
 
 @profile.command()

@@ -20,8 +20,18 @@ _HINT = "'guestapi profile show' prints one: description, config and devices"
 
 @dataclass(frozen=True)
 class ProfileDefinition:
-    """What of a profile can be edited."""
+    """What of a profile can be edited, and whose definition it is.
 
+    Attributes:
+        name: of the profile; empty: the definition does not say it.
+        project: as `name`.
+        description: what the operator says of it.
+        config: its configuration.
+        devices: its devices.
+    """
+
+    name: str
+    project: str
     description: str
     config: Mapping[str, str]
     devices: Mapping[str, Device]
@@ -70,6 +80,8 @@ def parse(text: bytes) -> ProfileDefinition:
     if not isinstance(description, str):
         raise OperatorError(f"{_WHERE}: description is text, not {kind_of(description)}", _HINT)
     return ProfileDefinition(
+        str(document.get("name", "")),
+        str(document.get("project", "")),
         description,
         as_texts(found.get("config") or {}, f"{_WHERE}: config"),
         as_devices(found.get("devices") or {}, _WHERE),

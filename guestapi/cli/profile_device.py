@@ -10,7 +10,7 @@ import click
 from guestapi.cli.common import Operator, fail, has_format, print_devices, print_json, warn
 from guestapi.cli.fleet_options import changes_profiles
 from guestapi.cli.grouping import Noun
-from guestapi.cli.profile_name import takes_profile
+from guestapi.cli.profile_name import find_named, takes_profile
 from guestapi.cli.words import MisuseError, pairs
 from guestapi.known import check_device
 from guestapi.model import Device, Profile
@@ -39,7 +39,7 @@ def add(operator: Operator, name: str, project: str, device_name: str, kind: str
             f"{kind!r} is not a type", f"the type is given by itself: {device_name} {kind.partition('=')[2]}"
         )
     with operator.change_profiles((project, name)) as change:
-        found = profiles.get_profile(change, project, name)
+        found = find_named(operator, change, project, name)
         if device_name in found.devices:
             fail(f"profile {name} has a device {device_name!r} already", "'guestapi profile device set' changes it")
         profiles.edit(change, found, devices={**found.devices, device_name: {"type": kind, **definition}})
@@ -77,7 +77,7 @@ def unset(operator: Operator, name: str, project: str, device_name: str, option:
 def get(operator: Operator, name: str, project: str, device_name: str, option: str, as_json: bool) -> None:
     """Print the value of a device's option."""
     with operator.view_profiles((project, name)) as store:
-        value = _get_device(profiles.get_profile(store, project, name), device_name).get(option)
+        value = _get_device(find_named(operator, store, project, name), device_name).get(option)
     if value is None:
         fail(f"{option} is not set", f"'guestapi profile show {name}' shows what is")
     if as_json:
@@ -94,7 +94,7 @@ def get(operator: Operator, name: str, project: str, device_name: str, option: s
 def remove(operator: Operator, name: str, project: str, device_name: str) -> None:
     """Remove a device."""
     with operator.change_profiles((project, name)) as change:
-        found = profiles.get_profile(change, project, name)
+        found = find_named(operator, change, project, name)
         _get_device(found, device_name)
         left = {one: definition for one, definition in found.devices.items() if one != device_name}
         profiles.edit(change, found, devices=left)
@@ -107,7 +107,7 @@ def remove(operator: Operator, name: str, project: str, device_name: str) -> Non
 def list_(operator: Operator, name: str, project: str, as_json: bool) -> None:
     """Print all devices of a profile."""
     with operator.view_profiles((project, name)) as store:
-        devices = dict(profiles.get_profile(store, project, name).devices)
+        devices = dict(find_named(operator, store, project, name).devices)
     if as_json:
         print_json(devices)
     else:
@@ -116,7 +116,7 @@ def list_(operator: Operator, name: str, project: str, as_json: bool) -> None:
 
 def _change(operator: Operator, project: str, name: str, device_name: str, options: Mapping[str, str]) -> None:
     with operator.change_profiles((project, name)) as change:
-        found = profiles.get_profile(change, project, name)
+        found = find_named(operator, change, project, name)
         definition = {**_get_device(found, device_name), **options}
         profiles.edit(change, found, devices={**found.devices, device_name: definition})
     warn(check_device(device_name, dict(options), definition.get("type")))

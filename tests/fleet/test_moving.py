@@ -252,3 +252,37 @@ def test_forgetting(operator: FleetOperator, fleet: Fleet, hosts: tuple[Followin
     operator.local.good("config", "set", "web1", "user.a=1")
     found: Any = operator.info("web1")
     assert "user.a" not in found["config"]
+
+
+def test_profiles_come_into_the_fleet_and_are_forgotten(operator: FleetOperator, fleet: Fleet) -> None:
+    """What profiles gave to instances that join stays theirs, whatever the fleet's profile of that name has.
+
+    A host that forgets the fleet keeps its profiles as its own, one beside its own of the same name.
+    """
+    host = FollowingHost(fleet)
+    local(fleet, operator, host)
+    guestapi = operator.local
+    operator.good("profile", "create", "web", "user.role=fleet", "user.more=fleet")
+    guestapi.good("profile", "create", "web", "user.role=host")
+    guestapi.good("profile", "device", "add", "web", "eth0", "nic", "mtu=1500")
+    guestapi.good("instance", "add", "own", "-p", "web", "-c", "user.a=1")
+    before = host.shown("own")
+    assert guestapi.good("fleet", "join", "--import").startswith("1 instances added")
+    host.follow()
+    assert (host.shown("own").config, host.shown("own").devices) == (before.config, before.devices)
+    assert operator.info("own")["profiles"] == []
+    assert operator.info("own")["config"] == {"user.a": "1", "user.role": "host"}
+    operator.good("profile", "add", "own", "web")
+    host.follow()
+    assert host.shown("own").config == {"user.a": "1", "user.role": "host", "user.more": "fleet"}
+    fleet.server.stop()
+    try:
+        assert guestapi.good("fleet", "leave", "--forget").startswith("2 instances are this host's own")
+    finally:
+        fleet.server.start()
+    assert host.shown("own").config == {"user.a": "1", "user.role": "host", "user.more": "fleet"}
+    assert host.shown("own").profiles == ("web.1",)
+    guestapi.good("profile", "set", "web.1", "user.more=host")
+    assert host.shown("own").config["user.more"] == "host"
+    assert json.loads(guestapi.good("profile", "show", "web", "--format", "json"))["config"] == {"user.role": "host"}
+    assert guestapi.good("fleet", "leave", "--forget").startswith("0 instances")

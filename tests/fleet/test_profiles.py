@@ -491,6 +491,48 @@ def test_default_is_a_profile_like_others(operator: FleetOperator) -> None:
     assert [one["name"] for one in json.loads(operator.good("profile", "list", "--format", "json"))] == ["y"]
 
 
+def test_default_that_is_missing(operator: FleetOperator) -> None:
+    """In a fleet without a profile ``default`` nothing shows or changes one."""
+    for words in (
+        ("show", "default"),
+        ("get", "default", "user.a"),
+        ("set", "default", "user.a=1"),
+        ("unset", "default", "user.a"),
+        ("edit", "default"),
+        ("device", "list", "default"),
+        ("device", "add", "default", "eth0", "nic"),
+    ):
+        assert operator.fails("profile", *words, stdin="config: {}").startswith("no profile 'default'"), words
+    assert operator.good("profile", "list", "--format", "json").strip() == "[]"
+
+
+def test_edit_does_not_rename(operator: FleetOperator) -> None:
+    """A definition with another name changes the profile that is named in the command, and the operator is told."""
+    operator.good("profile", "create", "web", "user.role=a")
+    document = {"name": "other", "description": "front", "config": {"user.role": "b"}}
+    edited = operator.local("--fleet", "profile", "edit", "web", stdin=json.dumps(document))
+    assert (edited.code, edited.out) == (0, "")
+    assert edited.err.startswith("Warning: profile 'web' keeps its name and project")
+    (listed,) = json.loads(operator.good("profile", "list", "--format", "json"))
+    assert (listed["name"], listed["description"], listed["config"]) == ("web", "front", {"user.role": "b"})
+    shown = operator.good("profile", "show", "web")
+    assert operator.local("--fleet", "profile", "edit", "web", stdin=shown).err == ""
+
+
+def test_completion_offers_nothing_of_the_host(operator: FleetOperator) -> None:
+    """Behind --fleet, names of the host's own profiles and instances are not offered."""
+    operator.local.good("instance", "add", "own")
+    operator.local.good("profile", "create", "web")
+    for noun, verb, name in (("profile", "show", "web"), ("instance", "show", "own")):
+        found = []
+        for start in (["guestapi"], ["guestapi", "--fleet"]):
+            words = [*start, noun, verb, ""]
+            asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+            answer = operator.local.program(environment={"_GUESTAPI_COMPLETE": "bash_complete", **asked})
+            found.append(answer.out.split())
+        assert found == [[f"plain,{name}"], []]
+
+
 def test_hints_name_commands_of_the_fleet(operator: FleetOperator) -> None:
     """A command that a hint names is about the fleet, as the one that failed."""
     assert operator.fails("profile", "show", "none").endswith("'guestapi --fleet profile list' shows all")
