@@ -26,13 +26,12 @@ from guestapi.fleet.inventory import HostLook, HostState, PlacedProfile, PlacedR
 from guestapi.fleet.placing import (
     is_same,
     is_same_profile,
-    remove_unused_profiles,
     write_placements,
     write_profile,
 )
 from guestapi.settings import Settings
 from guestapi.sources.sanitize import FLEET
-from guestapi.store import placements, statuses
+from guestapi.store import placed_profiles, placements, statuses
 from guestapi.store.errors import StoreError
 from guestapi.store.placements import Cursor, FleetStatus, Placed
 from guestapi.store.view import Views
@@ -217,6 +216,7 @@ class FleetFollower:
             order = {one.uuid: state.cursor.revision for one in staying}
             read = partial(inventory.read_placements, session)
             self._write(read, (staying, sorted(gone), order), placed, (stored, state.cursor))
+            self._remove_profiles_but(known)
         # A random part, so that hosts that were equally late are not so again.
         self._compare_at = time.monotonic() + _COMPARE_SECONDS * random.uniform(0.5, 1)
         self._release(session, [one for one in listed if one.leaving])
@@ -285,8 +285,9 @@ class FleetFollower:
                 for profile in step.profiles:
                     write_profile(change, profile)
                 write_placements(change, step.placements, step.gone)
-                if step.cursor == wanted:
-                    remove_unused_profiles(change)
+                # A placement that cannot be taken may be why nothing here has a profile: it would come again and again.
+                if step.cursor == wanted and not statuses.list_problem_keys(change, FLEET):
+                    placed_profiles.remove_unused(change, placed_profiles.list_unused(change))
                 if step.cursor is not None:
                     placements.write_cursor(change, step.cursor)
                     stored = step.cursor
@@ -299,6 +300,14 @@ class FleetFollower:
             if differing := self._differing_profiles([one]):
                 self._write_steps([_Step([], (), None, differing)], *cursors)
         return known
+
+    def _remove_profiles_but(self, known: Collection[str]) -> None:
+        """Remove profiles that no instance here has, nor a placement that cannot be taken."""
+        with self._store.view() as store:
+            unused = [uuid for uuid in placed_profiles.list_unused(store) if uuid not in known]
+        if unused:
+            with self._writer.change() as change:
+                placed_profiles.remove_unused(change, unused)
 
     def _differing_profiles(self, found: Iterable[PlacedProfile]) -> list[PlacedProfile]:
         """Those of the profiles that the store does not have so."""

@@ -107,12 +107,6 @@ def write_profile(change: Change, one: PlacedProfile) -> None:
     _record(change, one.uuid, problems)
 
 
-def remove_unused_profiles(change: Change) -> None:
-    """Remove profiles that no placed instance has any more."""
-    for uuid in placed_profiles.remove_unused(change):
-        _record(change, uuid, [])
-
-
 def write_placements(change: Change, placements: Iterable[Placement], gone: Collection[str]) -> None:
     """Write placements as they are in the fleet's database.
 

@@ -2,12 +2,12 @@
 
 Rules: the fleet's key identifies one, so it may have the name of a profile of this host's own. What it gives to
 instances is told as that of any other profile (`profile_users`); their cloud-init ids are the fleet's. One that no
-instance has is not kept.
+instance has is removed, but while a placement cannot be taken, only by the next look at everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from guestapi import names
@@ -21,10 +21,8 @@ from guestapi.store.transaction import Change
 _BY_UUID = "SELECT id FROM profiles WHERE uuid = ?"
 _ADD = "INSERT INTO profiles (project, name, uuid) VALUES (?, ?, ?)"
 _RENAME = "UPDATE profiles SET project = ?, name = ? WHERE id = ?"
-_UNUSED = (
-    "DELETE FROM profiles WHERE uuid IS NOT NULL AND id NOT IN (SELECT profile_id FROM instance_profiles) "
-    "RETURNING uuid"
-)
+_UNUSED = "SELECT uuid FROM profiles WHERE uuid IS NOT NULL AND id NOT IN (SELECT profile_id FROM instance_profiles)"
+_REMOVE_UUID = "DELETE FROM profiles WHERE uuid = ?"
 _ALL = "SELECT id, project, name FROM profiles WHERE uuid IS NOT NULL ORDER BY id"
 _KEEP = "UPDATE profiles SET uuid = NULL, name = ? WHERE id = ?"
 _EXCHANGE = "UPDATE instance_profiles SET profile_id = ? WHERE profile_id = ?"
@@ -79,9 +77,14 @@ def put(
     return profiles.edit(change, found, description=description, config=config, devices=devices)
 
 
-def remove_unused(change: Change) -> list[str]:
-    """Remove profiles of the fleet's that no instance has; the keys that they had."""
-    return [uuid for (uuid,) in change.connection.execute(_UNUSED).fetchall()]
+def list_unused(store: Moment) -> list[str]:
+    """The keys of the fleet's profiles that no instance here has."""
+    return [uuid for (uuid,) in store.connection.execute(_UNUSED)]
+
+
+def remove_unused(change: Change, uuids: Iterable[str]) -> None:
+    """Remove profiles of the fleet's, which no instance here has."""
+    change.connection.executemany(_REMOVE_UUID, [(uuid,) for uuid in uuids])
 
 
 def keep_all(change: Change) -> None:

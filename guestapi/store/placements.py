@@ -137,7 +137,7 @@ def forget_fleet(change: Change) -> None:
     # PERF: loaded for this alone.
     from guestapi.store import placed_profiles
 
-    placed_profiles.remove_unused(change)
+    placed_profiles.remove_unused(change, placed_profiles.list_unused(change))
     placed_profiles.keep_all(change)
     change.connection.execute("DELETE FROM placements")
     change.connection.execute("DELETE FROM fleet")

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from guestapi.fleet import access, engine, follower, inventory, placing, plan, setup
 from guestapi.fleet.engine import FleetError
 from guestapi.fleet.schema import UPGRADES
-from guestapi.store import profiles
+from guestapi.store import profiles, steps
 from guestapi.store.errors import ConflictError, UnknownProfileError
 from guestapi.store.lookup import get_instance, get_layers, list_problems, read_entries
 from guestapi.store.view import view
@@ -489,6 +489,46 @@ def test_default_is_a_profile_like_others(operator: FleetOperator) -> None:
     operator.good("profile", "assign", "web2", "")
     operator.good("profile", "delete", "default")
     assert [one["name"] for one in json.loads(operator.good("profile", "list", "--format", "json"))] == ["y"]
+
+
+def test_key_policies_are_the_hosts(operator: FleetOperator) -> None:
+    """A policy of a host's project holds for values that the fleet gives to an instance, itself and by a profile."""
+    host = FollowingHost(operator.fleet)
+    local = operator.local
+    local.config.write_text(local.config.read_text().replace("/store.db", "/h1.db"))
+    local.good("policy", "add", "user.*word", "--secret")
+    operator.good("profile", "create", "web", "user.word=hidden", "user.role=shown")
+    operator.good("profile", "assign", "web1", "web")
+    host.follow()
+    shown = local.good("instance", "info", "web1", "--format", "json")
+    assert "shown" in shown
+    assert "hidden" not in shown
+    assert '"secret"' not in shown
+    assert host.shown("web1").config["user.word"] == "hidden"
+    assert "this command is for this host alone" in operator.fails("policy", "add", "user.*", "--secret")
+
+
+def test_a_placement_that_is_refused_again_and_again(operator: FleetOperator) -> None:
+    """While a placement with a profile cannot be taken, looks at everything do not write the profile anew."""
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("profile", "assign", "web1", "web")
+    host = FollowingHost(operator.fleet)
+    with host.writer.change() as change:
+        steps.add(change, "default", "web1", config={"user.own": "1"})
+    host.follow()
+    with view(host.settings.store.url) as store:
+        written = "SELECT seq FROM sqlite_sequence WHERE name = 'profiles'"
+        before = store.connection.execute(written).fetchone()
+    for _look in range(3):
+        host.follow()
+    with view(host.settings.store.url) as store:
+        assert store.connection.execute(written).fetchone() == before
+        assert len(list_problems(store)) == 1
+    operator.good("profile", "set", "web", "user.role=b")
+    with host.writer.change() as change:
+        steps.remove(change, get_instance(change, "default", "web1"))
+    host.follow()
+    assert host.shown("web1").config["user.role"] == "b"
 
 
 def test_default_that_is_missing(operator: FleetOperator) -> None:
