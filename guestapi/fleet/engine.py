@@ -26,8 +26,10 @@ from guestapi.store.errors import ConflictError
 if TYPE_CHECKING:
     import psycopg
 
-#: Seconds to wait for a server to accept a connection, before the next one of the URL is tried.
+#: Seconds to wait for a server to accept a connection, before the next one of the URL is tried. As a multiple of it at
+#: most, for a host whose last try was too slow: a server that is gone is waited for as long.
 _CONNECT_SECONDS = 5
+_MOST_CONNECT_FACTOR = 2.0
 #: Seconds between two looks whether a question has no answer in time.
 _WATCH_SECONDS = 0.2
 #: Seconds for which an operator's question has no answer before a new session finds out whether the server lives.
@@ -345,13 +347,15 @@ def open_session(
         url: as of `session`.
         options: parameters of libpq that win over those of the URL.
         seconds: as of `Session`.
-        deadline_factor: of the session.
+        deadline_factor: of the session, and up to a bound of the time to connect.
         kind: makes the session.
 
     Raises:
+        LateError: no server has answered in time.
         FleetError: psycopg is not installed, or no server takes changes.
     """
-    connection = _connect(url, {name: str(value) for name, value in options.items()}, _HOSTS_OPTIONS)
+    given = {name: str(value) for name, value in options.items()}
+    connection = _connect(url, given, _HOSTS_OPTIONS, min(deadline_factor, _MOST_CONNECT_FACTOR))
     opened = kind(connection, seconds)
     opened.deadline_factor = deadline_factor
     return opened
@@ -362,7 +366,9 @@ def printable_url(url: str) -> str:
     return _PASSWORD.sub("", url.partition("?")[0])
 
 
-def _connect(url: str, options: Mapping[str, str], settings: str = _OPTIONS) -> psycopg.Connection[Any]:
+def _connect(
+    url: str, options: Mapping[str, str], settings: str = _OPTIONS, factor: float = 1.0
+) -> psycopg.Connection[Any]:
     try:
         import psycopg
         import psycopg.conninfo
@@ -375,13 +381,14 @@ def _connect(url: str, options: Mapping[str, str], settings: str = _OPTIONS) -> 
         return psycopg.connect(
             psycopg.conninfo.make_conninfo(url, **options),
             autocommit=True,
-            connect_timeout=_CONNECT_SECONDS,
+            connect_timeout=round(_CONNECT_SECONDS * factor),
             target_session_attrs="read-write",
             application_name="guestapi",
             options=settings,
         )
     except psycopg.Error as error:
-        raise FleetError(f"the fleet at {printable_url(url)} cannot be reached: {_first_line(error)}") from None
+        kind = LateError if isinstance(error, psycopg.errors.ConnectionTimeout) else FleetError
+        raise kind(f"the fleet at {printable_url(url)} cannot be reached: {_first_line(error)}") from None
 
 
 def _shut(connection: psycopg.Connection[Any]) -> None:

@@ -399,6 +399,33 @@ def test_a_database_that_is_busy(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) 
     assert told == ["0.25", "0.5", "1", "2", "2", "ended", "0.25"]
 
 
+def test_a_database_that_is_too_busy_to_connect(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that could not connect in time is given twice the time at its next tries, and no more."""
+    # The shortest that there is.
+    monkeypatch.setattr(engine, "_CONNECT_SECONDS", 2)
+    connect, given = psycopg.connect, list[int]()
+
+    def note(*words: Any, connect_timeout: int, **options: Any) -> Any:
+        given.append(connect_timeout)
+        if len(given) == 3:
+            fleet.server.thaw()
+        return connect(*words, connect_timeout=connect_timeout, **options)
+
+    def tell(what: str) -> None:
+        if what.startswith("follows"):
+            raise EndError
+
+    host = FollowingHost(fleet)
+    monkeypatch.setattr(psycopg, "connect", note)
+    fleet.server.freeze()
+    try:
+        with pytest.raises(EndError):
+            FleetFollower(host.settings, partial(connect_host, host.url, host.settings.fleet), tell).run()
+    finally:
+        fleet.server.thaw()
+    assert given == [2, 4, 4]
+
+
 def test_a_lost_session(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A follower that connects again goes on from the log, and says anew what the database has lost of it."""
     host = FollowingHost(fleet)
