@@ -59,3 +59,25 @@ def test_unit_has_room_for_hostile_instances() -> None:
     assert stated is not None
     worker, hostile = int(stated[1]), int(stated[2])
     assert 2 * (worker + 6 * hostile) <= int(high[1]) * 1024
+
+
+def test_every_step_has_a_bound_and_tests() -> None:
+    """In the table of what steps cost, each step has who pays, a bound, and tests that exist."""
+    text = (ROOT / "docs/decisions/0130-what-a-step-costs-and-who-pays.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    assert rows[0][-3:] == ["who pays", "bound", "tests"]
+    assert len(rows) > 20
+    for row in rows[1:]:
+        step, *_cost, payer, bound, tests = row
+        assert len(row) == len(rows[0]), step
+        assert payer, step
+        assert bound, step
+        for name in tests.split(", "):
+            assert (ROOT / name).is_file(), f"{step}: {name}"
+
+
+def test_every_endpoint_is_in_the_table_of_steps() -> None:
+    """Each module of api/resources is named beside the table, so that nobody adds one without asking who pays."""
+    text = (ROOT / "docs/decisions/0130-what-a-step-costs-and-who-pays.md").read_text()
+    for path in (ROOT / "guestapi/api/resources").glob("[a-z]*.py"):
+        assert f"`{path.stem}`" in text, path.name
