@@ -33,6 +33,9 @@ PACKAGES = (
     "postgresql",
 )
 
+#: The release of Debian whose QEMU emulates every machine, whatever the host has (decision 0285).
+EMULATOR = "trixie"
+
 #: The size of the disk's file system; the file is sparse.
 SIZE = "4G"
 
@@ -53,6 +56,8 @@ systemctl mask --quiet systemd-networkd-wait-online.service lxc-net.service apt-
 # A start that takes ten seconds elsewhere takes minutes on an emulated processor of a busy host.
 mkdir -p /etc/systemd/system.conf.d
 printf '[Manager]\nDefaultTimeoutStartSec=900\nDefaultTimeoutStopSec=300\n' >/etc/systemd/system.conf.d/emulated.conf
+# They would be compiled at the first boot: profiles of programs that the image does not have.
+find /etc/apparmor.d -maxdepth 1 -type f ! -name '*lxc*' ! -name '*libvirt*' ! -name unprivileged_userns -delete
 # Tests start PostgreSQL.
 echo manual >"$(ls -d /etc/postgresql/*/main)/start.conf"
 # Tests start libvirt. cloud-init runs where its generator is told so: in a virtual machine of a test.
@@ -122,8 +127,14 @@ done
 cat >"$small/init" <<'END'
 #!/bin/busybox sh
 for module in /modules/*; do /bin/busybox insmod "$module"; done
-/bin/busybox ip link set lo up
 /bin/busybox mount -t devtmpfs dev /dev
+# A word of the kernel's command line that the kernel does not know is a variable.
+if [ "$init_from" = disk ]; then
+    /bin/busybox mount -t ext4 /dev/vda /root
+    /bin/busybox mount --move /dev /root/dev
+    exec /bin/busybox switch_root /root /sbin/init
+fi
+/bin/busybox ip link set lo up
 # The disk is never written, so several machines can have it.
 /bin/busybox mount -t ext4 -o ro /dev/vda /disk
 /bin/busybox mount -t tmpfs tmpfs /memory
@@ -144,10 +155,25 @@ mke2fs -q -t ext4 -L root -d /mnt /srv/image/disk "$1"
 
 @dataclass(frozen=True)
 class DiskImage:
-    """The files from which QEMU boots; `key` is the SSH key of the image's root."""
+    """The files from which QEMU boots, and QEMU itself.
+
+    Attributes:
+        suite: of Debian.
+        directory: with the files.
+        emulator: a root of Debian that has QEMU.
+    """
 
     suite: str
     directory: Path
+    emulator: Path
+
+    @property
+    def qemu(self) -> list[str]:
+        """The emulator with its own libraries and firmware, whatever the host has: the first words of its command."""
+        libraries = self.emulator / "usr/lib/x86_64-linux-gnu"
+        words = [self.emulator / "lib64/ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{libraries}/pulseaudio"]
+        words += [self.emulator / "usr/bin/qemu-system-x86_64"]
+        return [*map(str, words), "-L", f"{self.emulator}/usr/share/qemu", "-L", f"{self.emulator}/usr/share/seabios"]
 
     @property
     def disk(self) -> Path:
@@ -182,7 +208,7 @@ def build_image(suite: str) -> DiskImage:
     Raises:
         subprocess.CalledProcessError: a tool failed; its output is on standard error.
     """
-    root = _root(suite)
+    root, emulator = _root(suite), _root(EMULATOR)
     key = hashlib.sha256(f"{root.name} {root.stat().st_mtime_ns} {SIZE} {_MAKE}".encode()).hexdigest()[:12]
     images = CACHE / "images"
     directory = images / f"{suite}-{key}"
@@ -190,7 +216,7 @@ def build_image(suite: str) -> DiskImage:
     with (images / f"{suite}.lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if directory.is_dir():
-            return DiskImage(suite, directory)
+            return DiskImage(suite, directory, emulator)
         # Images of older roots are not used any more.
         for old in images.glob(f"{suite}-*"):
             shutil.rmtree(old)
@@ -202,7 +228,7 @@ def build_image(suite: str) -> DiskImage:
         bind = f"--bind={building}:/srv/image"
         subprocess.run([*_tool("run", suite), bind, "--", "sh", "-c", _MAKE, "make", SIZE], check=True)
         building.rename(directory)
-    return DiskImage(suite, directory)
+    return DiskImage(suite, directory, emulator)
 
 
 def _root(suite: str) -> Path:

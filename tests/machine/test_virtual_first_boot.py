@@ -66,11 +66,18 @@ rm /etc/cloud/cloud-init.disabled
 _QUIET = """
 systemctl mask ssh.service lxc.service lxc-net.service lxc-monitord.service apparmor.service machines.target \
     systemd-logind.service systemd-networkd.service systemd-networkd.socket e2scrub_reap.service \
-    sys-fs-fuse-connections.mount modprobe@fuse.service modprobe@efi_pstore.service
+    sys-fs-fuse-connections.mount modprobe@fuse.service modprobe@efi_pstore.service modprobe@configfs.service \
+    sys-kernel-config.mount sys-kernel-debug.mount sys-kernel-tracing.mount dev-hugepages.mount dev-mqueue.mount \
+    systemd-binfmt.service proc-sys-fs-binfmt_misc.automount postgresql.service getty@tty1.service \
+    serial-getty@ttyS0.service systemd-tmpfiles-clean.timer logrotate.timer
 touch /etc/.updated /var/.updated
 """
 #: The console is none that is emulated: each character of a serial port takes its time.
-_APPEND = "test-shell console=tty0"
+#: No driver of what the test does not use is loaded.
+_APPEND = (
+    f"test-shell console=tty0 {nested.FROM_DISK} "
+    "module_blacklist=floppy,ata_piix,ata_generic,pata_acpi,i2c_piix4,pcspkr,kvm_amd,kvm_intel,kvm"
+)
 #: Prints JSON of what cloud-init says of itself when all its stages have ended, whatever its exit status says.
 _STATUS = "cloud-init status --wait --format json || true"
 #: $1: a unit, $2: one of its times. Prints it, in microseconds since the boot.
@@ -96,7 +103,7 @@ def booted(vsock_host: VirtualMachine) -> Iterator[Booted]:
     words = ("--config", "user.role=frontend", "--config", f"cloud-init.user-data={USER_DATA}")
     vm.run("guestapi", "instance", "add", NAME, "--type", "virtual-machine", *words)
     try:
-        with nested.started(vm, NAME, CID, disk=DISK, initrd=nested.INITRD, append=_APPEND, megabytes=512) as machine:
+        with nested.started(vm, NAME, CID, disk=DISK, append=_APPEND, megabytes=512) as machine:
             machine.register()
             machine.wait()
             yield Booted(machine, json.loads(machine.run(_STATUS, timeout=900).rpartition("\n}")[0] + "\n}"))

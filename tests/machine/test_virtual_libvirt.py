@@ -41,14 +41,17 @@ _DOMAIN = """<domain type='kvm'>
   <name>{name}</name>
   <memory unit='MiB'>256</memory>
   <os>
-    <type arch='x86_64' machine='q35'>hvm</type>
+    <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>/var/lib/libvirt/boot/vmlinux</kernel>
     <initrd>/var/lib/libvirt/boot/small-initrd</initrd>
     <cmdline>{append}</cmdline>
   </os>
   <cpu mode='host-passthrough' check='none'/>
-  <features><acpi/></features>
+  <features><acpi/><vmport state='off'/></features>
+  <clock offset='utc'><timer name='hpet' present='no'/></clock>
   <devices>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
     <disk type='block' device='disk'>
       <driver name='qemu' type='raw'/><source dev='/dev/vdb'/><target dev='vda' bus='virtio'/><readonly/>
     </disk>
@@ -82,6 +85,10 @@ class LibvirtMachine:
 
     def wait_for(self, name: str, status: str) -> None:
         """Wait until an instance has a status; empty: until there is none."""
+        if status == "running":
+            # One process that waits: those of a loop would take the processor from what is waited for.
+            self.vm.run("guestapi", "instance", "wait", name, "--running", "--timeout", "300")
+            return
         line = f"{name},virtual-machine,{status}" if status else f"{name},"
         found = f"guestapi instance list --format csv --columns nts | grep -q '^{line}'"
         why = "guestapi check; virsh list --all; journalctl -b -n 60 --no-pager -u 'guestapi-libvirt*' -u libvirtd"

@@ -20,8 +20,8 @@ from tests.machine.virtual import VirtualMachine
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
-#: {name}, {cid}, {initrd}, {append}.
-_QEMU = r"""qemu-system-x86_64 -enable-kvm -cpu host -m 256 -nodefaults -no-user-config -no-reboot \
+#: {name}, {cid}, {machine}, {initrd}, {append}.
+_QEMU = r"""qemu-system-x86_64 -enable-kvm -machine {machine} -cpu host -m 256 -nodefaults -no-user-config -no-reboot \
     -kernel /srv/vmlinux -initrd {initrd} -append "{append}" \
     -serial file:/run/{name}.console -drive file=/dev/vdb,if=virtio,format=raw,readonly=on \
     -device vhost-vsock-pci,guest-cid={cid} -display none"""
@@ -39,12 +39,11 @@ def listed(vm: VirtualMachine, name: str) -> dict[str, Any]:
     return next((one for one in found if one["name"] == name), {})
 
 
-def wait_for(vm: VirtualMachine, name: str, status: str) -> dict[str, Any]:
-    """Wait until an instance has a status; return it."""
+def wait_until_stopped(vm: VirtualMachine, name: str) -> None:
+    """Wait until the end of an instance has been noticed."""
     why = "guestapi check; machinectl list; journalctl -b -n 60 --no-pager -u 'guestapi-nspawn*'"
-    words = f"guestapi instance list --format csv --columns nts | grep -qx '{name},virtual-machine,{status}'"
+    words = f"guestapi instance list --format csv --columns nts | grep -qx '{name},virtual-machine,stopped'"
     vm.wait_until(words, 300, why)
-    return listed(vm, name)
 
 
 @contextmanager
@@ -58,16 +57,19 @@ def registered(vm: VirtualMachine, name: str, cid: int, *, wrapped: bool = False
         wrapped: whether its leader is a shell that has started QEMU, and not QEMU.
     """
     vm.run("guestapi", "instance", "add", name, "--type", "virtual-machine", "--config", f"user.role=role of {name}")
-    command = _QEMU.format(name=name, cid=cid, initrd=nested.SMALL_INITRD, append=nested.APPEND)
+    words = {"machine": nested.MACHINE, "initrd": nested.INITRD, "append": nested.APPEND}
+    command = _QEMU.format(name=name, cid=cid, **words)
     if wrapped:
         # Its processor need not run (-S): the VMM's process is looked at.
         command = f"sh -c {shlex.quote(command + ' -S; exit $?')}"
     vm.script(_REGISTER.format(name=name, command=command))
     try:
-        yield wait_for(vm, name, "running")
+        # One process that waits: those of a loop would take the processor from what is waited for.
+        vm.run("guestapi", "instance", "wait", name, "--running", "--timeout", "300")
+        yield listed(vm, name)
     finally:
         vm.run("systemctl", "stop", name, check=False)
-        wait_for(vm, name, "stopped")
+        wait_until_stopped(vm, name)
         vm.run("guestapi", "instance", "remove", name)
 
 

@@ -108,7 +108,7 @@ class VirtualMachine:
         self._process = subprocess.Popen(
             [
                 # It ends with this process in any case.
-                *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-machine", "q35"),
+                *("setpriv", "--pdeathsig", "KILL", *self._image.qemu, "-machine", "q35"),
                 *_ACCELERATORS[os.environ.get("GUESTAPI_ACCEL", "tcg")],
                 *("-smp", str(self.processors), "-m", "2560", "-nodefaults", "-no-user-config"),
                 *("-display", "none", "-no-reboot"),
