@@ -117,6 +117,24 @@ def test_processes_that_are_no_vmm() -> None:
         examine_machine(2**22 + 1, 42)
 
 
+def test_vmm_that_ends_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ended during the look is no VMM: what was read may be another's that got its PID."""
+    with Vmm() as running:
+
+        def end(_pid: int) -> None:
+            running.kill()
+
+        monkeypatch.setattr(machines, "command_line_cid", end)
+        with pytest.raises(NotAMachineError, match="has just ended"):
+            examine_machine(running.pid, 42)
+
+
+def test_command_line_of_no_process() -> None:
+    """Whoever asks for the command line of a process that is not there is told so."""
+    with pytest.raises(ProcessLookupError):
+        machines.command_line_cid(2**22 + 1)
+
+
 def test_places_are_no_namespaces() -> None:
     """What stands for a CID is the number of no PID namespace."""
     assert cid_at(os.stat("/proc/self/ns/pid").st_ino) is None
