@@ -37,6 +37,8 @@ static char *request = "";
 static const char *manner;
 static char answer[1 << 18];
 static int held[MOST];
+/* Processes wait for its end, so that all begin at the same time, and none keeps the others from being forked. */
+static int start[2];
 
 static int is(const char *name)
 {
@@ -71,7 +73,11 @@ static int begin(int flags)
 
 static void one_process(int *begun)
 {
+	char none;
+
 	__atomic_add_fetch(begun, 1, __ATOMIC_RELAXED);
+	if (read(start[0], &none, 1) < 0)
+		die("read");
 	for (;;) {
 		int connection = begin(0);
 
@@ -104,16 +110,21 @@ static void processes(int count)
 {
 	int *begun = mmap(NULL, sizeof *begun, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 
+	if (pipe(start) < 0)
+		die("pipe");
 	for (int one = 0; one < count; one++) {
 		pid_t child = fork();
 
 		if (child < 0)
 			die("fork");
-		if (!child)
-			nested_process(is("nest") ? DEPTH : 0, begun);
+		if (child)
+			continue;
+		close(start[1]);
+		nested_process(is("nest") ? DEPTH : 0, begun);
 	}
 	while (__atomic_load_n(begun, __ATOMIC_RELAXED) < count)
 		usleep(10000);
+	close(start[1]);
 	puts("ready");
 	fflush(stdout);
 	pause();

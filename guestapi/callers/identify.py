@@ -359,6 +359,24 @@ class Identifier:
         return live if started == init.start_time and live.alive() else None
 
 
+class ContainerLook:
+    """Finds the container of a connection, once: it may be asked for when it is accepted, and again when it waits."""
+
+    __slots__ = ("_connection", "_found", "_identifier", "_who")
+
+    def __init__(self, identifier: Identifier, connection: socket.SocketType, who: Credentials) -> None:
+        self._identifier = identifier
+        self._connection = connection
+        self._who = who
+        self._found: int | None = None
+
+    def __call__(self) -> int:
+        """As `Identifier.find_container`."""
+        if self._found is None:
+            self._found = self._identifier.find_container(self._connection, self._who)
+        return self._found
+
+
 class LiveInits:
     """The inits that were seen alive. Those that have ended are removed from time to time."""
 

@@ -23,7 +23,9 @@ ROOT_PART = 8
 #: How many refused connections of an instance may stay open until their clients have read why.
 _MOST_LINGERING = 16
 #: From this many pending connections on, each process may have only one, and the new ones of a container are counted.
-_MOST_PENDING = 1024
+_MANY_PENDING = 1024
+#: The part of a worker's descriptors that pending connections may have: one in so many.
+_PENDING_PART = 4
 #: Descriptors that admitted connections leave free: for pending and lingering connections, namespaces and processes
 #: that the worker looks at, image files, and the store.
 _RESERVED_DESCRIPTORS = 64
@@ -82,17 +84,23 @@ class PendingConnections:
     Identifying a caller takes longer than connecting, so a guest can have any number of connections waiting. If they
     waited in the kernel's queue, no other client could connect (connect(2), EAGAIN). So they are accepted at once and
     wait here. The kernel names their process at once. A process with more of them than an instance may have is refused
-    without being identified. When there are very many, a container may add as many processes as an instance may have
-    connections.
+    without being identified.
+
+    When there are very many, a container may add as many processes as there is room for still, and always as many as
+    an instance may have connections. Few are refused so: a process that is refused connects again at once, and the
+    kernel's queue is first come, first served for all, so its next connection would stand before another instance's.
     """
 
-    def __init__(self, per_process: int) -> None:
+    def __init__(self, per_process: int, most: int = 0) -> None:
         """Begin with none.
 
         Args:
             per_process: the most pending connections of a process: as many as its instance may have.
+            most: how many pending connections there is room for. When there are very many, containers share what is
+                left of it.
         """
         self._per_process = per_process
+        self._most = most
         self._processes: dict[int, _Process] = {}
         #: Processes of each container that were added when there were very many.
         self._containers: Counter[int] = Counter()
@@ -107,13 +115,14 @@ class PendingConnections:
         """
         process = self._processes.get(pid)
         if process is None:
-            container = get_container() if self._count >= _MOST_PENDING else None
+            container = get_container() if self._count >= _MANY_PENDING else None
             if container is not None:
-                if self._containers[container] >= self._per_process:
+                # With as many as there are places left, one container leaves half of them, and ten a tenth each.
+                if self._containers[container] >= max(self._per_process, self._most - self._count):
                     return False
                 self._containers[container] += 1
             process = self._processes[pid] = _Process(container)
-        elif process.pending >= self._per_process or self._count >= _MOST_PENDING:
+        elif process.pending >= self._per_process or self._count >= _MANY_PENDING:
             return False
         process.pending += 1
         self._count += 1
@@ -286,7 +295,7 @@ class Admission:
             quota: connections by instance.
             descriptors: how many descriptors the process may have (RLIMIT_NOFILE).
         """
-        self.pending = PendingConnections(limits.connections_per_instance)
+        self.pending = PendingConnections(limits.connections_per_instance, descriptors // _PENDING_PART)
         self.quota = quota
         self._descriptors = descriptors - _RESERVED_DESCRIPTORS
         self._pending_descriptors = descriptors - _RESERVED_FROM_PENDING

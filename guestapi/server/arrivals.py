@@ -6,6 +6,8 @@ than it takes to identify the caller. So an instance with thousands of processes
 are the users of an instance: none keeps its root from being identified.
 
 A turn is measured in time, not only counted: who takes longer than a turn pays with the next ones.
+
+A connection that waits here has no greenlet yet, so thousands cost little.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from collections import deque
 from collections.abc import Callable
 
 from gevent.hub import get_hub
-from greenlet import getcurrent, greenlet
 
 #: How many connections are identified in an iteration without a look at where they are from, and for how many seconds.
 FREE_STARTS = 16
@@ -40,13 +41,14 @@ class ArrivalQueue:
             clock: returns seconds.
         """
         self._clock = clock
-        self._hub = get_hub()
-        self._loop = self._hub.loop
+        self._loop = get_hub().loop
         self._iteration = -1
         self._free = 0
         self._began = 0.0
+        #: Those that came in this iteration: process, user, what finds the container, and what starts them.
+        self._come: deque[tuple[int, int, Callable[[], int], Callable[[], None]]] = deque()
         #: By container, then by user. Both in the order of their turns.
-        self._waiting: dict[int, dict[int, deque[greenlet]]] = {}
+        self._waiting: dict[int, dict[int, deque[Callable[[], None]]]] = {}
         #: The container of each process, in this iteration. PERF: a look takes a fifth of a connection's time.
         self._containers: dict[int, int] = {}
         #: Seconds that a container has had beyond its turns.
@@ -54,33 +56,46 @@ class ArrivalQueue:
         #: Fires in the iteration after the one in which it is started.
         self._next = self._loop.timer(0)
 
-    def acquire(self, pid: int, uid: int, get_container: Callable[[], int]) -> None:
-        """Wait until a connection may be identified. Blocks the calling greenlet alone.
+    def add(self, pid: int, uid: int, get_container: Callable[[], int], start: Callable[[], None]) -> None:
+        """Have a connection started when it may be identified: after this iteration's events at the earliest.
 
         Args:
             pid: the process that connected; 0 if it is not visible.
             uid: the user of the process.
             get_container: returns a number of its container. Called only if there are many, once for a process in an
                 iteration.
+            start: identifies the connection, and serves it until it has to wait. Called once, in the event loop's own
+                greenlet. It must not raise.
         """
+        if not self._come:
+            self._loop.run_callback(self.start_those_that_came)
+        self._come.append((pid, uid, get_container, start))
+
+    def start_those_that_came(self) -> None:
+        """Start those that came, as far as they are few. The others wait. For the event loop, and between turns."""
+        if not self._come:
+            return
         if self._loop.iteration != self._iteration:
             self._iteration = self._loop.iteration
             self._free, self._began = FREE_STARTS, self._clock()
             if self._containers:
                 self._containers = {}
-        # A later connection does not overtake those that wait.
-        if self._free and not self._waiting and self._clock() < self._began + _FREE_SECONDS:
-            self._free -= 1
-            return
-        container = self._containers.get(pid)
-        if container is None:
-            container = get_container()
-            if pid:
-                self._containers[pid] = container
-        if not self._waiting:
-            self._next.start(self._run)
-        self._waiting.setdefault(container, {}).setdefault(uid, deque()).append(getcurrent())
-        self._hub.switch()
+        come = self._come
+        while come:
+            pid, uid, get_container, start = come.popleft()
+            # A later connection does not overtake those that wait.
+            if self._free and not self._waiting and self._clock() < self._began + _FREE_SECONDS:
+                self._free -= 1
+                start()
+                continue
+            container = self._containers.get(pid)
+            if container is None:
+                container = get_container()
+                if pid:
+                    self._containers[pid] = container
+            if not self._waiting:
+                self._next.start(self._run)
+            self._waiting.setdefault(container, {}).setdefault(uid, deque()).append(start)
 
     def _run(self) -> None:
         """Give each container that waits a turn."""
@@ -101,16 +116,16 @@ class ArrivalQueue:
         users = self._waiting[container]
         began = self._clock()
         spent = 0.0
-        for _start in range(STARTS * factor):
+        for _one in range(STARTS * factor):
             uid, waiting = next(iter(users.items()))
-            waiter = waiting.popleft()
+            start = waiting.popleft()
             # The next one is of the next user.
             del users[uid]
             if waiting:
                 users[uid] = waiting
             if not users:
                 del self._waiting[container]
-            waiter.switch()
+            start()
             spent = self._clock() - began
             if spent >= TURN_SECONDS * factor or self._waiting.get(container) is not users:
                 break

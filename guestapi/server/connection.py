@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 
 from guestapi.callers.credentials import Credentials, credentials
-from guestapi.callers.identify import Caller, LiveMachine
+from guestapi.callers.identify import Caller, ContainerLook, LiveMachine
 from guestapi.dialects import DIALECTS
 from guestapi.http.errors import ProtocolError
 from guestapi.http.request import Head, ends_head, is_too_large, parse_head, refuse_cut_line
@@ -69,6 +70,7 @@ class Connection:
         "_context",
         "_credentials",
         "_dialect",
+        "_find_container",
         "_scheduled",
         "_state",
         "_stream",
@@ -76,7 +78,14 @@ class Connection:
         "_waiter",
     )
 
-    def __init__(self, context: WorkerContext, sock: socket.SocketType, dialect: str, peer: Credentials | None) -> None:
+    def __init__(
+        self,
+        context: WorkerContext,
+        sock: socket.SocketType,
+        dialect: str,
+        peer: Credentials | None,
+        find_container: Callable[[], int] | None = None,
+    ) -> None:
         """Take ownership of an accepted socket.
 
         Args:
@@ -85,11 +94,13 @@ class Connection:
             dialect: name of the listening socket's dialect.
             peer: the process that connected, counted as pending. None for the worker's own probe, to which no limit
                 applies.
+            find_container: returns the number of the peer's container; None: it is looked for.
         """
         self._context = context
         self._transport = Transport(sock, context.limits.send_seconds)
         self._dialect = dialect
         self._credentials = peer
+        self._find_container = find_container
         self._state: ConnectionState = _IDENTIFYING
         self._caller: Caller | None = None
         self._cache: CallerCache | None = None
@@ -104,9 +115,14 @@ class Connection:
         return self._state is _IDLE
 
     def start(self) -> None:
-        """Serve the connection in a greenlet."""
-        self._context.connections.add(self)
-        self._context.greenlets.run(self._run)
+        """Serve the connection in a greenlet, when it is its container's turn to be identified."""
+        context, peer = self._context, self._credentials
+        context.connections.add(self)
+        if peer is None:
+            context.greenlets.run(self._run)
+            return
+        find_container = self._find_container or ContainerLook(context.identifier, self._transport.sock, peer)
+        context.arrivals.add(peer.pid, peer.uid, find_container, partial(context.greenlets.run_now, self._run))
 
     def finish(self, *, after_last_requests: bool) -> None:
         """End the connection because the worker stops. A stream or a wait ends at once, a response is completed.
@@ -169,13 +185,12 @@ class Connection:
                 context.scheduler.leave(self._scheduled)
 
     def _identify(self) -> Caller | None:
-        """Identify the caller when it is its container's turn; None if it has gone without a request."""
+        """Identify the caller; None if it has gone without a request."""
         context, peer, sock = self._context, self._credentials, self._transport.sock
         if peer is None:
             return context.identifier.identify(sock, credentials(sock))
         caller: Caller | None = None
         try:
-            context.arrivals.acquire(peer.pid, peer.uid, self._find_container)
             # A request that is here already is answered in this very turn.
             if self._transport.receive_now() == 0:
                 return None
@@ -184,11 +199,6 @@ class Connection:
             context.admission.pending.remove(peer.pid, caller)
         # A caller that waits to be registered is not pending any more, so it keeps no other connection out.
         return context.retry.wait(sock, caller) if context.retry else caller
-
-    def _find_container(self) -> int:
-        """As `Identifier.find_container`, of this connection."""
-        assert self._credentials is not None
-        return self._context.identifier.find_container(self._transport.sock, self._credentials)
 
     def _enter_scheduler(self, instance_id: int | None) -> None:
         self._transport.attach(self._context.scheduler.enter(instance_id))

@@ -105,8 +105,8 @@ class WorkerContext:
         self.retry = retry
         self.connections: set[OpenConnection] = set()
         self.known_fields, self.known_heads = KnownFields(), KnownHeads()
-        self.scheduler = FairScheduler()
         self.arrivals = ArrivalQueue()
+        self.scheduler = FairScheduler(self.arrivals.start_those_that_came)
         self.greenlets = GreenletPool()
         self.cache = ResponseCache(get_instance, logged_from, get_seen)
         self.late_looks = LateLooks()

@@ -33,6 +33,14 @@ class GreenletPool:
         else:
             gevent.spawn_raw(self._serve)
 
+    def run_now(self, task: Callable[[], None]) -> None:
+        """As `run`, at once, until the task waits for something. Only the event loop's own greenlet may call this."""
+        self._tasks.append(task)
+        if self._idle:
+            self._idle.pop().switch()
+        else:
+            greenlet(self._serve, self._hub).switch()
+
     def _serve(self) -> None:
         while True:
             self._tasks.popleft()()

@@ -18,8 +18,7 @@ from guestapi.dialects import DIALECTS, HANDOVER
 from guestapi.journal import LogThrottle
 from guestapi.model import hybrid_number
 from guestapi.relay import handover
-from guestapi.server.acceptor import Acceptor, admit_peer
-from guestapi.server.connection import Connection
+from guestapi.server.acceptor import Acceptor, admit
 from guestapi.server.context import WorkerContext
 
 log = logging.getLogger(__name__)
@@ -31,9 +30,9 @@ _MESSAGE_SECONDS = 2.0
 class HandoverAcceptor(Acceptor):
     """Accepts the relay's connections, and serves those that it hands over."""
 
-    def __init__(self, sock: socket.socket, context: WorkerContext, *, alone: bool) -> None:
+    def __init__(self, sock: socket.socket, context: WorkerContext) -> None:
         """Begin to accept. Arguments as of `Acceptor`."""
-        super().__init__(sock, HANDOVER, context, alone=alone)
+        super().__init__(sock, HANDOVER, context)
         self._refused = LogThrottle()
 
     def serve(self, descriptor: int, *, flood: bool) -> bool:
@@ -58,8 +57,7 @@ class HandoverAcceptor(Acceptor):
         if cid == handover.HYBRID:
             cid = hybrid_number(credentials(connection).pid)
         peer = machine_credentials(cid)
-        if admit_peer(connection, peer, dialect, self._context):
-            Connection(self._context, connection, dialect, peer).start()
+        admit(connection, peer, dialect, self._context)
 
 
 class _Receiving:

@@ -57,6 +57,7 @@ class InstanceQueue:
         is_alone: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
         count_turn: Callable[[], int] = int,
+        start_arrivals: Callable[[], object] = int,
     ) -> None:
         """Make an empty queue.
 
@@ -64,11 +65,13 @@ class InstanceQueue:
             is_alone: whether no other instance has connections.
             clock: returns seconds.
             count_turn: counts a turn; returns how many there were in the last iteration of the event loop.
+            start_arrivals: starts new connections that came in this iteration. Called before short turns.
         """
         loop = get_hub().loop
         self.users = 0
         self._is_alone = is_alone
         self._count_turn = count_turn
+        self._start_arrivals = start_arrivals
         self._set = select.epoll()
         self._resume: dict[int, Callable[[], bool]] = {}
         self._requeued: deque[Callable[[], object]] = deque()
@@ -135,6 +138,8 @@ class InstanceQueue:
         most, seconds = self._turn()
         if self._count_turn() > FEW_INSTANCES:
             most, seconds = _SHORT_TURN
+            # Otherwise a new connection would wait for the turns of all others in this iteration.
+            self._start_arrivals()
         if self._left:
             descriptors, self._left = self._left, []
         else:
@@ -189,7 +194,13 @@ class InstanceQueue:
 class FairScheduler:
     """The queue of each instance that has connections. All unknown callers share one, under the id None."""
 
-    def __init__(self) -> None:
+    def __init__(self, start_arrivals: Callable[[], object] = int) -> None:
+        """Begin with no instance.
+
+        Args:
+            start_arrivals: starts new connections that came in this iteration of the event loop.
+        """
+        self._start_arrivals = start_arrivals
         self._queues: dict[int | None, InstanceQueue] = {}
         self._spare: list[InstanceQueue] = []
         self._loop = get_hub().loop
@@ -218,7 +229,7 @@ class FairScheduler:
                 queue.close()
 
     def _make(self) -> InstanceQueue:
-        return InstanceQueue(self._has_one, count_turn=self._count_turn)
+        return InstanceQueue(self._has_one, count_turn=self._count_turn, start_arrivals=self._start_arrivals)
 
     def _count_turn(self) -> int:
         iteration = self._loop.iteration

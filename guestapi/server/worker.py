@@ -112,9 +112,9 @@ class GuestWorker(GeventWorker):
         self._hooks = GunicornHooks(self.cfg, self.log, self)
         self._context = self._make_context(store)
         acceptors = [
-            HandoverAcceptor(listener.sock, self._context, alone=self.cfg.workers == 1)
+            HandoverAcceptor(listener.sock, self._context)
             if dialect == HANDOVER
-            else Acceptor(listener.sock, dialect, self._context, alone=self.cfg.workers == 1)
+            else Acceptor(listener.sock, dialect, self._context)
             for listener, dialect in zip(self.sockets, application.dialects, strict=True)
         ]
         gevent.spawn(_follow_log, store, self._counters)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from guestapi.notifications.subscription import MISSED_BYTES, QUEUE_BYTES
+from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.settings import LimitSettings
 from guestapi.store.tables import PART_BYTES
 from tests.hostile.arena import most_held
@@ -45,6 +46,21 @@ def test_memory_of_a_stream() -> None:
     assert [int(number) * 1024 for number in found.groups()] == [MISSED_BYTES, PART_BYTES, PART_BYTES]
     # Entries as they were read, and as they are sent. The last of them may be as large as a part.
     assert limits.head + 2 * limits.body >= 2 * (MISSED_BYTES + PART_BYTES)
+
+
+def test_connections_that_wait_to_be_identified() -> None:
+    """As many connections of a container wait in a worker as the document says, with the descriptors of the unit."""
+    unit = (ROOT / "systemd/guestapi.service").read_text()
+    text = " ".join((ROOT / "docs/security.md").read_text().split())
+    descriptors = re.search(r"(?m)^LimitNOFILE=(\d+)$", unit)
+    stated = re.search(r"Up to (\d+),(\d+) connections of a container wait so", text)
+    assert descriptors is not None
+    assert stated is not None
+    limits = LimitSettings()
+    quota = ConnectionQuota(limits.connections_per_instance, 10_000, lambda _instance_id: None)
+    pending = Admission(limits, quota, descriptors=int(descriptors[1])).pending
+    waiting = sum(pending.add(pid, lambda: 1) for pid in range(1, 20_000))
+    assert waiting == int(stated[1] + stated[2])
 
 
 def test_unit_has_room_for_hostile_instances() -> None:

@@ -321,8 +321,26 @@ def test_process_without_pending_connections_is_always_admitted() -> None:
     assert not pending.add(5, anywhere)
 
 
+@pytest.mark.parametrize(("containers", "each"), [(1, 4488), (9, 898), (99, 100)])
+def test_containers_share_the_room(containers: int, each: int) -> None:
+    """Of the room that is left when there are very many, containers get the same, and leave as much; at least 100."""
+    pending = PendingConnections(100, 10_000)
+    first = [pid for pid in range(1, 1025) if pending.add(pid, anywhere)]
+    added: dict[int, list[int]] = {container: [] for container in range(containers)}
+    for pid in range(2_000, 2_000 + 6_000 * containers):
+        container = pid % containers
+        if pending.add(pid, lambda container=container: container):  # type: ignore[misc]  # mypy has no type for it
+            added[container].append(pid)
+    assert {len(pids) for pids in added.values()} <= {each - 1, each, each + 1}
+    # Who comes last has a place, too.
+    assert pending.add(1_000_000, lambda: containers)
+    for pid in (*first, *(pid for pids in added.values() for pid in pids), 1_000_000):
+        pending.remove(pid, None)
+    assert _tables(pending) == _tables(PendingConnections(100, 10_000))
+
+
 def test_container_with_thousands_of_processes() -> None:
-    """With very many pending connections, a container may add only as many processes as an instance has connections.
+    """Without room, a container may add only as many processes as an instance has connections.
 
     So it takes a bounded number of the worker's descriptors, and other containers are still admitted.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import gevent
 import pytest
@@ -24,7 +25,7 @@ class Arrivals:
         self.looks = 0
         self.looked: list[tuple[int, int]] = []
         self._pids = itertools.count(1)
-        self._greenlets: list[gevent.Greenlet[..., None]] = []
+        self._come = 0
 
     def come(self, container: int, uid: int = 0, count: int = 1, seconds: float = 0.0, pid: int | None = None) -> None:
         """Let `count` connections of a user of a container arrive; each takes `seconds` to identify.
@@ -33,23 +34,27 @@ class Arrivals:
         """
         for _number in range(count):
             process = next(self._pids) if pid is None else pid
-            self._greenlets.append(gevent.spawn(self._take, container, process, uid, seconds))
+            self._come += 1
+            self._add(container, process, uid, seconds)
 
     def wait(self) -> None:
         """Wait until all connections are identified."""
         with gevent.Timeout(TIMEOUT):
-            gevent.joinall(self._greenlets, raise_error=True)
+            while len(self.order) < self._come:
+                gevent.sleep(0)
 
-    def _take(self, container: int, pid: int, uid: int, seconds: float) -> None:
+    def _add(self, container: int, pid: int, uid: int, seconds: float) -> None:
         def look() -> int:
             self.looks += 1
             self.looked.append((get_hub().loop.iteration, pid))
             return container
 
-        self.queue.acquire(pid, uid, look)
-        self.clock.now += seconds
-        self.order.append((container, uid))
-        self.iterations.append(get_hub().loop.iteration)
+        def start() -> None:
+            self.clock.now += seconds
+            self.order.append((container, uid))
+            self.iterations.append(get_hub().loop.iteration)
+
+        self.queue.add(pid, uid, look, start)
 
 
 @pytest.fixture
@@ -123,12 +128,11 @@ def test_first_come_first_served(arrivals: Arrivals) -> None:
     """The connections of a user are identified in the order of their arrival."""
     numbers: list[int] = []
 
-    def take(number: int) -> None:
-        arrivals.queue.acquire(1, 0, lambda: 1)
-        numbers.append(number)
-
+    for number in range(100):
+        arrivals.queue.add(1, 0, lambda: 1, partial(numbers.append, number))
     with gevent.Timeout(TIMEOUT):
-        gevent.joinall([gevent.spawn(take, number) for number in range(100)])
+        while len(numbers) < 100:
+            gevent.sleep(0)
     assert numbers == list(range(100))
 
 

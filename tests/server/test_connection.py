@@ -11,7 +11,7 @@ import gevent.socket
 import h11
 import pytest
 
-from guestapi.callers.credentials import Credentials
+from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.server.acceptor import admit
 from guestapi.server.admission import Admission, ConnectionQuota
@@ -480,8 +480,7 @@ def test_one_identification_for_a_connection(first: bytes, asked: list[str]) -> 
     )
     ours, theirs = socket.socketpair()
     theirs.sendall(first)
-    who = admit(ours, "incus", context, flood=False)
-    Connection(context, ours, "incus", who).start()
+    assert admit(ours, credentials(ours), "incus", context)
     with gevent.Timeout(10), gevent.socket.socket(fileno=theirs.detach()) as client:
         while not identifier.asked:
             gevent.sleep(0.001)

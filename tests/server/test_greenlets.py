@@ -7,6 +7,7 @@ import weakref
 
 import gevent
 import pytest
+from gevent.hub import get_hub
 from greenlet import getcurrent, greenlet
 
 from guestapi.server import greenlets
@@ -52,6 +53,28 @@ def test_concurrent_tasks_have_a_greenlet_each(monkeypatch: pytest.MonkeyPatch) 
         while len(done) < 40:
             gevent.sleep(0.001)
     assert len(set(done[20:]) & set(done[:20])) <= 3
+
+
+def test_task_that_runs_now() -> None:
+    """A task that the event loop runs now has run, up to its first wait, when the call returns."""
+    pool, seen = GreenletPool(), list[str]()
+
+    def task() -> None:
+        seen.append("begun")
+        gevent.sleep(0)
+        seen.append("over")
+
+    def run() -> None:
+        pool.run_now(task)
+        seen.append("returned")
+
+    with gevent.Timeout(10):
+        for _time in range(2):
+            get_hub().loop.run_callback(run)
+            while "over" not in seen:
+                gevent.sleep(0)
+            assert seen == ["begun", "returned", "over"]
+            seen.clear()
 
 
 def test_nothing_is_kept() -> None:

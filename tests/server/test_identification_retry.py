@@ -18,13 +18,12 @@ from gevent.event import Event
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestapi.callers.credentials import Credentials
+from guestapi.callers.credentials import Credentials, credentials
 from guestapi.callers.identify import Caller, Identifier
 from guestapi.model import SourceStatus
 from guestapi.server import identification_retry
 from guestapi.server.acceptor import admit
 from guestapi.server.admission import Admission, ConnectionQuota
-from guestapi.server.connection import Connection
 from guestapi.server.context import WorkerContext
 from guestapi.server.identification_retry import IdentificationRetry, WaitingPlaces, _Waiting
 from guestapi.settings import CallerSettings, LimitSettings
@@ -259,18 +258,16 @@ def test_waiting_connection_is_not_pending() -> None:
     )
     pairs = [socket.socketpair() for _number in range(3)]
     with gevent.Timeout(10):
-        who = admit(pairs[0][0], "incus", context, flood=False)
-        assert who is not None
-        assert admit(pairs[1][0], "incus", context, flood=False) is None
-        Connection(context, pairs[0][0], "incus", who).start()
+        who = credentials(pairs[0][0])
+        assert admit(pairs[0][0], who, "incus", context)
+        assert not admit(pairs[1][0], who, "incus", context)
         retry.waiting.wait()
-        assert admit(pairs[2][0], "incus", context, flood=False) == who
+        assert admit(pairs[2][0], who, "incus", context)
         for _ours, theirs in pairs:
             theirs.close()
         retry.over.set()
         while context.connections:
             gevent.sleep(0.001)
-        pairs[2][0].close()
 
 
 class CountingIdentifier(Identifier):

@@ -14,6 +14,7 @@ import gevent
 import pytest
 from gevent.hub import get_hub
 
+from guestapi.server.arrivals import ArrivalQueue
 from guestapi.server.scheduler import (
     ALONE_FACTOR,
     FEW_INSTANCES,
@@ -130,6 +131,31 @@ def test_quantum_beside_many_instances(connections: Connections, monkeypatch: py
         found.append(set(turns[1:-1]))
         connections.ready(queues[0], "first")
     assert found == [{QUANTUM}, {1}]
+    for queue in queues:
+        queue.close()
+
+
+def test_a_new_connection_beside_many_instances(connections: Connections) -> None:
+    """When many instances have requests, a new connection waits for one turn, not for those of all in the iteration."""
+    order = connections.order
+    arrivals = ArrivalQueue()
+    scheduler = FairScheduler(arrivals.start_those_that_came)
+    queues = [scheduler.enter(number) for number in range(4 * FEW_INSTANCES)]
+
+    def come() -> bool:
+        """Be served, while a new connection is accepted."""
+        if "new" not in order:
+            order.append("come")
+            arrivals.add(1, 0, lambda: 1, partial(order.append, "new"))
+        return True
+
+    for queue in queues:
+        connections.ready(queue, "other")
+    connections.until(lambda: len(order) > 10 * len(queues))
+    order.clear()
+    connections.ready(queues[0], "first", waited=come)
+    connections.until(lambda: "new" in order)
+    assert order[order.index("come") : order.index("new")].count("other") <= 1
     for queue in queues:
         queue.close()
 
