@@ -19,16 +19,17 @@ def until(
 
     Args:
         true: the condition; it is asked again and again. A question that takes long, such as a command, is asked less
-            often: two thirds of the time are left to what is waited for.
+            often: two thirds of the time are left to what is waited for. So is one after a long wait: the last pause
+            is a tenth of the wait.
         what: the message if it does not become true in time, or what returns it.
         pause: seconds between two questions, at least.
         seconds: after which to give up.
     """
-    end = time.monotonic() + seconds
+    began = time.monotonic()
     while True:
         asked = time.monotonic()
         if true():
             return
         now = time.monotonic()
-        assert now < end, f"not within {seconds} s: {what if isinstance(what, str) else what()}"
-        time.sleep(max(pause, min(2 * (now - asked), 1)))
+        assert now < began + seconds, f"not within {seconds} s: {what if isinstance(what, str) else what()}"
+        time.sleep(max(pause, min(2 * (now - asked), 1), min((now - began) / 10, 1)))
