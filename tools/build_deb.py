@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds the Debian package of this checkout for the running release of Debian, into a directory.
 
-    tools/build_deb.py DIRECTORY [--environment ENVIRONMENT]
+    tools/build_deb.py DIRECTORY [--environment ENVIRONMENT] [--compression TYPE]
 
 `make deb` runs it in a root of each release (tools/debian_root.py), with the packages of `tools/packages list deb`. The
 package has the locked environment in /usr/lib/guestapi, without files that only builds and tests need, and the files of
@@ -55,12 +55,13 @@ PROGRAMS = frozenset({"guestapi", "guestapi-hook", "python", "python3"})
 MOMENTARY = "guestapi-rebind@.service"
 
 
-def build(directory: Path, environment: Path | None = None) -> Path:
+def build(directory: Path, environment: Path | None = None, compression: str = "xz") -> Path:
     """Build the package.
 
     Args:
         directory: the directory of the package file.
         environment: an environment that `tools/venv` has made for "run" already; it is copied.
+        compression: as dpkg-deb(1) names it.
 
     Returns:
         the package file.
@@ -86,7 +87,7 @@ def build(directory: Path, environment: Path | None = None) -> Path:
         write_control(stage, Path(name), full, version, architecture)
         directory.mkdir(parents=True, exist_ok=True)
         package = directory / f"guestapi_{full}_{architecture}.deb"
-        run("dpkg-deb", "--root-owner-group", "-Zxz", "--build", stage, package)
+        run("dpkg-deb", "--root-owner-group", f"-Z{compression}", "--build", stage, package)
     return package
 
 
@@ -352,8 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="where the package is written to")
     parser.add_argument("--environment", type=Path, help="an environment of tools/venv to copy, instead of a new one")
+    parser.add_argument("--compression", default="xz", help="of the package, as dpkg-deb names it; default: xz")
     given = parser.parse_args(arguments)
-    print(build(given.directory.absolute(), given.environment))
+    print(build(given.directory.absolute(), given.environment, given.compression))
     return 0
 
 

@@ -65,7 +65,7 @@ class Packages:
     def __init__(self, directory: Path, environment: Path) -> None:
         self.directory = directory
         build: list[str | Path] = [CHECKOUT / "tools/build_deb.py", directory, "--environment", environment]
-        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*build, "--compression", "none"], check=True, stdout=subprocess.DEVNULL)
         (self.this,) = directory.glob("*.deb")
         self.later = directory / "later.deb"
         unpacked = directory / "later"
@@ -89,6 +89,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory, staged: Path) -> Packages
 def machine(packages: Packages) -> Iterator[Machine]:
     """A machine with the installed package and its socket enabled."""
     with Machine() as booted:
+        # man-db would make its database of all manual pages anew after each of dpkg's runs, for as long as they take.
+        booted.run("rm", "-f", "/var/lib/man-db/auto-update")
         put(booted, packages.this)
         put(booted, packages.later)
         booted.run("dpkg", "-i", f"/root/{packages.this.name}")
