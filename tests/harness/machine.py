@@ -120,12 +120,16 @@ class Machine:
 
     def put(self, staged: Path) -> None:
         """Install guestapi from a directory into which `stage` has installed it."""
-        with subprocess.Popen(["tar", "-C", staged, "-c", "."], stdout=subprocess.PIPE) as packing:
+        self.unpack(staged)
+        # The users, and what else is there on no stage.
+        self.run("/usr/bin/python3", str(CHECKOUT / "tools/installation.py"), "install")
+
+    def unpack(self, staged: Path, name: str = ".") -> None:
+        """Copy a directory of those that `stage` has made to the same place on the machine; default: all."""
+        with subprocess.Popen(["tar", "-C", staged, "-c", name], stdout=subprocess.PIPE) as packing:
             subprocess.run(
                 [*self.enter, "tar", "-C", "/", "-x", "--no-overwrite-dir"], stdin=packing.stdout, check=True
             )
-        # The users, and what else is there on no stage.
-        self.run("/usr/bin/python3", str(CHECKOUT / "tools/installation.py"), "install")
 
     def _journal(self, argv: Sequence[str]) -> str:
         """What the journal says of a job of systemd that has failed."""
