@@ -488,7 +488,7 @@ def test_ended_init_is_not_alive(listener: IdentifyingListener) -> None:
 def test_descriptors_of_ended_inits_are_closed(listener: IdentifyingListener) -> None:
     """An identifier keeps descriptors only of living inits, however many instances have ended."""
     before = len(os.listdir("/proc/self/fd"))
-    for _round in range(140):
+    for _round in range(100):
         init = BareInit(listener.path)
         identifier = listener.identifier
         identifier._registrations = Registered(i=namespaces.examine(init.pid))

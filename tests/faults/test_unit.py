@@ -110,8 +110,8 @@ def test_worker_out_of_memory(machine: Installed, container: Container) -> None:
     machine.run("systemctl", "reload", "guestapi.service")
 
 
-#: A client that sends requests without a pause until its standard input ends. Prints a line at the first response, and
-#: at the end the number of responses and of each error.
+#: A client that sends a request each five milliseconds until its standard input ends. Prints a line at the first
+#: response, and at the end the number of responses and of each error.
 LOOP = """
 import collections, json, select, socket, sys
 counts = collections.Counter()
@@ -126,7 +126,7 @@ while True:
         counts[type(error).__name__] += 1
     if counts["good"] == 1:
         print("answered", flush=True)
-    if select.select([sys.stdin], [], [], 0.001)[0]:
+    if select.select([sys.stdin], [], [], 0.005)[0]:
         break
 print(json.dumps(counts))
 """

@@ -83,7 +83,7 @@ def guest(request: pytest.FixtureRequest, instance: Container) -> GuestctlInstan
 
 @pytest.fixture(params=sorted({min(PYTHONS, key=list(PYTHONS).index), list(PYTHONS)[-1]}))
 def edge(request: pytest.FixtureRequest, instance: Container) -> GuestctlInstance:
-    """guestctl, run with the oldest and the newest interpreter."""
+    """guestctl, run with the oldest and the newest interpreter; vermin looks at what is between."""
     return GuestctlInstance(instance, PYTHONS[request.param])
 
 
@@ -104,11 +104,11 @@ def test_reading(guest: GuestctlInstance) -> None:
     assert guest("metadata").out.startswith("#cloud-config\ninstance-id: ")
 
 
-def test_missing_and_unreadable_keys(guest: GuestctlInstance) -> None:
+def test_missing_and_unreadable_keys(edge: GuestctlInstance) -> None:
     """A key that is not set gives status 1, one that guests may not read status 4, each with the host's text."""
-    assert guest("get", "user.no") == Ran(1, "", "guestctl: not found\n")
-    assert guest("get", "limits.cpu") == Ran(4, "", "guestctl: not authorized\n")
-    assert guest("get", "user.no/../key").code == 1
+    assert edge("get", "user.no") == Ran(1, "", "guestctl: not found\n")
+    assert edge("get", "limits.cpu") == Ran(4, "", "guestctl: not authorized\n")
+    assert edge("get", "user.no/../key").code == 1
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_misuse(capfd: pytest.CaptureFixture[str], words: list[str], text: str) 
     assert text in capfd.readouterr().err
 
 
-def test_readiness(guest: GuestctlInstance, service: Service) -> None:
+def test_readiness(edge: GuestctlInstance, service: Service) -> None:
     """The store gets the readiness that the command reports."""
     for words, ready in ((["ready"], True), (["ready", "--not"], False)):
-        assert guest(*words) == Ran(0, "", "")
+        assert edge(*words) == Ran(0, "", "")
         assert service.instance("guestctl").ready is ready
 
 
@@ -326,26 +326,26 @@ def test_wait_by_the_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     stub.close()
 
 
-def test_attributes(guest: GuestctlInstance, service: Service) -> None:
+def test_attributes(edge: GuestctlInstance, service: Service) -> None:
     """Values come as bytes from the command line and from standard input; refusals have the host's sentence."""
-    assert guest("put", "app/version", "1") == Ran(4, "", "guestctl: not authorized\n")
+    assert edge("put", "app/version", "1") == Ran(4, "", "guestctl: not authorized\n")
     service.command("policy", "allow", "attributes", "--instance", "guestctl")
     try:
         for value in ("2.14", "ä\n", ""):
-            assert guest("put", "app/version", value) == Ran(0, "", "")
+            assert edge("put", "app/version", value) == Ran(0, "", "")
             assert service.command("attributes", "get", "guestctl", "app/version").stdout == value
-            assert guest("attribute", "get", "app/version") == Ran(0, value, "")
-        assert guest("put", "app/motd", stdin=b"a\x00b\n") == Ran(0, "", "")
+            assert edge("attribute", "get", "app/version") == Ran(0, value, "")
+        assert edge("put", "app/motd", stdin=b"a\x00b\n") == Ran(0, "", "")
         assert service.command("attributes", "get", "guestctl", "app/motd").stdout == "a\0b\n"
-        assert guest("attribute", "list") == Ran(0, "app/motd\napp/version\n", "")
+        assert edge("attribute", "list") == Ran(0, "app/motd\napp/version\n", "")
         for _ in range(2):
-            assert guest("delete", "app/motd") == Ran(0, "", "")
-        assert guest("attribute", "get", "app/motd") == Ran(1, "", "guestctl: not found\n")
+            assert edge("delete", "app/motd") == Ran(0, "", "")
+        assert edge("attribute", "get", "app/motd") == Ran(1, "", "guestctl: not found\n")
         assert service.command("attributes", "get", "guestctl", "app/motd", check=False).returncode == 1
-        assert guest("put", "app/a b", "x").code == guest("delete", "../x").code == 4
-        ran = guest("put", "app/large", stdin=b"x" * 16385)
+        assert edge("put", "app/a b", "x").code == edge("delete", "../x").code == 4
+        ran = edge("put", "app/large", stdin=b"x" * 16385)
         assert ran == Ran(4, "", "guestctl: the value of an attribute has at most 16384 bytes\n")
-        guest("delete", "app/version")
+        edge("delete", "app/version")
     finally:
         service.command("policy", "disallow", "attributes", "--instance", "guestctl")
 

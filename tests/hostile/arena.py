@@ -115,7 +115,7 @@ class Arena:
     victim: Container
     reports: list[AttackReport] = field(default_factory=list)
 
-    def attack(self, name: str, attacker: Container, seconds: float = 2) -> AttackReport:
+    def attack(self, name: str, attacker: Container, seconds: float = 1) -> AttackReport:
         """Run an attack while the victim sends requests; then wait until its descriptors are closed."""
         service = self.service
         report = AttackReport(name)

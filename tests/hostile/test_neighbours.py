@@ -56,7 +56,7 @@ def test_many_attack(arena: Arena) -> None:
     with ExitStack() as stack:
         attackers = [stack.enter_context(arena.service.container(f"many{name}", {"user.foo": "bar"})) for name in names]
         running = [
-            stack.enter_context(inside(container, "attacks.py", name, "3"))
+            stack.enter_context(inside(container, "attacks.py", name, "2"))
             for name, container in zip(names[1:], attackers[1:], strict=True)
         ]
         report = arena.attack(names[0], attackers[0])

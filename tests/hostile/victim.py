@@ -1,7 +1,7 @@
 """An instance among attackers. It sends requests all the time, and prints results and times as JSON.
 
 It uses new and kept connections. It runs inside a container, with the system's Python alone. It ends when its standard
-input does.
+input does, but not before it has had ten answers.
 """
 
 import ctypes
@@ -53,7 +53,7 @@ def main() -> None:
     failed: list[str] = []
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    while not select.select([sys.stdin], [], [], 0.002)[0]:
+    while not select.select([sys.stdin], [], [], 0.002)[0] or len(took) < 10:
         for connection in (kept, VictimConnection("x")):
             began = time.monotonic()
             if wrong := ask(connection):
