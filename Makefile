@@ -19,7 +19,7 @@ DEBEMAIL ?= guestapi@localhost
 # How many test processes run at a time, each with a module. Most of 'make test' waits for other processes.
 # 'make test AT_ONCE=' runs one module after the other in one process.
 PROCESSES ?= 2
-test: PROCESSES = 4
+test: PROCESSES = 6
 AT_ONCE ?= --numprocesses $(PROCESSES) --dist loadscope --no-loadscope-reorder
 
 # What 'make mutate' is told: see tools/mutate.py.

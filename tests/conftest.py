@@ -6,6 +6,7 @@ one module, so names on the host need to be unique only in a module. Modules tha
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -43,12 +44,16 @@ _KINDS = re.compile("incus-7|incus|lxd|Podman|Docker|bookworm|trixie|testing")
 _EACH = ("test_daemons.py", "test_oddities.py", "test_engine_followers.py", "test_engines.py", "test_roots.py")
 #: What takes longest begins first, so that no process has it left when the others have ended.
 _LONG = (
-    "test_daemons.py",
+    *("test_daemons.py", "test_isolation.py", "test_faulty.py", "server/test_tree_history.py"),
+    "test_libvirt_daemon.py",
     # The machine's tests have begun to make what these install (`staged`), or make it themselves meanwhile.
-    *("test_isolation.py", "test_deb.py", "test_guides.py", "test_follower_units.py"),
-    *("test_engine_followers.py", "test_faulty.py", "test_replay.py", "test_replay_lxd.py", "faults/test_follower.py"),
-    *("test_tree_history.py", "test_roots.py", "test_demo.py", "test_announced_stops.py", "test_engines.py"),
-    *("test_oddities.py", "test_events.py", "test_worker.py", "test_attacks.py", "test_images.py"),
+    *("test_deb.py", "test_guides.py", "test_oddities.py", "sources/test_lxc.py", "test_replay.py"),
+    *("test_replay_lxd.py", "test_attacks.py", "test_engine_followers.py", "test_engines.py", "test_worker.py"),
+    *("faults/test_follower.py", "sources/test_follower.py", "test_oci_alone.py", "test_identify.py"),
+    *("test_guestctl.py", "test_typed.py", "test_oci_followers.py", "fleet/test_follower.py", "server/test_images.py"),
+    *("test_targets.py", "test_follower_units.py", "test_misuse.py", "test_snippets.py", "test_killed.py"),
+    *("test_profiles.py", "test_mutate.py", "test_events.py", "test_announced_stops.py", "test_roots.py"),
+    *("test_demo.py", "test_entry.py", "test_neighbours.py", "test_handshake.py", "test_layout.py"),
 )
 
 
@@ -104,6 +109,18 @@ def pytest_configure(config: pytest.Config) -> None:
         # The output that pytest has captured goes to the terminal, which the new process uses.
         config.pluginmanager.getplugin("capturemanager").stop_global_capturing()
         run_where_enterable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the collector of garbage away from the tests themselves, which it would look through again and again."""
+    gc.disable()
+    try:
+        # pluggy's wrappers have no type for the result of their yield.
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
