@@ -59,6 +59,11 @@ for unit in systemd-udevd.service systemd-udev-trigger.service systemd-modules-l
     systemd-resolved.service systemd-timesyncd.service systemd-networkd.service lxc.service lxc-net.service; do
     ln -sf /dev/null "/etc/systemd/system/$unit"
 done
+# Nor what makes units of fstab, partitions, consoles and old init scripts, a dozen programs at each daemon-reload.
+mkdir -p /etc/systemd/system-generators
+for generator in /lib/systemd/system-generators/*; do
+    ln -sf /dev/null "/etc/systemd/system-generators/${generator##*/}"
+done
 rm -f /etc/fstab
 mkdir -p /var/log/journal-unused
 exec env -i container=guestapi-test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \\

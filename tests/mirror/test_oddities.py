@@ -59,7 +59,7 @@ def test_unusual_keys_of_an_instance(host: MirrorHost) -> None:
         (sentence,) = left_out(host)
         assert sentence.startswith("odd in project default: configuration key 'user.xxx")
         # A removed key is not readable, and the switch works, whatever other keys the instance has.
-        configure(host, "/1.0/instances/odd", **{"user.secret": ""})
+        configure(host, "/1.0/instances/odd", **{"user.secret": "", "cloud-init.user-data": ""})
         host.wait(lambda: host.ask("odd", "/1.0/config/user.secret").status == 404)
         configure(host, "/1.0/instances/odd", **{switch: "false"})
         host.wait(lambda: host.ask("odd", f"/1.0/config/{LONG}").status == 403)
