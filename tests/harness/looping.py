@@ -13,6 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+#: Seconds between two requests of a program: what is tested is that each is answered, not how many can be.
+_PAUSE = 0.002
+
 
 class LoopingConnection(http.client.HTTPConnection):
     """An HTTP connection over the socket."""
@@ -52,4 +55,4 @@ def ask(keep: bool, go_on: Callable[[], bool], pause: float = 0.0) -> dict[str, 
 
 if __name__ == "__main__":
     until = time.monotonic() + float(sys.argv[1])
-    sys.stdout.write(json.dumps(ask(sys.argv[2] == "keep", lambda: time.monotonic() < until)))
+    sys.stdout.write(json.dumps(ask(sys.argv[2] == "keep", lambda: time.monotonic() < until, _PAUSE)))
