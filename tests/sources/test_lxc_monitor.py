@@ -68,15 +68,15 @@ def reply(result: int, data: bytes = b"", word: int = 0, length: int | None = No
 def test_messages_of_the_hook() -> None:
     """Answers of any valid length, in one piece or in many, are read."""
     with played("web", reply(0, word=4711)) as where:
-        assert Monitor(where).init_pid() == 4711
+        assert Monitor(where, TIMEOUT).init_pid() == 4711
     with played("web", reply(0, b"a\nb\0")) as where:
-        assert Monitor(where).config_item("lxc.net") == "a\nb"
+        assert Monitor(where, TIMEOUT).config_item("lxc.net") == "a\nb"
     # liblxc's own client refuses this length.
     with played("web", reply(0, b"x" * 100_000)) as where:
-        assert Monitor(where).config_item("lxc.mount.entry") == "x" * 100_000
+        assert Monitor(where, TIMEOUT).config_item("lxc.mount.entry") == "x" * 100_000
     for nothing in (reply(-2), reply(0), reply(0, b"\0")):
         with played("web", nothing) as where:
-            assert Monitor(where).config_item("lxc.net.0.name") is None
+            assert Monitor(where, TIMEOUT).config_item("lxc.net.0.name") is None
 
     def slowly(connection: socket.socket, command: int, payload: bytes) -> None:
         assert (command, payload) == (7, b"lxc.uts.name\0")
@@ -84,7 +84,7 @@ def test_messages_of_the_hook() -> None:
             connection.sendall(bytes([byte]))
 
     with played("web", slowly) as where:
-        assert Monitor(where).config_item("lxc.uts.name") == "web"
+        assert Monitor(where, TIMEOUT).config_item("lxc.uts.name") == "web"
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_messages_of_the_hook() -> None:
 def test_impossible_answers(answer: Callable[..., None], sentence: str) -> None:
     """An impossible answer is an error, whatever length it announces."""
     with played("web", answer) as where, pytest.raises(MonitorError, match=sentence):
-        Monitor(where).init_pid()
+        Monitor(where, TIMEOUT).init_pid()
 
 
 def test_monitor_without_a_name() -> None:
     """A monitor that does not report its name is an error."""
     with played("web", reply(0, b"\0")) as where, pytest.raises(MonitorError, match="does not say its name"):
-        Monitor(where).name()
+        Monitor(where, TIMEOUT).name()
 
 
 def test_one_deadline() -> None:
@@ -140,7 +140,7 @@ def test_flood() -> None:
         connection.sendall(ANSWER.pack(0, 3, 0) + b"web" + b"x" * (1 << 26))
 
     with played("web", flood) as where:
-        assert Monitor(where).name() == "web"
+        assert Monitor(where, TIMEOUT).name() == "web"
 
 
 def test_no_monitor() -> None:
@@ -160,7 +160,7 @@ def test_monitor_of_another_user() -> None:
         process.stdout.readline()
         assert where in listening()
         with pytest.raises(MonitorError, match="user 65534 listens"):
-            Monitor(where).init_pid()
+            Monitor(where, TIMEOUT).init_pid()
         process.kill()
 
 
