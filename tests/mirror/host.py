@@ -39,6 +39,10 @@ class MirrorHost:
         """Send a request to the daemon, which looks for the exec session that the caller belongs to."""
         return self.daemon.ask(name, path, self.theirs, method=method, body=body)
 
+    def set(self, name: str, key: str, value: str) -> None:
+        """Set a key at the daemon by its API: its client's start takes three times as long."""
+        self.daemon.query(f"/1.0/instances/{name}", "PATCH", {"config": {key: value}})
+
     def instance(self, name: str, project: str = "default") -> Instance | None:
         """Return an instance from the store, or None."""
         with view(self.service.settings.store.url) as store:

@@ -67,7 +67,7 @@ def test_first_request_of_a_new_container_is_answered(host: MirrorHost) -> None:
         host.daemon.client("file", "push", "--mode", "0755", "-", "first/first", stdin=init)
         host.daemon.client("config", "set", "first", "raw.lxc=lxc.cgroup.relative=1\nlxc.init.cmd=/first")
         for run in range(3):
-            host.daemon.client("config", "set", "first", f"user.first={run}")
+            host.set("first", "user.first", str(run))
             host.daemon.client("start", "first")
             # An exec session of the daemon would take ten times as long.
             answer = Path(f"/proc/{host.daemon.init('first')}/root/answer")
@@ -100,13 +100,13 @@ def begin(host: MirrorHost, name: str, *listeners: Heard) -> None:
     """Change a key until every listener receives events."""
     for listener in listeners:
         for number in range(100):
-            host.daemon.client("config", "set", name, f"user.begin={number}")
+            host.set(name, "user.begin", str(number))
             try:
                 listener.next(0.5)
             except Empty:
                 continue
             break
-    host.daemon.client("config", "set", name, "user.begin=now")
+    host.set(name, "user.begin", "now")
     for listener in listeners:
         listener.until("user.begin", "now")
 
@@ -164,7 +164,7 @@ def test_events_are_the_daemons(host: MirrorHost, c1: str) -> None:
         for number, _changed in enumerate(changes(host, c1)):
             # The mirror may combine two changes in a row.
             host.settle(c1)
-            host.daemon.client("config", "set", c1, f"user.mark={number}")
+            host.set(c1, "user.mark", str(number))
             received, wanted = ours.until("user.mark", str(number)), theirs.until("user.mark", str(number))
             assert sorted(received, key=str) == sorted(wanted, key=str), number
             # The daemon sends the events of a kind in any order.
@@ -258,7 +258,7 @@ def changing(host: MirrorHost, name: str) -> Iterator[None]:
         for number in count():
             if ended.is_set():
                 return
-            host.daemon.client("config", "set", name, f"user.now={number}")
+            host.set(name, "user.now", str(number))
 
     thread = threading.Thread(target=change)
     thread.start()
@@ -310,8 +310,10 @@ def test_key_policies(host: MirrorHost) -> None:
         with Heard(host, "policies", OURS) as heard:
             begin(host, "policies", heard)
             for kind in kinds:
-                host.daemon.client("config", "set", "policies", f"user.{kind}=value-of-{kind}")
-            host.daemon.client("config", "set", "policies", "user.end=1")
+                host.set("policies", f"user.{kind}", f"value-of-{kind}")
+                # The mirror may combine two changes in a row.
+                host.settle("policies")
+            host.set("policies", "user.end", "1")
             told = heard.until("user.end", "1")
         changed = [metadata for _type, metadata in told if metadata.get("key") in {f"user.{kind}" for kind in kinds}]
         assert changed == [{"key": f"user.{kind}", "old_value": "", "value": ""} for kind in ("secret", "once")]
@@ -325,10 +327,10 @@ def test_key_policies(host: MirrorHost) -> None:
         for kind, status in (("hidden", 404), ("secret", 200), ("once", 200), ("once", 404)):
             assert host.ask("policies", f"/1.0/config/user.{kind}").status == status, kind
         # The daemon's configuration is read anew, and the key has its value there still.
-        host.daemon.client("config", "set", "policies", "user.end=2")
+        host.set("policies", "user.end", "2")
         host.until("policies", "/1.0/config/user.end", "2")
         assert host.ask("policies", "/1.0/config/user.once").status == 404
-        host.daemon.client("config", "set", "policies", "user.once=another")
+        host.set("policies", "user.once", "another")
         host.until("policies", "/1.0/config/user.once", "another")
 
 
