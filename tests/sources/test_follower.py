@@ -355,7 +355,7 @@ def test_starts_are_written_in_batches(tmp_path: Path, inits: Inits) -> None:
         time.sleep(0.2)
         ledger.locked = False
         until(lambda: not any(one.init for one in ledger.entries.values()), "all ends")
-        # Ends that are noticed while earlier ones are being written need another transaction: on a busy machine, several.
+        # Ends that are noticed while earlier ones are written need another transaction, on a busy machine several.
         assert ledger.transactions < before + len(pids) // 2
 
 
