@@ -52,7 +52,9 @@ systemctl enable --quiet systemd-networkd ssh
 echo 'USE_LXC_BRIDGE="false"' >/etc/default/lxc-net
 # They would take part of a boot's time, or of the two processors at any time.
 systemctl mask --quiet systemd-networkd-wait-online.service lxc-net.service apt-daily.timer apt-daily-upgrade.timer \
-    dpkg-db-backup.timer e2scrub_all.timer fstrim.timer man-db.timer
+    dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer man-db.timer
+# So would what systemd makes once after an update: the cache of ldconfig, and others, which the root has.
+touch /etc/.updated /var/.updated
 # A start that takes ten seconds elsewhere takes minutes on an emulated processor of a busy host.
 mkdir -p /etc/systemd/system.conf.d
 printf '[Manager]\nDefaultTimeoutStartSec=900\nDefaultTimeoutStopSec=300\n' >/etc/systemd/system.conf.d/emulated.conf
@@ -92,6 +94,12 @@ cp /srv/image/key.pub /root/.ssh/authorized_keys
 rm -f /etc/ssh/ssh_host_*
 ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
 printf 'UseDNS no\nMaxSessions 100\n' >/etc/ssh/sshd_config.d/test.conf
+# A client that came before would wait for a time-out.
+mkdir -p /etc/systemd/system/ssh.service.d
+cat >/etc/systemd/system/ssh.service.d/console.conf <<'END'
+[Service]
+ExecStartPost=/bin/sh -c 'echo SSH listens >/dev/console'
+END
 echo MODULES=list >/etc/initramfs-tools/conf.d/vm
 printf '%s\n' virtio_pci virtio_blk ext4 >/etc/initramfs-tools/modules
 kernel=$(ls /lib/modules)

@@ -84,7 +84,12 @@ class VirtualMachine:
     @property
     def console(self) -> str:
         """The end of the machine's console output."""
-        return (self._directory / "console").read_text(errors="replace")[-3000:]
+        return self._output().decode(errors="replace")[-3000:]
+
+    def _output(self) -> bytes:
+        # QEMU makes the file.
+        file = self._directory / "console"
+        return file.read_bytes() if file.exists() else b""
 
     def start(self) -> float:
         """Switch the machine on, and wait until SSH answers.
@@ -101,6 +106,7 @@ class VirtualMachine:
     def _boot(self, began: float) -> bool:
         """Switch it on; return whether SSH answers. If not, the kernel has panicked, and QEMU has ended."""
         self._control.unlink(missing_ok=True)
+        (self._directory / "console").unlink(missing_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -121,7 +127,7 @@ class VirtualMachine:
             ],
             stdin=subprocess.DEVNULL,
         )
-        while self.run("true", check=False).returncode != 0:
+        while b"SSH listens" not in self._output() or self.run("true", check=False).returncode != 0:
             if self._process.poll() is not None:
                 return False
             assert time.monotonic() - began < BOOT_SECONDS, f"SSH does not answer: {self.console}"
