@@ -15,7 +15,7 @@ from guestapi.callers.machines import is_alive
 from guestapi.cli.common import Operator, warn
 from guestapi.cli.definitions import as_document, check, parse, to_yaml
 from guestapi.cli.fleet_options import changes_instances, takes_host
-from guestapi.cli.grouping import Verb, project_of, takes_project
+from guestapi.cli.grouping import FleetVerb, project_of, takes_project
 from guestapi.cli.words import MisuseError, printable
 from guestapi.errors import OperatorError
 from guestapi.model import Instance
@@ -38,7 +38,7 @@ class _UndoneError(Exception):
     """Raised at the end of a dry run, so that the transaction is undone."""
 
 
-@click.command(cls=Verb)
+@click.command(cls=FleetVerb)
 @takes_project("Of definitions that name none.")
 @click.option("-f", "--file", "files", multiple=True, required=True, metavar="FILE|DIR", help="'-': standard input.")
 @click.option("--prune", is_flag=True, help="Remove instances of the same projects that are not defined.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, wraps
@@ -21,7 +22,7 @@ from guestapi.cli.printing import print_pairs as print_pairs
 from guestapi.cli.printing import print_table as print_table
 from guestapi.cli.printing import print_value as print_value
 from guestapi.cli.words import MisuseError, explain
-from guestapi.errors import GuestapiError, OperatorError
+from guestapi.errors import GuestapiError
 from guestapi.key_policy import blanked
 from guestapi.model import Instance
 from guestapi.settings import Settings
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Commands that take --fleet, as hints name them.
-_NOUNS_OF_FLEETS = ("config", "device", "instance", "profile")
+_OF_FLEETS = re.compile(r"'guestapi (?=(?:apply|config|device|export|instance|profile|project)\b)")
 
 
 class Operator:
@@ -56,7 +57,7 @@ class Operator:
     @cached_property
     def writer(self) -> Writer:
         """The store, to change it, made if it is missing; raises StoreError."""
-        self._refuse_fleet()
+        assert not self.is_fleet, "its commands ask the fleet"
         return Writer(self.settings, create=True, audit=self.audit)
 
     @property
@@ -66,7 +67,7 @@ class Operator:
 
     def view(self) -> AbstractContextManager[View]:
         """The store, to look at it; raises StoreError."""
-        self._refuse_fleet()
+        assert not self.is_fleet, "its commands ask the fleet"
         return view(self.settings.store.url)
 
     @cached_property
@@ -139,10 +140,6 @@ class Operator:
             **{key: document[key] for key in ("uuid", "cloud_init_id", "config", "devices", "profiles")},
         }
 
-    def _refuse_fleet(self) -> None:
-        if self.is_fleet:
-            raise OperatorError("this command is for this host alone", "leave --fleet out")
-
 
 class OneSentence(Noun):
     """A command group in which what an operator may cause ends in one sentence, not in a traceback."""
@@ -164,8 +161,7 @@ def fail(sentence: str, hint: str | None = None) -> NoReturn:
     """
     context = click.get_current_context(silent=True)
     if hint and context is not None and context.find_root().params.get("fleet"):
-        for noun in _NOUNS_OF_FLEETS:
-            hint = hint.replace(f"'guestapi {noun} ", f"'guestapi --fleet {noun} ")
+        hint = _OF_FLEETS.sub("'guestapi --fleet ", hint)
     raise click.ClickException(explain(sentence, hint))
 
 

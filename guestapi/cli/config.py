@@ -19,7 +19,7 @@ from guestapi.cli.common import (
     warn,
 )
 from guestapi.cli.fleet_options import changes_instances
-from guestapi.cli.grouping import Noun, takes_project
+from guestapi.cli.grouping import FleetNoun, takes_project
 from guestapi.cli.values import find_value, set_values
 from guestapi.cli.words import printable, settings
 from guestapi.key_policy import blanked
@@ -27,7 +27,7 @@ from guestapi.store import steps
 from guestapi.store.lookup import get_instance, get_layers
 
 
-@click.group(cls=Noun)
+@click.group(cls=FleetNoun)
 @takes_project("The project of the instances.")
 def config() -> None:
     """Set, unset, edit and show an instance's configuration."""

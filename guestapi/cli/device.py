@@ -21,7 +21,7 @@ from guestapi.cli.common import (
     warn,
 )
 from guestapi.cli.fleet_options import changes_instances
-from guestapi.cli.grouping import Noun, takes_project
+from guestapi.cli.grouping import FleetNoun, takes_project
 from guestapi.cli.printing import print_yaml
 from guestapi.cli.words import MisuseError, pairs, settings
 from guestapi.errors import OperatorError
@@ -33,7 +33,7 @@ from guestapi.store.lookup import get_instance, get_layers
 from guestapi.store.transaction import Change
 
 
-@click.group(cls=Noun)
+@click.group(cls=FleetNoun)
 @takes_project("The project of the instances.")
 def device() -> None:
     """Add, change, show and remove an instance's devices."""

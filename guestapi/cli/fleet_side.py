@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from uuid import UUID
@@ -101,6 +101,16 @@ class FleetSide:
         """Return instances by project and name, of the host that was given or of all."""
         given = given_options(click.get_current_context())
         return self._store.list_instances(project, given.get("host"), whole=whole)
+
+    def list_projects(self) -> dict[str, int]:
+        """Return the projects, and how many instances each has."""
+        return self._store.list_projects()
+
+    def wait_until(
+        self, places: Sequence[Place], is_met: Callable[[FleetInstance], bool], until: float | None
+    ) -> list[str]:
+        """Wait until instances are as they should be; all as of `FleetStore.wait_until`."""
+        return self._store.wait_until(places, is_met, until)
 
     def list_profiles(self, project: str | None) -> list[tuple[Profile, int]]:
         """Return the profiles of a project, or of all (None), each with the number of instances that have it."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from guestapi.cli.words import MisuseError, explain
+from guestapi.errors import OperatorError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,14 +36,28 @@ class _Explained(click.Command):
 
 
 class Verb(_Explained):
-    """A command that takes mistakes in its words for a wrong call, too."""
+    """A command that takes mistakes in its words for a wrong call, too.
+
+    Attributes:
+        takes_fleet: with --fleet, it is about the instances of the fleet. Any other command refuses --fleet.
+    """
+
+    takes_fleet = False
 
     def invoke(self, ctx: click.Context) -> Any:
         """As click.Command."""
+        if ctx.find_root().params.get("fleet") and not self.takes_fleet:
+            raise OperatorError("this command is not about instances of a fleet", "leave --fleet out")
         try:
             return super().invoke(ctx)
         except MisuseError as error:
             raise click.UsageError(explain(error.message, error.hint), ctx) from None
+
+
+class FleetVerb(Verb):
+    """A command about the instances of this host or, with --fleet, of the fleet."""
+
+    takes_fleet = True
 
 
 class Noun(_Explained, click.Group):
@@ -86,6 +101,12 @@ class Noun(_Explained, click.Group):
         known = self.list_commands(ctx)
         near = get_close_matches(name, [*known, *self.aliases], 1, 0.6)
         return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+
+
+class FleetNoun(Noun):
+    """A group of verbs about the instances of this host or, with --fleet, of the fleet."""
+
+    command_class = FleetVerb
 
 
 def takes_project(text: str) -> Callable[[F], F]:

@@ -24,7 +24,7 @@ from guestapi.cli.common import (
 )
 from guestapi.cli.definitions import as_document, check, parse, to_yaml
 from guestapi.cli.fleet_options import changes_instances, takes_host
-from guestapi.cli.grouping import ALIASES, Noun, takes_project
+from guestapi.cli.grouping import ALIASES, FleetNoun, Verb, takes_project
 from guestapi.cli.instance_list import list_
 from guestapi.cli.instance_wait import wait
 from guestapi.cli.printing import print_yaml
@@ -38,7 +38,7 @@ from guestapi.store.errors import ConflictError
 from guestapi.store.lookup import find_by_place, find_instance, get_instance
 
 
-class InstanceNoun(Noun):
+class InstanceNoun(FleetNoun):
     """The verbs of instances; `start` and `stop` are what `register` and `unregister` were called before."""
 
     aliases = {name: verb for name, verb in ALIASES.items() if name != "info"} | {
@@ -115,7 +115,7 @@ def add(
     warn(warnings)
 
 
-@instance.command()
+@instance.command(cls=Verb)
 @takes_instance
 @click.option("--pid", type=click.IntRange(min=1), help="Its init or VMM, as the host sees it.")
 @click.option("--cid", type=click.IntRange(0, MOST_CID), help="The context ID (vsock) of a virtual machine.")
@@ -164,7 +164,7 @@ def register(
         steps.start(change, instance, init)
 
 
-@instance.command()
+@instance.command(cls=Verb)
 @takes_instance
 @click.pass_obj
 def unregister(operator: Operator, name: str, project: str) -> None:

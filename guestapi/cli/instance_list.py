@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import click
 
 from guestapi.cli.common import Operator, has_truncate, print_json, print_table
 from guestapi.cli.fleet_options import takes_host
-from guestapi.cli.grouping import Verb, project_of, takes_project
+from guestapi.cli.grouping import FleetVerb, project_of, takes_project
 from guestapi.cli.printing import print_csv, print_yaml
 from guestapi.cli.words import MisuseError
 from guestapi.errors import OperatorError
@@ -45,7 +45,7 @@ _VALUES = {
 }
 
 
-@click.command(name="list", cls=Verb)
+@click.command(name="list", cls=FleetVerb)
 @takes_project("Of this project alone.")
 @click.argument("filter_", metavar="[FILTER]...", nargs=-1)
 @click.option(
@@ -101,11 +101,19 @@ def _operator() -> Operator:
 def _find(operator: Operator, project: str | None, *, whole: bool) -> list[Instance]:
     """All instances of a project, or of all projects; not `whole`: their configuration is not needed."""
     if operator.is_fleet:
-        return operator.fleet.list_instances(project, whole=whole)
+        found = operator.fleet.list_instances(project, whole=whole)
+        if not found and project not in (None, "default"):
+            _check_project(project, operator.fleet.list_projects())
+        return found
     with operator.view() as store:
-        if project not in (None, "default") and project not in list_projects(store):
-            raise OperatorError(f"no project {project!r}", "'guestapi project list' shows all")
+        if project not in (None, "default"):
+            _check_project(project, list_projects(store))
         return list_instances(store, project)
+
+
+def _check_project(project: str | None, known: Collection[str]) -> None:
+    if project not in known:
+        raise OperatorError(f"no project {project!r}", "'guestapi project list' shows all")
 
 
 def _has_keys(shown: Iterable[str], filters: Iterable[str]) -> bool:

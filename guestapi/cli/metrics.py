@@ -8,9 +8,10 @@ import click
 
 from guestapi import journal
 from guestapi.cli.common import Operator
+from guestapi.cli.grouping import Verb
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--socket", "sockets", multiple=True, metavar="PATH", type=click.Path(path_type=Path), help="Bind this.")
 @click.pass_obj
 def metrics(operator: Operator, sockets: tuple[Path, ...]) -> None:

@@ -17,7 +17,7 @@ from guestapi.cli.common import (
 )
 from guestapi.cli.editing import edit_document, is_by_hand
 from guestapi.cli.fleet_options import changes_instances, changes_profiles
-from guestapi.cli.grouping import Noun
+from guestapi.cli.grouping import FleetNoun
 from guestapi.cli.printing import print_yaml
 from guestapi.cli.profile_definition import as_document, parse
 from guestapi.cli.profile_device import device
@@ -31,7 +31,7 @@ from guestapi.store.lookup import get_instance, list_projects
 _MOST_USERS = 1000
 
 
-class ProfileNoun(Noun):
+class ProfileNoun(FleetNoun):
     """The verbs of profiles: to remove one from an instance is another thing than to delete it."""
 
     aliases = {"ls": "list", "rm": "delete", "info": "show"}  # noqa: RUF012 - of the base

@@ -9,7 +9,7 @@ import click
 
 from guestapi.cli.common import Operator, fail, has_format, print_devices, print_json, warn
 from guestapi.cli.fleet_options import changes_profiles
-from guestapi.cli.grouping import Noun
+from guestapi.cli.grouping import FleetNoun
 from guestapi.cli.profile_name import find_named, takes_profile
 from guestapi.cli.words import MisuseError, pairs
 from guestapi.known import check_device
@@ -17,7 +17,7 @@ from guestapi.model import Device, Profile
 from guestapi.store import profiles
 
 
-@click.group(cls=Noun)
+@click.group(cls=FleetNoun)
 def device() -> None:
     """Add, change and remove a profile's devices."""
 

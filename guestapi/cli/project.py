@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from guestapi.cli.common import Operator, has_format, print_json, print_table
-from guestapi.cli.grouping import Noun
+from guestapi.cli.grouping import FleetNoun
 from guestapi.store.lookup import list_projects
 
 
-@click.group(cls=Noun)
+@click.group(cls=FleetNoun)
 def project() -> None:
     """List projects. A project is there as long as it has an instance."""
 
@@ -19,8 +19,11 @@ def project() -> None:
 @click.pass_obj
 def list_(operator: Operator, as_json: bool) -> None:
     """List projects, and how many instances each has."""
-    with operator.view() as store:
-        found = list_projects(store)
+    if operator.is_fleet:
+        found = operator.fleet.list_projects()
+    else:
+        with operator.view() as store:
+            found = list_projects(store)
     if as_json:
         print_json([{"name": name, "instances": count} for name, count in found.items()])
     else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from guestapi.cli.common import Operator, fail
+from guestapi.cli.grouping import Verb
 from guestapi.cli.top_view import SORTS, Overview, choose, height, look, print_once, render
 from guestapi.metrics.handover import ReportDirectory
 
@@ -76,7 +77,7 @@ class TopState:
         return f"{chosen} | sort: {keys} | / filter, q quit"
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--sort", type=click.Choice(list(SORTS)), default="requests", show_default=True, help="What comes first.")
 @click.option("--filter", "wanted", default="", metavar="TEXT", help="Instances with this in their name or project.")
 @click.option("--once", is_flag=True, help="Print it once; so it is if the output is not a terminal.")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guestapi.fleet import plan
 from guestapi.fleet.engine import FleetError, UncertainError, commit
-from guestapi.fleet.operating import Place, Wishes, check_revision
+from guestapi.fleet.operating import Place, Wishes, check_revision, unknown_instance
 from guestapi.fleet.plan import FleetInstance
-from guestapi.store.errors import ConflictError, UnknownInstanceError
+from guestapi.store.errors import ConflictError
 
 if TYPE_CHECKING:
     import psycopg
@@ -123,9 +123,7 @@ def _order(connection: psycopg.Connection[Any], place: Place, to: str, fenced: b
     found, states = plan.lock(connection, [place], {to})
     plan.refuse_fenced(states, [to])
     if not found:
-        raise UnknownInstanceError(
-            f"no instance {place[1]!r} in project {place[0]!r}", "'guestapi --fleet list' shows all"
-        )
+        raise unknown_instance(place)
     (instance,) = found
     state, age = _contact(connection, instance.host)
     if plan.find_operation(connection, wishes.operation) is None:

@@ -21,7 +21,7 @@ from guestapi.fleet.sharing import FleetProfile
 from guestapi.fleet.statements import is_storable
 from guestapi.model import Instance, Profile
 from guestapi.store import profiles as profile_steps
-from guestapi.store.errors import ConflictError
+from guestapi.store.errors import ConflictError, UnknownInstanceError
 from guestapi.store.layers import Layer, Layers
 from guestapi.store.scratch import load_instances, load_profiles, scratch
 from guestapi.store.transaction import Change
@@ -38,6 +38,8 @@ _ASK_AGAIN_SECONDS, _ASK_AGAIN_PAUSE = 60.0, 0.5
 _USERS = 1_000
 #: Seconds between two looks whether hosts have applied a change; and at least, as a multiple of what a look takes.
 _WAIT_SECONDS, _PAUSES = 0.05, 9
+#: Seconds between two looks what hosts say of instances.
+_LOOK_SECONDS = 0.25
 
 
 class Wishes(NamedTuple):
@@ -97,15 +99,52 @@ class FleetStore:
             project: of this one; None: of all.
             host: of this one; None: of all.
             whole: with their configuration and devices.
+
+        Raises:
+            FleetMisuseError: there is no such host.
         """
-        if not all(map(is_storable, filter(None, (project, host)))):
-            return []
         with self._connect() as connection:
-            found = plan.read_all(connection, project, host, whole=whole)
+            is_readable = all(map(is_storable, filter(None, (project, host))))
+            found = plan.read_all(connection, project, host, whole=whole) if is_readable else []
+            if not found and host is not None:
+                plan.check_host(connection, host)
             applied = {uuid for one in found for uuid in one.profiles}
             shared = {one.uuid: one for one in sharing.read(connection, (), applied)} if applied else {}
         self.known = dict(enumerate(found, 1))
         return [_merged(plan.as_instance(number, one), one, shared) for number, one in self.known.items()]
+
+    def list_projects(self) -> dict[str, int]:
+        """Return the projects, and how many instances each has."""
+        with self._connect() as connection:
+            return plan.list_projects(connection)
+
+    def wait_until(
+        self, places: Sequence[Place], is_met: Callable[[FleetInstance], bool], until: float | None
+    ) -> list[str]:
+        """Wait until all instances are as they should be, as far as their hosts say.
+
+        Args:
+            places: their projects and names.
+            is_met: whether one is as it should be.
+            until: when to give up, by the monotonic clock; None: never.
+
+        Returns:
+            The names of those that are not; none, if all are.
+
+        Raises:
+            UnknownInstanceError: one is not there, or not any more.
+        """
+        left = list(dict.fromkeys(places))
+        with self._connect() as connection:
+            while True:
+                found = {(one.project, one.name): one for one in plan.read_facts(connection, left)}
+                for place in left:
+                    if place not in found:
+                        raise unknown_instance(place)
+                left = [place for place in left if not is_met(found[place])]
+                if not left or (until is not None and time.monotonic() > until):
+                    return [name for _project, name in left]
+                time.sleep(_LOOK_SECONDS)
 
     def list_profiles(self, project: str | None) -> list[tuple[Profile, int]]:
         """Return the profiles of a project, or of all (None), each with the number of instances that have it."""
@@ -294,6 +333,13 @@ def _merged(instance: Instance, one: FleetInstance, shared: Mapping[str, FleetPr
     layers = Layers(operator=Layer(one.config, one.devices), profiles=applied)
     names = tuple(profile.name for profile in applied)
     return replace(instance, config=layers.config, devices=layers.devices, profiles=names)
+
+
+def unknown_instance(place: Place) -> UnknownInstanceError:
+    """Return the error for an instance of the fleet that is not there."""
+    project, name = place
+    where = "" if project == "default" else f" in project {project!r}"
+    return UnknownInstanceError(f"no instance {name!r}{where}", "'guestapi --fleet instance list' shows all")
 
 
 def new_operation() -> UUID:

@@ -50,6 +50,8 @@ _ALL = (
     "WHERE (%(project)s::text IS NULL OR project = %(project)s) "
     "AND (%(host)s::text IS NULL OR instances.host = %(host)s) ORDER BY project, name"
 )
+_HOST = "SELECT 1 FROM guestapi.hosts WHERE name = %s"
+_PROJECTS = "SELECT project, count(*) FROM guestapi.instances GROUP BY project"
 # What hosts say meanwhile refers to these rows, and must not wait: a large change takes minutes.
 _LOCK = "SELECT name, state FROM guestapi.hosts WHERE name = ANY(%s) ORDER BY name FOR NO KEY UPDATE"
 _OP = "SELECT result FROM guestapi.ops WHERE op = %s"
@@ -186,6 +188,27 @@ def read(connection: psycopg.Connection[Any], places: Iterable[tuple[str, str]])
     return _read_whole(connection, _OF_PLACES, as_places(places))
 
 
+def read_facts(connection: psycopg.Connection[Any], places: Iterable[tuple[str, str]]) -> list[FleetInstance]:
+    """Read instances as `read`, without their configuration and devices."""
+    return [FleetInstance(*row) for row in connection.execute((_INSTANCES + _OF_PLACES).encode(), as_places(places))]
+
+
+def list_projects(connection: psycopg.Connection[Any]) -> dict[str, int]:
+    """Return the projects, and how many instances each has; ``default`` is always there."""
+    found: dict[str, int] = dict(connection.execute(_PROJECTS).fetchall())
+    return dict(sorted({"default": 0, **found}.items()))
+
+
+def check_host(connection: psycopg.Connection[Any], name: str) -> None:
+    """Make sure that there is a host of that name.
+
+    Raises:
+        FleetMisuseError: there is none.
+    """
+    if not is_storable(name) or connection.execute(_HOST, (name,)).fetchone() is None:
+        raise _unknown_host(name)
+
+
 def read_whole(connection: psycopg.Connection[Any], uuids: Sequence[str]) -> list[FleetInstance]:
     """Read instances by UUID; those that are not there are left out."""
     return _read_whole(connection, "WHERE instances.uuid = ANY(%(uuids)s::uuid[])", {"uuids": list(uuids)})
@@ -281,8 +304,12 @@ def lock_hosts(connection: psycopg.Connection[Any], hosts: Iterable[str]) -> dic
     states: dict[str, str] = dict(connection.execute(_LOCK, (list(filter(is_storable, wanted)),)).fetchall())
     for name in wanted:
         if name not in states:
-            raise FleetMisuseError(f"there is no host {name[:80]!r}", "'guestapi fleet host list' shows all")
+            raise _unknown_host(name)
     return states
+
+
+def _unknown_host(name: str) -> FleetMisuseError:
+    return FleetMisuseError(f"there is no host {name[:80]!r}", "'guestapi fleet host list' shows all")
 
 
 def refuse_fenced(states: Mapping[str, str], hosts: Iterable[str]) -> None:

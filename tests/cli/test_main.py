@@ -7,16 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import guestapi as package
+from guestapi.cli.grouping import Verb
 from guestapi.cli.main import main
 from guestapi.store import steps
 from guestapi.store.writing import Writer
 from tests.cli.command import Guestapi
 from tests.harness.service import COMMAND, USER
 from tests.store.processes import database, other_process
+from tools.reference import find_commands
+
+#: Commands that take --fleet, but for those that are only for this host.
+OF_FLEETS = ("apply", "config", "device", "export", "instance", "profile", "project")
+OF_THIS_HOST = ("instance register", "instance unregister")
+#: What commands need beside what their parameters say.
+NEEDED = {"instance wait": ["--running"], "export": ["--all"]}
 
 
 def completed(guestapi: Guestapi, line: str, **environment: str) -> list[str]:
@@ -55,6 +64,43 @@ def test_hooks_load_what_they_need(guestapi: Guestapi) -> None:
 def test_misuse_is_exit_2(guestapi: Guestapi, words: list[str]) -> None:
     """A command or option that does not exist is named, with exit 2."""
     assert words[-1] in guestapi.misuse(*words)
+
+
+def words_of(command: click.Command, file: Path) -> list[str]:
+    """What a command must be given; `file` is there."""
+    words = []
+    for parameter in command.params:
+        if not parameter.required:
+            continue
+        if isinstance(parameter, click.Option):
+            words.append(parameter.opts[0])
+        if isinstance(parameter.type, click.Choice):
+            words.append(str(parameter.type.choices[0]))
+        elif parameter.name in ("files", "file"):
+            words.append(str(file))
+        else:
+            words.append({"kind": "nic", "seconds": "60s"}.get(str(parameter.name), "a=1"))
+    return words
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [(name, one) for name, one in find_commands(main, "guestapi") if not isinstance(one, click.Group)],
+)
+def test_fleet_or_not(guestapi: Guestapi, name: str, command: click.Command) -> None:
+    """With --fleet, a command asks the fleet's database, or refuses before it does anything; none is for this host."""
+    assert isinstance(command, Verb)
+    file = guestapi.directory / "definition.yaml"
+    file.write_text("name: web\n")
+    path = name.removeprefix("guestapi ")
+    words = [*path.split(), *words_of(command, file), *NEEDED.get(path, [])]
+    before = sorted(guestapi.directory.iterdir())
+    error = guestapi.fails("--fleet", *words, stdin="name: web\n")
+    if path.split()[0] in OF_FLEETS and path not in OF_THIS_HOST:
+        assert error.startswith("fleet.url is not set; ")
+    else:
+        assert error == "this command is not about instances of a fleet; leave --fleet out"
+    assert sorted(guestapi.directory.iterdir()) == before
 
 
 def test_which_configuration(guestapi: Guestapi, tmp_path: Path) -> None:

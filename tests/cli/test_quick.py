@@ -74,6 +74,8 @@ def test_loaded_modules(c1: Guestapi, words: tuple[str, ...]) -> None:
         ("config get c1 a --project", None),
         ("config get c1 a --project p --project q", None),
         ("config get c1 a --config f", None),
+        ("--fleet config get c1 a", None),
+        ("config --fleet set c1 a=1", None),
         ("config show c1", None),
         ("instance list config", None),
         ("config", None),

@@ -102,7 +102,9 @@ def test_mistakes(operator: FleetOperator) -> None:
     before = operator.revisions()
     assert operator.fails("config", "set", "web9", "user.a=1").startswith("no instance 'web9'")
     assert operator.fails("config", "set", "web1", "user.\x01=1").startswith("configuration key")
-    assert operator.fails("instance", "add", "web1", "--host", "h1").startswith("instance 'web1' exists already")
+    assert operator.fails("instance", "add", "web1", "--host", "h1").endswith(
+        "exists already in project 'default'; 'guestapi --fleet apply' changes one that exists"
+    )
     assert operator.fails("instance", "add", "new") == "it is not said on which host 'new' is to be; --host says it"
     assert operator.fails("instance", "add", "new", "--host", "h9").startswith("there is no host 'h9'")
     assert operator.fails("instance", "add", "n", "--host", "h1", "-p", "none").startswith("no profile 'none'")
@@ -111,7 +113,7 @@ def test_mistakes(operator: FleetOperator) -> None:
     )
     operator.local.good("fleet", "host", "list")
     for words in (("instance", "unregister", "web1"), ("image", "list"), ("policy", "list")):
-        assert operator.fails(*words) == "this command is for this host alone; leave --fleet out"
+        assert operator.fails(*words) == "this command is not about instances of a fleet; leave --fleet out"
     assert operator.local.misuse("config", "set", "web1", "user.a=1", "--wait").startswith("--wait is for a fleet")
     misuse = operator.local.misuse("--fleet", "config", "set", "web1", "user.a=1", "--timeout", "1")
     assert misuse == "--timeout says nothing without --wait"
@@ -138,9 +140,48 @@ def test_lists(operator: FleetOperator) -> None:
     assert [row[3] for row in rows[1:]] == ["running", "unknown"]
     assert operator.good("list", "--host", "h2", "-f", "csv", "-c", "n") == "NAME\nweb2\n"
     assert operator.good("list", "user.password=secret", "status=running", "-f", "csv", "-c", "n") == "NAME\nweb1\n"
+    assert operator.good("list", "--project", "default", "--host", "h2", "-f", "csv", "-c", "n") == "NAME\nweb2\n"
+    assert operator.fails("list", "--host", "h9") == "there is no host 'h9'; 'guestapi fleet host list' shows all"
+    error = operator.fails("list", "--project", "none")
+    assert error == "no project 'none'; 'guestapi --fleet project list' shows all"
     assert operator.info("web1")["state"] == "Ready"
     assert operator.fails("instance", "remove", "web1").startswith("instance 'web1' runs on its host; --force")
     operator.good("instance", "remove", "web1", "--force")
+
+
+def test_projects(operator: FleetOperator) -> None:
+    """The projects of the fleet are listed, with the number of instances on all hosts."""
+    for name, host in (("a", "h1"), ("b", "h2")):
+        operator.good("instance", "add", name, "--project", "p", "--host", host)
+    assert json.loads(operator.good("project", "list", "--format", "json")) == [
+        {"name": "default", "instances": 2},
+        {"name": "p", "instances": 2},
+    ]
+    assert operator.good("list", "--project", "p", "-f", "csv", "-c", "n") == "NAME\na\nb\n"
+
+
+def test_waiting_for_instances(operator: FleetOperator) -> None:
+    """It is waited until hosts say that instances run, are ready or are stopped; what was not said is not known."""
+    uuid = operator.info("web1")["uuid"]
+    with operator.fleet.host("h1") as connection:
+        for number, running, ready, met in (
+            (1, True, False, ["running"]),
+            (2, True, True, ["running", "ready"]),
+            (3, False, False, ["stopped"]),
+        ):
+            connection.execute("SELECT guestapi.report(%s, 1, %s, 1, %s, %s)", (uuid, number, running, ready))
+            for state in ("running", "ready", "stopped"):
+                words = ("instance", "wait", "web1", f"--{state}", "--timeout", "0")
+                if state in met:
+                    operator.good(*words)
+                else:
+                    error = operator.fails(*words)
+                    assert error == f"web1: not {state} within 0 s; 'guestapi --fleet instance list' shows what is"
+        assert operator.fails("instance", "wait", "web1", "web2", "--stopped", "--timeout", "0").startswith("web2: not")
+        assert operator.fails("instance", "wait", "web9", "--running").startswith("no instance 'web9'")
+        waiting = subprocess.Popen(operator.program("instance", "wait", "web1", "--running"))
+        connection.execute("SELECT guestapi.report(%s, 1, 4, 1, true, false)", (uuid,))
+        assert waiting.wait(20) == 0
 
 
 def test_revisions(operator: FleetOperator) -> None:
@@ -183,6 +224,11 @@ def test_apply_and_export(operator: FleetOperator) -> None:
     """Definitions say the host by their location; what was exported is applied again and changes nothing."""
     exported = operator.good("export", "--all")
     assert "location: h1" in exported
+    of_host = operator.good("export", "--all", "--host", "h2")
+    assert "name: web2" in of_host
+    assert "web1" not in of_host
+    assert operator.local.misuse("--fleet", "export", "web1", "--host", "h1") == "--host says nothing without --all"
+    assert operator.local.misuse("export", "--all", "--host", "h1").startswith("--host is for a fleet")
     summary = "0 added, 0 changed, 0 removed, 2 unchanged\n"
     before = operator.revisions()
     assert operator.good("apply", "-f", "-", stdin=exported) == summary

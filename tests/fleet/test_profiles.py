@@ -505,7 +505,7 @@ def test_key_policies_are_the_hosts(operator: FleetOperator) -> None:
     assert "hidden" not in shown
     assert '"secret"' not in shown
     assert host.shown("web1").config["user.word"] == "hidden"
-    assert "this command is for this host alone" in operator.fails("policy", "add", "user.*", "--secret")
+    assert "this command is not about instances of a fleet" in operator.fails("policy", "add", "user.*", "--secret")
 
 
 def test_a_placement_that_is_refused_again_and_again(operator: FleetOperator) -> None:
