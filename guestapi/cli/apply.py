@@ -45,7 +45,7 @@ class _UndoneError(Exception):
 @click.option("--prune-source", "sources", multiple=True, metavar="SOURCE", help="With --prune: of this source, too.")
 @click.option("--force", is_flag=True, help="With --prune: also those that run.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; print what would be changed.")
-@takes_host("With --fleet: where those are placed that are added and name no location.")
+@takes_host("With --fleet: of those that name no location; with --prune: of this host alone.")
 @changes_instances
 @click.pass_context
 def apply(
@@ -79,6 +79,8 @@ def apply(
         try:
             named = sorted({(one.project, name) for one in wanted for name in one.profiles})
             with operator.change_instances(*places, hosts=_hosts(wanted), writing=writing, profiles=named) as change:
+                if operator.is_fleet:
+                    wanted = operator.fleet.locate(wanted)
                 advance = bar("applying", len(wanted))
                 for one in wanted:
                     _define(change, one, report, texts=dry_run)

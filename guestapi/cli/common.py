@@ -26,7 +26,7 @@ from guestapi.errors import GuestapiError
 from guestapi.key_policy import blanked
 from guestapi.model import Instance
 from guestapi.settings import Settings
-from guestapi.store.lookup import Moment, list_instances
+from guestapi.store.lookup import Moment, list_instances, list_projects
 from guestapi.store.transaction import Change
 from guestapi.store.view import View, view
 from guestapi.store.writing import Writer
@@ -112,6 +112,13 @@ class Operator:
             return self.fleet.list_profiles(project)
         with self.view() as store:
             return list_profiles(store, project)
+
+    def list_projects(self) -> dict[str, int]:
+        """The projects, of this host or of the fleet, and how many instances each has."""
+        if self.is_fleet:
+            return self.fleet.list_projects()
+        with self.view() as store:
+            return list_projects(store)
 
     def view_instances(self, *places: tuple[str, str]) -> AbstractContextManager[Moment]:
         """Look at instances, of this host or of the fleet, by project and name."""

@@ -136,5 +136,5 @@ def edit(operator: Operator, name: str, project: str) -> None:
     with operator.change_instances((project, name), profiles=named) as change:
         if is_by_hand() and read_definition(change, get_instance(change, project, name)) != before:
             fail(f"instance {name!r} was changed meanwhile", "edit it again")
-        define(change, found[0])
+        define(change, *(operator.fleet.locate(found) if operator.is_fleet else found))
     warn(warnings)

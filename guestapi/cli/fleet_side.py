@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,7 @@ from guestapi.fleet.operating import AlreadyDoneError, FleetStore, Place, Wishes
 from guestapi.fleet.plan import FleetInstance, Result, Writing
 from guestapi.model import Instance, Profile
 from guestapi.settings import Settings
+from guestapi.store.definitions import Definition
 from guestapi.store.transaction import Change
 
 
@@ -80,22 +81,36 @@ class FleetSide:
             by_operator(f"{context.command_path} (fleet)")(records)
         _finish(self._store, result, given)
 
+    def locate(self, definitions: Iterable[Definition]) -> list[Definition]:
+        """Have definitions of instances that are changed name the host of each; as `FleetStore.locate`."""
+        return self._store.locate(definitions, given_options(click.get_current_context()).get("host"))
+
     def move(self, place: Place, to: str, *, fenced: bool) -> str:
         """Have an instance go to another host; one sentence that says how far it is."""
         given = given_options(click.get_current_context())
         wishes = Wishes(given.get("operation") or new_operation(), None, given.get("if_revision"))
-        ordered: Move | None = moving.move(self._connect, place, to, fenced=fenced, wishes=wishes)
-        if given.get("wait"):
-            timeout = given.get("timeout")
-            assert ordered is not None, "it was ordered"
-            until = None if timeout is None else time.monotonic() + timeout
-            try:
-                ordered = moving.wait_until_there(self._connect, ordered, until)
-            except KeyboardInterrupt:
-                raise OperatorError("ended by Ctrl-C; the move goes on", "the same command waits again") from None
-            if ordered is not None:
-                raise OperatorError(f"not within {timeout:g} s: {_moving(place[1], ordered)}", "the move goes on")
-        return f"{place[1]} is on {to}" if ordered is None or ordered.done else _moving(place[1], ordered)
+        try:
+            ordered = moving.move(self._connect, place, to, fenced=fenced, wishes=wishes)
+        except AlreadyDoneError as error:
+            click.echo(error.message, err=True)
+            ordered = moving.find_move(self._connect, place)
+        there = f"{place[1]} is on {ordered.to}"
+        if not given.get("wait"):
+            return there if ordered.done else _moving(place[1], ordered)
+        if ordered.to != to:
+            raise OperatorError(
+                f"{there if ordered.done else _moving(place[1], ordered)}; it does not go to {to}",
+                "another command has sent it there since, or this operation was another one",
+            )
+        timeout = given.get("timeout")
+        until = None if timeout is None else time.monotonic() + timeout
+        try:
+            left = moving.wait_until_there(self._connect, ordered, until)
+        except KeyboardInterrupt:
+            raise OperatorError("ended by Ctrl-C; the move goes on", "the same command waits again") from None
+        if left is not None:
+            raise OperatorError(f"not within {timeout:g} s: {_moving(place[1], left)}", "the move goes on")
+        return there
 
     def list_instances(self, project: str | None, *, whole: bool) -> list[Instance]:
         """Return instances by project and name, of the host that was given or of all."""

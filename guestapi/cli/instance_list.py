@@ -103,7 +103,7 @@ def _find(operator: Operator, project: str | None, *, whole: bool) -> list[Insta
     if operator.is_fleet:
         found = operator.fleet.list_instances(project, whole=whole)
         if not found and project not in (None, "default"):
-            _check_project(project, operator.fleet.list_projects())
+            _check_project(project, operator.list_projects())
         return found
     with operator.view() as store:
         if project not in (None, "default"):

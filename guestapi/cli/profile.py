@@ -25,7 +25,7 @@ from guestapi.cli.profile_name import find_named, in_project, takes_profile
 from guestapi.cli.words import pairs
 from guestapi.known import check_settings
 from guestapi.store import profiles, steps
-from guestapi.store.lookup import get_instance, list_projects
+from guestapi.store.lookup import get_instance
 
 #: The most instances that are named of those that have a profile.
 _MOST_USERS = 1000
@@ -149,10 +149,8 @@ def show(operator: Operator, name: str, project: str, form: str) -> None:
 def list_(operator: Operator, project: str | None, as_json: bool) -> None:
     """List profiles, and how many instances have each."""
     found = operator.list_profiles(project)
-    if not operator.is_fleet and not found and project not in (None, "default"):
-        with operator.view() as store:
-            if project not in list_projects(store):
-                fail(f"no project {project!r}", "'guestapi project list' shows all")
+    if not found and project not in (None, "default") and project not in operator.list_projects():
+        fail(f"no project {project!r}", "'guestapi project list' shows all")
     if as_json:
         print_json([{**as_document(one), "users": users} for one, users in found])
     else:

@@ -6,7 +6,6 @@ import click
 
 from guestapi.cli.common import Operator, has_format, print_json, print_table
 from guestapi.cli.grouping import FleetNoun
-from guestapi.store.lookup import list_projects
 
 
 @click.group(cls=FleetNoun)
@@ -19,11 +18,7 @@ def project() -> None:
 @click.pass_obj
 def list_(operator: Operator, as_json: bool) -> None:
     """List projects, and how many instances each has."""
-    if operator.is_fleet:
-        found = operator.fleet.list_projects()
-    else:
-        with operator.view() as store:
-            found = list_projects(store)
+    found = operator.list_projects()
     if as_json:
         print_json([{"name": name, "instances": count} for name, count in found.items()])
     else:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guestapi.fleet import plan
 from guestapi.fleet.engine import FleetError, UncertainError, commit
-from guestapi.fleet.operating import Place, Wishes, check_revision, unknown_instance
+from guestapi.fleet.operating import AlreadyDoneError, Place, Wishes, check_revision, unknown_instance
 from guestapi.fleet.plan import FleetInstance
 from guestapi.store.errors import ConflictError
 
@@ -41,7 +41,7 @@ class Move(NamedTuple):
     """A move that was ordered.
 
     Attributes:
-        instance: as it was before.
+        instance: as it was before; of a move that was ordered before, as it is now.
         to: the host that is to have it.
         done: it is that host's already.
         state: of the old host, ``active`` or ``fenced``.
@@ -68,6 +68,7 @@ def move(connect: Connect, place: Place, to: str, *, fenced: bool, wishes: Wishe
     Raises:
         UnknownInstanceError: there is no such instance.
         ConflictError: it has another revision, or its host is not fenced.
+        AlreadyDoneError: the operation was carried out before, whatever became of the instance since.
         UncertainError: it is not certain that the move was ordered.
     """
     until = time.monotonic() + _ASK_AGAIN_SECONDS
@@ -76,6 +77,10 @@ def move(connect: Connect, place: Place, to: str, *, fenced: bool, wishes: Wishe
         try:
             with connect() as connection:
                 return _order(connection, place, to, fenced, wishes)
+        except AlreadyDoneError:
+            if lost is None:
+                raise
+            return find_move(connect, place)
         except UncertainError as error:
             if not error.lost:
                 raise
@@ -87,6 +92,24 @@ def move(connect: Connect, place: Place, to: str, *, fenced: bool, wishes: Wishe
         if time.monotonic() > until:
             raise lost
         time.sleep(_ASK_AGAIN_PAUSE)
+
+
+def find_move(connect: Connect, place: Place) -> Move:
+    """Return where an instance goes now, or is.
+
+    Args:
+        connect: as of `move`.
+        place: project and name of the instance.
+
+    Raises:
+        UnknownInstanceError: there is no such instance.
+    """
+    with connect() as connection:
+        found = plan.read_facts(connection, [place])
+        if not found:
+            raise unknown_instance(place)
+        (one,) = found
+        return Move(one, one.next_host or one.host, one.next_host is None, *_contact(connection, one.host))
 
 
 def wait_until_there(connect: Connect, ordered: Move, until: float | None) -> Move | None:
@@ -101,13 +124,15 @@ def wait_until_there(connect: Connect, ordered: Move, until: float | None) -> Mo
         How the move is; None: the instance is there.
 
     Raises:
-        ConflictError: the instance was removed, or sent elsewhere.
+        ConflictError: the instance was removed, or its move was called off, or it was sent elsewhere.
     """
     with connect() as connection:
         while True:
             found = plan.read_one(connection, ordered.instance.uuid)
             if found is None or ordered.to not in (found.host, found.next_host):
-                raise ConflictError(f"instance {ordered.instance.name!r} was removed or sent elsewhere meanwhile")
+                raise ConflictError(
+                    f"instance {ordered.instance.name!r} was removed, or does not go to {ordered.to} any more"
+                )
             if found.host == ordered.to:
                 row = connection.execute(_APPLIED, (ordered.to,)).fetchone()
                 if row is not None and row[0] >= found.revision:
@@ -121,27 +146,28 @@ def wait_until_there(connect: Connect, ordered: Move, until: float | None) -> Mo
 def _order(connection: psycopg.Connection[Any], place: Place, to: str, fenced: bool, wishes: Wishes) -> Move:
     connection.execute("BEGIN")
     found, states = plan.lock(connection, [place], {to})
+    if plan.find_operation(connection, wishes.operation) is not None:
+        raise AlreadyDoneError
     plan.refuse_fenced(states, [to])
     if not found:
         raise unknown_instance(place)
     (instance,) = found
     state, age = _contact(connection, instance.host)
-    if plan.find_operation(connection, wishes.operation) is None:
-        check_revision(found, wishes.if_revision)
-        if fenced and state != "fenced" and instance.host != to:
-            raise ConflictError(
-                f"host {instance.host} is not fenced, so it may still serve {instance.name!r}",
-                f"make sure that it is off, then 'guestapi fleet host fence {instance.host}'",
-            )
-        revisions = {}
-        if instance.host == to:
-            if instance.next_host is not None:
-                revisions = _write(connection, _LEAVE, None, instance, [to])
-        elif fenced:
-            revisions = _write(connection, _GO, to, instance, [instance.host, to])
-        elif instance.next_host != to:
-            revisions = _write(connection, _LEAVE, to, instance, [instance.host])
-        plan.note_operation(connection, wishes.operation, revisions)
+    check_revision(found, wishes.if_revision)
+    if fenced and state != "fenced" and instance.host != to:
+        raise ConflictError(
+            f"host {instance.host} is not fenced, so it may still serve {instance.name!r}",
+            f"make sure that it is off, then 'guestapi fleet host fence {instance.host}'",
+        )
+    revisions = {}
+    if instance.host == to:
+        if instance.next_host is not None:
+            revisions = _write(connection, _LEAVE, None, instance, [to])
+    elif fenced:
+        revisions = _write(connection, _GO, to, instance, [instance.host, to])
+    elif instance.next_host != to:
+        revisions = _write(connection, _LEAVE, to, instance, [instance.host])
+    plan.note_operation(connection, wishes.operation, revisions)
     commit(connection)
     return Move(instance, to, fenced or instance.host == to, state, age)
 

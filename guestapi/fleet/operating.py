@@ -21,6 +21,7 @@ from guestapi.fleet.sharing import FleetProfile
 from guestapi.fleet.statements import is_storable
 from guestapi.model import Instance, Profile
 from guestapi.store import profiles as profile_steps
+from guestapi.store.definitions import Definition
 from guestapi.store.errors import ConflictError, UnknownInstanceError
 from guestapi.store.layers import Layer, Layers
 from guestapi.store.scratch import load_instances, load_profiles, scratch
@@ -195,7 +196,7 @@ class FleetStore:
             if (done := plan.find_operation(connection, wishes.operation)) is not None:
                 connection.execute("ROLLBACK")
                 self.result = done
-                raise AlreadyDoneError("this operation was carried out before; nothing was changed now")
+                raise AlreadyDoneError
             check_revision(known, wishes.if_revision)
             self._load(connection, change, known, [*profiles, *edited])
             yield change
@@ -212,6 +213,22 @@ class FleetStore:
                     raise
                 self._ask_again(differences, wishes.operation, error)
             self.committed = True
+
+    def locate(self, definitions: Iterable[Definition], host: str | None) -> list[Definition]:
+        """Have definitions of instances that were read name the host of each, so that nothing differs that is not said.
+
+        Args:
+            definitions: of these instances, and of others, which are added.
+            host: where those are that name none.
+
+        Raises:
+            OperatorError: an instance is on another host, or it is not said where one is to be that is added.
+        """
+        hosts = {(one.project, one.name): one.host for one in self.known.values()}
+        return [
+            replace(one, location=plan.choose_host(one.name, hosts.get((one.project, one.name)), one.location or host))
+            for one in definitions
+        ]
 
     def wait(self, result: Result, until: float | None) -> list[Behind]:
         """Wait until all hosts have applied a change.
@@ -308,6 +325,9 @@ class FleetStore:
 
 class AlreadyDoneError(OperatorError):
     """The operation was carried out before."""
+
+    def __init__(self) -> None:
+        super().__init__("this operation was carried out before; nothing was changed now")
 
 
 def load(

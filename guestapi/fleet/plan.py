@@ -358,14 +358,10 @@ def compare(
             continue
         instance = reload(change, number)
         before = known.get(instance.id)
-        where = instance.location or (before.host if before is not None else host)
-        if where is None:
-            raise OperatorError(f"it is not said on which host {instance.name!r} is to be", "--host says it")
-        if before is not None and before.host != where:
-            raise OperatorError(
-                f"instance {instance.name!r} is on host {before.host}, not {where}",
-                f"'guestapi --fleet instance move {instance.name} --to {where}' moves it",
-            )
+        if before is None:
+            where = choose_host(instance.name, None, instance.location or host)
+        else:
+            where = choose_host(instance.name, before.host, instance.location)
         layers = get_layers(change, instance)
         after = replace(
             before or FleetInstance(instance.uuid, "", "", instance.type, "", where),
@@ -383,6 +379,28 @@ def compare(
             found.changed.append((before, after))
     found.removed.extend(one for number, one in known.items() if number not in present)
     return found
+
+
+def choose_host(name: str, now: str | None, wanted: str | None) -> str:
+    """Return the host that an instance is to be on after a change that moves nothing.
+
+    Args:
+        name: of the instance.
+        now: where it is; None: it is added.
+        wanted: where the operator wants it; None: nothing was said.
+
+    Raises:
+        OperatorError: it is on another host, or is added and nothing was said.
+    """
+    where = wanted or now
+    if where is None:
+        raise OperatorError(f"it is not said on which host {name!r} is to be", "--host says it")
+    if now not in (None, where):
+        raise OperatorError(
+            f"instance {name!r} is on host {now}, not {where}",
+            f"'guestapi --fleet instance move {name} --to {where}' moves it",
+        )
+    return where
 
 
 def check_unchanged(connection: psycopg.Connection[Any], plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -129,6 +130,54 @@ def test_a_move_twice(operator: FleetOperator, hosts: tuple[FollowingHost, Follo
     before = operator.revisions()
     operator.good("instance", "move", "web1", "--to", "h2")
     assert operator.revisions() == before
+
+
+def test_an_operation_of_a_move_twice(operator: FleetOperator, hosts: tuple[FollowingHost, FollowingHost]) -> None:
+    """A move that is asked again changes nothing, and says where the instance goes now, whatever has come since."""
+    told = "this operation was carried out before; nothing was changed now\n"
+    number = str(uuid4())
+
+    def again(to: str, *words: str) -> tuple[int, str, str]:
+        done = operator.local("--fleet", "instance", "move", "web2", "--to", to, "--operation", number, *words)
+        assert done.err.startswith(told), done.err
+        return done.code, done.out, done.err.removeprefix(told)
+
+    operator.good("instance", "move", "web2", "--to", "h1", "--operation", number)
+    code, out, error = again("h1")
+    assert (code, error) == (0, "")
+    assert out.startswith("web2 goes to h1 as soon as h2 releases it")
+    assert again("h2")[1].startswith("web2 goes to h1 as soon as h2 releases it")
+    operator.good("instance", "move", "web2", "--to", "h2")
+    before = operator.revisions()
+    for to in ("h1", "h2"):
+        assert again(to) == (0, "web2 is on h2\n", "")
+    code, _out, error = again("h1", "--wait")
+    assert (code, error.partition("\n")[0]) == (1, "Error: web2 is on h2; it does not go to h1")
+    hosts[1].follow()
+    assert again("h2", "--wait") == (0, "web2 is on h2\n", "")
+    assert operator.revisions() == before
+    assert operator.info("web2")["next_host"] is None
+    operator.good("instance", "remove", "web2")
+    assert again("h1") == (1, "", "Error: no instance 'web2'\nHint: 'guestapi --fleet instance list' shows all\n")
+
+
+def test_a_move_whose_answer_was_lost(operator: FleetOperator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A move whose server is lost in its commit is ordered once, and says so as any other."""
+    real = engine.commit
+    lost: list[bool] = []
+
+    def lose(connection: Any) -> None:
+        real(connection)
+        if not lost:
+            lost.append(True)
+            connection.close()
+            raise engine.UncertainError("not certain", lost=True)
+
+    monkeypatch.setattr("guestapi.fleet.moving.commit", lose)
+    before = operator.revisions()["h1"]
+    assert operator.good("instance", "move", "web1", "--to", "h2").startswith("web1 goes to h2 as soon as h1 releases")
+    assert lost
+    assert operator.revisions()["h1"] == before + 1
 
 
 class CutSession(Session):

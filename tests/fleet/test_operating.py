@@ -247,6 +247,39 @@ def test_apply_and_export(operator: FleetOperator) -> None:
     assert operator.good("list", "-f", "csv", "-c", "n").count("\n") == 21
 
 
+def test_apply_says_nothing_of_the_host(operator: FleetOperator) -> None:
+    """A definition without a location changes no instance for that; --host is a wish, and no command but move moves."""
+    text = "name: q1\nconfig:\n  user.a: '1'\n"
+    apply = ("apply", "-f", "-")
+    missing = "it is not said on which host 'q1' is to be; --host says it"
+    for dry in ((), ("--dry-run",)):
+        assert operator.fails(*apply, *dry, stdin=text) == missing
+    assert operator.good(*apply, "--host", "h1", stdin=text).startswith("added q1\n")
+    for words in ((), ("--host", "h1"), ("--dry-run",)):
+        out = operator.good(*apply, *words, stdin=text)
+        assert out.removeprefix("would be ") == "0 added, 0 changed, 0 removed, 1 unchanged\n"
+    changed = text.replace("'1'", "'2'")
+    assert "-location" not in operator.good(*apply, "--dry-run", stdin=changed)
+    for words in (("--host", "h2"), ("--host", "h2", "--dry-run")):
+        for wanted in (text, changed, f"{changed}location: h2\n"):
+            assert operator.fails(*apply, *words, stdin=wanted) == (
+                "instance 'q1' is on host h1, not h2; 'guestapi --fleet instance move q1 --to h2' moves it"
+            )
+    revision = operator.info("q1")["revision"]
+    operator.good("config", "edit", "q1", stdin=text)
+    assert (operator.info("q1")["revision"], operator.info("q1")["config"]) == (revision, {"user.a": "1"})
+    assert operator.good(*apply, stdin=changed) == "changed q1\n0 added, 1 changed, 0 removed, 0 unchanged\n"
+    assert operator.info("q1")["host"] == "h1"
+
+
+def test_prune_of_a_host(operator: FleetOperator) -> None:
+    """With --host, what is not defined is removed of that host alone; a project that is not there yet has nothing."""
+    text = "name: q1\n---\nname: q2\nproject: new\n"
+    out = operator.good("apply", "-f", "-", "--prune", "--host", "h1", stdin=text)
+    assert out.splitlines()[-2:] == ["removed web1", "2 added, 0 changed, 1 removed, 0 unchanged"]
+    assert operator.info("web2")["host"] == "h2"
+
+
 def test_two_at_once(operator: FleetOperator) -> None:
     """Commands at the same time, of instances of two hosts in any order, are all done; no key is lost."""
     running = [
