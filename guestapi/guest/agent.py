@@ -9,7 +9,7 @@ see which user of the machine asks, so this program is what keeps users other th
 import argparse
 import errno
 import os
-import selectors
+import select
 import signal
 import socket
 import struct
@@ -34,7 +34,8 @@ PAUSE = 0.1
 ATTEMPT_SECONDS = 5.0
 #: Seconds that a client has to send the request that is refused, and to read the refusal.
 REFUSAL_SECONDS = 3.0
-#: Seconds that a client has to close a connection that the host has ended.
+#: Seconds that a client has to close a connection that the host has ended, and that the host has to take what is left
+#: of a client that is gone.
 END_SECONDS = 30.0
 #: struct ucred (unix(7), SO_PEERCRED): pid, uid, gid.
 UCRED = struct.Struct("iII")
@@ -68,24 +69,25 @@ class Loop:
     """Waits for sockets and for times."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._wanted: Dict[socket.socket, int] = {}
+        self._poll = select.epoll()
+        #: By descriptor: the socket, what is waited for, and what is called.
+        self._wanted: Dict[int, Tuple[socket.socket, int, Callable[[int], None]]] = {}
         self._timers: Dict[object, Tuple[float, Callable[[], None]]] = {}
 
     def want(self, sock: socket.socket, events: int, call: Callable[[int], None]) -> None:
         """Call `call` with what a socket is ready for, among `events`; 0: nothing is waited for."""
-        before = self._wanted.get(sock, 0)
-        if before == events:
-            return
+        number = sock.fileno()
+        before = self._wanted.get(number)
         if not events:
-            self._selector.unregister(sock)
-            del self._wanted[sock]
+            if before:
+                self._poll.unregister(number)
+                del self._wanted[number]
             return
-        if before:
-            self._selector.modify(sock, events, call)
-        else:
-            self._selector.register(sock, events, call)
-        self._wanted[sock] = events
+        if not before:
+            self._poll.register(number, events)
+        elif before[1] != events:
+            self._poll.modify(number, events)
+        self._wanted[number] = (sock, events, call)
 
     def at(self, key: object, seconds: Optional[float], call: Callable[[], None]) -> None:
         """Call `call` once in so many seconds, in the place of what was to be called for `key`; None: call nothing."""
@@ -99,10 +101,17 @@ class Loop:
         timeout = 1.0
         if self._timers:
             timeout = max(0.0, min(timeout, min(when for when, _ in self._timers.values()) - time.monotonic()))
-        for key, events in self._selector.select(timeout):
-            # What was called before may have closed it.
-            if key.fileobj in self._wanted:
-                key.data(events)
+        found = [(self._wanted[number][0], ready) for number, ready in self._poll.poll(timeout)]
+        for sock, ready in found:
+            # What was called before may have closed it, and its number may be another's.
+            wanted = self._wanted.get(sock.fileno())
+            if wanted is None or wanted[0] is not sock:
+                continue
+            if ready & (select.EPOLLHUP | select.EPOLLERR):
+                # To read or to write shows why.
+                ready |= READ | WRITE | HUP
+            if ready & wanted[1]:
+                wanted[2](ready & wanted[1])
         now = time.monotonic()
         for name, (when, call) in list(self._timers.items()):
             if when <= now and self._timers.get(name, (0.0, None))[0] == when:
@@ -110,7 +119,8 @@ class Loop:
                 call()
 
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+#: HUP: the other side is closed, and not only its sending.
+READ, WRITE, HUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP
 
 
 class Flow:
@@ -119,31 +129,46 @@ class Flow:
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
         self.source, self.target = source, target
         self.waiting = b""
-        #: The source sends no more; and the target was told so.
-        self.ended = self.done = False
+        #: The source sends no more; the target was told so; the target takes no more, so what comes is dropped.
+        self.ended = self.done = self.dropping = False
 
     def pull(self) -> None:
-        """Take what the source has. Raises OSError if it is gone."""
+        """Take what the source has."""
         try:
             data = self.source.recv(BUFFER - len(self.waiting))
         except BlockingIOError:
             return
-        if data:
-            self.waiting += data
-        else:
+        except OSError:
+            # A reset is an end, too: what came before it goes to the target.
+            data = b""
+        if not data:
             self.ended = True
+        elif not self.dropping:
+            self.waiting += data
 
     def push(self) -> None:
-        """Give the target what it takes. Raises OSError if it is gone."""
+        """Give the target what it takes."""
         if self.waiting:
             try:
                 sent = self.target.send(self.waiting)
             except BlockingIOError:
                 return
+            except OSError:
+                # It may have sent an answer before it was closed, so the other direction goes on.
+                self.dropping = True
+                sent = len(self.waiting)
             self.waiting = self.waiting[sent:]
         if self.ended and not self.waiting and not self.done:
             self.done = True
-            self.target.shutdown(socket.SHUT_WR)
+            try:
+                self.target.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # It is gone.
+
+    def leave(self) -> None:
+        """Carry nothing any more: the target is gone."""
+        self.ended = self.done = True
+        self.waiting = b""
 
     @property
     def reads(self) -> bool:
@@ -159,7 +184,10 @@ class ForwardedConnection:
         self._until = time.monotonic() + agent.host_seconds
         self._host: Optional[socket.socket] = None
         self._flows: List[Flow] = []
-        self._ending = False
+        #: One side has ended, so the rest has a time limit; and the client has closed its connection.
+        self._ending = self._gone = False
+        # What a client has sent that does not wait for the host is dropped.
+        agent.loop.want(client, HUP, lambda _events: self.close())
 
     def dial(self) -> None:
         """Connect to the host, without waiting for it."""
@@ -193,6 +221,7 @@ class ForwardedConnection:
             self._agent.loop.at(self, PAUSE, self.dial)
             return
         self._agent.forget(self)
+        self._agent.loop.want(self._client, 0, self._on_client)
         self._agent.refuse(self._client, NO_HOST)
 
     def _begin(self) -> None:
@@ -204,6 +233,10 @@ class ForwardedConnection:
         self._update()
 
     def _on_client(self, events: int) -> None:
+        if events & HUP:
+            # What it has sent goes to the host; nobody reads the answer.
+            self._gone = True
+            self._flows[1].leave()
         self._move(self._flows[0], self._flows[1], events)
 
     def _on_host(self, events: int) -> None:
@@ -211,15 +244,11 @@ class ForwardedConnection:
 
     def _move(self, incoming: Flow, outgoing: Flow, events: int) -> None:
         """A socket is ready: `incoming` is what comes from it, `outgoing` what goes to it."""
-        try:
-            if events & READ and incoming.reads:
-                incoming.pull()
-                incoming.push()
-            if events & WRITE:
-                outgoing.push()
-        except OSError:
-            self.close()
-            return
+        if events & READ and incoming.reads:
+            incoming.pull()
+            incoming.push()
+        if events & WRITE:
+            outgoing.push()
         self._update()
 
     def _update(self) -> None:
@@ -230,10 +259,10 @@ class ForwardedConnection:
             return
         loop = self._agent.loop
         if to_client.done and not self._ending:
-            # The host has closed it, or does not send any more: which of both cannot be seen.
+            # The host has closed it, or does not send any more: which of both cannot be seen. Or the client is gone.
             self._ending = True
             loop.at(self, END_SECONDS, self.close)
-        client = (READ if to_host.reads else 0) | (WRITE if to_client.waiting else 0)
+        client = (READ if to_host.reads else 0) | (WRITE if to_client.waiting else 0) | (0 if self._gone else HUP)
         host = (READ if to_client.reads else 0) | (WRITE if to_host.waiting else 0)
         loop.want(self._client, client, self._on_client)
         loop.want(self._host, host, self._on_host)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -275,6 +276,91 @@ def test_a_slow_reader(directory: Path) -> None:
             while received < sent:
                 received += len(sock.recv(1 << 20))
             assert received == sent
+
+
+@pytest.mark.root
+def test_a_client_that_goes_after_its_half_close(directory: Path) -> None:
+    """Its connection to the host ends at once, although neither side sends anything."""
+    host = HostListener(str(directory / "host-8444"))
+    with forwarding(directory) as path, host.socket:
+        with connect(path).socket as sock:
+            sock.sendall(b"all")
+            sock.shutdown(socket.SHUT_WR)
+            found: list[socket.socket] = []
+            until(lambda: accepts(host, found), "a connection")
+            with_host = found[0]
+            with_host.settimeout(TIMEOUT)
+            assert with_host.recv(3, socket.MSG_WAITALL) == b"all"
+            assert with_host.recv(1) == b""
+        with with_host:
+            waiting = select.poll()
+            waiting.register(with_host, 0)
+            assert waiting.poll(TIMEOUT * 1000) == [(with_host.fileno(), select.POLLHUP)]
+
+
+@pytest.mark.root
+def test_a_client_that_goes_without_an_answer(directory: Path) -> None:
+    """What it has sent reaches the host, and then its end."""
+    host = HostListener(str(directory / "host-8444"))
+    with forwarding(directory) as path, host.socket:
+        with connect(path).socket as sock:
+            sock.sendall(b"x")
+            found: list[socket.socket] = []
+            until(lambda: accepts(host, found), "a connection")
+            sock.sendall(bytes(65536))
+        with found[0] as ours:
+            ours.settimeout(TIMEOUT)
+            received = b""
+            while more := ours.recv(1 << 20):
+                received += more
+            assert received == b"x" + bytes(65536)
+
+
+@pytest.mark.root
+def test_a_client_that_goes_before_the_host_answers(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives up its place at once, and nothing of it is sent to the host later."""
+    monkeypatch.setattr(agent, "MOST", 1)
+    listening = agent.bind(str(directory / "sock"))
+    listening.setblocking(False)
+    with listening:
+        made = UnixHost([(listening, 8444)])
+        made.path = str(directory / "host")
+        with connect(directory / "sock").socket as sock:
+            sock.sendall(b"first")
+            made.loop.run()
+        made.loop.run()
+        host = HostListener(str(directory / "host-8444"))
+        with connect(directory / "sock").socket as sock, host.socket:
+            sock.sendall(b"second")
+            found: list[socket.socket] = []
+
+            def is_dialled() -> bool:
+                made.loop.run()
+                return accepts(host, found)
+
+            until(is_dialled, "a connection")
+            made.loop.run()
+            with found[0] as ours:
+                ours.settimeout(TIMEOUT)
+                assert ours.recv(100) == b"second"
+
+
+@pytest.mark.root
+def test_an_answer_before_a_reset(directory: Path) -> None:
+    """A host that answers and closes before it has read the request: the client reads the whole answer."""
+    host = HostListener(str(directory / "host-8444"))
+    answer = b"HTTP/1.1 429 Too Many Requests\r\n\r\n" + bytes(320 << 10)
+    with forwarding(directory) as path, connect(path).socket as sock, host.socket:
+        sock.sendall(b"x" * 65536)
+        found: list[socket.socket] = []
+        until(lambda: accepts(host, found), "a connection")
+        with found[0] as ours:
+            ours.settimeout(TIMEOUT)
+            # Something has come, and is not read: to close it is a reset.
+            assert ours.recv(1, socket.MSG_PEEK) == b"x"
+            ours.sendall(answer)
+        sock.sendall(b"x" * 65536)
+        assert Talk(sock).end() == answer
 
 
 def accepts(host: HostListener, found: list[socket.socket]) -> bool:
