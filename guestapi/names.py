@@ -20,6 +20,9 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 NAME_BYTES = 255
 #: Bytes of a key, of a device's name and of an option.
 KEY_BYTES = 1024
+#: How many keys, devices and options of devices an instance may have in all, profiles included: each costs time in
+#: every list, however short it is (1.5 µs to read, 0.7 µs to list), so that this many take 6 ms.
+MOST_ENTRIES = 4096
 
 
 class InvalidNameError(OperatorError):
@@ -128,6 +131,11 @@ def size_of(config: Mapping[str, str], devices: Mapping[str, Device]) -> int:
     """How many bytes keys and values have in all."""
     mappings = (config, *devices.values(), dict.fromkeys(devices, ""))
     return sum(len(text.encode()) for mapping in mappings for pair in mapping.items() for text in pair)
+
+
+def count_entries(config: Mapping[str, str], devices: Mapping[str, Device]) -> int:
+    """How many keys, devices and options there are; `MOST_ENTRIES` bounds them."""
+    return len(config) + len(devices) + sum(map(len, devices.values()))
 
 
 def check_location(location: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from guestapi.errors import OperatorError
 from guestapi.fleet.inventory import PlacedProfile, Placement
 from guestapi.model import DAEMONS, Instance, Problem, Profile
-from guestapi.names import check_uuid, size_of
+from guestapi.names import MOST_ENTRIES, check_uuid, count_entries, size_of
 from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import FLEET, sanitize
 from guestapi.store import placed_profiles, profiles, statuses, steps
@@ -157,7 +157,8 @@ def _write(change: Change, one: Placement, placed: Placed | None) -> tuple[str, 
     applied, missing = _find_profiles(change, one.profiles)
     others = Layers(before.source, profiles=applied)
     room = change.configuration_bytes - size_of(others.config, others.devices)
-    acceptable = sanitize(FLEET, observed, max(room, 0), amending=others.devices)
+    places = MOST_ENTRIES - count_entries(others.config, others.devices)
+    acceptable = sanitize(FLEET, observed, max(room, 0), entries=max(places, 0), amending=others.devices)
     layer = Layer(acceptable.config, acceptable.devices or {})
     if own is None:
         own = steps.add(

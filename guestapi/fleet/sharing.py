@@ -17,6 +17,7 @@ from uuid import uuid4
 from guestapi.fleet.schema import PROFILES_SINCE
 from guestapi.fleet.statements import as_devices, as_places, as_texts, write_rows
 from guestapi.model import Device, Profile
+from guestapi.names import MOST_ENTRIES, count_entries
 from guestapi.store import changes
 from guestapi.store.errors import ConflictError
 from guestapi.store.profiles import list_profiles
@@ -54,18 +55,31 @@ _HOSTS_OF = (
     "WHERE profile = ANY(%s::uuid[]) ORDER BY host, profile::text"
 )
 _INSTANCES_OF = "SELECT uuid::text FROM guestapi.instance_profiles WHERE profile = %s ORDER BY uuid"
-#: Instances that may have too much: what hides something of a profile is not left out.
+#: Where an instance, `users.uuid`, has keys and devices.
+_HAS = (
+    "guestapi.config WHERE uuid = users.uuid",
+    "guestapi.devices WHERE uuid = users.uuid",
+    "guestapi.profile_config JOIN guestapi.instance_profiles AS others USING (profile) WHERE others.uuid = users.uuid",
+    "guestapi.profile_devices JOIN guestapi.instance_profiles AS others USING (profile) WHERE others.uuid = users.uuid",
+)
+_KEY_SIZE = "octet_length(key) + octet_length(value)"
+_DEVICE_SIZE = "octet_length(name) + octet_length(definition::text)"
+_OPTIONS = "1 + (SELECT count(*) FROM json_object_keys(definition))"
+
+
+def _total(of_key: str, of_device: str) -> str:
+    """A sum over all keys and devices of an instance: what a profile hides is not left out."""
+    measures = (of_key, of_device, of_key, of_device)
+    return " + ".join(
+        f"(SELECT coalesce(sum({measure}), 0) FROM {where})" for measure, where in zip(measures, _HAS, strict=True)
+    )
+
+
+#: Instances that may have too much.
 _LARGE = (
     "SELECT uuid::text FROM guestapi.instance_profiles AS users WHERE profile = %(profile)s AND "
-    "(SELECT coalesce(sum(octet_length(key) + octet_length(value)), 0) FROM guestapi.config "
-    "WHERE uuid = users.uuid) + "
-    "(SELECT coalesce(sum(octet_length(name) + octet_length(definition::text)), 0) FROM guestapi.devices "
-    "WHERE uuid = users.uuid) + "
-    "(SELECT coalesce(sum(octet_length(key) + octet_length(value)), 0) FROM guestapi.profile_config "
-    "JOIN guestapi.instance_profiles AS others USING (profile) WHERE others.uuid = users.uuid) + "
-    "(SELECT coalesce(sum(octet_length(name) + octet_length(definition::text)), 0) FROM guestapi.profile_devices "
-    "JOIN guestapi.instance_profiles AS others USING (profile) WHERE others.uuid = users.uuid) + %(more)s > %(most)s "
-    "ORDER BY uuid"
+    f"({_total(_KEY_SIZE, _DEVICE_SIZE)} + %(longer)s > %(most)s OR "
+    f"{_total('1', _OPTIONS)} + %(further)s > {MOST_ENTRIES}) ORDER BY uuid"
 )
 _ADD = "INSERT INTO guestapi.profiles (id, project, name, description) VALUES (%s, %s, %s, %s)"
 _UPDATE = "UPDATE guestapi.profiles SET name = %s, description = %s WHERE id = %s"
@@ -146,11 +160,13 @@ def list_instances_of(connection: psycopg.Connection[Any], uuid: str) -> list[st
 
 
 def find_large(connection: psycopg.Connection[Any], before: FleetProfile, after: FleetProfile, most: int) -> list[str]:
-    """The UUIDs of instances that may have more than `most` bytes after the change of a profile."""
-    more = after.size - before.size
-    if more <= 0:
+    """The UUIDs of instances that may have more than `most` bytes, or `MOST_ENTRIES`, after the change of a profile."""
+    longer = after.size - before.size
+    further = count_entries(after.config, after.devices) - count_entries(before.config, before.devices)
+    if longer <= 0 and further <= 0:
         return []
-    found = connection.execute(_LARGE.encode(), {"profile": before.uuid, "more": more, "most": most})
+    values = {"profile": before.uuid, "longer": longer, "most": most, "further": further}
+    found = connection.execute(_LARGE.encode(), values)
     return [one for (one,) in found]
 
 

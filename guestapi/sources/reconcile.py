@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 from guestapi.callers import machines
 from guestapi.errors import OperatorError
 from guestapi.model import DAEMONS, Device, Init, Instance, Problem
-from guestapi.names import is_text, size_of, to_text
+from guestapi.names import MOST_ENTRIES, count_entries, is_text, size_of, to_text
 from guestapi.sources.decide import Candidates, Decision, choose_devices, choose_init, decide
 from guestapi.sources.observed import Observed
 from guestapi.sources.sanitize import Acceptable, sanitize
@@ -197,7 +197,8 @@ def _take_over(work: _Reconciliation, observed: Observed) -> list[Problem]:
         layers = replace(before, profiles=(profiles.ensure_default(change, observed.project),))
     others = replace(layers, source=Layer())
     room = change.configuration_bytes - size_of(others.config, others.devices)
-    acceptable = sanitize(source, observed, max(room, 0))
+    places = MOST_ENTRIES - count_entries(others.config, others.devices)
+    acceptable = sanitize(source, observed, max(room, 0), entries=max(places, 0))
     if known is None:
         _create(work, observed, acceptable, layers)
     else:

@@ -44,13 +44,21 @@ class Acceptable:
     left_out: tuple[str, ...]
 
 
-def sanitize(source: str, observed: Observed, limit: int, *, amending: Container[str] = ()) -> Acceptable:
+def sanitize(
+    source: str,
+    observed: Observed,
+    limit: int,
+    *,
+    entries: int = names.MOST_ENTRIES,
+    amending: Container[str] = (),
+) -> Acceptable:
     """Leave out what the store cannot take.
 
     Args:
         source: name of the source.
         observed: what it sees.
         limit: how many bytes configuration and devices may have in all.
+        entries: how many keys, devices and options there may be in all.
         amending: names of devices that need no type, since the instance has them otherwise.
 
     Returns:
@@ -71,8 +79,8 @@ def sanitize(source: str, observed: Observed, limit: int, *, amending: Container
         if observed.devices is None
         else _valid_devices(observed.devices, left_out, control=by_daemon, amending=amending)
     )
-    if names.size_of(config, devices or {}) > limit:
-        config, devices = _fitting(config, devices, limit, left_out)
+    if names.size_of(config, devices or {}) > limit or names.count_entries(config, devices or {}) > entries:
+        config, devices = _fitting(config, devices, limit, entries, left_out)
     hostname = _valid_or_none(names.check_hostname, observed.hostname, left_out)
     location = _valid_or_none(names.check_location, observed.location, left_out)
     if len(left_out) > _SENTENCES:
@@ -112,28 +120,42 @@ def _valid_devices(
 
 
 def _fitting(
-    config: Mapping[str, str], devices: Mapping[str, Device] | None, limit: int, left_out: list[str]
+    config: Mapping[str, str],
+    devices: Mapping[str, Device] | None,
+    limit: int,
+    entries: int,
+    left_out: list[str],
 ) -> tuple[dict[str, str], dict[str, Device] | None]:
     """Leave out what is largest until the rest fits: switches stay before devices, devices before other keys."""
     chosen = {key: config[key] for key in SWITCHES & config.keys()}
     chosen_devices: dict[str, Device] = {}
-    room = limit - names.size_of(chosen, {})
+    room, places = limit - names.size_of(chosen, {}), entries - len(chosen)
     given = devices or {}
     for size, name in sorted((names.size_of({}, {name: definition}), name) for name, definition in given.items()):
-        if size > room:
-            left_out.append(f"device {_quoted(name)} is left out: its {size} bytes are too much for {limit} in all")
+        count = 1 + len(given[name])
+        if reason := _too_much(size, room, limit, count, places, entries):
+            left_out.append(f"device {_quoted(name)} is left out: {reason}")
         else:
             chosen_devices[name] = given[name]
-            room -= size
+            room, places = room - size, places - count
     for size, key in sorted((names.size_of({key: value}, {}), key) for key, value in config.items()):
         if key in chosen:
             continue
-        if size > room:
-            left_out.append(f"{_quoted(key)} is left out: its {size} bytes are too much for {limit} in all")
+        if reason := _too_much(size, room, limit, 1, places, entries):
+            left_out.append(f"{_quoted(key)} is left out: {reason}")
         else:
             chosen[key] = config[key]
-            room -= size
+            room, places = room - size, places - 1
     return chosen, None if devices is None else chosen_devices
+
+
+def _too_much(size: int, room: int, limit: int, count: int, places: int, entries: int) -> str | None:
+    """Why something does not fit; None if it does."""
+    if size > room:
+        return f"its {size} bytes are too much for {limit} in all"
+    if count > places:
+        return f"there may be {entries} keys, devices and options in all"
+    return None
 
 
 def _valid_or_none(check: Callable[[str], str], text: str | None, left_out: list[str]) -> str | None:

@@ -21,7 +21,7 @@ _ADD_PROFILE = "INSERT INTO instance_profiles (instance_id, position, profile_id
 
 
 def check_size(change: Change, project: str, name: str, layers: Layers, before: Layers | None = None) -> None:
-    """Make sure that an instance can have these layers: merged, they are within the bound.
+    """Make sure that an instance can have these layers: merged, they are within the bounds.
 
     Args:
         change: the transaction.
@@ -33,15 +33,19 @@ def check_size(change: Change, project: str, name: str, layers: Layers, before: 
     Raises:
         ConflictError: it cannot have them.
     """
-    size = names.size_of(layers.config, layers.devices)
-    if size <= change.configuration_bytes:
-        return
-    if before is None or size > names.size_of(before.config, before.devices):
-        where = "" if project == "default" else f" in project {project!r}"
+    where = "" if project == "default" else f" in project {project!r}"
+    size, most = names.size_of(layers.config, layers.devices), change.configuration_bytes
+    if size > most and (before is None or size > names.size_of(before.config, before.devices)):
         raise ConflictError(
-            f"configuration and devices of an instance may have {change.configuration_bytes} bytes, not {size} as "
-            f"{name!r}{where} would have",
+            f"configuration and devices of an instance may have {most} bytes, not {size} as {name!r}{where} would have",
             "store.configuration_bytes in guestapi.toml is that bound",
+        )
+    count, most = names.count_entries(layers.config, layers.devices), names.MOST_ENTRIES
+    if count > most and (before is None or count > names.count_entries(before.config, before.devices)):
+        raise ConflictError(
+            f"an instance may have {most} keys, devices and options together, not {count} as {name!r}{where} would "
+            "have",
+            "those of its profiles count, too; put what belongs together into one value",
         )
 
 

@@ -41,11 +41,14 @@ _OWN_DEVICES = (
     "SELECT instance_id, layer, name, CASE WHEN coalesce(json_extract(definition, '$.type'), '') = '' "
     f"THEN definition END FROM devices WHERE {_IN_BATCH} AND name IN (SELECT value FROM json_each(:names))"
 )
-# No less than `names.size_of`: JSON has these bytes, and quotes beside them.
+# No less than `names.size_of` and `count_entries`: JSON has these bytes, and quotes beside them.
 _OWN_SIZES = (
     "SELECT user.value, "
     "(SELECT coalesce(sum(size + length(CAST(key AS BLOB))), 0) FROM config WHERE instance_id = user.value), "
     "(SELECT coalesce(sum(length(CAST(definition AS BLOB)) + length(CAST(name AS BLOB))), 0) FROM devices "
+    "WHERE instance_id = user.value), "
+    "(SELECT count(*) FROM config WHERE instance_id = user.value) + "
+    "(SELECT coalesce(sum(1 + (SELECT count(*) FROM json_each(definition))), 0) FROM devices "
     "WHERE instance_id = user.value) FROM json_each(:ids) AS user"
 )
 _CHANGED = "UPDATE instances SET revision = revision + 1 WHERE id = ?"
@@ -87,7 +90,7 @@ class _Spreading:
         self._keys = _different(profile.config, after.config)
         self._names = _different(profile.devices, after.devices)
         #: Other profiles of users, cut down to what changes, and the size of each.
-        self._others: dict[int, tuple[Profile, int]] = {}
+        self._others: dict[int, tuple[Profile, int, int]] = {}
         self._others_bytes = 0
         self._results: dict[object, _Result] = {}
 
@@ -153,22 +156,30 @@ class _Spreading:
     def _check_sizes(self, batch: Sequence[_User], ids: str, lists: Mapping[int, list[int]]) -> None:
         """Refuse the change if a user cannot have so much; only of one that might not is everything read."""
         users = {user.id: user for user in batch}
-        changed = names.size_of(self._after.config, self._after.devices)
-        for number, config, devices in self._change.connection.execute(_OWN_SIZES, {"ids": ids}):
-            shared = sum(changed if one == self._after.id else self._other(one)[1] for one in lists[number])
-            if config + devices + shared > self._change.configuration_bytes:
+        changed = (
+            names.size_of(self._after.config, self._after.devices),
+            names.count_entries(self._after.config, self._after.devices),
+        )
+        for number, config, devices, own in self._change.connection.execute(_OWN_SIZES, {"ids": ids}):
+            shared = [changed if one == self._after.id else self._other(one)[1:] for one in lists[number]]
+            size, count = (sum(column) for column in zip((config + devices, own), *shared, strict=True))
+            if size > self._change.configuration_bytes or count > names.MOST_ENTRIES:
                 layers = load_layers(self._change.connection, number)
                 wanted = replace(
                     layers, profiles=tuple(self._after if one.id == self._after.id else one for one in layers.profiles)
                 )
                 check_size(self._change, users[number].project, users[number].name, wanted, layers)
 
-    def _other(self, number: int) -> tuple[Profile, int]:
+    def _other(self, number: int) -> tuple[Profile, int, int]:
         found = self._others.get(number)
         if found is None:
             whole = load_profile(self._change.connection, number)
             assert whole is not None, "an instance has it"
-            found = self._cut(whole), names.size_of(whole.config, whole.devices)
+            found = (
+                self._cut(whole),
+                names.size_of(whole.config, whole.devices),
+                names.count_entries(whole.config, whole.devices),
+            )
             kept = names.size_of(found[0].config, found[0].devices)
             if self._others_bytes + kept > _KEPT_BYTES:
                 self._others.clear()

@@ -210,6 +210,13 @@ def _with_content(
             f"a profile may have {change.configuration_bytes} bytes, not {size} as {profile.name!r} would have",
             "store.configuration_bytes in guestapi.toml is that bound",
         )
+    count = names.count_entries(wanted.config, wanted.devices)
+    if count > names.MOST_ENTRIES:
+        raise ConflictError(
+            f"a profile may have {names.MOST_ENTRIES} keys, devices and options together, not {count} as "
+            f"{profile.name!r} would have",
+            "put what belongs together into one value",
+        )
     return wanted
 
 
@@ -317,6 +324,9 @@ def take_template(change: Change, project: str, template: Mapping[str, str]) -> 
             if names.size_of(config, profile.devices) > change.configuration_bytes:
                 del config[key]
                 left_out.append(f"hooks.template: {key[:40]!r} is left out: its value is too large")
+            elif names.count_entries(config, profile.devices) > names.MOST_ENTRIES:
+                del config[key]
+                left_out.append(f"hooks.template: {key[:40]!r} is left out: there are {names.MOST_ENTRIES} others")
         except names.InvalidNameError as error:
             left_out.append(f"hooks.template: {error}, so it is left out")
     edit(change, profile, config=config)

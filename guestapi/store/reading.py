@@ -491,4 +491,5 @@ def _without_largest(instance: Instance) -> Instance:
 def _size(instance: Instance) -> int:
     """About how many bytes of memory an instance takes: its strings, as Python keeps them."""
     mappings = (instance.config, *instance.devices.values(), dict.fromkeys(instance.devices, ""))
-    return sum(sys.getsizeof(text) for mapping in mappings for pair in mapping.items() for text in pair)
+    kept = sum(sys.getsizeof(text) for mapping in mappings for pair in mapping.items() for text in pair)
+    return kept + sum(map(sys.getsizeof, instance.large))

@@ -108,6 +108,19 @@ def test_devices_beyond_the_limit_are_named() -> None:
     assert [sentence.split(" is left out")[0] for sentence in found.left_out] == ["device 'c'", "'user.b'"]
 
 
+def test_too_many_keys_and_devices() -> None:
+    """Of more keys and devices than may be, switches stay, then devices, then the shortest keys."""
+    devices: dict[str, Device] = {f"eth{number}": {"type": "nic"} for number in range(1000)}
+    config = {f"user.{number:04}": "x" * (number // 100) for number in range(100, 3000)} | {"security.devlxd": "false"}
+    found = sanitize("incus", observed(config, devices), LIMIT)
+    assert found.devices == devices
+    assert names.count_entries(found.config, devices) == 4096
+    assert found.config["security.devlxd"] == "false"
+    assert max(found.config) == f"user.{100 + 2094:04}"
+    assert "there may be 4096 keys, devices and options in all" in found.left_out[0]
+    assert found.left_out[-1] == "786 further things are left out"
+
+
 def test_container_sets_no_switch() -> None:
     """A container's image, labels or annotations can set no switch."""
     said = observed({"security.guestapi.images": "true", "security.anything": "1", "user.a": "container"})

@@ -165,6 +165,21 @@ def test_limit_of_the_merged_configuration(settings: Settings) -> None:
         edit(writer, "p", {"user.a": "x" * MIB})
 
 
+def test_number_of_merged_keys_is_bounded(settings: Settings, writer: Writer) -> None:
+    """Keys of profiles count for the instances that have them, once; a profile itself has as many at the most."""
+    create(writer, "p", {"user.p": "1"})
+    add(writer, "c1", **{f"user.{number:04}": "x" for number in range(4094)})
+    assign(writer, "c1", "p")
+    edit(writer, "p", {"user.p": "1", "user.q": "1"})
+    # The instance has this key itself.
+    edit(writer, "p", {"user.p": "1", "user.q": "1", "user.0001": "y"})
+    with pytest.raises(ConflictError, match="4096 keys, devices and options together, not 4097 as 'c1'"):
+        edit(writer, "p", {"user.p": "1", "user.q": "1", "user.r": "1"})
+    assert "user.r" not in config_of(settings, "c1")
+    with pytest.raises(ConflictError, match="a profile may have 4096 keys"):
+        create(writer, "q", {f"user.{number}": "x" for number in range(4097)})
+
+
 def test_names_of_profiles(writer: Writer) -> None:
     """An invalid name and the name of another profile are refused; ``default`` can be neither renamed nor removed."""
     for name in ("", "a,b", "a b", "a/b", "-a", ".", "a\nb", "x" * 256, "\udc80"):

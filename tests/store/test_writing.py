@@ -9,6 +9,7 @@ from contextlib import closing
 
 import pytest
 
+from guestapi import names
 from guestapi.model import Device, Instance
 from guestapi.names import InvalidNameError
 from guestapi.settings import Settings
@@ -128,6 +129,39 @@ def test_size_limit_of_the_configuration(settings: Settings, writer: Writer) -> 
     with pytest.raises(ConflictError, match="16777216"), writer.change() as change:
         steps.add(change, "default", "c2", config={"user.a": "x" * TOO_MUCH})
     assert config_of(settings) == {"user.user-data": value}
+
+
+def test_number_of_keys_and_devices_is_bounded(settings: Settings, writer: Writer) -> None:
+    """An instance has 4,096 keys, devices and options at the most, however short they are."""
+    many = {f"user.{number:04}": "x" for number in range(4093)}
+    add(writer, **many)
+    with writer.change() as change:
+        steps.replace_devices(change, c1(change), {"eth0": NIC})
+    for further in ({"user.one": "x"}, {"user.one": "x", "user.two": "x"}):
+        refused = pytest.raises(ConflictError, match=r"4096 keys, devices and options together, not 409[78] as 'c1'")
+        with refused, writer.change() as change:
+            steps.configure(change, c1(change), further)
+    with pytest.raises(ConflictError, match="4096"), writer.change() as change:
+        steps.replace_devices(change, c1(change), {"eth0": NIC | {"mtu": "1500"}})
+    assert config_of(settings) == many
+    with writer.change() as change:
+        steps.configure(change, c1(change), {"user.0000": "", "user.one": "x"})
+    assert config_of(settings)["user.one"] == "x"
+
+
+def test_more_than_the_bound_may_become_fewer(
+    settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an instance has from a time without the bound is kept, and can be changed as long as it is not more."""
+    monkeypatch.setattr(names, "MOST_ENTRIES", 10_000)
+    add(writer, **{f"user.{number:04}": "x" for number in range(5000)})
+    monkeypatch.undo()
+    with writer.change() as change:
+        steps.configure(change, c1(change), {"user.0000": "y"})
+        steps.configure(change, c1(change), {"user.0001": ""})
+    assert len(config_of(settings)) == 4999
+    with pytest.raises(ConflictError, match="4096"), writer.change() as change:
+        steps.configure(change, c1(change), {"user.a": "x"})
 
 
 def test_transaction_is_all_or_nothing(settings: Settings, writer: Writer) -> None:
