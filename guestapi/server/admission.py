@@ -305,7 +305,10 @@ class Admission:
         self.counts_requests = self._requests is not None
         self._root_burst = limits.requests_burst // ROOT_PART
         self._most_unsent = limits.unsent_per_instance
+        self._root_unsent_part = limits.unsent_per_instance // ROOT_PART
         self.unsent: dict[int | None, int] = {}
+        #: Of these, what root of the instance leaves unread.
+        self._root_unsent: dict[int | None, int] = {}
 
     def add(
         self, instance_id: int | None, connection: EvictableConnection, descriptor: int, *, root: bool = True
@@ -341,21 +344,30 @@ class Admission:
             and not self._requests.take(instance_id, 0 if root else self._root_burst)
         ):
             raise ProtocolError(429, "too many requests of this instance", "requests_per_second")
-        self.check_unsent(instance_id)
+        self.check_unsent(instance_id, root=root)
 
-    def check_unsent(self, instance_id: int | None) -> None:
+    def check_unsent(self, instance_id: int | None, *, root: bool = True) -> None:
         """Refuse what would be sent to an instance that leaves much unread.
+
+        Args:
+            instance_id: whose.
+            root: whether it is for the instance's root, for whom a part is kept, whatever other users leave unread.
 
         Raises:
             ProtocolError: it leaves too much of earlier responses unread.
         """
-        if self.unsent.get(instance_id, 0) >= self._most_unsent:
+        unsent = self.unsent.get(instance_id, 0)
+        if root:
+            refused = unsent >= self._most_unsent and self._root_unsent.get(instance_id, 0) >= self._root_unsent_part
+        else:
+            refused = unsent >= self._most_unsent - self._root_unsent_part
+        if refused:
             raise ProtocolError(429, "this instance leaves too many answers unread", "unsent_per_instance")
 
-    def add_unsent(self, instance_id: int | None, size: int) -> None:
+    def add_unsent(self, instance_id: int | None, size: int, *, root: bool = True) -> None:
         """Count bytes that begin to wait for a client of the instance, or with a negative size no longer wait."""
-        left = self.unsent.get(instance_id, 0) + size
-        if left:
-            self.unsent[instance_id] = left
-        else:
-            self.unsent.pop(instance_id, None)
+        for counts in (self.unsent, self._root_unsent) if root else (self.unsent,):
+            if left := counts.get(instance_id, 0) + size:
+                counts[instance_id] = left
+            else:
+                counts.pop(instance_id, None)

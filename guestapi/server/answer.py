@@ -174,7 +174,7 @@ def _send(
         return content.length
     if len(content) > _LARGE_CONTENT and limited is not None:
         # Many requests may have passed the check before any of them had its large value.
-        context.admission.check_unsent(limited.instance_id)
+        context.admission.check_unsent(limited.instance_id, root=limited.is_root)
     transport.send(prefix, content)
     return len(content)
 

@@ -150,7 +150,7 @@ class Connection:
                 return
             if isinstance(caller.init, LiveMachine):
                 transport.guard = caller.init.check
-            transport.on_backlog = partial(context.admission.add_unsent, caller.instance_id)
+            transport.on_backlog = partial(context.admission.add_unsent, caller.instance_id, root=caller.is_root)
             if self._credentials is None:
                 self._enter_scheduler(_PROBE_ID)
                 self._serve(caller)

@@ -222,6 +222,28 @@ def test_requests_are_counted_by_instance() -> None:
     assert [refusal(unlimited, 1) for _time in range(1000)] == [None] * 1000
 
 
+def test_unread_bytes_of_others_leave_root_a_part() -> None:
+    """Users other than root are refused earlier, and what they leave unread does not take root's eighth."""
+    most = 1 << 16
+    admission = Admission(LimitSettings(unsent_per_instance=most), quota()[0], descriptors=1000)
+    admission.add_unsent(1, most - most // 8 - 1, root=False)
+    admission.check_request(1, root=False)
+    # An answer may be larger than what was left.
+    admission.add_unsent(1, most, root=False)
+    with pytest.raises(ProtocolError):
+        admission.check_request(1, root=False)
+    admission.check_request(1)
+    admission.add_unsent(1, most // 8 - 1)
+    admission.check_unsent(1)
+    admission.add_unsent(1, 1)
+    with pytest.raises(ProtocolError):
+        admission.check_unsent(1)
+    admission.add_unsent(1, -most // 8)
+    admission.check_request(1)
+    admission.add_unsent(1, most // 8 + 1 - 2 * most, root=False)
+    assert not admission.unsent
+
+
 def test_unread_bytes_are_counted_by_instance() -> None:
     """An instance at its limit of unread bytes is refused until it reads some; its entry goes when all is read."""
     most = 1 << 16
