@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from guestapi.server.access_log import ExcessLog, requests
+from guestapi.callers.credentials import machine_credentials
+from guestapi.callers.identify import Caller
+from guestapi.server.access_log import ExcessLog, RequestLog, requests
+from guestapi.settings import LogSettings
 from tests.api.fakes import instance
 
 
@@ -62,3 +65,13 @@ def test_excesses_are_logged_once_in_ten_seconds(records: Records) -> None:
     now += 100
     assert excesses.flush() == 0
     assert len(records.seen) == 2
+
+
+def test_the_cid_of_a_virtual_machine_is_a_field(records: Records, caplog: pytest.LogCaptureFixture) -> None:
+    """A refused request of an unregistered virtual machine is logged with its CID, and with no process or user."""
+    caplog.set_level(logging.INFO, requests.name)
+    log = RequestLog(LogSettings(), lambda _id: None)
+    log.log_refusal(Caller(machine_credentials(77)), "incus", 500, "pid not in container?", None)
+    assert records.seen == [
+        ("CID 77: 500, pid not in container?", {"DIALECT": "incus", "STATUS": "500", "CALLER_CID": "77"})
+    ]
