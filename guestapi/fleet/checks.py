@@ -25,6 +25,14 @@ _REPLICATION = (
     "(SELECT count(*) FROM pg_stat_replication), "
     "(SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum'))"
 )
+#: Roles, or the whole database, for which a setting of their own has changes not wait for a standby.
+_CARELESS = (
+    "SELECT coalesce('role ' || quote_ident(rolname), 'database ' || quote_ident(datname), 'each role'), setting "
+    "FROM pg_db_role_setting CROSS JOIN unnest(setconfig) AS setting LEFT JOIN pg_roles ON pg_roles.oid = setrole "
+    "LEFT JOIN pg_database ON pg_database.oid = setdatabase "
+    "WHERE setting IN ('synchronous_commit=off', 'synchronous_commit=local') "
+    "AND (setdatabase = 0 OR datname = current_database()) ORDER BY 1"
+)
 _IDLE = (
     "SELECT usename, extract(epoch FROM clock_timestamp() - state_change)::int FROM pg_stat_activity "
     "WHERE datname = current_database() AND state LIKE 'idle in transaction%%' "
@@ -103,6 +111,9 @@ def _replication(connection: psycopg.Connection[Any]) -> FleetFinding:
     if commit in ("off", "local"):
         text = f"synchronous_commit is {commit}: {lost}; set it to on"
         return FleetFinding("replication", False, text)
+    if careless := connection.execute(_CARELESS.encode()).fetchall():
+        named = ", ".join(f"{whose} has {setting}" for whose, setting in careless)
+        return FleetFinding("replication", False, f"{named}: {lost}; ALTER ROLE or DATABASE ... RESET takes it away")
     if not synchronous:
         text = f"no synchronous standby of {names} is connected: changes wait until there is one; start a standby"
         return FleetFinding("replication", False, text)

@@ -79,6 +79,15 @@ def test_replication(fleet: Fleet, standby: Postgres) -> None:
     configure(fleet.server, synchronous_commit="local")
     assert "synchronous_commit is local" in found(fleet)["replication"][1]
     configure(fleet.server, synchronous_commit="on")
+    with fleet.server.connect() as connection:
+        connection.execute("SET synchronous_commit = local")
+        for where in ("", f" IN DATABASE {fleet.database}"):
+            connection.execute(f"ALTER ROLE guestapi_operator{where} SET synchronous_commit = off".encode())
+            passed, text = found(fleet)["replication"]
+            assert not passed
+            assert text.startswith("role guestapi_operator has synchronous_commit=off: changes that were acknowledged")
+            connection.execute(f"ALTER ROLE guestapi_operator{where} RESET synchronous_commit".encode())
+    assert found(fleet)["replication"][0]
     standby.stop()
     until(lambda: "no synchronous standby" in found(fleet)["replication"][1])
 
