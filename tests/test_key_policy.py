@@ -32,6 +32,8 @@ def test_pattern_is_a_glob(pattern: str, key: str) -> None:
         ("*", "user.x", True),
         ("user.*.key", "user.key", False),
         ("a*a", "a", False),
+        ("a*b*b*c", "abc", False),
+        ("a*b*b*c", "abbc", True),
         ("user.[ab]", "user.a", False),
         ("user.?", "user.a", False),
     ],

@@ -133,7 +133,7 @@ def test_bounds(writer: Writer, web: Instance) -> None:
         send(writer, web)
     with pytest.raises(ConflictError, match="has 16 notices"):
         send(writer, web)
-    for text in ("", " \n", "ä" * (notices.TEXT_BYTES // 2 + 1), "a\0b", "\udcff"):
+    for text in ("", " \n", "ä" * (notices.TEXT_BYTES // 2 + 1), "a\0b", "\ud800", "\udcff", "\udfff"):
         with pytest.raises(ConflictError, match=r"text"):
             send(writer, web, text)
 

@@ -180,11 +180,13 @@ def test_other_changes_do_not_set_it_anew(settings: Settings) -> None:
 
 @pytest.mark.parametrize("value", [HUSH, "another"])
 def test_set_anew(settings: Settings, value: str) -> None:
-    """Set once more, to the same value or another one, it is given once more."""
+    """Set once more, to the same value or another one, it is given once more, and the instance is told so."""
     configure(settings, token=HUSH)
     put(settings, "user.token", once=True)
     spend(settings)
+    before = len(told(settings))
     configure(settings, token=value)
+    assert len(told(settings)) == before + 1
     assert c1(settings).config["user.token"] == value
     assert (spend(settings), spend(settings)) == (value, None)
     assert not in_files(settings, HUSH)

@@ -339,3 +339,11 @@ class _Undone(Exception):  # noqa: N818 - no error, but the end of a transaction
 def _entries(change: Change) -> list[tuple[int, str, str, bool]]:
     found = entries(change.connection, 0, 1_000_000).found
     return [(one.instance_id, one.type, one.metadata, one.for_guest) for one in found]
+
+
+def test_no_profiles_of_a_project_that_cannot_be(settings: Settings, writer: Writer) -> None:
+    """Text that no store can have names no project, and so no profile."""
+    create(writer, "p", {"user.a": "1"})
+    with writer.change() as change:
+        assert profiles.list_profiles(change, "\udcff") == []
+        assert [one.name for one, _users in profiles.list_profiles(change, "default")] == ["p"]
