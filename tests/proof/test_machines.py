@@ -159,11 +159,12 @@ class MachineWalk:
         machine.streams.append(self._ask_and_keep(machine, "/1.0/guestapi/tree/config/user.next?wait=600"))
 
     def _stall(self, machine: CidMachine) -> None:
-        """The machine loses its CID when it has read one byte of an answer, whose end has its secret."""
+        """The machine loses its CID before it has read an answer, whose end has its secret."""
         last = new_secret()
         self._configure(machine, {"user.token": machine.token, "user.large": "x" * LARGE + last})
         sock = self._ask_and_keep(machine, "/1.0/config/user.large")
-        assert sock.recv(1)
+        # Not read, so that the end of a whole answer is found.
+        assert sock.recv(1, socket.MSG_PEEK)
         machine.vmm.close_device()
         assert last.encode() not in self._to_the_end(sock), f"told what was sent after the CID was lost; seed {SEED}"
         self.stalled += 1
