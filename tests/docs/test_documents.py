@@ -284,6 +284,16 @@ def test_no_passive_references() -> None:
             assert not re.search(pattern, text, re.IGNORECASE), f"{path.name}: {pattern}"
 
 
+def test_prose_is_wrapped() -> None:
+    """No line of prose has more than 100 characters. Tables, code and generated pages may."""
+    for path in documents.DOCUMENTS:
+        code = False
+        for line in path.read_text().splitlines():
+            code ^= line.lstrip().startswith("```")
+            if path not in reference.PAGES and not code and not line.lstrip().startswith("|"):
+                assert len(line) <= 100, f"{path.name}: {line}"
+
+
 def test_found_names_its_document() -> None:
     """A failure names the document."""
     assert str(Found("docs/x.md", "guestapi")) == "docs/x.md: guestapi"
