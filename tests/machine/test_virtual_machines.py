@@ -195,6 +195,34 @@ def test_events(host: VirtualMachine, both: dict[str, Nested]) -> None:
     resumed.communicate()
 
 
+def test_both_ways(host: VirtualMachine, both: dict[str, Nested]) -> None:
+    """The agent forwards in both directions: after a half-close, a body that is waited for, a WebSocket's frames."""
+    one = both["vm2"]
+    one.put(INSIDE / "both_ways.py", "/tmp/both_ways.py")
+    half_closed, continued, (status, pong, closed) = json.loads(
+        one.run("python3 /tmp/both_ways.py /1.0/config/user.role")
+    )
+    assert half_closed == "role of vm2"
+    assert continued == ["HTTP/1.1 100 Continue", "HTTP/1.1 200 OK"]
+    assert (status, closed) == ("101", "880203e8")
+    # The server's own ping comes before.
+    assert pong.endswith("8a026869")
+    assert "vm2,Ready" in host.run("guestapi", "instance", "list", "--format", "csv", "--columns", "nr").stdout
+
+
+def test_restart_of_the_host(host: VirtualMachine, both: dict[str, Nested]) -> None:
+    """While the host's service restarts, each request of a machine is answered; after the relay has, too."""
+    for one in both.values():
+        one.put(INSIDE / "measure.py", "/tmp/measure.py")
+    found = [_measuring(one, 100) for one in both.values()]
+    host.run("systemctl", "restart", "guestapi.service")
+    for process in found:
+        assert _measured(process).failures == []
+    host.run("systemctl", "restart", "guestapi-vsock.service")
+    for name, one in both.items():
+        assert one.ask("/1.0/config/user.role") == (200, f"role of {name}")
+
+
 def test_image(host: VirtualMachine, both: dict[str, Nested]) -> None:
     """An image of 64 MiB arrives whole."""
     fingerprint = host.script(_IMAGE, "/var/tmp/image.tar.gz").split()[-1]
