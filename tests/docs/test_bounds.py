@@ -9,7 +9,7 @@ from guestapi.notifications.subscription import MISSED_BYTES, QUEUE_BYTES
 from guestapi.server.admission import Admission, ConnectionQuota
 from guestapi.settings import LimitSettings
 from guestapi.store.tables import PART_BYTES
-from tests.hostile.arena import most_held
+from tests.hostile.arena import HOLDING, most_held
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20
@@ -33,6 +33,7 @@ def test_memory_of_one_instance() -> None:
         most_held() // MIB,
     ]
     assert f"smaller events wait: {QUEUE_BYTES // MIB} MiB, kept" in text
+    assert f"tests allow {HOLDING // MIB} MiB" in text
 
 
 def test_memory_of_a_stream() -> None:

@@ -91,6 +91,12 @@ def most_held() -> int:
     return limits.connections_per_instance * (limits.head + 2 * limits.body) + limits.unsent_per_instance + (2 << 20)
 
 
+#: Bytes by which a worker's memory may grow during an attack: for most, a few times what was measured; for those that
+#: make a worker hold responses, what docs/security.md states of one instance, and what the allocator keeps.
+OTHERS = 16 << 20
+HOLDING = most_held() + OTHERS
+
+
 def forget_peak(pid: int) -> None:
     """Reset the memory peak of a process to its present use (proc(5), /proc/PID/clear_refs, value 5)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -5,14 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.containers import Container
-from tests.hostile.arena import Arena, AttackReport, most_held
+from tests.hostile.arena import HOLDING, OTHERS, Arena, AttackReport
 from tests.hostile.attacks import ATTACKS
 
 MIB = 1 << 20
-#: Bytes by which a worker's memory may grow during an attack. For attacks that make a worker hold responses: what
-#: docs/security.md states of one instance, and what the allocator keeps; for others, a few times what was measured.
-OTHERS = 16 * MIB
-HOLDING = most_held() + OTHERS
 GROWN = {"waits": HOLDING, "unread": HOLDING, "slow_readers": HOLDING, "endless": 8 * MIB}
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("hostile")]
