@@ -141,16 +141,28 @@ class FieldHost:
 
     @property
     def placed(self) -> dict[str, dict[str, str]]:
-        """The configuration of each placed instance, with that of its profile, by name."""
+        """Of each placed instance what it is, its devices, and its configuration with that of its profile, by name."""
         found: dict[str, dict[str, str]] = {}
-        for name, key, value in self.ask(
-            "SELECT name, key, value FROM placements JOIN instances ON id = placements.instance_id "
-            "LEFT JOIN config ON config.instance_id = id UNION ALL "
-            "SELECT name, key, value FROM placements JOIN instances ON id = placements.instance_id "
-            "JOIN instance_profiles ON instance_profiles.instance_id = id JOIN profile_config USING (profile_id)"
+        for number, name, *what in self.ask(
+            "SELECT id, name, uuid, type, cloud_init_id, epoch FROM placements JOIN instances ON id = instance_id"
         ):
-            found.setdefault(str(name), {}).update({str(key): str(value)} if key is not None else {})
+            found[str(name)] = dict(zip(_WHAT, map(str, what), strict=True))
+            for key, value in self.ask(
+                f"SELECT key, value FROM config WHERE instance_id = {number} UNION ALL "
+                f"SELECT key, value FROM profile_config JOIN instance_profiles USING (profile_id) "
+                f"WHERE instance_id = {number} UNION ALL "
+                f"SELECT '(device) ' || name, definition FROM devices WHERE instance_id = {number}"
+            ):
+                found[str(name)][str(key)] = _canonical(str(key), str(value))
         return found
+
+
+#: What an instance is, beside its keys and devices.
+_WHAT = ("(uuid)", "(type)", "(cloud-init)", "(epoch)")
+
+
+def _canonical(key: str, value: str) -> str:
+    return json.dumps(json.loads(value), sort_keys=True) if key.startswith("(device)") else value
 
 
 class FaultyFleet:
@@ -189,7 +201,16 @@ class FaultyFleet:
             profile = profiles.create(change, *_PROFILE, config={"user.p": "0"})
             for number, name in enumerate(names):
                 location, applied = f"h{number % HOSTS}", (profile,) if number % 2 else ()
-                steps.add(change, "default", name, location=location, config={"user.n": "0"}, profiles=applied)
+                nic = {"type": "nic", "name": f"eth{number}"}
+                steps.add(
+                    change,
+                    "default",
+                    name,
+                    location=location,
+                    config={"user.n": "0"},
+                    devices={"eth0": nic},
+                    profiles=applied,
+                )
         self.acknowledged = dict.fromkeys([*names, PROFILE], 0)
         self.maybe = {name: {0} for name in self.acknowledged}
         for host in self.hosts:
@@ -236,21 +257,27 @@ class FaultyFleet:
         return -1 if row is None else int(row[0])
 
     def rows(self, host: str) -> dict[str, dict[str, str]]:
-        """What the database has for a host, at one moment."""
+        """What the database has for a host, at one moment, as `FieldHost.placed`."""
         with self.replicas.primary.connect(DATABASE) as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             found: dict[str, dict[str, str]] = {
-                name: {}
-                for (name,) in connection.execute("SELECT name FROM guestapi.instances WHERE host = %s", (host,))
+                name: dict(zip(_WHAT, what, strict=True))
+                for name, *what in connection.execute(
+                    "SELECT name, uuid::text, type, cloud_init_id::text, epoch::text FROM guestapi.instances "
+                    "WHERE host = %s",
+                    (host,),
+                )
             }
             for name, key, value in connection.execute(
-                "SELECT name, key, value FROM guestapi.instances JOIN guestapi.config USING (uuid) WHERE host = %s "
-                "UNION ALL SELECT name, key, value FROM guestapi.instances "
+                "SELECT instances.name, key, value FROM guestapi.instances JOIN guestapi.config USING (uuid) "
+                "WHERE host = %s UNION ALL SELECT instances.name, key, value FROM guestapi.instances "
                 "JOIN guestapi.instance_profiles USING (uuid) JOIN guestapi.profile_config USING (profile) "
+                "WHERE host = %s UNION ALL SELECT instances.name, '(device) ' || devices.name, "
+                "convert_to(definition::text, 'UTF8') FROM guestapi.instances JOIN guestapi.devices USING (uuid) "
                 "WHERE host = %s",
-                (host, host),
+                (host, host, host),
             ):
-                found[name][key] = value.decode()
+                found[name][key] = _canonical(key, value.decode())
         return found
 
     def verify(self) -> None:
