@@ -69,3 +69,27 @@ def test_a_descriptor_of_a_file(pair: tuple[socket.socket, socket.socket]) -> No
     with pytest.raises(handover.HandoverError, match="is not a socket"):
         handover.receive(worker)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(("peer", "cid"), [(42, 42), (43, None), (1, None)])
+def test_the_kernel_says_which_cid(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, peer: int, cid: int | None
+) -> None:
+    """A connection is taken with the CID that the kernel names, and refused and closed with another one.
+
+    A connected socket of vsock(7) needs a virtual machine, so a Unix socket stands in for it.
+    """
+    relay, worker = pair
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(socket, "AF_VSOCK", socket.AF_UNIX)
+    monkeypatch.setattr(socket.socket, "getpeername", lambda _connection: (peer, 1234))
+    with ours:
+        handover.send(relay, theirs.fileno(), 42, "incus")
+        theirs.close()
+        if cid is not None:
+            with handover.receive(worker).connection as connection:
+                assert connection.family == socket.AF_UNIX
+            return
+        with pytest.raises(handover.HandoverError, match=f"of CID {peer} as one of CID 42"):
+            handover.receive(worker)
+        assert ours.recv(1) == b""
