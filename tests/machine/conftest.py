@@ -68,6 +68,7 @@ def vm(product: Product) -> Iterator[VirtualMachine]:
 @pytest.fixture(scope="session")
 def vsock_host(vm: VirtualMachine) -> VirtualMachine:
     """The machine, set up as in docs/virtual-machines.md: virtual machines can start in it, and their relay runs."""
+    vm.leave_one_processor()
     nested.prepare(vm)
     vm.run("systemctl", "enable", "--now", "guestapi-vsock.socket")
     # The first request would start it, which takes as long as the relay waits on an emulated processor of a busy host.

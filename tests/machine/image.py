@@ -239,11 +239,6 @@ def build_image(suite: str) -> DiskImage:
     return DiskImage(suite, directory, emulator)
 
 
-def in_root(suite: str, directory: Path, *command: str) -> list[str]:
-    """Return a command that runs in the root of which images are made, with a directory of the host at /srv/bound."""
-    return [*_tool("run", suite), f"--bind={directory}:/srv/bound", "--", *command]
-
-
 def _root(suite: str) -> Path:
     done = subprocess.run(_tool("build", suite), stdout=subprocess.PIPE, text=True, check=True)
     return Path(done.stdout.strip())

@@ -20,7 +20,7 @@ from tests.harness.certificates import Authority
 from tests.harness.fleet_host import join, make_container, reached_at
 from tests.harness.postgresql import documented
 from tests.harness.witness import WitnessedAnswer, check_order, read_record, those_with
-from tests.machine.image import CHECKOUT, in_root
+from tests.machine.image import CHECKOUT
 from tests.machine.product import KIND
 from tests.machine.system_container import MACHINE_ADDRESS, ROOT, SystemContainer, second_host
 from tests.machine.virtual import VirtualMachine
@@ -184,11 +184,10 @@ def _webs() -> Sequence[str]:
 
 
 def _install_psycopg(vm: VirtualMachine, directory: Path) -> None:
-    """Have pip install what docs/fleet.md says, and the machine's Python compile it, for the machine, which is slow."""
+    """Have pip install what docs/fleet.md says, for the machine, which has no pip and is slow."""
     requirements = str(CHECKOUT / "requirements/fleet.txt")
     words = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--target")
     subprocess.run([sys.executable, *words, directory, "--require-hashes", "-r", requirements], check=True)
-    subprocess.run(in_root(vm.suite, directory, "python3", "-m", "compileall", "-q", "/srv/bound"), check=True)
     packed = subprocess.check_output(["tar", "-C", directory, "-c", "."])
     vm.run("sh", "-c", "tar -C /usr/lib/guestapi/lib/python3.*/site-packages -x", given=packed)
 

@@ -22,6 +22,11 @@ from tests.machine.image import DiskImage
 #: Seconds that a boot may take until SSH answers; 20 are usual on an idle host.
 BOOT_SECONDS = 600.0
 
+#: The number of attempts to boot. Two emulated processors sometimes disagree about code that the kernel patches while
+#: it runs (static keys), mostly during a boot, which then ends with "Oops: int3". This is not a fault of the tested
+#: software. Where virtual machines start in it, its kernel patches itself again: there it has one processor.
+BOOTS = 3
+
 #: For an emulated processor: keeps the kernel from marking its clock unstable on a busy host, which would patch code,
 #: and makes a panic end QEMU, with -no-reboot.
 _EMULATED = "tsc=reliable panic=-1"
@@ -44,10 +49,14 @@ class VirtualMachine:
     """A machine whose disk survives reboots and power cuts, and is removed at the end.
 
     /dev/vdb is the image once more, unchanged and read-only: virtual machines of the machine boot from it.
+
+    Attributes:
+        processors: how many it has from its next start on.
     """
 
     def __init__(self, image: DiskImage) -> None:
         self.suite = image.suite
+        self.processors = 2
         self._image = image
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -89,6 +98,13 @@ class VirtualMachine:
             the seconds until then.
         """
         began = time.monotonic()
+        for _ in range(BOOTS):
+            if self._boot(began):
+                return time.monotonic() - began
+        raise AssertionError(f"QEMU has ended while the machine booted: {self.console}")
+
+    def _boot(self, began: float) -> bool:
+        """Switch it on; return whether SSH answers. If not, the kernel has panicked, and QEMU has ended."""
         self._control.unlink(missing_ok=True)
         (self._directory / "console").unlink(missing_ok=True)
         with socket.socket() as free:
@@ -100,11 +116,10 @@ class VirtualMachine:
                 # It ends with this process in any case.
                 *("setpriv", "--pdeathsig", "KILL", *self._image.qemu, "-machine", "q35"),
                 *_ACCELERATORS[os.environ.get("GUESTAPI_ACCEL", "tcg")],
-                *("-smp", "2", "-m", "2560", "-nodefaults", "-no-user-config"),
+                *("-smp", str(self.processors), "-m", "2560", "-nodefaults", "-no-user-config"),
                 *("-display", "none", "-no-reboot"),
                 *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd), "-append", append),
-                # unsafe: a flush does not wait for the host's disk. What was written outlives QEMU in the host's cache.
-                *("-drive", f"file={self._disk},if=virtio,format=raw,cache=unsafe,discard=unmap"),
+                *("-drive", f"file={self._disk},if=virtio,format=raw,cache=writeback,discard=unmap"),
                 *("-drive", f"file={self._image.disk},if=virtio,format=raw,readonly=on"),
                 *("-netdev", f"user,id=n0,hostfwd=tcp:127.0.0.1:{self._port}-:22"),
                 *("-device", "virtio-net-pci,netdev=n0,romfile=", "-device", "virtio-rng-pci"),
@@ -113,10 +128,16 @@ class VirtualMachine:
             stdin=subprocess.DEVNULL,
         )
         while b"SSH listens" not in self._output() or self.run("true", check=False).returncode != 0:
-            assert self._process.poll() is None, f"QEMU has ended while the machine booted: {self.console}"
+            if self._process.poll() is not None:
+                return False
             assert time.monotonic() - began < BOOT_SECONDS, f"SSH does not answer: {self.console}"
             time.sleep(0.5)
-        return time.monotonic() - began
+        return True
+
+    def leave_one_processor(self) -> None:
+        """Go on with one processor: see BOOTS."""
+        self.processors = 1
+        self.script("echo 0 >/sys/devices/system/cpu/cpu1/online")
 
     def cut_power(self) -> None:
         """Switch the machine off at once; whatever is not on its disk is lost."""
