@@ -20,8 +20,13 @@ _STALE_SECONDS, _MOST_HOSTS = 30, 50
 #: Part of the queue of notifications that may be full. When all of it is, no change can be committed.
 _QUEUE = 0.5
 
+#: Values of synchronous_commit with which a standby has a change on its disk before it is acknowledged, in all
+#: spellings that the server takes. With `remote_write` the standby's kernel has it: it is lost if both machines stop.
+_DURABLE = "('on', 'remote_apply', 'true', 'yes', '1')"
+# This session has a setting of its own (`engine.session`), so that of new ones counts.
 _REPLICATION = (
-    "SELECT current_setting('synchronous_standby_names'), current_setting('synchronous_commit'), "
+    "SELECT current_setting('synchronous_standby_names'), "
+    f"(SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit' AND lower(reset_val) NOT IN {_DURABLE}), "
     "(SELECT count(*) FROM pg_stat_replication), "
     "(SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum'))"
 )
@@ -30,7 +35,8 @@ _CARELESS = (
     "SELECT coalesce('role ' || quote_ident(rolname), 'database ' || quote_ident(datname), 'each role'), setting "
     "FROM pg_db_role_setting CROSS JOIN unnest(setconfig) AS setting LEFT JOIN pg_roles ON pg_roles.oid = setrole "
     "LEFT JOIN pg_database ON pg_database.oid = setdatabase "
-    "WHERE setting IN ('synchronous_commit=off', 'synchronous_commit=local') "
+    "WHERE split_part(setting, '=', 1) = 'synchronous_commit' "
+    f"AND lower(split_part(setting, '=', 2)) NOT IN {_DURABLE} "
     "AND (setdatabase = 0 OR datname = current_database()) ORDER BY 1"
 )
 _IDLE = (
@@ -108,7 +114,7 @@ def _replication(connection: psycopg.Connection[Any]) -> FleetFinding:
             False,
             f"asynchronous, {standbys} standbys: {lost}; set synchronous_standby_names, as to 'ANY 1 (*)'",
         )
-    if commit in ("off", "local"):
+    if commit is not None:
         text = f"synchronous_commit is {commit}: {lost}; set it to on"
         return FleetFinding("replication", False, text)
     if careless := connection.execute(_CARELESS.encode()).fetchall():

@@ -39,6 +39,12 @@ _DOUBT_SECONDS = 3.0
 _OPTIONS = "-c search_path=pg_catalog -c client_encoding=UTF8 -c jit=off"
 #: A session that was given up ends, also while it waits for a lock: a host may have few.
 _HOSTS_OPTIONS = f"{_OPTIONS} -c client_connection_check_interval=1s"
+#: What was acknowledged survives the primary whatever a role's own setting is: from here on in a session, or to the end
+#: of a transaction. What is stronger than `on` in new sessions of the role stays.
+_WAIT_FOR_STANDBYS = (
+    "SELECT set_config('synchronous_commit', CASE reset_val WHEN 'remote_apply' THEN reset_val ELSE 'on' END, %s) "
+    "FROM pg_settings WHERE name = 'synchronous_commit'"
+)
 _PASSWORD = re.compile(r"(?<=://)([^/@\s]*@)")
 _SUPERUSER = (
     "to change instances needs a role in guestapi_operator; "
@@ -133,6 +139,14 @@ class Session:
         finally:
             self._until = None
 
+    def wait_for_standbys(self) -> None:
+        """Have the COMMIT of this transaction wait for a standby, if changes of the database do.
+
+        Raises:
+            FleetError: as of `ask`.
+        """
+        self.ask(_WAIT_FOR_STANDBYS, (True,))
+
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Several questions that see the same moment.
@@ -190,6 +204,8 @@ class Session:
 def session(url: str) -> Iterator[psycopg.Connection[Any]]:
     """A session at the server that takes changes, of those that the URL names; in autocommit mode.
 
+    Its changes wait for a synchronous standby to have them on its disk, whatever the role's `synchronous_commit` is.
+
     Args:
         url: a connection URI of libpq. What it does not say, such as the user and the certificate, is as in psql.
 
@@ -201,6 +217,7 @@ def session(url: str) -> Iterator[psycopg.Connection[Any]]:
 
     with connection, _watching(connection, url) as watch:
         try:
+            connection.execute(_WAIT_FOR_STANDBYS, (False,))
             yield connection
         except psycopg.errors.InsufficientPrivilege as error:
             raise FleetError(

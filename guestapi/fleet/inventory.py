@@ -280,7 +280,7 @@ def report(session: Session, uuid: str, said: Said) -> bool:
 def release(session: Session, uuid: str, epoch: int) -> bool:
     """Give an instance to the host that is to have it; False: it is not to leave this one any more."""
     session.ask("BEGIN")
-    session.ask("SET LOCAL synchronous_commit TO DEFAULT")
+    session.wait_for_standbys()
     done = bool(session.ask(_RELEASE, (uuid, epoch))[0][0])
     session.ask("COMMIT")
     return done

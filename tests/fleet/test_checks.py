@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from guestapi.fleet import checks
+from guestapi.fleet import checks, engine, inventory
 from tests.fleet.conftest import Fleet
 from tests.harness import waiting
 from tests.harness.postgresql import Postgres
@@ -19,6 +20,7 @@ from tests.harness.postgresql import Postgres
 pytestmark = pytest.mark.root
 
 _SECONDS = 20.0
+_WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND usename = 'guestapi_host_h1'"
 
 
 def found(fleet: Fleet, user: str = "postgres") -> dict[str, tuple[bool, str]]:
@@ -76,20 +78,92 @@ def test_replication(fleet: Fleet, standby: Postgres) -> None:
     assert not found(fleet)["replication"][0]
     configure(fleet.server, synchronous_standby_names="ANY 1 (*)")
     until(lambda: found(fleet)["replication"] == (True, "synchronous, 1 of 1 standbys"))
-    configure(fleet.server, synchronous_commit="local")
-    assert "synchronous_commit is local" in found(fleet)["replication"][1]
-    configure(fleet.server, synchronous_commit="on")
-    with fleet.server.connect() as connection:
-        connection.execute("SET synchronous_commit = local")
-        for where in ("", f" IN DATABASE {fleet.database}"):
-            connection.execute(f"ALTER ROLE guestapi_operator{where} SET synchronous_commit = off".encode())
-            passed, text = found(fleet)["replication"]
-            assert not passed
-            assert text.startswith("role guestapi_operator has synchronous_commit=off: changes that were acknowledged")
-            connection.execute(f"ALTER ROLE guestapi_operator{where} RESET synchronous_commit".encode())
+    for weak in ("local", "remote_write"):
+        configure(fleet.server, synchronous_commit=weak)
+        passed, text = found(fleet)["replication"]
+        assert (passed, text.startswith(f"synchronous_commit is {weak}: ")) == (False, True)
+    configure(fleet.server, synchronous_commit="remote_apply")
     assert found(fleet)["replication"][0]
+    configure(fleet.server, synchronous_commit="on")
     standby.stop()
     until(lambda: "no synchronous standby" in found(fleet)["replication"][1])
+
+
+@pytest.fixture
+def anna(fleet: Fleet) -> Iterator[str]:
+    """An operator; roles are of all databases of the server."""
+    with fleet.admin() as connection:
+        connection.execute("SET synchronous_commit = local")
+        create(connection, "anna")
+        yield "anna"
+        connection.execute("DROP ROLE anna")
+
+
+@pytest.mark.parametrize(
+    ("whose", "named"),
+    [
+        ("ROLE anna", "role anna"),
+        ("ROLE anna IN DATABASE {database}", "role anna"),
+        ("DATABASE {database}", "database {database}"),
+        ("ROLE ALL", "each role"),
+    ],
+)
+def test_settings_of_roles(fleet: Fleet, standby: Postgres, anna: str, whose: str, named: str) -> None:
+    """A role, a database, and a role in a database that do not wait for a standby's disk are named."""
+    configure(fleet.server, synchronous_standby_names="ANY 1 (*)")
+    until(lambda: found(fleet)["replication"][0])
+    altered, named = (text.format(database=fleet.database) for text in (whose, named))
+    # The session that checks has a setting of its own, which wins: it is not the one that is missed.
+    with fleet.admin() as connection:
+        connection.execute("SET synchronous_commit = local")
+        connection.execute("ALTER ROLE postgres SET synchronous_commit = on")
+        try:
+            for weak in ("off", "local", "remote_write", "'FALSE'"):
+                connection.execute(f"ALTER {altered} SET synchronous_commit = {weak}".encode())
+                passed, text = found(fleet)["replication"]
+                assert (passed, text.partition(": ")[0]) == (
+                    False,
+                    "{} has synchronous_commit={}".format(named, weak.strip("'")),
+                )
+            for strong in ("on", "'TRUE'", "remote_apply"):
+                connection.execute(f"ALTER {altered} SET synchronous_commit = {strong}".encode())
+                assert found(fleet)["replication"][0]
+        finally:
+            connection.execute(f"ALTER {altered} RESET synchronous_commit".encode())
+            connection.execute("ALTER ROLE postgres RESET synchronous_commit")
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [("off", "on"), ("local", "on"), ("remote_write", "on"), ("on", "on"), ("remote_apply", "remote_apply")],
+)
+def test_sessions_wait_for_standbys(fleet: Fleet, anna: str, given: str, made: str) -> None:
+    """An operator's session waits for a standby's disk whatever is set for the role, and a stronger wish stays."""
+    with fleet.admin() as connection:
+        connection.execute(f"ALTER ROLE anna SET synchronous_commit = {given}".encode())
+    with engine.session(fleet.server.url(fleet.database, anna)) as connection:
+        assert connection.execute("SHOW synchronous_commit").fetchone() == (made,)
+
+
+def test_a_release_waits_for_standbys(fleet: Fleet) -> None:
+    """A host's release of an instance waits for a standby, whatever is set for its role; its contact does not."""
+    web3 = fleet.place("h1", "web3")
+    with fleet.admin() as connection:
+        connection.execute("UPDATE guestapi.instances SET next_host = 'h2' WHERE uuid = %s", (web3,))
+        connection.execute("ALTER ROLE guestapi_host_h1 SET synchronous_commit = off")
+    configure(fleet.server, synchronous_standby_names="nobody")
+    url = fleet.server.url_of_host("h1", fleet.database, "guestapi_host_h1")
+    with engine.open_session(url, {}, _SECONDS) as session, ThreadPoolExecutor() as aside, fleet.admin() as admin:
+        try:
+            inventory.listen(session, "h1")
+            inventory.say_contact(session, 1, "")
+            released = aside.submit(inventory.release, session, str(web3), 1)
+            until(lambda: released.done() or admin.execute(_WAITING).fetchone() == (1,))
+            assert not released.done()
+        finally:
+            configure(fleet.server, synchronous_standby_names="")
+            admin.execute("ALTER ROLE guestapi_host_h1 RESET synchronous_commit")
+        assert released.result()
 
 
 def test_without_a_standby(fleet: Fleet) -> None:
