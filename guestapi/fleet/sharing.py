@@ -64,7 +64,11 @@ _HAS = (
 )
 _KEY_SIZE = "octet_length(key) + octet_length(value)"
 _DEVICE_SIZE = "octet_length(name) + octet_length(definition::text)"
-_OPTIONS = "1 + (SELECT count(*) FROM json_object_keys(definition))"
+# What is no object has no options: somebody may have written it by hand, and it is left out on hosts.
+_OPTIONS = (
+    "1 + CASE WHEN json_typeof(definition) = 'object' "
+    "THEN (SELECT count(*) FROM json_object_keys(definition)) ELSE 0 END"
+)
 
 
 def _total(of_key: str, of_device: str) -> str:

@@ -18,6 +18,9 @@ from msgspec.structs import replace
 from guestapi.fleet import access, engine, follower, inventory, placing, plan, setup
 from guestapi.fleet.engine import FleetError
 from guestapi.fleet.schema import UPGRADES
+from guestapi.names import count_entries
+from guestapi.sources.observed import Observed
+from guestapi.sources.reconcile import reconcile
 from guestapi.store import profiles, steps
 from guestapi.store.errors import ConflictError, UnknownProfileError
 from guestapi.store.lookup import get_instance, get_layers, list_problems, read_entries
@@ -338,6 +341,58 @@ def test_too_much(operator: FleetOperator) -> None:
     # Hidden by what the instance has itself, it is not too much.
     operator.good("config", "set", "web1", "user.role=own")
     operator.good("profile", "set", "web", f"user.role={'y' * 100000}")
+
+
+def test_too_many(operator: FleetOperator) -> None:
+    """A profile that would give an instance too many keys, devices and options is refused with the instance's name.
+
+    Those of its other profiles and of its devices count. What somebody has written by hand counts as one.
+    """
+    many = {f"o{number}": "x" for number in range(2000)}
+    operator.good("profile", "create", "web", "user.role=a")
+    operator.good("profile", "create", "other", *(f"user.{number}=x" for number in range(2080)))
+    operator.good("profile", "assign", "web1", "web,other")
+    ((other,),) = rows(operator.fleet, "SELECT id FROM guestapi.profiles WHERE name = 'other'")
+    (uuid,) = rows(operator.fleet, "SELECT uuid FROM guestapi.instances WHERE name = 'web1'")[0]
+    with operator.fleet.admin() as connection, connection.transaction():
+        connection.execute("INSERT INTO guestapi.profile_devices VALUES (%s, 'bad', '[1, 2]')", (other,))
+        connection.execute(
+            "UPDATE guestapi.devices SET definition = %s WHERE uuid = %s", (json.dumps({"type": "nic"} | many), uuid)
+        )
+    ((has,),) = rows(
+        operator.fleet,
+        "SELECT (SELECT count(*) FROM guestapi.config WHERE uuid = %s) + 1 + 2001 + 1 + 2080 + 1",
+        uuid,
+    )
+    # With the device that no host can take, which counts for the question and for nothing else.
+    free = 4096 - has
+    operator.good("profile", "set", "web", *(f"user.more{number}=x" for number in range(free)))
+    before = operator.revisions()
+    said = operator.fails("profile", "set", "web", "user.last=x", "user.further=x")
+    assert "'web1'" in said
+    assert "4096 keys, devices and options" in said
+    assert operator.revisions() == before
+    # Hidden by what the instance has itself, it is not too much.
+    operator.good("profile", "set", "web", "user.password=hidden")
+    host = FollowingHost(operator.fleet)
+    host.follow()
+    assert len(host.shown("web1").config) == 2080 + 2 + free
+
+
+def test_too_many_on_its_host(operator: FleetOperator) -> None:
+    """Where a runtime provides so many devices that not all keys of a placement have room, some are left out, named."""
+    operator.good("config", "set", "web1", *(f"user.{number}=x" for number in range(100)))
+    host = FollowingHost(operator.fleet)
+    devices = {f"d{number}": {"type": "none"} for number in range(2000)}
+    with host.writer.change() as change:
+        reconcile(change, "lxc", [Observed("web1", "default", "web1", devices=devices)], is_alive=lambda _init: False)
+    host.follow()
+    shown = host.shown("web1")
+    assert count_entries(shown.config, shown.devices) == 4096
+    assert devices.items() <= shown.devices.items()
+    with view(host.settings.store.url) as store:
+        reasons = [one.reason for one in list_problems(store)]
+    assert any("there may be" in reason for reason in reasons), reasons
 
 
 def test_what_a_store_cannot_take(operator: FleetOperator) -> None:
