@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from guestapi.model import DAEMONS, Profile
+from guestapi.names import MOST_ENTRIES, count_entries
 from guestapi.store import profiles, steps
 from guestapi.store.lookup import Moment, get_instance
 from guestapi.store.rows import load_layers
@@ -79,6 +80,8 @@ def begin(change: Change, saved: SavedProfiles) -> ProfileExchange:
                 description=one.description,
                 config=one.config,
                 devices=one.devices,
+                # A store from a time without this bound may have had more.
+                entries=max(MOST_ENTRIES, count_entries(one.config, one.devices)),
             )
             if marked:
                 profiles.mark_template(change, made)

@@ -119,6 +119,7 @@ def create(
     description: str = "",
     config: Mapping[str, str] | None = None,
     devices: Mapping[str, Device] | None = None,
+    entries: int = names.MOST_ENTRIES,
 ) -> Profile:
     """Make a profile.
 
@@ -129,6 +130,7 @@ def create(
         description: what the operator says of it.
         config: its configuration.
         devices: its devices.
+        entries: how many keys, devices and options it may have.
 
     Raises:
         InvalidNameError: a name or value cannot be taken.
@@ -142,7 +144,7 @@ def create(
             f"profile {name!r} exists already in project {project!r}", "'guestapi profile set' changes it"
         )
     made = _insert(change, project, name)
-    wanted = _with_content(change, made, description, config or {}, devices or {})
+    wanted = _with_content(change, made, description, config or {}, devices or {}, entries)
     write_content(change, made, wanted)
     _record(change, "profile.create", wanted, tuple(wanted.config), tuple(wanted.devices))
     return wanted
@@ -180,7 +182,8 @@ def edit(
     """
     if not profile.id:
         profile = ensure_default(change, profile.project)
-    wanted = _with_content(change, profile, description, config, devices)
+    entries = max(names.MOST_ENTRIES, names.count_entries(profile.config, profile.devices))
+    wanted = _with_content(change, profile, description, config, devices, entries)
     if wanted != profile:
         noticed = spread(change, profile, wanted)
         write_content(change, profile, wanted)
@@ -195,6 +198,7 @@ def _with_content(
     description: str | None,
     config: Mapping[str, str] | None,
     devices: Mapping[str, Device] | None,
+    entries: int,
 ) -> Profile:
     """A profile with other content, checked; None: as it is."""
     wanted = profile
@@ -211,9 +215,9 @@ def _with_content(
             "store.configuration_bytes in guestapi.toml is that bound",
         )
     count = names.count_entries(wanted.config, wanted.devices)
-    if count > names.MOST_ENTRIES:
+    if count > entries:
         raise ConflictError(
-            f"a profile may have {names.MOST_ENTRIES} keys, devices and options together, not {count} as "
+            f"a profile may have {entries} keys, devices and options together, not {count} as "
             f"{profile.name!r} would have",
             "put what belongs together into one value",
         )

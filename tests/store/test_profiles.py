@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from guestapi import names
 from guestapi.model import Device, Instance, Profile
 from guestapi.names import InvalidNameError
 from guestapi.settings import EventSettings, Settings, StoreSettings
-from guestapi.store import profiles, steps
+from guestapi.store import backup, profiles, steps
 from guestapi.store.errors import ConflictError, UnknownProfileError
 from guestapi.store.lookup import get_instance, get_layers
 from guestapi.store.reading import Reader, ValueReader
@@ -178,6 +180,26 @@ def test_number_of_merged_keys_is_bounded(settings: Settings, writer: Writer) ->
     assert "user.r" not in config_of(settings, "c1")
     with pytest.raises(ConflictError, match="a profile may have 4096 keys"):
         create(writer, "q", {f"user.{number}": "x" for number in range(4097)})
+
+
+def test_more_than_the_bound_may_become_fewer(
+    settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A profile from a time without the bound can be changed as long as it is not more, and is restored."""
+    many = {f"user.{number:04}": "x" for number in range(5000)}
+    monkeypatch.setattr(names, "MOST_ENTRIES", 10_000)
+    with writer.change() as change:
+        profiles.create(change, "default", "p", config=many, entries=10_000)
+    add(writer)
+    assign(writer, "c1", "p")
+    monkeypatch.undo()
+    backup.back_up(settings.store.url, tmp_path / "saved.db")
+    edit(writer, "p", many | {"user.0000": "y", "user.0001": ""})
+    assert len(config_of(settings, "c1")) == 4999
+    with pytest.raises(ConflictError, match="4999 keys"):
+        edit(writer, "p", many)
+    backup.restore(settings, tmp_path / "saved.db")
+    assert config_of(settings, "c1") == many
 
 
 def test_names_of_profiles(writer: Writer) -> None:
