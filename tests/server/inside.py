@@ -101,10 +101,10 @@ def asking(path: str, *lines: str, method: str = "GET", body: bytes = b"", versi
 
 
 @contextmanager
-def talks(container: Container, count: int, paths: Sequence[str] = ()) -> Iterator[list[Talk]]:
-    """Open `count` connections from inside a container, as its root."""
+def talks(container: Container, count: int, paths: Sequence[str] = (), user: int = 0) -> Iterator[list[Talk]]:
+    """Open `count` connections from inside a container, as one of its users."""
     ours, theirs = socket.socketpair()
-    enter = ["nsenter", "-t", str(container.pid), "-U", "-m", "-p", "--setuid", "0", "--setgid", "0"]
+    enter = ["nsenter", "-t", str(container.pid), "-U", "-m", "-p", "--setuid", str(user), "--setgid", str(user)]
     with ours, theirs:
         process = subprocess.Popen(
             [

@@ -80,6 +80,25 @@ def test_unread_answers(strict: Service) -> None:
         assert guests[4].ask("/1.0/config/user.foo").text == "bar"
 
 
+def test_unread_answers_of_another_user(strict: Service) -> None:
+    """What a user whom a policy lets read a large key leaves unread keeps that user from answers, and root not."""
+    with (
+        strict.container("shared", {"user.large": "x" * LARGE, "user.foo": "bar"}) as shared,
+        talks(shared, 4, user=1000) as others,
+        talks(shared, 1) as (root,),
+    ):
+        strict.command("policy", "add", "user.large", "--instance", "shared", "--uid", "1000")
+        for guest in others[:3]:
+            guest.send(asking("/1.0/config/user.large"))
+            guest.socket.recv(1, socket.MSG_PEEK)
+        refused = others[3].ask("/1.0/config/user.large")
+        assert (refused.status, refused.text) == (429, "this instance leaves too many answers unread\n")
+        assert root.ask("/1.0/config/user.foo").text == "bar"
+        assert len(root.ask("/1.0/config/user.large").body) == LARGE
+        for guest in others[:3]:
+            assert len(guest.receive()[0].body) == LARGE
+
+
 def test_full_worker_admits_another_instance(full: Service) -> None:
     """When two instances hold all connections of a worker, a third is served; the greediest loses idle connections."""
     with ExitStack() as stack:
