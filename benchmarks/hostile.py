@@ -25,6 +25,7 @@ from benchmarks.figures import Figure
 from benchmarks.processes import Inside
 from benchmarks.requests import PATHS
 from benchmarks.scale import SOCKET
+from guestapi.names import MOST_ENTRIES
 from guestapi.records import SourceStatus
 from guestapi.server.log_budget import BURST_SECONDS
 from guestapi.server.scheduler import SPARE
@@ -134,6 +135,7 @@ class Attack:
         user: who does it in the container.
         attackers: how many instances do it.
         stranger: the container is not registered.
+        crowded: its instance has as many keys as it may have.
         change: what the operator does again and again meanwhile; it gets the service and a number.
         ask: what the victim does.
     """
@@ -146,6 +148,7 @@ class Attack:
     user: int = 0
     attackers: int = 1
     stranger: bool = False
+    crowded: bool = False
     change: Callable[[Service, int], None] | None = None
     ask: Callable[[Service, Container, float], Answers] = _get
 
@@ -153,6 +156,11 @@ class Attack:
 def _change_largest(running: Service, number: int) -> None:
     """JSON writes a control character as six bytes, so the event has 24 MiB."""
     running.configure("attacker0", user_controls=chr(1 + number % 2) * (1 << 21))
+
+
+def _change_crowded(running: Service, number: int) -> None:
+    """Workers read the instance anew."""
+    running.configure("crowded", user_changed=str(number))
 
 
 def _restore(running: Service, number: int) -> None:
@@ -179,6 +187,15 @@ ATTACKS = (
     Attack("60 connections, an instance of 6 keys of 2 MiB", "keep", 60, _ASK % "/1.0/config/user.foo"),
     Attack("150 processes, an instance of 6 keys of 2 MiB", "fork", 150, _ASK % "/1.0/config/user.foo", "new"),
     Attack("60 connections that ask for keys of 2 MiB", "head", 60, _ASK % "/1.0/config/user.large1"),
+    Attack(f"60 connections that list {MOST_ENTRIES:,} keys", "head", 60, _ASK % "/1.0/config", crowded=True),
+    Attack(
+        f"60 connections that list {MOST_ENTRIES:,} keys, which the operator changes",
+        "head",
+        60,
+        _ASK % "/1.0/config",
+        crowded=True,
+        change=_change_crowded,
+    ),
     Attack("queries of 16 KB for events, 100 connections", "head", 100, _QUERY, "new"),
     Attack("queries of 16 KB for events, 100 processes", "fork", 100, _QUERY, "new"),
     Attack("queries of 16 KB for events, 100 instances", "head", 1, _QUERY, "new", attackers=100),
@@ -227,6 +244,9 @@ def measure(rounds: int, seconds: float, attacks: Sequence[Attack] = ATTACKS) ->
         running, victim = stack.enter_context(service("victim", workers=2, toml=""))
         _weigh(running)
         stranger = stack.enter_context(Container(running.binds, hostname="stranger"))
+        # The list of their names is larger than what is kept of an answer.
+        many = {f"user.{number:04}{'k' * 30}": "x" for number in range(MOST_ENTRIES - 2)}
+        crowded = stack.enter_context(running.container("crowded", {"user.foo": "bar", "user.changed": "0"} | many))
         large = {f"user.large{number}": "x" * (2 * MIB) for number in range(1, 6)}
         attackers = [
             stack.enter_context(
@@ -239,7 +259,7 @@ def measure(rounds: int, seconds: float, attacks: Sequence[Attack] = ATTACKS) ->
         with running.writer.change() as change:
             statuses.record_status(change, SourceStatus(_SOURCE, "", True, 0.0, 0.0, ""))
         for attack in attacks:
-            registered = attackers[: attack.attackers]
+            registered = [crowded] if attack.crowded else attackers[: attack.attackers]
             those = [stranger] if attack.stranger else registered
             yield from _measure(running, attack, victim, those, registered, rounds, seconds)
 

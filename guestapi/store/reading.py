@@ -50,6 +50,9 @@ READ_BYTES = 64 * 1024
 #: About how many bytes of one instance are kept, so that it drives out few others. Of one that has more, the largest
 #: values are read when they are asked for, too.
 INSTANCE_BYTES = 1024 * 1024
+#: Of instances that take more even so, by their devices or the names of their keys, a worker keeps one beside the
+#: others: the one that was read last.
+OVERSIZE_BYTES = 2 * INSTANCE_BYTES
 #: For how many PID namespaces the registered instances are kept. Most have none: a guest can make any number of them.
 KEPT_NAMESPACES = 4096
 
@@ -186,6 +189,8 @@ class Reader:
         self.replaced = 0
         self._kept: OrderedDict[int, tuple[Version, Instance, int]] = OrderedDict()
         self._kept_bytes = 0
+        #: The id of the one that is kept beside the others; its bytes do not count.
+        self._oversize: int | None = None
         self._namespaces: dict[int, list[tuple[int, int, Init]]] = {}
         self._namespaces_version: Version = -1
         #: By instance, of those that were asked for; None if there are none in the whole store, as a rule.
@@ -463,9 +468,13 @@ class Reader:
         if old := self._kept.pop(instance_id, None):
             self._kept_bytes -= old[2]
         if instance is not None:
-            size = _size(instance)
-            self._kept[instance_id] = (version, instance, size)
-            self._kept_bytes += size
+            counted = _size(instance)
+            if counted > OVERSIZE_BYTES:
+                if self._oversize is not None and (last := self._kept.pop(self._oversize, None)):
+                    self._kept_bytes -= last[2]
+                self._oversize, counted = instance_id, 0
+            self._kept[instance_id] = (version, instance, counted)
+            self._kept_bytes += counted
             while len(self._kept) > KEPT_INSTANCES or self._kept_bytes > KEPT_BYTES:
                 self._kept_bytes -= self._kept.popitem(last=False)[1][2]
         return instance

@@ -25,7 +25,7 @@ from guestapi.sources.reconcile import reconcile
 from guestapi.store import engine, policies, reading, rows, steps
 from guestapi.store.errors import StoreError, UnknownInstanceError
 from guestapi.store.lookup import find_instance, get_instance, list_instances, read_entries
-from guestapi.store.reading import INSTANCE_BYTES, Reader, ValueReader
+from guestapi.store.reading import INSTANCE_BYTES, KEPT_BYTES, Reader, ValueReader
 from guestapi.store.tables import BEGINNING_BYTES, PART_BYTES
 from guestapi.store.view import view
 from guestapi.store.writing import Writer
@@ -494,6 +494,31 @@ def test_large_instance_drops_no_other(settings: Settings, writer: Writer, reade
     for _time in range(3):
         reader.instance(big.id)
     assert all(reader.instance(other.id) is kept for other, kept in zip(others, before, strict=True))
+
+
+@pytest.mark.parametrize("what", ["devices", "names"])
+def test_instance_that_exceeds_what_is_kept_drops_no_other(writer: Writer, reader: Reader, what: str) -> None:
+    """An instance whose devices or names alone exceed what a worker keeps is kept beside the others, one at a time."""
+    others = [add(writer, f"c{number}") for number in range(20)]
+    large = [add(writer, f"large{number}") for number in range(2)]
+    for one in large:
+        with writer.change() as change:
+            if what == "devices":
+                # One wide character makes Python keep each of the string's in four bytes.
+                wide = "\U0001f600" + "x" * 900_000
+                steps.replace_devices(change, one, {f"d{number}": {"type": "nic", "a": wide} for number in range(16)})
+            else:
+                steps.configure(change, one, {f"user.{number:04}{'n' * 1000}": "x" * 3000 for number in range(4000)})
+    before = [reader.instance(other.id) for other in others]
+    kept = reader.instance(large[0].id)
+    assert kept is not None
+    assert what == "names" or reading._size(kept) > KEPT_BYTES
+    assert reader.instance(large[0].id) is kept
+    for _time in range(10):
+        for one in large:
+            reader.instance(one.id)
+    assert reader.instance(large[0].id) is not kept
+    assert all(reader.instance(other.id) is one for other, one in zip(others, before, strict=True))
 
 
 def test_large_value_of_the_operator_counts(settings: Settings, writer: Writer, reader: Reader) -> None:
