@@ -259,9 +259,7 @@ def test_a_slow_reader(directory: Path) -> None:
     host = HostListener(str(directory / "host-8444"))
     with forwarding(directory) as path, connect(path).socket as sock, host.socket:
         sock.sendall(b"x")
-        found: list[socket.socket] = []
-        until(lambda: accepts(host, found), "a connection")
-        with found[0] as ours:
+        with accepted(host) as ours:
             ours.setblocking(False)
             sent, quiet = 0, 0
             while quiet < 20:
@@ -286,10 +284,7 @@ def test_a_client_that_goes_after_its_half_close(directory: Path) -> None:
         with connect(path).socket as sock:
             sock.sendall(b"all")
             sock.shutdown(socket.SHUT_WR)
-            found: list[socket.socket] = []
-            until(lambda: accepts(host, found), "a connection")
-            with_host = found[0]
-            with_host.settimeout(TIMEOUT)
+            with_host = accepted(host)
             assert with_host.recv(3, socket.MSG_WAITALL) == b"all"
             assert with_host.recv(1) == b""
         with with_host:
@@ -305,11 +300,9 @@ def test_a_client_that_goes_without_an_answer(directory: Path) -> None:
     with forwarding(directory) as path, host.socket:
         with connect(path).socket as sock:
             sock.sendall(b"x")
-            found: list[socket.socket] = []
-            until(lambda: accepts(host, found), "a connection")
+            ours = accepted(host)
             sock.sendall(bytes(65536))
-        with found[0] as ours:
-            ours.settimeout(TIMEOUT)
+        with ours:
             received = b""
             while more := ours.recv(1 << 20):
                 received += more
@@ -352,10 +345,7 @@ def test_an_answer_before_a_reset(directory: Path) -> None:
     answer = b"HTTP/1.1 429 Too Many Requests\r\n\r\n" + bytes(320 << 10)
     with forwarding(directory) as path, connect(path).socket as sock, host.socket:
         sock.sendall(b"x" * 65536)
-        found: list[socket.socket] = []
-        until(lambda: accepts(host, found), "a connection")
-        with found[0] as ours:
-            ours.settimeout(TIMEOUT)
+        with accepted(host) as ours:
             # Something has come, and is not read: to close it is a reset.
             assert ours.recv(1, socket.MSG_PEEK) == b"x"
             ours.sendall(answer)
@@ -370,6 +360,14 @@ def accepts(host: HostListener, found: list[socket.socket]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def accepted(host: HostListener) -> socket.socket:
+    """Wait for a connection, and accept it."""
+    found: list[socket.socket] = []
+    until(lambda: accepts(host, found), "a connection")
+    found[0].settimeout(TIMEOUT)
+    return found[0]
 
 
 def test_python_3_7() -> None:
